@@ -1,0 +1,7 @@
+"""Language-model cascades: a small model answers what it can, a large one answers the rest.
+
+Programs: `python -m cascades.train`, `cascades.infer`, `cascades.evaluate`, `cascades.tasks`.
+Importing this package imports neither JAX nor TensorFlow.
+"""
+
+__version__ = '0.1.0'

@@ -1,0 +1,1 @@
+"""Checkpoints: Orbax under our layout, and importers. Imports nothing by itself."""

@@ -1,0 +1,1 @@
+"""Tasks: rows of text, vocabularies, token records and batches. Imports nothing by itself."""

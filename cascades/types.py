@@ -1,0 +1,168 @@
+"""The few types that everything shares. Imports nothing of ours.
+
+Axes: B batch, T target, S source, V vocabulary, D width, N examples, K statistics, M thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+if TYPE_CHECKING:  # so that evaluation, which is NumPy alone, starts without JAX
+  from jax import Array
+
+Architecture: TypeAlias = Literal['encoder_decoder', 'decoder_only']
+Params: TypeAlias = Any  # a nested dict of arrays, as nnx.to_pure_dict gives it
+
+
+class Batch(NamedTuple):
+  """Teacher-forced examples. The prompt enters by one of two doors: `encoder`, or left of the
+  targets in `inputs`.
+
+  `segments` number the examples packed into one row, 1, 2, ...; 0 is padding. `positions` restart
+  at 0 with each segment. None means one example a row, padded on the right.
+  """
+
+  inputs: Int[Array, 'B T']  # targets shifted right by one
+  targets: Int[Array, 'B T']
+  weights: Float[Array, 'B T']  # 1 on target tokens (end of sequence included), 0 elsewhere
+  encoder: Int[Array, 'B S'] | None = None
+  segments: Int[Array, 'B T'] | None = None
+  positions: Int[Array, 'B T'] | None = None
+  encoder_segments: Int[Array, 'B S'] | None = None
+  encoder_positions: Int[Array, 'B S'] | None = None
+
+
+class Prompt(NamedTuple):
+  """Prompts padded on the right, for the encoder or for the decoder's left context."""
+
+  tokens: Int[Array, 'B S']
+  length: Int[Array, 'B']
+
+
+class LanguageModel(Protocol):
+  """What training, decoding and scoring need of a model: T5, decoder-only, test dummies."""
+
+  def hidden(self, batch: Batch, key: Array | None = None) -> Float[Array, 'B T D']:
+    """Final hidden states under teacher forcing, aligned with `batch.targets`.
+
+    A `key` switches dropout on; without one the model is deterministic.
+    """
+    ...
+
+  def readout(self, hidden: Float[Array, '*n D']) -> Float[Array, '*n V']:
+    """Logits in float32."""
+    ...
+
+  def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], Cache]:
+    """Read the prompt, with room for `max_len` generated tokens; logits of the first one."""
+    ...
+
+  def extend(self, tokens: Int[Array, 'B L'], cache: Cache) -> tuple[Float[Array, 'B L V'], Cache]:
+    """Append `tokens`; logits of the token after each of them."""
+    ...
+
+
+class Cache(Protocol):
+  """What a model remembers of the tokens it has read. Rejecting tokens is shortening `length`."""
+
+  @property
+  def length(self) -> Int[Array, 'B']: ...
+
+  def _replace(self, **fields: Any) -> Cache: ...
+
+
+class ModelConfig(Protocol):
+  """A frozen description that builds a model."""
+
+  architecture: ClassVar[Architecture]
+
+  @property
+  def vocab_size(self) -> int: ...
+
+  def build(self, key: Array) -> LanguageModel: ...
+
+
+class Vocabulary(Protocol):
+  """Text to token ids and back, without TensorFlow."""
+
+  @property
+  def size(self) -> int: ...
+
+  @property
+  def pad_id(self) -> int: ...
+
+  @property
+  def eos_id(self) -> int: ...
+
+  @property
+  def bos_id(self) -> int | None:
+    """The decoder's first input; None if the model reads the prompt without one."""
+    ...
+
+  @property
+  def fingerprint(self) -> str:
+    """Equal for two vocabularies only if they encode every text alike."""
+    ...
+
+  def encode(self, text: str) -> list[int]:
+    """Ids without beginning or end of sequence."""
+    ...
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text up to the first end of sequence; padding is dropped."""
+    ...
+
+
+class Generation(NamedTuple):
+  """Decoded answers with their confidence. `mask` is True up to and including end of sequence."""
+
+  tokens: Int[Array, 'B T']
+  logprobs: Float[Array, 'B T']  # of the untempered softmax
+  mask: Bool[Array, 'B T']
+
+
+class Metric(NamedTuple):
+  """Quality as additive statistics per example, and what finishes their sum.
+
+  `statistics(targets, prediction)` gives K numbers; `finalize` maps sums of them, and N itself is
+  never needed: a metric that divides by the number of examples carries a 1 among its statistics.
+  """
+
+  name: str
+  statistics: Callable[[Sequence[str], str], Float[np.ndarray, 'K']]
+  finalize: Callable[[Float[np.ndarray, '*M K']], Float[np.ndarray, '*M']]
+  higher_is_better: bool = True
+
+
+class Predictions(NamedTuple):
+  """One table: what one model answered to one task's split, as columns of N rows."""
+
+  task: str
+  split: str
+  ids: Sequence[str]
+  inputs: Sequence[str]
+  targets: Sequence[Sequence[str]]
+  predictions: Sequence[str]
+  logprobs: Float[np.ndarray, 'N T']
+  mask: Bool[np.ndarray, 'N T']
+  statistics: Mapping[str, Float[np.ndarray, 'N K']]  # by metric name
+  manifest: Mapping[str, Any]
+
+
+class Curve(NamedTuple):
+  """Quality against cost, one point a reachable threshold, from no deferral to all."""
+
+  threshold: Float[np.ndarray, 'M']
+  deferral_rate: Float[np.ndarray, 'M']
+  quality: Float[np.ndarray, 'M']
+  cost: Float[np.ndarray, 'M']
+
+
+DeferralRule: TypeAlias = Callable[
+  [Float[np.ndarray, 'N T'], Bool[np.ndarray, 'N T']], Float[np.ndarray, 'N']
+]
+Score: TypeAlias = Callable[[Predictions], Float[np.ndarray, 'N']]
