@@ -13,8 +13,8 @@ SOURCES = sorted((ROOT / 'cascades').rglob('*.py'))
 TESTS = sorted((ROOT / 'tests').rglob('*.py'))
 
 EQUATIONS = {
-  'losses', 'masks', 'deferral', 'learned_deferral', 'routing', 'speculative', 'online', 'metrics',
-  'costs', 'curves',
+  'losses', 'masks', 'teachers', 'deferral', 'learned_deferral', 'routing', 'speculative',
+  'online', 'metrics', 'costs', 'curves',
 }  # fmt: skip
 PROGRAMS = {'train', 'infer', 'evaluate'}
 ONLY_IN = {

@@ -1,0 +1,44 @@
+"""Slow NumPy twins of the equations, written from the paper and not from our code."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def log_softmax(row):
+  top = max(row)
+  return [x - top - math.log(sum(math.exp(v - top) for v in row)) for x in row]
+
+
+def argmax(row):
+  return max(range(len(row)), key=lambda v: (row[v], -v))
+
+
+def cascade_loss(small, large, targets, weights, *, w, mask):
+  """Token by token, entry by entry: equations 2, 3, 7, 8 and 11-14."""
+  total, count = 0.0, 0.0
+  for i, target in enumerate(targets):
+    log_small = log_softmax(small[i])
+    p_large = [math.exp(x) for x in log_softmax(large[i])]
+    by_small, by_large = argmax(small[i]) == target, argmax(large[i]) == target
+    kept = {'all': True, 'either': by_small or by_large, 'large': by_large, 'small': by_small}[mask]
+    hard = -log_small[target]
+    soft = -sum(p * logp for p, logp in zip(p_large, log_small, strict=True))
+    total += weights[i] * kept * (w * hard + (1 - w) * soft)
+    count += weights[i]
+  return total, count
+
+
+def cascade_loss_gradient(small, large, targets, weights, *, w, mask):
+  """`weight alpha (p_S - [w onehot(y) + (1 - w) p_L])`, the closed form of the gradient."""
+  gradient = np.zeros_like(small, dtype=np.float64)
+  for i, target in enumerate(targets):
+    p_small = np.exp(log_softmax(small[i]))
+    p_large = np.exp(log_softmax(large[i]))
+    by_small, by_large = argmax(small[i]) == target, argmax(large[i]) == target
+    kept = {'all': True, 'either': by_small or by_large, 'large': by_large, 'small': by_small}[mask]
+    onehot = np.eye(len(small[i]))[target]
+    gradient[i] = weights[i] * kept * (p_small - (w * onehot + (1 - w) * p_large))
+  return gradient
