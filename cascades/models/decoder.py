@@ -1,0 +1,233 @@
+"""Decoder-only transformer: Llama, SmolLM2, Qwen and Gemma are configurations of it.
+
+Llama 3 https://arxiv.org/abs/2407.21783, Qwen 3 https://arxiv.org/abs/2505.09388, Gemma 2
+https://arxiv.org/abs/2408.00118, Gemma 3 https://arxiv.org/abs/2503.19786.
+Axes: B batch, T length, V vocabulary, D width, N heads, K key-value heads, H head size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from cascades.models import attention, layers, positions
+from cascades.models.attention import Source, View
+from cascades.types import Architecture, Batch, Prompt
+
+NO_WINDOW = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Llama style by default. Tuples named `..._pattern` repeat over the layers."""
+
+  architecture: ClassVar[Architecture] = 'decoder_only'
+
+  vocab_size: int
+  emb_dim: int
+  num_heads: int
+  num_kv_heads: int
+  num_layers: int
+  head_dim: int
+  mlp_dim: int
+  mlp_activations: tuple[str, ...] = ('silu', 'linear')
+  dropout_rate: float = 0.0
+  logits_via_embedding: bool = True
+  embedding_scale: float = 1.0  # Gemma: sqrt(D)
+  norm_eps: float = 1e-6
+  norm_offset: float = 0.0  # Gemma: 1
+  post_norms: bool = False  # Gemma 2 and 3: also normalise what a block adds
+  qk_norm: bool = False  # Qwen 3, Gemma 3
+  qkv_bias: bool = False  # Qwen 2
+  query_scale: float | None = None  # None: 1 / sqrt(H)
+  attention_softcap: float | None = None
+  logit_softcap: float | None = None
+  window_pattern: tuple[int | None, ...] = (None,)  # how many tokens are seen, itself included
+  rope_theta_pattern: tuple[float, ...] = (10_000.0,)
+  rope_factor_pattern: tuple[float, ...] = (1.0,)  # positions are divided by it
+  # Llama 3.1: factor, low_freq_factor, high_freq_factor, original length.
+  rope_llama3: tuple[float, float, float, int] | None = None
+  dtype: str = 'float32'  # of the activations
+  remat_policy: str = 'none'
+
+  def __post_init__(self) -> None:
+    layers.check_options(self.mlp_activations, self.dtype, self.remat_policy)
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f'num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; every '
+        'key-value head serves as many queries.'
+      )
+
+  def build(self, key: Array) -> Decoder:
+    with nnx.use_eager_sharding(False):  # names only: whoever places the parameters has the mesh
+      return Decoder(self, key)
+
+
+class Cache(NamedTuple):
+  """Keys and values of the tokens read so far."""
+
+  length: Int[Array, 'B']
+  past: Source  # [layers, B, capacity, K, H] each
+
+
+class Block(nnx.Module):
+  """Self-attention, then the MLP; each reads the normalised x and adds to x."""
+
+  def __init__(self, config: Config, key: Array):
+    self.config = config
+    norm = functools.partial(layers.RMSNorm, eps=config.norm_eps, offset=config.norm_offset)
+    keys = jax.random.split(key)
+    self.attention = attention.Attention(
+      keys[0],
+      config.emb_dim,
+      config.num_heads,
+      config.head_dim,
+      num_kv_heads=config.num_kv_heads,
+      qkv_bias=config.qkv_bias,
+    )
+    self.mlp = layers.MLP(keys[1], config.emb_dim, config.mlp_dim, config.mlp_activations)
+    self.attention_norm, self.mlp_norm = norm(config.emb_dim), norm(config.emb_dim)
+    self.query_norm, self.key_norm = (
+      norm(config.head_dim) if config.qk_norm else None for _ in range(2)
+    )
+    self.post_attention_norm, self.post_mlp_norm = (
+      norm(config.emb_dim) if config.post_norms else None for _ in range(2)
+    )
+
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    view: View,
+    frequencies: Float[Array, 'H/2'],
+    *,
+    past: Sequence[Source] = (),
+    key: Array | None = None,
+  ) -> tuple[Float[Array, 'B T D'], Source]:
+    """Attend to `past` and x itself, and hand back what x adds to the past."""
+    rate = self.config.dropout_rate
+    add = lambda x, y, fold: x + layers.dropout(y, rate, layers.fold(key, fold))
+    y = self.attention_norm(x)
+    query, (keys, values) = self.attention.query(y), self.attention.source(y)
+    query = positions.rotate(_apply(self.query_norm, query), view.positions, frequencies)
+    keys = positions.rotate(_apply(self.key_norm, keys), view.positions, frequencies)
+    read = attention.attend(
+      query,
+      [*past, (keys, values)],
+      view.mask,
+      scale=self.config.query_scale or self.config.head_dim**-0.5,
+      cap=self.config.attention_softcap,
+      rate=rate,
+      key=layers.fold(key, 0),
+    )
+    x = add(x, _apply(self.post_attention_norm, self.attention.out(read)), 1)
+    y = self.mlp(self.mlp_norm(x), rate=rate, key=layers.fold(key, 2))
+    x = add(x, _apply(self.post_mlp_norm, y), 3)
+    return layers.constrain(x, 'batch', 'length', 'activation_embed'), (keys, values)
+
+
+def _apply(norm: layers.RMSNorm | None, x: Array) -> Array:
+  return x if norm is None else norm(x)
+
+
+def _repeat(pattern: Sequence[Any], num: int) -> list[Any]:
+  return [pattern[i % len(pattern)] for i in range(num)]
+
+
+class Decoder(nnx.Module):
+  """A `types.LanguageModel` whose prompt stands left of the targets."""
+
+  def __init__(self, config: Config, key: Array):
+    keys = jax.random.split(key, 3)
+    self.config = config
+    stddev = config.emb_dim**-0.5
+    table = (config.vocab_size, config.emb_dim), ('vocab', 'embed')
+    self.embedding = layers.parameter(keys[0], *table, stddev=stddev)
+    self.unembedding = (
+      None if config.logits_via_embedding else layers.parameter(keys[1], *table, stddev=stddev)
+    )
+    self.blocks = layers.stack(functools.partial(Block, config), keys[2], config.num_layers)
+    self.norm = layers.RMSNorm(config.emb_dim, eps=config.norm_eps, offset=config.norm_offset)
+
+  def hidden(self, batch: Batch, key: Array | None = None) -> Float[Array, 'B T D']:
+    """Final states. Right padding needs no mask; packed examples do not see each other."""
+    if batch.encoder is not None:
+      raise ValueError(
+        'A decoder-only batch carries its prompt in `inputs`, but this one has `encoder` tokens; '
+        'make it with the decoder-only converter, or train an encoder-decoder on it.'
+      )
+    places = batch.positions
+    if places is None:
+      places = jnp.arange(batch.inputs.shape[1])[None]
+    view = attention.causal(attention.view(places, batch.segments))
+    x, _ = self._run(batch.inputs, view, key=key)
+    return x
+
+  def readout(self, hidden: Float[Array, '*n D']) -> Float[Array, '*n V']:
+    table = self.embedding if self.unembedding is None else self.unembedding
+    return layers.softcap(layers.unembed(table[...], hidden), self.config.logit_softcap)
+
+  def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], Cache]:
+    """Read the prompt. Its padding enters the cache beyond `length`, where nothing looks."""
+    B, S = prompt.tokens.shape
+    x, past = self._run(prompt.tokens, attention.causal(attention.view(jnp.arange(S)[None], None)))
+    last = x[jnp.arange(B), jnp.maximum(prompt.length - 1, 0)]
+    room = lambda entries: jnp.pad(entries, ((0, 0), (0, 0), (0, max_len), (0, 0), (0, 0)))
+    return self.readout(last), Cache(prompt.length, jax.tree.map(room, past))
+
+  def extend(self, tokens: Int[Array, 'B L'], cache: Cache) -> tuple[Float[Array, 'B L V'], Cache]:
+    L = tokens.shape[1]
+    view = attention.cached_view(cache.length, cache.past[0].shape[2], L)
+    x, new = self._run(tokens, view, past=cache.past)
+    past = attention.append(cache.past, new, cache.length)
+    return self.readout(x), Cache(cache.length + L, past)
+
+  def _run(
+    self,
+    tokens: Int[Array, 'B T'],
+    view: View,
+    *,
+    past: Source | None = None,
+    key: Array | None = None,
+  ) -> tuple[Float[Array, 'B T D'], Source]:
+    """Final states, and what the tokens add to the past of every layer."""
+    config = self.config
+
+    def step(block: Block, x: Array, scanned: Any, key: Array | None) -> tuple[Array, Source]:
+      window, frequencies, past = scanned
+      seen = view._replace(mask=view.mask & (view.distance > -window))
+      return block(x, seen, frequencies, past=[past] if past else [], key=key)
+
+    windows = [w or NO_WINDOW for w in _repeat(config.window_pattern, config.num_layers)]
+    xs = (jnp.asarray(windows), jnp.asarray(frequencies(config), jnp.float32), past)
+    x = layers.embed(self.embedding[...], tokens, config.dtype)
+    x = layers.dropout(x * config.embedding_scale, config.dropout_rate, layers.fold(key, 0))
+    x, new = layers.scan_layers(
+      self.blocks, step, x, xs, key=layers.fold(key, 1), remat_policy=config.remat_policy
+    )
+    return self.norm(x), new
+
+
+def frequencies(config: Config) -> Float[np.ndarray, 'layers H/2']:
+  """Rotary frequencies of every layer."""
+  per_layer = zip(
+    _repeat(config.rope_theta_pattern, config.num_layers),
+    _repeat(config.rope_factor_pattern, config.num_layers),
+    strict=True,
+  )
+  return np.stack(
+    [
+      positions.inverse_frequencies(
+        config.head_dim, theta, linear_factor=factor, llama3=config.rope_llama3
+      )
+      for theta, factor in per_layer
+    ]
+  )

@@ -1,0 +1,259 @@
+"""T5 encoder-decoder: T5 1.0, T5 1.1 and FLAN-T5 are configurations of it.
+
+Raffel et al. 2020, https://arxiv.org/abs/1910.10683; field names are those of T5X's T5Config.
+Axes: B batch, T target, S source, V vocabulary, D width, N heads, H head size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from cascades.models import attention, layers, positions
+from cascades.models.attention import Source, View
+from cascades.types import Architecture, Batch, Prompt
+
+EPSILON = 1e-6
+START = 0  # the decoder's first input is the padding token
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """T5 1.1 small by default. 1.0: `mlp_activations=('relu',)` and `logits_via_embedding=True`."""
+
+  architecture: ClassVar[Architecture] = 'encoder_decoder'
+
+  vocab_size: int
+  emb_dim: int = 512
+  num_heads: int = 6
+  num_encoder_layers: int = 8
+  num_decoder_layers: int = 8
+  head_dim: int = 64
+  mlp_dim: int = 1024
+  mlp_activations: tuple[str, ...] = ('gelu', 'linear')
+  dropout_rate: float = 0.0
+  logits_via_embedding: bool = False
+  relative_attention_num_buckets: int = 32
+  relative_attention_max_distance: int = 128
+  dtype: str = 'float32'  # of the activations
+  remat_policy: str = 'none'
+
+  def __post_init__(self) -> None:
+    layers.check_options(self.mlp_activations, self.dtype, self.remat_policy)
+
+  def build(self, key: Array) -> T5:
+    with nnx.use_eager_sharding(False):  # names only: whoever places the parameters has the mesh
+      return T5(self, key)
+
+
+class Cache(NamedTuple):
+  """What the decoder has read, and what every layer sees of the prompt."""
+
+  length: Int[Array, 'B']  # decoder inputs, the start token included
+  past: Source  # [layers, B, T, N, H] each
+  cross: Source  # [layers, B, S, N, H] each
+  cross_mask: Bool[Array, 'B 1 S']
+
+
+def _attention(config: Config, key: Array) -> attention.Attention:
+  # Attention divides nothing by sqrt(H): the initial queries carry it.
+  stddev = (config.emb_dim * config.head_dim) ** -0.5
+  return attention.Attention(
+    key, config.emb_dim, config.num_heads, config.head_dim, query_stddev=stddev
+  )
+
+
+class EncoderBlock(nnx.Module):
+  """Self-attention, then the MLP; each reads the normalised x and adds to x."""
+
+  def __init__(self, config: Config, key: Array):
+    self.rate = config.dropout_rate
+    self.self_norm = layers.RMSNorm(config.emb_dim, eps=EPSILON)
+    self.self_attention = _attention(config, jax.random.fold_in(key, 0))
+    self.mlp_norm = layers.RMSNorm(config.emb_dim, eps=EPSILON)
+    self.mlp = layers.MLP(
+      jax.random.fold_in(key, 1), config.emb_dim, config.mlp_dim, config.mlp_activations
+    )
+
+  def attend_self(
+    self,
+    x: Float[Array, 'B T D'],
+    mask: Bool[Array, '#B T S'],
+    bias: Float[Array, '#B N T S'],
+    *,
+    past: Sequence[Source] = (),
+    key: Array | None = None,
+  ) -> tuple[Float[Array, 'B T D'], Source]:
+    """Attend to `past` and x itself, and hand back what x adds to the past."""
+    y = self.self_norm(x)
+    new = self.self_attention.source(y)
+    read = self.self_attention(
+      y, [*past, new], mask, bias=bias, rate=self.rate, key=layers.fold(key, 0)
+    )
+    return x + layers.dropout(read, self.rate, layers.fold(key, 1)), new
+
+  def feed_forward(
+    self, x: Float[Array, 'B T D'], *, key: Array | None = None
+  ) -> Float[Array, 'B T D']:
+    y = self.mlp(self.mlp_norm(x), rate=self.rate, key=layers.fold(key, 2))
+    x += layers.dropout(y, self.rate, layers.fold(key, 3))
+    return layers.constrain(x, 'batch', 'length', 'activation_embed')
+
+
+class DecoderBlock(EncoderBlock):
+  """An encoder block that attends to the encoder before its MLP."""
+
+  def __init__(self, config: Config, key: Array):
+    super().__init__(config, key)
+    self.cross_norm = layers.RMSNorm(config.emb_dim, eps=EPSILON)
+    self.cross_attention = _attention(config, jax.random.fold_in(key, 2))
+
+  def attend_cross(
+    self,
+    x: Float[Array, 'B T D'],
+    source: Source,
+    mask: Bool[Array, '#B #T S'],
+    *,
+    key: Array | None = None,
+  ) -> Float[Array, 'B T D']:
+    read = self.cross_attention(
+      self.cross_norm(x), [source], mask, rate=self.rate, key=layers.fold(key, 4)
+    )
+    return x + layers.dropout(read, self.rate, layers.fold(key, 5))
+
+
+class T5(nnx.Module):
+  """A `types.LanguageModel` whose prompt enters through the encoder."""
+
+  def __init__(self, config: Config, key: Array):
+    keys = jax.random.split(key, 6)
+    self.config = config
+    table = (config.vocab_size, config.emb_dim), ('vocab', 'embed')
+    self.embedding = layers.parameter(keys[0], *table, stddev=1.0)
+    self.unembedding = (
+      None
+      if config.logits_via_embedding
+      else layers.parameter(keys[1], *table, stddev=config.emb_dim**-0.5)
+    )
+    relative_bias = functools.partial(
+      positions.RelativeBias,
+      num_heads=config.num_heads,
+      num_buckets=config.relative_attention_num_buckets,
+      max_distance=config.relative_attention_max_distance,
+    )
+    self.encoder_bias = relative_bias(keys[2], bidirectional=True)
+    self.decoder_bias = relative_bias(keys[3], bidirectional=False)
+    self.encoder = layers.stack(
+      functools.partial(EncoderBlock, config), keys[4], config.num_encoder_layers
+    )
+    self.decoder = layers.stack(
+      functools.partial(DecoderBlock, config), keys[5], config.num_decoder_layers
+    )
+    self.encoder_norm = layers.RMSNorm(config.emb_dim, eps=EPSILON)
+    self.decoder_norm = layers.RMSNorm(config.emb_dim, eps=EPSILON)
+
+  def hidden(self, batch: Batch, key: Array | None = None) -> Float[Array, 'B T D']:
+    """Final decoder states. Without segments, token 0 is the encoder's padding."""
+    if batch.encoder is None:
+      raise ValueError(
+        'An encoder-decoder batch needs `encoder` tokens and has none; make it with the '
+        'encoder-decoder converter, or train a decoder-only model on it.'
+      )
+    if (batch.segments is None) != (batch.encoder_segments is None):
+      raise ValueError('A packed batch needs both `segments` and `encoder_segments`, or neither.')
+    steps = jnp.arange(batch.inputs.shape[1])[None]
+    segments, encoder_segments = batch.segments, batch.encoder_segments
+    if segments is None or encoder_segments is None:
+      segments, encoder_segments = jnp.ones_like(steps), (batch.encoder != 0).astype(jnp.int32)
+    encoded = self._encode(batch.encoder, encoder_segments, layers.fold(key, 0))
+    x, _ = self._decode(
+      batch.inputs,
+      attention.causal(attention.view(steps, segments)),
+      attention.same(segments, encoder_segments),
+      lambda block, _: block.cross_attention.source(encoded),
+      key=layers.fold(key, 1),
+    )
+    return x
+
+  def readout(self, hidden: Float[Array, '*n D']) -> Float[Array, '*n V']:
+    if self.unembedding is None:
+      return layers.unembed(self.embedding[...], hidden * self.config.emb_dim**-0.5)
+    return layers.unembed(self.unembedding[...], hidden)
+
+  def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], Cache]:
+    """Encode the prompt and feed the start token."""
+    B, S = prompt.tokens.shape
+    seen = jnp.arange(S) < prompt.length[:, None]
+    encoded = self._encode(prompt.tokens, seen.astype(jnp.int32), None)
+    _, cross = layers.scan_layers(
+      self.decoder, lambda block, x, *_: (x, block.cross_attention.source(x)), encoded, None
+    )
+    shape = (*cross[0].shape[:2], max_len + 1, *cross[0].shape[3:])
+    past = jnp.zeros(shape, encoded.dtype), jnp.zeros(shape, encoded.dtype)
+    cache = Cache(jnp.zeros(B, jnp.int32), past, cross, seen[:, None])
+    logits, cache = self.extend(jnp.full((B, 1), START), cache)
+    return logits[:, 0], cache
+
+  def extend(self, tokens: Int[Array, 'B L'], cache: Cache) -> tuple[Float[Array, 'B L V'], Cache]:
+    L = tokens.shape[1]
+    view = attention.cached_view(cache.length, cache.past[0].shape[2], L)
+    x, new = self._decode(
+      tokens, view, cache.cross_mask, lambda _, cross: cross, cached=(cache.past, cache.cross)
+    )
+    past = attention.append(cache.past, new, cache.length)
+    return self.readout(x), cache._replace(length=cache.length + L, past=past)
+
+  def _encode(
+    self, tokens: Int[Array, 'B S'], segments: Int[Array, 'B S'], key: Array | None
+  ) -> Float[Array, 'B S D']:
+    """Every token sees its own segment, to both sides."""
+    config = self.config
+    view = attention.view(jnp.arange(tokens.shape[1])[None], segments)
+    bias = self.encoder_bias(view.distance)
+
+    def step(block: EncoderBlock, x: Array, _: None, key: Array | None) -> tuple[Array, None]:
+      x = block.attend_self(x, view.mask, bias, key=key)[0]
+      return block.feed_forward(x, key=key), None
+
+    x = layers.embed(self.embedding[...], tokens, config.dtype)
+    x = layers.dropout(x, config.dropout_rate, layers.fold(key, 0))
+    x, _ = layers.scan_layers(
+      self.encoder, step, x, None, key=layers.fold(key, 1), remat_policy=config.remat_policy
+    )
+    return layers.dropout(self.encoder_norm(x), config.dropout_rate, layers.fold(key, 2))
+
+  def _decode(
+    self,
+    tokens: Int[Array, 'B T'],
+    view: View,
+    cross_mask: Bool[Array, '#B #T S'],
+    cross_source: Callable[[DecoderBlock, Any], Source],
+    *,
+    cached: tuple[Source | None, Source | None] = (None, None),
+    key: Array | None = None,
+  ) -> tuple[Float[Array, 'B T D'], Source]:
+    """Final states, and what the tokens add to the past. `cached` is the past and the cross source
+    of every layer; `cross_source` takes the latter or makes it."""
+    config = self.config
+    bias = self.decoder_bias(view.distance)
+
+    def step(block: DecoderBlock, x: Array, cached: Any, key: Array | None) -> tuple[Array, Source]:
+      past, cross = cached
+      x, new = block.attend_self(x, view.mask, bias, past=[past] if past else [], key=key)
+      x = block.attend_cross(x, cross_source(block, cross), cross_mask, key=key)
+      return block.feed_forward(x, key=key), new
+
+    x = layers.embed(self.embedding[...], tokens, config.dtype)
+    x = layers.dropout(x, config.dropout_rate, layers.fold(key, 0))
+    x, new = layers.scan_layers(
+      self.decoder, step, x, cached, key=layers.fold(key, 1), remat_policy=config.remat_policy
+    )
+    return layers.dropout(self.decoder_norm(x), config.dropout_rate, layers.fold(key, 2)), new
