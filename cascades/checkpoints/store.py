@@ -1,0 +1,200 @@
+"""Checkpoints of a run directory, through Orbax: `MODEL_DIR/checkpoint_N/state`.
+
+Beside them `model.json` says which model and vocabulary the numbers belong to, so that a
+directory is all that inference, or another run, needs to be told. Directories may be remote.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Self, TypeAlias
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+Which: TypeAlias = int | Literal['last', 'best']
+
+DESCRIPTION = 'model.json'
+_PREFIX = 'checkpoint'
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that is not there, not whole, or not of the model that is asked for."""
+
+
+class Checkpoints:
+  """The checkpoints of one run: the newest `keep`, and the one of lowest validation loss.
+
+  Saving copies the state and returns; the writing goes on beside the next steps. A checkpoint
+  counts only once it is whole: Orbax renames it into place, or marks it on object stores.
+  """
+
+  def __init__(self, directory: epath.PathLike, *, keep: int = 1):
+    policies = ocp.checkpoint_managers
+    keep_policy = policies.AnyPreservationPolicy(
+      [
+        policies.LatestN(keep),
+        policies.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False),
+      ]
+    )
+    self._directory = epath.Path(directory)
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        step_prefix=_PREFIX,
+        best_fn=_quality,  # without it Orbax does not write the metrics that its policies read
+        preservation_policy=keep_policy,
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType
+  ) -> None:
+    self._manager.close()
+
+  def latest(self) -> int | None:
+    """The step of the newest whole checkpoint."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: Any, *, validation_loss: float | None = None) -> None:
+    """Write `state` in the background; a step that is there already is left alone."""
+    if step in self._manager.all_steps():
+      return
+    metrics = None if validation_loss is None else {'loss': validation_loss}
+    self._manager.save(
+      step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics
+    )
+
+  def restore(self, step: int, like: Any) -> Any:
+    """The state of `step`, placed and typed as `like` (arrays or their abstract twins).
+
+    Raises CheckpointError, naming the arrays, if the checkpoint holds others.
+    """
+    return _restore(self._directory / f'{_PREFIX}_{step}' / 'state', like)
+
+
+def restore_params(path: epath.PathLike, like: Any, *, which: Which = 'last') -> Any:
+  """Only the parameters of a run (MODEL_DIR) or of one checkpoint (MODEL_DIR/checkpoint_N)."""
+  directory, step = locate(path, which)
+  return _restore(directory / f'{_PREFIX}_{step}' / 'state', {'params': like})['params']
+
+
+def locate(path: epath.PathLike, which: Which = 'last') -> tuple[epath.Path, int]:
+  """Run directory and step of a checkpoint, given as MODEL_DIR or MODEL_DIR/checkpoint_N.
+
+  `which` says the step in the first case: a number, the last, or the one of lowest validation
+  loss. Raises CheckpointError, naming what is there, if it is not.
+  """
+  path = epath.Path(path)
+  if named := re.fullmatch(rf'{_PREFIX}_(\d+)', path.name):
+    path, which = path.parent, int(named[1])
+  if not path.is_dir():
+    raise CheckpointError(f'there is no run directory {path}: train it first, or mend the path.')
+  manager = ocp.CheckpointManager(
+    path,
+    options=ocp.CheckpointManagerOptions(step_prefix=_PREFIX, best_fn=_quality, read_only=True),
+  )
+  steps = sorted(manager.all_steps())
+  if not steps:
+    raise CheckpointError(
+      f'{path} holds no whole checkpoint ({_PREFIX}_N): the run has not saved one yet.'
+    )
+  if which == 'last':
+    return path, steps[-1]
+  if which == 'best':
+    return path, max(steps, key=lambda step: (_quality(manager.metrics(step)), step))
+  if which not in steps:
+    there = ', '.join(map(str, steps))
+    raise CheckpointError(f'{path} holds no checkpoint of step {which}; it holds: {there}.')
+  return path, which
+
+
+def write_description(directory: epath.PathLike, description: Mapping[str, Any]) -> None:
+  """Say what the run's checkpoints are. Refuses to contradict what the directory says already."""
+  path = epath.Path(directory) / DESCRIPTION
+  if path.exists():
+    found = read_description(directory)
+    different = [key for key in description if found.get(key) != description[key]]
+    if different:
+      key = different[0]
+      raise CheckpointError(
+        f'{directory} belongs to another run: its {key} is {json.dumps(found.get(key))} and this '
+        f"run's is {json.dumps(description[key])}. Choose another MODEL_DIR, or remove that one."
+      )
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(description, indent=2, allow_nan=False) + '\n')
+
+
+def read_description(path: epath.PathLike) -> dict[str, Any]:
+  """What the checkpoints of a run directory, or of the one that `path` lies in, are."""
+  directory = epath.Path(path)
+  if re.fullmatch(rf'{_PREFIX}_\d+', directory.name):
+    directory = directory.parent
+  file = directory / DESCRIPTION
+  if not file.exists():
+    raise CheckpointError(
+      f'{directory} is not a run directory: {DESCRIPTION} is missing. Give the MODEL_DIR of a '
+      'training run, or one of its checkpoints.'
+    )
+  try:
+    return json.loads(file.read_text())
+  except ValueError as error:
+    raise CheckpointError(f'{file} is damaged ({error}): restore it, or train again.') from error
+
+
+def _quality(metrics: Mapping[str, float] | None) -> float:
+  return -metrics['loss'] if metrics else -float('inf')
+
+
+def _restore(path: epath.Path, like: Any) -> Any:
+  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  handler = ocp.PyTreeCheckpointHandler()
+  with ocp.Checkpointer(handler) as checkpointer:
+    try:
+      found = checkpointer.metadata(path).item_metadata.tree
+    except (FileNotFoundError, ValueError, KeyError, AttributeError) as error:
+      raise CheckpointError(f'{path} is not a whole checkpoint: {error}.') from error
+    _check_arrays(path, found, abstract)
+    try:
+      return checkpointer.restore(
+        path,
+        args=ocp.args.PyTreeRestore(
+          item=abstract,
+          restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+          partial_restore=True,
+        ),
+      )
+    except (ValueError, OSError) as error:
+      raise CheckpointError(f'{path} is damaged: {error}') from error
+
+
+def _check_arrays(path: epath.Path, found: Any, wanted: Any) -> None:
+  """Every wanted array is there in its shape, or an error names all that are not."""
+  shapes = {name: tuple(leaf.shape) for name, leaf in _leaves(found)}
+  problems = [
+    f'{name} is {shapes.get(name, "missing")}, expected {tuple(leaf.shape)}'
+    for name, leaf in _leaves(wanted)
+    if shapes.get(name) != tuple(leaf.shape)
+  ]
+  if problems:
+    more = f' (and {len(problems) - 5} more)' if len(problems) > 5 else ''
+    raise CheckpointError(
+      f'{path} is a checkpoint of another model: {"; ".join(problems[:5])}{more}.'
+    )
+
+
+def _leaves(tree: Any) -> list[tuple[str, Any]]:
+  return [
+    (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    if hasattr(leaf, 'shape')
+  ]

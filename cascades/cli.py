@@ -1,0 +1,212 @@
+"""The one door between the command line, gin and the programs. The only file that imports gin.
+
+    python -m cascades.train --gin_file=recipes/demo_cat_xent.gin --gin.TRAIN_STEPS=500
+
+Files give macros and bindings, `--gin.NAME=value` overrides them; both may name the functions of
+this package (`--gin.LOSS=@losses.cat_dist`). Relative files are looked for here, in gin_configs/,
+and in `--gin_search_paths`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import logging
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+import gin
+from absl import app, flags
+from absl import logging as absl_logging
+
+_FILES = flags.DEFINE_multi_string('gin_file', [], 'A gin file; repeat for several.')
+_BINDINGS = flags.DEFINE_multi_string(
+  'gin_bindings', [], 'A binding, "NAME=value"; --gin.NAME=value is short for it.'
+)
+_SEARCH_PATHS = flags.DEFINE_list('gin_search_paths', [], 'More folders to look for gin files in.')
+_PROFILE_STEPS = flags.DEFINE_string(
+  'profile_steps', None, 'Write a profiler trace of steps a to b: --profile_steps=10:15.'
+)
+_TRACEBACK = flags.DEFINE_boolean('traceback', False, 'Show where an error was raised.')
+_MULTIHOST = flags.DEFINE_boolean(
+  'multihost', False, 'One of several processes; on TPU pods the rest is found out.'
+)
+_COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0.')
+_PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'How many processes there are.')
+_PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Which of them this one is, from 0.')
+
+# Known to bindings on the command line, as to every file that imports them.
+_MODULES = (
+  'cascades.decoding',
+  'cascades.deferral',
+  'cascades.losses',
+  'cascades.metrics',
+  'cascades.optimizers',
+  'cascades.partitioning',
+  'cascades.train_step',
+  'cascades.models.decoder',
+  'cascades.models.t5',
+  'cascades.tasks.catalog',
+  'cascades.tasks.cmudict',
+  'cascades.tasks.local',
+  'cascades.tasks.superglue',
+  'cascades.tasks.vocabularies',
+)
+_VERSIONS = ('cascades', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sacrebleu')
+
+
+def main(program: str, argv: Sequence[str] | None = None) -> None:
+  """Run `cascades.<name>`'s function of the same name under flags and gin."""
+  _prepare_environment()
+  module = importlib.import_module(program)
+  function = getattr(module, program.rpartition('.')[2])
+  sys.modules['__main__'].__doc__ = _help(module, function)
+  flags.adopt_module_key_flags(sys.modules[__name__])
+
+  def run(_: Sequence[str]) -> None:
+    try:
+      _start_processes()
+      configure(program, _FILES.value, _BINDINGS.value, _SEARCH_PATHS.value)
+      _call(function)
+    except (ValueError, OSError, ArithmeticError, ImportError) as error:
+      if _TRACEBACK.value:
+        raise
+      sys.exit(f'{program}: error: {_sentence(error)}\n(--traceback shows where)')
+    except KeyboardInterrupt:
+      sys.exit(f'{program}: interrupted; the same command goes on from the last checkpoint.')
+
+  arguments = list(sys.argv if argv is None else argv)
+  app.run(run, argv=[_expand(argument) for argument in arguments])
+
+
+def configure(
+  program: str, files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str] = ()
+) -> None:
+  """Read gin files, then bindings that override them."""
+  for path in ('', *search_paths, *map(str, search_path())):
+    gin.add_config_file_search_path(path)
+  for file in files:
+    gin.parse_config_file(file)
+  modules = dict.fromkeys((program, *_MODULES))
+  imports = [f'from {m.rpartition(".")[0]} import {m.rpartition(".")[2]}' for m in modules]
+  preamble = ['from __gin__ import dynamic_registration', *imports]
+  try:
+    gin.parse_config([*preamble, *bindings])
+  except (ValueError, AttributeError) as error:
+    raise ValueError(f'{_sentence(error)}{_suggestion(str(error), modules)}') from error
+  gin.finalize()
+
+
+def search_path() -> list[pathlib.Path]:
+  """The folders of the recipes: in a checkout beside the package, in an installation inside it."""
+  package = pathlib.Path(__file__).parent
+  root = package if (package / 'gin_configs').is_dir() else package.parent
+  return [root / 'gin_configs', root]
+
+
+def provenance() -> dict[str, str]:
+  """What made an artefact: the operative configuration, the command, the commit, the versions."""
+  versions = '  '.join(f'{name} {metadata.version(name)}' for name in _VERSIONS)
+  return {
+    'config': gin.operative_config_str(),
+    'command': ' '.join(['python', '-m', _program_name(), *sys.argv[1:]]),
+    'commit': _commit(),
+    'versions': f'python {sys.version.split()[0]}  {versions}',
+  }
+
+
+def _call(function: Callable[..., Any]) -> None:
+  settings: dict[str, Any] = {}
+  if 'provenance' in inspect.signature(function).parameters:
+    settings['provenance'] = provenance
+  if _PROFILE_STEPS.value:
+    settings['profile_steps'] = _PROFILE_STEPS.value
+  gin.get_configurable(function)(**settings)
+
+
+def _expand(argument: str) -> str:
+  """`--gin.NAME=value` in the words of the flag that it is short for."""
+  return re.sub(r'^--?gin\.(?=[^=]+=)', '--gin_bindings=', argument)
+
+
+def _prepare_environment() -> None:
+  """Before JAX is imported: what it reads only then."""
+  cache = pathlib.Path.home() / '.cache' / 'cascades' / 'jax'
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+  # With several virtual CPU devices XLA's thread pool starves unless it is told of more cores.
+  virtual = re.search(r'host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', ''))
+  if virtual:
+    os.environ.setdefault('NPROC', str(4 * int(virtual[1])))
+  absl_logging.set_verbosity(absl_logging.ERROR)
+  handler = logging.StreamHandler(sys.stdout)
+  handler.setFormatter(logging.Formatter('%(asctime)s  %(message)s', '%H:%M:%S'))
+  ours = logging.getLogger('cascades')
+  ours.addHandler(handler)
+  ours.setLevel(logging.INFO)
+  ours.propagate = False
+
+
+def _start_processes() -> None:
+  if not (_MULTIHOST.value or _COORDINATOR.value):
+    return
+  import jax
+
+  jax.distributed.initialize(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
+
+
+def _sentence(error: BaseException) -> str:
+  """The message without what gin appends about the call that it came from."""
+  text = re.split(r'\n\s*In call to configurable|\n\s*In file ', str(error))[0].strip()
+  return text if text and not isinstance(error, KeyError) else repr(error)
+
+
+def _suggestion(message: str, modules: Sequence[str] | dict[str, None]) -> str:
+  """The known names nearest to the last dotted name in quotes of an error's text."""
+  wanted = re.findall(r"['\"`@]([A-Za-z_]\w*\.\w+)", message) + re.findall(
+    r"attribute '(\w+)'", message
+  )
+  known = {}
+  for name in modules:
+    short = name.rpartition('.')[2]
+    public = vars(importlib.import_module(name))
+    known.update({f'{short}.{key}': None for key in public if not key.startswith('_')})
+  near = [hit for name in wanted for hit in difflib.get_close_matches(name, known, 3, 0.6)]
+  return f' Did you mean {" or ".join(dict.fromkeys(near))}?' if near else ''
+
+
+def _program_name() -> str:
+  spec = getattr(sys.modules['__main__'], '__spec__', None)
+  return spec.name if spec else sys.argv[0]
+
+
+def _commit() -> str:
+  """The checkout's commit, with `+` if files differ from it; empty outside a checkout."""
+  here = pathlib.Path(__file__).parent
+  command = ['git', '-C', str(here), 'describe', '--always', '--dirty=+', '--abbrev=12']
+  try:
+    found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+  except (OSError, subprocess.SubprocessError):
+    return ''
+  return found.stdout.strip()
+
+
+def _help(module: Any, function: Callable[..., Any]) -> str:
+  """The program's own words, and the arguments that bindings can set."""
+  name = f'{module.__name__.rpartition(".")[2]}.{function.__name__}'
+  lines = [inspect.getdoc(module) or '', '', 'Arguments (bind with --gin.NAME=value):', '']
+  for parameter in inspect.signature(function).parameters.values():
+    if parameter.default is inspect.Parameter.empty:
+      default = ' (required)'
+    else:
+      shown = getattr(parameter.default, '__name__', repr(parameter.default))
+      default = f' = {shown}'
+    lines.append(f'  {name}.{parameter.name}{default}')
+  return '\n'.join([*lines, ''])

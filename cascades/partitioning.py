@@ -1,0 +1,162 @@
+"""The mesh, the rules that map logical axes to it, and the placing of parameters and batches.
+
+Layers name the axes of their parameters and activations; this list of pairs is all that says
+where they go. A rule applies to a dimension if its mesh axes are still free and divide the
+dimension; the first that applies wins, and without one the dimension is replicated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Rules: TypeAlias = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH = ('data', 'fsdp')
+
+RULES: Rules = (
+  # parameters
+  ('vocab', 'tensor'),
+  ('mlp', 'tensor'),
+  ('heads', 'tensor'),
+  ('kv_heads', 'tensor'),
+  ('embed', 'fsdp'),
+  # activations
+  ('batch', BATCH),
+  ('activation_heads', 'tensor'),
+  ('activation_mlp', 'tensor'),
+  ('activation_vocab', 'tensor'),
+)
+
+
+def make_mesh(
+  data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """A mesh over all devices; `data=-1` takes the devices that the other axes leave.
+
+  Raises ValueError if the axes' product is not the number of devices: a smaller mesh than asked
+  for would train something else than asked for.
+  """
+  devices = jax.devices() if devices is None else devices
+  if data == -1:
+    data = max(1, len(devices) // (fsdp * tensor))
+  if data * fsdp * tensor != len(devices):
+    raise ValueError(
+      f'a mesh of data={data} x fsdp={fsdp} x tensor={tensor} needs {data * fsdp * tensor} devices '
+      f'and there are {len(devices)}: choose sizes with that product.'
+    )
+  shape = (data, fsdp, tensor)
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
+  """Within, logical names mean `rules` on `mesh`; needed wherever a model is traced."""
+  with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
+    yield
+
+
+def partition_spec(
+  shape: Sequence[int],
+  names: Sequence[str | None],
+  mesh_shape: Mapping[str, int],
+  rules: Rules = RULES,
+) -> PartitionSpec:
+  """Where an array of `shape` with axes `names` goes."""
+  taken: set[str] = set()
+
+  def place(size: int, name: str | None) -> str | tuple[str, ...] | None:
+    for rule, target in rules:
+      axes = (target,) if isinstance(target, str) else tuple(target or ())
+      fits = size % math.prod(mesh_shape[axis] for axis in axes) == 0
+      if rule == name and fits and not taken & set(axes):
+        taken.update(axes)
+        return target
+    return None
+
+  return PartitionSpec(*(place(size, name) for size, name in zip(shape, names, strict=True)))
+
+
+def _is_variable(node: Any) -> bool:
+  return isinstance(node, nnx.Variable)
+
+
+def parameter_shardings(abstract: nnx.State, mesh: Mesh, rules: Rules = RULES) -> Any:
+  """A sharding for each parameter of an abstract model state, as a plain nested dict."""
+
+  def sharding(variable: nnx.Variable) -> NamedSharding:
+    shape = variable.get_value().shape
+    names = variable.get_metadata().get('out_sharding') or (None,) * len(shape)
+    return NamedSharding(mesh, partition_spec(shape, names, mesh.shape, rules))
+
+  return nnx.to_pure_dict(jax.tree.map(sharding, abstract, is_leaf=_is_variable))
+
+
+def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+  """Shardings for a tree that holds parameter-shaped parts, such as an optimiser's state.
+
+  A leaf whose path ends in a parameter's path takes that parameter's sharding, without the
+  dimensions that it has reduced away (factored second moments); other leaves are replicated.
+  """
+  known = {
+    _names(path): (leaf.shape, sharding.spec)
+    for (path, leaf), sharding in zip(
+      jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+    )
+  }
+
+  def sharding(path: Any, leaf: Any) -> NamedSharding:
+    names = _names(path)
+    matches = (known[names[i:]] for i in range(len(names)) if names[i:] in known)
+    shape, spec = next(matches, ((), PartitionSpec()))
+    return NamedSharding(mesh, _reduced(spec, shape, leaf.shape))
+
+  return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+  return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _reduced(
+  spec: PartitionSpec, shape: tuple[int, ...], reduced: tuple[int, ...]
+) -> PartitionSpec:
+  """The part of `spec` that survives when `shape` loses dimensions and becomes `reduced`."""
+  if shape == reduced:
+    return spec
+  left, kept = list(zip(shape, spec, strict=True)) if shape else [], []
+  for size in reduced:
+    while left and left[0][0] != size:
+      left.pop(0)
+    if not left:
+      return PartitionSpec()
+    kept.append(left.pop(0)[1])
+  return PartitionSpec(*kept)
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+  """This process's rows of a global batch become global arrays, split over data and fsdp.
+
+  Raises ValueError if the rows cannot be split evenly.
+  """
+  shards = mesh.shape['data'] * mesh.shape['fsdp']
+  sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+
+  def place(rows: np.ndarray) -> jax.Array:
+    total = len(rows) * jax.process_count()
+    if total % shards:
+      raise ValueError(
+        f'a batch of {total} does not split over {shards} devices (data x fsdp): '
+        f'choose a BATCH_SIZE that {shards} divides.'
+      )
+    return jax.make_array_from_process_local_data(sharding, rows)
+
+  return jax.tree.map(place, batch)

@@ -1,0 +1,129 @@
+"""How far a run is: rates, time left, and the same numbers as lines and as TensorBoard events."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Self
+
+import tensorboardX
+from etils import epath
+from tensorboardX import record_writer
+
+
+class Rates(NamedTuple):
+  steps_per_second: float
+  tokens_per_second: float
+  seconds_left: float
+
+
+class Meter:
+  """Measures from the first `update` on, so that compiling counts in no rate."""
+
+  def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic):
+    self._total = total_steps
+    self._clock = clock
+    self._first: tuple[float, int] | None = None
+    self._last: tuple[float, int] = (0.0, 0)
+
+  def update(self, step: int, tokens: float) -> Rates | None:
+    """`step` steps are done, `tokens` more than at the last update. None at the first."""
+    now = self._clock()
+    last, self._last = self._last, (now, step)
+    if self._first is None:
+      self._first = self._last
+      return None
+    elapsed = max(now - last[0], 1e-9)
+    pace = (now - self._first[0]) / max(step - self._first[1], 1)
+    return Rates((step - last[1]) / elapsed, tokens / elapsed, (self._total - step) * pace)
+
+
+def format_duration(seconds: float) -> str:
+  """`7 s`, `3:05`, `2:03:05`, `4 d 02:03`."""
+  whole = round(seconds)
+  minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+  if days:
+    return f'{days} d {hours % 24:02}:{minutes % 60:02}'
+  if hours:
+    return f'{hours}:{minutes % 60:02}:{whole % 60:02}'
+  return f'{minutes}:{whole % 60:02}' if minutes else f'{whole} s'
+
+
+def format_count(count: float) -> str:
+  """`950`, `12.3k`, `4.56M`, `7.89G`."""
+  for size, unit in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+    if count >= size:
+      return f'{count / size:.3g}{unit}'
+  return f'{count:.3g}'
+
+
+def format_line(step: int, total: int, values: Mapping[str, float], rates: Rates | None) -> str:
+  """One log line: `step 200/1000  loss 0.8123  ...  12.3k tok/s  5.1 step/s  ETA 2:36`."""
+  width = len(str(total))
+  parts = [f'step {step:{width}}/{total}']
+  parts += [f'{name} {_format_value(value)}' for name, value in values.items()]
+  if rates:
+    parts += [
+      f'{format_count(rates.tokens_per_second)} tok/s',
+      f'{rates.steps_per_second:.3g} step/s',
+      f'ETA {format_duration(rates.seconds_left)}',
+    ]
+  return '  '.join(parts)
+
+
+def _format_value(value: float) -> str:
+  return f'{value:.4f}' if 1e-3 <= abs(value) < 1e4 or value == 0 else f'{value:.2e}'
+
+
+class Events:
+  """TensorBoard event files, written without TensorFlow; local or remote."""
+
+  def __init__(self, directory: epath.PathLike, *, first_step: int = 0):
+    path = epath.Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    scheme, separator, _ = str(path).partition('://')
+    if separator:
+      record_writer.register_writer_factory(scheme, _RemoteFiles)
+    # Events of steps that a killed run took and this one takes again are dropped by viewers.
+    self._writer = tensorboardX.SummaryWriter(str(path), purge_step=first_step or None)
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._writer.close()
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Scalars, by name; names with slashes make groups."""
+    for name, value in values.items():
+      self._writer.add_scalar(name, value, step)
+    self._writer.flush()
+
+
+class _RemoteFiles:
+  """What tensorboardX asks of a file system, answered by etils.epath."""
+
+  @staticmethod
+  def directory_check(path: str) -> None:
+    epath.Path(path).mkdir(parents=True, exist_ok=True)
+
+  @staticmethod
+  def open(path: str) -> io.BytesIO:
+    return _RemoteFile(path)
+
+
+class _RemoteFile(io.BytesIO):
+  """Object stores cannot append: each flush writes the file anew."""
+
+  def __init__(self, path: str):
+    super().__init__()
+    self._path = epath.Path(path)
+
+  def flush(self) -> None:
+    self._path.write_bytes(self.getvalue())
+
+  def close(self) -> None:
+    if not self.closed:
+      self.flush()
+    super().close()

@@ -1,0 +1,227 @@
+"""The training step: hidden states of both models, the loss block by block, one update.
+
+`train_step` is the whole of it. Everything here is pure; what is fixed for a run (the models'
+definitions, the loss, the optimiser) is bound with `functools.partial` before `jax.jit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt32
+
+from cascades import masks
+from cascades.losses import CascadeLoss
+from cascades.teachers import as_teacher
+from cascades.types import Batch, LanguageModel, Params
+
+Totals: TypeAlias = dict[str, Float[Array, '']]  # sums over tokens, of a block, batch or data set
+
+
+class TrainState(NamedTuple):
+  """All that a run is: with the same data it goes on from here bit by bit."""
+
+  step: Int[Array, '']  # also the position in the data
+  params: Params
+  opt_state: Any
+  key: UInt32[Array, '2']  # the run's random key; each step folds its number in
+
+
+class Definition(NamedTuple):
+  """A model without its parameters."""
+
+  graph: nnx.GraphDef
+  vocab_size: int
+
+  def bind(self, params: Params) -> LanguageModel:
+    return nnx.merge(self.graph, params)
+
+
+def valid_tokens(totals: Totals) -> Float[Array, '']:
+  """The default normaliser: valid target tokens, masked or not. The same for all losses."""
+  return totals['tokens']
+
+
+def examples(totals: Totals) -> Float[Array, '']:
+  """The paper's: the sum over a target's tokens, averaged over rows."""
+  return totals['examples']
+
+
+def kept_tokens(totals: Totals) -> Float[Array, '']:
+  """Tokens that either model predicts. Raises the effective learning rate of sparse masks."""
+  if 'both' not in totals:
+    raise ValueError('the kept tokens are known only where a large model is given.')
+  return totals['both'] + totals['only_small'] + totals['only_large']
+
+
+Normalizer: TypeAlias = Callable[[Totals], Float[Array, '']]
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+  """The state before the first step."""
+  key = jax.random.key_data(jax.random.key(seed))
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
+
+
+def loss_totals(
+  small: LanguageModel,
+  large: LanguageModel | None,
+  batch: Batch,
+  key: Array | None,
+  *,
+  loss: CascadeLoss,
+  vocab_size: int,
+  block_length: int,
+) -> Totals:
+  """Loss and agreement of both models, summed over the batch.
+
+  Hidden states are computed at once; logits exist only for `block_length` positions of each row
+  at a time, and are recomputed for the gradient, so [B, T, V] is never formed.
+  """
+  hidden = small.hidden(batch, key)
+  hidden_large = None if large is None else jax.lax.stop_gradient(large.hidden(batch))
+
+  def block_totals(block: tuple[Any, ...]) -> Totals:
+    hidden, hidden_large, targets, weights = block
+    logits = small.readout(hidden)[..., :vocab_size]
+    logits_large = None if large is None else large.readout(hidden_large)[..., :vocab_size]
+    total, tokens = loss(logits, logits_large, targets, weights)
+    teacher = as_teacher(logits_large, vocab_size)
+    agreement = masks.count_agreement(logits, teacher, targets, weights)
+    return {'loss': total, 'tokens': tokens} | jax.lax.stop_gradient(agreement)
+
+  totals = _sum_blocks(
+    block_totals, (hidden, hidden_large, batch.targets, batch.weights), block_length
+  )
+  return totals | {'examples': jnp.sum(jnp.any(batch.weights > 0, axis=1), dtype=jnp.float32)}
+
+
+def _sum_blocks(
+  totals_of: Callable[[tuple[Any, ...]], Totals], arrays: tuple[Any, ...], length: int
+) -> Totals:
+  """`totals_of` summed over blocks of the arrays' second axis, padded with zeros to fill them."""
+  whole = arrays[-1].shape[1]
+  if whole <= length:
+    return totals_of(arrays)
+  count = -(-whole // length)
+
+  def split(x: Array) -> Array:
+    padding = [(0, 0), (0, count * length - whole)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.moveaxis(jnp.pad(x, padding).reshape(x.shape[0], count, length, *x.shape[2:]), 1, 0)
+
+  def add(sums: Totals, block: tuple[Any, ...]) -> tuple[Totals, None]:
+    return jax.tree.map(jnp.add, sums, totals_of(block)), None
+
+  blocks = jax.tree.map(split, arrays)
+  first = jax.eval_shape(totals_of, jax.tree.map(lambda x: x[0], blocks))
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
+  return jax.lax.scan(jax.checkpoint(add), zeros, blocks)[0]
+
+
+def train_step(
+  state: TrainState,
+  large_params: Params | None,
+  batch: Batch,
+  *,
+  small: Definition,
+  large: Definition | None,
+  loss: CascadeLoss,
+  optimizer: optax.GradientTransformation,
+  normalizer: Normalizer = valid_tokens,
+  microbatches: int = 1,
+  block_length: int = 512,
+) -> tuple[TrainState, Totals]:
+  """One update of the small model; the large one is frozen and runs without dropout.
+
+  The gradient is that of (sum of the losses) / normalizer(sums), over all devices and
+  microbatches: sums are added first and divided once. Returns the new state and the sums, with
+  the gradient's norm before clipping and the normalised loss.
+  """
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+  def total_loss(params: Params, rows: Batch, key: Array) -> tuple[Float[Array, ''], Totals]:
+    frozen = None if large is None else large.bind(large_params)
+    totals = loss_totals(
+      small.bind(params),
+      frozen,
+      rows,
+      key,
+      loss=loss,
+      vocab_size=_common_vocabulary(small, large),
+      block_length=block_length,
+    )
+    return totals['loss'], totals
+
+  gradients, totals = _accumulate(
+    jax.grad(total_loss, has_aux=True), state.params, batch, key, microbatches
+  )
+  scale = 1 / jnp.maximum(normalizer(totals), 1.0)
+  gradients = jax.tree.map(lambda g: g * scale, gradients)
+  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics = totals | {
+    'gradient_norm': optax.global_norm(gradients),
+    'objective': totals['loss'] * scale,
+  }
+  return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+
+def _common_vocabulary(small: Definition, large: Definition | None) -> int:
+  """Embeddings padded to different sizes are cut to the size that both have."""
+  return small.vocab_size if large is None else min(small.vocab_size, large.vocab_size)
+
+
+def _accumulate(
+  gradient_of: Callable[..., tuple[Params, Totals]],
+  params: Params,
+  batch: Batch,
+  key: Array,
+  microbatches: int,
+) -> tuple[Params, Totals]:
+  """Sums of gradients and totals over microbatches, one after another.
+
+  Every `microbatches`-th row goes to one microbatch, so that each device keeps its own rows.
+  """
+  if microbatches == 1:
+    return gradient_of(params, batch, key)
+
+  def split(x: Array) -> Array:
+    return jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1)
+
+  def add(sums: Any, numbered: tuple[Array, Batch]) -> tuple[Any, None]:
+    number, rows = numbered
+    return jax.tree.map(
+      jnp.add, sums, gradient_of(params, rows, jax.random.fold_in(key, number))
+    ), None
+
+  rows = jax.tree.map(split, batch)
+  shapes = jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[0], rows), key)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  return jax.lax.scan(add, zeros, (jnp.arange(microbatches), rows))[0]
+
+
+def eval_step(
+  params: Params,
+  large_params: Params | None,
+  batch: Batch,
+  *,
+  small: Definition,
+  large: Definition | None,
+  loss: CascadeLoss,
+  block_length: int = 512,
+) -> Totals:
+  """The sums of `train_step` without dropout and without an update."""
+  return loss_totals(
+    small.bind(params),
+    None if large is None else large.bind(large_params),
+    batch,
+    None,
+    loss=loss,
+    vocab_size=_common_vocabulary(small, large),
+    block_length=block_length,
+  )
