@@ -1,0 +1,134 @@
+"""Paired bootstrap of deferral curves over examples.
+
+A resample draws as many examples as there are, with replacement and within each task, so that the
+tasks keep their sizes; its curve is built anew, exactly, over its own reachable points. Models and
+rules that are given the same counts see the same resamples: their differences are paired. Efron
+and Tibshirani 1993, chapters 13 to 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cascades.curves import Finalize, Score, Statistics, reachable
+
+BLOCK = 1 << 18  # numbers of each statistic held at once
+
+
+class Resamples(NamedTuple):
+  """R resampled curves: quality at G deferral rates, area, and area above the chord."""
+
+  quality: Float[np.ndarray, 'R G']  # linear between the resample's reachable points
+  area: Float[np.ndarray, 'R']
+  above_chord: Float[np.ndarray, 'R']
+
+
+class Estimate(NamedTuple):
+  """A value on all examples and its percentile interval."""
+
+  value: float
+  low: float
+  high: float
+
+
+class Difference(NamedTuple):
+  """A paired difference, its percentile interval and a two-sided bootstrap p-value."""
+
+  value: float
+  low: float
+  high: float
+  p: float
+
+
+def draw(sizes: Sequence[int], *, resamples: int, seed: int) -> Int[np.ndarray, 'R N']:
+  """How often each resample holds each example; tasks of these sizes follow each other."""
+  size = np.repeat(sizes, sizes)
+  first = np.repeat(np.cumsum(sizes) - sizes, sizes)
+  counts = np.empty((resamples, len(size)), np.uint16)
+  generator = np.random.default_rng(seed)
+  for row in counts:
+    drawn = first + (generator.random(len(size)) * size).astype(np.intp)
+    row[:] = np.bincount(drawn, minlength=len(size))
+  return counts
+
+
+def resample(
+  counts: Int[np.ndarray, 'R N'],
+  score: Score,
+  small: Statistics,
+  large: Statistics,
+  finalize: Finalize,
+  *,
+  rates: Float[np.ndarray, 'G'],
+) -> Resamples:
+  """The curve of each resample, by cumulative sums over blocks of resamples.
+
+  Takes R x N x K additions and memory for one block. `rates` are where the quality is read.
+  """
+  order, ends = reachable(score)
+  gain = (large - small)[order].T
+  step = max(1, BLOCK // len(score))
+  parts = []
+  for block in np.split(counts, range(step, len(counts), step)):
+    drawn = block[:, order].astype(float)
+    sums = np.empty((len(gain), len(block), 1 + len(ends)))
+    for out, start, terms in zip(sums, (block @ small).T, gain, strict=True):
+      out[:] = start[:, None]
+      if terms.any():  # not for a count of examples, which is the same for either model
+        out[:, 1:] += np.cumsum(drawn * terms, axis=-1)[:, ends - 1]
+    rate = np.cumsum(drawn, axis=-1)[:, ends - 1] / len(score)
+    quality = finalize(np.moveaxis(sums, 0, -1))
+    parts.append(_read(np.pad(rate, ((0, 0), (1, 0))), quality, np.asarray(rates)))
+  return Resamples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _read(
+  at: Float[np.ndarray, 'R P'], quality: Float[np.ndarray, 'R P'], rates: Float[np.ndarray, 'G']
+) -> Resamples:
+  """Reads each curve at all rates at once: rows shifted by 2 make one sorted line to search."""
+  row = np.arange(len(at))[:, None]
+  after = np.searchsorted((at + 2 * row).ravel(), rates + 2 * row) - at.shape[1] * row
+  before = np.maximum(after - 1, 0)
+  x0, x1, y0, y1 = (
+    np.take_along_axis(values, index, -1) for values in (at, quality) for index in (before, after)
+  )
+  share = np.divide(rates - x0, x1 - x0, out=np.ones(x0.shape), where=x1 > x0)
+  area = np.trapezoid(quality, at, axis=-1)
+  chord = (quality[:, 0] + quality[:, -1]) / 2
+  return Resamples(y0 + share * (y1 - y0), area, area - chord)
+
+
+def estimate(
+  value: float, resampled: Float[np.ndarray, 'R'], *, confidence: float = 0.95
+) -> Estimate:
+  """The percentile interval; nan among the resamples (unreachable) counts as above all."""
+  low, high = percentiles(resampled, confidence=confidence)
+  return Estimate(value, float(low), float(high))
+
+
+def percentiles(
+  resampled: Float[np.ndarray, 'R *G'], *, confidence: float
+) -> tuple[Float[np.ndarray, '*G'], Float[np.ndarray, '*G']]:
+  """The interval that leaves out (1 - confidence) / 2 of the resamples on either side."""
+  tail = (1 - confidence) / 2
+  low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
+  return low, high
+
+
+def difference(
+  value: float,
+  ours: Float[np.ndarray, 'R'],
+  theirs: Float[np.ndarray, 'R'],
+  *,
+  confidence: float = 0.95,
+) -> Difference:
+  """Paired: p = 2 min(#{d <= 0}, #{d >= 0}) / R, with one added to each count, at most 1."""
+  apart = ours - theirs
+  low, high = percentiles(apart, confidence=confidence)
+  fewer = min(np.sum(apart <= 0), np.sum(apart >= 0))
+  p = min(1.0, 2 * (fewer + 1) / (len(apart) + 1))
+  return Difference(value, float(low), float(high), p)

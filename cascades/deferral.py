@@ -1,0 +1,97 @@
+"""Deferral rules: from the log-probabilities of the small model's own answer to one score a row.
+
+Higher defers first, so a rule is minus a confidence (the paper's r). With l_1 .. l_n the
+log-probabilities of the answer's tokens, end of sequence included, Wang et al. 2024,
+https://arxiv.org/abs/2406.00060 (appendix C.1) compare the average, the sum, the extremes and two
+quantiles; quantiles are from Gupta et al. 2024, https://arxiv.org/abs/2404.10136.
+
+An answer without a single token gives no evidence for itself and defers first: its score is
+`NO_TOKENS`, the largest finite number, whatever the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from cascades.types import DeferralRule, Predictions, Score
+
+Logprobs = Float[np.ndarray, 'N T']
+Mask = Bool[np.ndarray, 'N T']
+
+NO_TOKENS = float(np.finfo(np.float64).max)
+
+
+def average(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
+  """Minus the mean log-probability: r = -(1/n) sum_i l_i. The order of the perplexity."""
+  return _defer_empty(-_sum(logprobs, mask) / np.maximum(mask.sum(axis=-1), 1), mask)
+
+
+def total(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
+  """Minus the log-probability of the whole answer: r = -sum_i l_i. Defers long answers first."""
+  return _defer_empty(-_sum(logprobs, mask), mask)
+
+
+def quantile(logprobs: Logprobs, mask: Mask, *, q: float) -> Float[np.ndarray, 'N']:
+  """Minus the q-quantile of the log-probabilities; q = 0 looks at the least likely token.
+
+  Linear between order statistics: with l sorted upwards and h = q (n - 1),
+  r = -(l_floor(h) + (h - floor(h)) (l_floor(h)+1 - l_floor(h))).
+  """
+  if not 0 <= q <= 1:
+    raise ValueError(f'A quantile level lies in [0, 1], got {q}.')
+  empty = ~mask.any(axis=-1, keepdims=True)  # any finite number will do there
+  ordered = np.sort(np.where(mask | empty, logprobs.astype(np.float64), np.inf), axis=-1)
+  last = np.maximum(mask.sum(axis=-1), 1) - 1
+  below = np.floor(q * last).astype(np.intp)
+  row = np.arange(len(ordered))
+  low, high = ordered[row, below], ordered[row, np.minimum(below + 1, last)]
+  return _defer_empty(-(low + (q * last - below) * (high - low)), mask)
+
+
+def minimum(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
+  """Minus the log-probability of the least likely token."""
+  return quantile(logprobs, mask, q=0.0)
+
+
+def maximum(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
+  """Minus the log-probability of the most likely token."""
+  return quantile(logprobs, mask, q=1.0)
+
+
+def random(logprobs: Logprobs, mask: Mask, *, seed: int = 0) -> Float[np.ndarray, 'N']:
+  """A control that knows nothing: row i gets the i-th number of a stream, the same every time."""
+  del mask
+  return np.random.default_rng(seed).random(len(logprobs))
+
+
+PAPER: Mapping[str, DeferralRule] = MappingProxyType({
+  'average': average,
+  'minimum': minimum,
+  'maximum': maximum,
+  'sum': total,
+  'quantile 0.4': partial(quantile, q=0.4),
+  'quantile 0.8': partial(quantile, q=0.8),
+  'random': random,
+})  # fmt: skip
+
+
+def as_score(rule: DeferralRule) -> Score:
+  """A rule as a score, which is what a curve is drawn from."""
+
+  def score(table: Predictions) -> Float[np.ndarray, 'N']:
+    return rule(table.logprobs, table.mask)
+
+  return score
+
+
+def _sum(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
+  return np.where(mask, logprobs.astype(np.float64), 0.0).sum(axis=-1)
+
+
+def _defer_empty(score: Float[np.ndarray, 'N'], mask: Mask) -> Float[np.ndarray, 'N']:
+  return np.where(mask.any(axis=-1), score, NO_TOKENS)

@@ -1,0 +1,46 @@
+"""Makes foreign text harmless before it is shown: on a terminal, on a page, in a spreadsheet.
+
+What a model wrote, or a file holds, may carry terminal sequences, right-to-left overrides or
+spreadsheet formulas. HTML is escaped where it is made, by the template engine.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+NAMED = {'\n': '\\n', '\r': '\\r', '\t': '\\t'}
+# Control, format (with the overrides of writing direction), surrogate and unassigned characters,
+# and the separators that break lines. Ordinary letters of every script pass.
+HIDDEN = frozenset({'Cc', 'Cf', 'Cs', 'Cn', 'Zl', 'Zp'})
+FORMULA = re.compile(r'\s*[=+\-@\uff1d\uff0b\uff0d\uff20|%]')
+
+
+def visible(text: str) -> str:
+  r"""Characters that act instead of being seen become escapes: '\x1b', '\u202e', '\n'."""
+  if text.isascii() and text.isprintable():
+    return text
+  return ''.join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+  if unicodedata.category(character) not in HIDDEN:
+    return character
+  code = ord(character)
+  if character in NAMED:
+    return NAMED[character]
+  return (
+    f'\\x{code:02x}' if code < 0x100 else f'\\u{code:04x}' if code < 0x10000 else f'\\U{code:08x}'
+  )
+
+
+def cell(text: str) -> str:
+  """Visible text that no spreadsheet takes for a formula: an apostrophe goes before one."""
+  text = visible(text)
+  return f"'{text}" if FORMULA.match(text) else text
+
+
+def shorten(text: str, width: int) -> str:
+  """Visible text of at most `width` characters, with an ellipsis where it was cut."""
+  text = visible(text)
+  return text if len(text) <= width else text[: width - 1] + '…'

@@ -1,0 +1,203 @@
+"""Quality metrics: K additive numbers an example, and what finishes their sums.
+
+A metric of a whole corpus (BLEU, chrF, the phoneme error rate) is a function of sums over
+examples, as an average is; so a curve over every threshold is exact for all of them. Shares lie
+in 0..1; BLEU and chrF in 0..100, as sacrebleu prints them.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from cascades.types import Metric
+
+if TYPE_CHECKING:
+  from sacrebleu.metrics import BLEU
+
+Sums = Float[np.ndarray, '*M K']
+Values = Float[np.ndarray, '*M']
+
+ORDER = 4  # of BLEU's n-grams
+CHARACTERS = 6  # of chrF's
+BETA = 2.0
+
+
+def by_name(name: str) -> Metric:
+  """The metric that a table's manifest names."""
+  if name not in METRICS:
+    near = get_close_matches(name, METRICS, n=1)
+    hint = f' (did you mean {near[0]!r}?)' if near else ''
+    raise ValueError(f'No metric is called {name!r}{hint}; known: {", ".join(METRICS)}.')
+  return METRICS[name]
+
+
+def ratio(sums: Sums) -> Values:
+  """First statistic over the second; 0 where the second is 0."""
+  top, bottom = sums[..., 0], sums[..., 1]
+  return np.divide(top, bottom, out=np.zeros(np.shape(top)), where=bottom != 0)
+
+
+def best_of(
+  name: str, quality: Callable[[str, str], float], *, normalize: Callable[[str], str] = str.strip
+) -> Metric:
+  """A mean over examples of the quality against the best of the accepted targets."""
+
+  def statistics(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
+    answer = normalize(prediction)
+    return np.array([max(quality(normalize(target), answer) for target in targets), 1.0])
+
+  return Metric(name, statistics, ratio)
+
+
+def equal(target: str, prediction: str) -> float:
+  return float(target == prediction)
+
+
+def squad_normalize(text: str) -> str:
+  """Lower case, no punctuation, no English article, single spaces.
+
+  Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, the official evaluation script.
+  """
+  text = ''.join(character for character in text.lower() if character not in string.punctuation)
+  return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
+
+
+def token_overlap(target: str, prediction: str) -> float:
+  """F1 of two bags of words: 2 |common| / (|target| + |prediction|); two empty texts agree."""
+  wanted, given = Counter(target.split()), Counter(prediction.split())
+  if not wanted or not given:
+    return equal(target, prediction)
+  return 2 * (wanted & given).total() / (wanted.total() + given.total())
+
+
+def without_stress(phonemes: str) -> str:
+  """ARPAbet vowels end in 0, 1 or 2 for their stress: 'HH AH0 L OW1' becomes 'HH AH L OW'."""
+  return ' '.join(symbol.rstrip('012') for symbol in phonemes.split())
+
+
+def single_spaced(text: str) -> str:
+  return ' '.join(text.split())
+
+
+def edits(target: Sequence[str], prediction: Sequence[str]) -> int:
+  """Levenshtein distance: insertions, deletions and substitutions, each costing 1."""
+  row = list(range(len(prediction) + 1))
+  for i, symbol in enumerate(target, start=1):
+    diagonal, row[0] = row[0], i
+    for j, other in enumerate(prediction, start=1):
+      diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (symbol != other))
+  return row[-1]
+
+
+def _symbol_errors(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
+  """Edits to the closest target and that target's length; of equally close ones, the longest."""
+  answer = prediction.split()
+  wanted = [target.split() for target in targets]
+  fewest, negative_length = min((edits(symbols, answer), -len(symbols)) for symbols in wanted)
+  return np.array([fewest, -negative_length], float)
+
+
+@cache
+def _sacrebleu(tokenize: str) -> BLEU:
+  from sacrebleu.metrics import BLEU  # here, since it is slow to import and mecab is optional
+
+  return BLEU(tokenize=tokenize, force=True)
+
+
+def bleu(tokenize: str = '13a') -> Metric:
+  """Corpus BLEU as sacrebleu computes it, with its tokenisers and its default smoothing.
+
+  Statistics: length, closest reference's length, ORDER matches, ORDER totals. Papineni et al.
+  2002; Post 2018, https://arxiv.org/abs/1804.08771.
+  """
+
+  def statistics(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
+    score = _sacrebleu(tokenize).corpus_score([prediction], [[target] for target in targets])
+    return np.array([score.sys_len, score.ref_len, *score.counts, *score.totals], float)
+
+  name = 'bleu' if tokenize == '13a' else f'bleu_{tokenize.replace("-", "_")}'
+  return Metric(name, statistics, finalize_bleu)
+
+
+def finalize_bleu(sums: Sums) -> Values:
+  """100 min(1, exp(1 - r/c)) (prod_n p_n)^(1/4), with p_n = matches / totals.
+
+  The i-th order without a match counts as 2^-i matches (smoothing 'exp'); no match at all, or no
+  n-gram of some order, is 0.
+  """
+  length, reference = sums[..., 0], sums[..., 1]
+  product, credit = np.ones(np.shape(length)), np.ones(np.shape(length))
+  for n in range(2, 2 + ORDER):
+    matches, total = sums[..., n], sums[..., n + ORDER]
+    credit = np.where(matches == 0, credit / 2, credit)
+    product *= np.where(matches == 0, credit, matches) / np.maximum(total, 1)
+  defined = (sums[..., 2] > 0) & (sums[..., 1 + 2 * ORDER] > 0)
+  brevity = np.exp(np.minimum(1 - reference / np.maximum(length, 1), 0))
+  return np.where(defined, 100 * brevity * np.sqrt(np.sqrt(product)), 0.0)
+
+
+def _character_ngrams(text: str) -> list[Counter[str]]:
+  text = ''.join(text.split())
+  return [
+    Counter(text[i : i + n] for i in range(len(text) - n + 1)) for n in range(1, CHARACTERS + 1)
+  ]
+
+
+def _chrf_statistics(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
+  """For each order: n-grams of the answer, of the target, common; against the best target."""
+  given = _character_ngrams(prediction)
+  candidates = []
+  for target in targets:
+    counts = []
+    for ours, theirs in zip(given, _character_ngrams(target), strict=True):
+      # sacrebleu skips an order that the target is too short for.
+      counts += [ours.total() if theirs else 0, theirs.total(), (ours & theirs).total()]
+    candidates.append(np.array(counts, float))
+  return max(candidates, key=lambda counts: float(finalize_chrf(counts)))
+
+
+def finalize_chrf(sums: Sums) -> Values:
+  """100 (1 + b^2) P R / (b^2 P + R): P and R averaged over the orders that both sides have.
+
+  Popovic 2015, https://aclanthology.org/W15-3049, with b = 2 and character 6-grams.
+  """
+  given, wanted, common = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
+  both = (given > 0) & (wanted > 0)
+  orders = np.maximum(both.sum(axis=-1), 1)
+  precision = np.sum(common / np.maximum(given, 1), axis=-1, where=both) / orders
+  recall = np.sum(common / np.maximum(wanted, 1), axis=-1, where=both) / orders
+  bottom = BETA**2 * precision + recall
+  top = 100 * (1 + BETA**2) * precision * recall
+  return np.divide(top, bottom, out=np.zeros(np.shape(top)), where=bottom > 0)
+
+
+accuracy = best_of('accuracy', equal)
+exact_match = best_of('exact_match', equal, normalize=squad_normalize)
+token_f1 = best_of('token_f1', token_overlap, normalize=squad_normalize)
+word_accuracy = best_of('word_accuracy', equal, normalize=single_spaced)
+word_accuracy_stressless = best_of('word_accuracy_stressless', equal, normalize=without_stress)
+phoneme_error_rate = Metric('phoneme_error_rate', _symbol_errors, ratio, higher_is_better=False)
+chrf = Metric('chrf', _chrf_statistics, finalize_chrf)
+
+METRICS: Mapping[str, Metric] = MappingProxyType({
+  metric.name: metric
+  for metric in (
+    accuracy, exact_match, token_f1, word_accuracy, word_accuracy_stressless, phoneme_error_rate,
+    bleu(), bleu('intl'), bleu('char'), bleu('zh'), bleu('ja-mecab'), bleu('ko-mecab'), chrf,
+  )
+})  # fmt: skip
+
+
+def scale(metric: Metric) -> float:
+  """The top of the metric's scale: 100 for BLEU and chrF, 1 for shares."""
+  return 100.0 if metric.finalize in (finalize_bleu, finalize_chrf) else 1.0

@@ -1,0 +1,80 @@
+"""Aligning and pooling tables of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cascades.types import Predictions
+
+POOLED = 'all tasks'
+
+
+def join(small: Predictions, large: Predictions) -> tuple[Predictions, Predictions]:
+  """Both tables in the large one's order. Refuses tables that do not answer the same questions.
+
+  Vocabularies may differ: deferral compares texts.
+  """
+  where = f'task {large.task!r}, split {large.split!r}'
+  if (small.task, small.split) != (large.task, large.split):
+    raise ValueError(
+      f'The small model answered task {small.task!r}, split {small.split!r}, the large one '
+      f'{where}; infer both on the same.'
+    )
+  if set(small.statistics) != set(large.statistics):
+    raise ValueError(
+      f'Metrics of {where} differ: small {sorted(small.statistics)}, large '
+      f'{sorted(large.statistics)}; infer both with the same task definition.'
+    )
+  for here, there, name in ((small, large, 'large'), (large, small, 'small')):
+    if missing := sorted(set(here.ids) - set(there.ids)):
+      raise ValueError(
+        f'{where}: {len(missing)} of {len(here.ids)} examples have no answer by the {name} model, '
+        f'such as {", ".join(map(repr, missing[:3]))}; infer both on the whole split.'
+      )
+  position = {name: i for i, name in enumerate(small.ids)}
+  aligned = select(small, [position[name] for name in large.ids])
+  for name, ours, theirs in zip(large.ids, aligned.targets, large.targets, strict=True):
+    if set(ours) != set(theirs):
+      raise ValueError(
+        f'{where}: targets of {name!r} differ: small {list(ours)!r:.200}, large '
+        f'{list(theirs)!r:.200}; the tables come from different versions of the data.'
+      )
+  return aligned, large
+
+
+def select(table: Predictions, rows: Sequence[int]) -> Predictions:
+  """The given rows of a table, in that order."""
+  index = np.asarray(rows, int)
+  return table._replace(
+    ids=[table.ids[i] for i in rows],
+    inputs=[table.inputs[i] for i in rows],
+    targets=[table.targets[i] for i in rows],
+    predictions=[table.predictions[i] for i in rows],
+    logprobs=table.logprobs[index],
+    mask=table.mask[index],
+    statistics={name: values[index] for name, values in table.statistics.items()},
+  )
+
+
+def pool(tables: Sequence[Predictions]) -> Predictions:
+  """One model's tables of several tasks below each other; ids become task/id.
+
+  Statistics stay behind: those of one metric add up only within a task.
+  """
+  width = max(table.logprobs.shape[1] for table in tables)
+
+  def padded(values: np.ndarray) -> np.ndarray:
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])))
+
+  return tables[0]._replace(
+    task=POOLED,
+    ids=[f'{table.task}/{name}' for table in tables for name in table.ids],
+    inputs=[text for table in tables for text in table.inputs],
+    targets=[answers for table in tables for answers in table.targets],
+    predictions=[text for table in tables for text in table.predictions],
+    logprobs=np.concatenate([padded(table.logprobs) for table in tables]),
+    mask=np.concatenate([padded(table.mask) for table in tables]),
+    statistics={},
+  )
