@@ -43,9 +43,13 @@ def local_jsonl(
   the permitted answers of every line that brings none of its own.
   """
   keys = _Keys(inputs_key, targets_key, options_key, id_key)
-  rows = lambda file: textfiles.parsed_lines(
-    file, lambda line: _row(textfiles.json_object(line), keys, options), malformed=malformed
-  )
+
+  def rows(file: epath.Path, prefix: str) -> Iterator[Row]:
+    parse = lambda number, line: _row(
+      textfiles.json_object(line), keys, options, default_id=f'{prefix}/{number}'
+    )
+    return textfiles.parsed_lines(file, parse, malformed=malformed)
+
   return _task(name, splits, metrics, rows, definition=(keys, tuple(options)))
 
 
@@ -67,9 +71,11 @@ def local_tsv(
   """
   keys = _Keys(inputs_key, targets_key, 'options', id_key)
 
-  def rows(file: epath.Path) -> Iterator[tuple[int, Row]]:
+  def rows(file: epath.Path, prefix: str) -> Iterator[Row]:
     first, names = (1, columns) if columns else _header(file)
-    parse = lambda line: _row(_cells(line, names), keys, options)
+    parse = lambda number, line: _row(
+      _cells(line, names), keys, options, default_id=f'{prefix}/{number}'
+    )
     return textfiles.parsed_lines(file, parse, malformed=malformed, first=first)
 
   return _task(name, splits, metrics, rows, definition=(keys, tuple(options), columns))
@@ -79,15 +85,11 @@ def _task(
   name: str,
   splits: Splits,
   metrics: Sequence[str],
-  numbered_rows: Callable[[epath.Path], Iterator[tuple[int, Row]]],
+  read: Callable[[epath.Path, str], Iterator[Row]],
   *,
   definition: tuple[object, ...],
 ) -> Task:
   files = {split: textfiles.required(path) for split, path in splits.items()}
-
-  def rows(split: str) -> Iterator[Row]:
-    for number, row in numbered_rows(files[split]):
-      yield row if row.id else row._replace(id=f'{name}/{split}/{number}')
 
   def fingerprint(split: str) -> str:
     content = f'{textfiles.sha256(files[split])} {definition}'
@@ -96,7 +98,7 @@ def _task(
   return Task(
     name=name,
     splits=tuple(files),
-    read=rows,
+    read=lambda split: read(files[split], f'{name}/{split}'),
     fingerprint=fingerprint,
     metrics=tuple(metrics),
     description=f'rows of {", ".join(str(file) for file in files.values())}',
@@ -117,8 +119,7 @@ def _cells(line: str, columns: Sequence[str]) -> Fields:
   return dict(zip(columns, cells, strict=True))
 
 
-def _row(fields: Fields, keys: _Keys, options: Sequence[str]) -> Row:
-  """The row of a line; its id is empty unless the line brings one."""
+def _row(fields: Fields, keys: _Keys, options: Sequence[str], default_id: str) -> Row:
   inputs = _text(keys.inputs, _field(fields, keys.inputs))
   answers = _answers(keys.targets, fields) if keys.targets else ()
   options = tuple(_texts(keys.options, fields.get(keys.options) or options))
@@ -126,7 +127,7 @@ def _row(fields: Fields, keys: _Keys, options: Sequence[str]) -> Row:
     raise ValueError(f'the target {answers[0]!r} is not one of the options {list(options)}')
   label = options.index(answers[0]) if options and answers else -1
   return Row(
-    id=str(fields.get(keys.id, '')),
+    id=str(fields.get(keys.id, default_id)),
     inputs=inputs,
     answers=answers,
     options=options,

@@ -62,10 +62,14 @@ class Task:
         "'_', '.', ':' and '-' only."
       )
 
-  def rows(self, split: str) -> Iterator[Row]:
-    """The split's rows, in an order that never changes."""
+  def require(self, split: str) -> None:
+    """Raises ValueError unless the task has the split."""
     if split not in self.splits:
       raise ValueError(
         f'Task {self.name} has no split {split!r}; its splits are {", ".join(self.splits)}.'
       )
+
+  def rows(self, split: str) -> Iterator[Row]:
+    """The split's rows, in an order that never changes."""
+    self.require(split)
     return iter(self.read(split))

@@ -7,15 +7,16 @@ import contextlib
 import gzip
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from absl import logging
 from etils import epath
 
 Malformed: TypeAlias = Literal['error', 'skip']
 T = TypeVar('T')
+log = logging.getLogger(__name__)
 
 _SHOWN = 3
 
@@ -28,9 +29,9 @@ class MalformedLineError(ValueError):
 
 
 def parsed_lines(
-  path: epath.PathLike, parse: Callable[[str], T], *, malformed: Malformed, first: int = 1
-) -> Iterator[tuple[int, T]]:
-  """`parse(line)` with line numbers, from line `first` on; blank lines are passed over.
+  path: epath.PathLike, parse: Callable[[int, str], T], *, malformed: Malformed, first: int = 1
+) -> Iterator[T]:
+  """`parse(number, line)` of the lines from number `first` on; blank lines are passed over.
 
   A line that `parse` rejects with a ValueError stops the reading, or is skipped; skipped lines are
   counted, and logged at the end with the first reasons.
@@ -41,17 +42,17 @@ def parsed_lines(
     if number < first:
       continue
     try:
-      value = parse(line.decode())
+      value = parse(number, line.decode())
     except (ValueError, RecursionError) as error:
       place = MalformedLineError(file, number, _reason(error))
       if malformed == 'error':
         raise place from error
       skipped.append(place)
       continue
-    yield number, value
+    yield value
   if skipped:
     shown = '; '.join(str(place) for place in skipped[:_SHOWN])
-    logging.warning('Skipped %d malformed lines of %s. First: %s', len(skipped), file, shown)
+    log.warning('Skipped %d malformed lines of %s. First: %s', len(skipped), file, shown)
 
 
 def first_line(path: epath.PathLike) -> tuple[int, str]:

@@ -1,0 +1,177 @@
+"""How prompts and answers become the token rows that models read. The one place that knows.
+
+A prompt ends with an end of sequence in both architectures: the encoder's last token, and the mark
+by which a decoder-only model knows where the answer starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Int
+
+from cascades.tasks.records import Records
+from cascades.types import Architecture, Batch, Prompt
+
+Lengths: TypeAlias = Mapping[str, int]  # of 'inputs' and 'targets', end of sequence included
+Tokens: TypeAlias = Int[np.ndarray, 'n']
+Pieces: TypeAlias = tuple[Sequence[int] | Tokens, ...]  # not yet concatenated
+Counts: TypeAlias = Int[np.ndarray, 'n 2']  # tokens of inputs and targets, as stored
+
+
+class Example(NamedTuple):
+  """One example as a model reads it, in pieces: `right` is to be predicted, after `left`."""
+
+  encoder: Pieces | None
+  left: Pieces
+  right: Pieces
+
+
+# (prompt, answer, the decoder's first input); prompt and answer end with an end of sequence.
+Convert: TypeAlias = Callable[[Pieces, Pieces, Pieces], Example]
+
+
+def encoder_decoder(prompt: Pieces, answer: Pieces, start: Pieces) -> Example:
+  """The prompt goes into the encoder, the answer into the decoder."""
+  return Example(prompt, start, answer)
+
+
+def decoder_only(prompt: Pieces, answer: Pieces, start: Pieces) -> Example:
+  """The prompt stands left of the answer."""
+  return Example(None, start + prompt, answer)
+
+
+CONVERTERS: Mapping[Architecture, Convert] = {
+  'encoder_decoder': encoder_decoder,
+  'decoder_only': decoder_only,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A converter with the lengths and special ids that one split's rows need."""
+
+  convert: Convert
+  lengths: Lengths
+  start: tuple[int, ...]
+  inputs_eos_id: int
+  eos_id: int
+
+  def __post_init__(self) -> None:
+    if set(self.lengths) != {'inputs', 'targets'} or min(self.lengths.values()) < 1:
+      raise ValueError(
+        f"Feature lengths are {dict(self.lengths)}, expected positive 'inputs' and 'targets'."
+      )
+    if not _count(self._shortest.left):
+      raise ValueError(
+        'The decoder has no first input: the vocabulary names no beginning of sequence.'
+      )
+
+  def example(self, prompt: Tokens, answer: Tokens) -> Example:
+    """Trims stored tokens so that an end of sequence still fits, and lays them out."""
+    return self.convert(
+      (prompt[: self.lengths['inputs'] - 1], (self.inputs_eos_id,)),
+      (answer[: self.lengths['targets'] - 1], (self.eos_id,)),
+      (self.start,),
+    )
+
+  @property
+  def _shortest(self) -> Example:
+    nothing = np.zeros(0, np.int32)
+    return self.example(nothing, nothing)
+
+  def row_lengths(self, counts: Counts) -> Int[np.ndarray, 'n']:
+    """How many positions of the decoder each example takes."""
+    shortest = self._shortest
+    prompts, answers = self._kept(counts)
+    row = _count(shortest.left) + _count(shortest.right) - 1 + answers
+    return row + prompts if shortest.encoder is None else row
+
+  def prompt_lengths(self, counts: Counts) -> Int[np.ndarray, 'n']:
+    """How many tokens each example's prompt has, wherever the model reads it."""
+    return _count(prompt_of(self._shortest)) + self._kept(counts)[0]
+
+  def trimmed(self, counts: Counts) -> tuple[int, int]:
+    """How many examples lose tokens of their inputs, and of their targets."""
+    inputs, targets = (counts != np.stack(self._kept(counts), axis=1)).sum(axis=0)
+    return int(inputs), int(targets)
+
+  @property
+  def width(self) -> int:
+    """The decoder's positions that the longest example takes."""
+    longest = np.array([[self.lengths['inputs'], self.lengths['targets']]])
+    return int(self.row_lengths(longest)[0])
+
+  @property
+  def encoder_width(self) -> int | None:
+    return None if self._shortest.encoder is None else self.lengths['inputs']
+
+  def _kept(self, counts: Counts) -> tuple[Int[np.ndarray, 'n'], Int[np.ndarray, 'n']]:
+    inputs, targets = self.lengths['inputs'], self.lengths['targets']
+    return np.minimum(counts[:, 0], inputs - 1), np.minimum(counts[:, 1], targets - 1)
+
+
+def of(records: Records, convert: Convert, lengths: Lengths) -> Layout:
+  """The layout for a split's records, whose manifest knows the special ids."""
+  made = records.manifest
+  start = () if made.bos_id is None else (made.bos_id,)
+  return Layout(convert, dict(lengths), start, made.inputs_eos_id, made.eos_id)
+
+
+def assemble(rows: Sequence[Sequence[Example]], *, width: int, encoder_width: int | None) -> Batch:
+  """Rows of examples, one after the other, as arrays. A row without examples is padding."""
+  examples = [example for row in rows for example in row]
+  tokens = _concatenate([piece for e in examples for piece in (*e.left, *e.right)])
+  left = _counts([example.left for example in examples])
+  size = left + _counts([example.right for example in examples]) - 1  # positions; one token more
+  ends = np.cumsum(size + 1)
+  position = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+  per_row = [len(row) for row in rows]
+  used = np.bincount(np.repeat(np.arange(len(rows)), per_row), size, minlength=len(rows))
+  taken = np.arange(width) < used[:, None]
+
+  inputs, targets, segments, positions = _zeros(4, len(rows), width)
+  weights = _zeros(len(rows), width, dtype=np.float32)
+  inputs[taken] = np.delete(tokens, ends - 1)
+  targets[taken] = np.delete(tokens, ends - size - 1)
+  weights[taken] = position >= np.repeat(left - 1, size)
+  segments[taken] = np.repeat([s for n in per_row for s in range(1, n + 1)], size)
+  positions[taken] = position
+  encoder = None
+  if encoder_width is not None:
+    encoder = pad([row[0].encoder or () if row else () for row in rows], encoder_width).tokens
+  return Batch(inputs, targets, weights, encoder, segments, positions)
+
+
+def prompt_of(example: Example) -> Pieces:
+  """The tokens that decoding starts from: the encoder's, or the decoder's left context."""
+  return example.left if example.encoder is None else example.encoder
+
+
+def pad(prompts: Sequence[Pieces], width: int) -> Prompt:
+  """Prompts padded on the right."""
+  length = _counts(prompts).astype(np.int32)
+  tokens = _zeros(len(prompts), width)
+  tokens[np.arange(width) < length[:, None]] = _concatenate(
+    [p for prompt in prompts for p in prompt]
+  )
+  return Prompt(tokens, length)
+
+
+def _count(pieces: Pieces) -> int:
+  return sum(map(len, pieces))
+
+
+def _counts(examples: Sequence[Pieces]) -> Any:
+  return np.array([_count(pieces) for pieces in examples], np.int64)
+
+
+def _concatenate(pieces: Sequence[Sequence[int] | Tokens]) -> Tokens:
+  return np.concatenate([np.zeros(0, np.int32), *pieces]).astype(np.int32)
+
+
+def _zeros(*shape: int, dtype: type = np.int32) -> Any:  # Any: Batch declares JAX's arrays
+  return np.zeros(shape, dtype)
