@@ -66,7 +66,7 @@ def train_batches(
     epochs, places = np.divmod(step * batch_size + local, plan.rows)
     order = shuffling.shuffled(places, plan.rows, shuffling.mix(seed, epochs))
     packed = _read(records, layout, plan.members(order, epochs, seed), plan.width)
-    return _unpacked(packed) if pack is None else packed
+    return layouts.unpacked(packed) if pack is None else packed
 
   return _ahead(batch, range(start_step, sys.maxsize), threads, prefetch)
 
@@ -96,7 +96,7 @@ def evaluation_batches(
     members = [
       indices[i : i + 1] if indices[i] < wanted else indices[:0] for i in range(len(local))
     ]
-    return _unpacked(_read(records, layout, members, layout.width))
+    return layouts.unpacked(_read(records, layout, members, layout.width))
 
   return _ahead(batch, range(-(-wanted // batch_size)), threads, prefetch)
 
@@ -153,10 +153,6 @@ def _read(records: Records, layout: Layout, members: Members, width: int) -> Bat
   tokens = iter(records.tokens(np.concatenate(members)))
   rows = [[layout.example(*next(tokens)) for _ in some] for some in members]
   return layouts.assemble(rows, width=width, encoder_width=layout.encoder_width)
-
-
-def _unpacked(batch: Batch) -> Batch:
-  return batch._replace(segments=None, positions=None)
 
 
 def _ahead(

@@ -146,6 +146,11 @@ def assemble(rows: Sequence[Sequence[Example]], *, width: int, encoder_width: in
   return Batch(inputs, targets, weights, encoder, segments, positions)
 
 
+def unpacked(batch: Batch) -> Batch:
+  """The batch of rows with one example each, for models that then need no segments."""
+  return batch._replace(segments=None, positions=None)
+
+
 def prompt_of(example: Example) -> Pieces:
   """The tokens that decoding starts from: the encoder's, or the decoder's left context."""
   return example.left if example.encoder is None else example.encoder

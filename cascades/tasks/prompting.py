@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from cascades.tasks import layouts
-from cascades.tasks.layouts import Convert, Lengths
+from cascades.tasks.layouts import Convert, Example, Layout, Lengths, Tokens
 from cascades.tasks.records import Indices, Records
+from cascades.tasks.shards import Record
 from cascades.types import Batch, Prompt
+
+log = logging.getLogger(__name__)
+
+_NOTHING = np.zeros(0, np.int32)
 
 
 class Bucket(NamedTuple):
@@ -57,9 +64,56 @@ def prompts(
 ) -> Prompt:
   """The bucket's prompts; short of a batch, the last one is repeated to keep the shape."""
   layout = layouts.of(records, convert, lengths)
-  nothing = np.zeros(0, np.int32)
-  found = [
-    layouts.prompt_of(layout.example(inputs, nothing))
-    for inputs, _ in records.tokens(bucket.indices)
-  ]
+  examples = [layout.example(inputs, _NOTHING) for inputs, _ in records.tokens(bucket.indices)]
+  found = [layouts.prompt_of(example) for example in examples]
   return layouts.pad(found + found[-1:] * (batch_size - len(found)), bucket.width)
+
+
+def given_targets(record: Record) -> Sequence[Tokens]:
+  """The row's own answer, the one candidate of teacher forcing."""
+  return [record.targets]
+
+
+def given_options(record: Record) -> Sequence[Tokens]:
+  """The permitted answers, the candidates of rank classification."""
+  if not record.options:
+    raise ValueError(f'Row {record.row.id} has no options to rank; score its targets instead.')
+  return record.options
+
+
+def score_batches(
+  records: Records,
+  indices: Indices,
+  *,
+  convert: Convert,
+  lengths: Lengths,
+  batch_size: int,
+  candidates: Callable[[Record], Sequence[Tokens]] = given_targets,
+) -> Iterator[Scored]:
+  """Each row's candidates in order, as batches of equal shape."""
+  layout = layouts.of(records, convert, lengths)
+  laid_out = _candidates(records, np.asarray(indices), layout, candidates, chunk=batch_size)
+  while some := list(itertools.islice(laid_out, batch_size)):
+    rows, numbers, examples = zip(*some, strict=True)
+    padded = [[example] for example in examples] + [[]] * (batch_size - len(some))
+    batch = layouts.assemble(padded, width=layout.width, encoder_width=layout.encoder_width)
+    yield Scored(np.array(rows), np.array(numbers), layouts.unpacked(batch))
+
+
+def _candidates(
+  records: Records,
+  indices: Int[np.ndarray, 'n'],
+  layout: Layout,
+  candidates: Callable[[Record], Sequence[Tokens]],
+  *,
+  chunk: int,
+) -> Iterator[tuple[int, int, Example]]:
+  trimmed = 0
+  for begin in range(0, len(indices), chunk):
+    some = indices[begin : begin + chunk]
+    for index, record in zip(some.tolist(), records.read(some), strict=True):
+      for number, answer in enumerate(candidates(record)):
+        trimmed += len(answer) >= layout.lengths['targets']
+        yield index, number, layout.example(record.inputs, answer)
+  if trimmed:
+    log.warning('%d scored answers are longer than %s and were trimmed.', trimmed, layout.lengths)

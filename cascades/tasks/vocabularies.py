@@ -104,21 +104,22 @@ class Symbols(_Conventions):
 class SentencePiece(_Conventions):
   """A trained subword model; `<extra_id_0>` is the last id, `<extra_id_1>` the one before."""
 
-  def __init__(self, model: bytes, extra_ids: int, origin: str) -> None:
-    self.model = model
+  def __init__(self, file: epath.Path, extra_ids: int) -> None:
+    self.file = file
+    self.model = file.read_bytes()
     self.extra_ids = extra_ids
     self._processor = spm.SentencePieceProcessor()
     try:
-      self._processor.LoadFromSerializedProto(_with_extra_ids(model, extra_ids))
+      self._processor.LoadFromSerializedProto(_with_extra_ids(self.model, extra_ids))
     except Exception as error:  # protobuf and the C++ library raise types of their own
       raise ValueError(
-        f'{origin} is not a SentencePiece model. Train one with '
+        f'{file} is not a SentencePiece model. Train one with '
         '`python -m cascades.tasks train_vocabulary`.'
       ) from error
     found = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
     if found != (PAD_ID, EOS_ID, UNK_ID):
       raise ValueError(
-        f'{origin} has padding, end-of-sequence and unknown ids {found}, expected (0, 1, 2) as in '
+        f'{file} has padding, end-of-sequence and unknown ids {found}, expected (0, 1, 2) as in '
         'T5. Train one with `python -m cascades.tasks train_vocabulary`.'
       )
     self.size = self._processor.GetPieceSize()
@@ -161,7 +162,7 @@ def sentencepiece(path: epath.PathLike, extra_ids: int = 100) -> SentencePiece:
       f'No SentencePiece model at {file}. Train one with '
       '`python -m cascades.tasks train_vocabulary`.'
     )
-  return SentencePiece(file.read_bytes(), extra_ids, origin=str(file))
+  return SentencePiece(file, extra_ids)
 
 
 def write_whole(file: epath.Path, content: bytes) -> None:

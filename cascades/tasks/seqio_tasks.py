@@ -1,0 +1,202 @@
+"""The bridge to SeqIO, both ways. Importing it loads TensorFlow, which takes seconds."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from cascades.tasks import vocabularies as vocabularies_lib
+from cascades.tasks.task import Row, Task, Vocabularies
+from cascades.types import Vocabulary
+
+tf.config.set_visible_devices([], 'GPU')  # leaves accelerators to JAX
+
+_FINGERPRINTED_ROWS = 256
+
+
+def register(task: Task, vocabularies: Vocabularies) -> seqio.Task:
+  """Our task as a `seqio.Task` in SeqIO's registry; once, however often it is called."""
+  features = {
+    'inputs': seqio.Feature(vocabulary(vocabularies.inputs)),
+    'targets': seqio.Feature(vocabulary(vocabularies.targets)),
+  }
+  if task.name not in names():
+    seqio.TaskRegistry.add(
+      task.name,
+      source=seqio.FunctionDataSource(functools.partial(_dataset, task), splits=task.splits),
+      preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+      output_features=features,
+    )
+  registered = seqio.TaskRegistry.get(task.name)
+  if dict(registered.output_features) != features:
+    raise ValueError(
+      f'SeqIO already has a task {task.name} with another vocabulary: use it, or rename yours.'
+    )
+  return registered
+
+
+def vocabulary(ours: Vocabulary) -> seqio.Vocabulary:
+  """The SeqIO vocabulary with the same ids."""
+  match ours:
+    case vocabularies_lib.Bytes():
+      return seqio.ByteVocabulary(ours.extra_ids)
+    case vocabularies_lib.Symbols():
+      return SymbolVocabulary(ours)
+    case vocabularies_lib.SentencePiece():
+      return seqio.SentencePieceVocabulary(str(ours.file), ours.extra_ids)
+  raise ValueError(f'SeqIO has no counterpart of a {type(ours).__name__} vocabulary.')
+
+
+class SymbolVocabulary(seqio.Vocabulary):
+  """`vocabularies.Symbols` inside TensorFlow."""
+
+  def __init__(self, ours: vocabularies_lib.Symbols) -> None:
+    super().__init__()
+    self._ours = ours
+    names_and_ids = tf.lookup.KeyValueTensorInitializer(
+      tf.constant(ours.names), tf.range(ours.size - len(ours.names), ours.size)
+    )
+    self._ids = tf.lookup.StaticHashTable(names_and_ids, default_value=ours.unk_id)
+    self._names = tf.constant(['', '', '<unk>', *ours.names])
+
+  @property
+  def bos_id(self) -> int:
+    return self._ours.bos_id
+
+  @property
+  def eos_id(self) -> int:
+    return self._ours.eos_id
+
+  @property
+  def unk_id(self) -> int:
+    return self._ours.unk_id
+
+  @property
+  def _base_vocab_size(self) -> int:
+    return self._ours.size
+
+  def _encode(self, s: str) -> Sequence[int]:
+    return self._ours.encode(s)
+
+  def _decode(self, ids: Sequence[int]) -> str:
+    return self._ours.decode(ids)
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    return self._ids.lookup(tf.strings.split(s))
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    kept = tf.ragged.boolean_mask(ids, ids > self.eos_id)
+    return tf.strings.reduce_join(tf.gather(self._names, kept), axis=-1, separator=' ')
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, SymbolVocabulary) and self._ours == other._ours
+
+
+def names() -> Sequence[str]:
+  """The tasks in SeqIO's registry."""
+  return tuple(seqio.TaskRegistry.names())
+
+
+def from_seqio(name: str, metrics: Sequence[str] = ('accuracy',)) -> Task:
+  """A task that a user registered with SeqIO, as one of ours, judged by our metrics.
+
+  Its rows are the text that it tokenises, `inputs_pretokenized` and `targets_pretokenized`. Its
+  fingerprint covers the source's files and the first rows as formatted, so that an edited
+  preprocessor is noticed; a change that spares them calls for another name.
+  """
+  task = seqio.TaskRegistry.get(name)
+  return Task(
+    name=name,
+    splits=tuple(task.splits),
+    read=functools.partial(_rows, task),
+    fingerprint=functools.partial(_fingerprint, task),
+    metrics=tuple(metrics),
+    vocabulary=functools.partial(_our_vocabulary, task),
+    description='a SeqIO task',
+  )
+
+
+def _dataset(
+  task: Task, split: str, shuffle_files: bool = False, seed: int | None = None
+) -> tf.data.Dataset:
+  del shuffle_files, seed  # rows have one order; shuffling is for whoever reads them
+  strings = tf.TensorSpec([None], tf.string)
+  string = tf.TensorSpec([], tf.string)
+  return tf.data.Dataset.from_generator(
+    lambda: map(_features, task.rows(split)),
+    output_signature={
+      'id': string,
+      'inputs': string,
+      'targets': string,
+      'answers': strings,
+      'options': strings,
+      'label': tf.TensorSpec([], tf.int32),
+    },
+  )
+
+
+def _features(row: Row) -> dict[str, Any]:
+  return {
+    'id': row.id,
+    'inputs': row.inputs,
+    'targets': row.targets,
+    'answers': tf.constant(row.answers, tf.string, [len(row.answers)]),
+    'options': tf.constant(row.options, tf.string, [len(row.options)]),
+    'label': -1 if row.label is None else row.label,
+  }
+
+
+def _rows(task: seqio.Task, split: str) -> Iterator[Row]:
+  dataset = task.get_dataset(
+    sequence_length=None, split=split, shuffle=False, try_in_mem_cache=False
+  )
+  for number, example in enumerate(dataset.as_numpy_iterator()):
+    targets = _text(task, example, 'targets')
+    yield Row(
+      id=_plain(example.get('id', f'{task.name}/{split}/{number}')),
+      inputs=_text(task, example, 'inputs'),
+      answers=tuple(map(_plain, example.get('answers', [targets]))),
+      options=tuple(map(_plain, example.get('options', ()))),
+      label=int(example['label']) if len(example.get('options', ())) else None,
+    )
+
+
+def _text(task: seqio.Task, example: Mapping[str, Any], field: str) -> str:
+  if field not in example:  # a language-modelling task has no inputs
+    return ''
+  value = example.get(f'{field}_pretokenized', example[field])
+  if not isinstance(value, bytes):
+    raise ValueError(
+      f'The SeqIO task {task.name} keeps no text of its {field}. Let its `tokenize` preprocessor '
+      'keep copy_pretokenized=True.'
+    )
+  return value.decode()
+
+
+def _plain(value: Any) -> str:
+  return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _fingerprint(task: seqio.Task, split: str) -> str:
+  first_rows = list(itertools.islice(_rows(task, split), _FINGERPRINTED_ROWS))
+  shards = task.source.list_shards(split)
+  return hashlib.sha256(repr((seqio.__version__, shards, first_rows)).encode()).hexdigest()
+
+
+def _our_vocabulary(task: seqio.Task) -> Vocabulary:
+  theirs = task.output_features['targets'].vocabulary
+  match theirs:
+    case seqio.ByteVocabulary():
+      return vocabularies_lib.bytes_vocabulary(theirs.extra_ids)
+    case seqio.SentencePieceVocabulary():
+      return vocabularies_lib.sentencepiece(theirs.sentencepiece_model_file, theirs.extra_ids)
+  raise ValueError(
+    f'The SeqIO task {task.name} uses a {type(theirs).__name__}, of which we have no counterpart: '
+    'name a vocabulary.'
+  )
