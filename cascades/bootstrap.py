@@ -105,30 +105,32 @@ def _read(
 def estimate(
   value: float, resampled: Float[np.ndarray, 'R'], *, confidence: float = 0.95
 ) -> Estimate:
-  """The percentile interval; nan among the resamples (unreachable) counts as above all."""
-  low, high = percentiles(resampled, confidence=confidence)
-  return Estimate(value, float(low), float(high))
-
-
-def percentiles(
-  resampled: Float[np.ndarray, 'R *G'], *, confidence: float
-) -> tuple[Float[np.ndarray, '*G'], Float[np.ndarray, '*G']]:
-  """The interval that leaves out (1 - confidence) / 2 of the resamples on either side."""
-  tail = (1 - confidence) / 2
-  low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
-  return low, high
+  """A value with its percentile interval."""
+  low, high = interval(resampled, confidence=confidence)
+  return Estimate(float(value), float(low), float(high))
 
 
 def difference(
-  value: float,
-  ours: Float[np.ndarray, 'R'],
-  theirs: Float[np.ndarray, 'R'],
-  *,
-  confidence: float = 0.95,
+  value: float, resampled: Float[np.ndarray, 'R'], *, confidence: float = 0.95
 ) -> Difference:
-  """Paired: p = 2 min(#{d <= 0}, #{d >= 0}) / R, with one added to each count, at most 1."""
-  apart = ours - theirs
-  low, high = percentiles(apart, confidence=confidence)
-  fewer = min(np.sum(apart <= 0), np.sum(apart >= 0))
-  p = min(1.0, 2 * (fewer + 1) / (len(apart) + 1))
-  return Difference(value, float(low), float(high), p)
+  """A paired difference d and its test: p = 2 min(#{d <= 0}, #{d >= 0}) / R.
+
+  One is added to each count and to R, so that p is never 0; it is at most 1.
+  """
+  low, high = interval(resampled, confidence=confidence)
+  fewer = min(np.sum(resampled <= 0), np.sum(resampled >= 0))
+  p = min(1.0, 2 * (fewer + 1) / (len(resampled) + 1))
+  return Difference(float(value), float(low), float(high), float(p))
+
+
+def interval(
+  resampled: Float[np.ndarray, 'R *G'], *, confidence: float = 0.95
+) -> tuple[Float[np.ndarray, '*G'], Float[np.ndarray, '*G']]:
+  """Leaves out (1 - confidence) / 2 of the resamples on either side.
+
+  Order statistics, never between two, so that infinite values (a quality that a resample does not
+  reach) have their place too.
+  """
+  tail = (1 - confidence) / 2
+  low, high = np.quantile(resampled, [tail, 1 - tail], axis=0, method='inverted_cdf')
+  return low, high

@@ -128,10 +128,15 @@ def flops_saved(
   return 1 - cheap / dear
 
 
-def thin(curve: Curve, points: int) -> Curve:
-  """At most so many points of a curve, evenly spaced along it, ends included: for drawing."""
-  keep = np.unique(np.linspace(0, len(curve.cost) - 1, points).round().astype(int))
-  return Curve(*(column[keep] for column in curve))
+def threshold_for(curve: Curve, budget: float) -> float:
+  """The threshold that defers most without deferring more than a share `budget` of examples."""
+  within = np.searchsorted(curve.deferral_rate, budget, side='right') - 1
+  return float(curve.threshold[within])
+
+
+def thinned(length: int, points: int) -> Int[np.ndarray, 'P']:
+  """Which points of a long curve to draw: evenly spaced along it, ends included."""
+  return np.unique(np.linspace(0, length - 1, min(length, points)).round().astype(int))
 
 
 def stack_tasks(statistics: Sequence[Statistics]) -> Statistics:

@@ -152,10 +152,10 @@ def _read_table(directory: epath.Path, manifest: Mapping[str, Any]) -> Predictio
         raise ValueError(f'{path}, line {number}: {error}') from error
       seen.add(row.id)
       table.append(row)
-  return _columns(table, manifest)
+  return columns(table, manifest)
 
 
-def _columns(table: Sequence[rows.Parsed], manifest: Mapping[str, Any]) -> Predictions:
+def columns(table: Sequence[rows.Parsed], manifest: Mapping[str, Any]) -> Predictions:
   lengths = np.array([len(row.logprobs) for row in table])
   mask = np.arange(max(1, lengths.max())) < lengths[:, None]
   logprobs = np.zeros(mask.shape)

@@ -1,0 +1,216 @@
+"""Compare cascades from their tables of predictions.
+
+    python -m cascades.evaluate --gin_file=runs/evaluate.gin
+      --gin.SMALL="{'xent': 'runs/xent/predictions', 'cat': 'runs/cat/predictions'}"
+      --gin.LARGE="'runs/large/predictions'" --gin.EVAL_OUTPUT_DIR="'runs/evaluation'"
+
+Leaves report.html, curves.json, summary.csv, config.gin and figures/ in the output directory, and
+prints the main tables. No model is run: another deferral rule costs seconds.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+from etils import epath
+from rich.text import Text
+
+from cascades import (
+  comparison,
+  deferral,
+  escaping,
+  exports,
+  figures,
+  metrics,
+  predictions,
+  report,
+  summary,
+)
+from cascades.bootstrap import Estimate
+from cascades.comparison import Comparison, Settings
+from cascades.pooling import Weights
+from cascades.rows import Mode
+from cascades.tables import join
+from cascades.types import DeferralRule, Metric, Predictions, Score
+
+
+def evaluate(
+  small: Mapping[str, str] | Sequence[str],
+  large: str,
+  output_dir: str,
+  *,
+  split: str = 'test',
+  tasks: Sequence[str] | None = None,
+  mode: Mode = 'predict',
+  rules: Mapping[str, DeferralRule] | None = None,
+  scores: Mapping[str, Score] | None = None,
+  metric: Metric | str | None = None,
+  weights: Weights | None = None,
+  costs: Sequence[float] = (),
+  qualities: Sequence[float] = (),
+  baseline: str | None = None,
+  resamples: int = 1000,
+  confidence: float = 0.95,
+  seed: int = 0,
+  points: int = 2000,
+  examples: int = 8,
+  title: str = 'Cascades compared',
+  provenance: Callable[[], Mapping[str, str]] = dict,
+) -> Comparison:
+  """Join the tables of each small model with the large one's, compare, and write what was found.
+
+  `small`: directories by name, or directories named by their last part; each holds `split`/.
+  `rules` (all of the paper if None) and `scores`, which may read whole tables, are by name; the
+  first is the one the report leads with. `metric`: the tables' first if None. `costs` in FLOPs per
+  token, `qualities`, `baseline` and `weights`: see `comparison.Settings`. `points`: how many of
+  each curve curves.json has at most; `examples`: how many of each kind the report shows.
+  """
+  named = _named(small)
+  theirs = _read(large, split, tasks, mode)
+  ours = {name: _joined(path, theirs, split, tasks, mode) for name, path in named.items()}
+  rules = deferral.PAPER if rules is None else rules
+  settings = Settings(weights, costs, qualities, baseline, resamples, confidence, seed)
+  judged_by = [_metric(metric, table) for table in theirs]
+  compared = comparison.compare(
+    ours,
+    theirs,
+    scores={name: deferral.as_score(rule) for name, rule in rules.items()} | dict(scores or {}),
+    metrics=judged_by,
+    settings=settings,
+  )
+  everyone = {**ours, report.LARGE: theirs}
+  compared = compared._replace(others=_others(everyone, judged_by, compared.settings))
+  runs = [report.Run(name, one.task, one.manifest) for name in everyone for one in everyone[name]]
+  directory = epath.Path(output_dir).expanduser()
+  drawn = figures.draw(compared)
+  page = report.render(
+    compared,
+    summary.tables(compared),
+    {name: figures.encode(figure, 'svg') for name, figure in drawn.items()},
+    runs,
+    title=title,
+    examples=examples,
+    provenance=provenance(),
+  )
+  for name, figure in drawn.items():
+    for kind in figures.KINDS:
+      predictions.write_atomically(
+        directory / 'figures' / f'{name}.{kind}', figures.encode(figure, kind)
+      )
+  predictions.write_atomically(
+    directory / 'curves.json', _json(exports.as_json(compared, points=points))
+  )
+  predictions.write_atomically(directory / 'summary.csv', _csv(exports.records(compared)))
+  predictions.write_atomically(directory / 'config.gin', provenance().get('config', '').encode())
+  predictions.write_atomically(directory / 'report.html', page.encode())
+  _print([summary.models(compared), *([summary.pairs(compared)] if compared.versus else [])])
+  print(f'Report: {directory / "report.html"}')
+  return compared
+
+
+def _named(small: Mapping[str, str] | Sequence[str]) -> Mapping[str, str]:
+  if isinstance(small, Mapping):
+    named = dict(small)
+  else:
+    named = {epath.Path(path).name: path for path in small}
+    if len(named) < len(small):
+      raise ValueError(
+        f'{len(small)} small models have only the names {", ".join(named)}: name them yourself, '
+        'small={"name": "directory", ...}.'
+      )
+  if not named:
+    raise ValueError('There is no small model to compare: small={"name": "directory", ...}.')
+  return named
+
+
+def _read(directory: str, split: str, tasks: Sequence[str] | None, mode: Mode) -> list[Predictions]:
+  place = epath.Path(directory).expanduser() / split
+  if tasks is None:
+    return predictions.read(place, mode=mode)
+  return [table for task in tasks for table in predictions.read(place, task=task, mode=mode)]
+
+
+def _joined(
+  directory: str,
+  large: Sequence[Predictions],
+  split: str,
+  tasks: Sequence[str] | None,
+  mode: Mode,
+) -> list[Predictions]:
+  """A small model's tables in the large one's order of tasks and rows."""
+  found = {table.task: table for table in _read(directory, split, tasks, mode)}
+  wanted = [table.task for table in large]
+  if set(found) != set(wanted):
+    raise ValueError(
+      f'{directory}, split {split!r}, answers the tasks {sorted(found)} and the large model '
+      f'{sorted(wanted)}: infer what is missing, or choose with tasks=[...].'
+    )
+  return [join(found[table.task], table)[0] for table in large]
+
+
+def _metric(metric: Metric | str | None, table: Predictions) -> Metric:
+  if isinstance(metric, Metric):
+    return metric
+  name = metric or table.manifest['metrics'][0]
+  if name not in table.statistics:
+    raise ValueError(
+      f'The tables of task {table.task!r} have statistics of {", ".join(table.statistics)}, not of '
+      f'{name!r}; pass the metric itself (metric=@metrics.{name}) to judge their texts by it.'
+    )
+  return metrics.by_name(name)
+
+
+def _others(
+  models: Mapping[str, Sequence[Predictions]], shown: Sequence[Metric], settings: Settings
+) -> Mapping[str, Mapping[str, Estimate]]:
+  """Every model by the metrics that all tables have besides the one that is compared."""
+  stored = [set(table.statistics) for own in models.values() for table in own]
+  names = sorted(set.intersection(*stored) - {metric.name for metric in shown})
+  return {
+    name: comparison.alone(models, [metrics.by_name(name)] * len(shown), settings=settings)
+    for name in names
+    if name in metrics.METRICS
+  }
+
+
+def _json(value: Any) -> bytes:
+  return json.dumps(value, allow_nan=False).encode()
+
+
+def _csv(records: Iterable[Mapping[str, Any]]) -> bytes:
+  """Texts are made harmless for spreadsheets; numbers are written in full."""
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator='\n')
+  for number, record in enumerate(records):
+    if number == 0:
+      writer.writerow(record)
+    writer.writerow(
+      escaping.cell(value) if isinstance(value, str) else value for value in record.values()
+    )
+  return buffer.getvalue().encode()
+
+
+def _print(tables: Sequence[summary.Table]) -> None:
+  """Tables that read well on a terminal and in a log; foreign text cannot act there."""
+  console = rich.console.Console(highlight=False, markup=False, emoji=False)
+  console = console if console.is_terminal else rich.console.Console(width=140, no_color=True)
+  for table in tables:
+    grid = rich.table.Table(title=table.title, title_justify='left', box=rich.box.SIMPLE)
+    for name in table.header:
+      grid.add_column(Text(escaping.visible(name)))
+    for row in table.rows:
+      grid.add_row(*(Text(escaping.visible(f'{cell.text} {cell.note}'.rstrip())) for cell in row))
+    console.print(grid)
+
+
+if __name__ == '__main__':
+  from cascades import cli
+
+  cli.main('cascades.evaluate')

@@ -1,0 +1,249 @@
+"""Draws a comparison of cascades. Names are drawn as they are written, never as mathematics."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import matplotlib as mpl
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, ScalarFormatter
+
+from cascades import costs, curves
+from cascades.comparison import RATES, Comparison
+from cascades.escaping import shorten
+from cascades.metrics import scale
+from cascades.types import Curve
+
+Kind: TypeAlias = Literal['png', 'svg']
+
+KINDS: tuple[Kind, ...] = ('png', 'svg')
+INK, FAINT = '#24292f', '#8c959f'
+PALETTE = ('#3573d9', '#d9632b', '#2a9d6f', '#b4439c', '#8a63d2', '#b08a1e', '#c23b4b', '#1d96a8')
+POINTS = 400  # of a curve that are drawn
+STYLE: dict[Any, Any] = {
+  'text.parse_math': False,
+  'svg.hashsalt': 'cascades',
+  'font.size': 10,
+  'axes.titlesize': 10,
+  'axes.titlelocation': 'left',
+  'axes.prop_cycle': cycler(color=PALETTE),
+  'axes.edgecolor': FAINT,
+  'axes.labelcolor': INK,
+  'axes.grid': True,
+  'axes.axisbelow': True,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'grid.color': FAINT,
+  'grid.alpha': 0.25,
+  'grid.linewidth': 0.6,
+  'lines.linewidth': 1.7,
+  'legend.frameon': False,
+  'legend.fontsize': 9,
+  'text.color': INK,
+  'xtick.color': INK,
+  'ytick.color': INK,
+  'figure.constrained_layout.use': True,
+}
+CHORD: dict[str, Any] = {'linestyle': (0, (2, 3)), 'linewidth': 1}
+# Ink is what the reader's colour scheme says, also where the image stands by itself.
+ADAPTIVE = (
+  f'<style>svg{{color:{INK}}}@media(prefers-color-scheme:dark){{svg{{color:#e6edf3}}}}</style>'
+)
+
+
+def draw(comparison: Comparison) -> dict[str, Figure]:
+  """By file name, every figure that has something to show."""
+  with mpl.rc_context(STYLE):
+    drawn = {
+      'curves': headline(comparison),
+      'scores': scores(comparison),
+      'decomposition': decomposition(comparison),
+      'separation': separation(comparison),
+    }
+    if comparison.versus:
+      drawn['differences'] = differences(comparison)
+    if len(comparison.sizes) > 1:
+      drawn['tasks'] = tasks(comparison)
+    for figure in drawn.values():
+      FigureCanvasAgg(figure)
+      figure.draw_without_rendering()
+      figure.set_layout_engine('none')  # finding the layout for each format takes seconds
+  return drawn
+
+
+def encode(figure: Figure, kind: Kind) -> bytes:
+  """Equal bytes for equal figures. An SVG adapts to light and dark."""
+  buffer = io.BytesIO()
+  with mpl.rc_context(STYLE):
+    if kind == 'png':
+      figure.savefig(buffer, format='png', dpi=160, metadata={'Software': None})
+      return buffer.getvalue()
+    figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None})
+  text = buffer.getvalue().decode().replace(INK, 'currentColor')
+  return text.replace('<defs>', f'{ADAPTIVE}<defs>', 1).encode()
+
+
+def headline(comparison: Comparison) -> Figure:
+  """Quality against cost: each small model's curve and band, its chord, the models alone."""
+  figure = Figure(figsize=(7.6, 4.8))
+  axes = figure.add_subplot()
+  for color, (model, flops) in zip(_colors(), comparison.flops.items(), strict=False):
+    cascade = comparison.at(model)
+    cost = costs.cascade(RATES, small=flops, large=comparison.large_flops)
+    axes.fill_between(cost, cascade.low, cascade.high, color=color, alpha=0.12, linewidth=0)
+    curve = _thin(cascade.curve)
+    axes.plot(curve.cost, curve.quality, color=color, label=shorten(model, 40))
+    axes.plot(curve.cost[[0, -1]], curve.quality[[0, -1]], color=color, **CHORD)
+    axes.plot(curve.cost[0], curve.quality[0], 'o', color=color, markersize=6)
+  axes.plot([], [], 'o', color=FAINT, markersize=6, label='small alone')
+  axes.plot([], [], color=FAINT, label='random deferral', **CHORD)
+  quality = comparison.cascades[0].curve.quality[-1]
+  axes.plot(comparison.large_flops, quality, 'D', color=INK, markersize=6, label='large alone')
+  axes.xaxis.set_major_formatter(EngFormatter())
+  axes.set(xlabel='cost (FLOPs per token)', ylabel=_label(comparison))
+  axes.legend(loc='lower right' if comparison.metric.higher_is_better else 'upper right')
+  if len(set(comparison.flops.values())) == 1:
+    _add_rates(axes, small=flops, large=comparison.large_flops)
+  return figure
+
+
+def scores(comparison: Comparison) -> Figure:
+  """How far from random deferral each score is, one panel a small model."""
+  figure, panels = _panels([*comparison.flops], f'{_label(comparison)}, above the chord')
+  for axes, model in zip(panels, comparison.flops, strict=True):
+    axes.axhline(0, color=FAINT, linewidth=1)
+    for color, score in zip(_colors(), comparison.scores, strict=False):
+      curve = _thin(comparison.at(model, score).curve)
+      chord = np.interp(curve.deferral_rate, [0, 1], curve.quality[[0, -1]])
+      axes.plot(
+        curve.deferral_rate,
+        curve.quality - chord,
+        color=FAINT if score == 'random' else color,
+        linewidth=1.2,
+        label=shorten(score, 30),
+      )
+  _share_legend(figure, panels[0])
+  return figure
+
+
+def decomposition(comparison: Comparison) -> Figure:
+  """What the kept and the deferred examples contribute: A1, A2 and their sum."""
+  titles = ['A1: kept, answered by small', 'A2: deferred, answered by large', 'A1 + A2']
+  figure, panels = _panels(titles, f'{_label(comparison)}, mean of examples')
+  for color, model in zip(_colors(), comparison.flops, strict=False):
+    cascade = comparison.at(model)
+    parts = (cascade.kept, cascade.deferred, cascade.kept + cascade.deferred)
+    for axes, values in zip(panels, parts, strict=True):
+      part = _thin(cascade.curve._replace(quality=values))
+      axes.plot(part.deferral_rate, part.quality, color=color, label=shorten(model, 40))
+  _share_legend(figure, panels[0])
+  return figure
+
+
+def differences(comparison: Comparison) -> Figure:
+  """Quality of one small model minus another's at equal deferral rate, with paired bands."""
+  shown = [pair for pair in comparison.versus if pair.score == comparison.scores[0]]
+  titles = [
+    f'{shorten(pair.model, 24)} \N{MINUS SIGN} {shorten(pair.baseline, 24)}' for pair in shown
+  ]
+  figure, panels = _panels(titles, f'difference of {_label(comparison)}')
+  for axes, pair in zip(panels, shown, strict=True):
+    axes.axhline(0, color=FAINT, linewidth=1)
+    axes.fill_between(RATES, pair.low, pair.high, color=PALETTE[0], alpha=0.2, linewidth=0)
+    axes.plot(RATES, pair.quality, color=PALETTE[0])
+  return figure
+
+
+def tasks(comparison: Comparison) -> Figure:
+  """The first score's curves, one panel a task."""
+  figure, panels = _panels([*comparison.sizes], _label(comparison), share=False)
+  for axes, task in zip(panels, comparison.sizes, strict=True):
+    for color, model in zip(_colors(), comparison.flops, strict=False):
+      cascade = comparison.at(model, task=task)
+      curve = _thin(cascade.curve)
+      axes.fill_between(RATES, cascade.low, cascade.high, color=color, alpha=0.12, linewidth=0)
+      axes.plot(curve.deferral_rate, curve.quality, color=color, label=shorten(model, 40))
+      axes.plot([0, 1], curve.quality[[0, -1]], color=color, **CHORD)
+  _share_legend(figure, panels[0])
+  return figure
+
+
+def separation(comparison: Comparison) -> Figure:
+  """How the first score is spread where the large model is better, as good, and worse."""
+  figure, panels = _panels([*comparison.flops], 'examples', share=False)
+  sign = 1 if comparison.metric.higher_is_better else -1
+  for axes, answers in zip(panels, comparison.answers.values(), strict=True):
+    gain = sign * (answers.large_quality - answers.small_quality)
+    low, high = np.quantile(answers.score, [0.005, 0.995])
+    edges = np.linspace(low, max(high, low + 1e-9), 41)
+    kinds = (
+      ('large is better', gain > 0),
+      ('no difference', gain == 0),
+      ('large is worse', gain < 0),
+    )
+    for color, (label, chosen) in zip((PALETTE[0], FAINT, PALETTE[1]), kinds, strict=True):
+      counts, _ = np.histogram(answers.score[chosen], edges)
+      axes.stairs(counts, edges, color=color, label=label, linewidth=1.3)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+  figure.supxlabel(f'score: {shorten(comparison.scores[0], 40)} (higher defers first)', fontsize=10)
+  _share_legend(figure, panels[0])
+  return figure
+
+
+def _panels(titles: Sequence[str], label: str, *, share: bool = True) -> tuple[Figure, list[Axes]]:
+  """Small multiples over the deferral rate, at most three in a row; four are a square."""
+  columns = 2 if len(titles) == 4 else min(3, len(titles))
+  rows = math.ceil(len(titles) / columns)
+  figure = Figure(figsize=(max(4.6, 3.1 * columns), 2.6 * rows + 0.7))
+  panels = figure.subplots(rows, columns, sharey=share, squeeze=False).ravel()
+  for axes, title in zip(panels, titles, strict=False):
+    axes.set_title(shorten(title, 50))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=' %'))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+  for axes in panels[len(titles) :]:
+    axes.set_axis_off()
+  figure.supxlabel('deferral rate', fontsize=10)
+  figure.supylabel(label, fontsize=10)
+  return figure, list(panels[: len(titles)])
+
+
+def _share_legend(figure: Figure, axes: Axes) -> None:
+  handles, labels = axes.get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside upper center', ncols=min(4, len(labels)))
+
+
+def _add_rates(axes: Axes, *, small: float, large: float) -> None:
+  """The deferral rate on top, where all small models cost the same."""
+  top = axes.secondary_xaxis(
+    'top',
+    functions=(
+      lambda cost: costs.deferral_rate(np.asarray(cost), small=small, large=large),
+      lambda rate: costs.cascade(np.asarray(rate), small=small, large=large),
+    ),
+  )
+  top.xaxis.set_major_formatter(PercentFormatter(1, symbol=' %'))
+  top.set_xlabel('deferral rate')
+  top.spines['top'].set_visible(True)
+
+
+def _thin(curve: Curve) -> Curve:
+  keep = curves.thinned(len(curve.cost), POINTS)
+  return Curve(*(column[keep] for column in curve))
+
+
+def _label(comparison: Comparison) -> str:
+  metric = comparison.metric
+  better = '' if metric.higher_is_better else ', lower is better'
+  return f'{shorten(metric.name, 40).replace("_", " ")} (0 to {scale(metric):g}{better})'
+
+
+def _colors() -> Iterator[str]:
+  return itertools.cycle(PALETTE)

@@ -1,0 +1,82 @@
+"""Several tasks under one threshold: their statistics as one matrix, their metrics as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from cascades import curves
+from cascades.curves import Finalize, Statistics
+from cascades.metrics import scale
+from cascades.tables import POOLED
+from cascades.types import Metric, Predictions
+
+Weights: TypeAlias = Literal['size', 'uniform']
+
+
+class Group(NamedTuple):
+  """What one curve is drawn over: rows and columns of the matrix, and the metric of their sum."""
+
+  task: str
+  rows: slice
+  columns: slice
+  finalize: Finalize
+
+
+class Layout(NamedTuple):
+  """How each model's statistics are stacked, and the groups: all tasks, then each if several."""
+
+  weights: Weights
+  stack: Callable[[Sequence[Statistics]], Statistics]
+  groups: tuple[Group, ...]
+
+
+def layout(
+  models: Sequence[Sequence[Predictions]], metrics: Sequence[Metric], weights: Weights | None
+) -> Layout:
+  """For models that answered the same tasks, each judged by its own metric.
+
+  Weights of None are the tasks' sizes if every metric is a mean over examples (then all tasks
+  together are one mean, over fewer columns) and equal if not, as for BLEU.
+  """
+  _check_kind(metrics)
+  stored = [statistics(model, metrics) for model in models]
+  means = all(one.shape[1] == 2 and (one[:, 1] == 1).all() for own in stored for one in own)
+  weights = weights or ('size' if means else 'uniform')
+  sizes, widths = zip(*(one.shape for one in stored[0]), strict=True)
+  finalizes = [metric.finalize for metric in metrics]
+  together = finalizes[0]
+  stack: Callable[[Sequence[Statistics]], Statistics] = np.vstack
+  columns = [slice(None)] * len(sizes)
+  if not (means and weights == 'size' and len(set(finalizes)) == 1):
+    stack, columns = curves.stack_tasks, list(_slices(widths))
+    shares = sizes if weights == 'size' else [1] * len(sizes)
+    together = curves.mean_over_tasks(finalizes, widths, shares)
+  names = [table.task for table in models[0]]
+  single = list(map(Group, names, _slices(sizes), columns, finalizes)) if len(names) > 1 else []
+  return Layout(weights, stack, (Group(POOLED, slice(None), slice(None), together), *single))
+
+
+def statistics(tables: Sequence[Predictions], metrics: Sequence[Metric]) -> list[Statistics]:
+  """Those stored with the tables; computed from the texts for a metric that is new to them."""
+  return [
+    table.statistics[metric.name]
+    if metric.name in table.statistics
+    else np.array(list(map(metric.statistics, table.targets, table.predictions)))
+    for table, metric in zip(tables, metrics, strict=True)
+  ]
+
+
+def _slices(widths: Sequence[int]) -> Iterator[slice]:
+  ends = np.cumsum(widths)
+  return (slice(end - width, end) for width, end in zip(widths, ends, strict=True))
+
+
+def _check_kind(metrics: Sequence[Metric]) -> None:
+  if len({(scale(metric), metric.higher_is_better) for metric in metrics}) > 1:
+    raise ValueError(
+      f'The metrics {", ".join(sorted({metric.name for metric in metrics}))} have different scales '
+      'or directions; their mean over tasks means nothing. Choose one metric, or fewer tasks.'
+    )

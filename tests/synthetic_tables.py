@@ -1,0 +1,89 @@
+"""Tables of predictions of imaginary models, in memory and on disk, for tests of evaluation.
+
+Questions have a difficulty; a model of some skill answers right the likelier the easier they are,
+and its tokens are the likelier too. All models of one task share its questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cascades import metrics, predictions, rows
+from cascades.types import Metric, Predictions
+
+
+def records(
+  task: str,
+  *,
+  size: int = 60,
+  skill: float = 0.0,
+  seed: int = 0,
+  judged_by: Sequence[Metric] = (metrics.accuracy,),
+) -> list[rows.Row]:
+  """Rows as inference would write them; `seed` is the model's, the questions are the task's."""
+  questions = np.random.default_rng(sum(task.encode()))
+  model = np.random.default_rng((seed, sum(task.encode())))
+  made = []
+  for i in range(size):
+    difficulty = questions.normal()
+    words = [f'w{questions.integers(30)}' for _ in range(questions.integers(4, 9))]
+    right = 1 / (1 + np.exp(difficulty - skill))
+    answer = [word if model.random() < right else f'x{model.integers(9)}' for word in words]
+    if model.random() < right:
+      answer = words
+    logprobs = -model.exponential(0.05 + (1 - right), size=len(answer) + 1)
+    target, text = ' '.join(words), ' '.join(answer)
+    made.append(
+      rows.build(
+        id=f'{task}-{i}',
+        inputs=f'question {i}',
+        targets=[target],
+        answer=text,
+        tokens=[7] * len(logprobs),
+        logprobs=logprobs,
+        statistics={one.name: one.statistics([target], text).tolist() for one in judged_by},
+      )
+    )
+  return made
+
+
+def manifest(task: str, records: Sequence[rows.Row], **changes: Any) -> dict[str, Any]:
+  return {
+    'task': task,
+    'split': 'test',
+    'mode': 'predict',
+    'rows': len(records),
+    'shards': 2,
+    'model': {'family': 't5', 'emb_dim': 32},
+    'parameters': 1000,
+    'flops_per_token': 2000.0,
+    'checkpoint': 'runs/small',
+    'step': 300,
+    'vocabulary': 'f00d',
+    'decoding': {'sampler': 'greedy'},
+    'precision': 'float32',
+    'metrics': sorted(records[0]['aux']['statistics']),
+    'config': 'TRAIN_STEPS = 300\n',
+    **changes,
+  }
+
+
+def write(directory: Any, task: str, made: Sequence[rows.Row], **changes: Any) -> None:
+  """A complete table in files; `changes` go into its manifest."""
+  described = manifest(task, made, **changes)
+  mode, count = described['mode'], described['shards']
+  for index in range(count):
+    part = [made[i] for i in predictions.shard_rows(len(made), index, count)]
+    predictions.write_shard(directory, task, mode, index, count, part)
+  predictions.write_manifest(directory, described)
+
+
+def table(task: str, *, parameters: int = 1000, **settings: Any) -> Predictions:
+  """The same in memory."""
+  made = records(task, **settings)
+  parsed = [rows.parse(record, 'predict') for record in made]
+  described = manifest(task, made, parameters=parameters, flops_per_token=2.0 * parameters)
+  return predictions.columns(parsed, described)
