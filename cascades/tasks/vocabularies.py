@@ -81,7 +81,7 @@ class Symbols(_Conventions):
   """A closed list of symbols, written with white space between them."""
 
   def __init__(self, names: Sequence[str]) -> None:
-    if not names or any(name.split() != [name] for name in names):
+    if not names or any(name.encode().split() != [name.encode()] for name in names):
       raise ValueError('A symbol is a non-empty string without white space; give at least one.')
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

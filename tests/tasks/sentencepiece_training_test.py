@@ -1,0 +1,69 @@
+import pytest
+import sentencepiece
+
+from cascades.tasks import sentencepiece_training, vocabularies
+from tests.tasks.vocabularies_test import TEXTS
+
+
+def train(path, texts=TEXTS * 5, size=310, **settings):
+  return sentencepiece_training.train_sentencepiece(texts, path, size=size, **settings)
+
+
+@pytest.mark.parametrize('model_type', ['unigram', 'bpe'])
+def test_both_model_types_are_lossless(tmp_path, model_type):
+  vocabulary = train(tmp_path / 'a.model', model_type=model_type)
+  for text in [*TEXTS, 'unseen  words\n\n', 'Ünïcödé']:
+    assert vocabulary.decode(vocabulary.encode(text)) == text
+
+
+def test_the_model_has_the_asked_size_and_settings(tmp_path):
+  vocabulary = train(tmp_path / 'a.model')
+  processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / 'a.model'))
+  assert vocabulary.size == 310 + 100
+  assert processor.get_piece_size() == 310
+  assert (processor.pad_id(), processor.eos_id(), processor.unk_id()) == (0, 1, 2)
+  assert processor.bos_id() == -1
+  assert sum(processor.is_byte(i) for i in range(310)) == 256
+  assert '\n' in [processor.id_to_piece(i) for i in range(310)]
+
+
+def test_training_again_gives_the_same_model(tmp_path):
+  first, again = train(tmp_path / 'a.model'), train(tmp_path / 'b.model')
+  assert first.fingerprint == again.fingerprint
+
+
+def test_a_sample_of_many_texts_is_the_same_every_time(tmp_path):
+  texts = [f'sentence number {i} of many' for i in range(400)]
+  settings = {'texts': texts, 'size': 290, 'max_texts': 150}
+  first, again = train(tmp_path / 'a.model', **settings), train(tmp_path / 'b.model', **settings)
+  assert first.fingerprint == again.fingerprint
+
+
+def test_very_long_texts_are_learned_from(tmp_path):
+  # SentencePiece's default drops texts over 4192 bytes without a word.
+  vocabulary = train(tmp_path / 'a.model', texts=['zebra ' * 2000] * 5, size=270, model_type='bpe')
+  assert len(vocabulary.encode('zebra')) < len('zebra')
+
+
+def test_texts_come_as_an_iterator(tmp_path):
+  assert train(tmp_path / 'a.model', texts=iter(TEXTS * 5)).size == 410
+
+
+@pytest.mark.parametrize(
+  ('texts', 'size', 'reason'),
+  [
+    (['short'], 5000, 'too high'),
+    (TEXTS, 100, 'smaller than required'),
+    ([], 300, 'SentencePiece cannot make 300 pieces'),
+  ],
+)
+def test_an_impossible_size_is_one_sentence_and_writes_nothing(tmp_path, texts, size, reason):
+  with pytest.raises(ValueError, match=reason):
+    train(tmp_path / 'a.model', texts=texts, size=size)
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_output_folder_is_made(tmp_path):
+  made = train(tmp_path / 'new' / 'a.model')
+  assert made == vocabularies.sentencepiece(tmp_path / 'new' / 'a.model')
+  assert [path.name for path in (tmp_path / 'new').iterdir()] == ['a.model']
