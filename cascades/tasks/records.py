@@ -77,7 +77,7 @@ class Records:
     self._reader = shards.Reader([self.directory / name for name in self.manifest.shards])
     for found in (len(self.lengths), len(self._reader)):
       _check(self.directory, 'rows', expected=self.manifest.rows, found=found)
-    self._tokens = np.asarray(np.memmap(self.directory / shards.TOKENS, shards.TOKEN, 'r'))
+    self._tokens = shards.map_tokens(self.directory)
     self._ends = np.cumsum(self.lengths, dtype=np.int64).reshape(-1, 2)
 
   def __len__(self) -> int:

@@ -75,6 +75,14 @@ def write(records: Iterable[Record], directory: epath.Path, *, rows_per_shard: i
   return Written(names, np.array(lengths, np.int32).reshape(-1, 2), unlabelled)
 
 
+def map_tokens(directory: epath.Path) -> Int[np.ndarray, 'n']:
+  """The tokens of all rows, inputs then targets, mapped into memory."""
+  file = directory / TOKENS
+  if not file.stat().length:  # nothing can be mapped
+    return np.zeros(0, TOKEN)
+  return np.asarray(np.memmap(file, TOKEN, 'r'))  # slices of a memmap itself are slow
+
+
 class Reader:
   """Random access to the rows of shards; safe to share between threads."""
 

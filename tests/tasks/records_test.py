@@ -1,0 +1,245 @@
+import concurrent.futures
+import json
+import logging
+import multiprocessing
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from cascades.tasks import records, vocabularies
+from cascades.tasks.task import Row, both
+from tests.tasks.conftest import ROOT, spelling, tiny_task
+
+BYTES = both(vocabularies.bytes_vocabulary())
+
+
+def materialize(folder, rows=None, *, name='tiny', fingerprint='one', **settings):
+  task = tiny_task(spelling(11) if rows is None else rows, name=name, fingerprint=fingerprint)
+  return records.materialize(task, 'train', settings.pop('vocabulary', BYTES), folder, **settings)
+
+
+def test_records_hold_text_and_tokens_of_every_row(tmp_path):
+  made = materialize(tmp_path, rows_per_shard=4)
+  assert len(made) == 11
+  for row, record in zip(spelling(11), made.read(range(11)), strict=True):
+    assert record.row == row
+    assert record.inputs.tolist() == BYTES.inputs.encode(row.inputs)
+    assert record.targets.tolist() == BYTES.targets.encode(row.targets)
+
+
+def test_tokens_can_be_read_without_text_in_any_order(tmp_path):
+  made = materialize(tmp_path)
+  order = np.array([7, 0, 7, 10])
+  for index, (inputs, targets) in zip(order, made.tokens(order), strict=True):
+    assert inputs.tolist() == BYTES.inputs.encode(spelling(11)[index].inputs)
+    assert targets.tolist() == BYTES.targets.encode(spelling(11)[index].targets)
+
+
+def test_the_manifest_describes_the_split(tmp_path):
+  made = materialize(tmp_path, [Row('1', 'ab', ('c',)), Row('2', 'd', ())]).manifest
+  assert (made.task, made.split, made.version) == ('tiny', 'train', '1')
+  assert (made.rows, made.unlabelled) == (2, 1)
+  assert made.tokens == {'inputs': 3, 'targets': 1}
+  assert (made.bos_id, made.inputs_eos_id, made.eos_id) == (0, 1, 1)
+  assert made.vocabularies['inputs'] == BYTES.inputs.fingerprint
+
+
+def test_complete_records_are_read_not_written_again(tmp_path, monkeypatch):
+  first = materialize(tmp_path)
+  monkeypatch.setattr(records, '_write', lambda *_: pytest.fail('written again'))
+  assert materialize(tmp_path).directory == first.directory
+
+
+def test_any_change_of_what_went_in_gets_a_directory_of_its_own(tmp_path):
+  symbols = both(vocabularies.symbols(['a']))
+  directories = {
+    materialize(tmp_path).directory,
+    materialize(tmp_path, fingerprint='two').directory,
+    materialize(tmp_path, name='other').directory,
+    materialize(tmp_path, vocabulary=symbols).directory,
+    materialize(tmp_path, vocabulary=BYTES._replace(targets=symbols.targets)).directory,
+  }
+  assert len(directories) == 5
+
+
+def test_the_directory_names_task_and_split(tmp_path):
+  directory = materialize(tmp_path).directory
+  assert directory.parent == tmp_path / 'tiny'
+  assert directory.name.startswith('train-')
+
+
+def test_nothing_temporary_is_left(tmp_path):
+  made = materialize(tmp_path)
+  assert [path.name for path in (tmp_path / 'tiny').iterdir()] == [made.directory.name]
+  assert sorted(path.name for path in made.directory.iterdir()) == [
+    'lengths.npy', 'manifest.json', 'records-00000.array_record', 'tokens.bin',
+  ]  # fmt: skip
+
+
+def test_an_incomplete_directory_is_written_anew(tmp_path):
+  directory = materialize(tmp_path).directory
+  (directory / 'manifest.json').unlink()
+  (directory / 'tokens.bin').write_bytes(b'')
+  assert len(materialize(tmp_path)) == 11
+  assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+
+
+def test_an_interrupted_write_leaves_nothing_and_can_be_repeated(tmp_path):
+  def interrupted():
+    yield from spelling(5)
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    materialize(tmp_path, interrupted())
+  assert not list((tmp_path / 'tiny').iterdir())
+  assert len(materialize(tmp_path)) == 11
+
+
+@pytest.mark.parametrize('name', ['tokens.bin', 'lengths.npy', 'records-00000.array_record'])
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'extend', 'remove'])
+def test_damaged_files_are_refused_by_name(tmp_path, name, damage):
+  file = materialize(tmp_path).directory / name
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  if damage == 'remove':
+    file.unlink()
+  else:
+    damaged = {'flip': bytes(content), 'truncate': content[:-8], 'extend': content + b'12345678'}
+    file.write_bytes(damaged[damage])
+  with pytest.raises(ValueError, match=f'{name} has .* the copy is damaged. Delete the directory'):
+    materialize(tmp_path)
+
+
+def test_opening_notices_other_sizes_without_reading_the_files(tmp_path):
+  directory = materialize(tmp_path).directory
+  with (directory / 'tokens.bin').open('ab') as stream:
+    stream.write(b'more')
+  with pytest.raises(ValueError, match=r'tokens\.bin has \d+ bytes, but \d+ was written'):
+    records.Records(directory)
+
+
+def test_a_wrong_row_count_is_refused(tmp_path):
+  directory = materialize(tmp_path).directory
+  manifest = json.loads((directory / 'manifest.json').read_text())
+  (directory / 'manifest.json').write_text(json.dumps(manifest | {'rows': 12}))
+  with pytest.raises(ValueError, match='has 11 rows, but 12 was written'):
+    records.Records(directory)
+
+
+@pytest.mark.parametrize('content', ['', '{}', '[]', '{"files": {}, "rows": 1}'])
+def test_a_manifest_of_something_else_is_refused(tmp_path, content):
+  directory = materialize(tmp_path).directory
+  (directory / 'manifest.json').write_text(content)
+  with pytest.raises(ValueError, match='is not a manifest of token records'):
+    records.Records(directory)
+
+
+def test_a_directory_without_records_is_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'manifest\.json is missing'):
+    records.Records(tmp_path)
+
+
+def test_an_empty_split_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match='tiny, split train has no rows'):
+    materialize(tmp_path, [])
+  assert not list((tmp_path / 'tiny').iterdir())
+
+
+def test_two_rows_of_one_id_are_an_error(tmp_path):
+  with pytest.raises(ValueError, match="two rows with the id 'same'"):
+    materialize(tmp_path, [Row('same', 'a', ('b',)), Row('same', 'c', ('d',))])
+
+
+def test_an_unknown_split_is_an_error_that_names_the_splits(tmp_path):
+  with pytest.raises(ValueError, match='its splits are train, validation'):
+    records.materialize(tiny_task(spelling(3)), 'test', BYTES, tmp_path)
+
+
+def test_a_remote_directory_is_refused():
+  with pytest.raises(ValueError, match='Name a local directory'):
+    materialize('gs://bucket/records')
+
+
+def test_rows_outside_the_split_are_refused(tmp_path):
+  with pytest.raises(IndexError):
+    materialize(tmp_path).read([11])
+
+
+def test_text_of_any_script_and_empty_inputs_survive(tmp_path):
+  rows = [Row('1', '', ('日本\n',)), Row('2', 'Привет\u2028 мир', ('  ',), ('é', '  '), 1)]
+  assert [record.row for record in materialize(tmp_path, rows).read([0, 1])] == rows
+
+
+def test_rows_whose_tokens_are_all_empty_can_be_stored(tmp_path):
+  ((inputs, targets),) = materialize(tmp_path, [Row('1', '', ())]).tokens([0])
+  assert len(inputs) == len(targets) == 0
+
+
+def test_threads_may_read_at_once(tmp_path):
+  made = materialize(tmp_path, spelling(200), rows_per_shard=50)
+  orders = [np.random.default_rng(i).integers(0, 200, 64) for i in range(20)]
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(made.read, orders))
+  for order, some in zip(orders, found, strict=True):
+    assert [record.row.id for record in some] == [f'row-{i}' for i in order]
+
+
+def _materialize_in_process(folder, barrier):
+  barrier.wait()
+  return len(materialize(folder, spelling(300)))
+
+
+def test_two_jobs_may_write_the_same_records_at_once(tmp_path):
+  context = multiprocessing.get_context('spawn')
+  with context.Manager() as manager, concurrent.futures.ProcessPoolExecutor(2, context) as pool:
+    barrier = manager.Barrier(2)
+    jobs = [pool.submit(_materialize_in_process, tmp_path, barrier) for _ in range(2)]
+    assert [job.result(timeout=60) for job in jobs] == [300, 300]
+  records.check_content(materialize(tmp_path, spelling(300)).directory)
+  assert len(list((tmp_path / 'tiny').iterdir())) == 1
+
+
+def test_another_process_waits_for_the_first(tmp_path):
+  waiting = threading.Thread(
+    target=lambda: found.append(materialize(tmp_path, process_index=1, timeout=30))
+  )
+  found = []
+  waiting.start()
+  materialize(tmp_path)
+  waiting.join(30)
+  assert len(found[0]) == 11
+
+
+def test_waiting_for_a_process_that_never_writes_ends_with_a_sentence(tmp_path):
+  with pytest.raises(TimeoutError, match='Process 0 has not written'):
+    materialize(tmp_path, process_index=1, timeout=0)
+
+
+def test_large_splits_report_their_progress(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(records, '_SECONDS_BETWEEN_REPORTS', 0.0)
+  with caplog.at_level(logging.INFO):
+    materialize(tmp_path)
+  assert 'tiny, split train: 11 rows tokenised, ' in caplog.text
+  assert 'rows/s' in caplog.text
+
+
+def test_cmudict_is_materialised_and_fed_without_tensorflow(tmp_path):
+  code = f"""
+import sys
+from cascades.tasks import catalog, feeding, layouts, records
+from cascades.tasks.task import both
+task = catalog.get('cmudict_g2p')
+made = records.materialize(task, 'validation', both(task.vocabulary()), {str(tmp_path)!r})
+lengths = {{'inputs': 32, 'targets': 32}}
+batches = feeding.train_batches(
+  made, convert=layouts.encoder_decoder, lengths=lengths, batch_size=8, seed=0)
+print(len(made), next(batches).inputs.shape)
+assert not {{'tensorflow', 'seqio', 'tensorflow_datasets'}} & set(sys.modules)
+"""
+  out = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT
+  )
+  assert out.stdout.split('\n')[0] == '2558 (8, 32)'
