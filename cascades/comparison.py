@@ -158,6 +158,8 @@ def compare(
 ) -> Comparison:
   """Every model under every score. Each model's tables, and the metrics, follow `large`'s tasks."""
   metric, pairs = metrics[0], _pairs([*small], settings.baseline)
+  large = list(map(tables.judge, large, metrics))
+  small = {name: list(map(tables.judge, ours, metrics)) for name, ours in small.items()}
   layout = pooling.layout([large, *small.values()], metrics, settings.weights)
   models = [_model(name, ours, large, scores, metrics, layout) for name, ours in small.items()]
   settings = _filled(settings._replace(weights=layout.weights), models[0], layout.groups[0])

@@ -90,7 +90,8 @@ def as_score(rule: DeferralRule) -> Score:
 
 
 def _sum(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
-  return np.where(mask, logprobs.astype(np.float64), 0.0).sum(axis=-1)
+  """From left to right: other orders round differently in tables of another width."""
+  return np.cumsum(np.where(mask, logprobs.astype(np.float64), 0.0), axis=-1)[:, -1]
 
 
 def _defer_empty(score: Float[np.ndarray, 'N'], mask: Mask) -> Float[np.ndarray, 'N']:

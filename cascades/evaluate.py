@@ -59,7 +59,7 @@ def evaluate(
   resamples: int = 1000,
   confidence: float = 0.95,
   seed: int = 0,
-  points: int = 2000,
+  points: int = 1000,
   examples: int = 8,
   title: str = 'Cascades compared',
   provenance: Callable[[], Mapping[str, str]] = dict,

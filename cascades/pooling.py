@@ -60,13 +60,8 @@ def layout(
 
 
 def statistics(tables: Sequence[Predictions], metrics: Sequence[Metric]) -> list[Statistics]:
-  """Those stored with the tables; computed from the texts for a metric that is new to them."""
-  return [
-    table.statistics[metric.name]
-    if metric.name in table.statistics
-    else np.array(list(map(metric.statistics, table.targets, table.predictions)))
-    for table, metric in zip(tables, metrics, strict=True)
-  ]
+  """Each task's, by its own metric."""
+  return [one.statistics[metric.name] for one, metric in zip(tables, metrics, strict=True)]
 
 
 def _slices(widths: Sequence[int]) -> Iterator[slice]:

@@ -217,7 +217,7 @@ def _plain(value: float) -> str:
 
 def _quality(compared: Comparison) -> Format:
   digits = 4 if scale(compared.metric) == 1 else 2
-  return lambda value: _or_words(value, f'{value:.{digits}f}')
+  return lambda value: _or_words(value, f'{value:z.{digits}f}')
 
 
 def _signed(shown: Format) -> Format:
@@ -225,7 +225,7 @@ def _signed(shown: Format) -> Format:
 
 
 def percent(value: float) -> str:
-  return _or_words(value, f'{100 * value:.1f} %')
+  return _or_words(value, f'{100 * value:z.1f} %')
 
 
 def amount(value: float) -> str:

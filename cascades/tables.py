@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cascades.types import Predictions
+from cascades.types import Metric, Predictions
 
 POOLED = 'all tasks'
 
@@ -56,6 +56,14 @@ def select(table: Predictions, rows: Sequence[int]) -> Predictions:
     mask=table.mask[index],
     statistics={name: values[index] for name, values in table.statistics.items()},
   )
+
+
+def judge(table: Predictions, metric: Metric) -> Predictions:
+  """With the metric's statistics, computed from the texts if inference did not store them."""
+  if metric.name in table.statistics:
+    return table
+  found = np.array(list(map(metric.statistics, table.targets, table.predictions)))
+  return table._replace(statistics={**table.statistics, metric.name: found})
 
 
 def pool(tables: Sequence[Predictions]) -> Predictions:

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+
+from cascades import bootstrap, curves, metrics
+from tests.curve_oracles import literal_resamples
+
+RATES = np.array([0, 0.05, 0.3, 1 / 3, 0.5, 0.99, 1])
+
+
+def by_rate(rate):
+  return rate
+
+
+def examples(n, *, width=2, ties=None, seed=0):
+  generator = np.random.default_rng(seed)
+  score = generator.integers(0, ties, size=n).astype(float) if ties else generator.normal(size=n)
+  small, large = generator.integers(0, 7, size=(2, n, width)).astype(float)
+  small[:, 1] = large[:, 1] = 1
+  return score, small, large
+
+
+@pytest.mark.parametrize('ties', [None, 1, 3, 8])
+@pytest.mark.parametrize(
+  ('finalize', 'width'), [(metrics.ratio, 2), (metrics.finalize_bleu, 10)], ids=['mean', 'bleu']
+)
+def test_resampled_curves_equal_curves_of_the_written_out_resamples(finalize, width, ties):
+  score, small, large = examples(23, width=width, ties=ties)
+  counts = bootstrap.draw([23], resamples=9, seed=1)
+  found = bootstrap.resample(counts, score, small, large, finalize, rates=RATES)
+  quality, area = literal_resamples(counts, score, small, large, finalize, RATES)
+  np.testing.assert_allclose(found.quality, quality, atol=1e-9)
+  np.testing.assert_allclose(found.area, area, atol=1e-9)
+  np.testing.assert_allclose(
+    found.above_chord, area - (quality[:, 0] + quality[:, -1]) / 2, atol=1e-9
+  )
+
+
+def test_a_resample_that_holds_each_example_once_is_the_curve_itself():
+  score, small, large = examples(40, ties=6)
+  found = bootstrap.resample(np.ones((1, 40), int), score, small, large, metrics.ratio, rates=RATES)
+  curve = curves.deferral_curve(score, small, large, metrics.ratio, by_rate)
+  np.testing.assert_allclose(found.area, [curves.area(curve)])
+  np.testing.assert_allclose(found.above_chord, [curves.area_above_chord(curve)])
+  expected = np.interp(RATES, curve.deferral_rate, curve.quality)
+  np.testing.assert_allclose(found.quality, [expected])
+
+
+def test_blocks_of_resamples_change_nothing(monkeypatch):
+  score, small, large = examples(50, ties=20)
+  counts = bootstrap.draw([50], resamples=11, seed=0)
+  whole = bootstrap.resample(counts, score, small, large, metrics.ratio, rates=RATES)
+  monkeypatch.setattr(bootstrap, 'BLOCK', 150)
+  parts = bootstrap.resample(counts, score, small, large, metrics.ratio, rates=RATES)
+  for one, other in zip(whole, parts, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_draws_keep_the_size_of_every_task_and_repeat_with_the_seed():
+  counts = bootstrap.draw([30, 1, 70], resamples=200, seed=5)
+  for part, size in zip(np.split(counts, [30, 31], axis=1), (30, 1, 70), strict=True):
+    np.testing.assert_array_equal(part.sum(axis=1), size)
+  np.testing.assert_array_equal(counts, bootstrap.draw([30, 1, 70], resamples=200, seed=5))
+  assert (counts != bootstrap.draw([30, 1, 70], resamples=200, seed=6)).any()
+
+
+def test_every_example_is_drawn_equally_often_and_as_a_multinomial():
+  counts = bootstrap.draw([50], resamples=4000, seed=0)
+  np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.07)
+  assert counts.var() == pytest.approx(1 - 1 / 50, abs=0.02)
+
+
+def test_the_spread_of_a_mean_is_its_standard_error():
+  score, small, _ = examples(400)
+  counts = bootstrap.draw([400], resamples=2000, seed=0)
+  found = bootstrap.resample(counts, score, small, small, metrics.ratio, rates=RATES)
+  expected = small[:, 0].std() / np.sqrt(400)
+  assert found.area.std() == pytest.approx(expected, rel=0.07)
+
+
+def test_the_interval_leaves_out_equal_shares_and_minds_what_is_out_of_reach():
+  values = np.random.default_rng(0).permutation(np.arange(1, 1001))
+  assert bootstrap.interval(values, confidence=0.95) == (26, 975)
+  assert bootstrap.interval(values, confidence=0.5) == (251, 750)
+  out_of_reach = np.where(values > 970, np.inf, values)
+  low, high = bootstrap.interval(out_of_reach)
+  assert (low, high) == (26, np.inf)
+  np.testing.assert_array_equal(bootstrap.interval(-values), [-975, -26])
+  bands = bootstrap.interval(np.stack([values, 2 * values], axis=1))
+  np.testing.assert_array_equal(bands, [[26, 52], [975, 1950]])
+
+
+def test_the_p_value_agrees_with_numbers_worked_by_hand():
+  def p(resampled):
+    return bootstrap.difference(0.1, np.array(resampled)).p
+
+  assert p([1] * 999) == pytest.approx(2 / 1000)
+  assert p([1] * 90 + [-1] * 9) == pytest.approx(2 * 10 / 100)
+  assert p([1, -1] * 10) == 1
+  assert p([0.0] * 50) == 1
+  assert p([1] * 9 + [-1] * 90) == p([-1] * 9 + [1] * 90)
+
+
+def test_equal_models_do_not_differ_and_paired_bands_are_narrower_than_single_ones():
+  score, small, large = examples(300, seed=3)
+  better = small.copy()
+  better[:30, 0] += 1
+  counts = bootstrap.draw([300], resamples=500, seed=0)
+  one, other = (
+    bootstrap.resample(counts, score, side, large, metrics.ratio, rates=RATES)
+    for side in (better, small)
+  )
+  assert bootstrap.difference(0, one.area - one.area).p == 1
+  apart = bootstrap.difference(0.05, one.area - other.area)
+  assert apart.low > 0
+  assert apart.p < 0.01
+  single = bootstrap.estimate(0, one.area)
+  assert apart.high - apart.low < 0.5 * (single.high - single.low)
+
+
+def test_the_test_is_calibrated_where_nothing_differs():
+  generator = np.random.default_rng(0)
+  counts = bootstrap.draw([80], resamples=200, seed=0)
+  values = []
+  for _ in range(150):
+    score, large = generator.normal(size=80), generator.random((80, 2)).round()
+    large[:, 1] = 1
+    areas = []
+    for _ in range(2):
+      small = np.stack([generator.random(80) < 0.5, np.ones(80)], axis=1).astype(float)
+      areas.append(bootstrap.resample(counts, score, small, large, metrics.ratio, rates=RATES).area)
+    values.append(bootstrap.difference(0, areas[0] - areas[1]).p)
+  rejected = np.mean(np.array(values) < 0.05)
+  assert rejected < 0.12  # 0.05 is expected, with a standard error of 0.018
+  assert np.mean(values) == pytest.approx(0.5, abs=0.1)

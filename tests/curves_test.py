@@ -1,0 +1,265 @@
+import itertools
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as hnp
+
+from cascades import curves, metrics
+from tests.curve_oracles import literal_curve
+
+
+def by_rate(rate):
+  return rate
+
+
+def statistics(quality):
+  """Of a mean over examples."""
+  quality = np.asarray(quality, float)
+  return np.stack([quality, np.ones(len(quality))], axis=1)
+
+
+def curve_of(score, small, large, cost=by_rate):
+  return curves.deferral_curve(
+    np.asarray(score, float), statistics(small), statistics(large), metrics.ratio, cost
+  )
+
+
+@st.composite
+def cascades(draw, *, ties=True, largest=12):
+  """Scores and qualities of both models, for the same examples."""
+  n = draw(st.integers(1, largest))
+  values = st.integers(0, 3) if ties else st.integers(-(10**6), 10**6)
+  score = draw(st.lists(values, min_size=n, max_size=n, unique=not ties))
+  quality = st.lists(st.floats(0, 1, width=16), min_size=n, max_size=n)
+  return np.array(score, float), np.array(draw(quality)), np.array(draw(quality))
+
+
+SMALL, LARGE, CONFIDENCE = [1, 0, 0, 1], [1, 1, 1, 0], np.array([0.9, 0.1, 0.5, 0.3])
+
+
+def test_a_curve_agrees_with_numbers_worked_by_hand():
+  curve = curve_of(-CONFIDENCE, SMALL, LARGE, cost=lambda rate: 2 + 8 * rate)
+  np.testing.assert_allclose(curve.quality, [0.5, 0.75, 0.5, 0.75, 0.75])
+  np.testing.assert_allclose(curve.deferral_rate, [0, 0.25, 0.5, 0.75, 1])
+  np.testing.assert_allclose(curve.cost, [2, 4, 6, 8, 10])
+  np.testing.assert_allclose(curve.threshold, [np.inf, -0.1, -0.3, -0.5, -0.9])
+  assert curves.area(curve) == pytest.approx(0.65625)
+  assert curves.area_above_chord(curve) == pytest.approx(0.65625 - 0.625)
+
+
+def test_the_best_and_the_worst_order_agree_with_numbers_worked_by_hand():
+  gain = np.array(LARGE) - np.array(SMALL)
+  best = curve_of([0, 2, 1, -1], SMALL, LARGE)
+  np.testing.assert_allclose(best.quality, [0.5, 0.75, 1, 1, 0.75])
+  assert curves.area(best) == pytest.approx(0.84375)
+  assert curves.area(curve_of(-gain - [0, 0, 0.1, 0], SMALL, LARGE)) == pytest.approx(0.40625)
+
+
+@given(cascades())
+def test_a_curve_equals_the_rule_applied_literally_at_every_threshold(cascade):
+  score, small, large = cascade
+  literal = literal_curve(score, statistics(small), statistics(large), metrics.ratio, by_rate)
+  for ours, theirs in zip(curve_of(score, small, large), literal, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+@given(cascades(), st.integers(0, 2**31))
+def test_a_curve_of_a_corpus_metric_equals_the_rule_applied_literally(cascade, seed):
+  score = cascade[0]
+  generator = np.random.default_rng(seed)
+  small, large = generator.integers(0, 9, size=(2, len(score), 10)).astype(float)
+  finalize = metrics.finalize_bleu
+  ours = curves.deferral_curve(score, small, large, finalize, by_rate)
+  theirs = literal_curve(score, small, large, finalize, by_rate)
+  np.testing.assert_allclose(ours.quality, theirs.quality, atol=1e-9)
+  np.testing.assert_array_equal(ours.threshold, theirs.threshold)
+
+
+@given(cascades())
+def test_a_curve_starts_at_the_small_model_and_ends_at_the_large(cascade):
+  score, small, large = cascade
+  curve = curve_of(score, small, large, cost=lambda rate: 2.0 + 8.0 * rate)
+  assert curve.quality[0] == pytest.approx(small.mean())
+  assert curve.quality[-1] == pytest.approx(large.mean(), abs=1e-12)
+  assert (curve.cost[0], curve.cost[-1]) == (2, 10)
+  assert (np.diff(curve.deferral_rate) > 0).all()
+  assert (np.diff(curve.threshold) < 0).all()
+
+
+@given(cascades())
+def test_only_the_order_of_the_scores_matters(cascade):
+  score, small, large = cascade
+  curve = curve_of(score, small, large)
+  for transform in (np.exp, lambda x: 3 * x - 7, np.arctan):
+    other = curve_of(transform(score), small, large)
+    np.testing.assert_array_equal(curve.quality, other.quality)
+    np.testing.assert_array_equal(curve.deferral_rate, other.deferral_rate)
+
+
+def test_the_average_over_all_orders_is_the_chord():
+  generator = np.random.default_rng(0)
+  small, large = generator.random((2, 6))
+  every = [curve_of(order, small, large).quality for order in itertools.permutations(range(6))]
+  chord = small.mean() + np.arange(7) / 6 * (large.mean() - small.mean())
+  np.testing.assert_allclose(np.mean(every, axis=0), chord)
+
+
+@given(cascades(ties=False))
+def test_no_order_beats_the_gain_itself_or_loses_to_its_opposite(cascade):
+  score, small, large = cascade
+  ranks = np.argsort(np.argsort(large - small))  # breaks ties, so that all points are there
+  middle, best, worst = (curve_of(order, small, large).quality for order in (score, ranks, -ranks))
+  assert (middle <= best + 1e-12).all()
+  assert (middle >= worst - 1e-12).all()
+
+
+@given(cascades(ties=False))
+def test_a_score_and_its_opposite_average_to_the_chord(cascade):
+  score, small, large = cascade
+  both = curves.area(curve_of(score, small, large)) + curves.area(curve_of(-score, small, large))
+  assert both == pytest.approx(small.mean() + large.mean())
+
+
+@given(cascades(ties=False))
+def test_the_area_equals_its_closed_form(cascade):
+  score, small, large = cascade
+  n = len(score)
+  gain = (large - small)[np.argsort(-score)]
+  closed = small.mean() + np.sum(gain * (n - np.arange(n) - 0.5)) / n**2
+  assert curves.area(curve_of(score, small, large)) == pytest.approx(closed)
+
+
+@given(cascades())
+def test_equal_models_give_a_flat_curve(cascade):
+  score, small, _ = cascade
+  np.testing.assert_allclose(curve_of(score, small, small).quality, small.mean())
+
+
+def test_a_constant_score_reaches_two_points():
+  curve = curve_of([4, 4, 4], [0, 1, 0], [1, 1, 0])
+  np.testing.assert_allclose(curve.quality, [1 / 3, 2 / 3])
+  np.testing.assert_array_equal(curve.threshold, [np.inf, 4])
+  assert curves.area_above_chord(curve) == pytest.approx(0)
+
+
+@given(cascades())
+def test_the_two_parts_add_up_to_the_curve(cascade):
+  score, small, large = cascade
+  kept, deferred = curves.decomposition(score, small, large)
+  np.testing.assert_allclose(kept + deferred, curve_of(score, small, large).quality, atol=1e-12)
+  assert (kept[0], deferred[0]) == (pytest.approx(small.mean()), 0)
+  assert (kept[-1], deferred[-1]) == (0, pytest.approx(large.mean()))
+
+
+def test_the_two_parts_agree_with_numbers_worked_by_hand():
+  kept, deferred = curves.decomposition(-CONFIDENCE, np.array(SMALL), np.array(LARGE))
+  np.testing.assert_allclose(kept, [0.5, 0.5, 0.25, 0.25, 0])
+  np.testing.assert_allclose(deferred, [0, 0.25, 0.25, 0.5, 0.75])
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_refused(bad):
+  with pytest.raises(ValueError, match='of 3 numbers, 1 are not finite'):
+    curve_of([0, bad, 1], [0, 0, 0], [1, 1, 1])
+
+
+def test_no_examples_are_refused():
+  with pytest.raises(ValueError, match='of 0 numbers'):
+    curve_of([], [], [])
+
+
+def hill():
+  """Through 0.2, 0.8, 0.6 at costs 1, 2, 3."""
+  return curve_of([2, 1], [0.2, 0.2], [1.4, -0.2], cost=lambda rate: 1 + 2 * rate)
+
+
+def test_quality_at_cost_is_linear_between_points_and_nan_outside():
+  np.testing.assert_allclose(hill().quality, [0.2, 0.8, 0.6])
+  assert curves.quality_at_cost(hill(), 1.5) == pytest.approx(0.5)
+  assert curves.quality_at_cost(hill(), 3) == pytest.approx(0.6)
+  assert np.isnan(curves.quality_at_cost(hill(), 0.99))
+  assert np.isnan(curves.quality_at_cost(hill(), 3.01))
+
+
+def test_cost_at_quality_is_the_first_crossing_or_nan():
+  assert curves.cost_at_quality(hill(), 0.5) == pytest.approx(1.5)
+  assert curves.cost_at_quality(hill(), 0.7) == pytest.approx(1 + 5 / 6)
+  assert curves.cost_at_quality(hill(), 0.1) == 1
+  assert curves.cost_at_quality(hill(), 0.8) == pytest.approx(2)
+  assert np.isnan(curves.cost_at_quality(hill(), 0.81))
+
+
+def test_cost_at_quality_goes_down_where_lower_is_better():
+  errors = hill()._replace(quality=1 - hill().quality)
+  assert curves.cost_at_quality(errors, 0.5, higher_is_better=False) == pytest.approx(1.5)
+  assert np.isnan(curves.cost_at_quality(errors, 0.19, higher_is_better=False))
+
+
+@given(
+  hnp.arrays(float, st.tuples(st.integers(1, 4), st.integers(1, 7)), elements=st.floats(0, 1)),
+  st.floats(0, 1),
+)
+def test_first_reaching_equals_a_walk_along_the_line(lines, level):
+  x = np.arange(lines.shape[1], dtype=float)
+  for line, found in zip(lines, curves.first_reaching(x, lines, level), strict=True):
+    expected = np.nan
+    for k, value in enumerate(line):
+      if value >= level:
+        expected = k if k == 0 else k - 1 + (level - line[k - 1]) / (value - line[k - 1])
+        break
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_savings_at_equal_quality_agree_with_numbers_worked_by_hand():
+  def straight(start):
+    return curve_of([2, 1], [start] * 2, [1, 1], cost=lambda rate: 10 + 100 * rate)
+
+  ours, theirs = straight(0.5), straight(0.0)  # quality 0.75 at rates 0.5 and 0.75
+  assert curves.deferrals_saved(ours, theirs, 0.75) == pytest.approx(0.25)
+  assert curves.flops_saved(ours, theirs, 0.75) == pytest.approx(1 - 60 / 85)
+  assert curves.deferrals_saved(theirs, ours, 0.75) == pytest.approx(-0.25)
+  assert np.isnan(curves.flops_saved(ours, theirs, 1.5))
+
+
+@given(cascades(), st.floats(0, 1))
+def test_the_threshold_for_a_budget_defers_as_much_as_it_can_within_it(cascade, budget):
+  score, small, large = cascade
+  curve = curve_of(score, small, large)
+  share = np.mean(score >= curves.threshold_for(curve, budget))
+  assert share <= budget
+  larger = curve.deferral_rate[curve.deferral_rate > share]
+  assert not larger.size or larger[0] > budget
+
+
+def test_thinning_keeps_the_ends_and_short_curves_whole():
+  assert curves.thinned(3, 10).tolist() == [0, 1, 2]
+  kept = curves.thinned(1000, 10)
+  assert (kept[0], kept[-1], len(kept)) == (0, 999, 10)
+  assert curves.thinned(1, 5).tolist() == [0]
+
+
+def test_pooled_tasks_are_the_weighted_mean_of_the_tasks_at_a_common_threshold():
+  generator = np.random.default_rng(0)
+  sizes = (30, 50, 7)
+  scores = [generator.integers(0, 12, size=n).astype(float) for n in sizes]
+  small, large = ([statistics(generator.random(n) < p) for n in sizes] for p in (0.4, 0.8))
+  score = np.concatenate(scores)
+  stacked = [curves.stack_tasks(part) for part in (small, large)]
+  for weights in (sizes, (1, 1, 1)):
+    finalize = curves.mean_over_tasks([metrics.ratio] * 3, [2, 2, 2], weights)
+    pooled = curves.deferral_curve(score, *stacked, finalize, by_rate)
+    for threshold, quality in zip(pooled.threshold, pooled.quality, strict=True):
+      each = [
+        np.where(one >= threshold, theirs[:, 0], ours[:, 0]).mean()
+        for one, ours, theirs in zip(scores, small, large, strict=True)
+      ]
+      assert quality == pytest.approx(np.average(each, weights=weights))
+  by_size = curves.mean_over_tasks([metrics.ratio] * 3, [2, 2, 2], sizes)
+  np.testing.assert_allclose(
+    curves.deferral_curve(score, *stacked, by_size, by_rate).quality,
+    curves.deferral_curve(
+      score, np.vstack(small), np.vstack(large), metrics.ratio, by_rate
+    ).quality,
+  )

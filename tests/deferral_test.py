@@ -1,0 +1,150 @@
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from cascades import curves, deferral, metrics
+from tests import synthetic_tables
+
+RULES = [rule for name, rule in deferral.PAPER.items() if name != 'random']
+answers = st.lists(st.lists(st.floats(-50, 0), min_size=1, max_size=12), min_size=1, max_size=6)
+
+
+def padded(rows):
+  """Log-probabilities and mask; the padding holds numbers that would be noticed."""
+  width = max(map(len, rows))
+  logprobs = np.array([row + [99.0] * (width - len(row)) for row in rows])
+  mask = np.array([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+  return logprobs, mask
+
+
+def test_rules_agree_with_numbers_worked_by_hand():
+  row = [-0.1, -2.0, -0.3, -0.05]
+  logprobs, mask = padded([row, row[:1]])
+
+  def first(rule, **options):
+    return -rule(logprobs, mask, **options)[0]
+
+  assert first(deferral.total) == pytest.approx(-2.45)
+  assert first(deferral.average) == pytest.approx(-0.6125)
+  for q, value in [
+    (0, -2.0), (0.1, -1.49), (0.25, -0.725), (0.4, -0.26), (0.5, -0.2), (0.8, -0.08), (1, -0.05),
+  ]:  # fmt: skip
+    assert first(deferral.quantile, q=q) == pytest.approx(value)
+
+
+@given(answers, st.floats(0, 1))
+def test_rules_equal_a_loop_over_rows(rows, q):
+  logprobs, mask = padded(rows)
+  for rule, literal in [
+    (deferral.average, np.mean),
+    (deferral.total, np.sum),
+    (deferral.minimum, np.min),
+    (deferral.maximum, np.max),
+    (lambda a, b: deferral.quantile(a, b, q=q), lambda row: np.quantile(row, q)),
+  ]:
+    expected = [-literal(np.array(row)) for row in rows]
+    np.testing.assert_allclose(rule(logprobs, mask), expected, atol=1e-9)
+
+
+@given(st.floats(-50, 0))
+def test_all_rules_coincide_on_one_token(logprob):
+  logprobs, mask = padded([[logprob]])
+  for rule in RULES:
+    np.testing.assert_allclose(rule(logprobs, mask), [-logprob], rtol=1e-12)
+
+
+@given(st.floats(-50, 0), st.integers(1, 9))
+def test_equal_tokens_make_every_rule_but_the_sum_equal_and_the_sum_n_times_it(logprob, n):
+  logprobs, mask = padded([[logprob] * n])
+  for name, rule in deferral.PAPER.items():
+    if name != 'random':
+      times = n if name == 'sum' else 1
+      np.testing.assert_allclose(rule(logprobs, mask), [-times * logprob], rtol=1e-9)
+
+
+@given(answers)
+def test_confidences_are_ordered_as_their_definitions_say(rows):
+  logprobs, mask = padded(rows)
+  low, q4, q8, high, mean, total = (
+    -deferral.PAPER[name](logprobs, mask)
+    for name in ('minimum', 'quantile 0.4', 'quantile 0.8', 'maximum', 'average', 'sum')
+  )
+  tolerance = 1e-9
+  for smaller, larger in [(total, low), (low, q4), (q4, q8), (q8, high), (low, mean), (mean, high)]:
+    assert (smaller <= larger + tolerance).all()
+  assert (high <= 0).all()
+
+
+@given(answers, st.randoms())
+def test_the_order_of_tokens_does_not_matter(rows, chance):
+  shuffled = [chance.sample(row, len(row)) for row in rows]
+  for rule in RULES:
+    np.testing.assert_allclose(rule(*padded(rows)), rule(*padded(shuffled)), atol=1e-9)
+
+
+@given(answers)
+def test_padding_changes_nothing(rows):
+  logprobs, mask = padded(rows)
+  wider = np.pad(logprobs, ((0, 0), (0, 3)), constant_values=-7.0), np.pad(mask, ((0, 0), (0, 3)))
+  for rule in RULES:
+    np.testing.assert_array_equal(rule(logprobs, mask), rule(*wider))
+
+
+def test_sum_and_average_order_equal_lengths_alike_and_unequal_ones_differently():
+  generator = np.random.default_rng(0)
+  logprobs = -generator.exponential(size=(50, 6))
+  everywhere = np.ones_like(logprobs, bool)
+  one, other = (
+    np.argsort(rule(logprobs, everywhere)) for rule in (deferral.total, deferral.average)
+  )
+  np.testing.assert_array_equal(one, other)
+
+  long_and_sure, short_and_unsure = [-0.2] * 6, [-0.9]
+  rows = padded([long_and_sure, short_and_unsure])
+  assert deferral.total(*rows).argmax() == 0
+  assert deferral.average(*rows).argmax() == 1
+
+
+def test_the_sum_defers_long_answers_and_the_average_does_not():
+  generator = np.random.default_rng(1)
+  lengths = generator.integers(2, 60, size=2000)
+  rows = padded([(-generator.exponential(size=n)).tolist() for n in lengths])
+  assert np.corrcoef(deferral.total(*rows), lengths)[0, 1] > 0.9
+  assert abs(np.corrcoef(deferral.average(*rows), lengths)[0, 1]) < 0.1
+
+
+def test_an_answer_without_tokens_defers_first_and_still_has_a_finite_score():
+  logprobs, mask = np.array([[0.0, 0.0], [-30.0, -40.0]]), np.array([[False] * 2, [True] * 2])
+  for rule in RULES:
+    score = rule(logprobs, mask)
+    assert score[0] > score[1]
+    assert np.isfinite(score).all()
+    statistics = np.ones((2, 2))
+    curve = curves.deferral_curve(score, statistics, statistics, metrics.ratio, lambda rate: rate)
+    np.testing.assert_array_equal(curve.deferral_rate, [0, 0.5, 1])
+
+
+def test_the_control_is_repeatable_and_knows_nothing():
+  logprobs, mask = padded([[-float(i)] for i in range(4000)])
+  score = deferral.random(logprobs, mask, seed=3)
+  np.testing.assert_array_equal(score, deferral.random(logprobs * 2, mask, seed=3))
+  assert (score != deferral.random(logprobs, mask, seed=4)).any()
+  assert abs(np.corrcoef(score, logprobs[:, 0])[0, 1]) < 0.05
+
+
+def test_a_quantile_level_outside_the_unit_interval_is_refused():
+  with pytest.raises(ValueError, match=r'level lies in \[0, 1\], got 80'):
+    deferral.quantile(*padded([[-1.0]]), q=80)
+
+
+def test_a_rule_becomes_a_score_of_a_table():
+  table = synthetic_tables.table('a', size=7)
+  score = deferral.as_score(deferral.average)(table)
+  np.testing.assert_array_equal(score, deferral.average(table.logprobs, table.mask))
+
+
+def test_the_paper_compares_six_indicators_and_a_control():
+  assert list(deferral.PAPER) == [
+    'average', 'minimum', 'maximum', 'sum', 'quantile 0.4', 'quantile 0.8', 'random',
+  ]  # fmt: skip
