@@ -17,6 +17,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cascades.types import ModelConfig, Params
+
 Rules: TypeAlias = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -89,6 +91,27 @@ def _is_variable(node: Any) -> bool:
   return isinstance(node, nnx.Variable)
 
 
+def abstract_model(
+  config: ModelConfig, mesh: Mesh, rules: Rules = RULES, *, dtype: str = 'float32'
+) -> tuple[nnx.GraphDef, Params]:
+  """A model's definition, and the shapes, dtype and places of its parameters; nothing is made."""
+  graph, state = jax.eval_shape(lambda: nnx.split(config.build(jax.random.key(0))))
+  shapes = nnx.to_pure_dict(state)
+  places = parameter_shardings(state, mesh, rules)
+  return graph, jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), shapes, places
+  )
+
+
+def init_params(config: ModelConfig, seed: int, abstract: Params) -> Params:
+  """Random parameters, made where they belong; the same numbers on every mesh."""
+
+  def init() -> Params:
+    return nnx.to_pure_dict(nnx.state(config.build(jax.random.key(seed))))
+
+  return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
+
+
 def parameter_shardings(abstract: nnx.State, mesh: Mesh, rules: Rules = RULES) -> Any:
   """A sharding for each parameter of an abstract model state, as a plain nested dict."""
 
@@ -100,17 +123,15 @@ def parameter_shardings(abstract: nnx.State, mesh: Mesh, rules: Rules = RULES) -
   return nnx.to_pure_dict(jax.tree.map(sharding, abstract, is_leaf=_is_variable))
 
 
-def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+def like_parameters(tree: Any, params: Params, mesh: Mesh) -> Any:
   """Shardings for a tree that holds parameter-shaped parts, such as an optimiser's state.
 
   A leaf whose path ends in a parameter's path takes that parameter's sharding, without the
   dimensions that it has reduced away (factored second moments); other leaves are replicated.
   """
   known = {
-    _names(path): (leaf.shape, sharding.spec)
-    for (path, leaf), sharding in zip(
-      jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
-    )
+    _names(path): (leaf.shape, leaf.sharding.spec)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
 
   def sharding(path: Any, leaf: Any) -> NamedSharding:
