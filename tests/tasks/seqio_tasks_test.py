@@ -1,0 +1,311 @@
+"""SeqIO as an independent implementation: its pipeline must give what our records hold."""
+
+import functools
+import itertools
+import json
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from cascades.tasks import (
+  catalog,
+  cmudict,
+  feeding,
+  layouts,
+  local,
+  records,
+  sentencepiece_training,
+  seqio_tasks,
+  sources,
+  superglue,
+  vocabularies,
+)
+from cascades.tasks.task import Row, both
+
+LENGTHS = {'inputs': 40, 'targets': 8}
+
+
+@pytest.fixture(autouse=True)
+def empty_registry():
+  """SeqIO's registry as it was, so that tests do not meet in it."""
+  before = set(seqio.TaskRegistry.names())
+  yield
+  for name in set(seqio.TaskRegistry.names()) - before:
+    seqio.TaskRegistry.remove(name)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory, hand_written):
+  texts = [row.inputs for row in superglue_rows('boolq', hand_written)] * 4
+  path = tmp_path_factory.mktemp('model') / 'tiny.model'
+  sentencepiece_training.train_sentencepiece(texts, path, size=400)
+  return path
+
+
+def superglue_rows(config, folder, split='train'):
+  return superglue.task(config, sources.Sources(folder)).rows(split)
+
+
+@pytest.fixture
+def lines(tmp_path):
+  rows = [
+    {'inputs': 'two  spaces\nand a line', 'targets': 'oui'},
+    {'inputs': 'Привет <extra_id_0> мир', 'targets': ['日本', 'x']},
+    {'inputs': '', 'targets': ' lead', 'options': [' lead', 'b']},
+    {'inputs': 'long ' * 30, 'targets': 'long ' * 30},
+  ]
+  path = tmp_path / 'rows.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return local.local_jsonl('lines', {'train': path})
+
+
+def theirs(task, vocabulary, split, lengths):
+  registered = seqio_tasks.register(task, both(vocabulary))
+  dataset = registered.get_dataset(
+    sequence_length=lengths, split=split, shuffle=False, try_in_mem_cache=False
+  )
+  return dataset.as_numpy_iterator()
+
+
+def compare(task, vocabulary, split, folder, count=200):
+  """Tokens of our records, ended and trimmed, against SeqIO's own output, row by row."""
+  made = records.materialize(task, split, both(vocabulary), folder)
+  layout = layouts.of(made, layouts.encoder_decoder, LENGTHS)
+  examples = itertools.islice(theirs(task, vocabulary, split, LENGTHS), count)
+  compared = 0
+  for index, example in enumerate(examples):
+    (record,) = made.read([index])
+    laid_out = layout.example(record.inputs, record.targets)
+    assert np.concatenate(laid_out.encoder).tolist() == example['inputs'].tolist()
+    assert np.concatenate(laid_out.right).tolist() == example['targets'].tolist()
+    assert record.row.inputs == example['inputs_pretokenized'].decode()
+    assert record.row.id == example['id'].decode()
+    compared += 1
+  assert compared == min(count, len(made))
+
+
+@pytest.fixture
+def short_dictionary(monkeypatch):
+  """The dictionary's first words, as TensorFlow is slow to start and to read."""
+  text = '\n'.join(cmudict._text().split('\n')[:3000])
+  monkeypatch.setattr(cmudict, '_text', lambda: text)
+
+
+@pytest.mark.parametrize('kind', ['symbols', 'bytes', 'sentencepiece'])
+def test_seqio_tokenises_the_dictionary_as_our_records(tmp_path, short_dictionary, model, kind):
+  vocabulary = {
+    'symbols': cmudict.vocabulary,
+    'bytes': vocabularies.bytes_vocabulary,
+    'sentencepiece': lambda: vocabularies.sentencepiece(model),
+  }[kind]()
+  compare(cmudict.task(), vocabulary, 'validation', tmp_path)
+
+
+@pytest.mark.parametrize('kind', ['symbols', 'bytes', 'sentencepiece'])
+def test_seqio_tokenises_json_lines_as_our_records(tmp_path, lines, model, kind):
+  vocabulary = {
+    'symbols': lambda: vocabularies.symbols(['two', 'spaces', 'мир', '日本']),
+    'bytes': lambda: vocabularies.bytes_vocabulary(extra_ids=3),
+    'sentencepiece': lambda: vocabularies.sentencepiece(model),
+  }[kind]()
+  compare(lines, vocabulary, 'train', tmp_path)
+
+
+@pytest.mark.parametrize('kind', ['bytes', 'sentencepiece'])
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_seqio_tokenises_boolq_as_our_records(tmp_path, hand_written, model, kind, split):
+  vocabulary = {
+    'bytes': vocabularies.bytes_vocabulary,
+    'sentencepiece': lambda: vocabularies.sentencepiece(model),
+  }[kind]()
+  compare(superglue.boolq(str(hand_written)), vocabulary, split, tmp_path)
+
+
+@pytest.mark.parametrize('text', ['', 'a b', 'two  spaces\n', 'Привет', '日本\u2028語', '\x00'])
+def test_vocabularies_agree_inside_and_outside_tensorflow(model, text):
+  for ours in (
+    vocabularies.bytes_vocabulary(5),
+    vocabularies.symbols(['a', 'b', 'two']),
+    vocabularies.sentencepiece(model),
+  ):
+    theirs = seqio_tasks.vocabulary(ours)
+    ids = ours.encode(text)
+    assert list(theirs.encode(text)) == theirs.encode_tf(tf.constant(text)).numpy().tolist() == ids
+    assert theirs.decode(ids) == ours.decode(ids)
+    assert (theirs.vocab_size, theirs.eos_id, theirs.pad_id) == (ours.size, 1, 0)
+
+
+def test_symbols_decode_inside_tensorflow():
+  theirs = seqio_tasks.vocabulary(vocabularies.symbols(['a', 'b']))
+  decoded = theirs.decode_tf(tf.constant([[3, 2, 4, 1, 3], [0, 0, 1, 0, 0]]))
+  assert [text.decode() for text in decoded.numpy()] == ['a <unk> b', '']
+
+
+def test_a_vocabulary_without_a_counterpart_is_named():
+  with pytest.raises(ValueError, match='no counterpart of a object'):
+    seqio_tasks.vocabulary(object())
+
+
+def converted(task, vocabulary, converter, features, split='train'):
+  """The batches of a SeqIO feature converter, as one dictionary of arrays."""
+  registered = seqio_tasks.register(task, both(vocabulary))
+  dataset = converter(
+    registered.get_dataset(
+      sequence_length=LENGTHS, split=split, shuffle=False, try_in_mem_cache=False
+    ),
+    task_feature_lengths=features,
+  )
+  rows = list(dataset.as_numpy_iterator())
+  return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def ours(task, vocabulary, convert, folder):
+  made = records.materialize(task, 'train', both(vocabulary), folder)
+  batches = feeding.evaluation_batches(made, convert=convert, lengths=LENGTHS, batch_size=len(made))
+  return next(batches)
+
+
+def test_an_encoder_decoder_batch_equals_seqios_converter(tmp_path, hand_written):
+  task, vocabulary = superglue.rte(str(hand_written)), vocabularies.bytes_vocabulary()
+  found = ours(task, vocabulary, layouts.encoder_decoder, tmp_path)
+  expected = converted(task, vocabulary, seqio.EncDecFeatureConverter(pack=False), LENGTHS)
+  np.testing.assert_array_equal(found.encoder, expected['encoder_input_tokens'])
+  np.testing.assert_array_equal(found.inputs, expected['decoder_input_tokens'])
+  np.testing.assert_array_equal(found.targets, expected['decoder_target_tokens'])
+  np.testing.assert_array_equal(found.weights, expected['decoder_loss_weights'])
+
+
+def test_a_decoder_only_batch_equals_seqios_prefix_converter(tmp_path, hand_written):
+  task, vocabulary = superglue.rte(str(hand_written)), vocabularies.bytes_vocabulary()
+  found = ours(task, vocabulary, layouts.decoder_only, tmp_path)
+  expected = converted(task, vocabulary, seqio.PrefixLMFeatureConverter(pack=False), LENGTHS)
+  np.testing.assert_array_equal(found.targets, expected['decoder_target_tokens'])
+  np.testing.assert_array_equal(found.weights, expected['decoder_loss_weights'])
+  used = expected['decoder_target_tokens'] > 0
+  np.testing.assert_array_equal(found.inputs[used], expected['decoder_input_tokens'][used])
+
+
+def test_registering_twice_gives_the_same_task(lines):
+  vocabulary = both(vocabularies.bytes_vocabulary())
+  assert seqio_tasks.register(lines, vocabulary) is seqio_tasks.register(lines, vocabulary)
+
+
+def test_registering_with_another_vocabulary_is_an_error(lines):
+  seqio_tasks.register(lines, both(vocabularies.bytes_vocabulary()))
+  with pytest.raises(ValueError, match='already has a task lines with another vocabulary'):
+    seqio_tasks.register(lines, both(vocabularies.symbols(['a'])))
+
+
+def test_seqio_sees_answers_options_and_labels(lines):
+  examples = list(theirs(lines, vocabularies.bytes_vocabulary(), 'train', None))
+  assert [list(e['answers']) for e in examples[:2]] == [[b'oui'], ['日本'.encode(), b'x']]
+  assert list(examples[2]['options']) == [b' lead', b'b']
+  assert [int(e['label']) for e in examples] == [-1, -1, 0, -1]
+
+
+def prefixed(dataset, prefix):
+  return dataset.map(lambda e: {k: tf.strings.join([prefix, v]) for k, v in e.items()})
+
+
+def user_task(name, prefix='say ', vocabulary=None, features=('inputs', 'targets')):
+  """A task as a user's module would register it."""
+  columns = {feature: [f'{feature} {i}' for i in range(2)] for feature in features}
+  read = lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(columns)
+  return seqio.TaskRegistry.add(
+    name,
+    source=seqio.FunctionDataSource(read, splits=['train']),
+    preprocessors=[
+      functools.partial(prefixed, prefix=prefix),
+      seqio.preprocessors.tokenize,
+      seqio.preprocessors.append_eos,
+    ],
+    output_features={
+      feature: seqio.Feature(vocabulary or seqio.ByteVocabulary()) for feature in features
+    },
+  )
+
+
+def test_a_users_seqio_task_is_found_by_name_and_materialised(tmp_path):
+  user_task('their_task')
+  task = catalog.get('their_task')
+  assert list(task.rows('train')) == [
+    Row('their_task/train/0', 'say inputs 0', ('say targets 0',)),
+    Row('their_task/train/1', 'say inputs 1', ('say targets 1',)),
+  ]
+  assert len(records.materialize(task, 'train', both(task.vocabulary()), tmp_path)) == 2
+
+
+def test_an_edited_preprocessor_changes_the_fingerprint():
+  user_task('their_task')
+  before = catalog.get('their_task').fingerprint('train')
+  assert catalog.get('their_task').fingerprint('train') == before
+  seqio.TaskRegistry.remove('their_task')
+  user_task('their_task', prefix='tell ')
+  assert catalog.get('their_task').fingerprint('train') != before
+
+
+def test_a_language_modelling_task_has_empty_inputs():
+  user_task('lm', features=('targets',))
+  assert [row.inputs for row in catalog.get('lm').rows('train')] == ['', '']
+
+
+def test_our_own_rows_survive_the_way_through_seqio(hand_written, model):
+  task = superglue.rte(str(hand_written))
+  seqio_tasks.register(task, both(vocabularies.sentencepiece(model)))
+  back = seqio_tasks.from_seqio(task.name)
+  for split in ('train', 'test'):
+    found, expected = list(back.rows(split)), list(task.rows(split))
+    assert [row._replace(answers=row.answers or ()) for row in found] == expected
+  assert back.vocabulary() == vocabularies.sentencepiece(model)
+
+
+def test_a_vocabulary_that_we_lack_is_named():
+  user_task('odd', vocabulary=seqio.PassThroughVocabulary(10))
+  with pytest.raises(ValueError, match='odd uses a PassThroughVocabulary'):
+    catalog.get('odd').vocabulary()
+
+
+def test_a_prepared_tfds_directory_gives_the_rows_of_the_official_files(tmp_path, hand_written):
+  for config in ('boolq', 'rte'):
+    prepare(config, hand_written, tmp_path)
+    prepared = superglue.task(config, sources.Sources(tfds_data_dir=tmp_path))
+    for split in prepared.splits:
+      found = {row.id: row for row in prepared.rows(split)}
+      assert found == {row.id: row for row in superglue_rows(config, hand_written, split)}
+      assert list(prepared.rows(split)) == list(prepared.rows(split))
+    assert prepared.fingerprint('train') == prepared.fingerprint('test')
+
+
+def prepare(config, hand_written, folder):
+  """Writes a TFDS directory with the rows of the official files."""
+  shape = superglue.CONFIGS[config]
+  features = {field: tfds.features.Text() for field in shape.fields}
+  features |= {'idx': np.int32, 'label': tfds.features.ClassLabel(names=shape.labels)}
+
+  def examples(file):
+    for line in (hand_written / shape.folder / f'{file}.jsonl').read_text().splitlines():
+      example = {'label': -1} | json.loads(line)
+      label = example['label']
+      yield example['idx'], example | {'label': int(label) if isinstance(label, bool) else label}
+
+  tfds.dataset_builders.store_as_tfds_dataset(
+    name='super_glue',
+    config=config,
+    version='1.0.2',
+    data_dir=folder,
+    features=tfds.features.FeaturesDict(features),
+    split_datasets={
+      split: list(examples(file))
+      for split, file in {'train': 'train', 'validation': 'val', 'test': 'test'}.items()
+    },
+  )
+
+
+def test_seqio_tokenises_real_passages_as_our_records(tmp_path, real_data, model):
+  for vocabulary in (vocabularies.bytes_vocabulary(), vocabularies.sentencepiece(model)):
+    task = superglue.boolq(str(real_data))
+    compare(task, vocabulary, 'validation', tmp_path, count=50)
+    seqio.TaskRegistry.remove(task.name)
