@@ -7,11 +7,12 @@ and its tokens are the likelier too. All models of one task share its questions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from cascades import metrics, predictions, rows
+from cascades import comparison, deferral, metrics, predictions, rows
 from cascades.types import Metric, Predictions
 
 
@@ -87,3 +88,37 @@ def table(task: str, *, parameters: int = 1000, **settings: Any) -> Predictions:
   parsed = [rows.parse(record, 'predict') for record in made]
   described = manifest(task, made, parameters=parameters, flops_per_token=2.0 * parameters)
   return predictions.columns(parsed, described)
+
+
+SKILLS = {'xent': 0.0, 'cat': 0.4}
+SIZES = {'a': 70, 'b': 40}
+
+
+def small_and_large(*, judged_by: Sequence[Metric] = (metrics.accuracy,)) -> tuple[Any, Any]:
+  """Two small models and a large one, on two tasks."""
+  small = {
+    name: [
+      table(task, size=size, skill=skill, seed=seed, judged_by=judged_by)
+      for task, size in SIZES.items()
+    ]
+    for seed, (name, skill) in enumerate(SKILLS.items())
+  }
+  large = [
+    table(task, size=size, skill=1.6, seed=9, parameters=8000, judged_by=judged_by)
+    for task, size in SIZES.items()
+  ]
+  return small, large
+
+
+@cache
+def compared(metric: str = 'accuracy', **settings: Any) -> comparison.Comparison:
+  """A comparison of them under three rules."""
+  judge = metrics.by_name(metric)
+  small, large = small_and_large(judged_by=[judge])
+  return comparison.compare(
+    small,
+    large,
+    scores={name: deferral.as_score(deferral.PAPER[name]) for name in ('average', 'sum', 'random')},
+    metrics=[judge] * len(large),
+    settings=comparison.Settings(**{'resamples': 60, **settings}),
+  )

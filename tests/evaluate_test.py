@@ -1,0 +1,216 @@
+import csv
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cascades import comparison, deferral, evaluate, figures, metrics, predictions
+from tests import synthetic_tables
+from tests.predictions_test import remote  # noqa: F401
+
+RULES = {'average': deferral.average, 'random': deferral.random}
+JUDGES = (metrics.accuracy, metrics.token_f1)
+MODELS = {'xent': 0.0, 'cat': 0.5, 'large': 1.6}
+
+
+def infer(root, *, tasks=(('a', 40), ('b', 25))):
+  """What inference of three models leaves behind; their directories by name."""
+  for seed, (name, skill) in enumerate(MODELS.items()):
+    parameters = 8000 if name == 'large' else 1000
+    for task, size in tasks:
+      made = synthetic_tables.records(task, size=size, skill=skill, seed=seed, judged_by=JUDGES)
+      synthetic_tables.write(
+        f'{root}/{name}/test',
+        task,
+        made,
+        parameters=parameters,
+        flops_per_token=2 * parameters,
+        metrics=['accuracy', 'token_f1'],
+      )
+  return {name: f'{root}/{name}' for name in MODELS}
+
+
+def run(places, output, **settings):
+  small = {name: place for name, place in places.items() if name != 'large'}
+  defaults = {'rules': RULES, 'resamples': 30}
+  return evaluate.evaluate(small, places['large'], str(output), **{**defaults, **settings})
+
+
+@pytest.fixture(scope='module')
+def places(tmp_path_factory):
+  return infer(tmp_path_factory.mktemp('runs'))
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+  """Drawing takes most of the time, and most tests are about something else."""
+  monkeypatch.setattr(figures, 'draw', lambda _: {})
+
+
+@pytest.fixture(scope='module')
+def output(places, tmp_path_factory):
+  directory = tmp_path_factory.mktemp('evaluation')
+  run(places, directory, provenance=lambda: {'config': 'SEED = 0\n', 'commit': 'abc'})
+  return directory
+
+
+def contents(directory):
+  return {
+    str(path.relative_to(directory)): path.read_bytes()
+    for path in directory.rglob('*')
+    if path.is_file()
+  }
+
+
+def test_everything_is_left_in_the_output_directory(output):
+  names = ['curves', 'decomposition', 'differences', 'scores', 'separation', 'tasks']
+  pictures = {f'figures/{name}.{kind}' for name in names for kind in ('png', 'svg')}
+  assert set(contents(output)) == pictures | {
+    'report.html', 'curves.json', 'summary.csv', 'config.gin',
+  }  # fmt: skip
+  assert (output / 'config.gin').read_text() == 'SEED = 0\n'
+  page = (output / 'report.html').read_text()
+  assert page.count('data:image/svg+xml') == 6
+  assert 'abc' in page
+
+
+def test_evaluating_again_gives_the_same_bytes(places, output, tmp_path):
+  run(places, tmp_path, provenance=lambda: {'config': 'SEED = 0\n', 'commit': 'abc'})
+  assert contents(tmp_path) == contents(output)
+
+
+def test_files_and_result_agree_on_the_numbers(places, output, tmp_path, no_figures):
+  compared = run(places, tmp_path)
+  area = compared.at('cat').estimates[comparison.AREA]
+  with (output / 'summary.csv').open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  wanted = {'model': 'cat', 'score': 'average', 'task': 'all tasks', 'quantity': 'area'}
+  (row,) = [r for r in rows if wanted.items() <= r.items() and not r['baseline']]
+  assert [float(row[name]) for name in ('value', 'low', 'high')] == list(area)
+  data = json.loads((output / 'curves.json').read_text())
+  (curve,) = [
+    one for one in data['cascades'] if (one['model'], one['score'], one['task']) ==
+    ('cat', 'average', 'all tasks')
+  ]  # fmt: skip
+  assert curve['curve']['quality'] == compared.at('cat').curve.quality.tolist()
+  assert f'{area.value:.4f}' in (output / 'report.html').read_text()
+  assert set(compared.others) == {'token_f1'}
+  assert set(data['other_metrics']['token_f1']) == {'xent', 'cat', 'large alone'}
+
+
+def test_thresholds_in_the_files_reproduce_the_curve_on_the_rows(places, output):
+  data = json.loads((output / 'curves.json').read_text())
+  (one,) = [
+    one for one in data['cascades'] if (one['model'], one['score'], one['task']) ==
+    ('xent', 'average', 'b')
+  ]  # fmt: skip
+  (small,), (large,) = (
+    predictions.read(f'{places[name]}/test', task='b') for name in ('xent', 'large')
+  )
+  score = deferral.average(small.logprobs, small.mask)
+  for threshold, rate, quality in zip(
+    *(one['curve'][name] for name in ('threshold', 'deferral_rate', 'quality')), strict=True
+  ):
+    defers = score >= (math.inf if threshold is None else threshold)
+    right = np.where(defers, large.statistics['accuracy'][:, 0], small.statistics['accuracy'][:, 0])
+    assert (defers.mean(), right.mean()) == (pytest.approx(rate), pytest.approx(quality))
+
+
+def test_the_terminal_shows_the_main_tables(places, tmp_path, no_figures, capsys):
+  run(places, tmp_path)
+  shown = capsys.readouterr().out
+  for words in ('Models', 'xent', 'large alone', 'Paired differences', 'cat − xent', 'report.html'):  # noqa: RUF001
+    assert words in shown
+  assert max(map(len, shown.splitlines())) <= 140
+  assert '\x1b' not in shown
+
+
+def test_hostile_names_cannot_act_on_the_terminal_or_in_a_spreadsheet(
+  places, tmp_path, no_figures, capsys
+):
+  hostile = '=1+1\x1b[31m[red]:smile:\u202e<b>'
+  compared = run({hostile: places['cat'], 'large': places['large']}, tmp_path)
+  shown = capsys.readouterr().out
+  assert '\x1b' not in shown
+  assert '=1+1\\x1b[31m[red]:smile:\\u202e<b>' in shown
+  cells = (tmp_path / 'summary.csv').read_text()
+  assert '\x1b' not in cells
+  assert "\n'=1+1\\x1b[31m" in cells
+  assert '\n=1' not in cells
+  assert '<b>' not in (tmp_path / 'report.html').read_text()
+  assert compared.flops == {hostile: 2000.0}
+
+
+def test_negative_numbers_in_the_csv_stay_numbers(output):
+  with (output / 'summary.csv').open(newline='') as file:
+    values = [
+      row[name] for row in csv.DictReader(file) for name in ('value', 'low', 'p') if row[name]
+    ]
+  assert any(float(value) < 0 for value in values)
+
+
+def test_tasks_rules_scores_and_metrics_can_be_chosen(places, tmp_path, no_figures):
+  compared = run(
+    places,
+    tmp_path,
+    tasks=['b'],
+    rules={},
+    scores={'length': lambda table: table.mask.sum(axis=1).astype(float)},
+    metric='token_f1',
+    costs=[5000.0],
+    qualities=[0.6],
+    baseline='cat',
+  )
+  assert compared.sizes == {'b': 25}
+  assert compared.scores == ('length',)
+  assert compared.metric is metrics.token_f1
+  assert compared.settings.costs == (5000.0,)
+  assert [(pair.model, pair.baseline) for pair in compared.versus] == [('xent', 'cat')]
+
+
+def test_a_metric_that_inference_did_not_know_is_passed_itself(places, tmp_path, no_figures):
+  with pytest.raises(
+    ValueError, match=r"of accuracy, token_f1, not of 'bleu'; pass the metric its"
+  ):
+    run(places, tmp_path, metric='bleu')
+  compared = run(places, tmp_path, metric=metrics.bleu())
+  assert compared.settings.weights == 'uniform'
+  assert compared.at('cat').curve.quality.max() > 10
+
+
+def test_models_are_named_by_their_directories_if_not_otherwise(places, tmp_path, no_figures):
+  large = places['large']
+  compared = evaluate.evaluate(
+    [places['cat'], places['xent']], large, str(tmp_path), rules=RULES, resamples=5
+  )
+  assert list(compared.flops) == ['cat', 'xent']
+  with pytest.raises(ValueError, match='2 small models have only the names cat: name them'):
+    evaluate.evaluate([places['cat'], '/elsewhere/cat'], large, str(tmp_path))
+  with pytest.raises(ValueError, match='no small model to compare'):
+    evaluate.evaluate({}, large, str(tmp_path))
+
+
+def test_tables_of_other_tasks_are_refused_by_name(places, tmp_path):
+  few = infer(tmp_path, tasks=(('a', 40),))
+  with pytest.raises(
+    ValueError, match=r"answers the tasks \['a'\] and the large model \['a', 'b'\]"
+  ):
+    run({'xent': few['xent'], 'large': places['large']}, tmp_path / 'out')
+  with pytest.raises(FileNotFoundError, match='validation does not exist'):
+    run(places, tmp_path / 'out', split='validation')
+  assert not (tmp_path / 'out').exists()
+
+
+def test_runs_may_live_in_an_object_store(remote, no_figures):  # noqa: F811
+  places = infer(remote)
+  run(places, f'{remote}/evaluation')
+  assert predictions.epath.Path(f'{remote}/evaluation/report.html').exists()
+
+
+def test_importing_the_program_loads_neither_jax_nor_tensorflow():
+  code = 'import sys, cascades.evaluate; print(*sys.modules)'
+  out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert not {'jax', 'tensorflow', 'sacrebleu'} & set(out.stdout.split())

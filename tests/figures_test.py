@@ -1,0 +1,126 @@
+import io
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib import image
+
+from cascades import comparison, costs, figures
+from tests import synthetic_tables
+
+HOSTILE = '$\\frac{\x1b[31m</text><script>alert(1)</script>\u202e_%s'
+
+
+@pytest.fixture(scope='module')
+def drawn():
+  return figures.draw(synthetic_tables.compared())
+
+
+def renamed(name):
+  """The comparison with that name in the place of a model, a score and a task."""
+  compared = synthetic_tables.compared()
+
+  def change(text):
+    return name if text in ('cat', 'average', 'a') else text
+
+  return compared._replace(
+    flops={change(model): flops for model, flops in compared.flops.items()},
+    answers={change(model): answers for model, answers in compared.answers.items()},
+    sizes={change(task): size for task, size in compared.sizes.items()},
+    scores=tuple(map(change, compared.scores)),
+    cascades=tuple(
+      one._replace(model=change(one.model), score=change(one.score), task=change(one.task))
+      for one in compared.cascades
+    ),
+    versus=tuple(
+      pair._replace(model=change(pair.model), score=change(pair.score)) for pair in compared.versus
+    ),
+  )
+
+
+def test_figures_are_drawn_when_they_have_something_to_show(drawn):
+  assert set(drawn) == {
+    'curves', 'scores', 'decomposition', 'separation', 'differences', 'tasks',
+  }  # fmt: skip
+  fewer = figures.draw(synthetic_tables.compared()._replace(versus=(), sizes={'a': 70}))
+  assert set(drawn) - set(fewer) == {'differences', 'tasks'}
+
+
+def test_the_headline_shows_the_curve_its_band_its_chord_and_the_models_alone(drawn):
+  compared = synthetic_tables.compared()
+  axes = drawn['curves'].axes[0]
+  lines = {line.get_label(): line for line in axes.lines}
+  curve = compared.at('cat').curve
+  np.testing.assert_allclose(lines['cat'].get_xydata(), np.stack([curve.cost, curve.quality], 1))
+  np.testing.assert_allclose(
+    lines['large alone'].get_xydata(), [[compared.large_flops, curve.quality[-1]]]
+  )
+  ends = np.stack([curve.cost[[0, -1]], curve.quality[[0, -1]]], axis=1)
+  assert any(
+    line.get_xydata().shape == (2, 2) and np.allclose(line.get_xydata(), ends)
+    for line in axes.lines
+  )
+  band = axes.collections[1].get_paths()[0].vertices
+  cost = costs.cascade(comparison.RATES, small=compared.flops['cat'], large=compared.large_flops)
+  assert band[:, 0].min() == pytest.approx(cost[0])
+  assert band[:, 1].max() == pytest.approx(compared.at('cat').high.max())
+  texts = [text.get_text() for text in axes.get_legend().get_texts()]
+  assert texts == ['xent', 'cat', 'small alone', 'random deferral', 'large alone']
+
+
+def test_the_deferral_rate_is_on_top_only_where_models_cost_the_same(drawn):
+  assert len(drawn['curves'].axes[0].child_axes) == 1
+  compared = synthetic_tables.compared()
+  unequal = figures.headline(compared._replace(flops={'xent': 2000.0, 'cat': 3000.0}))
+  assert len(unequal.axes[0].child_axes) == 0
+
+
+def test_the_histogram_counts_every_example_between_its_ends(drawn):
+  compared = synthetic_tables.compared()
+  score = compared.answers['xent'].score
+  low, high = np.quantile(score, [0.005, 0.995])
+  counted = sum(patch.get_data().values.sum() for patch in drawn['separation'].axes[0].patches)
+  assert counted == ((score >= low) & (score <= high)).sum()
+
+
+@pytest.mark.parametrize('kind', figures.KINDS)
+def test_equal_figures_have_equal_bytes(drawn, kind):
+  again = figures.draw(synthetic_tables.compared())
+  assert figures.encode(drawn['curves'], kind) == figures.encode(again['curves'], kind)
+
+
+def test_png_is_an_image_and_svg_adapts_to_dark(drawn):
+  picture = image.imread(io.BytesIO(figures.encode(drawn['curves'], 'png')))
+  assert picture.shape[0] > 500
+  assert picture.std() > 0.05
+  text = figures.encode(drawn['curves'], 'svg').decode()
+  ElementTree.fromstring(text)
+  assert 'prefers-color-scheme:dark' in text
+  assert 'currentColor' in text
+  assert figures.INK not in text.split('</style>', 1)[1]
+
+
+def test_names_are_drawn_as_they_are_written():
+  drawn = figures.draw(renamed(HOSTILE))
+  shown = '$\\frac{\\x1b[31m</text><script>alert'
+  legend = drawn['curves'].axes[0].get_legend()
+  assert [text.get_text() for text in legend.get_texts()][1].startswith(shown)
+  for figure in drawn.values():
+    svg = figures.encode(figure, 'svg').decode()
+    tags = {element.tag.rpartition('}')[2] for element in ElementTree.fromstring(svg).iter()}
+    assert 'script' not in tags
+    assert '\x1b' not in svg
+    assert '\u202e' not in svg
+
+
+@pytest.mark.filterwarnings('ignore:Glyph')
+@pytest.mark.parametrize('name', ['_hidden', '$', 'x' * 500, '日本', '', '\n'])
+def test_any_name_can_be_drawn(name):
+  assert figures.encode(figures.headline(renamed(name)), 'png')
+
+
+def test_drawing_leaves_no_settings_behind():
+  before = dict(mpl.rcParams)
+  figures.draw(synthetic_tables.compared())
+  assert dict(mpl.rcParams) == before

@@ -1,0 +1,173 @@
+import html.parser
+import re
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from cascades import comparison, deferral, escaping, metrics, report, summary
+from cascades.comparison import Settings
+from tests import synthetic_tables
+
+HOSTILE = [
+  '<script>alert(1)</script>',
+  '"><img src=x onerror=alert(1)>',
+  "' onmouseover='alert(1)",
+  '</pre></details></td></table><h1>',
+  '{{ 7 * 7 }}{% for x in y %}',
+  '<!-- ',
+  '&lt;b&gt; &amp;',
+  '\x1b]0;title\x07\x1b[2J',
+  '\x9b31m\x00\x7f',
+  '\u202egnp.exe\u2066',
+  'half \ud83d of a pair',
+  'javascript:alert(1)',
+]
+texts = st.one_of(st.sampled_from(HOSTILE), st.text())
+
+
+class Page(html.parser.HTMLParser):
+  """The elements of a page, and its text."""
+
+  def __init__(self, page):
+    super().__init__()
+    self.elements, self.text = [], ''
+    self.feed(page)
+    self.close()
+
+  def handle_starttag(self, tag, attributes):
+    self.elements.append((tag, tuple(name for name, _ in attributes)))
+
+  def handle_endtag(self, tag):
+    self.elements.append((f'/{tag}', ()))
+
+  def handle_data(self, data):
+    self.text += data
+
+
+def page_of(text, *, name='model', other='base'):
+  """A report with that text wherever something comes from outside."""
+  small = synthetic_tables.table('a', size=8)
+  large = synthetic_tables.table('a', size=8, skill=2, seed=1)
+  manifest = {**small.manifest, 'config': text, 'checkpoint': text, 'model': {text: text}}
+  fields = {
+    'ids': [f'{i}{text}' for i in range(8)],
+    'inputs': [text] * 8,
+    'targets': [[text]] * 8,
+    'predictions': [text] * 8,
+    'manifest': manifest,
+    'task': f'task {text}',
+  }
+  small, large = small._replace(**fields), large._replace(**fields)
+  compared = comparison.compare(
+    {name: [small], other: [small]},
+    [large],
+    scores={f'score {text}': deferral.as_score(deferral.average)},
+    metrics=[metrics.accuracy],
+    settings=Settings(resamples=5),
+  )
+  runs = [report.Run(name, small.task, manifest)]
+  return report.render(
+    compared,
+    summary.tables(compared),
+    {'curves': b'<svg/>', 'tasks': b'<svg/>'},
+    runs,
+    title=f'title {text}',
+    examples=3,
+    provenance={'config': f'# {text}', 'command': f'# {text}'},
+  )
+
+
+PLAIN = Page(page_of('plain', name='model plain'))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(texts)
+def test_no_text_from_outside_changes_the_structure_of_the_page(text):
+  page = page_of(text, name=f'model {text}')
+  found = Page(page)
+  assert found.elements == PLAIN.elements
+  assert not re.search('[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]', page)
+  shown = escaping.shorten(text, report.LONGEST)
+  assert found.text.count(shown) >= 10 if shown.strip() else True
+  page.encode()
+
+
+@pytest.mark.parametrize('text', HOSTILE)
+def test_hostile_text_is_shown_as_text(text):
+  assert Page(page_of(text)).text.count(escaping.visible(text)) >= 20
+
+
+def test_the_page_needs_nothing_else():
+  page = page_of('plain')
+  tags = {tag for tag, _ in Page(page).elements}
+  assert not tags & {'script', 'link', 'iframe', 'object', 'base', 'form'}
+  assert set(re.findall(r'(?:src|href)="([^,]*),', page)) == {'data:image/svg+xml;base64'}
+  assert "default-src 'none'" in page
+  assert '@import' not in page
+  assert 'url(' not in page
+
+
+def test_figures_are_shown_with_captions_and_the_headline_first():
+  page = page_of('plain')
+  captions = re.findall('<figcaption>(.*?)</figcaption>', page)
+  assert captions == [report.CAPTIONS['curves'], report.CAPTIONS['tasks']]
+
+
+def test_lines_of_a_configuration_stay_lines():
+  assert 'A = 1\nB = 2\n' in page_of('A = 1\nB = 2')
+
+
+def test_tables_and_settings_are_on_the_page():
+  text = Page(page_of('plain', name='model one')).text
+  for words in ('Models', 'Paired differences', 'Thresholds', '95 % percentile', 'model one'):
+    assert words in text
+  assert '2 small models and a large one,' in text
+
+
+def test_examples_are_those_that_their_titles_promise():
+  compared = synthetic_tables.compared()
+  groups = {(one.model, one.title): one.rows for one in report.pick(compared, 6)}
+  answers = compared.answers['cat']
+  first = groups['cat', 'Deferred first']
+  assert [row.score for row in first] == sorted(answers.score, reverse=True)[:6]
+  missed = groups['cat', 'Kept longest although the large model is better']
+  assert all(row.large_quality > row.small_quality for row in missed)
+  assert [row.score for row in missed] == sorted(row.score for row in missed)
+  gains = answers.large_quality - answers.small_quality
+  assert missed[0].score == answers.score[gains > 0].min()
+  harmed = groups['cat', 'Deferred first although the large model is worse']
+  assert all(row.large_quality < row.small_quality for row in harmed)
+  assert harmed[0].score == answers.score[gains < 0].max()
+  assert list(groups) == [
+    (model, title)
+    for model in ('xent', 'cat')
+    for title in (
+      'Deferred first',
+      'Kept longest although the large model is better',
+      'Deferred first although the large model is worse',
+    )
+  ]
+
+
+def test_an_example_shows_both_answers_beside_the_targets():
+  compared = synthetic_tables.compared()
+  row = next(report.pick(compared, 1)).rows[0]
+  answers = compared.answers['xent']
+  place = answers.small.ids.index(row.id)
+  assert row.small == answers.small.predictions[place]
+  assert row.large == answers.large.predictions[place]
+  assert row.targets == answers.small.targets[place][0]
+
+
+def test_long_texts_are_cut():
+  cut = [text for text in Page(page_of('y' * 10_000)).text.split() if text.endswith('…')]
+  assert cut
+  assert {len(text) for text in cut} == {report.LONGEST}
+
+
+def test_errors_turn_the_direction_of_what_is_better():
+  compared = synthetic_tables.compared('phoneme_error_rate')
+  groups = {one.title: one.rows for one in report.pick(compared, 3) if one.model == 'cat'}
+  for row in groups['Kept longest although the large model is better']:
+    assert row.large_quality < row.small_quality

@@ -1,0 +1,72 @@
+import math
+
+import pytest
+
+from cascades import summary
+from tests import synthetic_tables
+
+
+def titles(compared):
+  return [table.title for table in summary.tables(compared)]
+
+
+def test_tables_are_there_when_they_have_something_to_say():
+  compared = synthetic_tables.compared()
+  full = titles(compared)
+  assert full == [
+    'Models', 'Quality at fixed cost', 'Cost at fixed quality', 'Paired differences',
+    'Saved at equal quality', 'Scores', 'Thresholds', 'Tasks',
+  ]  # fmt: skip
+  alone = titles(compared._replace(versus=(), sizes={'a': 70}))
+  assert set(full) - set(alone) == {'Paired differences', 'Saved at equal quality', 'Tasks'}
+  other = {'bleu': {'xent': compared.at('xent').estimates[summary.found.SMALL]}}
+  assert titles(compared._replace(others=other))[-1] == 'Other metrics'
+
+
+@pytest.mark.parametrize('metric', ['accuracy', 'bleu'])
+def test_every_row_has_a_cell_for_each_column(metric):
+  for table in summary.tables(synthetic_tables.compared(metric)):
+    assert table.rows
+    for row in table.rows:
+      assert len(row) == len(table.header)
+
+
+def test_cells_show_the_numbers_of_the_comparison():
+  compared = synthetic_tables.compared()
+  row = next(row for row in summary.models(compared).rows if row[0].text == 'cat')
+  area = compared.at('cat').estimates[summary.found.AREA]
+  assert row[3] == (f'{area.value:.4f}', f'[{area.low:.4f}, {area.high:.4f}]')
+  assert row[1].text == '2 k'
+  pair = compared.versus[0].differences[summary.found.AREA]
+  cell = summary.pairs(compared).rows[0][2]
+  assert cell.text == f'{pair.value:+.4f}'
+  assert cell.note.endswith(f'p={pair.p:.3f}')
+
+
+def test_thresholds_are_those_of_the_curve():
+  compared = synthetic_tables.compared()
+  cells = summary.thresholds(compared).rows[0][1:]
+  curve = compared.at('xent').curve
+  for budget, cell in zip(summary.BUDGETS, cells, strict=True):
+    rate = curve.deferral_rate[curve.deferral_rate <= budget][-1]
+    assert float(cell.text) == pytest.approx(
+      curve.threshold[curve.deferral_rate == rate][0], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+  ('value', 'shown'),
+  [
+    (0, '0'), (950, '950'), (12_345, '12.35 k'), (2e6, '2 M'), (7.89e9, '7.89 G'),
+    (1.5e12, '1.5 T'), (4e15, '4000 T'), (0.5, '0.5'),
+    (math.inf, 'not reached'), (math.nan, '\N{EN DASH}'),
+  ],
+)  # fmt: skip
+def test_amounts_are_shown_with_their_unit(value, shown):
+  assert summary.amount(value) == shown
+
+
+def test_shares_are_shown_in_per_cent_without_a_negative_zero():
+  assert summary.percent(0.1234) == '12.3 %'
+  assert summary.percent(-0.0001) == '0.0 %'
+  assert summary.percent(math.inf) == 'not reached'

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+
+from cascades import metrics, tables
+from tests import synthetic_tables
+
+
+def small():
+  return synthetic_tables.table('a', size=9, skill=0, seed=1)
+
+
+def large():
+  return synthetic_tables.table('a', size=9, skill=2, seed=2)
+
+
+def test_joined_tables_have_the_large_ones_order():
+  shuffled = tables.select(large(), [3, 1, 4, 0, 5, 8, 2, 6, 7])
+  ours, theirs = tables.join(small(), shuffled)
+  assert theirs is shuffled
+  assert list(ours.ids) == list(shuffled.ids)
+  for name in ('inputs', 'targets'):
+    assert list(getattr(ours, name)) == list(getattr(shuffled, name))
+  back = [small().ids.index(name) for name in shuffled.ids]
+  assert list(ours.predictions) == [small().predictions[i] for i in back]
+  np.testing.assert_array_equal(ours.logprobs, small().logprobs[back])
+  np.testing.assert_array_equal(ours.mask, small().mask[back])
+  np.testing.assert_array_equal(ours.statistics['accuracy'], small().statistics['accuracy'][back])
+
+
+def test_vocabularies_may_differ():
+  tables.join(small(), large()._replace(manifest={'vocabulary': 'another'}))
+
+
+@pytest.mark.parametrize(
+  ('change', 'reason'),
+  [
+    ({'task': 'b'}, "small model answered task 'b', split 'test', the large one task 'a'"),
+    ({'split': 'validation'}, "small model answered task 'a', split 'validation'"),
+    ({'statistics': {'bleu': np.ones((9, 10))}}, r"small \['bleu'\], large \['accuracy'\]"),
+    ({'targets': [['other']] * 9}, "targets of 'a-0' differ"),
+  ],
+)
+def test_tables_that_do_not_fit_are_refused_by_name(change, reason):
+  with pytest.raises(ValueError, match=reason):
+    tables.join(small()._replace(**change), large())
+
+
+def test_the_order_of_accepted_targets_does_not_matter():
+  ours = small()._replace(targets=[['x', 'y']] * 9)
+  tables.join(ours, large()._replace(targets=[['y', 'x']] * 9))
+
+
+def test_missing_examples_are_counted_and_named():
+  few = tables.select(small(), [0, 2, 4])
+  with pytest.raises(ValueError, match=r"6 of 9 examples .* by the small model, such as 'a-1'"):
+    tables.join(few, large())
+  with pytest.raises(ValueError, match='by the large model'):
+    tables.join(large(), few)
+
+
+def test_a_table_is_judged_by_a_metric_that_it_does_not_know_yet():
+  judged = tables.judge(large(), metrics.token_f1)
+  expected = [
+    metrics.token_f1.statistics(*row)
+    for row in zip(large().targets, large().predictions, strict=True)
+  ]
+  np.testing.assert_array_equal(judged.statistics['token_f1'], expected)
+  assert 'accuracy' in judged.statistics
+  known = large()
+  assert tables.judge(known, metrics.accuracy) is known
+
+
+def test_pooled_tables_follow_each_other_with_padding_and_unique_ids():
+  one = small()
+  other = synthetic_tables.table('b', size=4)._replace(ids=list(one.ids[:4]))
+  wide = other._replace(
+    logprobs=np.pad(other.logprobs, ((0, 0), (0, 5))), mask=np.pad(other.mask, ((0, 0), (0, 5)))
+  )
+  pooled = tables.pool([one, wide])
+  assert pooled.task == tables.POOLED
+  assert len(set(pooled.ids)) == 13
+  assert pooled.ids[-4:] == [f'b/{name}' for name in one.ids[:4]]
+  assert pooled.predictions == [*one.predictions, *wide.predictions]
+  width = one.logprobs.shape[1]
+  np.testing.assert_array_equal(pooled.logprobs[:9, :width], one.logprobs)
+  assert not pooled.mask[:9, width:].any()
+  np.testing.assert_array_equal(pooled.mask[9:].sum(1), wide.mask.sum(1))
