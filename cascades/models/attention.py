@@ -37,32 +37,12 @@ class Attention(nnx.Module):
     qkv_bias: bool = False,
   ):
     keys = jax.random.split(key, 4)
-    stddev = emb_dim**-0.5
-    into = functools.partial(layers.Projection, bias_axes=2 if qkv_bias else 0)
-    self.query = into(
-      keys[0],
-      'BTD,DNH->BTNH',
-      (emb_dim, num_heads, head_dim),
-      ('embed', 'heads', 'head_dim'),
-      stddev=query_stddev or stddev,
-    )
-    self.key, self.value = (
-      into(
-        k,
-        'BSD,DKH->BSKH',
-        (emb_dim, num_kv_heads or num_heads, head_dim),
-        ('embed', 'kv_heads', 'head_dim'),
-        stddev=stddev,
-      )
-      for k in keys[1:3]
-    )
-    self.out = layers.Projection(
-      keys[3],
-      'BTNH,NHD->BTD',
-      (num_heads, head_dim, emb_dim),
-      ('heads', 'head_dim', 'embed'),
-      stddev=(num_heads * head_dim) ** -0.5,
-    )
+    embed, heads = {'embed': emb_dim}, {'heads': num_heads, 'head_dim': head_dim}
+    kv_heads = {'kv_heads': num_kv_heads or num_heads, 'head_dim': head_dim}
+    self.query = layers.Projection(keys[0], embed, heads, stddev=query_stddev, bias=qkv_bias)
+    self.key = layers.Projection(keys[1], embed, kv_heads, bias=qkv_bias)
+    self.value = layers.Projection(keys[2], embed, kv_heads, bias=qkv_bias)
+    self.out = layers.Projection(keys[3], heads, embed)
 
   def source(self, x: Float[Array, 'B S D']) -> Source:
     """What others attend to in `x`."""

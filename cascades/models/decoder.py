@@ -57,7 +57,7 @@ class Config:
   # Llama 3.1: factor, low_freq_factor, high_freq_factor, original length.
   rope_llama3: tuple[float, float, float, int] | None = None
   dtype: str = 'float32'  # of the activations
-  remat_policy: str = 'none'
+  remat_policy: str = 'elementwise'
 
   def __post_init__(self) -> None:
     layers.check_options(self.mlp_activations, self.dtype, self.remat_policy)

@@ -44,7 +44,7 @@ class Config:
   relative_attention_num_buckets: int = 32
   relative_attention_max_distance: int = 128
   dtype: str = 'float32'  # of the activations
-  remat_policy: str = 'none'
+  remat_policy: str = 'elementwise'
 
   def __post_init__(self) -> None:
     layers.check_options(self.mlp_activations, self.dtype, self.remat_policy)

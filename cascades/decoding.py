@@ -1,0 +1,154 @@
+"""Generating and scoring over the `LanguageModel` protocol. Confidence is born here.
+
+Log-probabilities are those of the untempered float32 softmax, whatever the sampler.
+Axes: B batch, S prompt, T target, L one block of T, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from cascades.types import Batch, Cache, Generation, LanguageModel, Prompt
+
+# From float32 logits and one key per row (None if the caller gave none) to tokens.
+Sampler: TypeAlias = Callable[[Float[Array, 'B V'], Array | None], Int[Array, 'B']]
+
+
+def greedy(logits: Float[Array, 'B V'], keys: Array | None = None) -> Int[Array, 'B']:
+  """The most probable token; of several, the lowest."""
+  del keys
+  return jnp.argmax(logits, -1).astype(jnp.int32)
+
+
+def sample(
+  logits: Float[Array, 'B V'],
+  keys: Array | None = None,
+  *,
+  temperature: float = 1.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+) -> Int[Array, 'B']:
+  """Draw from softmax(logits / temperature), cut to the `top_k` tokens, then to the nucleus.
+
+  The nucleus is the shortest run of most probable tokens whose probabilities, after temperature
+  and top_k, reach `top_p` (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751). Among equal
+  tokens the lowest enter first.
+  """
+  if keys is None:
+    raise ValueError('Sampling needs a random key: pass `key` to generate, or decode with greedy.')
+  if temperature <= 0.0:
+    raise ValueError(f'temperature={temperature} must be positive; for the limit 0 use greedy.')
+  draw = jax.vmap(jax.random.categorical)
+  if top_k is None and top_p is None:
+    return draw(keys, logits / temperature).astype(jnp.int32)
+  kept, tokens = nucleus(logits / temperature, top_k=top_k, top_p=top_p)
+  chosen = draw(keys, kept)
+  return jnp.take_along_axis(tokens, chosen[:, None], -1)[:, 0].astype(jnp.int32)
+
+
+def nucleus(
+  logits: Float[Array, 'B V'], *, top_k: int | None = None, top_p: float | None = None
+) -> tuple[Float[Array, 'B K'], Int[Array, 'B K']]:
+  """The logits that stay, best first, -inf for those that go, and their tokens."""
+  if top_k is not None and top_k < 1:
+    raise ValueError(f'top_k={top_k} must be at least 1; None keeps every token.')
+  if top_p is not None and not 0.0 < top_p <= 1.0:
+    raise ValueError(f'top_p={top_p} must lie in (0, 1]; None keeps every token.')
+  V = logits.shape[-1]
+  best, tokens = jax.lax.top_k(logits, min(top_k or V, V))
+  probabilities = jax.nn.softmax(best)
+  before = jnp.cumsum(probabilities, -1) - probabilities
+  return jnp.where(before < (top_p or jnp.inf), best, -jnp.inf), tokens
+
+
+class _State(NamedTuple):
+  step: Int[Array, '']
+  ended: Bool[Array, 'B']
+  answer: Generation
+  cache: Cache
+
+
+def generate(
+  model: LanguageModel,
+  prompt: Prompt,
+  *,
+  max_len: int,
+  eos_id: int,
+  pad_id: int = 0,
+  sampler: Sampler = greedy,
+  key: Array | None = None,
+  row_ids: Int[Array, 'B'] | None = None,
+) -> Generation:
+  """Answer every prompt with at most `max_len` tokens; stop when all rows have ended.
+
+  Row b draws from `key` folded with `row_ids[b]` (default b) and the step, so what it draws depends
+  neither on its neighbours nor on padding. A prompt of length 0 is filler and gets no answer.
+  """
+  if max_len < 1:
+    raise ValueError(f'max_len={max_len} must be at least 1: an answer ends with one token, EOS.')
+  B = prompt.tokens.shape[0]
+  row_ids = jnp.arange(B) if row_ids is None else row_ids
+  row_keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
+
+  def append(state: _State, logits: Float[Array, 'B V'], cache: Cache) -> _State:
+    step, ended, answer, _ = state
+    keys = None if row_keys is None else jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
+    token = sampler(logits, keys)
+    logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], -1)[:, 0]
+    column = Generation(
+      tokens=jnp.where(ended, pad_id, token), logprobs=jnp.where(ended, 0.0, logprob), mask=~ended
+    )
+    answer = jax.tree.map(lambda whole, new: whole.at[:, step].set(new), answer, column)
+    return _State(step + 1, ended | (token == eos_id), answer, cache)
+
+  def more(state: _State) -> Bool[Array, '']:
+    return (state.step < max_len) & ~jnp.all(state.ended)
+
+  def extend(state: _State) -> _State:
+    last = jax.lax.dynamic_slice_in_dim(state.answer.tokens, state.step - 1, 1, axis=1)
+    logits, cache = model.extend(last, state.cache)
+    return append(state, logits[:, 0], cache)
+
+  empty = Generation(
+    tokens=jnp.full((B, max_len), pad_id, jnp.int32),
+    logprobs=jnp.zeros((B, max_len)),
+    mask=jnp.zeros((B, max_len), bool),
+  )
+  logits, cache = model.prefill(prompt, max_len)
+  start = _State(jnp.zeros((), jnp.int32), prompt.length == 0, empty, cache)
+  return jax.lax.while_loop(more, extend, append(start, logits, cache)).answer
+
+
+def score(
+  model: LanguageModel, batch: Batch, *, block_tokens: int = 4096
+) -> tuple[Float[Array, 'B T'], Bool[Array, 'B T']]:
+  """Log-probability of every target token, and whether it is the model's first choice.
+
+  Zero and False where `batch.weights` is 0. Reads out some `block_tokens` tokens at a time, the
+  same positions of all rows, so that no [B, T, V] is ever held.
+  """
+  hidden = model.hidden(batch)
+  B, T, _ = hidden.shape
+  L = min(T, max(1, block_tokens // B))
+  blocks = -(-T // L)
+
+  def split(x: Array) -> Array:
+    padded = jnp.pad(x, [(0, 0), (0, blocks * L - T)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(padded.reshape(B, blocks, L, *x.shape[2:]), 1, 0)
+
+  def read(block: tuple[Array, Array]) -> tuple[Array, Array]:
+    hidden, targets = block
+    logits = model.readout(hidden)
+    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+    return logprobs, jnp.argmax(logits, -1) == targets
+
+  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T]
+  logprobs, correct = map(join, jax.lax.map(read, (split(hidden), split(batch.targets))))
+  counts = batch.weights > 0
+  return jnp.where(counts, logprobs, 0.0), correct & counts

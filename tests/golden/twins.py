@@ -1,0 +1,104 @@
+"""Tiny twins of published models: our configurations, weights and inputs from NumPy alone.
+
+`make.py` gives the same weights to Hugging Face's implementations and stores their logits.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cascades.models import decoder, t5
+
+FOLDER = pathlib.Path(__file__).parent
+VOCAB, WIDTH, SOURCE, TARGET = 20, 16, 18, 14
+
+_T5 = dict(
+  vocab_size=VOCAB, emb_dim=WIDTH, num_heads=2, num_encoder_layers=2, num_decoder_layers=3,
+  head_dim=6, mlp_dim=24, relative_attention_num_buckets=8, relative_attention_max_distance=12,
+)  # fmt: skip
+_DECODER = dict(
+  vocab_size=VOCAB, emb_dim=WIDTH, num_heads=4, num_kv_heads=2, num_layers=2, head_dim=6, mlp_dim=24
+)  # fmt: skip
+_GEMMA = dict(
+  mlp_activations=('gelu', 'linear'), embedding_scale=WIDTH**0.5, norm_offset=1.0
+)  # fmt: skip
+
+CONFIGS: dict[str, t5.Config | decoder.Config] = {
+  't5_1_1': t5.Config(**_T5),
+  't5_1_0': t5.Config(**_T5, mlp_activations=('relu',), logits_via_embedding=True),
+  'llama': decoder.Config(
+    **_DECODER,
+    logits_via_embedding=False,
+    norm_eps=1e-5,
+    rope_theta_pattern=(50.0,),
+    rope_llama3=(8.0, 1.0, 4.0, 16),
+  ),
+  'qwen2': decoder.Config(**_DECODER, qkv_bias=True),
+  'qwen3': decoder.Config(**_DECODER, qk_norm=True, rope_theta_pattern=(1e6,)),
+  'gemma': decoder.Config(**_DECODER, **_GEMMA),
+  'gemma2': decoder.Config(
+    **_DECODER,
+    **_GEMMA,
+    post_norms=True,
+    query_scale=10**-0.5,
+    attention_softcap=2.0,
+    logit_softcap=3.0,
+    window_pattern=(4, None),
+  ),
+  'gemma3': decoder.Config(
+    **(_DECODER | {'num_layers': 4}),
+    **_GEMMA,
+    post_norms=True,
+    qk_norm=True,
+    query_scale=10**-0.5,
+    window_pattern=(5, 5, None),
+    rope_theta_pattern=(100.0, 100.0, 1e4),
+    rope_factor_pattern=(1.0, 1.0, 8.0),
+  ),
+}
+
+
+def weights(config: t5.Config | decoder.Config) -> dict[str, np.ndarray]:
+  """Every parameter by its path, a function of path and shape only.
+
+  RandomState's stream is frozen; a Generator's may change with NumPy.
+  """
+  state = nnx.state(nnx.eval_shape(lambda: config.build(jax.random.key(0))))
+  shapes = {'/'.join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+  offset = getattr(config, 'norm_offset', 0.0)
+  center = lambda path: 1.0 - offset if path.endswith('scale') else 0.0
+  return {
+    path: np.float32(
+      center(path)
+      + 0.25 * np.random.RandomState(zlib.crc32(path.encode())).standard_normal(shape)
+    )
+    for path, shape in shapes.items()
+  }
+
+
+def model(config: t5.Config | decoder.Config) -> Any:
+  """Our model with these weights."""
+  graphdef, state = nnx.split(config.build(jax.random.key(0)))
+  values = weights(config)
+  flat = {path: values['/'.join(map(str, path))] for path, _ in nnx.to_flat_state(state)}
+  return nnx.merge(graphdef, nnx.traversals.unflatten_mapping(flat))
+
+
+def inputs(config: t5.Config | decoder.Config) -> dict[str, np.ndarray]:
+  """Two rows; the second prompt of an encoder-decoder is padded."""
+  random = np.random.RandomState(0)
+  rows = {'inputs': random.randint(3, VOCAB, (2, TARGET))}
+  if config.architecture == 'encoder_decoder':
+    rows['encoder'] = random.randint(3, VOCAB, (2, SOURCE)) * (np.arange(SOURCE) < [[SOURCE], [11]])
+  return rows
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+  with np.load(FOLDER / f'{name}.npz', allow_pickle=False) as arrays:
+    return dict(arrays)

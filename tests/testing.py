@@ -1,0 +1,109 @@
+"""Tiny models and batches that tests share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cascades.models import decoder, t5
+from cascades.types import Batch, LanguageModel, Params, Prompt
+
+VOCAB = 24
+
+TINY_T5 = t5.Config(
+  vocab_size=VOCAB,
+  emb_dim=16,
+  num_heads=2,
+  num_encoder_layers=2,
+  num_decoder_layers=2,
+  head_dim=6,
+  mlp_dim=20,
+  relative_attention_num_buckets=8,
+  relative_attention_max_distance=12,
+)
+
+TINY_DECODER = decoder.Config(
+  vocab_size=VOCAB,
+  emb_dim=16,
+  num_heads=4,
+  num_kv_heads=2,
+  num_layers=2,
+  head_dim=6,
+  mlp_dim=20,
+)
+
+# Every option at once: Gemma 2's soft caps, Gemma 3's mixed layers, Qwen's biases.
+TINY_EVERYTHING = decoder.Config(
+  vocab_size=VOCAB,
+  emb_dim=16,
+  num_heads=4,
+  num_kv_heads=2,
+  num_layers=3,
+  head_dim=6,
+  mlp_dim=20,
+  mlp_activations=('gelu', 'linear'),
+  logits_via_embedding=False,
+  embedding_scale=4.0,
+  norm_offset=1.0,
+  post_norms=True,
+  qk_norm=True,
+  qkv_bias=True,
+  query_scale=0.3,
+  attention_softcap=5.0,
+  logit_softcap=3.0,
+  window_pattern=(3, 3, None),
+  rope_theta_pattern=(100.0, 100.0, 10_000.0),
+  rope_factor_pattern=(1.0, 1.0, 8.0),
+)
+
+CONFIGS: Mapping[str, t5.Config | decoder.Config] = {
+  't5': TINY_T5,
+  'decoder': TINY_DECODER,
+  'everything': TINY_EVERYTHING,
+}
+
+
+@functools.cache
+def build(config: t5.Config | decoder.Config, seed: int = 0) -> Any:
+  """A model whose every parameter is random: no norm is one, no bias zero, no attention flat."""
+  graphdef, state = nnx.split(config.build(jax.random.key(0)))
+  random = np.random.RandomState(seed)
+  noisy = lambda x: x + 0.2 * random.standard_normal(x.shape).astype(np.float32)
+  return nnx.merge(graphdef, jax.tree.map(noisy, state))
+
+
+def split(model: LanguageModel) -> tuple[Any, Params]:
+  """What programs do once: the graph, and the parameters as a nested dict."""
+  graphdef, state = nnx.split(model)
+  return graphdef, nnx.to_pure_dict(state)
+
+
+def tokens(shape: tuple[int, ...], seed: int = 0, *, vocab: int = VOCAB) -> jax.Array:
+  """Random tokens that are neither padding (0), end (1) nor unknown (2)."""
+  return jnp.asarray(np.random.RandomState(seed).randint(3, vocab, shape), jnp.int32)
+
+
+def batch(
+  config: t5.Config | decoder.Config, *, rows: int = 3, source: int = 7, target: int = 5,
+  seed: int = 0,
+) -> Batch:
+  """A random batch of full rows; decoder-only targets start behind `source` prompt tokens."""
+  prompt = tokens((rows, source), seed)
+  targets = tokens((rows, target), seed + 1)
+  if config.architecture == 'encoder_decoder':
+    inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    return Batch(inputs, targets, jnp.ones(targets.shape), prompt)
+  whole = jnp.concatenate([prompt, targets], 1)
+  weights = jnp.arange(source + target - 1) >= source - 1
+  return Batch(whole[:, :-1], whole[:, 1:], jnp.tile(weights * 1.0, (rows, 1)))
+
+
+def prompt(*, rows: int = 3, length: int = 7, seed: int = 0) -> Prompt:
+  """Random prompts without padding."""
+  return Prompt(tokens((rows, length), seed), jnp.full(rows, length, jnp.int32))
