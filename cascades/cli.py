@@ -10,6 +10,7 @@ and in `--gin_search_paths`.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import logging
@@ -18,7 +19,8 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -92,15 +94,18 @@ def configure(
   """Read gin files, then bindings that override them."""
   for path in ('', *search_paths, *map(str, search_path())):
     gin.add_config_file_search_path(path)
-  for file in files:
-    gin.parse_config_file(file)
   modules = dict.fromkeys((program, *_MODULES))
   imports = [f'from {m.rpartition(".")[0]} import {m.rpartition(".")[2]}' for m in modules]
   preamble = ['from __gin__ import dynamic_registration', *imports]
+  absl_logging.set_verbosity(absl_logging.FATAL)  # gin reports every folder that it looks into
   try:
+    for file in files:
+      gin.parse_config_file(file)
     gin.parse_config([*preamble, *bindings])
-  except (ValueError, AttributeError) as error:
-    raise ValueError(f'{_sentence(error)}{_suggestion(str(error), modules)}') from error
+  except (ValueError, NameError, AttributeError, SyntaxError) as error:
+    raise ValueError(f'{error}{_suggestion(str(error), modules)}') from error
+  finally:
+    absl_logging.set_verbosity(absl_logging.ERROR)
   gin.finalize()
 
 
@@ -168,18 +173,17 @@ def _sentence(error: BaseException) -> str:
   return text if text and not isinstance(error, KeyError) else repr(error)
 
 
-def _suggestion(message: str, modules: Sequence[str] | dict[str, None]) -> str:
-  """The known names nearest to the last dotted name in quotes of an error's text."""
-  wanted = re.findall(r"['\"`@]([A-Za-z_]\w*\.\w+)", message) + re.findall(
-    r"attribute '(\w+)'", message
-  )
-  known = {}
-  for name in modules:
-    short = name.rpartition('.')[2]
-    public = vars(importlib.import_module(name))
-    known.update({f'{short}.{key}': None for key in public if not key.startswith('_')})
-  near = [hit for name in wanted for hit in difflib.get_close_matches(name, known, 3, 0.6)]
-  return f' Did you mean {" or ".join(dict.fromkeys(near))}?' if near else ''
+def _suggestion(message: str, modules: Iterable[str]) -> str:
+  """The known names nearest to the dotted name that an error complains about."""
+  wanted = re.search(r'selector ([\w.]+)|@([\w.]+)', message)
+  known = {
+    f'{name.rpartition(".")[2]}.{key}': None
+    for name in modules
+    for key in vars(importlib.import_module(name))
+    if not key.startswith('_')
+  }
+  near = difflib.get_close_matches((wanted[1] or wanted[2]) if wanted else '', known, 3, 0.6)
+  return f'\n  Did you mean {" or ".join(near)}?' if near else ''
 
 
 def _program_name() -> str:
@@ -199,14 +203,22 @@ def _commit() -> str:
 
 
 def _help(module: Any, function: Callable[..., Any]) -> str:
-  """The program's own words, and the arguments that bindings can set."""
+  """The program's own words, the recipes, and the arguments that bindings can set."""
   name = f'{module.__name__.rpartition(".")[2]}.{function.__name__}'
-  lines = [inspect.getdoc(module) or '', '', 'Arguments (bind with --gin.NAME=value):', '']
+  lines = [inspect.getdoc(module) or '', '', 'Recipes (--gin_file=recipes/...):', '']
+  for recipe in sorted((search_path()[0] / 'recipes').glob('*.gin')):
+    first = recipe.read_text().partition('\n')[0].lstrip('# ')
+    lines.append(f'  {recipe.name:32}{first}')
+  lines += ['', f'Arguments (--gin.{name}.<argument>=value, or the macros of runs/*.gin):', '']
   for parameter in inspect.signature(function).parameters.values():
-    if parameter.default is inspect.Parameter.empty:
-      default = ' (required)'
-    else:
-      shown = getattr(parameter.default, '__name__', repr(parameter.default))
-      default = f' = {shown}'
-    lines.append(f'  {name}.{parameter.name}{default}')
+    lines.append(f'  {parameter.name:32}{_default(parameter)}')
   return '\n'.join([*lines, ''])
+
+
+def _default(parameter: inspect.Parameter) -> str:
+  default = parameter.default
+  if default is inspect.Parameter.empty:
+    return 'required'
+  if isinstance(default, functools.partial):
+    default = default.func
+  return textwrap.shorten(str(getattr(default, '__name__', repr(default))), 64)

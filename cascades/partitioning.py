@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cascades.types import ModelConfig, Params
@@ -92,12 +93,15 @@ def _is_variable(node: Any) -> bool:
 
 
 def abstract_model(
-  config: ModelConfig, mesh: Mesh, rules: Rules = RULES, *, dtype: str = 'float32'
+  config: ModelConfig, rules: Rules = RULES, *, dtype: str = 'float32'
 ) -> tuple[nnx.GraphDef, Params]:
-  """A model's definition, and the shapes, dtype and places of its parameters; nothing is made."""
+  """A model's definition, and the shapes, dtype and places of its parameters; nothing is made.
+
+  Like all that places arrays, on the mesh that is in `use`.
+  """
   graph, state = jax.eval_shape(lambda: nnx.split(config.build(jax.random.key(0))))
   shapes = nnx.to_pure_dict(state)
-  places = parameter_shardings(state, mesh, rules)
+  places = parameter_shardings(state, rules)
   return graph, jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), shapes, places
   )
@@ -112,8 +116,9 @@ def init_params(config: ModelConfig, seed: int, abstract: Params) -> Params:
   return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
 
 
-def parameter_shardings(abstract: nnx.State, mesh: Mesh, rules: Rules = RULES) -> Any:
+def parameter_shardings(abstract: nnx.State, rules: Rules = RULES) -> Any:
   """A sharding for each parameter of an abstract model state, as a plain nested dict."""
+  mesh = _mesh()
 
   def sharding(variable: nnx.Variable) -> NamedSharding:
     shape = variable.get_value().shape
@@ -123,8 +128,8 @@ def parameter_shardings(abstract: nnx.State, mesh: Mesh, rules: Rules = RULES) -
   return nnx.to_pure_dict(jax.tree.map(sharding, abstract, is_leaf=_is_variable))
 
 
-def like_parameters(tree: Any, params: Params, mesh: Mesh) -> Any:
-  """Shardings for a tree that holds parameter-shaped parts, such as an optimiser's state.
+def like_parameters(tree: Any, params: Params) -> Any:
+  """Shapes and places of a tree that holds parameter-shaped parts, such as an optimiser's state.
 
   A leaf whose path ends in a parameter's path takes that parameter's sharding, without the
   dimensions that it has reduced away (factored second moments); other leaves are replicated.
@@ -134,13 +139,23 @@ def like_parameters(tree: Any, params: Params, mesh: Mesh) -> Any:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
 
-  def sharding(path: Any, leaf: Any) -> NamedSharding:
+  mesh = _mesh()
+
+  def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
     names = _names(path)
     matches = (known[names[i:]] for i in range(len(names)) if names[i:] in known)
     shape, spec = next(matches, ((), PartitionSpec()))
-    return NamedSharding(mesh, _reduced(spec, shape, leaf.shape))
+    sharding = NamedSharding(mesh, _reduced(spec, shape, leaf.shape))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-  return jax.tree_util.tree_map_with_path(sharding, tree)
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _mesh() -> Mesh:
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    raise ValueError('no mesh is in use: call within `partitioning.use(mesh)`.')
+  return mesh
 
 
 def _names(path: Any) -> tuple[str, ...]:
@@ -163,21 +178,48 @@ def _reduced(
   return PartitionSpec(*kept)
 
 
-def place_batch(batch: Any, mesh: Mesh) -> Any:
+def place_batch(batch: Any) -> Any:
   """This process's rows of a global batch become global arrays, split over data and fsdp.
 
   Raises ValueError if the rows cannot be split evenly.
   """
-  shards = mesh.shape['data'] * mesh.shape['fsdp']
-  sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+  sharding = NamedSharding(_mesh(), PartitionSpec(BATCH))
 
   def place(rows: np.ndarray) -> jax.Array:
-    total = len(rows) * jax.process_count()
-    if total % shards:
-      raise ValueError(
-        f'a batch of {total} does not split over {shards} devices (data x fsdp): '
-        f'choose a BATCH_SIZE that {shards} divides.'
-      )
+    _check_divisible(len(rows) * jax.process_count())
     return jax.make_array_from_process_local_data(sharding, rows)
 
   return jax.tree.map(place, batch)
+
+
+def place_whole(batch: Any) -> Any:
+  """A global batch of which every process holds all rows becomes global arrays."""
+  sharding = NamedSharding(_mesh(), PartitionSpec(BATCH))
+
+  def place(rows: np.ndarray) -> jax.Array:
+    _check_divisible(len(rows))
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+  return jax.tree.map(place, batch)
+
+
+def fetch(tree: Any) -> Any:
+  """Global arrays as NumPy arrays, whole on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def wait_on_virtual_devices(tree: Any) -> None:
+  """Several CPU devices in one process deadlock if steps queue up: wait for each."""
+  if jax.default_backend() == 'cpu' and jax.local_device_count() > 1:
+    jax.block_until_ready(tree)
+
+
+def _check_divisible(rows: int) -> None:
+  shards = math.prod(_mesh().shape[axis] for axis in BATCH)
+  if rows % shards:
+    raise ValueError(
+      f'a batch of {rows} does not split over {shards} devices ({" x ".join(BATCH)}): '
+      f'choose a BATCH_SIZE that {shards} divides.'
+    )

@@ -132,7 +132,7 @@ def train_step(
   large: Definition | None,
   loss: CascadeLoss,
   optimizer: optax.GradientTransformation,
-  normalizer: Normalizer = valid_tokens,
+  normalizer: Normalizer | float = valid_tokens,
   microbatches: int = 1,
   block_length: int = 512,
 ) -> tuple[TrainState, Totals]:
@@ -160,12 +160,13 @@ def train_step(
   gradients, totals = _accumulate(
     jax.grad(total_loss, has_aux=True), state.params, batch, key, microbatches
   )
-  scale = 1 / jnp.maximum(normalizer(totals), 1.0)
+  normal = normalizer(totals) if callable(normalizer) else normalizer
+  scale = 1 / jnp.maximum(normal, 1.0)
   gradients = jax.tree.map(lambda g: g * scale, gradients)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   metrics = totals | {
-    'gradient_norm': optax.global_norm(gradients),
+    'grad_norm': optax.global_norm(gradients),
     'objective': totals['loss'] * scale,
   }
   return TrainState(state.step + 1, params, opt_state, state.key), metrics

@@ -6,7 +6,7 @@ Axes: B batch, T target, S source, V vocabulary, D width, N examples, K statisti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -43,7 +43,11 @@ class Prompt(NamedTuple):
   length: Int[Array, 'B']
 
 
-class LanguageModel(Protocol):
+Cache: TypeAlias = Any  # a NamedTuple with `length` [B]: how much each row has read
+CacheT = TypeVar('CacheT')
+
+
+class LanguageModel(Protocol[CacheT]):
   """What training, decoding and scoring need of a model: T5, decoder-only, test dummies."""
 
   def hidden(self, batch: Batch, key: Array | None = None) -> Float[Array, 'B T D']:
@@ -57,22 +61,18 @@ class LanguageModel(Protocol):
     """Logits in float32."""
     ...
 
-  def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], Cache]:
+  def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], CacheT]:
     """Read the prompt, with room for `max_len` generated tokens; logits of the first one."""
     ...
 
-  def extend(self, tokens: Int[Array, 'B L'], cache: Cache) -> tuple[Float[Array, 'B L V'], Cache]:
-    """Append `tokens`; logits of the token after each of them."""
+  def extend(
+    self, tokens: Int[Array, 'B L'], cache: CacheT
+  ) -> tuple[Float[Array, 'B L V'], CacheT]:
+    """Append `tokens`; logits of the token after each of them.
+
+    What is masked follows from the cache's `length` alone: rejecting tokens is shortening it.
+    """
     ...
-
-
-class Cache(Protocol):
-  """What a model remembers of the tokens it has read. Rejecting tokens is shortening `length`."""
-
-  @property
-  def length(self) -> Int[Array, 'B']: ...
-
-  def _replace(self, **fields: Any) -> Cache: ...
 
 
 class ModelConfig(Protocol):
@@ -83,7 +83,7 @@ class ModelConfig(Protocol):
   @property
   def vocab_size(self) -> int: ...
 
-  def build(self, key: Array) -> LanguageModel: ...
+  def build(self, key: Array) -> LanguageModel[Any]: ...
 
 
 class Vocabulary(Protocol):
@@ -106,6 +106,10 @@ class Vocabulary(Protocol):
   @property
   def fingerprint(self) -> str:
     """Equal for two vocabularies only if they encode every text alike."""
+    ...
+
+  def describe(self) -> dict[str, Any]:
+    """As JSON, to be built again beside a checkpoint."""
     ...
 
   def encode(self, text: str) -> list[int]:

@@ -120,18 +120,30 @@ def locate(path: epath.PathLike, which: Which = 'last') -> tuple[epath.Path, int
 def write_description(directory: epath.PathLike, description: Mapping[str, Any]) -> None:
   """Say what the run's checkpoints are. Refuses to contradict what the directory says already."""
   path = epath.Path(directory) / DESCRIPTION
+  text = json.dumps(description, indent=2, allow_nan=False) + '\n'
   if path.exists():
-    found = read_description(directory)
-    different = [key for key in description if found.get(key) != description[key]]
+    found, wanted = _flat(read_description(directory)), _flat(json.loads(text))
+    different = [
+      f'{key} is {found.get(key)!r} there and {wanted.get(key)!r} here'
+      for key in dict.fromkeys((*wanted, *found))
+      if found.get(key) != wanted.get(key)
+    ]
     if different:
-      key = different[0]
       raise CheckpointError(
-        f'{directory} belongs to another run: its {key} is {json.dumps(found.get(key))} and this '
-        f"run's is {json.dumps(description[key])}. Choose another MODEL_DIR, or remove that one."
+        f'{directory} belongs to another run: {"; ".join(different)}. Choose another MODEL_DIR, or '
+        'remove that one.'
       )
     return
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(description, indent=2, allow_nan=False) + '\n')
+  path.write_text(text)
+
+
+def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
+  """One level of nesting less, for messages that name what differs and nothing else."""
+  flat: dict[str, Any] = {}
+  for key, value in description.items():
+    flat |= {f'{key} {k}': v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+  return flat
 
 
 def read_description(path: epath.PathLike) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def buckets(
   widths: Sequence[int] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
 ) -> list[Bucket]:
   """These rows in order of length, in batches padded to few widths: few shapes are compiled."""
-  chosen = np.asarray(indices)
+  chosen = np.asarray(indices, np.int64)
   ordered = chosen[np.argsort(prompt_lengths[chosen], kind='stable')]
   batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
   longest = [int(prompt_lengths[batch].max()) for batch in batches]

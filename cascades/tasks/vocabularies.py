@@ -16,6 +16,8 @@ import sentencepiece as spm
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
+from cascades.types import Vocabulary
+
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 _FIRST_ID = 3
 _DESCRIPTION_FILE = 'vocabulary.json'
@@ -172,7 +174,7 @@ def write_whole(file: epath.Path, content: bytes) -> None:
   temporary.replace(file)
 
 
-def save(vocabulary: Bytes | Symbols | SentencePiece, directory: epath.PathLike) -> None:
+def save(vocabulary: Vocabulary, directory: epath.PathLike) -> None:
   """Writes the vocabulary beside what was trained with it, for `load`."""
   directory = epath.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)

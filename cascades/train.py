@@ -1,0 +1,343 @@
+"""Train a model, alone or aware of its place in a cascade.
+
+    python -m cascades.train --gin_file=recipes/demo_large.gin
+    python -m cascades.train --gin_file=recipes/demo_small.gin --gin.LOSS=@losses.cat_xent
+
+With a LARGE_CHECKPOINT_PATH the frozen large model runs beside the small one in every step. The
+run directory MODEL_DIR gets config.gin, model-info.txt, model.json, the vocabulary, checkpoint_N/
+and TensorBoard events in train/. The same command goes on from the last checkpoint, bit by bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax import Array
+
+from cascades import (
+  decoding,
+  loop,
+  losses,
+  metrics,
+  optimizers,
+  partitioning,
+  profiling,
+  progress,
+  train_step,
+)
+from cascades.checkpoints import store
+from cascades.models import configs
+from cascades.tasks import records, vocabularies
+from cascades.tasks.corpus import Corpus
+from cascades.tasks.task import Task
+from cascades.train_step import Definition, TrainState
+from cascades.types import Batch, ModelConfig, Params, Prompt, Vocabulary
+
+log = logging.getLogger(__name__)
+
+VALIDATION = 'validation/'  # begins the names of what validation finds
+LOGITS_PER_ROW = 1 << 22  # of a block of the loss, unless its length is given
+
+
+class Validation(NamedTuple):
+  """When and on how many rows a run is validated: with teacher forcing, without dropout."""
+
+  every: int = 500
+  rows: int = 1024
+  split: str = 'validation'
+  decoded_rows: int = 0  # that many answers are also decoded greedily and judged by the metrics
+
+
+def train(
+  model_dir: str,
+  *,
+  small: ModelConfig,
+  task: Task,
+  task_feature_lengths: Mapping[str, int],
+  train_steps: int,
+  batch_size: int,
+  learning_rate: optimizers.Schedule,
+  optimizer: optimizers.Optimizer = optimizers.adafactor,
+  loss: losses.CascadeLoss = losses.xent,
+  vocabulary: Vocabulary | None = None,
+  large_checkpoint_path: str | None = None,
+  large_dtype: str = 'float32',
+  initial_checkpoint_path: str | None = None,
+  normalizer: train_step.Normalizer | float = train_step.valid_tokens,
+  microbatches: int = 1,
+  block_length: int | None = None,
+  pack_length: int | None = None,
+  seed: int = 0,
+  mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
+  rules: partitioning.Rules = partitioning.RULES,
+  validation: Validation | None = None,
+  log_every: int = 100,
+  save_every: int = 1000,
+  keep: int = 1,
+  records_dir: str = records.DIRECTORY,
+  profile_steps: str | None = None,
+  provenance: Callable[[], Mapping[str, str]] = dict,
+) -> list[loop.Values]:
+  """Train `small` for `train_steps` steps in `model_dir`; the module says what it leaves there.
+
+  Returns the values of each log line. Raises ValueError for settings that do not fit together,
+  CheckpointError for checkpoints that do not fit them, FloatingPointError if the loss or the
+  gradient stops being finite; nothing that was saved before is touched.
+  """
+  vocabulary = vocabulary or task.vocabulary()
+  directory = epath.Path(model_dir).expanduser()
+  _claim(directory, small, vocabulary)
+  with store.Checkpoints(directory, keep=keep) as checkpoints:
+    start = checkpoints.latest() or 0
+    if start >= train_steps:
+      log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
+      return []
+    placed = mesh()
+    with (
+      partitioning.use(placed, rules),
+      progress.Events(directory / 'train', first_step=start) as events,
+      profiling.Profiler(directory / 'profile', profile_steps) as profiler,
+    ):
+      large, large_params = _frozen(large_checkpoint_path, small, vocabulary, rules, large_dtype)
+      transform = optimizer(learning_rate)
+      graph, state = _initial_state(
+        small, vocabulary, rules, transform, seed, checkpoints, initial_checkpoint_path
+      )
+      _describe_parameters(directory, trained=state.params, frozen=large_params)
+      models: dict[str, Any] = {
+        'small': Definition(graph, small.vocab_size),
+        'large': large,
+        'loss': loss,
+        'block_length': block_length or max(1, LOGITS_PER_ROW // small.vocab_size),
+      }
+      step = functools.partial(
+        train_step.train_step,
+        **models,
+        optimizer=transform,
+        normalizer=normalizer,
+        microbatches=microbatches,
+      )
+      corpus = Corpus(task, vocabulary, small.architecture, task_feature_lengths, records_dir)
+      history = loop.run(
+        state,
+        _placing(
+          jax.jit(step, donate_argnums=0, out_shardings=(_places(state), None)), large_params
+        ),
+        corpus.training(start, batch_size=batch_size, seed=seed, pack=pack_length),
+        start=start,
+        total=train_steps,
+        every=loop.Every(log_every, validation.every if validation else 0, save_every),
+        report=_reporter(train_steps, learning_rate, events),
+        validate=_validator(validation, corpus, models, large_params, batch_size),
+        save=lambda number, state, values: checkpoints.save(
+          number, state, validation_loss=values.get(f'{VALIDATION}loss')
+        ),
+        profile=profiler.step,
+      )
+  if jax.process_index() == 0:
+    (directory / 'config.gin').write_text(provenance().get('config', ''))
+  return history
+
+
+def _claim(directory: epath.Path, small: ModelConfig, vocabulary: Vocabulary) -> None:
+  """Say what the directory's checkpoints are, or fail because they are another run's."""
+  if small.vocab_size < vocabulary.size:
+    raise ValueError(
+      f'the model has {small.vocab_size} vocabulary entries and the vocabulary {vocabulary.size}: '
+      'give the model at least as many.'
+    )
+  store.write_description(
+    directory,
+    {
+      'model': configs.describe(small),
+      'vocabulary': vocabulary.fingerprint,
+      'vocabulary_size': vocabulary.size,
+    },
+  )
+  vocabularies.save(vocabulary, directory)
+
+
+def _check_vocabulary(path: str, description: Mapping[str, Any], vocabulary: Vocabulary) -> None:
+  if description['vocabulary'] != vocabulary.fingerprint:
+    raise ValueError(
+      f'the model of {path} has vocabulary {description["vocabulary"][:12]} of '
+      f'{description["vocabulary_size"]} tokens, and this run has vocabulary '
+      f'{vocabulary.fingerprint[:12]} of {vocabulary.size}: they must be the same. Train one of '
+      "them anew, with the other one's vocabulary."
+    )
+
+
+def _frozen(
+  path: str | None,
+  small: ModelConfig,
+  vocabulary: Vocabulary,
+  rules: partitioning.Rules,
+  dtype: str,
+) -> tuple[Definition | None, Params]:
+  """The large model of a run directory, placed by the same rules as the small one."""
+  if path is None:
+    return None, None
+  description = store.read_description(path)
+  _check_vocabulary(path, description, vocabulary)
+  config = configs.from_description(description['model'])
+  if config.architecture != small.architecture:
+    raise ValueError(
+      f'the large model of {path} is {config.architecture} and the small one '
+      f'{small.architecture}: to be compared token by token they must read their prompts alike.'
+    )
+  graph, abstract = partitioning.abstract_model(config, rules, dtype=dtype)
+  return Definition(graph, config.vocab_size), store.restore_params(path, abstract)
+
+
+def _initial_state(
+  small: ModelConfig,
+  vocabulary: Vocabulary,
+  rules: partitioning.Rules,
+  transform: Any,
+  seed: int,
+  checkpoints: store.Checkpoints,
+  initial_checkpoint_path: str | None,
+) -> tuple[nnx.GraphDef, TrainState]:
+  """Where the run starts. The order matters: its own checkpoint, another run's weights, chance."""
+  graph, abstract = partitioning.abstract_model(small, rules)
+  init = functools.partial(train_step.init_state, optimizer=transform, seed=seed)
+  shapes = partitioning.like_parameters(jax.eval_shape(init, abstract), abstract)
+  latest = checkpoints.latest()
+  if latest is not None:
+    log.info('going on from step %d.', latest)
+    return graph, checkpoints.restore(latest, shapes)
+  if initial_checkpoint_path:
+    _check_vocabulary(
+      initial_checkpoint_path, store.read_description(initial_checkpoint_path), vocabulary
+    )
+    params = store.restore_params(initial_checkpoint_path, abstract)
+  else:
+    params = partitioning.init_params(small, seed, abstract)
+  return graph, jax.jit(init, out_shardings=_places(shapes))(params)
+
+
+def _places(tree: Any) -> Any:
+  return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def _placing(compiled: Callable[..., Any], large_params: Params) -> Callable[..., Any]:
+  """The compiled step as the loop calls it: with this process's rows."""
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, train_step.Totals]:
+    state, totals = compiled(state, large_params, partitioning.place_batch(batch))
+    partitioning.wait_on_virtual_devices(totals)
+    return state, totals
+
+  return step
+
+
+def _validator(
+  validation: Validation | None,
+  corpus: Corpus,
+  models: Mapping[str, Any],
+  large_params: Params,
+  batch_size: int,
+) -> Callable[[TrainState], loop.Values]:
+  if validation is None:
+    return lambda _: {}
+  split = corpus.open(validation.split)
+  step = jax.jit(functools.partial(train_step.eval_step, **models))
+  decode = _decoder(corpus, split, models['small'].graph, validation.decoded_rows, batch_size)
+
+  def validate(state: TrainState) -> loop.Values:
+    sums = []
+    for batch in corpus.evaluation(split, batch_size=batch_size, rows=validation.rows):
+      sums.append(step(state.params, large_params, partitioning.place_batch(batch)))
+      partitioning.wait_on_virtual_devices(sums)
+    found = loop.means(jax.device_get(sums)) | decode(state.params)
+    return {VALIDATION + name: value for name, value in found.items()}
+
+  return validate
+
+
+def _decoder(
+  corpus: Corpus, split: records.Records, graph: nnx.GraphDef, rows: int, batch_size: int
+) -> Callable[[Params], loop.Values]:
+  """Greedy answers to the first `rows` rows, judged by the task's metrics."""
+  buckets = corpus.buckets(split, range(min(rows, len(split))), batch_size=batch_size)
+  judges = [metrics.by_name(name) for name in corpus.task.metrics] if buckets else []
+
+  @jax.jit
+  def generate(params: Params, prompt: Prompt) -> Array:
+    return decoding.generate(
+      nnx.merge(graph, params),
+      prompt,
+      max_len=corpus.lengths['targets'],
+      eos_id=corpus.vocabulary.eos_id,
+    ).tokens
+
+  def decode(params: Params) -> loop.Values:
+    answers = []
+    for bucket in buckets:
+      prompt = partitioning.place_whole(corpus.prompts(split, bucket, batch_size=batch_size))
+      tokens = partitioning.fetch(generate(params, prompt))[: len(bucket.indices)]
+      rows = [record.row for record in split.read(bucket.indices)]
+      answers += [
+        (row.answers, corpus.vocabulary.decode(ids)) for row, ids in zip(rows, tokens, strict=True)
+      ]
+    return {
+      judge.name: float(judge.finalize(np.sum([judge.statistics(*a) for a in answers], axis=0)))
+      for judge in judges
+    }
+
+  return decode
+
+
+def _reporter(
+  total: int, learning_rate: optimizers.Schedule, events: progress.Events
+) -> Callable[[int, loop.Values, float], None]:
+  """Lines for the terminal, and the same numbers for TensorBoard."""
+  meter = progress.Meter(total)
+  began = time.monotonic()
+
+  def report(step: int, values: loop.Values, tokens: float) -> None:
+    rates = meter.update(step, tokens)
+    if jax.process_index() != 0:
+      return
+    if not values:
+      log.info('step %d, compiling included: %.1f s', step, time.monotonic() - began)
+      return
+    values = values | {'lr': float(learning_rate(step - 1))}
+    validation = {k[len(VALIDATION) :]: v for k, v in values.items() if k.startswith(VALIDATION)}
+    training = {k: v for k, v in values.items() if not k.startswith(VALIDATION)}
+    log.info('%s', progress.format_line(step, total, training, rates))
+    if validation:
+      log.info('%s', progress.format_line(step, total, validation, None) + '  (validation)')
+    events.write(step, values | (rates._asdict() if rates else {}))
+
+  return report
+
+
+def _describe_parameters(directory: epath.Path, **models: Params) -> None:
+  """model-info.txt: every array's name, shape, type and place."""
+  lines = []
+  for role, params in models.items():
+    if params is None:
+      continue
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    lines.append(f'{role}: {sum(leaf.size for _, leaf in leaves):,} parameters')
+    for path, leaf in leaves:
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      lines.append(f'  {name}  {leaf.shape}  {leaf.dtype}  {leaf.sharding.spec}')
+  log.info('%s', '; '.join(line for line in lines if not line.startswith(' ')))
+  if jax.process_index() == 0:
+    (directory / 'model-info.txt').write_text('\n'.join([*lines, '']))
+
+
+if __name__ == '__main__':
+  from cascades import cli
+
+  cli.main('cascades.train')
