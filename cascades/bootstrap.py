@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from cascades.curves import Finalize, Score, Statistics, reachable
 
-BLOCK = 1 << 18  # numbers of each statistic held at once
+BLOCK = 1 << 16  # numbers of each statistic at once: little memory, used again, is fast
 
 
 class Resamples(NamedTuple):
@@ -67,22 +67,26 @@ def resample(
 ) -> Resamples:
   """The curve of each resample, by cumulative sums over blocks of resamples.
 
-  Takes R x N x K additions and memory for one block. `rates` are where the quality is read.
+  Takes R x N x K additions, and memory for one block; the quality is read at `rates`.
   """
-  order, ends = reachable(score)
-  gain = (large - small)[order].T
+  order, deferred = reachable(score)
+  points = np.append(0, deferred)
+  terms = [np.ones(len(score)), *(large - small)[order].T]  # the first counts examples
   step = max(1, BLOCK // len(score))
+  running, sums = np.empty((step, 1 + len(score))), np.empty((len(terms), step, len(points)))
   parts = []
   for block in np.split(counts, range(step, len(counts), step)):
+    here = running[: len(block)]
     drawn = block[:, order].astype(float)
-    sums = np.empty((len(gain), len(block), 1 + len(ends)))
-    for out, start, terms in zip(sums, (block @ small).T, gain, strict=True):
-      out[:] = start[:, None]
-      if terms.any():  # not for a count of examples, which is the same for either model
-        out[:, 1:] += np.cumsum(drawn * terms, axis=-1)[:, ends - 1]
-    rate = np.cumsum(drawn, axis=-1)[:, ends - 1] / len(score)
-    quality = finalize(np.moveaxis(sums, 0, -1))
-    parts.append(_read(np.pad(rate, ((0, 0), (1, 0))), quality, np.asarray(rates)))
+    starts = np.vstack([np.zeros(len(block)), (block @ small).T])
+    for start, term, out in zip(starts, terms, sums[:, : len(block)], strict=True):
+      here[:, 0] = start
+      np.multiply(drawn, term, out=here[:, 1:])
+      np.cumsum(here, axis=-1, out=here)
+      np.take(here, points, axis=-1, out=out, mode='clip')  # other modes buffer the output
+    found = sums[:, : len(block)]
+    quality = finalize(np.moveaxis(found[1:], 0, -1))
+    parts.append(_read(found[0] / len(score), quality, np.asarray(rates)))
   return Resamples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -121,7 +121,7 @@ class Comparison(NamedTuple):
   answers: Mapping[str, Answers]
   others: Mapping[str, Mapping[str, Estimate]]  # by metric and model: each model `alone`
 
-  def at(self, model: str, score: str | None = None, task: str = tables.POOLED) -> Cascade:
+  def at(self, model: str, score: str | None = None, task: str = pooling.POOLED) -> Cascade:
     """The cascade of these names; under the first score unless told."""
     names = (model, score or self.scores[0], task)
     return next(c for c in self.cascades if (c.model, c.score, c.task) == names)
@@ -171,7 +171,7 @@ def compare(
       for group in layout.groups:
         cascade, values = _cascade(model, score, group, counts, settings, metric)
         cascades.append(cascade)
-        if group.task == tables.POOLED:
+        if group.task == pooling.POOLED:
           measured[model.name, score] = values
   return Comparison(
     metric=metric,
@@ -213,7 +213,7 @@ def _model(
   metrics: Sequence[Metric],
   layout: Layout,
 ) -> _Model:
-  pooled = tables.pool(small)
+  pooled = pooling.pool(small)
   ours, theirs = pooling.statistics(small, metrics), pooling.statistics(large, metrics)
   single = [
     np.concatenate([metric.finalize(one) for metric, one in zip(metrics, own, strict=True)])
@@ -228,7 +228,7 @@ def _model(
     scores=columns,
     answers=Answers(
       small=pooled,
-      large=tables.pool(large),
+      large=pooling.pool(large),
       small_quality=single[0],
       large_quality=single[1],
       score=next(iter(columns.values())),

@@ -89,30 +89,51 @@ def evaluate(
   compared = compared._replace(others=_others(everyone, judged_by, compared.settings))
   runs = [report.Run(name, one.task, one.manifest) for name in everyone for one in everyone[name]]
   directory = epath.Path(output_dir).expanduser()
-  drawn = figures.draw(compared)
-  page = report.render(
-    compared,
-    summary.tables(compared),
-    {name: figures.encode(figure, 'svg') for name, figure in drawn.items()},
-    runs,
-    title=title,
-    examples=examples,
-    provenance=provenance(),
+  _write(
+    directory, compared, runs, title=title, points=points, examples=examples, made_by=provenance()
   )
-  for name, figure in drawn.items():
-    for kind in figures.KINDS:
-      predictions.write_atomically(
-        directory / 'figures' / f'{name}.{kind}', figures.encode(figure, kind)
-      )
-  predictions.write_atomically(
-    directory / 'curves.json', _json(exports.as_json(compared, points=points))
-  )
-  predictions.write_atomically(directory / 'summary.csv', _csv(exports.records(compared)))
-  predictions.write_atomically(directory / 'config.gin', provenance().get('config', '').encode())
-  predictions.write_atomically(directory / 'report.html', page.encode())
   _print([summary.models(compared), *([summary.pairs(compared)] if compared.versus else [])])
   print(f'Report: {directory / "report.html"}')
   return compared
+
+
+def _write(
+  directory: epath.Path,
+  compared: Comparison,
+  runs: Sequence[report.Run],
+  *,
+  title: str,
+  points: int,
+  examples: int,
+  made_by: Mapping[str, str],
+) -> None:
+  """All files of an evaluation, the report last."""
+  drawn = figures.draw(compared)
+  pictures = {
+    kind: {name: figures.encode(figure, kind) for name, figure in drawn.items()}
+    for kind in figures.KINDS
+  }
+  page = report.render(
+    compared,
+    summary.tables(compared),
+    pictures['svg'],
+    runs,
+    title=title,
+    examples=examples,
+    provenance=made_by,
+  )
+  values = json.dumps(exports.as_json(compared, points=points), allow_nan=False)
+  files = {
+    **{
+      f'figures/{name}.{kind}': data for kind in pictures for name, data in pictures[kind].items()
+    },
+    'curves.json': values.encode(),
+    'summary.csv': _csv(exports.records(compared)),
+    'config.gin': made_by.get('config', '').encode(),
+    'report.html': page.encode(),
+  }
+  for name, data in files.items():
+    predictions.write_atomically(directory / name, data)
 
 
 def _named(small: Mapping[str, str] | Sequence[str]) -> Mapping[str, str]:
@@ -178,10 +199,6 @@ def _others(
     for name in names
     if name in metrics.METRICS
   }
-
-
-def _json(value: Any) -> bytes:
-  return json.dumps(value, allow_nan=False).encode()
 
 
 def _csv(records: Iterable[Mapping[str, Any]]) -> bytes:

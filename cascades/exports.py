@@ -12,7 +12,7 @@ from cascades import curves
 from cascades.bootstrap import Difference, Estimate
 from cascades.comparison import RATES, Cascade, Comparison, Quantity, Versus
 from cascades.metrics import scale
-from cascades.tables import POOLED
+from cascades.pooling import POOLED
 
 VERSION = 1
 

@@ -1,4 +1,4 @@
-"""Several tasks under one threshold: their statistics as one matrix, their metrics as one."""
+"""Several tasks under one threshold: one table, one matrix of statistics, one metric."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 from cascades import curves
 from cascades.curves import Finalize, Statistics
 from cascades.metrics import scale
-from cascades.tables import POOLED
 from cascades.types import Metric, Predictions
 
 Weights: TypeAlias = Literal['size', 'uniform']
+
+POOLED = 'all tasks'
 
 
 class Group(NamedTuple):
@@ -31,6 +32,28 @@ class Layout(NamedTuple):
   weights: Weights
   stack: Callable[[Sequence[Statistics]], Statistics]
   groups: tuple[Group, ...]
+
+
+def pool(tables: Sequence[Predictions]) -> Predictions:
+  """One model's tables of several tasks below each other; ids become task/id.
+
+  Statistics stay behind: those of one metric add up only within a task.
+  """
+  width = max(table.logprobs.shape[1] for table in tables)
+
+  def padded(values: np.ndarray) -> np.ndarray:
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])))
+
+  return tables[0]._replace(
+    task=POOLED,
+    ids=[f'{table.task}/{name}' for table in tables for name in table.ids],
+    inputs=[text for table in tables for text in table.inputs],
+    targets=[answers for table in tables for answers in table.targets],
+    predictions=[text for table in tables for text in table.predictions],
+    logprobs=np.concatenate([padded(table.logprobs) for table in tables]),
+    mask=np.concatenate([padded(table.mask) for table in tables]),
+    statistics={},
+  )
 
 
 def layout(

@@ -1,4 +1,4 @@
-"""Aligning and pooling tables of predictions."""
+"""Aligning tables of predictions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from cascades.types import Metric, Predictions
-
-POOLED = 'all tasks'
 
 
 def join(small: Predictions, large: Predictions) -> tuple[Predictions, Predictions]:
@@ -64,25 +62,3 @@ def judge(table: Predictions, metric: Metric) -> Predictions:
     return table
   found = np.array(list(map(metric.statistics, table.targets, table.predictions)))
   return table._replace(statistics={**table.statistics, metric.name: found})
-
-
-def pool(tables: Sequence[Predictions]) -> Predictions:
-  """One model's tables of several tasks below each other; ids become task/id.
-
-  Statistics stay behind: those of one metric add up only within a task.
-  """
-  width = max(table.logprobs.shape[1] for table in tables)
-
-  def padded(values: np.ndarray) -> np.ndarray:
-    return np.pad(values, ((0, 0), (0, width - values.shape[1])))
-
-  return tables[0]._replace(
-    task=POOLED,
-    ids=[f'{table.task}/{name}' for table in tables for name in table.ids],
-    inputs=[text for table in tables for text in table.inputs],
-    targets=[answers for table in tables for answers in table.targets],
-    predictions=[text for table in tables for text in table.predictions],
-    logprobs=np.concatenate([padded(table.logprobs) for table in tables]),
-    mask=np.concatenate([padded(table.mask) for table in tables]),
-    statistics={},
-  )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cascades import bootstrap, comparison, curves, deferral, metrics, tables
+from cascades import bootstrap, comparison, curves, deferral, metrics, pooling, tables
 from cascades.comparison import RATES, Settings
 from tests import synthetic_tables
 
@@ -23,7 +23,7 @@ def test_every_model_is_drawn_under_every_score_over_all_tasks_and_each():
     (model, score, task)
     for model in ('xent', 'cat')
     for score in ('average', 'sum', 'random')
-    for task in (tables.POOLED, 'a', 'b')
+    for task in (pooling.POOLED, 'a', 'b')
   }
   assert compared.at('cat').score == 'average'
   assert compared.at('cat', 'sum', 'b').task == 'b'
@@ -52,7 +52,7 @@ def test_estimates_are_those_of_the_curve_between_the_ends_of_their_intervals(me
 
 def test_tasks_and_the_pool_share_scores_and_resamples():
   compared = synthetic_tables.compared()
-  pooled, *each = (compared.at('xent', task=task) for task in (tables.POOLED, 'a', 'b'))
+  pooled, *each = (compared.at('xent', task=task) for task in (pooling.POOLED, 'a', 'b'))
   sizes = [70, 40]
   for quantity in (comparison.SMALL, comparison.LARGE):
     values = [cascade.estimates[quantity].value for cascade in each]
@@ -192,7 +192,7 @@ def test_a_score_may_read_the_whole_table_and_must_give_a_number_a_row():
 
   settings = {'metrics': [metrics.accuracy] * 2, 'settings': Settings(resamples=10)}
   compared = comparison.compare(small, large, scores={'length': by_length}, **settings)
-  expected = by_length(tables.pool(small['cat']))
+  expected = by_length(pooling.pool(small['cat']))
   np.testing.assert_array_equal(compared.answers['cat'].score, expected)
   with pytest.raises(
     ValueError, match=r"score 'two' .* each of 110 rows; its result has shape \(2,\)"
@@ -218,7 +218,7 @@ def test_bands_are_those_of_the_bootstrap():
   small, large = synthetic_tables.small_and_large()
   compared = compare(small, large)
   counts = bootstrap.draw([70, 40], resamples=40, seed=0)
-  pooled = tables.pool(small['cat'])
+  pooled = pooling.pool(small['cat'])
   ours, theirs = (
     np.vstack([table.statistics['accuracy'] for table in side]) for side in (small['cat'], large)
   )

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from cascades import comparison, exports, tables
+from cascades import comparison, exports, pooling
 from tests import synthetic_tables
 
 
@@ -55,5 +55,5 @@ def test_there_is_one_record_for_each_number_with_an_interval():
   }
   differences = [record for record in records if record['baseline']]
   assert all(0 < record['p'] <= 1 for record in differences)
-  assert {record['task'] for record in differences} == {tables.POOLED}
+  assert {record['task'] for record in differences} == {pooling.POOLED}
   assert records[-1]['quantity'] == 'bleu alone'

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cascades import metrics, pooling, tables
+from cascades import metrics, pooling
 from tests import synthetic_tables
 
 JUDGES = (metrics.accuracy, metrics.bleu(), metrics.phoneme_error_rate)
@@ -56,7 +56,7 @@ def test_groups_cut_each_tasks_own_part_out_of_the_matrix(metric, weights):
   layout = pooling.layout(models, by, weights)
   own = pooling.statistics(models[0], by)
   matrix = layout.stack(own)
-  assert [group.task for group in layout.groups] == [tables.POOLED, 'a', 'b']
+  assert [group.task for group in layout.groups] == [pooling.POOLED, 'a', 'b']
   for group, alone in zip(layout.groups[1:], own, strict=True):
     np.testing.assert_array_equal(matrix[group.rows, group.columns], alone)
     expected = metric.finalize(alone.sum(axis=0))
@@ -65,7 +65,7 @@ def test_groups_cut_each_tasks_own_part_out_of_the_matrix(metric, weights):
 
 def test_a_single_task_is_only_drawn_once():
   layout = pooling.layout([model(0, (('a', 5),))], [metrics.bleu()], None)
-  assert [group.task for group in layout.groups] == [tables.POOLED]
+  assert [group.task for group in layout.groups] == [pooling.POOLED]
 
 
 def test_metrics_of_different_scale_or_direction_are_not_averaged():
@@ -74,3 +74,20 @@ def test_metrics_of_different_scale_or_direction_are_not_averaged():
     pooling.layout(models, [metrics.accuracy, metrics.bleu()], None)
   with pytest.raises(ValueError, match='accuracy, phoneme_error_rate have different'):
     pooling.layout(models, [metrics.accuracy, metrics.phoneme_error_rate], None)
+
+
+def test_pooled_tables_follow_each_other_with_padding_and_unique_ids():
+  one = synthetic_tables.table('a', size=9)
+  other = synthetic_tables.table('b', size=4)._replace(ids=list(one.ids[:4]))
+  wide = other._replace(
+    logprobs=np.pad(other.logprobs, ((0, 0), (0, 5))), mask=np.pad(other.mask, ((0, 0), (0, 5)))
+  )
+  pooled = pooling.pool([one, wide])
+  assert pooled.task == pooling.POOLED
+  assert len(set(pooled.ids)) == 13
+  assert pooled.ids[-4:] == [f'b/{name}' for name in one.ids[:4]]
+  assert pooled.predictions == [*one.predictions, *wide.predictions]
+  width = one.logprobs.shape[1]
+  np.testing.assert_array_equal(pooled.logprobs[:9, :width], one.logprobs)
+  assert not pooled.mask[:9, width:].any()
+  np.testing.assert_array_equal(pooled.mask[9:].sum(1), wide.mask.sum(1))

@@ -68,20 +68,3 @@ def test_a_table_is_judged_by_a_metric_that_it_does_not_know_yet():
   assert 'accuracy' in judged.statistics
   known = large()
   assert tables.judge(known, metrics.accuracy) is known
-
-
-def test_pooled_tables_follow_each_other_with_padding_and_unique_ids():
-  one = small()
-  other = synthetic_tables.table('b', size=4)._replace(ids=list(one.ids[:4]))
-  wide = other._replace(
-    logprobs=np.pad(other.logprobs, ((0, 0), (0, 5))), mask=np.pad(other.mask, ((0, 0), (0, 5)))
-  )
-  pooled = tables.pool([one, wide])
-  assert pooled.task == tables.POOLED
-  assert len(set(pooled.ids)) == 13
-  assert pooled.ids[-4:] == [f'b/{name}' for name in one.ids[:4]]
-  assert pooled.predictions == [*one.predictions, *wide.predictions]
-  width = one.logprobs.shape[1]
-  np.testing.assert_array_equal(pooled.logprobs[:9, :width], one.logprobs)
-  assert not pooled.mask[:9, width:].any()
-  np.testing.assert_array_equal(pooled.mask[9:].sum(1), wide.mask.sum(1))
