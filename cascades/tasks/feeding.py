@@ -93,9 +93,7 @@ def evaluation_batches(
 
   def batch(step: int) -> Batch:
     indices = step * batch_size + local
-    members = [
-      indices[i : i + 1] if indices[i] < wanted else indices[:0] for i in range(len(local))
-    ]
+    members = [index[index < wanted] for index in indices[:, None]]
     return layouts.unpacked(_read(records, layout, members, layout.width))
 
   return _ahead(batch, range(-(-wanted // batch_size)), threads, prefetch)

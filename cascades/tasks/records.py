@@ -8,6 +8,7 @@ went in, so that a changed task, source or vocabulary gets a directory of its ow
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -209,8 +210,9 @@ def _install(temporary: epath.Path, place: epath.Path) -> None:
       shutil.rmtree(remains)
     try:
       temporary.rename(place)
-    except OSError:  # another process made the directory meanwhile
-      continue
+    except OSError as error:
+      if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # made by another process meanwhile
+        raise
 
 
 def _wait_for(place: epath.Path, timeout: float) -> None:

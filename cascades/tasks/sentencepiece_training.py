@@ -27,7 +27,7 @@ def train_sentencepiece(
   `max_texts` texts a random sample is used, the same in every run.
   """
   model = io.BytesIO()
-  spm.set_random_generator_seed(0)
+  spm.set_random_generator_seed(0)  # else every process draws its own sample
   try:
     spm.SentencePieceTrainer.train(
       sentence_iterator=iter(texts),

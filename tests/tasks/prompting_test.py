@@ -154,8 +154,9 @@ def test_any_answers_can_be_scored(tiny_records):
 def test_scored_answers_that_are_trimmed_are_counted(classified, caplog):
   list(
     prompting.score_batches(
-      classified, range(7), convert=layouts.decoder_only, lengths={'inputs': 9, 'targets': 4},
+      classified, range(7), convert=layouts.decoder_only, lengths={'inputs': 9, 'targets': 7},
       batch_size=4, candidates=prompting.given_options,
     )
   )  # fmt: skip
+  # 'perhaps' has seven tokens, and its end of sequence would be the eighth.
   assert '3 scored answers are longer than' in caplog.text

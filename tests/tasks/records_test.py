@@ -1,4 +1,5 @@
 import concurrent.futures
+import errno
 import json
 import logging
 import multiprocessing
@@ -8,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from etils import epath
 
 from cascades.tasks import records, vocabularies
 from cascades.tasks.task import Row, both
@@ -85,6 +87,21 @@ def test_an_incomplete_directory_is_written_anew(tmp_path):
   (directory / 'tokens.bin').write_bytes(b'')
   assert len(materialize(tmp_path)) == 11
   assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+
+
+def test_a_directory_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
+  (tmp_path / 'tiny').write_text('a file where a directory should be')
+  with pytest.raises(OSError, match='tiny'):
+    materialize(tmp_path)
+
+
+def test_a_rename_that_fails_is_not_tried_for_ever(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(type(epath.Path(tmp_path)), 'rename', full)
+  with pytest.raises(OSError, match='No space left'):
+    materialize(tmp_path)
 
 
 def test_an_interrupted_write_leaves_nothing_and_can_be_repeated(tmp_path):
