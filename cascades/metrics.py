@@ -181,18 +181,26 @@ def finalize_chrf(sums: Sums) -> Values:
   return np.divide(top, bottom, out=np.zeros(np.shape(top)), where=bottom > 0)
 
 
+def _only_under_teacher_forcing(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
+  """Right tokens and tokens; texts alone do not tell them."""
+  del targets, prediction
+  raise ValueError('token_accuracy is what inference in mode `score` finds; texts do not tell it.')
+
+
 accuracy = best_of('accuracy', equal)
 exact_match = best_of('exact_match', equal, normalize=squad_normalize)
 token_f1 = best_of('token_f1', token_overlap, normalize=squad_normalize)
 word_accuracy = best_of('word_accuracy', equal, normalize=single_spaced)
 word_accuracy_stressless = best_of('word_accuracy_stressless', equal, normalize=without_stress)
 phoneme_error_rate = Metric('phoneme_error_rate', _symbol_errors, ratio, higher_is_better=False)
+token_accuracy = Metric('token_accuracy', _only_under_teacher_forcing, ratio)
 chrf = Metric('chrf', _chrf_statistics, finalize_chrf)
 
 METRICS: Mapping[str, Metric] = MappingProxyType({
   metric.name: metric
   for metric in (
     accuracy, exact_match, token_f1, word_accuracy, word_accuracy_stressless, phoneme_error_rate,
+    token_accuracy,
     bleu(), bleu('intl'), bleu('char'), bleu('zh'), bleu('ja-mecab'), bleu('ko-mecab'), chrf,
   )
 })  # fmt: skip

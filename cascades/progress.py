@@ -58,15 +58,22 @@ def format_count(count: float) -> str:
   return f'{count:.3g}'
 
 
-def format_line(step: int, total: int, values: Mapping[str, float], rates: Rates | None) -> str:
+def format_line(
+  step: int,
+  total: int,
+  values: Mapping[str, float],
+  rates: Rates | None,
+  *,
+  unit: str = 'step',
+) -> str:
   """One log line: `step 200/1000  loss 0.8123  ...  12.3k tok/s  5.1 step/s  ETA 2:36`."""
   width = len(str(total))
-  parts = [f'step {step:{width}}/{total}']
+  parts = [f'{unit} {step:{width}}/{total}']
   parts += [f'{name} {_format_value(value)}' for name, value in values.items()]
   if rates:
     parts += [
       f'{format_count(rates.tokens_per_second)} tok/s',
-      f'{rates.steps_per_second:.3g} step/s',
+      f'{rates.steps_per_second:.3g} {unit.split()[-1]}/s',
       f'ETA {format_duration(rates.seconds_left)}',
     ]
   return '  '.join(parts)

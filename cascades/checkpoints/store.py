@@ -117,6 +117,11 @@ def locate(path: epath.PathLike, which: Which = 'last') -> tuple[epath.Path, int
   return path, which
 
 
+def identity(directory: epath.PathLike, step: int) -> str:
+  """Tells a checkpoint from any that was, or will be, written in its place."""
+  return (epath.Path(directory) / f'{_PREFIX}_{step}' / '_CHECKPOINT_METADATA').read_text()
+
+
 def write_description(directory: epath.PathLike, description: Mapping[str, Any]) -> None:
   """Say what the run's checkpoints are. Refuses to contradict what the directory says already."""
   path = epath.Path(directory) / DESCRIPTION

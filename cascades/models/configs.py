@@ -48,8 +48,8 @@ def from_description(description: Mapping[str, Any]) -> Config:
 
 def count_parameters(config: ModelConfig) -> int:
   """How many numbers a model holds, without making them."""
-  model = nnx.eval_shape(lambda: config.build(jax.random.key(0)))
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model)))
+  state = jax.eval_shape(lambda: nnx.state(config.build(jax.random.key(0))))
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
 
 
 def _as_tuple(value: Any) -> Any:

@@ -1,0 +1,333 @@
+"""Answer a task's splits with a trained model, and keep how sure it was of every token.
+
+    python -m cascades.infer --gin_file=runs/infer.gin --gin.CHECKPOINT_PATH="'runs/demo/large'"
+      --gin.MIXTURE_OR_TASK_NAME="'cmudict_g2p'" --gin.SPLITS="['validation', 'test']"
+
+Leaves one table of predictions a split, INFER_OUTPUT_DIR/<split>/, as sharded JSON lines with a
+manifest. Mode `score` does not answer: it gives the log-probabilities of the targets, or ranks the
+options. An interrupted run goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax import Array
+
+from cascades import costs, decoding, metrics, partitioning, predictions, profiling, progress, rows
+from cascades.checkpoints import store
+from cascades.models import configs
+from cascades.tasks import prompting, records, vocabularies
+from cascades.tasks.corpus import Corpus
+from cascades.tasks.records import Records
+from cascades.tasks.shards import Record
+from cascades.tasks.task import Task
+from cascades.types import Architecture, Batch, Generation, Params, Prompt, Vocabulary
+
+log = logging.getLogger(__name__)
+
+# Rows of a table for rows of a split, in any order, each with its number.
+Answer: TypeAlias = Callable[[Records, Sequence[int]], Iterator[tuple[int, rows.Row]]]
+
+CANDIDATES = {'targets': prompting.given_targets, 'options': prompting.given_options}
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Model(NamedTuple):
+  """A trained model, placed, and what a manifest says of it."""
+
+  graph: nnx.GraphDef
+  params: Params
+  vocabulary: Vocabulary
+  architecture: Architecture
+  described: Mapping[str, Any]
+
+
+class Candidate(NamedTuple):
+  """A given answer under teacher forcing."""
+
+  tokens: np.ndarray
+  logprobs: np.ndarray
+  correct: np.ndarray  # whether each token is the model's first choice
+
+
+def infer(
+  checkpoint_path: str,
+  infer_output_dir: str,
+  *,
+  task: Task,
+  task_feature_lengths: Mapping[str, int],
+  splits: Sequence[str] = ('test',),
+  mode: rows.Mode = 'predict',
+  candidates: Literal['targets', 'options'] = 'targets',
+  which: store.Which = 'last',
+  temperature: float = 0.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  seed: int = 0,
+  precision: str = 'float32',
+  batch_size: int = 256,
+  shard_rows: int = 4096,
+  mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
+  rules: partitioning.Rules = partitioning.RULES,
+  records_dir: str = records.DIRECTORY,
+  profile_steps: str | None = None,
+  provenance: Callable[[], Mapping[str, str]] = dict,
+) -> None:
+  """Write the model's tables of `splits`; see the module.
+
+  Answers have at most `task_feature_lengths['targets']` tokens. `precision` is the type of the
+  parameters and activations: thresholds on log-probabilities drift with it, so it is float32
+  unless asked otherwise, and is in the manifest. Shards have about `shard_rows` rows.
+  """
+  read_out: dict[str, Callable[..., Answer]] = {'predict': _predictor, 'score': _scorer}
+  if mode not in read_out:
+    raise ValueError(f'mode is {mode!r}; it must be one of {", ".join(read_out)}.')
+  how = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'seed': seed}
+  settings = (how if mode == 'predict' else {'candidates': candidates}) | {
+    'max_tokens': task_feature_lengths['targets']
+  }
+  directory = epath.Path(infer_output_dir).expanduser()
+  with (
+    partitioning.use(mesh(), rules),
+    profiling.Profiler(directory / 'profile', profile_steps) as profiler,
+  ):
+    model = _load(checkpoint_path, which, rules, precision)
+    corpus = Corpus(task, model.vocabulary, model.architecture, task_feature_lengths, records_dir)
+    answer = read_out[mode](model, corpus, batch_size, profiler, **settings)
+    judges = ['token_accuracy'] if settings.get('candidates') == 'targets' else [*task.metrics]
+    for split in splits:
+      described = {
+        **model.described,
+        'task': task.name,
+        'split': split,
+        'mode': mode,
+        'decoding': settings,
+        'metrics': judges,
+      }
+      _write_table(directory / split, corpus.open(split), described, shard_rows, answer, provenance)
+
+
+def _write_table(
+  directory: epath.Path,
+  split: Records,
+  described: Mapping[str, Any],
+  shard_rows: int,
+  answer: Answer,
+  provenance: Callable[[], Mapping[str, str]],
+) -> None:
+  """The shards that are missing, then the manifest."""
+  task, mode, total = described['task'], described['mode'], len(split)
+  count = -(-total // shard_rows)
+  identity = json.dumps([described, split.directory.name], sort_keys=True)
+  fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+  done = predictions.completed_shards(
+    directory, task, mode, count, total=total, fingerprint=fingerprint
+  )
+  missing = [index for index in range(count) if index not in done]
+  numbers = {index: predictions.shard_rows(total, index, count) for index in missing}
+  report = _reporter(f'{task} {described["split"]}', sum(map(len, numbers.values())))
+  for index in missing:
+    found = dict(report(answer(split, numbers[index])))
+    if jax.process_index() == 0:
+      ordered = [found[number] for number in numbers[index]]
+      predictions.write_shard(directory, task, mode, index, count, ordered, fingerprint=fingerprint)
+  if jax.process_index() == 0:
+    manifest = {'config': '', **provenance(), **described, 'fingerprint': fingerprint}
+    unlabelled = split.manifest.unlabelled
+    sizes = {'rows': total, 'shards': count, 'unlabelled': unlabelled}
+    predictions.write_manifest(directory, manifest | sizes)
+  log.info(
+    '%s, split %s: %d rows in %s (%d shards were there)',
+    *(task, described['split'], total, directory, len(done)),
+  )
+
+
+def _load(path: str, which: store.Which, rules: partitioning.Rules, precision: str) -> Model:
+  directory, step = store.locate(path, which)
+  description = store.read_description(directory)
+  config = configs.from_description(description['model'] | {'dtype': precision})
+  graph, abstract = partitioning.abstract_model(config, rules, dtype=precision)
+  vocabulary = vocabularies.load(directory)
+  if vocabulary.fingerprint != description['vocabulary']:
+    raise store.CheckpointError(
+      f'{directory} holds another vocabulary than its model was trained with: restore the '
+      'directory, or train again.'
+    )
+  parameters = configs.count_parameters(config)
+  described = {
+    'model': description['model'],
+    'parameters': parameters,
+    'flops_per_token': costs.flops_per_token(parameters),
+    'checkpoint': str(directory),
+    'checkpoint_identity': store.identity(directory, step),
+    'step': step,
+    'vocabulary': vocabulary.fingerprint,
+    'precision': precision,
+  }
+  params = store.restore_params(directory, abstract, which=step)
+  return Model(graph, params, vocabulary, config.architecture, described)
+
+
+def _predictor(
+  model: Model,
+  corpus: Corpus,
+  batch_size: int,
+  profiler: profiling.Profiler,
+  *,
+  max_tokens: int,
+  temperature: float,
+  top_k: int | None,
+  top_p: float | None,
+  seed: int,
+) -> Answer:
+  """Answers by decoding, in batches of prompts of like length."""
+  sampler: decoding.Sampler = decoding.greedy
+  if temperature:
+    sampler = functools.partial(decoding.sample, temperature=temperature, top_k=top_k, top_p=top_p)
+
+  @jax.jit
+  def generate(params: Params, prompt: Prompt, row_ids: Array) -> Generation:
+    return decoding.generate(
+      nnx.merge(model.graph, params),
+      prompt,
+      max_len=max_tokens,
+      eos_id=model.vocabulary.eos_id,
+      sampler=sampler,
+      key=jax.random.key(seed),
+      row_ids=row_ids,
+    )
+
+  def answer(split: Records, numbers: Sequence[int]) -> Iterator[tuple[int, rows.Row]]:
+    for count, bucket in enumerate(corpus.buckets(split, numbers, batch_size=batch_size), 1):
+      prompt = corpus.prompts(split, bucket, batch_size=batch_size)
+      # A row draws by its number, so its sample is the same in every batch.
+      row_ids = np.resize(bucket.indices, batch_size).astype(np.int32)
+      with profiler.step(count):
+        placed = partitioning.place_whole((prompt, row_ids))
+        generation = partitioning.fetch(generate(model.params, *placed))
+      for number, record, tokens, logprobs, mask in zip(
+        bucket.indices.tolist(), split.read(bucket.indices), *generation, strict=False
+      ):
+        text = model.vocabulary.decode(tokens[mask])
+        yield (
+          number,
+          _row(
+            record,
+            answer=text,
+            tokens=tokens[mask],
+            logprobs=logprobs[mask],
+            statistics=_judged(corpus.task, record, text),
+          ),
+        )
+
+  return answer
+
+
+def _scorer(
+  model: Model,
+  corpus: Corpus,
+  batch_size: int,
+  profiler: profiling.Profiler,
+  *,
+  candidates: Literal['targets', 'options'],
+  max_tokens: int,
+) -> Answer:
+  """Scores what is given: a row's target, or each of its options, of which the best is chosen."""
+  del max_tokens  # of the corpus
+  if candidates not in CANDIDATES:
+    raise ValueError(f'candidates is {candidates!r}; it must be one of {", ".join(CANDIDATES)}.')
+
+  @jax.jit
+  def score(params: Params, batch: Batch) -> tuple[Array, Array]:
+    return decoding.score(nnx.merge(model.graph, params), batch)
+
+  def scored(split: Records, numbers: Sequence[int]) -> Iterator[tuple[int, Candidate]]:
+    batches = corpus.candidates(split, numbers, batch_size=batch_size, of=CANDIDATES[candidates])
+    for count, (row_numbers, _, batch) in enumerate(batches, 1):
+      with profiler.step(count):
+        found = partitioning.fetch(score(model.params, partitioning.place_whole(batch)))
+      for number, weights, *columns in zip(
+        row_numbers.tolist(), batch.weights, batch.targets, *found, strict=False
+      ):
+        yield number, Candidate(*(column[weights > 0] for column in columns))
+
+  def answer(split: Records, numbers: Sequence[int]) -> Iterator[tuple[int, rows.Row]]:
+    for number, group in itertools.groupby(scored(split, numbers), key=lambda pair: pair[0]):
+      (record,) = split.read([number])
+      given = [candidate for _, candidate in group]
+      yield number, ranked(record, given)
+
+  def ranked(record: Record, given: Sequence[Candidate]) -> rows.Row:
+    totals = [float(candidate.logprobs.sum(dtype=np.float64)) for candidate in given]
+    best = int(np.argmax(totals))
+    tokens, logprobs, correct = given[best]
+    options = record.row.options if candidates == 'options' else ()
+    return _row(
+      record,
+      answer=totals[best],
+      tokens=tokens,
+      logprobs=logprobs,
+      correct=correct.tolist(),
+      statistics=_judged(corpus.task, record, options[best])
+      if options
+      else {'token_accuracy': [correct.sum(), correct.size]},
+      options=options or None,
+      option_scores=totals if options else None,
+    )
+
+  return answer
+
+
+def _judged(task: Task, record: Record, text: str) -> dict[str, Any]:
+  """Statistics of every metric of the task; zeros, which add nothing, for a row without label."""
+  judges = [metrics.by_name(name) for name in task.metrics]
+  if record.row.answers:
+    return {judge.name: judge.statistics(record.row.answers, text) for judge in judges}
+  return {judge.name: 0 * judge.statistics([''], '') for judge in judges}
+
+
+def _row(record: Record, **found: Any) -> rows.Row:
+  row = record.row
+  return rows.build(id=row.id, inputs=row.inputs, targets=row.answers or ('',), **found)
+
+
+def _reporter(
+  name: str, total: int
+) -> Callable[[Iterator[tuple[int, rows.Row]]], Iterator[tuple[int, rows.Row]]]:
+  """Passes rows on, and says every few seconds how many have passed."""
+  meter = progress.Meter(total)
+  passed = tokens = 0
+  last = time.monotonic()
+
+  def report(some: Iterator[tuple[int, rows.Row]]) -> Iterator[tuple[int, rows.Row]]:
+    nonlocal passed, tokens, last
+    for number, row in some:
+      yield number, row
+      passed += 1
+      tokens += row['aux']['length']
+      if passed == 1:
+        meter.update(passed, tokens)
+      elif passed == total or time.monotonic() - last > SECONDS_BETWEEN_LINES:
+        rates = meter.update(passed, tokens)
+        log.info('%s', progress.format_line(passed, total, {}, rates, unit=f'{name} row'))
+        last, tokens = time.monotonic(), 0
+
+  return report
+
+
+if __name__ == '__main__':
+  from cascades import cli
+
+  cli.main('cascades.infer')
