@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Iterable
 from typing import Literal
 
@@ -27,10 +28,9 @@ def train_sentencepiece(
   `max_texts` texts a random sample is used, the same in every run.
   """
   model = io.BytesIO()
-  spm.set_random_generator_seed(0)  # else every process draws its own sample
   try:
     spm.SentencePieceTrainer.train(
-      sentence_iterator=iter(texts),
+      sentence_iterator=iter(_sample(texts, max_texts)),
       model_writer=model,
       model_type=model_type,
       vocab_size=size,
@@ -42,7 +42,7 @@ def train_sentencepiece(
       normalization_rule_name='identity',
       remove_extra_whitespaces=False,
       user_defined_symbols=['\n'],
-      input_sentence_size=max_texts,
+      shuffle_input_sentence=False,
       max_sentence_length=1 << 20,  # bytes; the default drops texts over 4192 without a word
       minloglevel=2,
     )
@@ -52,3 +52,15 @@ def train_sentencepiece(
   file.parent.mkdir(parents=True, exist_ok=True)
   vocabularies.write_whole(file, model.getvalue())
   return vocabularies.sentencepiece(file)
+
+
+def _sample(texts: Iterable[str], size: int) -> list[str]:
+  """At most `size` texts, each equally likely. SentencePiece's own sample has no seed."""
+  generator = random.Random(0)  # noqa: S311
+  kept: list[str] = []
+  for count, text in enumerate(texts):
+    if count < size:
+      kept.append(text)
+    elif (place := generator.randint(0, count)) < size:
+      kept[place] = text
+  return kept

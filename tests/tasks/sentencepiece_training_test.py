@@ -53,6 +53,18 @@ print(sentencepiece_training.train_sentencepiece(
   assert runs[0].stdout == runs[1].stdout
 
 
+def test_every_text_is_equally_likely_to_be_in_the_sample():
+  texts = [str(i) for i in range(4000)]
+  sample = [int(text) for text in sentencepiece_training._sample(texts, 1000)]
+  assert len(set(sample)) == 1000
+  assert abs(sum(sample) / 1000 - 2000) < 120  # over three standard errors
+  assert all(150 < sum(i // 1000 == quarter for i in sample) < 350 for quarter in range(4))
+
+
+def test_fewer_texts_than_the_sample_are_all_used():
+  assert sentencepiece_training._sample(iter(['a', 'b']), 5) == ['a', 'b']
+
+
 def test_very_long_texts_are_learned_from(tmp_path):
   # SentencePiece's default drops texts over 4192 bytes without a word.
   vocabulary = train(tmp_path / 'a.model', texts=['zebra ' * 2000] * 5, size=270, model_type='bpe')
