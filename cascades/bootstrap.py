@@ -56,6 +56,11 @@ def draw(sizes: Sequence[int], *, resamples: int, seed: int) -> Int[np.ndarray, 
   return counts
 
 
+def totals(counts: Int[np.ndarray, 'R N'], statistics: Statistics) -> Float[np.ndarray, 'R K']:
+  """The summed statistics of each resample."""
+  return np.concatenate([block @ statistics for block in _blocks(counts)])
+
+
 def resample(
   counts: Int[np.ndarray, 'R N'],
   score: Score,
@@ -72,14 +77,18 @@ def resample(
   order, deferred = reachable(score)
   points = np.append(0, deferred)
   terms = [np.ones(len(score)), *(large - small)[order].T]  # the first counts examples
-  step = max(1, BLOCK // len(score))
+  blocks = _blocks(counts)
+  step = len(blocks[0])
   running, sums = np.empty((step, 1 + len(score))), np.empty((len(terms), step, len(points)))
   parts = []
-  for block in np.split(counts, range(step, len(counts), step)):
+  for block in blocks:
     here = running[: len(block)]
     drawn = block[:, order].astype(float)
     starts = np.vstack([np.zeros(len(block)), (block @ small).T])
     for start, term, out in zip(starts, terms, sums[:, : len(block)], strict=True):
+      if not term.any():  # both models alike, as in a count of examples
+        out[:] = start[:, None]
+        continue
       here[:, 0] = start
       np.multiply(drawn, term, out=here[:, 1:])
       np.cumsum(here, axis=-1, out=here)
@@ -88,6 +97,11 @@ def resample(
     quality = finalize(np.moveaxis(found[1:], 0, -1))
     parts.append(_read(found[0] / len(score), quality, np.asarray(rates)))
   return Resamples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _blocks(counts: Int[np.ndarray, 'R N']) -> list[Int[np.ndarray, 'r N']]:
+  step = max(1, BLOCK // counts.shape[1])
+  return np.split(counts, range(step, len(counts), step))
 
 
 def _read(

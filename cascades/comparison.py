@@ -197,10 +197,10 @@ def alone(
   finalize, found = layout.groups[0].finalize, {}
   for name, answered in models.items():
     own = layout.stack(pooling.statistics(answered, metrics))
-    never = np.zeros(len(own))
-    resamples = bootstrap.resample(counts, never, own, own, finalize, rates=np.zeros(1))
     found[name] = bootstrap.estimate(
-      float(finalize(own.sum(axis=0))), resamples.quality[:, 0], confidence=settings.confidence
+      float(finalize(own.sum(axis=0))),
+      finalize(bootstrap.totals(counts, own)),
+      confidence=settings.confidence,
     )
   return found
 

@@ -55,6 +55,13 @@ def test_blocks_of_resamples_change_nothing(monkeypatch):
     np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
+def test_totals_are_the_sums_over_the_written_out_resamples():
+  _, small, _ = examples(23, width=3)
+  counts = bootstrap.draw([23], resamples=7, seed=0)
+  expected = [np.repeat(small, row, axis=0).sum(axis=0) for row in counts]
+  np.testing.assert_allclose(bootstrap.totals(counts, small), expected)
+
+
 def test_draws_keep_the_size_of_every_task_and_repeat_with_the_seed():
   counts = bootstrap.draw([30, 1, 70], resamples=200, seed=5)
   for part, size in zip(np.split(counts, [30, 31], axis=1), (30, 1, 70), strict=True):
