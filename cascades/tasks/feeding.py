@@ -83,7 +83,7 @@ def evaluation_batches(
   threads: int = 1,
   prefetch: int = 4,
 ) -> Iterator[Batch]:
-  """This process's share of the first `rows` rows in order, each once.
+  """This process's share of the rows in order, each once; of `rows` rows evenly spaced, if given.
 
   The last batch is filled up with rows of weight 0, so that all processes take equally many steps.
   """
@@ -92,8 +92,8 @@ def evaluation_batches(
   wanted = min(rows or len(records), len(records))
 
   def batch(step: int) -> Batch:
-    indices = step * batch_size + local
-    members = [index[index < wanted] for index in indices[:, None]]
+    numbers = step * batch_size + local
+    members = [n[n < wanted] * len(records) // wanted for n in numbers[:, None]]
     return layouts.unpacked(_read(records, layout, members, layout.width))
 
   return _ahead(batch, range(-(-wanted // batch_size)), threads, prefetch)
@@ -105,15 +105,8 @@ def _layout(records: Records, convert: Convert, lengths: Lengths) -> Layout:
   inputs, targets = layout.trimmed(records.lengths)
   if inputs or targets:
     log.warning(
-      '%s, split %s: %d inputs and %d targets of %d rows are longer than %s and are trimmed.',
-      *(
-        records.manifest.task,
-        records.manifest.split,
-        inputs,
-        targets,
-        len(records),
-        dict(lengths),
-      ),
+      '%s: %d inputs and %d targets of %d rows are longer than %s and are trimmed.',
+      *(_name(records), inputs, targets, len(records), dict(lengths)),
     )
   return layout
 

@@ -160,9 +160,8 @@ def pad(prompts: Sequence[Pieces], width: int) -> Prompt:
   """Prompts padded on the right."""
   length = _counts(prompts).astype(np.int32)
   tokens = _zeros(len(prompts), width)
-  tokens[np.arange(width) < length[:, None]] = _concatenate(
-    [p for prompt in prompts for p in prompt]
-  )
+  taken = np.arange(width) < length[:, None]
+  tokens[taken] = _concatenate([piece for prompt in prompts for piece in prompt])
   return Prompt(tokens, length)
 
 

@@ -130,6 +130,17 @@ def test_damaged_files_are_refused_by_name(tmp_path, name, damage):
     materialize(tmp_path)
 
 
+def test_very_large_files_are_checked_by_size_alone(tmp_path, monkeypatch):
+  file = materialize(tmp_path).directory / 'tokens.bin'
+  content = file.read_bytes()
+  file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+  monkeypatch.setattr(records, '_CHECKED_BYTES', 10)
+  materialize(tmp_path)
+  file.write_bytes(content + b'1234')
+  with pytest.raises(ValueError, match=r'tokens\.bin has'):
+    materialize(tmp_path)
+
+
 def test_opening_notices_other_sizes_without_reading_the_files(tmp_path):
   directory = materialize(tmp_path).directory
   with (directory / 'tokens.bin').open('ab') as stream:
