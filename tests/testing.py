@@ -90,7 +90,11 @@ def tokens(shape: tuple[int, ...], seed: int = 0, *, vocab: int = VOCAB) -> jax.
 
 
 def batch(
-  config: t5.Config | decoder.Config, *, rows: int = 3, source: int = 7, target: int = 5,
+  config: t5.Config | decoder.Config,
+  *,
+  rows: int = 3,
+  source: int = 7,
+  target: int = 5,
   seed: int = 0,
 ) -> Batch:
   """A random batch of full rows; decoder-only targets start behind `source` prompt tokens."""

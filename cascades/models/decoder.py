@@ -68,8 +68,7 @@ class Config:
       )
 
   def build(self, key: Array) -> Decoder:
-    with nnx.use_eager_sharding(False):  # names only: whoever places the parameters has the mesh
-      return Decoder(self, key)
+    return Decoder(self, key)
 
 
 class Cache(NamedTuple):
@@ -148,12 +147,11 @@ class Decoder(nnx.Module):
   def __init__(self, config: Config, key: Array):
     keys = jax.random.split(key, 3)
     self.config = config
-    stddev = config.emb_dim**-0.5
-    table = (config.vocab_size, config.emb_dim), ('vocab', 'embed')
-    self.embedding = layers.parameter(keys[0], *table, stddev=stddev)
-    self.unembedding = (
-      None if config.logits_via_embedding else layers.parameter(keys[1], *table, stddev=stddev)
+    table = functools.partial(
+      layers.table, config.vocab_size, config.emb_dim, stddev=config.emb_dim**-0.5
     )
+    self.embedding = table(keys[0])
+    self.unembedding = None if config.logits_via_embedding else table(keys[1])
     self.blocks = layers.stack(functools.partial(Block, config), keys[2], config.num_layers)
     self.norm = layers.RMSNorm(config.emb_dim, eps=config.norm_eps, offset=config.norm_offset)
 

@@ -101,11 +101,19 @@ def softcap(x: Float[Array, '*n'], cap: float | None) -> Float[Array, '*n']:
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def parameter(
-  key: Array, shape: Sequence[int], names: Sequence[str], *, stddev: float
-) -> nnx.Param[Array]:
-  """A normally distributed parameter with logical axis names."""
-  return nnx.Param(stddev * jax.random.normal(key, tuple(shape)), out_sharding=tuple(names))
+def named(value: Array, *names: str) -> nnx.Param[Array]:
+  """A parameter with logical axis names. Whoever places it knows the mesh; its maker does not."""
+  return nnx.Param(value, out_sharding=names, eager_sharding=False)
+
+
+def normal(key: Array, shape: Sequence[int], *names: str, stddev: float) -> nnx.Param[Array]:
+  """A normally distributed parameter."""
+  return named(stddev * jax.random.normal(key, tuple(shape)), *names)
+
+
+def table(vocab_size: int, emb_dim: int, key: Array, *, stddev: float) -> nnx.Param[Array]:
+  """One row per token, for `embed` and `unembed`."""
+  return normal(key, (vocab_size, emb_dim), 'vocab', 'embed', stddev=stddev)
 
 
 def embed(
@@ -144,10 +152,10 @@ class Projection(nnx.Module):
   ):
     self.fan_in = math.prod(into.values())
     self.out = tuple(out.values())
-    names = (*into, *out)
+    shape = (*into.values(), *self.out)
     stddev = self.fan_in**-0.5 if stddev is None else stddev
-    self.kernel = parameter(key, (*into.values(), *out.values()), names, stddev=stddev)
-    self.bias = parameter(key, self.out, tuple(out), stddev=0.0) if bias else None
+    self.kernel = normal(key, shape, *into, *out, stddev=stddev)
+    self.bias = named(jnp.zeros(self.out), *out) if bias else None
 
   def __call__(self, x: Float[Array, 'B T *into']) -> Float[Array, 'B T *out']:
     # As one matrix: the gradient of an einsum over more axes takes XLA's CPU backend twice as long.
@@ -163,7 +171,7 @@ class RMSNorm(nnx.Module):
   """
 
   def __init__(self, size: int, *, eps: float, offset: float = 0.0):
-    self.scale = nnx.Param(jnp.full((size,), 1.0 - offset), out_sharding=('norm',))
+    self.scale = named(jnp.full((size,), 1.0 - offset), 'norm')
     self.eps = eps
     self.offset = offset
 

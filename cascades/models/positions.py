@@ -42,9 +42,13 @@ class RelativeBias(nnx.Module):
   def __init__(
     self, key: Array, num_heads: int, *, bidirectional: bool, num_buckets: int, max_distance: int
   ):
-    stddev = (2 / (num_buckets + num_heads)) ** 0.5
-    names = ('relpos_buckets', 'heads')
-    self.table = layers.parameter(key, (num_buckets, num_heads), names, stddev=stddev)
+    self.table = layers.normal(
+      key,
+      (num_buckets, num_heads),
+      'relpos_buckets',
+      'heads',
+      stddev=(2 / (num_buckets + num_heads)) ** 0.5,
+    )
     self.buckets = functools.partial(
       relative_buckets,
       bidirectional=bidirectional,

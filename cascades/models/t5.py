@@ -50,8 +50,7 @@ class Config:
     layers.check_options(self.mlp_activations, self.dtype, self.remat_policy)
 
   def build(self, key: Array) -> T5:
-    with nnx.use_eager_sharding(False):  # names only: whoever places the parameters has the mesh
-      return T5(self, key)
+    return T5(self, key)
 
 
 class Cache(NamedTuple):
@@ -136,12 +135,10 @@ class T5(nnx.Module):
   def __init__(self, config: Config, key: Array):
     keys = jax.random.split(key, 6)
     self.config = config
-    table = (config.vocab_size, config.emb_dim), ('vocab', 'embed')
-    self.embedding = layers.parameter(keys[0], *table, stddev=1.0)
+    table = functools.partial(layers.table, config.vocab_size, config.emb_dim)
+    self.embedding = table(keys[0], stddev=1.0)
     self.unembedding = (
-      None
-      if config.logits_via_embedding
-      else layers.parameter(keys[1], *table, stddev=config.emb_dim**-0.5)
+      None if config.logits_via_embedding else table(keys[1], stddev=config.emb_dim**-0.5)
     )
     relative_bias = functools.partial(
       positions.RelativeBias,

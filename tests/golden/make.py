@@ -127,24 +127,30 @@ def their_config(name: str, config: t5.Config | decoder.Config) -> hf.PreTrained
       feed_forward_proj='gated-gelu' if len(config.mlp_activations) == 2 else 'relu',
       tie_word_embeddings=config.logits_via_embedding,
     )
-  shared = dict(
-    vocab_size=config.vocab_size,
-    hidden_size=config.emb_dim,
-    intermediate_size=config.mlp_dim,
-    num_hidden_layers=config.num_layers,
-    num_attention_heads=config.num_heads,
-    num_key_value_heads=config.num_kv_heads,
-    head_dim=config.head_dim,
-    rms_norm_eps=config.norm_eps,
-    tie_word_embeddings=config.logits_via_embedding,
-    attn_implementation='eager',
-  )
+  shared = {
+    'vocab_size': config.vocab_size,
+    'hidden_size': config.emb_dim,
+    'intermediate_size': config.mlp_dim,
+    'num_hidden_layers': config.num_layers,
+    'num_attention_heads': config.num_heads,
+    'num_key_value_heads': config.num_kv_heads,
+    'head_dim': config.head_dim,
+    'rms_norm_eps': config.norm_eps,
+    'tie_word_embeddings': config.logits_via_embedding,
+    'attn_implementation': 'eager',
+  }
   theta = config.rope_theta_pattern[0]
   rope = lambda theta: {'rope_theta': theta, 'rope_type': 'default'}
   if name == 'llama':
     factor, low, high, length = config.rope_llama3
-    llama3 = dict(rope_type='llama3', rope_theta=theta, factor=factor, low_freq_factor=low)
-    llama3 |= dict(high_freq_factor=high, original_max_position_embeddings=length)
+    llama3 = {
+      'rope_type': 'llama3',
+      'rope_theta': theta,
+      'factor': factor,
+      'low_freq_factor': low,
+      'high_freq_factor': high,
+      'original_max_position_embeddings': length,
+    }
     return hf.LlamaConfig(**shared, rope_parameters=llama3, max_position_embeddings=128)
   if name == 'qwen2':
     return hf.Qwen2Config(**shared, rope_parameters=rope(theta))
@@ -156,13 +162,13 @@ def their_config(name: str, config: t5.Config | decoder.Config) -> hf.PreTrained
     'sliding_attention' if w else 'full_attention'
     for w in (config.window_pattern * config.num_layers)[: config.num_layers]
   ]
-  gemma = dict(
-    layer_types=kinds,
-    sliding_window=config.window_pattern[0],
-    query_pre_attn_scalar=round(config.query_scale**-2),
-    attn_logit_softcapping=config.attention_softcap,
-    final_logit_softcapping=config.logit_softcap,
-  )
+  gemma = {
+    'layer_types': kinds,
+    'sliding_window': config.window_pattern[0],
+    'query_pre_attn_scalar': round(config.query_scale**-2),
+    'attn_logit_softcapping': config.attention_softcap,
+    'final_logit_softcapping': config.logit_softcap,
+  }
   if name == 'gemma2':
     return hf.Gemma2Config(**shared, **gemma, rope_parameters=rope(theta))
   whole = rope(config.rope_theta_pattern[2])
@@ -186,9 +192,7 @@ def their_logits(name: str) -> Array:
   with torch.no_grad():
     if isinstance(config, t5.Config):
       mask = (rows['encoder'] != 0).long()
-      out = model(
-        input_ids=rows['encoder'], attention_mask=mask, decoder_input_ids=rows['inputs']
-      )
+      out = model(input_ids=rows['encoder'], attention_mask=mask, decoder_input_ids=rows['inputs'])
     else:
       out = model(input_ids=rows['inputs'])
   return out.logits.numpy()

@@ -18,16 +18,31 @@ from cascades.models import decoder, t5
 FOLDER = pathlib.Path(__file__).parent
 VOCAB, WIDTH, SOURCE, TARGET = 20, 16, 18, 14
 
-_T5 = dict(
-  vocab_size=VOCAB, emb_dim=WIDTH, num_heads=2, num_encoder_layers=2, num_decoder_layers=3,
-  head_dim=6, mlp_dim=24, relative_attention_num_buckets=8, relative_attention_max_distance=12,
-)  # fmt: skip
-_DECODER = dict(
-  vocab_size=VOCAB, emb_dim=WIDTH, num_heads=4, num_kv_heads=2, num_layers=2, head_dim=6, mlp_dim=24
-)  # fmt: skip
-_GEMMA = dict(
-  mlp_activations=('gelu', 'linear'), embedding_scale=WIDTH**0.5, norm_offset=1.0
-)  # fmt: skip
+_T5 = {
+  'vocab_size': VOCAB,
+  'emb_dim': WIDTH,
+  'num_heads': 2,
+  'num_encoder_layers': 2,
+  'num_decoder_layers': 3,
+  'head_dim': 6,
+  'mlp_dim': 24,
+  'relative_attention_num_buckets': 8,
+  'relative_attention_max_distance': 12,
+}
+_DECODER = {
+  'vocab_size': VOCAB,
+  'emb_dim': WIDTH,
+  'num_heads': 4,
+  'num_kv_heads': 2,
+  'num_layers': 2,
+  'head_dim': 6,
+  'mlp_dim': 24,
+}
+_GEMMA = {
+  'mlp_activations': ('gelu', 'linear'),
+  'embedding_scale': WIDTH**0.5,
+  'norm_offset': 1.0,
+}
 
 CONFIGS: dict[str, t5.Config | decoder.Config] = {
   't5_1_1': t5.Config(**_T5),
@@ -75,8 +90,7 @@ def weights(config: t5.Config | decoder.Config) -> dict[str, np.ndarray]:
   center = lambda path: 1.0 - offset if path.endswith('scale') else 0.0
   return {
     path: np.float32(
-      center(path)
-      + 0.25 * np.random.RandomState(zlib.crc32(path.encode())).standard_normal(shape)
+      center(path) + 0.25 * np.random.RandomState(zlib.crc32(path.encode())).standard_normal(shape)
     )
     for path, shape in shapes.items()
   }

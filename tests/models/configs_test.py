@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+
+import jax
+import pytest
+from flax import nnx
+
+from cascades.models import configs, t5
+from tests import testing
+from tests.golden import twins
+
+CONFIGS = dict(testing.CONFIGS) | twins.CONFIGS
+
+
+@pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
+def test_a_description_survives_json(config):
+  description = json.loads(json.dumps(configs.describe(config)))
+  assert configs.from_description(description) == config
+  hash(configs.from_description(description))
+
+
+def test_what_has_a_default_may_be_left_out():
+  assert configs.from_description({'family': 't5', 'vocab_size': 9}) == t5.Config(vocab_size=9)
+
+
+@pytest.mark.parametrize(
+  ('description', 'message'),
+  [
+    ({'vocab_size': 9}, 'Unknown model family None; this version knows decoder, t5'),
+    ({'family': 'bert'}, "Unknown model family 'bert'"),
+    ({'family': 't5', 'vocab_size': 9, 'width': 3}, 't5 model has unknown fields width;'),
+    ({'family': 'decoder', 'vocab_size': 9}, 'decoder model lacks the fields emb_dim, head_dim'),
+    ({'family': 't5', 'vocab_size': 9, 'dtype': 'int8'}, "Unknown dtype 'int8'; choose one of"),
+  ],
+)
+def test_a_wrong_description_is_refused_in_a_sentence(description, message):
+  with pytest.raises(ValueError, match=message):
+    configs.from_description(description)
+
+
+def test_only_our_configurations_are_described():
+  with pytest.raises(ValueError, match='dict is not a model configuration'):
+    configs.describe({})
+
+
+def test_counting_parameters_makes_none_and_misses_none():
+  config = testing.TINY_T5
+  _, params = testing.split(testing.build(config))
+  assert configs.count_parameters(config) == sum(leaf.size for leaf in jax.tree.leaves(params))
+  # 2 tables of 24 x 16, 2 bias tables of 8 x 2, norms, 6 attentions of 4 x 16 x 12, 4 MLPs.
+  by_hand = 2 * 24 * 16 + 2 * 8 * 2 + (2 * 2 + 2 * 3 + 2) * 16 + 6 * 4 * 16 * 12 + 4 * 3 * 16 * 20
+  assert configs.count_parameters(config) == by_hand
+
+
+def test_parameters_are_a_plain_dict_of_names():
+  _, params = testing.split(testing.build(testing.TINY_DECODER))
+  paths = nnx.traversals.flatten_mapping(params, sep='/')
+  assert 'blocks/mlp/wi_0/kernel' in paths
+  assert all(isinstance(name, str) for path in paths for name in path)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx, serialization
+
+from cascades.models import configs, t5
+from cascades.types import Batch
+from tests import testing
+from tests.golden import twins
+
+ROOT = pathlib.Path(__file__).parents[2]
+DATA = pathlib.Path(os.environ.get('CASCADES_DATA', ROOT.parent / 'shared' / 'data'))
+T5X = DATA / 't5x_checkpoints' / 'micro_t5_1_1'
+
+
+def _logits(config: t5.Config, name: str) -> jax.Array:
+  golden = twins.load(name)
+  model = twins.model(config)
+  batch = Batch(golden['inputs'], None, None, golden['encoder'])
+  return jax.jit(lambda batch: model.readout(model.hidden(batch)))(batch)
+
+
+@pytest.mark.parametrize('name', ['t5_1_1', 't5_1_0'])
+def test_logits_equal_the_reference_implementation(name):
+  got = _logits(twins.CONFIGS[name], name)
+  np.testing.assert_allclose(got, twins.load(name)['logits'], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'change', [{'relative_attention_max_distance': 100}, {'relative_attention_num_buckets': 8}]
+)
+def test_the_golden_logits_notice_another_configuration(change):
+  config = dataclasses.replace(twins.CONFIGS['t5_1_1'], **change)
+  difference = np.abs(_logits(config, 't5_1_1') - twins.load('t5_1_1')['logits']).max()
+  assert (difference > 1e-3) == (config != twins.CONFIGS['t5_1_1'])
+
+
+def test_a_tied_readout_is_scaled():
+  tied = dataclasses.replace(testing.TINY_T5, logits_via_embedding=True)
+  model = testing.build(tied)
+  assert model.unembedding is None
+  hidden = np.random.RandomState(0).standard_normal((5, 16)).astype(np.float32)
+  expected = hidden / 4 @ np.asarray(model.embedding[...]).T
+  np.testing.assert_allclose(model.readout(hidden), expected, atol=1e-5)
+  untied = testing.build(testing.TINY_T5)
+  expected = hidden @ np.asarray(untied.unembedding[...]).T
+  np.testing.assert_allclose(untied.readout(hidden), expected, atol=1e-5)
+
+
+def test_the_encoder_does_not_see_padding():
+  model = testing.build(testing.TINY_T5)
+  batch = testing.batch(testing.TINY_T5, rows=2)
+  hidden = jax.jit(model.hidden)
+  padded = batch._replace(encoder=jnp.pad(batch.encoder, ((0, 0), (0, 6))))
+  np.testing.assert_allclose(hidden(padded), hidden(batch), atol=1e-5)
+
+
+def test_a_batch_of_the_wrong_kind_is_refused_in_a_sentence():
+  model = testing.build(testing.TINY_T5)
+  batch = testing.batch(testing.TINY_T5)
+  with pytest.raises(ValueError, match='needs `encoder` tokens and has none'):
+    model.hidden(batch._replace(encoder=None))
+  with pytest.raises(ValueError, match='both `segments` and `encoder_segments`'):
+    model.hidden(batch._replace(segments=batch.inputs))
+
+
+def test_t5_1_1_small_has_its_published_size():
+  assert configs.count_parameters(t5.Config(vocab_size=32128)) == 76_961_152
+
+
+def _t5x_params() -> dict[str, np.ndarray]:
+  """The fixture's parameters by T5X's path."""
+  import tensorstore
+
+  folder = T5X / 'native' / 'checkpoint_30'
+  tree = serialization.msgpack_restore((folder / 'checkpoint').read_bytes())
+  flat = nnx.traversals.flatten_mapping(tree['optimizer']['target'], sep='/')
+
+  def read(path: str, leaf: object) -> np.ndarray:
+    if isinstance(leaf, np.ndarray):
+      return leaf
+    spec = {'driver': 'zarr', 'kvstore': f'file://{folder}/target.{path.replace("/", ".")}/'}
+    return tensorstore.open(spec).result().read().result()
+
+  paths = [name.removeprefix('target/') for name in json.loads((T5X / 'tree.json').read_text())]
+  return {path: read(path, flat.get(path)) for path in paths if not path.startswith('state')}
+
+
+def _from_t5x(theirs: dict[str, np.ndarray], config: t5.Config) -> t5.T5:
+  """Our model with T5X's parameters."""
+  heads = (config.num_heads, config.head_dim)
+  attention = {'self_attention': {}, 'cross_attention': {}}
+  names = {
+    'encoder': {'self_attention': 'attention', 'self_norm': 'pre_attention_layer_norm'},
+    'decoder': {
+      'self_attention': 'self_attention',
+      'self_norm': 'pre_self_attention_layer_norm',
+      'cross_attention': 'encoder_decoder_attention',
+      'cross_norm': 'pre_cross_attention_layer_norm',
+    },
+  }
+  flat = {
+    'embedding': theirs['token_embedder/embedding'],
+    'unembedding': theirs['decoder/logits_dense/kernel'].T,
+  }
+  for stack, num in (
+    ('encoder', config.num_encoder_layers),
+    ('decoder', config.num_decoder_layers),
+  ):
+    flat[f'{stack}_bias/table'] = theirs[f'{stack}/relpos_bias/rel_embedding'].T
+    flat[f'{stack}_norm/scale'] = theirs[f'{stack}/{stack}_norm/scale']
+    gather = lambda name, stack=stack, num=num: np.stack(
+      [theirs[f'{stack}/layers_{i}/{name}'] for i in range(num)]
+    )
+    for ours, name in (names[stack] | {'mlp_norm': 'pre_mlp_layer_norm'}).items():
+      if ours not in attention:
+        flat[f'{stack}/{ours}/scale'] = gather(f'{name}/scale')
+        continue
+      for part in ('query', 'key', 'value'):
+        kernel = gather(f'{name}/{part}/kernel')
+        flat[f'{stack}/{ours}/{part}/kernel'] = kernel.reshape(*kernel.shape[:2], *heads)
+      kernel = gather(f'{name}/out/kernel')
+      flat[f'{stack}/{ours}/out/kernel'] = kernel.reshape(num, *heads, -1)
+    for part in ('wi_0', 'wi_1', 'wo'):
+      flat[f'{stack}/mlp/{part}/kernel'] = gather(f'mlp/{part}/kernel')
+  graphdef, _ = nnx.split(config.build(jax.random.key(0)))
+  return nnx.merge(graphdef, nnx.traversals.unflatten_mapping(flat, sep='/'))
+
+
+@pytest.mark.skipif(not T5X.exists(), reason=f'no T5X fixture at {T5X}; set CASCADES_DATA')
+def test_logits_and_packing_equal_t5x():
+  expected = np.load(T5X / 'expected.npz', allow_pickle=False)
+  config = t5.Config(
+    vocab_size=384,
+    emb_dim=48,
+    num_heads=3,
+    num_encoder_layers=2,
+    num_decoder_layers=3,
+    head_dim=16,
+    mlp_dim=96,
+  )
+  model = _from_t5x(_t5x_params(), config)
+  logits = jax.jit(lambda batch: model.readout(model.hidden(batch)))
+
+  def batch(part: str) -> Batch:
+    get = lambda name: expected.get(f'{part}/{name}')
+    return Batch(
+      inputs=get('decoder_input_tokens'),
+      targets=get('decoder_target_tokens'),
+      weights=get('decoder_loss_weights'),
+      encoder=get('encoder_input_tokens'),
+      segments=get('decoder_segment_ids'),
+      positions=get('decoder_positions'),
+      encoder_segments=get('encoder_segment_ids'),
+    )
+
+  for part, name in (('batch', 'logits'), ('packed', 'packed_logits')):
+    rows = batch(part)
+    real = np.asarray(rows.weights, bool)
+    np.testing.assert_allclose(logits(rows)[real], expected[name][real], atol=1e-4)
