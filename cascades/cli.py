@@ -3,12 +3,14 @@
     python -m cascades.train --gin_file=recipes/demo_cat_xent.gin --gin.TRAIN_STEPS=500
 
 Files give macros and bindings, `--gin.NAME=value` overrides them; both may name the functions of
-this package (`--gin.LOSS=@losses.cat_dist`). Relative files are looked for here, in gin_configs/,
-and in `--gin_search_paths`.
+this package (`--gin.LOSS=@losses.cat_dist`). On the command line a value that is no Python literal
+is text (`--gin.MODEL_DIR=runs/mine`). Relative files are looked for here, in gin_configs/, and in
+`--gin_search_paths`.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import importlib
@@ -101,7 +103,7 @@ def configure(
   try:
     for file in files:
       gin.parse_config_file(file)
-    gin.parse_config([*preamble, *bindings])
+    gin.parse_config([*preamble, *map(_quoted, bindings)])
   except (ValueError, NameError, AttributeError, SyntaxError) as error:
     raise ValueError(f'{error}{_suggestion(str(error), modules)}') from error
   finally:
@@ -139,6 +141,19 @@ def _call(function: Callable[..., Any]) -> None:
 def _expand(argument: str) -> str:
   """`--gin.NAME=value` in the words of the flag that it is short for."""
   return re.sub(r'^--?gin\.(?=[^=]+=)', '--gin_bindings=', argument)
+
+
+def _quoted(binding: str) -> str:
+  """A value that is neither a reference nor a Python literal is text: NAME=runs/demo/large."""
+  name, _, value = binding.partition('=')
+  if not value.strip() or value.strip()[0] in '@%':
+    return binding
+  try:
+    ast.literal_eval(value.strip())
+  except (ValueError, SyntaxError):
+    # A container with references inside is gin's to read.
+    return binding if value.strip()[0] in '([{' else f'{name}={value.strip()!r}'
+  return binding
 
 
 def _prepare_environment() -> None:

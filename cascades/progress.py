@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-import tensorboardX
 from etils import epath
-from tensorboardX import record_writer
+from tensorboardX import event_file_writer, record_writer
+from tensorboardX.proto import event_pb2, summary_pb2
 
 
 class Rates(NamedTuple):
@@ -92,8 +93,10 @@ class Events:
     scheme, separator, _ = str(path).partition('://')
     if separator:
       record_writer.register_writer_factory(scheme, _RemoteFiles)
+    self._writer = event_file_writer.EventsWriter(f'{path}/events', f'.{os.getpid()}')
     # Events of steps that a killed run took and this one takes again are dropped by viewers.
-    self._writer = tensorboardX.SummaryWriter(str(path), purge_step=first_step or None)
+    session = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.START)
+    self._write(first_step, session_log=session)
 
   def __enter__(self) -> Self:
     return self
@@ -102,9 +105,12 @@ class Events:
     self._writer.close()
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Scalars, by name; names with slashes make groups."""
-    for name, value in values.items():
-      self._writer.add_scalar(name, value, step)
+    """Scalars, by name; names with slashes make groups. On disk when this returns."""
+    scalars = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+    self._write(step, summary=summary_pb2.Summary(value=scalars))
+
+  def _write(self, step: int, **content: Any) -> None:
+    self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
     self._writer.flush()
 
 

@@ -1,0 +1,1 @@
+"""Launchers: they start the programs of `cascades`, which know nothing of them."""

@@ -1,0 +1,164 @@
+"""Checkpoints: what comes back is what was saved, and what is wrong is said by name."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cascades import partitioning
+from cascades.checkpoints import store
+from cascades.train_step import TrainState, init_state
+
+
+@pytest.fixture
+def state() -> TrainState:
+  params = {'block': {'w': jnp.arange(12.0).reshape(3, 4)}, 'b': jnp.ones(3)}
+  return init_state(params, optax.adam(1e-3), seed=7)
+
+
+def steps_in(directory):
+  return sorted(int(path.name.split('_')[1]) for path in directory.glob('checkpoint_*'))
+
+
+def test_what_is_saved_comes_back_bit_by_bit(tmp_path, state):
+  with store.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest() is None
+    checkpoints.save(3, state)
+  with store.Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest() == 3
+    restored = checkpoints.restore(3, state)
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_saving_does_not_wait_for_the_disk_and_later_steps_do_not_change_it(tmp_path, state):
+  with store.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state)
+    changed = jax.tree.map(lambda x: x + 1, state)
+    del changed
+  with store.Checkpoints(tmp_path) as checkpoints:
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(1, state), state)
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path, state):
+  losses = {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.8, 5: 0.7}
+  with store.Checkpoints(tmp_path, keep=2) as checkpoints:
+    for step, loss in losses.items():
+      checkpoints.save(step, state, validation_loss=loss)
+  assert steps_in(tmp_path) == [2, 4, 5]
+  assert store.locate(tmp_path)[1] == 5
+  assert store.locate(tmp_path, 'best')[1] == 2
+  assert store.locate(tmp_path, 4)[1] == 4
+  assert store.locate(tmp_path / 'checkpoint_4')[1] == 4
+
+
+def test_without_validation_the_best_is_the_last(tmp_path, state):
+  with store.Checkpoints(tmp_path, keep=2) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(step, state)
+  assert steps_in(tmp_path) == [2, 3]
+  assert store.locate(tmp_path, 'best')[1] == 3
+
+
+def test_a_step_is_saved_once(tmp_path, state):
+  with store.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state)
+    checkpoints.save(1, jax.tree.map(lambda x: x * 0, state))
+    restored = checkpoints.restore(1, state)
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_an_unfinished_checkpoint_does_not_count(tmp_path, state):
+  with store.Checkpoints(tmp_path, keep=3) as checkpoints:
+    checkpoints.save(1, state)
+  half = tmp_path / 'checkpoint_2.orbax-checkpoint-tmp'
+  (half / 'state').mkdir(parents=True)
+  with store.Checkpoints(tmp_path, keep=3) as checkpoints:
+    assert checkpoints.latest() == 1
+    checkpoints.save(2, state)
+  assert store.locate(tmp_path)[1] == 2
+
+
+def test_parameters_alone_can_be_restored_in_another_type_and_place(tmp_path, state):
+  with store.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state)
+  mesh = partitioning.make_mesh(data=2, fsdp=4)
+  place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'fsdp'))
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  like = {
+    'block': {'w': jax.ShapeDtypeStruct((3, 4), jnp.bfloat16, sharding=place)},
+    'b': jax.ShapeDtypeStruct((3,), jnp.float32, sharding=everywhere),
+  }
+  params = store.restore_params(tmp_path, like)
+  assert params['block']['w'].dtype == jnp.bfloat16
+  assert params['block']['w'].sharding == place
+  np.testing.assert_array_equal(params['block']['w'], state.params['block']['w'])
+
+
+def test_other_arrays_are_an_error_that_names_them(tmp_path, state):
+  with store.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state)
+  wider = {'block': {'w': jnp.ones((3, 5))}, 'b': jnp.ones(3)}
+  with pytest.raises(store.CheckpointError, match=r'params/block/w is \(3, 4\), expected \(3, 5\)'):
+    store.restore_params(tmp_path, wider)
+  with pytest.raises(store.CheckpointError, match='params/c is missing'):
+    store.restore_params(tmp_path, {'c': jnp.ones(3)})
+
+
+@pytest.mark.parametrize(
+  ('path', 'which', 'message'),
+  [
+    ('nowhere', 'last', 'there is no run directory'),
+    ('', 'last', 'no whole checkpoint'),
+    ('run', 9, r'no checkpoint of step 9; it holds: 1'),
+    ('run/checkpoint_8', 'last', 'no checkpoint of step 8'),
+  ],
+)
+def test_a_missing_checkpoint_is_an_error_that_says_what_there_is(
+  tmp_path, state, path, which, message
+):
+  with store.Checkpoints(tmp_path / 'run') as checkpoints:
+    checkpoints.save(1, state)
+  with pytest.raises(store.CheckpointError, match=message):
+    store.locate(tmp_path / path, which)
+
+
+def test_a_damaged_checkpoint_is_an_error(tmp_path, state):
+  with store.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state)
+  (tmp_path / 'checkpoint_1' / 'state' / '_METADATA').write_text('{')
+  with pytest.raises(store.CheckpointError, match='checkpoint_1'):
+    store.restore_params(tmp_path, state.params)
+
+
+def test_a_directory_says_what_its_checkpoints_are_and_refuses_another_model(tmp_path):
+  mine = {'model': {'family': 't5', 'layers': (1, 2)}, 'vocabulary': 'abc'}
+  store.write_description(tmp_path, mine)
+  store.write_description(tmp_path, mine)
+  assert store.read_description(tmp_path)['model'] == {'family': 't5', 'layers': [1, 2]}
+  assert store.read_description(tmp_path / 'checkpoint_3')['vocabulary'] == 'abc'
+  other = mine | {'model': {'family': 't5', 'layers': (1, 3)}}
+  with pytest.raises(store.CheckpointError, match=r'model layers is \[1, 2\] there and \[1, 3\]'):
+    store.write_description(tmp_path, other)
+  assert store.read_description(tmp_path)['model']['layers'] == [1, 2]
+
+
+def test_no_or_a_damaged_description_is_an_error(tmp_path):
+  with pytest.raises(store.CheckpointError, match='is missing'):
+    store.read_description(tmp_path)
+  (tmp_path / 'model.json').write_text('{"model": ')
+  with pytest.raises(store.CheckpointError, match='damaged'):
+    store.read_description(tmp_path)
+
+
+def test_a_checkpoint_written_in_place_of_another_has_another_identity(tmp_path, state):
+  identities = set()
+  for run in ('a', 'b'):
+    with store.Checkpoints(tmp_path / run) as checkpoints:
+      checkpoints.save(1, state)
+    identities.add(store.identity(tmp_path / run, 1))
+  assert len(identities) == 2
+  assert all(json.loads(identity) for identity in identities)

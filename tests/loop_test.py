@@ -1,0 +1,100 @@
+"""The loop with a toy step: what is called when, and that nothing bad is saved."""
+
+import contextlib
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from cascades import loop
+
+
+def totals(loss=2.0, tokens=4.0, correct=3.0, grad_norm=1.0):
+  return {'loss': loss, 'tokens': tokens, 'correct': correct, 'grad_norm': grad_norm}
+
+
+class Story:
+  """Runs the loop and writes down what it does. The state counts its steps."""
+
+  def __init__(self, *, start=0, total=10, every=(4, 0, 5)):
+    self.events = []
+    self.history = loop.run(
+      start,
+      lambda state, batch: (state + 1, totals()),
+      itertools.count(start + 1),
+      start=start,
+      total=total,
+      every=loop.Every(*every),
+      report=lambda step, values, tokens: self.events.append(('report', step, tokens)),
+      validate=lambda state: self.events.append(('validate', state)) or {'validation/loss': 0.5},
+      save=lambda step, state, values: self.events.append(('save', step, state)),
+      profile=lambda number: contextlib.nullcontext(),
+    )
+
+
+def test_every_interval_and_the_last_step_are_reported_and_saved():
+  story = Story()
+  assert story.events == [
+    ('report', 1, 0.0),
+    ('report', 4, 16.0),
+    ('report', 5, 4.0),
+    ('save', 5, 5),
+    ('report', 8, 12.0),
+    ('report', 10, 8.0),
+    ('save', 10, 10),
+  ]
+
+
+def test_a_checkpoint_is_validated_before_it_is_saved():
+  story = Story(every=(0, 4, 5), total=8)
+  assert story.events == [
+    ('report', 1, 0.0),
+    ('validate', 4),
+    ('report', 4, 16.0),
+    ('validate', 5),
+    ('report', 5, 4.0),
+    ('save', 5, 5),
+    ('validate', 8),
+    ('report', 8, 12.0),
+    ('save', 8, 8),
+  ]
+  assert story.history[0]['validation/loss'] == 0.5
+
+
+def test_a_resumed_run_starts_behind_its_checkpoint():
+  story = Story(start=6)
+  assert story.events[0] == ('report', 7, 0.0)
+  assert ('save', 10, 10) in story.events
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+@pytest.mark.parametrize('name', ['loss', 'grad_norm'])
+def test_nothing_is_saved_after_a_number_that_is_not_finite(name, bad):
+  calls = []
+  with pytest.raises(FloatingPointError, match=rf'{name} of step 7 is {bad}'):
+    loop.run(
+      0,
+      lambda state, batch: (state + 1, totals(**({name: bad} if batch == 7 else {}))),
+      itertools.count(1),
+      start=0,
+      total=10,
+      every=loop.Every(100, 0, 5),
+      report=lambda *_: None,
+      validate=lambda _: {},
+      save=lambda step, *_: calls.append(step),
+      profile=lambda _: contextlib.nullcontext(),
+    )
+  assert calls == [5]
+
+
+def test_means_are_over_tokens_not_over_steps():
+  values = loop.means([totals(loss=1.0, tokens=1.0, correct=1.0), totals(loss=9.0, tokens=9.0)])
+  assert values == {'loss': 1.0, 'accuracy': 0.4}
+
+
+def test_with_a_large_model_the_shares_of_agreement_add_up():
+  agreement = {'both': 2.0, 'only_small': 1.0, 'only_large': 4.0, 'neither': 1.0}
+  values = loop.means([{'loss': 4.0, 'tokens': 8.0, **agreement}])
+  assert values['accuracy'] == 3 / 8
+  np.testing.assert_allclose(sum(values[name] for name in loop.AGREEMENT), 1.0)
