@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, Int
 
 from cascades.types import Curve
@@ -141,7 +140,13 @@ def thinned(length: int, points: int) -> Int[np.ndarray, 'P']:
 
 def stack_tasks(statistics: Sequence[Statistics]) -> Statistics:
   """Statistics of several tasks, one below the other, each in columns of its own."""
-  return scipy.linalg.block_diag(*statistics)
+  sizes, widths = zip(*(one.shape for one in statistics), strict=True)
+  stacked = np.zeros((sum(sizes), sum(widths)))
+  for one, row, column in zip(
+    statistics, np.cumsum(sizes) - sizes, np.cumsum(widths) - widths, strict=True
+  ):
+    stacked[row : row + len(one), column : column + one.shape[1]] = one
+  return stacked
 
 
 def mean_over_tasks(

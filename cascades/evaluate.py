@@ -68,9 +68,10 @@ def evaluate(
 
   `small`: directories by name, or directories named by their last part; each holds `split`/.
   `rules` (all of the paper if None) and `scores`, which may read whole tables, are by name; the
-  first is the one the report leads with. `metric`: the tables' first if None. `costs` in FLOPs per
-  token, `qualities`, `baseline` and `weights`: see `comparison.Settings`. `points`: how many of
-  each curve curves.json has at most; `examples`: how many of each kind the report shows.
+  first is the one the report leads with. `metric`: the tables' first if None; one that they have
+  no statistics of judges their texts. `costs` in FLOPs per token, `qualities`, `baseline` and
+  `weights`: see `comparison.Settings`. `points`: how many of each curve curves.json has at most;
+  `examples`: how many of each kind the report shows.
   """
   named = _named(small)
   theirs = _read(large, split, tasks, mode)
@@ -93,7 +94,7 @@ def evaluate(
     directory, compared, runs, title=title, points=points, examples=examples, made_by=provenance()
   )
   _print([summary.models(compared), *([summary.pairs(compared)] if compared.versus else [])])
-  print(f'Report: {directory / "report.html"}')
+  print('Report:', escaping.visible(str(directory / 'report.html')))
   return compared
 
 
@@ -180,10 +181,10 @@ def _metric(metric: Metric | str | None, table: Predictions) -> Metric:
   if isinstance(metric, Metric):
     return metric
   name = metric or table.manifest['metrics'][0]
-  if name not in table.statistics:
+  if table.manifest['mode'] == 'score' and name not in table.statistics:
     raise ValueError(
-      f'The tables of task {table.task!r} have statistics of {", ".join(table.statistics)}, not of '
-      f'{name!r}; pass the metric itself (metric=@metrics.{name}) to judge their texts by it.'
+      f'Scored answers of task {table.task!r} were not written by the model, so that {name!r} '
+      f'cannot judge them; the table has {", ".join(table.statistics)}.'
     )
   return metrics.by_name(name)
 
@@ -219,7 +220,8 @@ def _print(tables: Sequence[summary.Table]) -> None:
   console = rich.console.Console(highlight=False, markup=False, emoji=False)
   console = console if console.is_terminal else rich.console.Console(width=140, no_color=True)
   for table in tables:
-    grid = rich.table.Table(title=table.title, title_justify='left', box=rich.box.SIMPLE)
+    title = Text(escaping.visible(table.title))
+    grid = rich.table.Table(title=title, title_justify='left', box=rich.box.SIMPLE)
     for name in table.header:
       grid.add_column(Text(escaping.visible(name)))
     for row in table.rows:

@@ -240,6 +240,12 @@ def test_thinning_keeps_the_ends_and_short_curves_whole():
   assert curves.thinned(1, 5).tolist() == [0]
 
 
+def test_stacked_tasks_have_rows_and_columns_of_their_own():
+  one, other = np.array([[1.0, 2], [3, 4]]), np.array([[5.0, 6, 7]])
+  expected = [[1, 2, 0, 0, 0], [3, 4, 0, 0, 0], [0, 0, 5, 6, 7]]
+  np.testing.assert_array_equal(curves.stack_tasks([one, other]), expected)
+
+
 def test_pooled_tasks_are_the_weighted_mean_of_the_tasks_at_a_common_threshold():
   generator = np.random.default_rng(0)
   sizes = (30, 50, 7)

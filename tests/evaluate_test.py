@@ -1,13 +1,27 @@
+import contextlib
 import csv
+import io
 import json
 import math
+import re
 import subprocess
 import sys
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
-from cascades import comparison, deferral, evaluate, figures, metrics, predictions
+from cascades import (
+  comparison,
+  deferral,
+  escaping,
+  evaluate,
+  figures,
+  metrics,
+  predictions,
+  summary,
+)
 from tests import synthetic_tables
 from tests.predictions_test import remote  # noqa: F401
 
@@ -144,6 +158,24 @@ def test_hostile_names_cannot_act_on_the_terminal_or_in_a_spreadsheet(
   assert compared.flops == {hostile: 2000.0}
 
 
+@given(st.text())
+def test_any_text_is_one_harmless_cell_of_the_csv_and_numbers_stay_numbers(text):
+  data = evaluate._csv([{'model': text, 'value': -1.5, 'p': None}]).decode()
+  header, row = csv.reader(io.StringIO(data))
+  assert header == ['model', 'value', 'p']
+  assert row == [escaping.cell(text), '-1.5', '']
+
+
+@settings(deadline=None)
+@given(st.text(max_size=40))
+def test_no_text_acts_on_the_terminal(text):
+  cell = summary.Cell(text, text)
+  shown = io.StringIO()
+  with contextlib.redirect_stdout(shown):
+    evaluate._print([summary.Table(text, '', (text,), ((cell,),))])
+  assert not re.search('[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]', shown.getvalue())
+
+
 def test_negative_numbers_in_the_csv_stay_numbers(output):
   with (output / 'summary.csv').open(newline='') as file:
     values = [
@@ -171,14 +203,30 @@ def test_tasks_rules_scores_and_metrics_can_be_chosen(places, tmp_path, no_figur
   assert [(pair.model, pair.baseline) for pair in compared.versus] == [('xent', 'cat')]
 
 
-def test_a_metric_that_inference_did_not_know_is_passed_itself(places, tmp_path, no_figures):
-  with pytest.raises(
-    ValueError, match=r"of accuracy, token_f1, not of 'bleu'; pass the metric its"
-  ):
-    run(places, tmp_path, metric='bleu')
-  compared = run(places, tmp_path, metric=metrics.bleu())
+@pytest.mark.parametrize('metric', ['bleu', metrics.bleu()], ids=['name', 'metric'])
+def test_a_metric_that_inference_did_not_know_judges_the_texts(
+  places, tmp_path, no_figures, metric
+):
+  compared = run(places, tmp_path, metric=metric)
   assert compared.settings.weights == 'uniform'
-  assert compared.at('cat').curve.quality.max() > 10
+  (small,) = predictions.read(f'{places["cat"]}/test', task='a')
+  statistics = list(map(metrics.bleu().statistics, small.targets, small.predictions))
+  expected = float(metrics.finalize_bleu(sum(statistics)))
+  assert expected > 10
+  assert compared.at('cat', task='a').curve.quality[0] == pytest.approx(expected)
+
+
+def test_scored_answers_are_not_judged_as_texts(tmp_path, no_figures):
+  for name in ('xent', 'large'):
+    made = synthetic_tables.records('a', size=5)
+    for row in made:
+      del row['prediction']
+      row['score'] = -1.0
+    synthetic_tables.write(f'{tmp_path}/{name}/test', 'a', made, mode='score')
+  places = {name: f'{tmp_path}/{name}' for name in ('xent', 'large')}
+  run(places, tmp_path / 'out', mode='score')
+  with pytest.raises(ValueError, match="'bleu' cannot judge them; the table has accuracy"):
+    run(places, tmp_path / 'out', mode='score', metric='bleu')
 
 
 def test_models_are_named_by_their_directories_if_not_otherwise(places, tmp_path, no_figures):

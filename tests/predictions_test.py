@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 from etils.epath import backend, gpath
-from hypothesis import given
+from hypothesis import given, settings
 
 from cascades import predictions
 from tests import synthetic_tables
@@ -76,6 +76,7 @@ def test_answers_without_tokens_and_tables_without_any_are_read(tmp_path):
   assert not table.mask.any()
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(), min_size=3, max_size=3))
 def test_any_text_survives_the_trip(tmp_path_factory, texts):
   folder = tmp_path_factory.mktemp('table')
