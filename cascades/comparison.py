@@ -157,6 +157,7 @@ def compare(
   settings: Settings,
 ) -> Comparison:
   """Every model under every score. Each model's tables, and the metrics, follow `large`'s tasks."""
+  _check(settings, scores)
   metric, pairs = metrics[0], _pairs([*small], settings.baseline)
   large = list(map(tables.judge, large, metrics))
   small = {name: list(map(tables.judge, ours, metrics)) for name, ours in small.items()}
@@ -203,6 +204,16 @@ def alone(
       confidence=settings.confidence,
     )
   return found
+
+
+def _check(settings: Settings, scores: Mapping[str, Score]) -> None:
+  if not scores:
+    raise ValueError('There is nothing to defer by: give one or more rules or scores by name.')
+  if settings.resamples < 1 or not 0 < settings.confidence < 1:
+    raise ValueError(
+      'Intervals need one or more resamples and a confidence between 0 and 1, found '
+      f'{settings.resamples} and {settings.confidence}.'
+    )
 
 
 def _model(

@@ -147,8 +147,11 @@ def _named(small: Mapping[str, str] | Sequence[str]) -> Mapping[str, str]:
         f'{len(small)} small models have only the names {", ".join(named)}: name them yourself, '
         'small={"name": "directory", ...}.'
       )
-  if not named:
-    raise ValueError('There is no small model to compare: small={"name": "directory", ...}.')
+  if not named or report.LARGE in named:
+    raise ValueError(
+      'Comparing needs one or more small models, small={"name": "directory", ...}, none of them '
+      f'called {report.LARGE!r}; found {", ".join(named) or "none"}.'
+    )
   return named
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -65,6 +65,10 @@ def layout(
   together are one mean, over fewer columns) and equal if not, as for BLEU.
   """
   _check_kind(metrics)
+  if weights not in (None, *get_args(Weights)):
+    raise ValueError(
+      f'Tasks are weighted by {", ".join(get_args(Weights))} or None, not {weights!r}.'
+    )
   stored = [statistics(model, metrics) for model in models]
   means = all(one.shape[1] == 2 and (one[:, 1] == 1).all() for own in stored for one in own)
   weights = weights or ('size' if means else 'uniform')

@@ -200,6 +200,21 @@ def test_a_score_may_read_the_whole_table_and_must_give_a_number_a_row():
     comparison.compare(small, large, scores={'two': lambda _: np.zeros(2)}, **settings)
 
 
+@pytest.mark.parametrize(
+  'settings', [{'resamples': 0}, {'confidence': 1.0}, {'confidence': 95}], ids=str
+)
+def test_settings_that_give_no_interval_are_refused(settings):
+  small, large = synthetic_tables.small_and_large()
+  with pytest.raises(ValueError, match='one or more resamples and a confidence between 0 and 1'):
+    compare(small, large, **settings)
+
+
+def test_deferring_by_nothing_is_refused():
+  small, large = synthetic_tables.small_and_large()
+  with pytest.raises(ValueError, match='nothing to defer by'):
+    comparison.compare(small, large, scores={}, metrics=[metrics.accuracy] * 2, settings=Settings())
+
+
 def test_one_model_has_one_cost():
   small, large = synthetic_tables.small_and_large()
   other = large[1]._replace(manifest={**large[1].manifest, 'flops_per_token': 3.0})

@@ -237,8 +237,9 @@ def test_models_are_named_by_their_directories_if_not_otherwise(places, tmp_path
   assert list(compared.flops) == ['cat', 'xent']
   with pytest.raises(ValueError, match='2 small models have only the names cat: name them'):
     evaluate.evaluate([places['cat'], '/elsewhere/cat'], large, str(tmp_path))
-  with pytest.raises(ValueError, match='no small model to compare'):
-    evaluate.evaluate({}, large, str(tmp_path))
+  for named in ({}, {'large alone': places['cat']}):
+    with pytest.raises(ValueError, match=r"none of them called 'large alone'; found (none|large)"):
+      evaluate.evaluate(named, large, str(tmp_path))
 
 
 def test_tables_of_other_tasks_are_refused_by_name(places, tmp_path):

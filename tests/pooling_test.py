@@ -68,6 +68,11 @@ def test_a_single_task_is_only_drawn_once():
   assert [group.task for group in layout.groups] == [pooling.POOLED]
 
 
+def test_unknown_weights_are_refused():
+  with pytest.raises(ValueError, match="by size, uniform or None, not 'equal'"):
+    pooling.layout([model(0)], [metrics.accuracy] * 2, 'equal')
+
+
 def test_metrics_of_different_scale_or_direction_are_not_averaged():
   models = [model(0)]
   with pytest.raises(ValueError, match='accuracy, bleu have different scales'):
