@@ -75,7 +75,7 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
     for figure in drawn.values():
       FigureCanvasAgg(figure)
       figure.draw_without_rendering()
-      figure.set_layout_engine('none')  # finding the layout for each format takes seconds
+      figure.set_layout_engine('none')  # finding it again for each format takes seconds
   return drawn
 
 

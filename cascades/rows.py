@@ -133,6 +133,6 @@ def get(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:
 
 def _numbers(record: Row, name: str) -> list[float]:
   values = get(record, name, list)
-  if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+  if not set(map(type, values)) <= {int, float} or not all(map(math.isfinite, values)):
     raise ValueError(f'{name} must hold finite numbers, found {values!r:.80}')
   return values
