@@ -145,12 +145,18 @@ def test_metrics_are_found_by_name_and_the_nearest_name_is_suggested():
     metrics.by_name('accurracy')
 
 
+def test_token_accuracy_is_a_ratio_that_texts_do_not_tell():
+  assert metrics.token_accuracy.finalize(np.array([3.0, 4.0])) == 0.75
+  with pytest.raises(ValueError, match='texts do not tell it'):
+    metrics.token_accuracy.statistics(['a'], 'a')
+
+
 def test_shares_have_scale_1_and_bleu_and_chrf_100():
   perfect = 'A1 B2 C0 D1 E'
   for metric in metrics.METRICS.values():
     if metric.name in ('bleu_ja_mecab', 'bleu_ko_mecab'):  # optional tokenisers
       assert metrics.scale(metric) == 100
-    elif metric.higher_is_better:
+    elif metric.higher_is_better and metric is not metrics.token_accuracy:
       assert one(metric, perfect, perfect) == metrics.scale(metric)
 
 

@@ -81,7 +81,7 @@ def page_of(text, *, name='model', other='base'):
 PLAIN = Page(page_of('plain', name='model plain'))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(texts)
 def test_no_text_from_outside_changes_the_structure_of_the_page(text):
   page = page_of(text, name=f'model {text}')
