@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,13 +70,28 @@ CONFIGS: Mapping[str, t5.Config | decoder.Config] = {
 }
 
 
+def weights(config: t5.Config | decoder.Config, *, stddev: float = 0.25) -> dict[str, np.ndarray]:
+  """Random parameters by path, a function of path and shape only: no norm is one, no bias zero.
+
+  RandomState's stream is frozen, a Generator's may change with NumPy; neither compiles anything.
+  """
+  state = nnx.state(nnx.eval_shape(lambda: config.build(jax.random.key(0))))
+  shapes = {'/'.join(path): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+  unit = 1.0 - getattr(config, 'norm_offset', 0.0)
+  return {
+    path: np.float32(
+      (unit if path.endswith('scale') else 0.0)
+      + stddev * np.random.RandomState(zlib.crc32(path.encode())).standard_normal(shape)
+    )
+    for path, shape in shapes.items()
+  }
+
+
 @functools.cache
-def build(config: t5.Config | decoder.Config, seed: int = 0) -> Any:
-  """A model whose every parameter is random: no norm is one, no bias zero, no attention flat."""
-  graphdef, state = nnx.split(config.build(jax.random.key(0)))
-  random = np.random.RandomState(seed)
-  noisy = lambda x: x + 0.2 * random.standard_normal(x.shape).astype(np.float32)
-  return nnx.merge(graphdef, jax.tree.map(noisy, state))
+def build(config: t5.Config | decoder.Config) -> Any:
+  """A model with these weights."""
+  graphdef, _ = nnx.split(nnx.eval_shape(lambda: config.build(jax.random.key(0))))
+  return nnx.merge(graphdef, nnx.traversals.unflatten_mapping(weights(config), sep='/'))
 
 
 def split(model: LanguageModel) -> tuple[Any, Params]:

@@ -57,7 +57,7 @@ class RelativeBias(nnx.Module):
     )
 
   def __call__(self, distance: Int[Array, '#B T S']) -> Float[Array, '#B N T S']:
-    by_distance = self.table[...][self.buckets()]
+    by_distance = jnp.take(self.table[...], self.buckets(), axis=0)
     reach = len(by_distance) // 2
     return jnp.moveaxis(by_distance[jnp.clip(distance, -reach, reach) + reach], -1, 1)
 

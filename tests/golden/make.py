@@ -1,6 +1,6 @@
 """Make the golden logits: `python -m tests.golden.make`, with the extra `reference`.
 
-Hugging Face's implementations get the weights of `twins.py` and answer its inputs in float32.
+Hugging Face's implementations get the weights of our twins and answer the same inputs in float32.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import transformers as hf
 
 from cascades.models import decoder, t5
+from tests import testing
 from tests.golden import twins
 
 Array = np.ndarray
@@ -99,7 +100,7 @@ def their_weights(config: t5.Config | decoder.Config) -> dict[str, torch.Tensor]
   else:
     norms, whole = POST_NORMS if config.post_norms else PRE_NORMS, DECODER_WHOLE
     stacks = {'blocks': ('model.layers', DECODER_LAYER + norms)}
-  ours, theirs = twins.weights(config), {}
+  ours, theirs = testing.weights(config), {}
   for name, target, layout in whole:
     if name in ours:
       theirs[target] = layout(ours.pop(name))

@@ -1,17 +1,13 @@
-"""Tiny twins of published models: our configurations, weights and inputs from NumPy alone.
+"""Tiny twins of published models: their configurations, and inputs from NumPy alone.
 
-`make.py` gives the same weights to Hugging Face's implementations and stores their logits.
+`make.py` gives `testing.weights` to Hugging Face's implementations and stores their logits.
 """
 
 from __future__ import annotations
 
 import pathlib
-import zlib
-from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx
 
 from cascades.models import decoder, t5
 
@@ -77,31 +73,6 @@ CONFIGS: dict[str, t5.Config | decoder.Config] = {
     rope_factor_pattern=(1.0, 1.0, 8.0),
   ),
 }
-
-
-def weights(config: t5.Config | decoder.Config) -> dict[str, np.ndarray]:
-  """Every parameter by its path, a function of path and shape only.
-
-  RandomState's stream is frozen; a Generator's may change with NumPy.
-  """
-  state = nnx.state(nnx.eval_shape(lambda: config.build(jax.random.key(0))))
-  shapes = {'/'.join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
-  offset = getattr(config, 'norm_offset', 0.0)
-  center = lambda path: 1.0 - offset if path.endswith('scale') else 0.0
-  return {
-    path: np.float32(
-      center(path) + 0.25 * np.random.RandomState(zlib.crc32(path.encode())).standard_normal(shape)
-    )
-    for path, shape in shapes.items()
-  }
-
-
-def model(config: t5.Config | decoder.Config) -> Any:
-  """Our model with these weights."""
-  graphdef, state = nnx.split(config.build(jax.random.key(0)))
-  values = weights(config)
-  flat = {path: values['/'.join(map(str, path))] for path, _ in nnx.to_flat_state(state)}
-  return nnx.merge(graphdef, nnx.traversals.unflatten_mapping(flat))
 
 
 def inputs(config: t5.Config | decoder.Config) -> dict[str, np.ndarray]:
