@@ -1,4 +1,7 @@
-"""Draws a comparison of cascades. Names are drawn as they are written, never as mathematics."""
+"""Draws a comparison of cascades: `draw` sets the style, and calls the other functions in it.
+
+Names are drawn as they are written, never as mathematics.
+"""
 
 from __future__ import annotations
 

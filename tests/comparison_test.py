@@ -147,17 +147,15 @@ def test_a_baseline_is_compared_with_all_others_and_none_with_every_pair():
 
 def test_errors_are_better_the_lower_they_are():
   compared = synthetic_tables.compared('phoneme_error_rate')
-  cascade = compared.at('cat')
-  curve = cascade.curve
-  assert curve.quality[0] > curve.quality[-1]
-  level = compared.settings.qualities[0]
-  assert (
-    curve.quality[-1]
-    < level
-    < synthetic_tables.compared('phoneme_error_rate').at('xent').curve.quality[0]
-  )
-  expected = curves.cost_at_quality(curve, level, higher_is_better=False)
-  assert cascade.estimates[comparison.COST_AT(level)].value == pytest.approx(expected)
+  level = compared.settings.qualities[1]
+  first, cascade = compared.at('xent'), compared.at('cat')
+  assert cascade.curve.quality[-1] < level < first.curve.quality[0]
+  for one in (first, cascade):
+    found = one.estimates[comparison.COST_AT(level)]
+    expected = curves.cost_at_quality(one.curve, level, higher_is_better=False)
+    assert found.value == pytest.approx(expected)
+    assert first.curve.cost[0] <= found.low <= found.value <= found.high < np.inf
+  assert first.estimates[comparison.COST_AT(level)].low > first.curve.cost[0]
 
 
 def test_models_alone_have_the_intervals_that_they_have_in_a_cascade():

@@ -55,5 +55,6 @@ def test_there_is_one_record_for_each_number_with_an_interval():
   }
   differences = [record for record in records if record['baseline']]
   assert all(0 < record['p'] <= 1 for record in differences)
+  assert all(record['p'] is None for record in records if not record['baseline'])
   assert {record['task'] for record in differences} == {pooling.POOLED}
   assert records[-1]['quantity'] == 'bleu alone'

@@ -117,6 +117,8 @@ def test_names_are_drawn_as_they_are_written():
 
 
 @pytest.mark.filterwarnings('ignore:Glyph')
-@pytest.mark.parametrize('name', ['_hidden', '$', 'x' * 500, '日本', '', '\n'])
+@pytest.mark.parametrize('name', ['_hidden', '$', '$\\frac$', 'x' * 500, '日本', '', '\n'])
 def test_any_name_can_be_drawn(name):
-  assert figures.encode(figures.headline(renamed(name)), 'png')
+  with mpl.rc_context(figures.STYLE):
+    figure = figures.headline(renamed(name))
+  assert figures.encode(figure, 'png')
