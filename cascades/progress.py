@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
@@ -93,7 +92,7 @@ class Events:
     scheme, separator, _ = str(path).partition('://')
     if separator:
       record_writer.register_writer_factory(scheme, _RemoteFiles)
-    self._writer = event_file_writer.EventsWriter(f'{path}/events', f'.{os.getpid()}')
+    self._writer = event_file_writer.EventsWriter(f'{path}/events', f'.{time.time_ns()}')
     # Events of steps that a killed run took and this one takes again are dropped by viewers.
     session = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.START)
     self._write(first_step, session_log=session)

@@ -94,49 +94,52 @@ def train(
   """
   vocabulary = vocabulary or task.vocabulary()
   directory = epath.Path(model_dir).expanduser()
-  _claim(directory, small, vocabulary)
-  with store.Checkpoints(directory, keep=keep) as checkpoints:
+  description = _describe(small, vocabulary)
+  store.check_description(directory, description)
+  with store.Checkpoints(directory, keep=keep) as checkpoints, partitioning.use(mesh(), rules):
     start = checkpoints.latest() or 0
     if start >= train_steps:
       log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
       return []
-    placed = mesh()
+    large, large_params = _frozen(large_checkpoint_path, small, vocabulary, rules, large_dtype)
+    transform = optimizer(learning_rate)
+    graph, state = _initial_state(
+      small, vocabulary, rules, transform, seed, checkpoints, initial_checkpoint_path
+    )
+    models: dict[str, Any] = {
+      'small': Definition(graph, small.vocab_size),
+      'large': large,
+      'loss': loss,
+      'block_length': block_length or max(1, LOGITS_PER_ROW // small.vocab_size),
+    }
+    step = functools.partial(
+      train_step.train_step,
+      **models,
+      optimizer=transform,
+      normalizer=normalizer,
+      microbatches=microbatches,
+    )
+    corpus = Corpus(task, vocabulary, small.architecture, task_feature_lengths, records_dir)
+    batches = corpus.training(start, batch_size=batch_size, seed=seed, pack=pack_length)
+    validate = _validator(validation, corpus, models, large_params, batch_size)
+    _write_down(
+      directory, description, vocabulary, {'trained': state.params, 'frozen': large_params}
+    )
     with (
-      partitioning.use(placed, rules),
       progress.Events(directory / 'train', first_step=start) as events,
       profiling.Profiler(directory / 'profile', profile_steps) as profiler,
     ):
-      large, large_params = _frozen(large_checkpoint_path, small, vocabulary, rules, large_dtype)
-      transform = optimizer(learning_rate)
-      graph, state = _initial_state(
-        small, vocabulary, rules, transform, seed, checkpoints, initial_checkpoint_path
-      )
-      _describe_parameters(directory, trained=state.params, frozen=large_params)
-      models: dict[str, Any] = {
-        'small': Definition(graph, small.vocab_size),
-        'large': large,
-        'loss': loss,
-        'block_length': block_length or max(1, LOGITS_PER_ROW // small.vocab_size),
-      }
-      step = functools.partial(
-        train_step.train_step,
-        **models,
-        optimizer=transform,
-        normalizer=normalizer,
-        microbatches=microbatches,
-      )
-      corpus = Corpus(task, vocabulary, small.architecture, task_feature_lengths, records_dir)
       history = loop.run(
         state,
         _placing(
           jax.jit(step, donate_argnums=0, out_shardings=(_places(state), None)), large_params
         ),
-        corpus.training(start, batch_size=batch_size, seed=seed, pack=pack_length),
+        batches,
         start=start,
         total=train_steps,
         every=loop.Every(log_every, validation.every if validation else 0, save_every),
         report=_reporter(train_steps, learning_rate, events),
-        validate=_validator(validation, corpus, models, large_params, batch_size),
+        validate=validate,
         save=lambda number, state, values: checkpoints.save(
           number, state, validation_loss=values.get(f'{VALIDATION}loss')
         ),
@@ -147,22 +150,18 @@ def train(
   return history
 
 
-def _claim(directory: epath.Path, small: ModelConfig, vocabulary: Vocabulary) -> None:
-  """Say what the directory's checkpoints are, or fail because they are another run's."""
+def _describe(small: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+  """What the run's checkpoints will be."""
   if small.vocab_size < vocabulary.size:
     raise ValueError(
       f'the model has {small.vocab_size} vocabulary entries and the vocabulary {vocabulary.size}: '
       'give the model at least as many.'
     )
-  store.write_description(
-    directory,
-    {
-      'model': configs.describe(small),
-      'vocabulary': vocabulary.fingerprint,
-      'vocabulary_size': vocabulary.size,
-    },
-  )
-  vocabularies.save(vocabulary, directory)
+  return {
+    'model': configs.describe(small),
+    'vocabulary': vocabulary.fingerprint,
+    'vocabulary_size': vocabulary.size,
+  }
 
 
 def _check_vocabulary(path: str, description: Mapping[str, Any], vocabulary: Vocabulary) -> None:
@@ -321,12 +320,15 @@ def _reporter(
   return report
 
 
-def _describe_parameters(directory: epath.Path, **models: Params) -> None:
-  """model-info.txt: every array's name, shape, type and place."""
+def _write_down(
+  directory: epath.Path,
+  description: Mapping[str, Any],
+  vocabulary: Vocabulary,
+  models: Mapping[str, Any],
+) -> None:
+  """model.json, the vocabulary, and model-info.txt: every array's name, shape, type and place."""
   lines = []
   for role, params in models.items():
-    if params is None:
-      continue
     leaves = jax.tree_util.tree_leaves_with_path(params)
     lines.append(f'{role}: {sum(leaf.size for _, leaf in leaves):,} parameters')
     for path, leaf in leaves:
@@ -334,6 +336,8 @@ def _describe_parameters(directory: epath.Path, **models: Params) -> None:
       lines.append(f'  {name}  {leaf.shape}  {leaf.dtype}  {leaf.sharding.spec}')
   log.info('%s', '; '.join(line for line in lines if not line.startswith(' ')))
   if jax.process_index() == 0:
+    store.write_description(directory, description)
+    vocabularies.save(vocabulary, directory)
     (directory / 'model-info.txt').write_text('\n'.join([*lines, '']))
 
 

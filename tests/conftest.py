@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+from hypothesis import HealthCheck, settings
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # More than one CPU device a process starves XLA's thread pool unless it is told of more cores.
 os.environ['NPROC'] = '32'
@@ -17,3 +19,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
 # Programs that tests start as processes of their own share what they compile.
 os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='cascades-jax-cache-')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+
+# Examples are timed on machines that are busy with something else.
+settings.register_profile('patient', deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('patient')

@@ -122,25 +122,34 @@ def identity(directory: epath.PathLike, step: int) -> str:
   return (epath.Path(directory) / f'{_PREFIX}_{step}' / '_CHECKPOINT_METADATA').read_text()
 
 
-def write_description(directory: epath.PathLike, description: Mapping[str, Any]) -> None:
-  """Say what the run's checkpoints are. Refuses to contradict what the directory says already."""
-  path = epath.Path(directory) / DESCRIPTION
-  text = json.dumps(description, indent=2, allow_nan=False) + '\n'
-  if path.exists():
-    found, wanted = _flat(read_description(directory)), _flat(json.loads(text))
-    different = [
-      f'{key} is {found.get(key)!r} there and {wanted.get(key)!r} here'
-      for key in dict.fromkeys((*wanted, *found))
-      if found.get(key) != wanted.get(key)
-    ]
-    if different:
-      raise CheckpointError(
-        f'{directory} belongs to another run: {"; ".join(different)}. Choose another MODEL_DIR, or '
-        'remove that one.'
-      )
+def check_description(directory: epath.PathLike, description: Mapping[str, Any]) -> None:
+  """Raises CheckpointError, naming what differs, if the directory says something else."""
+  if not (epath.Path(directory) / DESCRIPTION).exists():
     return
+  found, wanted = _flat(read_description(directory)), _flat(json.loads(_text(description)))
+  different = [
+    f'{key} is {found.get(key)!r} there and {wanted.get(key)!r} here'
+    for key in dict.fromkeys((*wanted, *found))
+    if found.get(key) != wanted.get(key)
+  ]
+  if different:
+    raise CheckpointError(
+      f'{directory} belongs to another run: {"; ".join(different)}. Choose another MODEL_DIR, or '
+      'remove that one.'
+    )
+
+
+def write_description(directory: epath.PathLike, description: Mapping[str, Any]) -> None:
+  """Say what the run's checkpoints are, unless the directory says so already."""
+  check_description(directory, description)
+  path = epath.Path(directory) / DESCRIPTION
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text)
+  if not path.exists():
+    path.write_text(_text(description))
+
+
+def _text(description: Mapping[str, Any]) -> str:
+  return json.dumps(description, indent=2, allow_nan=False) + '\n'
 
 
 def _flat(description: Mapping[str, Any]) -> dict[str, Any]:

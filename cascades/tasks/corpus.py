@@ -47,7 +47,7 @@ class Corpus:
     )
 
   def evaluation(self, split: Records, *, batch_size: int, rows: int | None) -> Iterator[Batch]:
-    """This process's rows of the first `rows` rows, in order, each once."""
+    """This process's share of `rows` rows from all over the split, or of all, each once."""
     return feeding.evaluation_batches(
       split, **self._layout, batch_size=batch_size, rows=rows, **_share()
     )

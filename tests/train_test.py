@@ -1,0 +1,246 @@
+"""The training program: what it leaves, what it refuses, and that resuming is exact."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from cascades import losses, optimizers, partitioning, train
+from cascades.checkpoints import store
+from cascades.tasks import vocabularies
+from tests import tiny
+from tests.progress_test import read_events
+
+
+@pytest.fixture(scope='module')
+def large(tmp_path_factory):
+  """A large model trained with validation, as every run with a large model below needs one."""
+  directory = tmp_path_factory.mktemp('large')
+  validation = train.Validation(every=3, rows=20, decoded_rows=10)
+  settings = tiny.settings(
+    directory, small=tiny.LARGE, validation=validation, provenance=lambda: {'config': 'X = 1'}
+  )
+  return directory, train.train(**settings)
+
+
+def final_state(directory, step=6):
+  """All arrays of a checkpoint as they lie on disk."""
+  import orbax.checkpoint as ocp
+
+  return ocp.StandardCheckpointer().restore(directory / 'run' / f'checkpoint_{step}' / 'state')
+
+
+def test_a_run_leaves_what_it_promises(large):
+  directory, history = large
+  run = directory / 'run'
+  assert {path.name for path in run.iterdir()} == {
+    'checkpoint_4', 'checkpoint_6', 'config.gin', 'model-info.txt', 'model.json', 'train',
+    'vocabulary.json',
+  } - ({'checkpoint_4'} if store.locate(run, 'best')[1] == 6 else set())  # fmt: skip
+  assert (run / 'config.gin').read_text() == 'X = 1'
+  assert 'trained: ' in (run / 'model-info.txt').read_text()
+  assert 'decoder/mlp/wo/kernel' in (run / 'model-info.txt').read_text()
+  assert store.read_description(run)['vocabulary'] == tiny.VOCABULARY.fingerprint
+  assert [set(values) for values in history] == [
+    {'loss', 'accuracy', 'grad_norm'} | (VALIDATED if step in (3, 4, 6) else set())
+    for step in (2, 3, 4, 6)
+  ]
+
+
+VALIDATED = {'validation/loss', 'validation/accuracy'}
+
+
+def test_every_line_is_in_the_event_file(large):
+  directory, history = large
+  events = read_events(directory / 'run' / 'train')
+  logged = {(step, name): value for step, name, value in events}
+  for step, values in zip((2, 3, 4, 6), history, strict=True):
+    for name, value in values.items():
+      np.testing.assert_allclose(logged[step, name], value, rtol=1e-6)
+    assert logged[step, 'lr'] == pytest.approx(1e-2)
+    assert logged[step, 'tokens_per_second'] > 0
+    assert logged[step, 'seconds_left'] >= 0
+
+
+def test_the_loss_falls(large):
+  _, history = large
+  assert history[-1]['loss'] < history[0]['loss']
+
+
+def test_a_finished_run_is_left_alone(large):
+  directory, _ = large
+  before = {path: path.stat().st_mtime_ns for path in directory.rglob('*') if path.is_file()}
+  assert train.train(**tiny.settings(directory, small=tiny.LARGE)) == []
+  after = {path: path.stat().st_mtime_ns for path in directory.rglob('*') if path.is_file()}
+  assert {p.name for p in before} == {p.name for p in after}
+
+
+def test_cat_with_the_large_model_logs_the_shares_of_agreement(large, tmp_path):
+  settings = tiny.settings(
+    tmp_path, loss=losses.cat_dist, large_checkpoint_path=str(large[0] / 'run'), train_steps=2
+  )
+  (values,) = train.train(**settings)
+  shares = [values[name] for name in ('both', 'only_small', 'only_large', 'neither')]
+  assert sum(shares) == pytest.approx(1.0)
+  assert 'frozen: ' in (tmp_path / 'run' / 'model-info.txt').read_text()
+
+
+def test_weights_of_another_run_start_with_a_fresh_optimizer_and_step(large, tmp_path):
+  settings = tiny.settings(
+    tmp_path,
+    small=tiny.LARGE,
+    initial_checkpoint_path=str(large[0] / 'run'),
+    learning_rate=optimizers.constant(0.0),
+    optimizer=optax.sgd,
+    train_steps=1,
+  )
+  train.train(**settings)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    final_state(tmp_path, 1)['params'],
+    final_state(large[0], 6)['params'],
+  )
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+def refused(message, directory, **changes):
+  """The run fails with one sentence and leaves every file as it was."""
+  settings = tiny.settings(directory, **changes)
+  before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+  with pytest.raises((ValueError, FloatingPointError), match=message) as raised:
+    train.train(**settings)
+  assert '\n' not in str(raised.value)
+  for path, content in before.items():
+    assert path.read_bytes() == content
+  return raised.value
+
+
+def claimed(directory):
+  return (directory / 'run' / 'model.json').exists()
+
+
+def test_a_large_model_of_another_vocabulary_is_refused(large, tmp_path):
+  other = vocabularies.bytes_vocabulary()
+  bytewise = tiny.SMALL.__class__(**{**vars(tiny.SMALL), 'vocab_size': 259})
+  path = str(large[0] / 'run')
+  error = refused(
+    'they must be the same', tmp_path, small=bytewise, vocabulary=other, large_checkpoint_path=path
+  )
+  assert other.fingerprint[:12] in str(error)
+  assert tiny.VOCABULARY.fingerprint[:12] in str(error)
+  assert not claimed(tmp_path)  # the corrected command may have the directory
+  refused('must be the same', tmp_path / '.', small=bytewise, vocabulary=other,
+          initial_checkpoint_path=path)  # fmt: skip
+
+
+def test_a_model_smaller_than_its_vocabulary_is_refused(tmp_path):
+  refused('259: give the model at least as many', tmp_path,
+          vocabulary=vocabularies.bytes_vocabulary())  # fmt: skip
+
+
+def test_a_directory_of_another_model_is_refused(large):
+  refused('belongs to another run', large[0], train_steps=9)
+
+
+def test_weights_of_another_shape_are_refused(large, tmp_path):
+  refused('checkpoint of another model: params/decoder', tmp_path,
+          initial_checkpoint_path=str(large[0] / 'run'))  # fmt: skip
+
+
+def test_a_missing_large_model_is_refused(tmp_path):
+  refused('is not a run directory', tmp_path, large_checkpoint_path=str(tmp_path / 'nowhere'))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path):
+  blown_up = lambda step: jax.numpy.where(step >= 5, jax.numpy.nan, 1e-2)
+  error = refused('of step 7 is nan', tmp_path, learning_rate=blown_up, train_steps=8)
+  assert isinstance(error, FloatingPointError)
+  assert store.locate(tmp_path / 'run')[1] == 4
+
+
+def test_a_batch_that_does_not_split_over_the_mesh_is_refused(tmp_path):
+  refused('does not split over 8 devices', tmp_path, batch_size=12, mesh=partitioning.make_mesh)
+
+
+# -- killed and resumed ----------------------------------------------------------------------------
+
+PROGRAM = """
+import logging, pathlib, sys, time
+import jax
+from cascades import losses, partitioning, train
+from tests import tiny
+
+def slowly(tree):
+  jax.block_until_ready(tree)
+  time.sleep(0.2)  # so that there is a moment to kill it in
+
+partitioning.wait_on_virtual_devices = slowly
+directory, large, devices = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+logging.basicConfig(stream=sys.stdout, format='%(message)s', level=logging.INFO, force=True)
+settings = tiny.settings(
+  directory, loss=losses.cat_xent, large_checkpoint_path=large, train_steps=12, log_every=1,
+  save_every=3, validation=train.Validation(every=3, rows=16),
+  mesh=lambda: partitioning.make_mesh(
+    fsdp=min(2, devices), tensor=min(2, devices), devices=jax.devices()[:devices]
+  ),
+)
+train.train(**settings)
+"""
+
+
+def start(directory, large, devices):
+  command = [sys.executable, '-u', '-c', PROGRAM, str(directory), str(large), str(devices)]
+  return subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ}
+  )
+
+
+def finish(process):
+  output = process.communicate()[0]
+  assert process.returncode == 0, output
+  return output
+
+
+def metrics_by_step(directory):
+  """The values of the last time that each step was logged, exactly."""
+  timing = ('steps_per_second', 'tokens_per_second', 'seconds_left')
+  events = read_events(directory / 'run' / 'train')
+  return {(step, name): value for step, name, value in events if name not in timing}
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_a_killed_run_goes_on_bit_by_bit(large, tmp_path, devices):
+  kill_after = random.SystemRandom().randrange(1, 12)
+  print(f'killed after step {kill_after}')  # shown if the test fails
+  large_run = large[0] / 'run'
+  for name in ('whole', 'killed'):
+    (tmp_path / name).mkdir()
+  finish(start(tmp_path / 'whole', large_run, devices))
+
+  process = start(tmp_path / 'killed', large_run, devices)
+  for line in process.stdout:
+    if line.startswith(f'step {kill_after:2}/12'):
+      break
+  else:
+    pytest.fail('the run ended before it could be killed')
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (tmp_path / 'killed' / 'run' / 'checkpoint_12').exists()
+  output = finish(start(tmp_path / 'killed', large_run, devices))
+  # The checkpoint of step 3 may still have been on its way to the disk.
+  assert kill_after < 7 or 'going on from step' in output
+
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    final_state(tmp_path / 'whole', 12),
+    final_state(tmp_path / 'killed', 12),
+  )
+  assert metrics_by_step(tmp_path / 'whole') == metrics_by_step(tmp_path / 'killed')
