@@ -47,9 +47,10 @@ _PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'How many processes
 _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Which of them this one is, from 0.')
 
 # Known to bindings on the command line, as to every file that imports them.
-_MODULES = (
-  'cascades.decoding',
-  'cascades.deferral',
+_MODULES = {
+  'cascades.evaluate': ('cascades.deferral', 'cascades.metrics'),  # starts without JAX
+}
+_MODELLING = (
   'cascades.losses',
   'cascades.metrics',
   'cascades.optimizers',
@@ -96,14 +97,14 @@ def configure(
   """Read gin files, then bindings that override them."""
   for path in ('', *search_paths, *map(str, search_path())):
     gin.add_config_file_search_path(path)
-  modules = dict.fromkeys((program, *_MODULES))
+  modules = (program, *_MODULES.get(program, _MODELLING))
   imports = [f'from {m.rpartition(".")[0]} import {m.rpartition(".")[2]}' for m in modules]
   preamble = ['from __gin__ import dynamic_registration', *imports]
   absl_logging.set_verbosity(absl_logging.FATAL)  # gin reports every folder that it looks into
   try:
     for file in files:
       gin.parse_config_file(file)
-    gin.parse_config([*preamble, *map(_quoted, bindings)])
+    gin.parse_config([*preamble, *(_completed(binding, program) for binding in bindings)])
   except (ValueError, NameError, AttributeError, SyntaxError) as error:
     raise ValueError(f'{error}{_suggestion(str(error), modules)}') from error
   finally:
@@ -143,17 +144,22 @@ def _expand(argument: str) -> str:
   return re.sub(r'^--?gin\.(?=[^=]+=)', '--gin_bindings=', argument)
 
 
-def _quoted(binding: str) -> str:
-  """A value that is neither a reference nor a Python literal is text: NAME=runs/demo/large."""
-  name, _, value = binding.partition('=')
-  if not value.strip() or value.strip()[0] in '@%':
-    return binding
-  try:
-    ast.literal_eval(value.strip())
-  except (ValueError, SyntaxError):
-    # A container with references inside is gin's to read.
-    return binding if value.strip()[0] in '([{' else f'{name}={value.strip()!r}'
-  return binding
+def _completed(binding: str, program: str) -> str:
+  """What a binding on the command line leaves out.
+
+  A value that is neither a reference nor a Python literal is text, NAME=runs/demo/large; and a
+  program's function has its module's name, so that train.seed is short for train.train.seed.
+  """
+  name, _, value = (part.strip() for part in binding.partition('='))
+  short = program.rpartition('.')[2]
+  if re.fullmatch(rf'{short}\.\w+', name):
+    name = f'{short}.{name}'
+  if value and value[0] not in '@%([{':  # gin reads references, and what may hold some
+    try:
+      ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      value = repr(value)
+  return f'{name} = {value}'
 
 
 def _prepare_environment() -> None:
@@ -219,12 +225,12 @@ def _commit() -> str:
 
 def _help(module: Any, function: Callable[..., Any]) -> str:
   """The program's own words, the recipes, and the arguments that bindings can set."""
-  name = f'{module.__name__.rpartition(".")[2]}.{function.__name__}'
+  name = function.__name__
   lines = [inspect.getdoc(module) or '', '', 'Recipes (--gin_file=recipes/...):', '']
   for recipe in sorted((search_path()[0] / 'recipes').glob('*.gin')):
     first = recipe.read_text().partition('\n')[0].lstrip('# ')
     lines.append(f'  {recipe.name:32}{first}')
-  lines += ['', f'Arguments (--gin.{name}.<argument>=value, or the macros of runs/*.gin):', '']
+  lines += ['', f'Arguments (--gin.{name}.NAME=value, or the macros of runs/{name}.gin):', '']
   for parameter in inspect.signature(function).parameters.values():
     lines.append(f'  {parameter.name:32}{_default(parameter)}')
   return '\n'.join([*lines, ''])

@@ -22,20 +22,11 @@ import rich.table
 from etils import epath
 from rich.text import Text
 
-from cascades import (
-  comparison,
-  deferral,
-  escaping,
-  exports,
-  figures,
-  metrics,
-  predictions,
-  report,
-  summary,
-)
+from cascades import comparison, deferral, metrics, predictions
 from cascades.bootstrap import Estimate
 from cascades.comparison import Comparison, Settings
 from cascades.pooling import Weights
+from cascades.reporting import escaping, exports, figures, report, summary
 from cascades.rows import Mode
 from cascades.tables import join
 from cascades.types import DeferralRule, Metric, Predictions, Score

@@ -126,7 +126,7 @@ def bleu(tokenize: str = '13a') -> Metric:
     return np.array([score.sys_len, score.ref_len, *score.counts, *score.totals], float)
 
   name = 'bleu' if tokenize == '13a' else f'bleu_{tokenize.replace("-", "_")}'
-  return Metric(name, statistics, finalize_bleu)
+  return Metric(name, statistics, finalize_bleu, scale=100.0)
 
 
 def finalize_bleu(sums: Sums) -> Values:
@@ -194,7 +194,7 @@ word_accuracy = best_of('word_accuracy', equal, normalize=single_spaced)
 word_accuracy_stressless = best_of('word_accuracy_stressless', equal, normalize=without_stress)
 phoneme_error_rate = Metric('phoneme_error_rate', _symbol_errors, ratio, higher_is_better=False)
 token_accuracy = Metric('token_accuracy', _only_under_teacher_forcing, ratio)
-chrf = Metric('chrf', _chrf_statistics, finalize_chrf)
+chrf = Metric('chrf', _chrf_statistics, finalize_chrf, scale=100.0)
 
 METRICS: Mapping[str, Metric] = MappingProxyType({
   metric.name: metric
@@ -204,8 +204,3 @@ METRICS: Mapping[str, Metric] = MappingProxyType({
     bleu(), bleu('intl'), bleu('char'), bleu('zh'), bleu('ja-mecab'), bleu('ko-mecab'), chrf,
   )
 })  # fmt: skip
-
-
-def scale(metric: Metric) -> float:
-  """The top of the metric's scale: 100 for BLEU and chrF, 1 for shares."""
-  return 100.0 if metric.finalize in (finalize_bleu, finalize_chrf) else 1.0

@@ -86,9 +86,7 @@ def adamw(
   Weight decay spares scales and biases.
   """
   return _clipped(
-    optax.adamw(
-      learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed
-    ),
+    optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed),
     clip_norm,
   )
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from cascades import curves
 from cascades.curves import Finalize, Statistics
-from cascades.metrics import scale
 from cascades.types import Metric, Predictions
 
 Weights: TypeAlias = Literal['size', 'uniform']
@@ -97,7 +96,7 @@ def _slices(widths: Sequence[int]) -> Iterator[slice]:
 
 
 def _check_kind(metrics: Sequence[Metric]) -> None:
-  if len({(scale(metric), metric.higher_is_better) for metric in metrics}) > 1:
+  if len({(metric.scale, metric.higher_is_better) for metric in metrics}) > 1:
     raise ValueError(
       f'The metrics {", ".join(sorted({metric.name for metric in metrics}))} have different scales '
       'or directions; their mean over tasks means nothing. Choose one metric, or fewer tasks.'

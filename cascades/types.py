@@ -140,6 +140,7 @@ class Metric(NamedTuple):
   statistics: Callable[[Sequence[str], str], Float[np.ndarray, 'K']]
   finalize: Callable[[Float[np.ndarray, '*M K']], Float[np.ndarray, '*M']]
   higher_is_better: bool = True
+  scale: float = 1.0  # the best, or worst, that it can be: 100 for BLEU, 1 for shares
 
 
 class Predictions(NamedTuple):

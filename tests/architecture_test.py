@@ -14,7 +14,7 @@ TESTS = sorted((ROOT / 'tests').rglob('*.py'))
 
 EQUATIONS = {
   'losses', 'masks', 'teachers', 'deferral', 'learned_deferral', 'routing', 'speculative',
-  'online', 'metrics', 'costs', 'curves',
+  'online', 'metrics', 'costs', 'curves', 'bootstrap', 'tables', 'pooling', 'comparison', 'rows',
 }  # fmt: skip
 PROGRAMS = {'train', 'infer', 'evaluate'}
 ONLY_IN = {

@@ -12,16 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from cascades import (
-  comparison,
-  deferral,
-  escaping,
-  evaluate,
-  figures,
-  metrics,
-  predictions,
-  summary,
-)
+from cascades import comparison, deferral, evaluate, metrics, predictions
+from cascades.reporting import escaping, figures, summary
 from tests import synthetic_tables
 from tests.predictions_test import remote  # noqa: F401
 

@@ -155,9 +155,9 @@ def test_shares_have_scale_1_and_bleu_and_chrf_100():
   perfect = 'A1 B2 C0 D1 E'
   for metric in metrics.METRICS.values():
     if metric.name in ('bleu_ja_mecab', 'bleu_ko_mecab'):  # optional tokenisers
-      assert metrics.scale(metric) == 100
+      assert metric.scale == 100
     elif metric.higher_is_better and metric is not metrics.token_accuracy:
-      assert one(metric, perfect, perfect) == metrics.scale(metric)
+      assert one(metric, perfect, perfect) == metric.scale
 
 
 DATA = pathlib.Path(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from cascades import comparison, costs, figures
+from cascades import comparison, costs
+from cascades.reporting import figures
 from tests import synthetic_tables
 
 HOSTILE = '$\\frac{\x1b[31m</text><script>alert(1)</script>\u202e_%s'

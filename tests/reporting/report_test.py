@@ -5,8 +5,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from cascades import comparison, deferral, escaping, metrics, report, summary
+from cascades import comparison, deferral, metrics
 from cascades.comparison import Settings
+from cascades.reporting import escaping, report, summary
 from tests import synthetic_tables
 
 HOSTILE = [

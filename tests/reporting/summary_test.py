@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from cascades import summary
+from cascades.reporting import summary
 from tests import synthetic_tables
 
 

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from cascades import comparison, exports, pooling
+from cascades import comparison, pooling
+from cascades.reporting import exports
 from tests import synthetic_tables
 
 

@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from cascades import escaping
+from cascades.reporting import escaping
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from cascades import comparison as found
 from cascades import curves
 from cascades.bootstrap import Difference, Estimate
 from cascades.comparison import Cascade, Comparison, Quantity
-from cascades.metrics import scale
 
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Format = Callable[[float], str]
@@ -216,7 +215,7 @@ def _plain(value: float) -> str:
 
 
 def _quality(compared: Comparison) -> Format:
-  digits = 4 if scale(compared.metric) == 1 else 2
+  digits = 4 if compared.metric.scale == 1 else 2
   return lambda value: _or_words(value, f'{value:z.{digits}f}')
 
 

@@ -21,8 +21,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, Scala
 
 from cascades import costs, curves
 from cascades.comparison import RATES, Comparison
-from cascades.escaping import shorten
-from cascades.metrics import scale
+from cascades.reporting.escaping import shorten
 from cascades.types import Curve
 
 Kind: TypeAlias = Literal['png', 'svg']
@@ -245,7 +244,7 @@ def _thin(curve: Curve) -> Curve:
 def _label(comparison: Comparison) -> str:
   metric = comparison.metric
   better = '' if metric.higher_is_better else ', lower is better'
-  return f'{shorten(metric.name, 40).replace("_", " ")} (0 to {scale(metric):g}{better})'
+  return f'{shorten(metric.name, 40).replace("_", " ")} (0 to {metric.scale:g}{better})'
 
 
 def _colors() -> Iterator[str]:

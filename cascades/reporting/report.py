@@ -12,8 +12,8 @@ import jinja2
 import numpy as np
 
 from cascades.comparison import Answers, Comparison
-from cascades.escaping import shorten, visible
-from cascades.summary import Table
+from cascades.reporting.escaping import shorten, visible
+from cascades.reporting.summary import Table
 
 LARGE = 'large alone'  # the large model's name beside the small ones'
 LONGEST = 400  # characters of a text that are shown
@@ -70,7 +70,7 @@ def render(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  template = resources.files('cascades').joinpath('report.html.j2').read_text('utf-8')
+  template = resources.files('cascades.reporting').joinpath('report.html.j2').read_text('utf-8')
   return environment.from_string(template).render(
     title=title,
     compared=compared,

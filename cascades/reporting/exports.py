@@ -11,7 +11,6 @@ import numpy as np
 from cascades import curves
 from cascades.bootstrap import Difference, Estimate
 from cascades.comparison import RATES, Cascade, Comparison, Quantity, Versus
-from cascades.metrics import scale
 from cascades.pooling import POOLED
 
 VERSION = 1
@@ -43,7 +42,7 @@ def as_json(compared: Comparison, *, points: int | None = None) -> dict[str, Any
     'version': VERSION,
     'metric': {
       'name': metric.name,
-      'scale': scale(metric),
+      'scale': metric.scale,
       'higher_is_better': metric.higher_is_better,
     },
     'tasks': dict(compared.sizes),
