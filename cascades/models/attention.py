@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 
 from cascades.models import layers
 
-Source: TypeAlias = tuple[Float[Array, 'B S K H'], Float[Array, 'B S K H']]  # keys, values
+# Keys and values, each laid out as its product reads it: a cache is not transposed at every step.
+Source: TypeAlias = tuple[Float[Array, '*layers B K H S'], Float[Array, '*layers B K S H']]
 
 
 class Attention(nnx.Module):
@@ -46,7 +47,7 @@ class Attention(nnx.Module):
 
   def source(self, x: Float[Array, 'B S D']) -> Source:
     """What others attend to in `x`."""
-    return self.key(x), self.value(x)
+    return source(self.key(x), self.value(x))
 
   def __call__(
     self,
@@ -60,6 +61,10 @@ class Attention(nnx.Module):
   ) -> Float[Array, 'B T D']:
     """What `x` finds in the sources, without positions or scaling of its own."""
     return self.out(attend(self.query(x), sources, mask, bias=bias, rate=rate, key=key))
+
+
+def source(keys: Float[Array, 'B S K H'], values: Float[Array, 'B S K H']) -> Source:
+  return jnp.einsum('BSKH->BKHS', keys), jnp.einsum('BSKH->BKSH', values)
 
 
 def attend(
@@ -79,11 +84,11 @@ def attend(
   sees no key gets the mean of all values, not NaN.
   """
   B, T, N, H = query.shape
-  K = sources[0][0].shape[2]
+  K = sources[0][0].shape[1]
   query = layers.constrain(query, 'batch', 'length', 'activation_heads', 'head_dim')
-  grouped = (query * scale).reshape(B, T, K, N // K, H)
+  grouped = jnp.einsum('BTKGH->BKGTH', (query * scale).reshape(B, T, K, N // K, H))
   scores = [
-    jnp.einsum('BTKGH,BSKH->BKGTS', grouped, keys, preferred_element_type=jnp.float32)
+    jnp.einsum('BKGTH,BKHS->BKGTS', grouped, keys, preferred_element_type=jnp.float32)
     for keys, _ in sources
   ]
   logits = layers.softcap(jnp.concatenate(scores, -1), cap)
@@ -91,13 +96,12 @@ def attend(
     logits += bias.reshape(bias.shape[0], K, N // K, *bias.shape[2:])
   logits = jnp.where(mask[:, None, None], logits, -1e30)
   weights = layers.dropout(jax.nn.softmax(logits).astype(query.dtype), rate, key)
-  ends = itertools.accumulate(keys.shape[1] for keys, _ in sources[:-1])
-  parts = jnp.split(weights, tuple(ends), -1)
+  ends = itertools.accumulate(part.shape[-1] for part in scores[:-1])
   read = [
-    jnp.einsum('BKGTS,BSKH->BTKGH', part, values)
-    for part, (_, values) in zip(parts, sources, strict=True)
+    jnp.einsum('BKGTS,BKSH->BKGTH', part, values)
+    for part, (_, values) in zip(jnp.split(weights, tuple(ends), -1), sources, strict=True)
   ]
-  joined = functools.reduce(operator.add, read).reshape(B, T, N, H)
+  joined = jnp.einsum('BKGTH->BTKGH', functools.reduce(operator.add, read)).reshape(B, T, N, H)
   return layers.constrain(joined, 'batch', 'length', 'activation_heads', 'head_dim')
 
 
@@ -138,9 +142,23 @@ def cached_view(length: Int[Array, 'B'], capacity: int, num: int) -> View:
   return causal(View(positions, distance, written[:, None, :]))
 
 
+def room(cache: Source, num: int) -> Source:
+  """Space for `num` more entries."""
+  pad = lambda x, axis: jnp.pad(x, [(0, num if i == axis else 0) for i in range(x.ndim)])
+  keys, values = cache
+  return pad(keys, keys.ndim - 1), pad(values, values.ndim - 2)
+
+
 def append(cache: Source, new: Source, length: Int[Array, 'B']) -> Source:
-  """Write `new` [layers, B, L, K, H] behind the first `length` entries; drop what does not fit."""
-  rows = jnp.arange(cache[0].shape[1])[:, None]
-  columns = length[:, None] + jnp.arange(new[0].shape[2])
-  write = lambda old, fresh: old.at[:, rows, columns].set(fresh, mode='drop')
-  return jax.tree.map(write, cache, new)
+  """Write `new` behind the first `length` entries of each row, in all layers; drop what overflows.
+
+  X is the layers, L the new entries.
+  """
+  keys, values = cache
+  rows = jnp.arange(keys.shape[1])[:, None]
+  columns = length[:, None] + jnp.arange(new[0].shape[-1])
+  fresh_keys, fresh_values = jnp.einsum('XBKHL->BLXKH', new[0]), jnp.einsum('XBKLH->BLXKH', new[1])
+  return (
+    keys.at[:, rows, :, :, columns].set(fresh_keys, mode='drop'),
+    values.at[:, rows, :, columns].set(fresh_values, mode='drop'),
+  )

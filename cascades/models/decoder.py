@@ -75,7 +75,7 @@ class Cache(NamedTuple):
   """Keys and values of the tokens read so far."""
 
   length: Int[Array, 'B']
-  past: Source  # [layers, B, capacity, K, H] each
+  past: Source  # of every layer
 
 
 class Block(nnx.Module):
@@ -115,12 +115,12 @@ class Block(nnx.Module):
     rate = self.config.dropout_rate
     add = lambda x, y, fold: x + layers.dropout(y, rate, layers.fold(key, fold))
     y = self.attention_norm(x)
-    query, (keys, values) = self.attention.query(y), self.attention.source(y)
-    query = positions.rotate(_apply(self.query_norm, query), view.positions, frequencies)
-    keys = positions.rotate(_apply(self.key_norm, keys), view.positions, frequencies)
+    turn = lambda norm, x: positions.rotate(_apply(norm, x), view.positions, frequencies)
+    query = turn(self.query_norm, self.attention.query(y))
+    new = attention.source(turn(self.key_norm, self.attention.key(y)), self.attention.value(y))
     read = attention.attend(
       query,
-      [*past, (keys, values)],
+      [*past, new],
       view.mask,
       scale=self.config.query_scale or self.config.head_dim**-0.5,
       cap=self.config.attention_softcap,
@@ -130,7 +130,7 @@ class Block(nnx.Module):
     x = add(x, _apply(self.post_attention_norm, self.attention.out(read)), 1)
     y = self.mlp(self.mlp_norm(x), rate=rate, key=layers.fold(key, 2))
     x = add(x, _apply(self.post_mlp_norm, y), 3)
-    return layers.constrain(x, 'batch', 'length', 'activation_embed'), (keys, values)
+    return layers.constrain(x, 'batch', 'length', 'activation_embed'), new
 
 
 def _apply(norm: layers.RMSNorm | None, x: Array) -> Array:
@@ -178,12 +178,11 @@ class Decoder(nnx.Module):
     B, S = prompt.tokens.shape
     x, past = self._run(prompt.tokens, attention.causal(attention.view(jnp.arange(S)[None], None)))
     last = x[jnp.arange(B), jnp.maximum(prompt.length - 1, 0)]
-    room = lambda entries: jnp.pad(entries, ((0, 0), (0, 0), (0, max_len), (0, 0), (0, 0)))
-    return self.readout(last), Cache(prompt.length, jax.tree.map(room, past))
+    return self.readout(last), Cache(prompt.length, attention.room(past, max_len))
 
   def extend(self, tokens: Int[Array, 'B L'], cache: Cache) -> tuple[Float[Array, 'B L V'], Cache]:
     L = tokens.shape[1]
-    view = attention.cached_view(cache.length, cache.past[0].shape[2], L)
+    view = attention.cached_view(cache.length, cache.past[0].shape[-1], L)
     x, new = self._run(tokens, view, past=cache.past)
     past = attention.append(cache.past, new, cache.length)
     return self.readout(x), Cache(cache.length + L, past)

@@ -57,8 +57,8 @@ class Cache(NamedTuple):
   """What the decoder has read, and what every layer sees of the prompt."""
 
   length: Int[Array, 'B']  # decoder inputs, the start token included
-  past: Source  # [layers, B, T, N, H] each
-  cross: Source  # [layers, B, S, N, H] each
+  past: Source  # of every layer
+  cross: Source  # of every layer
   cross_mask: Bool[Array, 'B 1 S']
 
 
@@ -193,15 +193,14 @@ class T5(nnx.Module):
     _, cross = layers.scan_layers(
       self.decoder, lambda block, x, *_: (x, block.cross_attention.source(x)), encoded, None
     )
-    shape = (*cross[0].shape[:2], max_len + 1, *cross[0].shape[3:])
-    past = jnp.zeros(shape, encoded.dtype), jnp.zeros(shape, encoded.dtype)
+    past = attention.room((cross[0][..., :0], cross[1][..., :0, :]), max_len + 1)
     cache = Cache(jnp.zeros(B, jnp.int32), past, cross, seen[:, None])
     logits, cache = self.extend(jnp.full((B, 1), START), cache)
     return logits[:, 0], cache
 
   def extend(self, tokens: Int[Array, 'B L'], cache: Cache) -> tuple[Float[Array, 'B L V'], Cache]:
     L = tokens.shape[1]
-    view = attention.cached_view(cache.length, cache.past[0].shape[2], L)
+    view = attention.cached_view(cache.length, cache.past[0].shape[-1], L)
     x, new = self._decode(
       tokens, view, cache.cross_mask, lambda _, cross: cross, cached=(cache.past, cache.cross)
     )

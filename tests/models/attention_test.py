@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,24 +23,26 @@ def _random(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def _source(batch: int, length: int, heads: int, size: int, seed: int) -> attention.Source:
-  return _random(batch, length, heads, size, seed=seed), _random(
-    batch, length, heads, size, seed=seed + 1
+  """Keys [B, K, H, S] and values [B, K, S, H]."""
+  return (
+    _random(batch, heads, size, length, seed=seed),
+    _random(batch, heads, length, size, seed=seed + 1),
   )
 
 
 def _oracle(query, keys, values, mask, bias, scale, cap):
   B, T, N, H = query.shape
-  S, K = keys.shape[1:3]
+  K, S = values.shape[1:3]
   out = np.zeros((B, T, N, H))
   for b, t, n in np.ndindex(B, T, N):
     k = n // (N // K)
     logits = np.empty(S)
     for s in range(S):
-      logit = scale * np.dot(query[b, t, n], keys[b, s, k])
+      logit = scale * np.dot(query[b, t, n], keys[b, k, :, s])
       logit = logit if cap is None else cap * np.tanh(logit / cap)
       logits[s] = logit + bias[b, n, t, s] if mask[b, t, s] else -np.inf
     weights = np.exp(logits - logits.max())
-    out[b, t, n] = (weights / weights.sum()) @ values[b, :, k]
+    out[b, t, n] = (weights / weights.sum()) @ values[b, k]
   return out
 
 
@@ -56,8 +60,8 @@ def test_attention_against_its_oracle(heads, kv_heads, cap):
 def test_attention_by_hand():
   # Scores log 1 and log 3: a quarter of the first value, three quarters of the second.
   query = np.ones((1, 1, 1, 1), np.float32)
-  keys = np.log(np.float32([1.0, 3.0])).reshape(1, 2, 1, 1)
-  values = np.float32([10.0, 20.0]).reshape(1, 2, 1, 1)
+  keys = np.log(np.float32([1.0, 3.0])).reshape(1, 1, 1, 2)
+  values = np.float32([10.0, 20.0]).reshape(1, 1, 2, 1)
   see = np.ones((1, 1, 2), bool)
   np.testing.assert_allclose(_attend(query, [(keys, values)], see), 17.5, rtol=1e-6)
   half = _attend(query, [(keys, values)], see, scale=0.0)
@@ -66,7 +70,7 @@ def test_attention_by_hand():
 
 def test_several_sources_are_one_source_after_the_other():
   query, first, second = _random(2, 3, 2, 4), _source(2, 5, 2, 4, 1), _source(2, 3, 2, 4, 5)
-  whole = tuple(np.concatenate(parts, 1) for parts in zip(first, second, strict=True))
+  whole = np.concatenate([first[0], second[0]], -1), np.concatenate([first[1], second[1]], -2)
   mask = np.random.RandomState(0).rand(2, 3, 8) < 0.7
   np.testing.assert_allclose(
     _attend(query, [first, second], mask),
@@ -77,7 +81,7 @@ def test_several_sources_are_one_source_after_the_other():
 
 def test_grouped_queries_share_the_key_value_heads_of_their_group():
   query, (keys, values) = _random(2, 3, 6, 4), _source(2, 5, 2, 4, 1)
-  repeated = np.repeat(keys, 3, 2), np.repeat(values, 3, 2)
+  repeated = np.repeat(keys, 3, 1), np.repeat(values, 3, 1)
   mask = np.ones((1, 1, 5), bool)
   np.testing.assert_allclose(
     _attend(query, [(keys, values)], mask),
@@ -89,16 +93,17 @@ def test_grouped_queries_share_the_key_value_heads_of_their_group():
 def test_a_query_that_sees_nothing_gets_the_mean_and_not_nan():
   query, source = _random(1, 2, 2, 3), _source(1, 4, 2, 3, 1)
   read = _attend(query, [source], np.zeros((1, 1, 4), bool))
-  np.testing.assert_allclose(read[0, 0], source[1][0].mean(0), rtol=1e-5)
+  np.testing.assert_allclose(read[0, 0], source[1][0].mean(1), rtol=1e-5)
 
 
 def test_unseen_keys_and_values_get_no_gradient():
   query, source = _random(1, 2, 2, 3), _source(1, 4, 2, 3, 1)
   mask = np.array([[[True, True, False, True]]])
   loss = lambda source: (_attend(query, [source], mask) ** 2).sum()
-  for gradient in map(np.asarray, jax.jit(jax.grad(loss))(source)):
-    assert (gradient[:, 2] == 0).all()
-    assert (np.abs(gradient[:, [0, 1, 3]]).max((0, 2, 3)) > 1e-4).all()
+  keys, values = map(np.asarray, jax.jit(jax.grad(loss))(source))
+  for gradient in (keys, values.swapaxes(2, 3)):
+    assert (gradient[..., 2] == 0).all()
+    assert (np.abs(gradient[..., [0, 1, 3]]).max((0, 1, 2)) > 1e-4).all()
 
 
 def test_attention_has_the_gradient_of_its_numbers():
@@ -123,7 +128,10 @@ def test_biases_belong_to_query_key_and_value_only():
   layer = attention.Attention(jax.random.key(0), 8, 4, 3, num_kv_heads=2, qkv_bias=True)
   assert [p.bias.shape for p in (layer.query, layer.key, layer.value)] == [(4, 3), (2, 3), (2, 3)]
   assert layer.out.bias is None
-  assert layer.source(_random(2, 5, 8))[0].shape == (2, 5, 2, 3)
+  x = _random(2, 5, 8)
+  keys, values = layer.source(x)
+  np.testing.assert_allclose(keys[1, 0, :, 4], layer.key(x)[1, 4, 0], atol=1e-6)
+  np.testing.assert_allclose(values[1, 0, 4], layer.value(x)[1, 4, 0], atol=1e-6)
 
 
 def test_a_token_sees_its_own_segment_up_to_itself():
@@ -163,12 +171,20 @@ def test_a_cached_view_shows_what_was_written_and_no_more(lengths, num):
 @settings(deadline=None, max_examples=30)
 @given(lengths=LENGTHS, num=st.sampled_from([1, 3]))
 def test_appending_writes_behind_each_rows_length(lengths, num):
-  cache = _random(2, ROWS, CAPACITY, 1, 2), _random(2, ROWS, CAPACITY, 1, 2, seed=1)
-  new = _random(2, ROWS, num, 1, 2, seed=2), _random(2, ROWS, num, 1, 2, seed=3)
-  got = _append(cache, new, np.array(lengths))
-  for before, added, after in zip(cache, new, got, strict=True):
-    expected = before.copy()
-    for b, i in np.ndindex(ROWS, num):
-      if lengths[b] + i < CAPACITY:
-        expected[:, b, lengths[b] + i] = added[:, b, i]
-    np.testing.assert_array_equal(after, expected)
+  random = functools.partial(_random, 2, ROWS, 1)  # 2 layers, 1 head of size 4
+  cache = random(4, CAPACITY), random(CAPACITY, 4, seed=1)
+  new = random(4, num, seed=2), random(num, 4, seed=3)
+  expected = cache[0].copy(), cache[1].copy()
+  for b, i in np.ndindex(ROWS, num):
+    if lengths[b] + i < CAPACITY:
+      expected[0][:, b, :, :, lengths[b] + i] = new[0][:, b, :, :, i]
+      expected[1][:, b, :, lengths[b] + i] = new[1][:, b, :, i]
+  jax.tree.map(np.testing.assert_array_equal, _append(cache, new, np.array(lengths)), expected)
+
+
+def test_room_is_added_behind_what_is_cached():
+  keys, values = _random(2, 3, 1, 4, 5), _random(2, 3, 1, 5, 4)
+  got = attention.room((keys, values), 2)
+  assert [x.shape for x in got] == [(2, 3, 1, 4, 7), (2, 3, 1, 7, 4)]
+  np.testing.assert_array_equal(got[0][..., :5], keys)
+  np.testing.assert_array_equal(got[1][..., :5, :], values)
