@@ -79,6 +79,7 @@ def main(program: str, argv: Sequence[str] | None = None) -> None:
     try:
       _start_processes()
       configure(program, _FILES.value, _BINDINGS.value, _SEARCH_PATHS.value)
+      _finalize()
       _call(function)
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
       if _TRACEBACK.value:
@@ -109,7 +110,16 @@ def configure(
     raise ValueError(f'{error}{_suggestion(str(error), modules)}') from error
   finally:
     absl_logging.set_verbosity(absl_logging.ERROR)
-  gin.finalize()
+
+
+def _finalize() -> None:
+  try:
+    gin.finalize()
+  except ValueError as error:
+    missing = re.match(r'(\w+)/macro.value set to `%gin.REQUIRED`', str(error))
+    if missing:
+      raise ValueError(f'{missing[1]} is required: --gin.{missing[1]}=... says it.') from error
+    raise
 
 
 def search_path() -> list[pathlib.Path]:

@@ -33,6 +33,10 @@ def get(
   A name that is not ours is looked up among the tasks registered with SeqIO, if any program part
   has imported it: without that, there can be none.
   """
+  if not name:
+    raise ValueError(
+      'No task is named: give MIXTURE_OR_TASK_NAME, or a TASK such as @local.local_jsonl().'
+    )
   if name in TASKS:
     return TASKS[name](Sources(data_dir, tfds_data_dir, allow_download))
   if 'seqio' in sys.modules:

@@ -1,0 +1,165 @@
+"""The command line: files, bindings, help, and errors as one sentence."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import gin
+import jax.numpy as jnp
+import pytest
+
+from cascades import cli, losses
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def fresh_gin():
+  gin.clear_config()
+  yield
+  gin.clear_config()
+
+
+def value(name):
+  return gin.query_parameter(name)
+
+
+def test_bindings_on_the_command_line_override_files(tmp_path):
+  file = tmp_path / 'mine.gin'
+  file.write_text("include 'runs/train.gin'\nTRAIN_STEPS = 5\nMODEL_DIR = 'there'\n")
+  cli.configure('cascades.train', [str(file)], ['TRAIN_STEPS=7'])
+  assert value('TRAIN_STEPS/macro.value') == 7
+  assert value('MODEL_DIR/macro.value') == 'there'
+
+
+@pytest.mark.parametrize(
+  ('binding', 'name', 'expected'),
+  [
+    ('MODEL_DIR=runs/demo/large', 'MODEL_DIR/macro.value', 'runs/demo/large'),
+    ("MODEL_DIR='runs/demo'", 'MODEL_DIR/macro.value', 'runs/demo'),
+    ('MODEL_DIR=gs://bucket/run', 'MODEL_DIR/macro.value', 'gs://bucket/run'),
+    ('SEED=3', 'SEED/macro.value', 3),
+    ('LEARNING_RATE=1e-3', 'LEARNING_RATE/macro.value', 1e-3),
+    ('VOCABULARY=None', 'VOCABULARY/macro.value', None),
+    ("SPLITS=['a', 'b']", 'SPLITS/macro.value', ['a', 'b']),
+    ("LENGTHS={'inputs': 3}", 'LENGTHS/macro.value', {'inputs': 3}),
+    ('train.seed=4', 'train.train.seed', 4),
+    ('train.train.seed=4', 'train.train.seed', 4),
+  ],
+)
+def test_values_mean_what_they_look_like(binding, name, expected):
+  cli.configure('cascades.train', ['runs/train.gin'], [binding])
+  assert value(name) == expected
+
+
+def test_functions_of_the_package_can_be_named_and_bound():
+  bindings = ['LOSS=@losses.cat_dist', 'losses.cat_dist.w=0.25', 'train.loss=%LOSS']
+  cli.configure('cascades.train', [], bindings)
+  args = jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 0.0]]), jnp.array([1]), jnp.ones(1)
+  bound = gin.get_configurable('losses.cat_dist')(*args)
+  assert bound == losses.cat_dist(*args, w=0.25) != losses.cat_dist(*args)
+
+
+@pytest.mark.parametrize(
+  ('binding', 'hint'),
+  [
+    ('LOSS=@losses.cat_dst', 'losses.cat_dist'),
+    ('OPTIMIZER=@optimizers.adam', 'optimizers.adamw'),
+    ('train.sead=3', 'sead'),
+  ],
+)
+def test_an_unknown_name_is_an_error_that_suggests_the_nearest(binding, hint):
+  with pytest.raises(ValueError, match=hint):
+    cli.configure('cascades.train', [], [binding])
+
+
+def test_a_missing_file_is_an_error_that_says_where_it_was_looked_for():
+  with pytest.raises(OSError, match='nowhere'):
+    cli.configure('cascades.train', ['nowhere.gin'], [])
+
+
+@pytest.mark.parametrize(
+  'recipe', sorted((ROOT / 'gin_configs').rglob('*.gin')), ids=lambda p: p.name
+)
+def test_every_recipe_parses_and_is_short(recipe):
+  program = (
+    'evaluate' if 'evaluate' in recipe.name else 'infer' if 'infer' in recipe.name else 'train'
+  )
+  cli.configure(f'cascades.{program}', [str(recipe)], [])
+  if recipe.parent.name == 'recipes':
+    lines = recipe.read_text().splitlines()
+    assert len(lines) <= 25
+    assert any(re.match(r'#\s+python -m cascades\.', line) for line in lines), 'name its command'
+
+
+def test_flags_and_environment_of_a_program():
+  assert cli._expand('--gin.TRAIN_STEPS=3') == '--gin_bindings=TRAIN_STEPS=3'
+  assert cli._expand('--gin_file=x.gin') == '--gin_file=x.gin'
+
+
+def run(*arguments, **environment):
+  return subprocess.run(
+    [sys.executable, '-m', *arguments],
+    capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, check=False,
+  )  # fmt: skip
+
+
+def test_a_program_from_the_command_line_trains_and_profiles(tmp_path):
+  """Everything from a file of the user's own rows; the configuration lies beside the result."""
+  paths = tiny.write_rows(tmp_path)
+  done = run(
+    'cascades.train', '--gin_file=runs/train.gin', '--profile_steps=2:2',
+    '--gin.TASK=@local.local_jsonl()', "--gin.local.local_jsonl.name='mine'",
+    f'--gin.local.local_jsonl.splits={paths}', '--gin.MODEL=@t5.Config()',
+    '--gin.t5.Config.vocab_size=260', '--gin.t5.Config.emb_dim=8', '--gin.t5.Config.num_heads=1',
+    '--gin.t5.Config.head_dim=8', '--gin.t5.Config.mlp_dim=8',
+    '--gin.t5.Config.num_encoder_layers=1', '--gin.t5.Config.num_decoder_layers=1',
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 8}", '--gin.TRAIN_STEPS=3',
+    '--gin.BATCH_SIZE=8', '--gin.LEARNING_RATE=1e-3', f'--gin.MODEL_DIR={tmp_path}/run',
+    f'--gin.RECORDS_DIR={tmp_path}/records', '--gin.train.log_every=1',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert re.search(
+    r'\d\d:\d\d:\d\d  step 3/3  loss .* lr .* tok/s  .* step/s  ETA 0 s', done.stdout
+  )
+  config = (tmp_path / 'run' / 'config.gin').read_text()
+  assert 't5.Config.emb_dim = 8' in config
+  assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--gin.LOSS=@losses.cat_dst'], 'Did you mean losses.cat_dist'),
+    (['--gin_file=nothing.gin'], 'nothing.gin'),
+    (['--gin_file=recipes/demo_small.gin'], 'MODEL_DIR is required'),
+  ],
+)
+def test_an_error_is_one_message_and_a_bad_exit(arguments, message):
+  done = run('cascades.train', *arguments)
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert done.stderr.startswith('cascades.train: error: ')
+  assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('program', ['train', 'infer', 'evaluate'])
+def test_help_names_the_command_the_recipes_and_the_arguments(program):
+  done = run(f'cascades.{program}', '--help')
+  assert f'python -m cascades.{program} --gin_file=' in done.stdout
+  assert 'demo_large.gin' in done.stdout
+  assert re.search(r'seed +0', done.stdout)
+
+
+def test_evaluation_starts_without_jax_or_tensorflow():
+  code = (
+    "import sys; from cascades import cli; cli.configure('cascades.evaluate', [], []); "
+    "import cascades.evaluate; print({'jax', 'tensorflow'} & set(sys.modules))"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True
+  )
+  assert done.stdout.strip() == 'set()'

@@ -1,0 +1,248 @@
+"""The inference program: what it writes, that it agrees with the model, and how it resumes."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cascades import decoding, infer, partitioning, predictions, train
+from cascades.checkpoints import store
+from cascades.models import configs
+from cascades.tasks import layouts
+from cascades.tasks.corpus import Corpus
+from cascades.tasks.task import Row, Task
+from cascades.types import Batch, Prompt
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('trained')
+  train.train(**tiny.settings(directory, train_steps=30, save_every=30))
+  return directory
+
+
+def settings(trained, output, **changes):
+  return {
+    'checkpoint_path': str(trained / 'run'),
+    'infer_output_dir': str(output),
+    'task': tiny.task(trained),
+    'task_feature_lengths': tiny.LENGTHS,
+    'batch_size': 8,
+    'shard_rows': 10,
+    'mesh': tiny.one_device,
+    'records_dir': str(trained / 'records'),
+  } | changes
+
+
+def run(trained, output, **changes):
+  infer.infer(**settings(trained, output, **changes))
+  mode = changes.get('mode', 'predict')
+  (table,) = predictions.read(output / 'test', mode=mode)
+  return table
+
+
+@pytest.fixture(scope='module')
+def answered(trained, tmp_path_factory):
+  output = tmp_path_factory.mktemp('answered')
+  return output, run(trained, output)
+
+
+def raw_rows(directory, mode='predict'):
+  shards = sorted(directory.glob(f'*-{mode}.jsonl-*'))
+  shards = [path for path in shards if not path.name.endswith('.COMPLETED')]
+  return [json.loads(line) for path in shards for line in path.read_text().splitlines()]
+
+
+def test_every_row_is_answered_once_and_in_order(answered):
+  output, table = answered
+  assert list(table.ids) == [f'test-{number}' for number in range(32)]
+  assert sorted(path.name for path in (output / 'test').iterdir()) == sorted(
+    [f'backwards-predict.jsonl-{i:05d}-of-00004' for i in range(4)]
+    + [f'backwards-predict.jsonl-{i:05d}-of-00004.COMPLETED' for i in range(4)]
+    + ['backwards-predict.manifest.json']
+  )
+
+
+def test_the_manifest_says_what_made_the_table(answered, trained):
+  _, table = answered
+  manifest = table.manifest
+  params = jax.tree.leaves(tiny.SMALL.build(jax.random.key(0)))
+  assert manifest['parameters'] == sum(leaf.size for leaf in params)
+  assert manifest['flops_per_token'] == 2 * manifest['parameters']
+  assert manifest['checkpoint'] == str(trained / 'run')
+  assert (manifest['step'], manifest['precision'], manifest['rows']) == (30, 'float32', 32)
+  assert manifest['vocabulary'] == tiny.VOCABULARY.fingerprint
+  assert manifest['decoding'] == {
+    'temperature': 0.0, 'top_k': None, 'top_p': None, 'seed': 0, 'max_tokens': 8
+  }  # fmt: skip
+  assert manifest['metrics'] == ['accuracy']
+
+
+def model_of(trained):
+  description = store.read_description(trained / 'run')
+  config = configs.from_description(description['model'])
+  graph, state = nnx.split(config.build(jax.random.key(0)))
+  params = store.restore_params(trained / 'run', nnx.to_pure_dict(state))
+  return nnx.merge(graph, params)
+
+
+def test_answers_are_the_models_own_and_rescoring_finds_the_same_logprobs(answered, trained):
+  """Teacher forcing on the decoded tokens reproduces what decoding wrote down."""
+  output, table = answered
+  model = model_of(trained)
+  rows = raw_rows(output / 'test')
+  prompts = [tiny.VOCABULARY.encode(text) for text in table.inputs]
+  padded = layouts.pad([(np.array(p), (1,)) for p in prompts], 8)
+  answer = decoding.generate(model, Prompt(*map(jnp.asarray, padded)), max_len=8, eos_id=1)
+  for row, tokens, mask in zip(rows, answer.tokens, answer.mask, strict=True):
+    assert row['aux']['tokens'] == tokens[mask].tolist()
+    assert row['prediction'] == tiny.VOCABULARY.decode(tokens.tolist())
+
+  width = max(row['aux']['length'] for row in rows)
+  targets = np.zeros((len(rows), width), np.int32)
+  for i, row in enumerate(rows):
+    targets[i, : row['aux']['length']] = row['aux']['tokens']
+  weights = (np.arange(width) < [[row['aux']['length']] for row in rows]).astype(np.float32)
+  inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+  logprobs, correct = decoding.score(
+    model, Batch(*map(jnp.asarray, (inputs, targets, weights, padded.tokens)))
+  )
+  for i, row in enumerate(rows):
+    length = row['aux']['length']
+    np.testing.assert_allclose(row['aux']['token_logprobs'], logprobs[i, :length], atol=1e-5)
+    assert correct[i, :length].all()  # greedy
+
+
+def test_statistics_are_those_of_the_texts(answered):
+  _, table = answered
+  right = [text in targets for text, targets in zip(table.predictions, table.targets, strict=True)]
+  np.testing.assert_array_equal(table.statistics['accuracy'][:, 0], right)
+
+
+def test_a_finished_table_is_left_alone_and_a_lost_shard_made_again(trained, tmp_path):
+  first = run(trained, tmp_path)
+  shards = {path: path.read_bytes() for path in (tmp_path / 'test').iterdir()}
+  lost = tmp_path / 'test' / 'backwards-predict.jsonl-00002-of-00004'
+  kept = tmp_path / 'test' / 'backwards-predict.jsonl-00001-of-00004'
+  lost.write_bytes(lost.read_bytes()[:-20])  # truncated
+  before = kept.stat().st_mtime_ns
+  again = run(trained, tmp_path)
+  assert kept.stat().st_mtime_ns == before
+  assert {path: path.read_bytes() for path in (tmp_path / 'test').iterdir()} == shards
+  assert again.ids == first.ids
+
+
+def test_an_interrupted_run_goes_on_without_losing_or_repeating_a_row(
+  trained, tmp_path, monkeypatch, answered
+):
+  write, written = predictions.write_shard, []
+
+  def interrupted(*args, **kwargs):
+    if len(written) == 2:
+      raise KeyboardInterrupt
+    written.append(args)
+    write(*args, **kwargs)
+
+  monkeypatch.setattr(predictions, 'write_shard', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    infer.infer(**settings(trained, tmp_path))
+  with pytest.raises(FileNotFoundError, match='has not finished'):
+    predictions.read(tmp_path / 'test')
+  monkeypatch.setattr(predictions, 'write_shard', write)
+  table = run(trained, tmp_path)
+  assert table.ids == answered[1].ids
+  np.testing.assert_array_equal(table.logprobs, answered[1].logprobs)
+
+
+def test_another_setting_is_another_table(trained, tmp_path, answered):
+  run(trained, tmp_path)
+  sampled = run(trained, tmp_path, temperature=5.0)
+  assert sampled.manifest['decoding']['temperature'] == 5.0
+  assert list(sampled.predictions) != list(answered[1].predictions)
+
+
+def test_a_sample_does_not_depend_on_its_batch(trained, tmp_path):
+  tables = [
+    run(trained, tmp_path / str(size), temperature=1.0, top_k=9, top_p=0.9, batch_size=size)
+    for size in (8, 16)
+  ]
+  assert list(tables[0].predictions) == list(tables[1].predictions)
+
+
+def test_scoring_gives_every_target_token_its_logprob_and_whether_it_comes_first(trained, tmp_path):
+  table = run(trained, tmp_path, mode='score')
+  rows = raw_rows(tmp_path / 'test', 'score')
+  for row in rows:
+    tokens = [*tiny.VOCABULARY.encode(row['inputs']['targets_pretokenized']), 1]
+    aux = row['aux']
+    assert aux['tokens'] == tokens
+    assert row['score'] == pytest.approx(sum(aux['token_logprobs']), abs=1e-4)
+    assert len(aux['correct']) == len(tokens)
+    assert aux['statistics'] == {'token_accuracy': [sum(aux['correct']), len(tokens)]}
+  assert table.manifest['metrics'] == ['token_accuracy']
+
+
+def test_options_are_ranked_by_their_total_logprob(trained, tmp_path):
+  options = ('A B', 'C', 'D E F')
+  rows = [Row(str(i), 'a b', (options[i % 3],), options, i % 3) for i in range(6)]
+  task = Task('some', ('test',), lambda _: rows, lambda _: 'x', vocabulary=lambda: tiny.VOCABULARY)
+  table = run(trained, tmp_path, task=task, mode='score', candidates='options')
+  for row, chosen in zip(raw_rows(tmp_path / 'test', 'score'), table.predictions, strict=True):
+    scores = row['aux']['option_scores']
+    assert chosen == row['aux']['options'][int(np.argmax(scores))]
+    assert row['score'] == pytest.approx(max(scores), abs=1e-4)
+  assert 'accuracy' in table.statistics
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'mode': 'guess'}, "mode is 'guess'; it must be one of predict, score"),
+    ({'mode': 'score', 'candidates': 'all'}, "candidates is 'all'"),
+    ({'which': 7}, 'no checkpoint of step 7'),
+    ({'checkpoint_path': '/nowhere'}, 'no run directory'),
+    ({'splits': ['tset']}, 'no split'),
+    ({'precision': 'float8'}, 'Unknown dtype'),
+  ],
+)
+def test_what_cannot_be_done_is_said(trained, tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    infer.infer(**settings(trained, tmp_path, **changes))
+
+
+def test_eight_devices_answer_as_one_does(trained, tmp_path, answered):
+  table = run(trained, tmp_path, mesh=lambda: partitioning.make_mesh(data=2, fsdp=2, tensor=2))
+  assert list(table.predictions) == list(answered[1].predictions)
+  np.testing.assert_allclose(table.logprobs, answered[1].logprobs, atol=1e-5)
+
+
+def test_lower_precision_is_asked_for_and_written_down(trained, tmp_path, answered):
+  table = run(trained, tmp_path, precision='bfloat16')
+  assert table.manifest['precision'] == 'bfloat16'
+  drift = np.abs(table.logprobs[:, 0] - answered[1].logprobs[:, 0])
+  assert 0 < drift.max() < 0.5
+
+
+def test_rows_without_a_label_are_answered_and_add_nothing(trained, tmp_path):
+  rows = [Row(str(i), 'a b', ('B A',) if i % 2 else ()) for i in range(4)]
+  task = Task('some', ('test',), lambda _: rows, lambda _: 'x', vocabulary=lambda: tiny.VOCABULARY)
+  table = run(trained, tmp_path, task=task)
+  assert table.manifest['unlabelled'] == 2
+  assert table.statistics['accuracy'][:, 1].tolist() == [0, 1, 0, 1]
+
+
+def test_a_corpus_is_a_task_as_one_kind_of_model_reads_it(trained):
+  task, directory = tiny.task(trained), str(trained / 'records')
+  encoder = Corpus(task, tiny.VOCABULARY, 'encoder_decoder', tiny.LENGTHS, directory)
+  decoder = Corpus(task, tiny.VOCABULARY, 'decoder_only', tiny.LENGTHS, directory)
+  batches = [next(c.training(3, batch_size=4, seed=1)) for c in (encoder, decoder)]
+  assert batches[0].encoder.shape == (4, 8)
+  assert batches[1].encoder is None
+  np.testing.assert_array_equal(batches[0].weights.sum(1), batches[1].weights.sum(1))
+  split = encoder.open('test')
+  evaluated = list(encoder.evaluation(split, batch_size=8, rows=12))
+  assert sum(bool(w.any()) for batch in evaluated for w in batch.weights) == 12
