@@ -229,7 +229,7 @@ def test_lower_precision_is_asked_for_and_written_down(trained, tmp_path, answer
 
 def test_rows_without_a_label_are_answered_and_add_nothing(trained, tmp_path):
   rows = [Row(str(i), 'a b', ('B A',) if i % 2 else ()) for i in range(4)]
-  task = Task('some', ('test',), lambda _: rows, lambda _: 'x', vocabulary=lambda: tiny.VOCABULARY)
+  task = Task('some', ('test',), lambda _: rows, lambda _: 'y', vocabulary=lambda: tiny.VOCABULARY)
   table = run(trained, tmp_path, task=task)
   assert table.manifest['unlabelled'] == 2
   assert table.statistics['accuracy'][:, 1].tolist() == [0, 1, 0, 1]
