@@ -126,7 +126,7 @@ def generate(
 
 
 def score(
-  model: LanguageModel, batch: Batch, *, block_tokens: int = 4096
+  model: LanguageModel, batch: Batch, *, block_tokens: int = 1024
 ) -> tuple[Float[Array, 'B T'], Bool[Array, 'B T']]:
   """Log-probability of every target token, and whether it is the model's first choice.
 

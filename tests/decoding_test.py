@@ -41,7 +41,7 @@ def _generate(config, prompt, *, sampler=decoding.greedy, eos_id=NEVER, seed=0, 
 
 
 @functools.cache
-def _score(config, block_tokens=4096):
+def _score(config, block_tokens=1024):
   graphdef, params = testing.split(testing.build(config))
   score = lambda params, batch: decoding.score(
     nnx.merge(graphdef, params), batch, block_tokens=block_tokens

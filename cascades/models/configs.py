@@ -27,8 +27,8 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 
 
 def from_description(description: Mapping[str, Any]) -> Config:
-  """The configuration that `describe` described, tuples restored from JSON's lists."""
-  fields = {name: _as_tuple(value) for name, value in description.items() if name != 'family'}
+  """The configuration that `describe` described."""
+  fields = {name: value for name, value in description.items() if name != 'family'}
   family = description.get('family')
   if family not in FAMILIES:
     raise ValueError(f'Unknown model family {family!r}; this version knows {_known()}.')
@@ -50,10 +50,6 @@ def count_parameters(config: ModelConfig) -> int:
   """How many numbers a model holds, without making them."""
   state = jax.eval_shape(lambda: nnx.state(config.build(jax.random.key(0))))
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
-
-
-def _as_tuple(value: Any) -> Any:
-  return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 def _known() -> str:

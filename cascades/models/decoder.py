@@ -60,7 +60,7 @@ class Config:
   remat_policy: str = 'elementwise'
 
   def __post_init__(self) -> None:
-    layers.check_options(self.mlp_activations, self.dtype, self.remat_policy)
+    layers.settle(self)
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; every '

@@ -6,6 +6,7 @@ type of the activations they meet.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -46,17 +47,20 @@ REMAT_POLICIES: dict[str, Callable[[Callable], Callable]] = {
 }
 
 
-def check_options(activations: Sequence[str], dtype: str, remat_policy: str) -> None:
-  """Refuse names that no table here has."""
-  tables = {
-    'activation': ([*activations], ACTIVATIONS),
-    'dtype': ([dtype], ('float32', 'bfloat16')),
-    'remat_policy': ([remat_policy], REMAT_POLICIES),
-  }
-  for option, (names, known) in tables.items():
-    for name in names:
-      if name not in known:
-        raise ValueError(f'Unknown {option} {name!r}; choose one of {", ".join(known)}.')
+def settle(config: Any) -> None:
+  """Turn the lists of a new configuration into tuples (JSON knows none, and a model hashes its
+  configuration) and refuse names that no table here has."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    object.__setattr__(config, field.name, tuple(value) if isinstance(value, list) else value)
+  for name, values, known in (
+    ('mlp_activations', config.mlp_activations, ACTIVATIONS),
+    ('dtype', (config.dtype,), ('float32', 'bfloat16')),
+    ('remat_policy', (config.remat_policy,), REMAT_POLICIES),
+  ):
+    unknown = [value for value in values if value not in known]
+    if unknown:
+      raise ValueError(f'Unknown {name} {unknown[0]!r}; choose one of {", ".join(known)}.')
 
 
 def constrain(x: Array, *names: str) -> Array:

@@ -47,7 +47,7 @@ class Config:
   remat_policy: str = 'elementwise'
 
   def __post_init__(self) -> None:
-    layers.check_options(self.mlp_activations, self.dtype, self.remat_policy)
+    layers.settle(self)
 
   def build(self, key: Array) -> T5:
     return T5(self, key)

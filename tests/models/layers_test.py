@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jax.test_util import check_grads
 
 from cascades.models import layers
+from tests import testing
 
 KEY = jax.random.key(0)
 RULES = (('batch', ('data', 'fsdp')), ('activation_mlp', 'tensor'), ('activation_heads', 'tensor'))
@@ -229,12 +231,23 @@ def test_policies_trade_memory_for_products_computed_again():
   assert less < most
 
 
-def test_unknown_options_are_named_with_the_known_ones():
-  layers.check_options(('gelu', 'linear'), 'bfloat16', 'full')
-  for wrong in (
-    (('swish',), 'float32', 'none'),
-    (('relu',), 'f16', 'none'),
-    (('relu',), 'float32', 'all'),
-  ):
-    with pytest.raises(ValueError, match=r"Unknown .*'(swish|f16|all)'; choose one of"):
-      layers.check_options(*wrong)
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (
+      {'mlp_activations': ('swish', 'linear')},
+      "Unknown mlp_activations 'swish'; choose one of relu",
+    ),
+    ({'dtype': 'float16'}, "Unknown dtype 'float16'; choose one of float32, bfloat16"),
+    ({'remat_policy': 'all'}, "Unknown remat_policy 'all'; choose one of none, elementwise"),
+  ],
+)
+def test_unknown_options_are_named_with_the_known_ones(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(testing.TINY_T5, **change)
+
+
+def test_lists_in_a_configuration_become_tuples():
+  config = dataclasses.replace(testing.TINY_T5, mlp_activations=['gelu', 'linear'])
+  assert config == testing.TINY_T5
+  assert hash(config) == hash(testing.TINY_T5)
