@@ -22,7 +22,7 @@ import rich.table
 from etils import epath
 from rich.text import Text
 
-from cascades import comparison, deferral, metrics, predictions
+from cascades import comparison, deferral, files, metrics, predictions
 from cascades.bootstrap import Estimate
 from cascades.comparison import Comparison, Settings
 from cascades.pooling import Weights
@@ -115,7 +115,7 @@ def _write(
     provenance=made_by,
   )
   values = json.dumps(exports.as_json(compared, points=points), allow_nan=False)
-  files = {
+  contents = {
     **{
       f'figures/{name}.{kind}': data for kind in pictures for name, data in pictures[kind].items()
     },
@@ -124,8 +124,8 @@ def _write(
     'config.gin': made_by.get('config', '').encode(),
     'report.html': page.encode(),
   }
-  for name, data in files.items():
-    predictions.write_atomically(directory / name, data)
+  for name, data in contents.items():
+    files.write(directory / name, data)
 
 
 def _named(small: Mapping[str, str] | Sequence[str]) -> Mapping[str, str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -22,7 +21,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 from etils import epath
 
-from cascades import rows
+from cascades import files, rows
 from cascades.rows import Mode, Row
 from cascades.types import Predictions
 
@@ -46,17 +45,6 @@ def shard_rows(total: int, index: int, count: int) -> range:
   return range(total * index // count, total * (index + 1) // count)
 
 
-def write_atomically(path: epath.Path, data: bytes) -> None:
-  """Whole or not at all: renamed into place locally; a remote object appears when it is closed."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if '://' in os.fspath(path):
-    path.write_bytes(data)
-    return
-  temporary = path.parent / f'.{path.name}.{os.getpid()}'
-  temporary.write_bytes(data)
-  temporary.replace(path)
-
-
 def write_shard(
   directory: epath.PathLike,
   task: str,
@@ -74,8 +62,8 @@ def write_shard(
     lines.append(_json(record) + b'\n')
   data = b''.join(lines)
   path = epath.Path(directory) / shard_name(task, mode, index, count)
-  write_atomically(path, data)
-  write_atomically(_marker(path), _json(_summary(data, len(lines), fingerprint)))
+  files.write(path, data)
+  files.write(_marker(path), _json(_summary(data, len(lines), fingerprint)))
 
 
 def completed_shards(
@@ -100,7 +88,7 @@ def write_manifest(directory: epath.PathLike, manifest: Mapping[str, Any]) -> No
   _check_manifest(manifest)
   path = epath.Path(directory) / f'{_stem(manifest["task"], manifest["mode"])}.manifest.json'
   _check_shards(path.parent, manifest)
-  write_atomically(path, _json(manifest, indent=2) + b'\n')
+  files.write(path, _json(manifest, indent=2) + b'\n')
 
 
 def read(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
@@ -121,21 +120,22 @@ class _RemoteFiles:
     epath.Path(path).mkdir(parents=True, exist_ok=True)
 
   @staticmethod
-  def open(path: str) -> io.BytesIO:
+  def open(path: str) -> _RemoteFile:
     return _RemoteFile(path)
 
 
-class _RemoteFile(io.BytesIO):
-  """Object stores cannot append: each flush writes the file anew."""
+class _RemoteFile:
+  """Object stores cannot append: each flush writes the object anew."""
 
   def __init__(self, path: str):
-    super().__init__()
     self._path = epath.Path(path)
+    self._content = bytearray()
+
+  def write(self, data: bytes) -> None:
+    self._content += data
 
   def flush(self) -> None:
-    self._path.write_bytes(self.getvalue())
+    self._path.write_bytes(bytes(self._content))
 
   def close(self) -> None:
-    if not self.closed:
-      self.flush()
-    super().close()
+    self.flush()

@@ -24,6 +24,7 @@ from jax import Array
 
 from cascades import (
   decoding,
+  files,
   loop,
   losses,
   metrics,
@@ -146,7 +147,7 @@ def train(
         profile=profiler.step,
       )
   if jax.process_index() == 0:
-    (directory / 'config.gin').write_text(provenance().get('config', ''))
+    files.write(directory / 'config.gin', provenance().get('config', ''))
   return history
 
 
@@ -338,7 +339,7 @@ def _write_down(
   if jax.process_index() == 0:
     store.write_description(directory, description)
     vocabularies.save(vocabulary, directory)
-    (directory / 'model-info.txt').write_text('\n'.join([*lines, '']))
+    files.write(directory / 'model-info.txt', '\n'.join([*lines, '']))
 
 
 if __name__ == '__main__':

@@ -56,7 +56,7 @@ def _place(module: str) -> str:
 
 
 def _floor(place: str) -> int:
-  if place in ('', 'types'):
+  if place in ('', 'types', 'files'):
     return 0
   if place in EQUATIONS:
     return 1

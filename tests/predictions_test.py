@@ -4,12 +4,11 @@ import re
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from etils import epath
-from etils.epath import backend, gpath
+from etils.epath import gpath
 from hypothesis import given, settings
 
 from cascades import predictions
-from tests import synthetic_tables
+from tests import object_store, synthetic_tables
 
 SHARD = 'a-predict.jsonl-00000-of-00002'
 
@@ -267,44 +266,9 @@ def test_each_entry_of_a_manifest_is_required(folder):
       predictions.write_manifest(folder, {k: v for k, v in complete.items() if k != name})
 
 
-def test_what_was_written_halfway_never_takes_a_files_place(tmp_path, monkeypatch):
-  path = epath.Path(tmp_path) / 'file'
-  predictions.write_atomically(path, b'old')
-
-  def fail(*_):
-    raise OSError('disk full')
-
-  monkeypatch.setattr(gpath._GPath, 'replace', fail)
-  with pytest.raises(OSError, match='disk full'):
-    predictions.write_atomically(path, b'new')
-  assert path.read_bytes() == b'old'
-
-
-class Remote(backend._OsPathBackend):
-  """An object store in a local folder: it has objects that appear whole, and no renaming."""
-
-  def __init__(self, root):
-    self.root = root
-
-  def __getattribute__(self, name):
-    if name.startswith('__') or name in ('root', 'rename', 'replace'):
-      return object.__getattribute__(self, name)
-    method = object.__getattribute__(self, name)
-
-    def local(path, *args, **kwargs):
-      return method(str(path).replace('gs://', f'{self.root}/'), *args, **kwargs)
-
-    return local
-
-  def rename(self, *_):
-    raise AssertionError('object stores do not rename')
-
-  replace = rename
-
-
 @pytest.fixture
 def remote(tmp_path, monkeypatch):
-  monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, 'gs', Remote(tmp_path / 'bucket'))
+  monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, 'gs', object_store.Bucket(tmp_path / 'bucket'))
   monkeypatch.setattr(gpath, '_is_tf_installed', lambda: False)
   return 'gs://runs/small/test'
 

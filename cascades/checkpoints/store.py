@@ -16,6 +16,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from cascades import files
+
 Which: TypeAlias = int | Literal['last', 'best']
 
 DESCRIPTION = 'model.json'
@@ -143,9 +145,8 @@ def write_description(directory: epath.PathLike, description: Mapping[str, Any])
   """Say what the run's checkpoints are, unless the directory says so already."""
   check_description(directory, description)
   path = epath.Path(directory) / DESCRIPTION
-  path.parent.mkdir(parents=True, exist_ok=True)
   if not path.exists():
-    path.write_text(_text(description))
+    files.write(path, _text(description))
 
 
 def _text(description: Mapping[str, Any]) -> str:

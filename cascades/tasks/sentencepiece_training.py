@@ -10,6 +10,7 @@ from typing import Literal
 import sentencepiece as spm
 from etils import epath
 
+from cascades import files
 from cascades.tasks import vocabularies
 
 
@@ -50,7 +51,7 @@ def train_sentencepiece(
     raise ValueError(f'SentencePiece cannot make {size} pieces of this text: {error}') from error
   file = epath.Path(output)
   file.parent.mkdir(parents=True, exist_ok=True)
-  vocabularies.write_whole(file, model.getvalue())
+  files.write(file, model.getvalue())
   return vocabularies.sentencepiece(file)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import sentencepiece as spm
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
+from cascades import files
 from cascades.types import Vocabulary
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -167,20 +167,13 @@ def sentencepiece(path: epath.PathLike, extra_ids: int = 100) -> SentencePiece:
   return SentencePiece(file, extra_ids)
 
 
-def write_whole(file: epath.Path, content: bytes) -> None:
-  """Writes under a temporary name, then renames, so that no reader sees half a file."""
-  temporary = file.with_name(f'{file.name}.{os.getpid()}.tmp')
-  temporary.write_bytes(content)
-  temporary.replace(file)
-
-
 def save(vocabulary: Vocabulary, directory: epath.PathLike) -> None:
   """Writes the vocabulary beside what was trained with it, for `load`."""
   directory = epath.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   if isinstance(vocabulary, SentencePiece):
-    write_whole(directory / _MODEL_FILE, vocabulary.model)
-  write_whole(directory / _DESCRIPTION_FILE, json.dumps(vocabulary.describe(), indent=2).encode())
+    files.write(directory / _MODEL_FILE, vocabulary.model)
+  files.write(directory / _DESCRIPTION_FILE, json.dumps(vocabulary.describe(), indent=2).encode())
 
 
 def load(directory: epath.PathLike) -> Bytes | Symbols | SentencePiece:

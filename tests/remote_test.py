@@ -1,0 +1,57 @@
+"""Run directories in an object store: train, infer and evaluate with every path on `gs://`."""
+
+import os
+
+import pytest
+from etils.epath import gpath
+from orbax.checkpoint._src.path import gcs_utils
+
+from cascades import evaluate, infer, train
+from cascades.checkpoints import store
+from tests import object_store, tiny
+from tests.progress_test import read_events
+
+BUCKET = 'gs://some-bucket'
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  root = tmp_path / 'cloud'
+  (root / 'some-bucket').mkdir(parents=True)
+  monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, 'gs', object_store.Bucket(root))
+  monkeypatch.setattr(gpath, '_is_tf_installed', lambda: False)
+  monkeypatch.setattr(gcs_utils, 'get_bucket', lambda name: None)
+  with object_store.serve(root) as environment:
+    for name, value in environment.items():
+      monkeypatch.setitem(os.environ, name, value)
+    yield root / 'some-bucket'
+
+
+def test_the_whole_job_runs_in_an_object_store(bucket, tmp_path):
+  common = {'task': tiny.task(tmp_path), 'records_dir': str(tmp_path / 'records')}
+  for name, config in (('large', tiny.LARGE), ('small', tiny.SMALL)):
+    settings = tiny.settings(tmp_path, small=config, model_dir=f'{BUCKET}/{name}', train_steps=4)
+    train.train(**settings)
+    infer.infer(
+      f'{BUCKET}/{name}',
+      f'{BUCKET}/{name}/predictions',
+      task_feature_lengths=tiny.LENGTHS,
+      mesh=tiny.one_device,
+      batch_size=16,
+      **common,
+    )
+  compared = evaluate.evaluate(
+    {'small': f'{BUCKET}/small/predictions'},
+    f'{BUCKET}/large/predictions',
+    f'{BUCKET}/evaluation',
+    resamples=50,
+  )
+  assert compared.cascades
+  assert '<html' in (bucket / 'evaluation' / 'report.html').read_text()
+  assert (bucket / 'large' / 'checkpoint_4' / 'commit_success.txt').exists()
+  assert read_events(f'{BUCKET}/large/train')
+  # A longer run goes on from the checkpoint in the store.
+  settings = tiny.settings(tmp_path, model_dir=f'{BUCKET}/small', train_steps=6)
+  history = train.train(**settings)
+  assert len(history) == 1
+  assert store.locate(f'{BUCKET}/small')[1] == 6
