@@ -64,6 +64,7 @@ class Attention(nnx.Module):
 
 
 def source(keys: Float[Array, 'B S K H'], values: Float[Array, 'B S K H']) -> Source:
+  """Lay out what projections give."""
   return jnp.einsum('BSKH->BKHS', keys), jnp.einsum('BSKH->BKSH', values)
 
 
@@ -121,6 +122,7 @@ def view(positions: Int[Array, '#B T'], segments: Int[Array, '#B T'] | None) -> 
 
 
 def same(query: Int[Array, '#B T'], key: Int[Array, '#B S']) -> Bool[Array, '#B T S']:
+  """Which queries and keys belong to the same segment."""
   return query[:, :, None] == key[:, None, :]
 
 

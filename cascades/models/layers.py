@@ -31,8 +31,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'linear': lambda x: x,
 }
 
-# What the backward pass of a layer recomputes. All but 'elementwise' are T5X's; on CPU it takes
-# three quarters of the time of 'none', which moves more memory.
+# What the backward pass of a layer recomputes. All but 'elementwise' are T5X's; on CPU that one
+# takes three quarters of the time of 'none', which moves more memory.
 REMAT_POLICIES: dict[str, Callable[[Callable], Callable]] = {
   'none': lambda step: step,
   'elementwise': functools.partial(
@@ -48,8 +48,10 @@ REMAT_POLICIES: dict[str, Callable[[Callable], Callable]] = {
 
 
 def settle(config: Any) -> None:
-  """Turn the lists of a new configuration into tuples (JSON knows none, and a model hashes its
-  configuration) and refuse names that no table here has."""
+  """Finish a new configuration: lists become tuples, names that no table here has are refused.
+
+  JSON and gin give lists; a model's definition is hashed with its configuration.
+  """
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     object.__setattr__(config, field.name, tuple(value) if isinstance(value, list) else value)

@@ -236,8 +236,10 @@ class T5(nnx.Module):
     cached: tuple[Source | None, Source | None] = (None, None),
     key: Array | None = None,
   ) -> tuple[Float[Array, 'B T D'], Source]:
-    """Final states, and what the tokens add to the past. `cached` is the past and the cross source
-    of every layer; `cross_source` takes the latter or makes it."""
+    """Final states, and what the tokens add to the past of every layer.
+
+    `cached` holds every layer's past and cross source; `cross_source` takes the latter or makes it.
+    """
     config = self.config
     bias = self.decoder_bias(view.distance)
 
