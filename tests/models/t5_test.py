@@ -16,7 +16,7 @@ from tests import testing
 from tests.golden import twins
 
 ROOT = pathlib.Path(__file__).parents[2]
-DATA = pathlib.Path(os.environ.get('CASCADES_DATA', ROOT.parent / 'shared' / 'data'))
+DATA = pathlib.Path(os.environ.get('CASCADES_TEST_DATA', ROOT.parent / 'shared' / 'data'))
 T5X = DATA / 't5x_checkpoints' / 'micro_t5_1_1'
 
 
@@ -117,7 +117,7 @@ def _from_t5x(theirs: dict[str, np.ndarray], config: t5.Config) -> t5.T5:
   return nnx.merge(graphdef, nnx.traversals.unflatten_mapping(flat, sep='/'))
 
 
-@pytest.mark.skipif(not T5X.exists(), reason=f'no T5X fixture at {T5X}; set CASCADES_DATA')
+@pytest.mark.skipif(not T5X.exists(), reason=f'no T5X fixture at {T5X}; set CASCADES_TEST_DATA')
 def test_logits_and_packing_equal_t5x():
   expected = np.load(T5X / 'expected.npz', allow_pickle=False)
   config = t5.Config(
