@@ -80,7 +80,7 @@ def evaluate(
   everyone = {**ours, report.LARGE: theirs}
   compared = compared._replace(others=_others(everyone, judged_by, compared.settings))
   runs = [report.Run(name, one.task, one.manifest) for name in everyone for one in everyone[name]]
-  directory = epath.Path(output_dir).expanduser()
+  directory = files.absolute(output_dir)
   _write(
     directory, compared, runs, title=title, points=points, examples=examples, made_by=provenance()
   )
@@ -147,7 +147,7 @@ def _named(small: Mapping[str, str] | Sequence[str]) -> Mapping[str, str]:
 
 
 def _read(directory: str, split: str, tasks: Sequence[str] | None, mode: Mode) -> list[Predictions]:
-  place = epath.Path(directory).expanduser() / split
+  place = files.absolute(directory) / split
   if tasks is None:
     return predictions.read(place, mode=mode)
   return [table for task in tasks for table in predictions.read(place, task=task, mode=mode)]

@@ -8,6 +8,12 @@ import uuid
 from etils import epath
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+  """The place that a user's path names: `~` and relative paths from here, URLs as they are."""
+  found = epath.Path(path)
+  return found if '://' in os.fspath(path) else found.expanduser().resolve()
+
+
 def write(path: epath.PathLike, content: bytes | str) -> None:
   """The file has this content when this returns, and never half of it.
 

@@ -25,7 +25,17 @@ from etils import epath
 from flax import nnx
 from jax import Array
 
-from cascades import costs, decoding, metrics, partitioning, predictions, profiling, progress, rows
+from cascades import (
+  costs,
+  decoding,
+  files,
+  metrics,
+  partitioning,
+  predictions,
+  profiling,
+  progress,
+  rows,
+)
 from cascades.checkpoints import store
 from cascades.models import configs
 from cascades.tasks import prompting, records, vocabularies
@@ -98,7 +108,7 @@ def infer(
   settings = (how if mode == 'predict' else {'candidates': candidates}) | {
     'max_tokens': task_feature_lengths['targets']
   }
-  directory = epath.Path(infer_output_dir).expanduser()
+  directory = files.absolute(infer_output_dir)
   with (
     partitioning.use(mesh(), rules),
     profiling.Profiler(directory / 'profile', profile_steps) as profiler,

@@ -94,7 +94,7 @@ def train(
   gradient stops being finite; nothing that was saved before is touched.
   """
   vocabulary = vocabulary or task.vocabulary()
-  directory = epath.Path(model_dir).expanduser()
+  directory = files.absolute(model_dir)
   description = _describe(small, vocabulary)
   store.check_description(directory, description)
   with store.Checkpoints(directory, keep=keep) as checkpoints, partitioning.use(mesh(), rules):

@@ -14,6 +14,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8',
     '--xla_backend_optimization_level=0',
+    '--xla_cpu_use_fusion_emitters=false',
   ]
 )
 # Programs that tests start as processes of their own share what they compile.

@@ -14,6 +14,14 @@ def test_what_is_written_is_there_and_nothing_else(tmp_path):
   assert [path.name for path in (tmp_path / 'new').iterdir()] == ['file']
 
 
+def test_a_path_is_made_absolute_and_a_url_left_alone(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', '/home/someone')
+  assert str(files.absolute('runs/x')) == str(tmp_path / 'runs/x')
+  assert str(files.absolute('~/x')) == '/home/someone/x'
+  assert str(files.absolute('gs://bucket/x')) == 'gs://bucket/x'
+
+
 @pytest.mark.parametrize('failing', ['write_bytes', 'replace'])
 def test_what_was_written_halfway_never_takes_a_files_place(tmp_path, monkeypatch, failing):
   path = tmp_path / 'file'

@@ -43,7 +43,7 @@ class Checkpoints:
         policies.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False),
       ]
     )
-    self._directory = epath.Path(directory)
+    self._directory = files.absolute(directory)
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -95,7 +95,7 @@ def locate(path: epath.PathLike, which: Which = 'last') -> tuple[epath.Path, int
   `which` says the step in the first case: a number, the last, or the one of lowest validation
   loss. Raises CheckpointError, naming what is there, if it is not.
   """
-  path = epath.Path(path)
+  path = files.absolute(path)
   if named := re.fullmatch(rf'{_PREFIX}_(\d+)', path.name):
     path, which = path.parent, int(named[1])
   if not path.is_dir():

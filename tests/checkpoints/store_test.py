@@ -34,6 +34,15 @@ def test_what_is_saved_comes_back_bit_by_bit(tmp_path, state):
   jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
+def test_directories_may_be_relative(tmp_path, state, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with store.Checkpoints('run') as checkpoints:
+    checkpoints.save(1, state)
+  jax.tree.map(
+    np.testing.assert_array_equal, store.restore_params('run', state.params), state.params
+  )
+
+
 def test_saving_does_not_wait_for_the_disk_and_later_steps_do_not_change_it(tmp_path, state):
   with store.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, state)
