@@ -96,6 +96,7 @@ def configure(
   program: str, files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str] = ()
 ) -> None:
   """Read gin files, then bindings that override them."""
+  del gin.config._FILE_READERS[1:]  # gin takes folders here, as runs/, for packages and trips
   for path in ('', *search_paths, *map(str, search_path())):
     gin.add_config_file_search_path(path)
   modules = (program, *_MODULES.get(program, _MODELLING))

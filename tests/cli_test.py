@@ -27,6 +27,14 @@ def value(name):
   return gin.query_parameter(name)
 
 
+def test_recipes_are_found_beside_folders_of_the_same_name(tmp_path, monkeypatch):
+  for name in ('runs', 'recipes'):
+    (tmp_path / name).mkdir()
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)  # as `python -m` does: the folders are packages now
+  cli.configure('cascades.train', ['recipes/demo_large.gin'], [])
+
+
 def test_bindings_on_the_command_line_override_files(tmp_path):
   file = tmp_path / 'mine.gin'
   file.write_text("include 'runs/train.gin'\nTRAIN_STEPS = 5\nMODEL_DIR = 'there'\n")
