@@ -148,9 +148,16 @@ def _named(small: Mapping[str, str] | Sequence[str]) -> Mapping[str, str]:
 
 def _read(directory: str, split: str, tasks: Sequence[str] | None, mode: Mode) -> list[Predictions]:
   place = files.absolute(directory) / split
-  if tasks is None:
-    return predictions.read(place, mode=mode)
-  return [table for task in tasks for table in predictions.read(place, task=task, mode=mode)]
+  found = [
+    table for task in tasks or (None,) for table in predictions.read(place, task=task, mode=mode)
+  ]
+  for table in found:
+    if unlabelled := table.manifest.get('unlabelled', 0):
+      raise ValueError(
+        f'{unlabelled} of {table.manifest["rows"]} rows of task {table.task!r} in {place} have no '
+        'target, so that no metric can judge their answers: evaluate on a split that has them.'
+      )
+  return found
 
 
 def _joined(
