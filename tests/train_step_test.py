@@ -14,6 +14,7 @@ from cascades import losses, masks, optimizers, partitioning, train_step
 from cascades.models import t5
 from cascades.teachers import Logits
 from cascades.types import Batch
+from tests import testing
 
 B, S, T, V = 16, 6, 7, 24
 SMALL = t5.Config(
@@ -85,6 +86,25 @@ SGD = optax.sgd(0.1)
 def plain():
   """One step of plain gradient descent, from which every variant must not differ."""
   return take(ONE(), optimizer=SGD)
+
+
+@pytest.mark.parametrize('config', [testing.TINY_T5, testing.TINY_EVERYTHING])
+@pytest.mark.parametrize('optimizer', [optimizers.adafactor, optimizers.adamw])
+def test_the_state_comes_out_as_it_went_in_so_that_the_step_compiles_once(config, optimizer):
+  optimizer = optimizer(optimizers.cosine(1e-3, total_steps=9))
+  batch = next(batches(1))
+  batch = batch if isinstance(config, t5.Config) else batch._replace(encoder=None)
+  with partitioning.use(ONE()):
+    graph, _ = partitioning.abstract_model(config)
+    params = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(config.build(jax.random.key(0)))))
+    before = jax.eval_shape(lambda params: train_step.init_state(params, optimizer, 0), params)
+    step = functools.partial(
+      train_step.train_step,
+      small=train_step.Definition(graph, V), large=None, loss=losses.xent, optimizer=optimizer,
+    )  # fmt: skip
+    after, _ = jax.eval_shape(step, before, None, batch)
+  kinds = lambda state: jax.tree.map(lambda x: (x.shape, str(x.dtype), x.weak_type), state)
+  assert kinds(after) == kinds(before)
 
 
 def assert_trees_close(actual, expected, atol):

@@ -177,7 +177,7 @@ class RMSNorm(nnx.Module):
   """
 
   def __init__(self, size: int, *, eps: float, offset: float = 0.0):
-    self.scale = named(jnp.full((size,), 1.0 - offset), 'norm')
+    self.scale = named(jnp.full((size,), 1.0 - offset, jnp.float32), 'norm')
     self.eps = eps
     self.offset = offset
 
