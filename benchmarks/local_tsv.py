@@ -73,7 +73,7 @@ def commands(directory: pathlib.Path) -> list[str]:
       for model in (large, small)
     ),
     'python -m cascades.evaluate --gin_file=runs/evaluate.gin '
-    f'''--gin.SMALL="{{'small': '{small}/predictions'}}" --gin.LARGE={large}/predictions '''
+    f"""--gin.SMALL="{{'small': '{small}/predictions'}}" --gin.LARGE={large}/predictions """
     f'--gin.EVAL_OUTPUT_DIR={directory}/evaluation',
   ]
 

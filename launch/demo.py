@@ -8,7 +8,6 @@ is not run again; a stage that was interrupted goes on where it stopped.
 
 from __future__ import annotations
 
-import concurrent.futures
 import hashlib
 import pathlib
 import shlex
@@ -26,7 +25,6 @@ MODELS = ('large', *LOSSES)
 
 _DIRECTORY = flags.DEFINE_string('output_dir', 'runs/demo', 'Where everything goes.')
 _BINDINGS = flags.DEFINE_multi_string('train', [], 'More bindings for all training, NAME=value.')
-_JOBS = flags.DEFINE_integer('jobs', 2, 'How many small models to train at once.')
 
 
 class Stage(NamedTuple):
@@ -43,8 +41,8 @@ class Stage(NamedTuple):
     return [*program, *bindings]
 
 
-def stages(directory: str, extra: dict[str, str]) -> list[list[Stage]]:
-  """Groups of stages: those of one group do not need each other."""
+def stages(directory: str, extra: dict[str, str]) -> list[Stage]:
+  """All stages, each after those that it needs."""
 
   def train(loss: str) -> Stage:
     bindings = {'LOSS': f'@losses.{loss}', 'MODEL_DIR': f'{directory}/{loss}', **extra}
@@ -66,10 +64,10 @@ def stages(directory: str, extra: dict[str, str]) -> list[list[Stage]]:
   }
   large = {'MODEL_DIR': f'{directory}/large', **extra}
   return [
-    [Stage('train large', 'train', 'recipes/demo_large.gin', large)],
-    [train(loss) for loss in LOSSES],
-    [infer(model) for model in MODELS],
-    [Stage('evaluate', 'evaluate', 'runs/evaluate.gin', compare)],
+    Stage('train large', 'train', 'recipes/demo_large.gin', large),
+    *(train(loss) for loss in LOSSES),
+    *(infer(model) for model in MODELS),
+    Stage('evaluate', 'evaluate', 'runs/evaluate.gin', compare),
   ]
 
 
@@ -78,40 +76,43 @@ def main(argv: Sequence[str]) -> None:
   began = time.monotonic()
   directory = _DIRECTORY.value
   extra = dict(binding.split('=', 1) for binding in _BINDINGS.value)
-  for group in stages(directory, extra):
-    with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
-      failed = [name for name in pool.map(lambda stage: run(stage, directory), group) if name]
-    if failed:
-      sys.exit(f'{", ".join(failed)} failed; the same command goes on from there.')
+  for stage in stages(directory, extra):
+    if not run(stage, directory):
+      sys.exit(f'{stage.name} failed; the same command goes on from there.')
   print(f'\nDone in {time.monotonic() - began:.0f} s: open {directory}/report.html')
 
 
-def run(stage: Stage, directory: str) -> str | None:
-  """Run the stage unless it has finished; its name if it fails."""
+def run(stage: Stage, directory: str) -> bool:
+  """Run the stage unless it has finished; whether it has now."""
   marker = ROOT / directory / '.finished' / stage.name.replace(' ', '-')
   fingerprint = _fingerprint(stage)
-  if marker.exists() and marker.read_text() == fingerprint:
+  if marker.exists():
+    if marker.read_text() != fingerprint:
+      sys.exit(
+        f'{stage.name} finished under another recipe or command than {stage.recipe} says now: '
+        f'remove {directory}, or give another --output_dir.'
+      )
     print(f'[{stage.name}] finished before')
-    return None
-  print(f'[{stage.name}] python {shlex.join(stage.command()[1:])}', flush=True)
+    return True
+  print(f'\n[{stage.name}] python {shlex.join(stage.command()[1:])}', flush=True)
   began = time.monotonic()
-  with subprocess.Popen(
-    stage.command(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-  ) as process:
-    for line in process.stdout or ():
-      print(f'[{stage.name}] {line}', end='', flush=True)
-  if process.returncode:
-    return stage.name
+  if subprocess.run(stage.command(), cwd=ROOT, check=False).returncode:
+    return False
   print(f'[{stage.name}] took {time.monotonic() - began:.0f} s', flush=True)
   marker.parent.mkdir(parents=True, exist_ok=True)
   marker.write_text(fingerprint)
-  return None
+  return True
 
 
 def _fingerprint(stage: Stage) -> str:
-  """Changes with the command and with every recipe and run file."""
+  """Changes with the command and with what its recipe says."""
   digest = hashlib.sha256(shlex.join(stage.command()[1:]).encode())
-  for file in sorted((ROOT / 'gin_configs').rglob('*.gin')):
+  configs = ROOT / 'gin_configs'
+  for file in [
+    configs / stage.recipe,
+    *sorted(configs.glob('models/*')),
+    *sorted(configs.glob('runs/*')),
+  ]:
     digest.update(file.read_bytes())
   return digest.hexdigest()
 

@@ -1,0 +1,96 @@
+"""What the README shows works as shown."""
+
+import importlib
+import pathlib
+import re
+import subprocess
+import sys
+
+import gin
+import jax
+import numpy as np
+import pytest
+
+from cascades import cli, curves, deferral
+from cascades.tasks import records, vocabularies
+from cascades.tasks.task import both
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text()
+
+
+def blocks(language):
+  return re.findall(rf'^```{language}\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+  """The README's modules as files that can be imported."""
+  names = []
+  for block in blocks('python'):
+    name = re.match(r'# (\w+)\.py', block)[1]
+    (tmp_path / f'{name}.py').write_text(block)
+    names.append(name)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.chdir(tmp_path)
+  gin.clear_config()
+  yield tmp_path
+  gin.clear_config()
+  for name in names:
+    sys.modules.pop(name, None)
+
+
+def test_every_place_it_names_exists():
+  places = re.findall(r'\]\(([^)]+)\)', README)
+  local = [place for place in places if not place.startswith('http')]
+  assert local and all((ROOT / place).exists() for place in local)
+
+
+def test_every_extension_has_at_most_ten_lines():
+  assert [len(block.strip().splitlines()) <= 11 for block in blocks('python')] == [True] * 3
+
+
+def test_a_loss_of_ones_own(shown):
+  (shown / 'my.gin').write_text(
+    'from __gin__ import dynamic_registration\nimport my_losses\nLOSS = @my_losses.cat_smoothed\n'
+  )
+  cli.configure('cascades.train', ['recipes/demo_small.gin', 'my.gin'], [])
+  loss = gin.query_parameter('LOSS/macro.value').configurable.wrapped
+  logits = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+  ids = logits.argmax(-1)
+  total, count = loss(logits, logits, ids, np.ones(6, np.float32))
+  logprobs = np.asarray(jax.nn.log_softmax(logits))
+  expected = -0.9 * logprobs[np.arange(6), ids].sum() - 0.1 * logprobs.mean(-1).sum()
+  np.testing.assert_allclose((total, count), (expected, 6), rtol=1e-5)
+
+
+def test_a_rule_of_ones_own(shown):
+  del shown
+  rule = importlib.import_module('my_rules').first_token
+  logprobs = np.array([[-1.0, -9.0], [-3.0, 0.0], [0.0, 0.0]])
+  mask = np.array([[1, 1], [1, 1], [0, 0]], bool)
+  np.testing.assert_array_equal(rule(logprobs, mask), [1.0, 3.0, deferral.NO_TOKENS])
+  order, _ = curves.reachable(rule(logprobs, mask))
+  np.testing.assert_array_equal(order, [2, 1, 0])
+
+
+def test_a_task_of_ones_own(shown):
+  task = importlib.import_module('my_tasks').doubling()
+  made = records.materialize(task, 'test', both(vocabularies.bytes_vocabulary()), str(shown))
+  assert len(made) == 100
+  assert next(iter(made.read([3]))).row.answers == ('1806',)
+
+
+@pytest.mark.slow
+def test_the_four_commands(shown):
+  """As typed, from another folder, but for the number of steps."""
+  tiny.write_rows(shown, rows=64)
+  (task,) = (block for block in blocks('') if 'local_jsonl' in block)
+  (shown / 'task.gin').write_text(task)
+  (commands,) = (block for block in blocks('sh') if 'cascades.evaluate' in block)
+  commands = commands.replace('python -m', f'{sys.executable} -m').replace(
+    'recipes/local_train.gin --gin', 'recipes/local_train.gin --gin.TRAIN_STEPS=101 --gin'
+  )
+  subprocess.run(['bash', '-euo', 'pipefail', '-c', commands], check=True, cwd=shown)
+  assert (shown / 'runs' / 'mine' / 'report' / 'report.html').exists()
