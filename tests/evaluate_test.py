@@ -67,7 +67,7 @@ def test_answers_that_nothing_judges_are_refused(tmp_path):
   made = synthetic_tables.records('a', judged_by=JUDGES)
   for name in MODELS:
     synthetic_tables.write(tmp_path / name / 'test', 'a', made, unlabelled=3)
-  with pytest.raises(ValueError, match="3 of 60 rows of task 'a' in .* have no target"):
+  with pytest.raises(ValueError, match=r"3 of 60 rows of task 'a' in .* have no target"):
     run({name: str(tmp_path / name) for name in MODELS}, tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 

@@ -44,7 +44,8 @@ def shown(tmp_path, monkeypatch):
 def test_every_place_it_names_exists():
   places = re.findall(r'\]\(([^)]+)\)', README)
   local = [place for place in places if not place.startswith('http')]
-  assert local and all((ROOT / place).exists() for place in local)
+  assert local
+  assert all((ROOT / place).exists() for place in local)
 
 
 def test_every_extension_has_at_most_ten_lines():
