@@ -77,8 +77,12 @@ def main(argv: Sequence[str]) -> None:
   directory = _DIRECTORY.value
   extra = dict(binding.split('=', 1) for binding in _BINDINGS.value)
   for stage in stages(directory, extra):
-    if not run(stage, directory):
-      sys.exit(f'{stage.name} failed; the same command goes on from there.')
+    try:
+      finished = run(stage, directory)
+    except KeyboardInterrupt:
+      finished = False
+    if not finished:
+      sys.exit(f'{stage.name} did not finish; the same command goes on from there.')
   print(f'\nDone in {time.monotonic() - began:.0f} s: open {directory}/report.html')
 
 

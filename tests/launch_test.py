@@ -37,7 +37,7 @@ def test_stages_run_in_order_and_once(launched):
 def test_an_interrupted_demo_goes_on_with_the_stage_that_failed(launched):
   ran, failing = launched
   failing.add(4)
-  with pytest.raises(SystemExit, match='train dist failed'):
+  with pytest.raises(SystemExit, match='train dist did not finish'):
     demo.main(['demo'])
   demo.main(['demo'])
   assert ran == [*PROGRAMS[:4], *PROGRAMS[3:]]
