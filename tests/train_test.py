@@ -13,6 +13,7 @@ import pytest
 
 from cascades import losses, optimizers, partitioning, train
 from cascades.checkpoints import store
+from cascades.models import decoder
 from cascades.tasks import vocabularies
 from tests import tiny
 from tests.progress_test import read_events
@@ -89,6 +90,22 @@ def test_cat_with_the_large_model_logs_the_shares_of_agreement(large, tmp_path):
   shares = [values[name] for name in ('both', 'only_small', 'only_large', 'neither')]
   assert sum(shares) == pytest.approx(1.0)
   assert 'frozen: ' in (tmp_path / 'run' / 'model-info.txt').read_text()
+
+
+def test_a_decoder_learns_from_packs_in_bfloat16_and_goes_on_from_its_checkpoint(tmp_path):
+  small = decoder.Config(
+    vocab_size=24, emb_dim=16, num_heads=2, num_kv_heads=1, num_layers=1, head_dim=8, mlp_dim=32,
+    dtype='bfloat16',
+  )  # fmt: skip
+  settings = tiny.settings(
+    tmp_path, small=small, pack_length=32, batch_size=4, microbatches=2, log_every=10,
+    optimizer=optimizers.adamw, train_steps=30,
+  )  # fmt: skip
+  straight = train.train(**settings | {'model_dir': str(tmp_path / 'straight')})
+  train.train(**settings | {'train_steps': 20})
+  resumed = train.train(**settings)
+  assert resumed == straight[-len(resumed) :]
+  assert straight[-1]['loss'] < straight[0]['loss']
 
 
 def test_weights_of_another_run_start_with_a_fresh_optimizer_and_step(large, tmp_path):
