@@ -21,7 +21,8 @@ README = (ROOT / 'README.md').read_text()
 
 
 def blocks(language):
-  return re.findall(rf'^```{language}\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
+  fenced = re.findall(r'^```(\w*)\n(.*?)^```$', README, re.MULTILINE | re.DOTALL)
+  return [text for name, text in fenced if name == language]
 
 
 @pytest.fixture
