@@ -23,7 +23,8 @@ PIECES = 4000
 VALIDATION_ROWS = 500  # the last ones of the training file
 
 TASK = """from __gin__ import dynamic_registration
-from cascades.tasks import local, vocabularies
+from cascades.tasks import local
+from cascades.tasks import vocabularies
 TASK = @local.local_tsv()
 TASK_FEATURE_LENGTHS = {{'inputs': {length}, 'targets': 8}}
 VOCABULARY = @vocabularies.sentencepiece()
