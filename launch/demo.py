@@ -18,6 +18,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from absl import app, flags
+from etils import epath
+
+from cascades import files
 
 ROOT = pathlib.Path(__file__).parents[1]
 LOSSES = ('xent', 'cat_xent', 'dist', 'cat_dist')
@@ -103,8 +106,7 @@ def run(stage: Stage, directory: str) -> bool:
   if subprocess.run(stage.command(), cwd=ROOT, check=False).returncode:
     return False
   print(f'[{stage.name}] took {time.monotonic() - began:.0f} s', flush=True)
-  marker.parent.mkdir(parents=True, exist_ok=True)
-  marker.write_text(fingerprint)
+  files.write(epath.Path(marker), fingerprint)
   return True
 
 
