@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxtyping import Float, Int
 
 from cascades import bootstrap, costs, curves, pooling, tables
 from cascades.bootstrap import Difference, Estimate
+from cascades.grouped import Shares
 from cascades.pooling import Group, Layout, Weights
 from cascades.types import Curve, Metric, Predictions, Score
 
@@ -120,6 +122,8 @@ class Comparison(NamedTuple):
   versus: tuple[Versus, ...]
   answers: Mapping[str, Answers]
   others: Mapping[str, Mapping[str, Estimate]]  # by metric and model: each model `alone`
+  questions: Mapping[str, Mapping[str, Shares]] = MappingProxyType({})  # by task and small model
+  sizes_with_repeats: Mapping[str, int] = MappingProxyType({})  # if repeated inputs are left out
 
   def at(self, model: str, score: str | None = None, task: str = pooling.POOLED) -> Cascade:
     """The cascade of these names; under the first score unless told."""

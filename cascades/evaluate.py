@@ -16,19 +16,21 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import rich.box
 import rich.console
 import rich.table
 from etils import epath
+from jaxtyping import Bool
 from rich.text import Text
 
-from cascades import comparison, deferral, files, metrics, predictions
+from cascades import comparison, deferral, files, grouped, metrics, predictions, tables
 from cascades.bootstrap import Estimate
 from cascades.comparison import Comparison, Settings
+from cascades.grouped import Shares
 from cascades.pooling import Weights
 from cascades.reporting import escaping, exports, figures, report, summary
 from cascades.rows import Mode
-from cascades.tables import join
 from cascades.types import DeferralRule, Metric, Predictions, Score
 
 
@@ -50,6 +52,7 @@ def evaluate(
   resamples: int = 1000,
   confidence: float = 0.95,
   seed: int = 0,
+  dedupe_inputs: bool = False,
   points: int = 1000,
   examples: int = 8,
   title: str = 'Cascades compared',
@@ -61,12 +64,18 @@ def evaluate(
   `rules` (all of the paper if None) and `scores`, which may read whole tables, are by name; the
   first is the one the report leads with. `metric`: the tables' first if None; one that they have
   no statistics of judges their texts. `costs` in FLOPs per token, `qualities`, `baseline` and
-  `weights`: see `comparison.Settings`. `points`: how many of each curve curves.json has at most;
-  `examples`: how many of each kind the report shows.
+  `weights`: see `comparison.Settings`. `dedupe_inputs` keeps the first row of each distinct input.
+  `points`: how many of each curve curves.json has at most; `examples`: how many of each kind the
+  report shows.
   """
   named = _named(small)
   theirs = _read(large, split, tasks, mode)
   ours = {name: _joined(path, theirs, split, tasks, mode) for name, path in named.items()}
+  sizes = {table.task: len(table.ids) for table in theirs} if dedupe_inputs else {}
+  if dedupe_inputs:
+    kept = [tables.distinct_inputs(table) for table in theirs]
+    theirs = list(map(tables.select, theirs, kept))
+    ours = {name: list(map(tables.select, own, kept)) for name, own in ours.items()}
   rules = deferral.PAPER if rules is None else rules
   settings = Settings(weights, costs, qualities, baseline, resamples, confidence, seed)
   judged_by = [_metric(metric, table) for table in theirs]
@@ -78,12 +87,19 @@ def evaluate(
     settings=settings,
   )
   everyone = {**ours, report.LARGE: theirs}
-  compared = compared._replace(others=_others(everyone, judged_by, compared.settings))
+  compared = compared._replace(
+    others=_others(everyone, judged_by, compared.settings),
+    questions=_questions(ours, theirs, compared),
+    sizes_with_repeats=sizes,
+  )
   runs = [report.Run(name, one.task, one.manifest) for name in everyone for one in everyone[name]]
   directory = files.absolute(output_dir)
   _write(
     directory, compared, runs, title=title, points=points, examples=examples, made_by=provenance()
   )
+  for task, size in sizes.items():
+    line = f'Task {task}: {compared.sizes[task]} of {size} rows have distinct inputs.'
+    print(escaping.visible(line))
   _print([summary.models(compared), *([summary.pairs(compared)] if compared.versus else [])])
   print('Report:', escaping.visible(str(directory / 'report.html')))
   return compared
@@ -175,7 +191,7 @@ def _joined(
       f'{directory}, split {split!r}, answers the tasks {sorted(found)} and the large model '
       f'{sorted(wanted)}: infer what is missing, or choose with tasks=[...].'
     )
-  return [join(found[table.task], table)[0] for table in large]
+  return [tables.join(found[table.task], table)[0] for table in large]
 
 
 def _metric(metric: Metric | str | None, table: Predictions) -> Metric:
@@ -199,8 +215,42 @@ def _others(
   return {
     name: comparison.alone(models, [metrics.by_name(name)] * len(shown), settings=settings)
     for name in names
-    if name in metrics.METRICS
+    if metrics.find(name)
   }
+
+
+def _questions(
+  small: Mapping[str, Sequence[Predictions]], large: Sequence[Predictions], compared: Comparison
+) -> Mapping[str, Mapping[str, Shares]]:
+  """How many groups of rows are wholly right, by the first score, of the tasks that have groups."""
+  end, found, settings = 0, {}, compared.settings
+  for number, theirs in enumerate(large):
+    rows = slice(end, end := end + len(theirs.ids))
+    if not theirs.groups or not _has_accuracy(theirs):
+      continue
+    found[theirs.task] = {
+      name: grouped.shares(
+        compared.answers[name].score[rows],
+        theirs.groups,
+        _right(tables_of[number]),
+        _right(theirs),
+        resamples=settings.resamples,
+        confidence=settings.confidence,
+        seed=settings.seed,
+      )
+      for name, tables_of in small.items()
+    }
+  return found
+
+
+def _has_accuracy(table: Predictions) -> bool:
+  """Stored, or to be had from the texts; what is scored without options is no answer."""
+  return table.manifest['mode'] == 'predict' or metrics.accuracy.name in table.statistics
+
+
+def _right(table: Predictions) -> Bool[np.ndarray, 'N']:
+  accuracy = metrics.accuracy
+  return accuracy.finalize(tables.judge(table, accuracy).statistics[accuracy.name]) == 1
 
 
 def _csv(records: Iterable[Mapping[str, Any]]) -> bytes:
@@ -216,11 +266,11 @@ def _csv(records: Iterable[Mapping[str, Any]]) -> bytes:
   return buffer.getvalue().encode()
 
 
-def _print(tables: Sequence[summary.Table]) -> None:
+def _print(shown: Sequence[summary.Table]) -> None:
   """Tables that read well on a terminal and in a log; foreign text cannot act there."""
   console = rich.console.Console(highlight=False, markup=False, emoji=False)
   console = console if console.is_terminal else rich.console.Console(width=140, no_color=True)
-  for table in tables:
+  for table in shown:
     title = Text(escaping.visible(table.title))
     grid = rich.table.Table(title=title, title_justify='left', box=rich.box.SIMPLE)
     for name in table.header:

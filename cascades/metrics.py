@@ -1,12 +1,13 @@
 """Quality metrics: K additive numbers an example, and what finishes their sums.
 
-A metric of a whole corpus (BLEU, chrF, the phoneme error rate) is a function of sums over
-examples, as an average is; so a curve over every threshold is exact for all of them. Shares lie
-in 0..1; BLEU and chrF in 0..100, as sacrebleu prints them.
+A metric of a whole corpus (BLEU, chrF, the phoneme error rate, F1, a correlation) is a function of
+sums over examples, as an average is; so a curve over every threshold is exact for all of them.
+Shares and ROUGE lie in 0..1; BLEU and chrF in 0..100, as sacrebleu prints them.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from cascades import confusion, correlation, referents
 from cascades.types import Metric
 
 if TYPE_CHECKING:
+  from rouge_score.rouge_scorer import RougeScorer
   from sacrebleu.metrics import BLEU
 
 Sums = Float[np.ndarray, '*M K']
@@ -30,15 +33,28 @@ Values = Float[np.ndarray, '*M']
 ORDER = 4  # of BLEU's n-grams
 CHARACTERS = 6  # of chrF's
 BETA = 2.0
+SQUAD_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, ''))
+TRIVIAQA_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + '\u2018\u2019\u00b4', ' '))
 
 
 def by_name(name: str) -> Metric:
-  """The metric that a table's manifest names."""
-  if name not in METRICS:
+  """The metric that a table's manifest or a task's row names."""
+  found = find(name)
+  if found is None:
     near = get_close_matches(name, METRICS, n=1)
     hint = f' (did you mean {near[0]!r}?)' if near else ''
-    raise ValueError(f'No metric is called {name!r}{hint}; known: {", ".join(METRICS)}.')
-  return METRICS[name]
+    known = ', '.join([*METRICS, 'f1[POSITIVE]', 'f1[POSITIVE|OTHER|...]', 'macro_f1[A|B|...]'])
+    raise ValueError(f'No metric is called {name!r}{hint}; known: {known}.')
+  return found
+
+
+@cache
+def find(name: str) -> Metric | None:
+  """The metric of this name, if there is one. F1s carry their classes in their names."""
+  if of_classes := re.fullmatch(r'(f1|macro_f1)\[(.*)\]', name, re.DOTALL):
+    labels = of_classes[2].split('|')
+    return confusion.f1(*labels) if of_classes[1] == 'f1' else confusion.macro_f1(*labels)
+  return METRICS.get(name)
 
 
 def ratio(sums: Sums) -> Values:
@@ -68,16 +84,31 @@ def squad_normalize(text: str) -> str:
 
   Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, the official evaluation script.
   """
-  text = ''.join(character for character in text.lower() if character not in string.punctuation)
+  return _without_articles(text.lower().translate(SQUAD_PUNCTUATION))
+
+
+def triviaqa_normalize(text: str) -> str:
+  """Lower case, a space for each punctuation mark, no English article, single spaces.
+
+  Joshi et al. 2017, https://arxiv.org/abs/1705.03551, the official evaluation script: "O'Neill" is
+  two words here and one for SQuAD; curly quotes and the acute accent are punctuation too.
+  """
+  return _without_articles(text.lower().translate(TRIVIAQA_PUNCTUATION))
+
+
+def _without_articles(text: str) -> str:
   return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
 
 
-def token_overlap(target: str, prediction: str) -> float:
-  """F1 of two bags of words: 2 |common| / (|target| + |prediction|); two empty texts agree."""
+def word_overlap(target: str, prediction: str) -> float:
+  """F1 of two bags of words: 2 |common| / (|target| + |prediction|); 0 of two empty texts."""
   wanted, given = Counter(target.split()), Counter(prediction.split())
-  if not wanted or not given:
-    return equal(target, prediction)
-  return 2 * (wanted & given).total() / (wanted.total() + given.total())
+  return 2 * (wanted & given).total() / max(1, wanted.total() + given.total())
+
+
+def token_overlap(target: str, prediction: str) -> float:
+  """The same as SQuAD 2 counts it, for which two empty texts agree."""
+  return word_overlap(target, prediction) if target or prediction else 1.0
 
 
 def without_stress(phonemes: str) -> str:
@@ -99,12 +130,53 @@ def edits(target: Sequence[str], prediction: Sequence[str]) -> int:
   return row[-1]
 
 
+def words_and_gaps(text: str) -> list[str]:
+  """Words, and an empty word where two characters that are in no word meet: 'a, b' is a,,b.
+
+  So T5 cuts texts for its edit distance; thus punctuation counts, though not which.
+  """
+  return re.split(r'\W', text)
+
+
+def _word_edits(*, cased: bool) -> Callable[[Sequence[str], str], Float[np.ndarray, 'K']]:
+  """Edits to the closest target."""
+
+  def statistics(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
+    answer, *wanted = (
+      words_and_gaps(text if cased else text.lower()) for text in (prediction, *targets)
+    )
+    return np.array([min(edits(words, answer) for words in wanted), 1.0])
+
+  return statistics
+
+
 def _symbol_errors(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
   """Edits to the closest target and that target's length; of equally close ones, the longest."""
   answer = prediction.split()
   wanted = [target.split() for target in targets]
   fewest, negative_length = min((edits(symbols, answer), -len(symbols)) for symbols in wanted)
   return np.array([fewest, -negative_length], float)
+
+
+@cache
+def _rouge_scorer(kind: str) -> RougeScorer:
+  from rouge_score.rouge_scorer import RougeScorer  # here, since it takes seconds to import
+
+  return RougeScorer([kind], use_stemmer=True)
+
+
+def rouge(kind: str) -> Metric:
+  """Mean F-measure against the best reference, with Porter's stemmer, by the library rouge-score.
+
+  Lin 2004, https://aclanthology.org/W04-1013. For English only: all but a-z and 0-9 separates
+  words. `rougeLsum` compares line by line, and as in T5, which does not stem, ' . ' ends a line.
+  """
+
+  def f_measure(target: str, prediction: str) -> float:
+    lines = (text.replace(' . ', ' .\n') for text in (target, prediction))
+    return float(_rouge_scorer(kind).score(*lines)[kind].fmeasure)
+
+  return best_of(kind, f_measure)
 
 
 @cache
@@ -181,10 +253,12 @@ def finalize_chrf(sums: Sums) -> Values:
   return np.divide(top, bottom, out=np.zeros(np.shape(top)), where=bottom > 0)
 
 
-def _only_under_teacher_forcing(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
-  """Right tokens and tokens; texts alone do not tell them."""
-  del targets, prediction
-  raise ValueError('token_accuracy is what inference in mode `score` finds; texts do not tell it.')
+def _found_by_inference(name: str) -> Callable[[Sequence[str], str], Float[np.ndarray, 'K']]:
+  def statistics(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
+    del targets, prediction
+    raise ValueError(f'{name} is what inference in mode `score` finds; texts do not tell it.')
+
+  return statistics
 
 
 accuracy = best_of('accuracy', equal)
@@ -192,15 +266,32 @@ exact_match = best_of('exact_match', equal, normalize=squad_normalize)
 token_f1 = best_of('token_f1', token_overlap, normalize=squad_normalize)
 word_accuracy = best_of('word_accuracy', equal, normalize=single_spaced)
 word_accuracy_stressless = best_of('word_accuracy_stressless', equal, normalize=without_stress)
+triviaqa_em = best_of('triviaqa_em', equal, normalize=triviaqa_normalize)
+triviaqa_f1 = best_of('triviaqa_f1', word_overlap, normalize=triviaqa_normalize)
+wsc_referent = best_of('wsc_referent', referents.quality)
 phoneme_error_rate = Metric('phoneme_error_rate', _symbol_errors, ratio, higher_is_better=False)
-token_accuracy = Metric('token_accuracy', _only_under_teacher_forcing, ratio)
+# As T5 and FLAN have it, blind to case: for true-casing see the other.
+edit_distance = Metric(
+  'edit_distance', _word_edits(cased=False), ratio, higher_is_better=False, scale=math.inf
+)
+edit_distance_cased = edit_distance._replace(
+  name='edit_distance_cased', statistics=_word_edits(cased=True)
+)
+# Right tokens and tokens.
+token_accuracy = Metric('token_accuracy', _found_by_inference('token_accuracy'), ratio)
+# Of the option of highest log-probability per token; `accuracy` is of the highest in all.
+length_normalized_accuracy = Metric(
+  'length_normalized_accuracy', _found_by_inference('length_normalized_accuracy'), ratio
+)
 chrf = Metric('chrf', _chrf_statistics, finalize_chrf, scale=100.0)
 
 METRICS: Mapping[str, Metric] = MappingProxyType({
   metric.name: metric
   for metric in (
-    accuracy, exact_match, token_f1, word_accuracy, word_accuracy_stressless, phoneme_error_rate,
-    token_accuracy,
+    accuracy, exact_match, token_f1, triviaqa_em, triviaqa_f1, word_accuracy,
+    word_accuracy_stressless, wsc_referent, phoneme_error_rate, edit_distance, edit_distance_cased,
+    token_accuracy, length_normalized_accuracy, correlation.pearson, correlation.spearman,
     bleu(), bleu('intl'), bleu('char'), bleu('zh'), bleu('ja-mecab'), bleu('ko-mecab'), chrf,
+    rouge('rouge1'), rouge('rouge2'), rouge('rougeL'), rouge('rougeLsum'),
   )
 })  # fmt: skip

@@ -34,9 +34,10 @@ class Layout(NamedTuple):
 
 
 def pool(tables: Sequence[Predictions]) -> Predictions:
-  """One model's tables of several tasks below each other; ids become task/id.
+  """One model's tables of several tasks below each other; ids become task/id, and so do groups.
 
-  Statistics stay behind: those of one metric add up only within a task.
+  Beside tasks with groups, a row of one without is a group by itself. Statistics stay behind:
+  those of one metric add up only within a task.
   """
   width = max(table.logprobs.shape[1] for table in tables)
 
@@ -52,6 +53,9 @@ def pool(tables: Sequence[Predictions]) -> Predictions:
     logprobs=np.concatenate([padded(table.logprobs) for table in tables]),
     mask=np.concatenate([padded(table.mask) for table in tables]),
     statistics={},
+    groups=[f'{table.task}/{name}' for table in tables for name in table.groups or table.ids]
+    if any(table.groups for table in tables)
+    else (),
   )
 
 

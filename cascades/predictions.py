@@ -161,6 +161,7 @@ def columns(table: Sequence[rows.Parsed], manifest: Mapping[str, Any]) -> Predic
       name: np.array([row.statistics[name] for row in table], float) for name in manifest['metrics']
     },
     manifest=manifest,
+    groups=[row.group for row in table if row.group is not None],
   )
 
 
@@ -172,6 +173,8 @@ def _check_fits(row: rows.Parsed, first: rows.Parsed, metrics: Sequence[str]) ->
       raise ValueError(
         f'{len(values)} statistics of {name}, but {len(first.statistics[name])} in the first row'
       )
+  if (row.group is None) != (first.group is None):
+    raise ValueError(f'group is {row.group!r}, but {first.group!r} in the first row')
 
 
 def _load_manifest(path: epath.Path) -> Mapping[str, Any]:

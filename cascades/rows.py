@@ -6,10 +6,12 @@ The first keys are T5X's; what a cascade needs lies under `aux`:
      "prediction": str (mode predict) | "score": float (mode score),
      "aux": {"scores": float, "id": str, "targets": [str], "tokens": [int],
              "token_logprobs": [float], "length": int, "statistics": {metric: [float]},
-             "correct": [0 | 1], "options": [str], "option_scores": [float]}}
+             "correct": [0 | 1], "options": [str], "option_scores": [float],
+             "option_lengths": [int], "group": str}}
 
-The last three are optional. Log-probabilities are finite, in float32 precision: minus infinity is
-written as the lowest float32; what is no log-probability is refused.
+The last five are optional; `option_lengths` are in tokens, and rows of one `group`, such as all
+answers to one question, are right only together. Log-probabilities are finite, in float32
+precision: minus infinity is written as the lowest float32; what is no log-probability is refused.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Parsed(NamedTuple):
   prediction: str
   logprobs: list[float]
   statistics: dict[str, list[float]]
+  group: str | None = None
 
 
 def build(
@@ -50,11 +53,14 @@ def build(
   correct: Sequence[bool] | None = None,
   options: Sequence[str] | None = None,
   option_scores: Sequence[float] | None = None,
+  option_lengths: Sequence[int] | None = None,
+  group: str | None = None,
 ) -> Row:
   """One row: `answer` is the text that was predicted, or the score of what was given.
 
   `targets` are all that would be right, `logprobs` those of `tokens`, end of sequence included.
-  With options, `tokens` and `logprobs` belong to the best of them.
+  With options, `tokens` and `logprobs` belong to the best of them; `option_lengths` count their
+  tokens, end of sequence included.
   """
   kept = _finite(logprobs)
   aux: dict[str, Any] = {
@@ -70,6 +76,10 @@ def build(
     aux['correct'] = [int(bit) for bit in correct]
   if options is not None and option_scores is not None:
     aux |= {'options': list(options), 'option_scores': _finite(option_scores)}
+    if option_lengths is not None:
+      aux['option_lengths'] = [int(length) for length in option_lengths]
+  if group is not None:
+    aux['group'] = group
   return {
     'inputs': {'inputs_pretokenized': inputs, 'targets_pretokenized': targets[0]},
     **({'prediction': answer} if isinstance(answer, str) else {'score': _finite([answer])[0]}),
@@ -103,7 +113,13 @@ def parse(record: Any, mode: Mode) -> Parsed:
     prediction=get(record, 'prediction', str) if mode == 'predict' else _best(record, inputs, aux),
     logprobs=[min(value, 0.0) for value in logprobs],
     statistics={name: _numbers(statistics, name) for name in statistics},
+    group=get(aux, 'group', str) if 'group' in aux else None,
   )
+
+
+def best_option(scores: Sequence[float], lengths: Sequence[int] | None = None) -> int:
+  """The option of highest log-probability, or of highest per token; of equals, the first."""
+  return int(np.argmax(scores if lengths is None else np.divide(scores, lengths)))
 
 
 def _best(record: Row, inputs: Row, aux: Row) -> str:
@@ -117,7 +133,11 @@ def _best(record: Row, inputs: Row, aux: Row) -> str:
     raise ValueError(f'{len(options)} options have {len(scores)} scores')
   if not all(isinstance(option, str) for option in options):
     raise ValueError(f'options must be texts, found {options!r:.80}')
-  return options[int(np.argmax(scores))]
+  if 'option_lengths' in aux:
+    lengths = _numbers(aux, 'option_lengths')
+    if len(lengths) != len(options) or min(lengths) < 1:
+      raise ValueError(f'option_lengths must be {len(options)} counts of tokens, found {lengths}')
+  return options[best_option(scores)]
 
 
 def get(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:

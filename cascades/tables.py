@@ -39,6 +39,11 @@ def join(small: Predictions, large: Predictions) -> tuple[Predictions, Predictio
         f'{where}: targets of {name!r} differ: small {list(ours)!r:.200}, large '
         f'{list(theirs)!r:.200}; the tables come from different versions of the data.'
       )
+  if aligned.groups and large.groups and list(aligned.groups) != list(large.groups):
+    raise ValueError(
+      f'{where}: the two tables group their rows differently; they come from different versions '
+      'of the data.'
+    )
   return aligned, large
 
 
@@ -53,7 +58,14 @@ def select(table: Predictions, rows: Sequence[int]) -> Predictions:
     logprobs=table.logprobs[index],
     mask=table.mask[index],
     statistics={name: values[index] for name, values in table.statistics.items()},
+    groups=[table.groups[i] for i in rows] if table.groups else (),
   )
+
+
+def distinct_inputs(table: Predictions) -> list[int]:
+  """The first row of each distinct input."""
+  first = {text: row for row, text in reversed([*enumerate(table.inputs)])}
+  return sorted(first.values())
 
 
 def judge(table: Predictions, metric: Metric) -> Predictions:

@@ -116,6 +116,10 @@ class Vocabulary(Protocol):
     """Ids without beginning or end of sequence."""
     ...
 
+  def encode_all(self, texts: Sequence[str]) -> list[Int[np.ndarray, 'n']]:
+    """The same for many texts, faster."""
+    ...
+
   def decode(self, ids: Sequence[int]) -> str:
     """Text up to the first end of sequence; padding is dropped."""
     ...
@@ -156,6 +160,7 @@ class Predictions(NamedTuple):
   mask: Bool[np.ndarray, 'N T']
   statistics: Mapping[str, Float[np.ndarray, 'N K']]  # by metric name
   manifest: Mapping[str, Any]
+  groups: Sequence[str] = ()  # of rows that are right only together; none if empty
 
 
 class Curve(NamedTuple):

@@ -14,7 +14,8 @@ TESTS = sorted((ROOT / 'tests').rglob('*.py'))
 
 EQUATIONS = {
   'losses', 'masks', 'teachers', 'deferral', 'learned_deferral', 'routing', 'speculative',
-  'online', 'metrics', 'costs', 'curves', 'bootstrap', 'tables', 'pooling', 'comparison', 'rows',
+  'online', 'metrics', 'confusion', 'correlation', 'costs', 'curves', 'grouped',
+  'bootstrap', 'tables', 'pooling', 'comparison', 'rows', 'referents',
 }  # fmt: skip
 PROGRAMS = {'train', 'infer', 'evaluate'}
 ONLY_IN = {

@@ -1,14 +1,20 @@
-import os
+import collections
+import json
 import pathlib
+import re
+import string
 
+import editdistance
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import sacrebleu
 from hypothesis import given
+from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
 
 from cascades import curves, metrics
+from tests.real_data import real
 
 words = st.lists(st.sampled_from('abcde'), max_size=9).map(' '.join)
 pairs = st.lists(st.tuples(words, words), min_size=1, max_size=5)
@@ -38,6 +44,88 @@ def test_exact_match_and_token_f1_follow_the_squad_script():
   assert one(metrics.token_f1, 'the', 'a') == 1
   assert one(metrics.token_f1, 'the', 'b') == 0
   assert total(metrics.token_f1, [(['a b', 'b c'], 'c b')]) == 1
+
+
+CURLY = '\u2018\u2019\u00b4'  # both single quotes and the acute accent
+
+
+@pytest.mark.parametrize(
+  ('text', 'squad', 'triviaqa'),
+  [
+    ("The O'Neill's", 'oneills', 'o neill s'),
+    ('snake_case', 'snakecase', 'snake case'),
+    ('_the_ end', 'end', 'end'),
+    ('\u2018A\u2019 rock\u2019n\u2019roll', '\u2018 \u2019 rock\u2019n\u2019roll', 'rock n roll'),
+    ('caf\u00b4e', 'caf\u00b4e', 'caf e'),
+    ('`A-team`', 'ateam', 'team'),  # without its hyphen, the A is an article
+    ('U.S.A.', 'usa', 'u s'),  # without its points, the last one is
+    (
+      '\u201cQuoted\u201d \u2013 dash',
+      '\u201cquoted\u201d \u2013 dash',
+      '\u201cquoted\u201d \u2013 dash',
+    ),
+    ('Another  theme \n an\tanthem', 'another theme anthem', 'another theme anthem'),
+    ('ÉCOLE, 1,000', 'école 1000', 'école 1 000'),
+    ('The', '', ''),
+    ('?!', '', ''),
+  ],
+)
+def test_texts_are_normalised_as_the_official_scripts_do(text, squad, triviaqa):
+  assert metrics.squad_normalize(text) == squad
+  assert metrics.triviaqa_normalize(text) == triviaqa
+
+
+def official_triviaqa(text):
+  """The steps of the script, one by one."""
+  text = text.replace('_', ' ').lower()
+  text = ''.join(' ' if one in string.punctuation + '`' + CURLY else one for one in text)
+  text = re.sub(r'\b(a|an|the)\b', ' ', text)
+  return ' '.join(text.split()).strip()
+
+
+def official_f1(target, prediction):
+  """As in the scripts of SQuAD 1 and TriviaQA, which give two empty texts 0."""
+  wanted, given_words = target.split(), prediction.split()
+  common = sum((collections.Counter(wanted) & collections.Counter(given_words)).values())
+  if common == 0:
+    return 0
+  precision, recall = common / len(given_words), common / len(wanted)
+  return 2 * precision * recall / (precision + recall)
+
+
+tricky = st.text(st.sampled_from(list("aAnT the_-.'`X\n\t" + CURLY)), max_size=14)
+
+
+@given(st.lists(tricky, min_size=1, max_size=3), tricky)
+def test_triviaqa_equals_the_official_script_step_by_step(targets, prediction):
+  assert metrics.triviaqa_normalize(prediction) == official_triviaqa(prediction)
+  wanted, answer = [official_triviaqa(target) for target in targets], official_triviaqa(prediction)
+  exact, overlap = metrics.by_name('triviaqa_em'), metrics.by_name('triviaqa_f1')
+  assert exact.statistics(targets, prediction).tolist() == [answer in wanted, 1]
+  best = max(official_f1(target, answer) for target in wanted)
+  np.testing.assert_allclose(overlap.statistics(targets, prediction), [best, 1])
+
+
+def test_real_aliases_of_triviaqa_match_themselves_and_what_the_script_matches():
+  path = real('flan_tasks/triviaqa_small.eval.jsonl')
+  lines = path.read_text('utf-8').split('\n')[:200]
+  rows = [json.loads(line) for line in lines]
+  generator = np.random.default_rng(0)
+  exact, overlap = [], []
+  for row, other in zip(rows, [*rows[1:], rows[0]], strict=True):
+    aliases = row['aliases']
+    alias = aliases[generator.integers(len(aliases))]
+    assert metrics.triviaqa_em.statistics(aliases, f'The {alias.swapcase()}!').tolist() == [1, 1]
+    wanted = [official_triviaqa(text) for text in aliases]
+    for answer in (f'{alias} or {other["target"]}', other['target'], alias.split()[0]):
+      read = official_triviaqa(answer)
+      exact.append((metrics.triviaqa_em.statistics(aliases, answer)[0], read in wanted))
+      best = max(official_f1(text, read) for text in wanted)
+      overlap.append((metrics.triviaqa_f1.statistics(aliases, answer)[0], best))
+  for pairs in (exact, overlap):
+    np.testing.assert_allclose(*zip(*pairs, strict=True))
+  assert 0.05 < np.mean(exact) < 0.9
+  assert len(rows) == 200
 
 
 def test_word_accuracy_takes_any_pronunciation_and_may_ignore_stress():
@@ -71,6 +159,62 @@ def recursive_edits(a, b):
 @given(st.text('abc', max_size=5), st.text('abc', max_size=5))
 def test_edits_equal_the_recursive_definition_and_are_symmetric(a, b):
   assert metrics.edits(a, b) == recursive_edits(a, b) == metrics.edits(b, a)
+
+
+@given(st.text(max_size=12), st.text(max_size=12))
+def test_the_edit_distance_is_t5s(target, prediction):
+  """Which the package editdistance finds between pieces cut at every character of no word."""
+  pieces = [re.split(r'[^\w]', text) for text in (target, prediction)]
+  small = [re.split(r'[^\w]', text.lower()) for text in (target, prediction)]
+  assert one(metrics.edit_distance_cased, target, prediction) == editdistance.eval(*pieces)
+  assert one(metrics.edit_distance, target, prediction) == editdistance.eval(*small)
+
+
+def test_the_edit_distance_agrees_with_numbers_worked_by_hand():
+  distance, cased = metrics.edit_distance, metrics.by_name('edit_distance_cased')
+  assert one(distance, 'We saw Bonn.', 'we saw bonn.') == 0  # it is blind to case,
+  assert one(cased, 'We saw Bonn.', 'we saw bonn.') == 2
+  assert one(distance, 'Yes, we can.', 'yes we can') == 2  # and sees that a mark is missing,
+  assert one(distance, 'Yes, we can.', 'yes; we can!') == 0  # but not which
+  assert one(distance, 'one two three', 'onetwo three') == 2
+  assert total(distance, [(['a b', 'a b c d'], 'a b c'), (['x'], 'x y z')]) == (1 + 2) / 2
+  assert not distance.higher_is_better
+  assert not cased.higher_is_better
+
+
+def test_rouge_agrees_with_numbers_worked_by_hand():
+  target, prediction = 'the cats sat on mats', 'The cat was on the mat.'
+  # Stemmed: the cat sat on mat, and the cat wa on the mat. Four words and one pair are common.
+  expected = {'rouge1': 8 / 11, 'rouge2': 2 / 9, 'rougeL': 8 / 11, 'rougeLsum': 8 / 11}
+  for name, value in expected.items():
+    assert one(metrics.by_name(name), target, prediction) == pytest.approx(value)
+    best = total(metrics.by_name(name), [(['nothing', target, 'x'], prediction), (['a'], 'b')])
+    assert best == pytest.approx(value / 2)
+    assert one(metrics.by_name(name), '日本', '日本') == 0  # it knows English alone
+
+
+def test_sentences_of_a_summary_may_change_places_for_rouge_lsum_only():
+  target, prediction = 'one two three . four five six', 'four five six . one two three'
+  assert one(metrics.rouge('rougeLsum'), target, prediction) == 1
+  assert one(metrics.rouge('rougeL'), target, prediction) == 0.5
+  lines = [text.replace(' . ', '\n') for text in (target, prediction)]
+  assert one(metrics.rouge('rougeLsum'), *lines) == 1
+
+
+words_of_summaries = st.lists(
+  st.sampled_from(['cat', 'cats', 'running', 'runs', '.', '\n', 'x1', 'é']), max_size=9
+).map(' '.join)
+
+
+@given(st.lists(words_of_summaries, min_size=1, max_size=3), words_of_summaries)
+def test_rouge_equals_the_library_with_several_references(targets, prediction):
+  kinds = ['rouge1', 'rouge2', 'rougeL', 'rougeLsum']
+  scorer = rouge_scorer.RougeScorer(kinds, use_stemmer=True)
+  *cut, answer = (text.strip().replace(' . ', ' .\n') for text in (*targets, prediction))
+  expected = scorer.score_multi(cut, answer)
+  for kind in kinds:
+    found = metrics.by_name(kind).statistics(targets, prediction)
+    np.testing.assert_allclose(found, [expected[kind].fmeasure, 1])
 
 
 @given(pairs)
@@ -117,8 +261,9 @@ def test_finalizing_many_sums_at_once_equals_one_by_one():
 
 
 def test_no_statistics_at_all_finish_as_zero():
-  for metric in metrics.METRICS.values():
-    assert metric.finalize(np.zeros(18)) == 0
+  for name in (*metrics.METRICS, 'f1[a]', 'f1[a|b]', 'macro_f1[a|b|c|d|e|f]'):
+    width = 49 if name == 'spearman' else 18
+    assert metrics.by_name(name).finalize(np.zeros(width)) == 0
 
 
 @given(st.lists(st.integers(0, 40), min_size=10, max_size=10))
@@ -145,31 +290,68 @@ def test_metrics_are_found_by_name_and_the_nearest_name_is_suggested():
     metrics.by_name('accurracy')
 
 
-def test_token_accuracy_is_a_ratio_that_texts_do_not_tell():
-  assert metrics.token_accuracy.finalize(np.array([3.0, 4.0])) == 0.75
-  with pytest.raises(ValueError, match='texts do not tell it'):
-    metrics.token_accuracy.statistics(['a'], 'a')
+def test_a_referent_may_be_named_with_more_or_fewer_words():
+  referent = metrics.by_name('wsc_referent')
+  assert total(referent, [(['the fuzzy bunny'], ' bunny'), (['bunny'], 'Bob')]) == 0.5
+
+
+def test_a_name_that_is_none_may_be_asked_for():
+  assert metrics.find('accurracy') is None
+  assert metrics.find('f1[yes|no]') is metrics.by_name('f1[yes|no]')
+
+
+@pytest.mark.parametrize('name', ['token_accuracy', 'length_normalized_accuracy'])
+def test_some_ratios_are_not_told_by_texts(name):
+  metric = metrics.by_name(name)
+  assert metric.finalize(np.array([3.0, 4.0])) == 0.75
+  with pytest.raises(ValueError, match=f'{name} is what inference .* texts do not tell it'):
+    metric.statistics(['a'], 'a')
 
 
 def test_shares_have_scale_1_and_bleu_and_chrf_100():
   perfect = 'A1 B2 C0 D1 E'
+  untold = ('token_accuracy', 'length_normalized_accuracy', 'pearson', 'spearman')
   for metric in metrics.METRICS.values():
     if metric.name in ('bleu_ja_mecab', 'bleu_ko_mecab'):  # optional tokenisers
       assert metric.scale == 100
-    elif metric.higher_is_better and metric is not metrics.token_accuracy:
+    elif metric.higher_is_better and metric.name not in untold:
       assert one(metric, perfect, perfect) == metric.scale
 
 
-DATA = pathlib.Path(
-  os.environ.get('CASCADES_TEST_DATA', pathlib.Path(__file__).parents[2] / 'shared/data')
-)
+@pytest.mark.parametrize('name', ['rougeL', 'edit_distance', 'edit_distance_cased'])
+def test_curves_on_real_translations_equal_the_libraries_at_each_threshold(name):
+  stem = real('wmt') / 'generaltest2022.zh-en.ref'
+  targets, other = (
+    pathlib.Path(f'{stem}.{reference}.en').read_text('utf-8').split('\n')[:60] for reference in 'AB'
+  )
+  large = [text.lower() if i % 3 else text for i, text in enumerate(other)]
+  small = [' '.join(text.split()[:-4]) for text in other]
+  score = np.random.default_rng(0).integers(0, 9, size=60).astype(float)
+  metric = metrics.by_name(name)
+  ours, theirs = (
+    np.stack([metric.statistics([a], b) for a, b in zip(targets, side, strict=True)])
+    for side in (small, large)
+  )
+  curve = curves.deferral_curve(score, ours, theirs, metric.finalize, lambda rate: rate)
+  scorer = rouge_scorer.RougeScorer(['rougeL'], use_stemmer=True)
+
+  def literal(target, text):
+    if name.startswith('rouge'):
+      return scorer.score(target, text)[name].fmeasure
+    both = (target, text) if name == 'edit_distance_cased' else (target.lower(), text.lower())
+    return editdistance.eval(*(re.split(r'\W', one) for one in both))
+
+  for threshold, quality in zip(curve.threshold, curve.quality, strict=True):
+    mixed = [b if r >= threshold else a for a, b, r in zip(small, large, score, strict=True)]
+    expected = np.mean([literal(a, b) for a, b in zip(targets, mixed, strict=True)])
+    assert quality == pytest.approx(expected)
+  assert len(curve.quality) == 10
+  assert (curve.quality[-1] > curve.quality[0]) == metric.higher_is_better
 
 
 @pytest.mark.parametrize(('language', 'tokenize'), [('en', '13a'), ('ja', 'char')])
 def test_curves_of_bleu_on_real_translations_equal_sacrebleu_at_each_threshold(language, tokenize):
-  path = DATA / 'mt_tanaka_en_ja' / 'test.tsv'
-  if not path.exists():
-    pytest.skip(f'{path} is not there; set CASCADES_TEST_DATA to a folder that has it')
+  path = real('mt_tanaka_en_ja/test.tsv')
   column = ['en', 'ja'].index(language)
   texts = [line.split('\t')[column] for line in path.read_text('utf-8').rstrip('\n').split('\n')]
   assert len(texts) == 500

@@ -81,6 +81,15 @@ def test_metrics_of_different_scale_or_direction_are_not_averaged():
     pooling.layout(models, [metrics.accuracy, metrics.phoneme_error_rate], None)
 
 
+def test_pooled_groups_stay_those_of_their_task():
+  one, other = synthetic_tables.table('a', size=3), synthetic_tables.table('b', size=2)
+  grouped = one._replace(groups=['p', 'q', 'p'])
+  twice = pooling.pool([grouped, other._replace(groups=['p', 'p'])])
+  assert twice.groups == ['a/p', 'a/q', 'a/p', 'b/p', 'b/p']
+  assert pooling.pool([grouped, other]).groups == ['a/p', 'a/q', 'a/p', 'b/b-0', 'b/b-1']
+  assert not pooling.pool([one, other]).groups
+
+
 def test_pooled_tables_follow_each_other_with_padding_and_unique_ids():
   one = synthetic_tables.table('a', size=9)
   other = synthetic_tables.table('b', size=4)._replace(ids=list(one.ids[:4]))

@@ -75,6 +75,16 @@ def test_answers_without_tokens_and_tables_without_any_are_read(tmp_path):
   assert not table.mask.any()
 
 
+def test_groups_are_read_if_the_rows_have_them(folder, tmp_path_factory):
+  assert not predictions.read(folder)[0].groups
+  made = synthetic_tables.records('a', size=5)
+  for row, group in zip(made, 'ppqqq', strict=True):
+    row['aux']['group'] = group
+  other = tmp_path_factory.mktemp('grouped')
+  synthetic_tables.write(other, 'a', made)
+  assert ''.join(predictions.read(other)[0].groups) == 'ppqqq'
+
+
 @settings(deadline=None)
 @given(st.lists(st.text(), min_size=3, max_size=3))
 def test_any_text_survives_the_trip(tmp_path_factory, texts):
@@ -226,6 +236,7 @@ def test_another_row_count_than_the_manifests_is_refused(folder):
     (edit(id='a-4'), r"00001-of-00002, line 3: id 'a-4' occurs twice"),
     (edit(statistics={'bleu': [1.0]}), r"line 2: statistics of \['bleu'\], but the manifest lists"),
     (edit(statistics={'accuracy': [1.0]}), 'line 2: 1 statistics of accuracy, but 2 in the first'),
+    (edit(group='q'), "line 2: group is 'q', but None in the first row"),
     (edit(length=1), 'line 2: tokens and their log-probabilities must be equally many'),
     (edit(token_logprobs=[10**400], tokens=[1], length=1), 'line 2: .*too large'),
   ],

@@ -83,6 +83,31 @@ def test_a_given_answer_is_scored_and_options_are_ranked():
   assert rows.parse(ranked, 'score').prediction == 'yes'
 
 
+def test_the_lengths_of_options_are_kept_and_choose_another_best_option():
+  options = {'options': ['no', 'not at all'], 'option_scores': [-2, -3]}
+  ranked = build(answer=-2.0, **options, option_lengths=np.array([1, 2]))
+  assert ranked['aux']['option_lengths'] == [1, 2]
+  assert rows.parse(json.loads(json.dumps(ranked)), 'score').prediction == 'no'
+  assert rows.best_option([-2, -3]) == 0
+  assert rows.best_option([-2, -3], [1, 2]) == 1
+  assert rows.best_option([-2, -4], [1, 2]) == 0  # of equals, the first
+  assert 'option_lengths' not in build(answer=-2.0, **options)['aux']
+
+
+@given(st.lists(st.tuples(st.floats(-1e30, 0), st.integers(1, 99)), min_size=1, max_size=9))
+def test_no_option_is_likelier_per_token_than_the_best(options):
+  scores, lengths = zip(*options, strict=True)
+  best = rows.best_option(scores, lengths)
+  assert all(scores[best] / lengths[best] >= score / length for score, length in options)
+
+
+def test_a_row_may_belong_to_a_group():
+  assert 'group' not in build()['aux']
+  record = build(group='passage 3, question 7')
+  assert record['aux']['group'] == 'passage 3, question 7'
+  assert rows.parse(record, 'predict').group == 'passage 3, question 7'
+
+
 def test_rounding_above_zero_is_cut_off():
   assert rows.parse(build(logprobs=[1e-6, -1, -1]), 'predict').logprobs[0] == 0
 
@@ -109,6 +134,8 @@ def test_rounding_above_zero_is_cut_off():
     (edited('aux.statistics', [1]), 'statistics must be a dict'),
     (edited('aux.statistics', {'a': [float('inf')]}), 'a must hold finite numbers'),
     (edited('aux.statistics', {'a': 1}), 'a must be a list'),
+    (edited('aux.group', 3), 'group must be a str, found 3'),
+    (edited('aux.group', None), 'group must be a str, found None'),
   ],
 )
 def test_what_is_no_row_is_refused_with_the_reason(record, reason):
@@ -124,6 +151,14 @@ def test_what_is_no_row_is_refused_with_the_reason(record, reason):
     (edited('aux.options', ['a'], answer=-1.0), "no 'option_scores'"),
     (build(answer=-1.0, options=['a', 'b'], option_scores=[-1]), '2 options have 1 scores'),
     (build(answer=-1.0, options=['a', 2], option_scores=[-1, -2]), 'options must be texts'),
+    (
+      build(answer=-1.0, options=['a'], option_scores=[-1], option_lengths=[2, 3]),
+      r'option_lengths must be 1 counts of tokens, found \[2, 3\]',
+    ),
+    (
+      build(answer=-1.0, options=['a', 'b'], option_scores=[-1, -1], option_lengths=[2, 0]),
+      'option_lengths must be 2 counts of tokens',
+    ),
   ],
 )
 def test_what_is_no_scored_row_is_refused_with_the_reason(record, reason):

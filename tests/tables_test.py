@@ -58,6 +58,26 @@ def test_missing_examples_are_counted_and_named():
     tables.join(large(), few)
 
 
+def test_groups_follow_their_rows_and_must_agree():
+  names = list('ppqqqrrss')
+  ours, theirs = small()._replace(groups=names), large()._replace(groups=names)
+  shuffled = tables.select(theirs, [8, 3, 0])
+  assert shuffled.groups == ['s', 'q', 'p']
+  aligned, _ = tables.join(tables.select(ours, [0, 3, 8]), shuffled)
+  assert aligned.groups == ['s', 'q', 'p']
+  assert not tables.select(small(), [1, 2]).groups
+  tables.join(small(), theirs)  # one of the tables may know nothing of groups
+  with pytest.raises(ValueError, match=r"task 'a', .* the two tables group their rows differently"):
+    tables.join(ours, theirs._replace(groups=names[::-1]))
+
+
+def test_of_rows_with_the_same_input_the_first_is_kept():
+  texts = ['x', 'y', 'x', 'x ', 'z', 'y', 'w', 'z', 'x']
+  kept = tables.distinct_inputs(small()._replace(inputs=texts))
+  assert kept == [0, 1, 3, 4, 6]
+  assert tables.distinct_inputs(small()) == list(range(9))
+
+
 def test_a_table_is_judged_by_a_metric_that_it_does_not_know_yet():
   judged = tables.judge(large(), metrics.token_f1)
   expected = [

@@ -10,7 +10,18 @@ import numpy as np
 
 from cascades import curves
 from cascades.bootstrap import Difference, Estimate
-from cascades.comparison import RATES, Cascade, Comparison, Quantity, Versus
+from cascades.comparison import (
+  ABOVE_CHORD,
+  AREA,
+  LARGE,
+  RATES,
+  SMALL,
+  Cascade,
+  Comparison,
+  Quantity,
+  Versus,
+)
+from cascades.grouped import Shares
 from cascades.pooling import POOLED
 
 VERSION = 1
@@ -30,6 +41,11 @@ def records(compared: Comparison) -> Iterator[dict[str, Any]]:
     for model, estimate in models.items():
       names = {'model': model, 'baseline': '', 'score': '', 'task': POOLED}
       yield {**names, **_flat(Quantity(f'{metric} alone'), estimate), 'p': None}
+  for task, questions in compared.questions.items():
+    for model, shares in questions.items():
+      names = {'model': model, 'baseline': '', 'score': compared.scores[0], 'task': task}
+      for name, estimate in _estimates(shares).items():
+        yield {**names, **_flat(Quantity(f'questions, {name}'), estimate), 'p': None}
 
 
 def as_json(compared: Comparison, *, points: int | None = None) -> dict[str, Any]:
@@ -42,10 +58,11 @@ def as_json(compared: Comparison, *, points: int | None = None) -> dict[str, Any
     'version': VERSION,
     'metric': {
       'name': metric.name,
-      'scale': metric.scale,
+      'scale': metric.scale if math.isfinite(metric.scale) else None,
       'higher_is_better': metric.higher_is_better,
     },
     'tasks': dict(compared.sizes),
+    'tasks_with_repeated_inputs': dict(compared.sizes_with_repeats),
     'flops_per_token': {'small': dict(compared.flops), 'large': compared.large_flops},
     'settings': compared.settings._asdict(),
     'band_rates': RATES.tolist(),
@@ -55,6 +72,25 @@ def as_json(compared: Comparison, *, points: int | None = None) -> dict[str, Any
       metric: {model: one._asdict() for model, one in models.items()}
       for metric, models in compared.others.items()
     },
+    'questions': {
+      task: {
+        model: {
+          'questions': shares.groups,
+          'estimates': [_flat(Quantity(name), x) for name, x in _estimates(shares).items()],
+        }
+        for model, shares in models.items()
+      }
+      for task, models in compared.questions.items()
+    },
+  }
+
+
+def _estimates(shares: Shares) -> dict[str, Estimate]:
+  return {
+    SMALL.name: shares.small,
+    LARGE.name: shares.large,
+    AREA.name: shares.area,
+    ABOVE_CHORD.name: shares.above_chord,
   }
 
 

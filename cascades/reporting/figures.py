@@ -243,8 +243,9 @@ def _thin(curve: Curve) -> Curve:
 
 def _label(comparison: Comparison) -> str:
   metric = comparison.metric
-  better = '' if metric.higher_is_better else ', lower is better'
-  return f'{shorten(metric.name, 40).replace("_", " ")} (0 to {metric.scale:g}{better})'
+  notes = [f'up to {metric.scale:g}'] if math.isfinite(metric.scale) else []
+  notes += [] if metric.higher_is_better else ['lower is better']
+  return f'{shorten(metric.name, 40).replace("_", " ")} ({", ".join(notes)})'
 
 
 def _colors() -> Iterator[str]:

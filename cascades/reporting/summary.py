@@ -33,6 +33,7 @@ def tables(compared: Comparison) -> list[Table]:
   made += [pairs(compared), savings(compared)] if compared.versus else []
   made += [scores(compared), thresholds(compared)]
   made += [tasks(compared)] if len(compared.sizes) > 1 else []
+  made += [questions(compared)] if compared.questions else []
   return made + ([others(compared)] if compared.others else [])
 
 
@@ -162,6 +163,26 @@ def tasks(compared: Comparison) -> Table:
   return Table(
     'Tasks',
     f'Each with its own threshold, deferral by {compared.scores[0]!r}.',
+    ('task', 'model', 'small alone', 'large alone', 'area', 'above chord'),
+    tuple(rows),
+  )
+
+
+def questions(compared: Comparison) -> Table:
+  rows = [
+    (
+      Cell(task, f'{shares.groups} questions'),
+      Cell(model),
+      *(_cell(one, percent) for one in (shares.small, shares.large, shares.area)),
+      _cell(shares.above_chord, _signed(percent)),
+    )
+    for task, models in compared.questions.items()
+    for model, shares in models.items()
+  ]
+  return Table(
+    'Questions answered wholly right',
+    'The share of questions of which every row is right. Rows defer one by one, by '
+    f'{compared.scores[0]!r}; the area is over their deferral rate. Intervals are over questions.',
     ('task', 'model', 'small alone', 'large alone', 'area', 'above chord'),
     tuple(rows),
   )

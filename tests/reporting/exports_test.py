@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from cascades import comparison, pooling
+from cascades.bootstrap import Estimate
+from cascades.grouped import Shares
 from cascades.reporting import exports
 from tests import synthetic_tables
 
@@ -42,6 +44,26 @@ def test_what_is_not_finite_becomes_null():
   assert found['cost at quality', 2.0] is None
   assert found['quality at cost', 1.0] is None
   assert found['area', None] == pytest.approx(compared.cascades[0].estimates[comparison.AREA].value)
+
+
+def test_a_metric_without_limit_has_no_scale():
+  compared = synthetic_tables.compared('edit_distance')
+  metric = json.loads(json.dumps(exports.as_json(compared), allow_nan=False))['metric']
+  assert metric == {'name': 'edit_distance', 'scale': None, 'higher_is_better': False}
+
+
+def test_questions_are_in_the_json_and_the_records():
+  estimates = [Estimate(value, value - 0.1, value + 0.1) for value in (0.25, 0.5, 0.4, 0.025)]
+  shares = Shares(953, *estimates)
+  compared = synthetic_tables.compared()._replace(questions={'a': {'cat': shares}})
+  (told,) = json.loads(json.dumps(exports.as_json(compared)))['questions']['a'].values()
+  assert told['questions'] == 953
+  found = {one['quantity']: (one['value'], one['low'], one['high']) for one in told['estimates']}
+  names = ('small alone', 'large alone', 'area', 'area above chord')
+  assert found == {name: tuple(one) for name, one in zip(names, estimates, strict=True)}
+  records = [one for one in exports.records(compared) if one['quantity'].startswith('questions')]
+  assert [one['quantity'] for one in records] == [f'questions, {name}' for name in names]
+  assert {(one['model'], one['score'], one['task']) for one in records} == {('cat', 'average', 'a')}
 
 
 def test_there_is_one_record_for_each_number_with_an_interval():

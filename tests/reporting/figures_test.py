@@ -48,6 +48,19 @@ def test_figures_are_drawn_when_they_have_something_to_show(drawn):
   assert set(drawn) - set(fewer) == {'differences', 'tasks'}
 
 
+@pytest.mark.parametrize(
+  ('metric', 'label'),
+  [
+    ('accuracy', 'accuracy (up to 1)'),
+    ('bleu', 'bleu (up to 100)'),
+    ('phoneme_error_rate', 'phoneme error rate (up to 1, lower is better)'),
+    ('edit_distance', 'edit distance (lower is better)'),
+  ],
+)
+def test_the_axis_says_what_is_better_and_how_far_it_goes(metric, label):
+  assert figures._label(synthetic_tables.compared(metric)) == label
+
+
 def test_the_headline_shows_the_curve_its_band_its_chord_and_the_models_alone(drawn):
   compared = synthetic_tables.compared()
   axes = drawn['curves'].axes[0]

@@ -2,6 +2,8 @@ import math
 
 import pytest
 
+from cascades.bootstrap import Estimate
+from cascades.grouped import Shares
 from cascades.reporting import summary
 from tests import synthetic_tables
 
@@ -21,6 +23,18 @@ def test_tables_are_there_when_they_have_something_to_say():
   assert set(full) - set(alone) == {'Paired differences', 'Saved at equal quality', 'Tasks'}
   other = {'bleu': {'xent': compared.at('xent').estimates[summary.found.SMALL]}}
   assert titles(compared._replace(others=other))[-1] == 'Other metrics'
+
+
+def test_questions_answered_wholly_right_have_a_table_of_their_own():
+  estimates = [Estimate(value, value - 0.1, value + 0.1) for value in (0.25, 0.5, 0.4, 0.025)]
+  compared = synthetic_tables.compared()._replace(questions={'a': {'cat': Shares(953, *estimates)}})
+  title = 'Questions answered wholly right'
+  (table,) = [one for one in summary.tables(compared) if one.title == title]
+  ((task, model, small, *_, above),) = table.rows
+  assert len(table.header) == 6
+  assert (task.text, task.note, model.text) == ('a', '953 questions', 'cat')
+  assert (small.text, small.note) == ('25.0 %', '[15.0 %, 35.0 %]')
+  assert (above.text, above.note) == ('+2.5 %', '[-7.5 %, +12.5 %]')
 
 
 @pytest.mark.parametrize('metric', ['accuracy', 'bleu'])
