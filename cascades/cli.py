@@ -58,11 +58,16 @@ _MODELLING = (
   'cascades.train_step',
   'cascades.models.decoder',
   'cascades.models.t5',
+  'cascades.tasks.c4',
   'cascades.tasks.catalog',
   'cascades.tasks.cmudict',
+  'cascades.tasks.flan.suite',
   'cascades.tasks.local',
+  'cascades.tasks.sources',
+  'cascades.tasks.streams',
   'cascades.tasks.superglue',
   'cascades.tasks.vocabularies',
+  'cascades.tasks.wmt22',
 )
 _VERSIONS = ('cascades', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sacrebleu')
 
@@ -240,7 +245,7 @@ def _help(module: Any, function: Callable[..., Any]) -> str:
   lines = [inspect.getdoc(module) or '', '', 'Recipes (--gin_file=recipes/...):', '']
   for recipe in sorted((search_path()[0] / 'recipes').glob('*.gin')):
     first = recipe.read_text().partition('\n')[0].lstrip('# ')
-    lines.append(f'  {recipe.name:32}{first}')
+    lines.append(f'  {recipe.name:34}{first}')
   lines += ['', f'Arguments (--gin.{name}.NAME=value, or the macros of runs/{name}.gin):', '']
   for parameter in inspect.signature(function).parameters.values():
     lines.append(f'  {parameter.name:32}{_default(parameter)}')

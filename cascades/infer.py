@@ -4,8 +4,9 @@
       --gin.MIXTURE_OR_TASK_NAME="'cmudict_g2p'" --gin.SPLITS="['validation', 'test']"
 
 Leaves one table of predictions a split, INFER_OUTPUT_DIR/<split>/, as sharded JSON lines with a
-manifest. Mode `score` does not answer: it gives the log-probabilities of the targets, or ranks the
-options. An interrupted run goes on with the shards that are missing.
+manifest; of a mixture, one for each task beside each other, with the task's name. Mode `score` does
+not answer: it gives the log-probabilities of the targets, or ranks the options. An interrupted run
+goes on with the shards that are missing.
 """
 
 from __future__ import annotations
@@ -40,17 +41,23 @@ from cascades.checkpoints import store
 from cascades.models import configs
 from cascades.tasks import prompting, records, vocabularies
 from cascades.tasks.corpus import Corpus
-from cascades.tasks.records import Records
-from cascades.tasks.shards import Record
-from cascades.tasks.task import Task
+from cascades.tasks.reading import Records
+from cascades.tasks.task import Mixture, Record, Task
 from cascades.types import Architecture, Batch, Generation, Params, Prompt, Vocabulary
 
 log = logging.getLogger(__name__)
 
-# Rows of a table for rows of a split, in any order, each with its number.
-Answer: TypeAlias = Callable[[Records, Sequence[int]], Iterator[tuple[int, rows.Row]]]
+# Rows of a table for rows of a task's split, in any order, each with its number.
+Answer: TypeAlias = Callable[[Corpus, Records, Sequence[int]], Iterator[tuple[int, rows.Row]]]
 
 CANDIDATES = {'targets': prompting.given_targets, 'options': prompting.given_options}
+NORMALIZED = 'length_normalized_accuracy'
+# What given answers are judged by, from the names of a task's metrics.
+JUDGED: Mapping[Any, Callable[[Sequence[str]], list[str]]] = {
+  None: list,
+  'targets': lambda _: ['token_accuracy'],
+  'options': lambda names: [*names, NORMALIZED],
+}
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -76,7 +83,7 @@ def infer(
   checkpoint_path: str,
   infer_output_dir: str,
   *,
-  task: Task,
+  task: Task | Mixture,
   task_feature_lengths: Mapping[str, int],
   splits: Sequence[str] = ('test',),
   mode: rows.Mode = 'predict',
@@ -114,19 +121,31 @@ def infer(
     profiling.Profiler(directory / 'profile', profile_steps) as profiler,
   ):
     model = _load(checkpoint_path, which, rules, precision)
-    corpus = Corpus(task, model.vocabulary, model.architecture, task_feature_lengths, records_dir)
-    answer = read_out[mode](model, corpus, batch_size, profiler, **settings)
-    judges = ['token_accuracy'] if settings.get('candidates') == 'targets' else [*task.metrics]
-    for split in splits:
-      described = {
-        **model.described,
-        'task': task.name,
-        'split': split,
-        'mode': mode,
-        'decoding': settings,
-        'metrics': judges,
-      }
-      _write_table(directory / split, corpus.open(split), described, shard_rows, answer, provenance)
+    answer = read_out[mode](model, batch_size, profiler, **settings)
+    for one in task.tasks if isinstance(task, Mixture) else (task,):
+      corpus = Corpus(one, model.vocabulary, model.architecture, task_feature_lengths, records_dir)
+      answer_one = functools.partial(answer, corpus)
+      judges = JUDGED[settings.get('candidates')](one.metrics)
+      for split in (name for name in splits if _has(one, name, task)):
+        described = {
+          **model.described,
+          'task': one.name,
+          'split': split,
+          'mode': mode,
+          'decoding': settings,
+          'metrics': judges,
+        }
+        (part,) = corpus.open(split).parts
+        _write_table(directory / split, part, described, shard_rows, answer_one, provenance)
+
+
+def _has(one: Task, split: str, of: Task | Mixture) -> bool:
+  """Whether a task has a split; of a mixture, not every task must."""
+  if of is one:
+    one.require(split)
+  elif split not in one.splits:
+    log.warning('%s has no split %s and is left out.', one.name, split)
+  return split in one.splits
 
 
 def _write_table(
@@ -134,7 +153,7 @@ def _write_table(
   split: Records,
   described: Mapping[str, Any],
   shard_rows: int,
-  answer: Answer,
+  answer: Callable[[Records, Sequence[int]], Iterator[tuple[int, rows.Row]]],
   provenance: Callable[[], Mapping[str, str]],
 ) -> None:
   """The shards that are missing, then the manifest."""
@@ -192,7 +211,6 @@ def _load(path: str, which: store.Which, rules: partitioning.Rules, precision: s
 
 def _predictor(
   model: Model,
-  corpus: Corpus,
   batch_size: int,
   profiler: profiling.Profiler,
   *,
@@ -219,7 +237,10 @@ def _predictor(
       row_ids=row_ids,
     )
 
-  def answer(split: Records, numbers: Sequence[int]) -> Iterator[tuple[int, rows.Row]]:
+  def answer(
+    corpus: Corpus, split: Records, numbers: Sequence[int]
+  ) -> Iterator[tuple[int, rows.Row]]:
+    (task,) = corpus.tasks
     for count, bucket in enumerate(corpus.buckets(split, numbers, batch_size=batch_size), 1):
       prompt = corpus.prompts(split, bucket, batch_size=batch_size)
       # A row draws by its number, so its sample is the same in every batch.
@@ -238,7 +259,7 @@ def _predictor(
             answer=text,
             tokens=tokens[mask],
             logprobs=logprobs[mask],
-            statistics=_judged(corpus.task, record, text),
+            statistics=_judged(task.metrics, record, text),
           ),
         )
 
@@ -247,7 +268,6 @@ def _predictor(
 
 def _scorer(
   model: Model,
-  corpus: Corpus,
   batch_size: int,
   profiler: profiling.Profiler,
   *,
@@ -263,7 +283,9 @@ def _scorer(
   def score(params: Params, batch: Batch) -> tuple[Array, Array]:
     return decoding.score(nnx.merge(model.graph, params), batch)
 
-  def scored(split: Records, numbers: Sequence[int]) -> Iterator[tuple[int, Candidate]]:
+  def scored(
+    corpus: Corpus, split: Records, numbers: Sequence[int]
+  ) -> Iterator[tuple[int, Candidate]]:
     batches = corpus.candidates(split, numbers, batch_size=batch_size, of=CANDIDATES[candidates])
     for count, (row_numbers, _, batch) in enumerate(batches, 1):
       with profiler.step(count):
@@ -273,36 +295,47 @@ def _scorer(
       ):
         yield number, Candidate(*(column[weights > 0] for column in columns))
 
-  def answer(split: Records, numbers: Sequence[int]) -> Iterator[tuple[int, rows.Row]]:
-    for number, group in itertools.groupby(scored(split, numbers), key=lambda pair: pair[0]):
+  def answer(
+    corpus: Corpus, split: Records, numbers: Sequence[int]
+  ) -> Iterator[tuple[int, rows.Row]]:
+    (task,) = corpus.tasks
+    found = scored(corpus, split, numbers)
+    for number, group in itertools.groupby(found, key=lambda pair: pair[0]):
       (record,) = split.read([number])
       given = [candidate for _, candidate in group]
-      yield number, ranked(record, given)
+      yield number, ranked(task, record, given)
 
-  def ranked(record: Record, given: Sequence[Candidate]) -> rows.Row:
+  def ranked(task: Task, record: Record, given: Sequence[Candidate]) -> rows.Row:
     totals = [float(candidate.logprobs.sum(dtype=np.float64)) for candidate in given]
-    best = int(np.argmax(totals))
+    best = rows.best_option(totals)
     tokens, logprobs, correct = given[best]
-    options = record.row.options if candidates == 'options' else ()
+    found: dict[str, Any] = {'statistics': {'token_accuracy': [correct.sum(), correct.size]}}
+    if candidates == 'options':
+      options, lengths = record.row.options, [len(candidate.tokens) for candidate in given]
+      per_token = options[rows.best_option(totals, lengths)]
+      statistics = _judged(task.metrics, record, options[best])
+      statistics[NORMALIZED] = _judged(['accuracy'], record, per_token)['accuracy']
+      found = {
+        'statistics': statistics,
+        'options': options,
+        'option_scores': totals,
+        'option_lengths': lengths,
+      }
     return _row(
       record,
       answer=totals[best],
       tokens=tokens,
       logprobs=logprobs,
       correct=correct.tolist(),
-      statistics=_judged(corpus.task, record, options[best])
-      if options
-      else {'token_accuracy': [correct.sum(), correct.size]},
-      options=options or None,
-      option_scores=totals if options else None,
+      **found,
     )
 
   return answer
 
 
-def _judged(task: Task, record: Record, text: str) -> dict[str, Any]:
-  """Statistics of every metric of the task; zeros, which add nothing, for a row without label."""
-  judges = [metrics.by_name(name) for name in task.metrics]
+def _judged(names: Sequence[str], record: Record, text: str) -> dict[str, Any]:
+  """Statistics of these metrics; zeros, which add nothing, for a row without label."""
+  judges = [metrics.by_name(name) for name in names]
   if record.row.answers:
     return {judge.name: judge.statistics(record.row.answers, text) for judge in judges}
   return {judge.name: 0 * judge.statistics([''], '') for judge in judges}
@@ -310,7 +343,9 @@ def _judged(task: Task, record: Record, text: str) -> dict[str, Any]:
 
 def _row(record: Record, **found: Any) -> rows.Row:
   row = record.row
-  return rows.build(id=row.id, inputs=row.inputs, targets=row.answers or ('',), **found)
+  return rows.build(
+    id=row.id, inputs=row.inputs, targets=row.answers or ('',), group=row.group, **found
+  )
 
 
 def _reporter(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,9 +36,9 @@ from cascades import (
 )
 from cascades.checkpoints import store
 from cascades.models import configs
-from cascades.tasks import records, vocabularies
+from cascades.tasks import reading, records, vocabularies
 from cascades.tasks.corpus import Corpus
-from cascades.tasks.task import Task
+from cascades.tasks.task import Mixture, Task
 from cascades.train_step import Definition, TrainState
 from cascades.types import Batch, ModelConfig, Params, Prompt, Vocabulary
 
@@ -61,7 +61,7 @@ def train(
   model_dir: str,
   *,
   small: ModelConfig,
-  task: Task,
+  task: Task | Mixture,
   task_feature_lengths: Mapping[str, int],
   train_steps: int,
   batch_size: int,
@@ -248,9 +248,14 @@ def _validator(
 ) -> Callable[[TrainState], loop.Values]:
   if validation is None:
     return lambda _: {}
-  split = corpus.open(validation.split)
+  tasks = [task for task in corpus.tasks if validation.split in task.splits]
+  if not tasks:
+    corpus.tasks[0].require(validation.split)
+  split = corpus.open(validation.split, tasks=tasks)
   step = jax.jit(functools.partial(train_step.eval_step, **models))
-  decode = _decoder(corpus, split, models['small'].graph, validation.decoded_rows, batch_size)
+  decode = _decoder(
+    corpus, tasks, split, models['small'].graph, validation.decoded_rows, batch_size
+  )
 
   def validate(state: TrainState) -> loop.Values:
     sums = []
@@ -264,11 +269,14 @@ def _validator(
 
 
 def _decoder(
-  corpus: Corpus, split: records.Records, graph: nnx.GraphDef, rows: int, batch_size: int
+  corpus: Corpus,
+  tasks: Sequence[Task],
+  split: reading.Joined,
+  graph: nnx.GraphDef,
+  rows: int,
+  batch_size: int,
 ) -> Callable[[Params], loop.Values]:
-  """Greedy answers to the first `rows` rows, judged by the task's metrics."""
-  buckets = corpus.buckets(split, range(min(rows, len(split))), batch_size=batch_size)
-  judges = [metrics.by_name(name) for name in corpus.task.metrics] if buckets else []
+  """Greedy answers to the first `rows` rows, equally many of each task, judged by its metrics."""
 
   @jax.jit
   def generate(params: Params, prompt: Prompt) -> Array:
@@ -279,19 +287,23 @@ def _decoder(
       eos_id=corpus.vocabulary.eos_id,
     ).tokens
 
-  def decode(params: Params) -> loop.Values:
-    answers = []
-    for bucket in buckets:
-      prompt = partitioning.place_whole(corpus.prompts(split, bucket, batch_size=batch_size))
+  def answers(params: Params, part: reading.Records) -> Iterator[tuple[tuple[str, ...], str]]:
+    first = range(min(-(-rows // len(tasks)), len(part)))
+    for bucket in corpus.buckets(part, first, batch_size=batch_size):
+      prompt = partitioning.place_whole(corpus.prompts(part, bucket, batch_size=batch_size))
       tokens = partitioning.fetch(generate(params, prompt))[: len(bucket.indices)]
-      rows = [record.row for record in split.read(bucket.indices)]
-      answers += [
-        (row.answers, corpus.vocabulary.decode(ids)) for row, ids in zip(rows, tokens, strict=True)
-      ]
-    return {
-      judge.name: float(judge.finalize(np.sum([judge.statistics(*a) for a in answers], axis=0)))
-      for judge in judges
-    }
+      for record, ids in zip(part.read(bucket.indices), tokens, strict=True):
+        yield record.row.answers, corpus.vocabulary.decode(ids)
+
+  def decode(params: Params) -> loop.Values:
+    found = {}
+    for task, part in zip(tasks, split.parts, strict=True):
+      answered = list(answers(params, part)) if rows else []
+      for judge in map(metrics.by_name, task.metrics if answered else ()):
+        name = judge.name if len(tasks) == 1 else f'{task.name}/{judge.name}'
+        sums = np.sum([judge.statistics(*answer) for answer in answered], axis=0)
+        found[name] = float(judge.finalize(sums))
+    return found
 
   return decode
 

@@ -10,9 +10,9 @@ import jax
 
 from cascades.tasks import feeding, layouts, prompting, records
 from cascades.tasks.prompting import Bucket, Scored
-from cascades.tasks.records import Indices, Records
-from cascades.tasks.shards import Record
-from cascades.tasks.task import Task, both
+from cascades.tasks.reading import Indices, Joined, Readable
+from cascades.tasks.task import Mixture, Record, Task, both
+from cascades.tasks.workers import Workers
 from cascades.types import Architecture, Batch, Prompt, Vocabulary
 
 
@@ -20,50 +20,69 @@ from cascades.types import Architecture, Batch, Prompt, Vocabulary
 class Corpus:
   """Everything that training and inference ask of a task, with their common settings said once."""
 
-  task: Task
+  task: Task | Mixture
   vocabulary: Vocabulary
   architecture: Architecture
   lengths: Mapping[str, int]
   directory: str = records.DIRECTORY
 
-  def open(self, split: str) -> Records:
-    """The split's records, materialised by process 0 if they are not there yet."""
-    return records.materialize(
-      self.task, split, both(self.vocabulary), self.directory, process_index=jax.process_index()
-    )
+  @property
+  def tasks(self) -> tuple[Task, ...]:
+    """The task, or those of the mixture."""
+    return self.task.tasks if isinstance(self.task, Mixture) else (self.task,)
+
+  def open(self, split: str, *, tasks: Sequence[Task] | None = None) -> Joined:
+    """The split's records of all tasks, materialised by process 0 if they are not there yet."""
+    with Workers() as workers:
+      return Joined(
+        [
+          records.materialize(
+            task,
+            split,
+            both(self.vocabulary),
+            self.directory,
+            process_index=jax.process_index(),
+            workers=workers,
+          )
+          for task in (self.tasks if tasks is None else tasks)
+        ]
+      )
 
   def training(
     self, start: int, *, batch_size: int, seed: int, pack: int | None = None
   ) -> Iterator[Batch]:
     """This process's rows of the batch of step `start`, and of all that follow."""
+    joined = self.open('train')
+    rates = [task.rate or len(part) for task, part in zip(self.tasks, joined.parts, strict=True)]
     return feeding.train_batches(
-      self.open('train'),
+      joined,
       **self._layout,
       batch_size=batch_size,
       seed=seed,
+      rates=rates,
       start_step=start,
       pack=pack,
       **_share(),
     )
 
-  def evaluation(self, split: Records, *, batch_size: int, rows: int | None) -> Iterator[Batch]:
+  def evaluation(self, split: Readable, *, batch_size: int, rows: int | None) -> Iterator[Batch]:
     """This process's share of `rows` rows from all over the split, or of all, each once."""
     return feeding.evaluation_batches(
       split, **self._layout, batch_size=batch_size, rows=rows, **_share()
     )
 
-  def buckets(self, split: Records, indices: Indices, *, batch_size: int) -> list[Bucket]:
+  def buckets(self, split: Readable, indices: Indices, *, batch_size: int) -> list[Bucket]:
     """These rows' prompts, grouped by length."""
     widths = prompting.prompt_lengths(split, **self._layout)
     return prompting.buckets(widths, indices, batch_size=batch_size)
 
-  def prompts(self, split: Records, bucket: Bucket, *, batch_size: int) -> Prompt:
+  def prompts(self, split: Readable, bucket: Bucket, *, batch_size: int) -> Prompt:
     """A bucket's prompts, padded to one shape."""
     return prompting.prompts(split, bucket, **self._layout, batch_size=batch_size)
 
   def candidates(
     self,
-    split: Records,
+    split: Readable,
     indices: Indices,
     *,
     batch_size: int,

@@ -1,4 +1,4 @@
-"""Batches for training and validation, each a pure function of (records, seed, step, process).
+"""Batches for training and validation, each a function of (records, rates, seed, step, process).
 
 Grain computes them ahead in threads. The data position is the step: resuming starts there, with
 nothing to restore and nothing to skip through.
@@ -15,31 +15,33 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from cascades.tasks import layouts, packing, shuffling
+from cascades.tasks import layouts, mixing, packing, shuffling
 from cascades.tasks.layouts import Convert, Layout, Lengths
-from cascades.tasks.records import Records
+from cascades.tasks.reading import Joined, Readable, Records
 from cascades.types import Batch
 
 log = logging.getLogger(__name__)
+
+_TASK_SHIFT = 40  # epochs stay below
 
 Members: TypeAlias = Sequence[Int[np.ndarray, 'k']]  # the examples in each row of a batch
 
 
 class _Plan(NamedTuple):
-  """An epoch: how many rows, how wide, and which examples are in given rows of given epochs."""
+  """What an epoch of a task has: how many rows, and which examples are in given rows of epochs."""
 
   rows: int
-  width: int
   members: Callable[[Int[np.ndarray, 'n'], Int[np.ndarray, 'n'], int], Members]
 
 
 def train_batches(
-  records: Records,
+  records: Readable,
   *,
   convert: Convert,
   lengths: Lengths,
   batch_size: int,
   seed: int,
+  rates: Sequence[float] | None = None,
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
@@ -51,28 +53,45 @@ def train_batches(
 
   `batch_size` counts the rows of all processes, and concatenating theirs gives the batch that one
   process would see. Epochs follow each other without a seam, each in an order of its own; within
-  one, every example comes once. `pack` is the length of rows into which whole examples are packed.
+  one, every example comes once. Of several tasks, `rates` says how many rows of each come
+  in the same time, before packing; their numbers of rows, if None. `pack` is the length of rows
+  into which whole examples of one task are packed.
   """
-  if records.manifest.unlabelled:
-    raise ValueError(
-      f'{_name(records)}: {records.manifest.unlabelled} rows have no answer to learn. Train on '
-      'another split.'
-    )
+  parts = records.parts if isinstance(records, Joined) else (records,)
+  for part in parts:
+    if part.manifest.unlabelled:
+      raise ValueError(
+        f'{part.name}: {part.manifest.unlabelled} rows have no answer to learn. Train on another '
+        'split.'
+      )
   layout = _layout(records, convert, lengths)
   local = _share(batch_size, process_index, process_count)
-  plan = _singly(records, layout) if pack is None else _packed(records, layout, pack)
+  plans = [_singly(part) if pack is None else _packed(part, layout, pack) for part in parts]
+  rows = np.array([plan.rows for plan in plans])
+  examples = np.array([len(part) for part in parts])
+  counts = mixing.block(np.asarray(rates or examples) * (rows / examples))
+  starts = np.cumsum([0, *examples])
+  width = layout.width if pack is None else pack
 
   def batch(step: int) -> Batch:
-    epochs, places = np.divmod(step * batch_size + local, plan.rows)
-    order = shuffling.shuffled(places, plan.rows, shuffling.mix(seed, epochs))
-    packed = _read(records, layout, plan.members(order, epochs, seed), plan.width)
+    task, number = mixing.draw(step * batch_size + local, counts, seed)
+    epochs, places = np.divmod(number, rows[task])
+    # Every task shuffles in its own way; of one task alone the key is the epoch.
+    keys = shuffling.mix(seed, epochs + (task << _TASK_SHIFT))
+    order = shuffling.shuffled(places, rows[task], keys)
+    members: list[Int[np.ndarray, 'k']] = [starts[:0]] * len(task)
+    for i in np.unique(task):
+      mine = np.flatnonzero(task == i)
+      for place, some in zip(mine, plans[i].members(order[mine], epochs[mine], seed), strict=True):
+        members[place] = some + starts[i]
+    packed = _read(records, layout, members, width)
     return layouts.unpacked(packed) if pack is None else packed
 
   return _ahead(batch, range(start_step, sys.maxsize), threads, prefetch)
 
 
 def evaluation_batches(
-  records: Records,
+  records: Readable,
   *,
   convert: Convert,
   lengths: Lengths,
@@ -99,20 +118,17 @@ def evaluation_batches(
   return _ahead(batch, range(-(-wanted // batch_size)), threads, prefetch)
 
 
-def _layout(records: Records, convert: Convert, lengths: Lengths) -> Layout:
+def _layout(records: Readable, convert: Convert, lengths: Lengths) -> Layout:
   """The layout, having said how many examples it trims."""
   layout = layouts.of(records, convert, lengths)
-  inputs, targets = layout.trimmed(records.lengths)
-  if inputs or targets:
-    log.warning(
-      '%s: %d inputs and %d targets of %d rows are longer than %s and are trimmed.',
-      *(_name(records), inputs, targets, len(records), dict(lengths)),
-    )
+  for part in records.parts if isinstance(records, Joined) else (records,):
+    inputs, targets = layout.trimmed(part.lengths)
+    if inputs or targets:
+      log.warning(
+        '%s: %d inputs and %d targets of %d rows are longer than %s and are trimmed.',
+        *(part.name, inputs, targets, len(part), dict(lengths)),
+      )
   return layout
-
-
-def _name(records: Records) -> str:
-  return f'{records.manifest.task}, split {records.manifest.split}'
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> Int[np.ndarray, 'n']:
@@ -125,8 +141,8 @@ def _share(batch_size: int, process_index: int, process_count: int) -> Int[np.nd
   return process_index * count + np.arange(count)
 
 
-def _singly(records: Records, layout: Layout) -> _Plan:
-  return _Plan(len(records), layout.width, lambda order, _epochs, _seed: list(order[:, None]))
+def _singly(records: Records) -> _Plan:
+  return _Plan(len(records), lambda order, _epochs, _seed: list(order[:, None]))
 
 
 def _packed(records: Records, layout: Layout, capacity: int) -> _Plan:
@@ -135,12 +151,12 @@ def _packed(records: Records, layout: Layout, capacity: int) -> _Plan:
   packs = packing.plan(layout.row_lengths(records.lengths), capacity)
   log.info(
     '%s: %d rows in %d packs of %d tokens, %.1f %% full.',
-    *(_name(records), len(records), len(packs), capacity, 100 * packs.fill),
+    *(records.name, len(records), len(packs), capacity, 100 * packs.fill),
   )
-  return _Plan(len(packs), capacity, packs.members)
+  return _Plan(len(packs), packs.members)
 
 
-def _read(records: Records, layout: Layout, members: Members, width: int) -> Batch:
+def _read(records: Readable, layout: Layout, members: Members, width: int) -> Batch:
   tokens = iter(records.tokens(np.concatenate(members)))
   rows = [[layout.example(*next(tokens)) for _ in some] for some in members]
   return layouts.assemble(rows, width=width, encoder_width=layout.encoder_width)

@@ -7,13 +7,14 @@ by which a decoder-only model knows where the answer starts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
-from cascades.tasks.records import Records
+from cascades.tasks.reading import Readable
 from cascades.types import Architecture, Batch, Prompt
 
 Lengths: TypeAlias = Mapping[str, int]  # of 'inputs' and 'targets', end of sequence included
@@ -56,12 +57,13 @@ class Layout:
 
   convert: Convert
   lengths: Lengths
-  start: tuple[int, ...]
-  inputs_eos_id: int
-  eos_id: int
+  start: Tokens  # the decoder's first input
+  inputs_end: Tokens
+  targets_end: Tokens
 
   def __post_init__(self) -> None:
-    if set(self.lengths) != {'inputs', 'targets'} or min(self.lengths.values()) < 1:
+    fits = set(self.lengths) == {'inputs', 'targets'} and min(self._room) >= 0
+    if not fits or self.lengths['targets'] < 1:
       raise ValueError(
         f"Feature lengths are {dict(self.lengths)}, expected positive 'inputs' and 'targets'."
       )
@@ -72,10 +74,9 @@ class Layout:
 
   def example(self, prompt: Tokens, answer: Tokens) -> Example:
     """Trims stored tokens so that an end of sequence still fits, and lays them out."""
+    inputs, targets = self._room
     return self.convert(
-      (prompt[: self.lengths['inputs'] - 1], (self.inputs_eos_id,)),
-      (answer[: self.lengths['targets'] - 1], (self.eos_id,)),
-      (self.start,),
+      (prompt[:inputs], self.inputs_end), (answer[:targets], self.targets_end), (self.start,)
     )
 
   @property
@@ -110,15 +111,24 @@ class Layout:
     return None if self._shortest.encoder is None else self.lengths['inputs']
 
   def _kept(self, counts: Counts) -> tuple[Int[np.ndarray, 'n'], Int[np.ndarray, 'n']]:
-    inputs, targets = self.lengths['inputs'], self.lengths['targets']
-    return np.minimum(counts[:, 0], inputs - 1), np.minimum(counts[:, 1], targets - 1)
+    inputs, targets = self._room
+    return np.minimum(counts[:, 0], inputs), np.minimum(counts[:, 1], targets)
+
+  @functools.cached_property
+  def _room(self) -> tuple[int, int]:
+    """How many stored tokens of inputs and of targets fit."""
+    return (
+      self.lengths['inputs'] - len(self.inputs_end),
+      self.lengths['targets'] - len(self.targets_end),
+    )
 
 
-def of(records: Records, convert: Convert, lengths: Lengths) -> Layout:
+def of(records: Readable, convert: Convert, lengths: Lengths) -> Layout:
   """The layout for a split's records, whose manifest knows the special ids."""
   made = records.manifest
-  start = () if made.bos_id is None else (made.bos_id,)
-  return Layout(convert, dict(lengths), start, made.inputs_eos_id, made.eos_id)
+  ids = (made.bos_id, made.inputs_eos_id, made.eos_id)
+  start, inputs_end, targets_end = (np.array([] if one is None else [one], np.int32) for one in ids)
+  return Layout(convert, dict(lengths), start, inputs_end, targets_end)
 
 
 def assemble(rows: Sequence[Sequence[Example]], *, width: int, encoder_width: int | None) -> Batch:

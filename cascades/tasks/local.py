@@ -35,6 +35,7 @@ def local_jsonl(
   id_key: str = 'id',
   options: Sequence[str] = (),
   malformed: textfiles.Malformed = 'error',
+  allow_remote: bool = False,
 ) -> Task:
   """A task of `{"inputs": ..., "targets": ...}` lines, one file a split.
 
@@ -43,6 +44,7 @@ def local_jsonl(
   the permitted answers of every line that brings none of its own.
   """
   keys = _Keys(inputs_key, targets_key, options_key, id_key)
+  _require_local(splits, allow_remote)
 
   def rows(file: epath.Path, prefix: str) -> Iterator[Row]:
     parse = lambda number, line: _row(
@@ -64,12 +66,14 @@ def local_tsv(
   id_key: str = 'id',
   options: Sequence[str] = (),
   malformed: textfiles.Malformed = 'error',
+  allow_remote: bool = False,
 ) -> Task:
   """The same from lines of tab-separated cells, taken as they are: no quotes, no escapes.
 
   `columns` names the cells; None takes the names from each file's first line.
   """
   keys = _Keys(inputs_key, targets_key, 'options', id_key)
+  _require_local(splits, allow_remote)
 
   def rows(file: epath.Path, prefix: str) -> Iterator[Row]:
     first, names = (1, columns) if columns else _header(file)
@@ -103,6 +107,11 @@ def _task(
     metrics=tuple(metrics),
     description=f'rows of {", ".join(str(file) for file in files.values())}',
   )
+
+
+def _require_local(splits: Splits, allow_remote: bool) -> None:
+  for path in splits.values():
+    textfiles.require_local(path, allow_remote)
 
 
 def _header(file: epath.Path) -> tuple[int, list[str]]:

@@ -12,8 +12,8 @@ from jaxtyping import Int
 
 from cascades.tasks import layouts
 from cascades.tasks.layouts import Convert, Example, Layout, Lengths, Tokens
-from cascades.tasks.records import Indices, Records
-from cascades.tasks.shards import Record
+from cascades.tasks.reading import Indices, Readable
+from cascades.tasks.task import Record
 from cascades.types import Batch, Prompt
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,9 @@ class Scored(NamedTuple):
   batch: Batch
 
 
-def prompt_lengths(records: Records, *, convert: Convert, lengths: Lengths) -> Int[np.ndarray, 'N']:
+def prompt_lengths(
+  records: Readable, *, convert: Convert, lengths: Lengths
+) -> Int[np.ndarray, 'N']:
   """Every row's prompt length as the model reads it, special tokens included."""
   return layouts.of(records, convert, lengths).prompt_lengths(records.lengths)
 
@@ -60,7 +62,7 @@ def buckets(
 
 
 def prompts(
-  records: Records, bucket: Bucket, *, convert: Convert, lengths: Lengths, batch_size: int
+  records: Readable, bucket: Bucket, *, convert: Convert, lengths: Lengths, batch_size: int
 ) -> Prompt:
   """The bucket's prompts; short of a batch, the last one is repeated to keep the shape."""
   layout = layouts.of(records, convert, lengths)
@@ -82,7 +84,7 @@ def given_options(record: Record) -> Sequence[Tokens]:
 
 
 def score_batches(
-  records: Records,
+  records: Readable,
   indices: Indices,
   *,
   convert: Convert,
@@ -101,7 +103,7 @@ def score_batches(
 
 
 def _candidates(
-  records: Records,
+  records: Readable,
   indices: Int[np.ndarray, 'n'],
   layout: Layout,
   candidates: Callable[[Record], Sequence[Tokens]],

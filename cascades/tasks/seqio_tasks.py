@@ -5,32 +5,56 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import seqio
 import tensorflow as tf
 
+from cascades.tasks import records, shards
 from cascades.tasks import vocabularies as vocabularies_lib
-from cascades.tasks.task import Row, Task, Vocabularies
+from cascades.tasks.task import Mixture, Row, Task, Vocabularies
 from cascades.types import Vocabulary
 
 tf.config.set_visible_devices([], 'GPU')  # leaves accelerators to JAX
 
 _FINGERPRINTED_ROWS = 256
+_NONE = -1  # for a number that a row has not
+
+
+def register_all(found: Iterable[Task | Mixture], vocabularies: Vocabularies) -> None:
+  """Each of these: `register_all(map(catalog.get, catalog.names()), vocabularies)`."""
+  for one in found:
+    if isinstance(one, Mixture):
+      register_mixture(one, vocabularies)
+    else:
+      register(one, vocabularies)
 
 
 def register(task: Task, vocabularies: Vocabularies) -> seqio.Task:
-  """Our task as a `seqio.Task` in SeqIO's registry; once, however often it is called."""
+  """Our task as a `seqio.Task` in SeqIO's registry; once, however often it is called.
+
+  Beside the fields of SeqIO's own tasks an example has `id`, `answers`, `options`, `label`, `group`
+  and `template`; what a row has not is -1 or ''. A task that makes its tokens in a way of its own,
+  as C4's chunks are, has them without the text.
+  """
   features = {
-    'inputs': seqio.Feature(vocabulary(vocabularies.inputs)),
-    'targets': seqio.Feature(vocabulary(vocabularies.targets)),
+    'inputs': seqio.Feature(vocabulary(vocabularies.inputs), add_eos=task.ends),
+    'targets': seqio.Feature(vocabulary(vocabularies.targets), add_eos=task.ends),
   }
   if task.name not in names():
     seqio.TaskRegistry.add(
       task.name,
-      source=seqio.FunctionDataSource(functools.partial(_dataset, task), splits=task.splits),
-      preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+      source=seqio.FunctionDataSource(
+        functools.partial(_dataset, task, vocabularies),
+        splits=task.splits,
+        num_input_examples={split: task.sizes.get(split) for split in task.splits},
+      ),
+      preprocessors=[
+        *([] if task.tokenize else [seqio.preprocessors.tokenize]),
+        seqio.CacheDatasetPlaceholder(),
+        seqio.preprocessors.append_eos_after_trim,
+      ],
       output_features=features,
     )
   registered = seqio.TaskRegistry.get(task.name)
@@ -39,6 +63,33 @@ def register(task: Task, vocabularies: Vocabularies) -> seqio.Task:
       f'SeqIO already has a task {task.name} with another vocabulary: use it, or rename yours.'
     )
   return registered
+
+
+def register_mixture(
+  mixture: Mixture, vocabularies: Vocabularies, *, rates: Mapping[str, float] | None = None
+) -> seqio.Mixture:
+  """Our mixture and its tasks in SeqIO's registries; once, however often it is called.
+
+  A task that `rates` does not name has its own rate, or else the number of its training rows,
+  which are counted when SeqIO first asks. A mixture of SeqIO keeps inputs and targets alone, unless
+  `get_dataset` is told of others as `passthrough_features`; all our tasks have the same.
+  """
+  registered = [register(task, vocabularies) for task in mixture.tasks]
+  if mixture.name not in seqio.MixtureRegistry.names():
+    known = {task.name: task.rate for task in mixture.tasks if task.rate} | dict(rates or {})
+    seqio.MixtureRegistry.add(
+      mixture.name,
+      [
+        (task.name, known.get(task.name) or _training_rows(task, vocabularies))
+        for task in mixture.tasks
+      ],
+    )
+  found = seqio.MixtureRegistry.get(mixture.name)
+  if set(found.tasks) != set(registered):
+    raise ValueError(
+      f'SeqIO already has a mixture {mixture.name} of other tasks: use it, or rename yours.'
+    )
+  return found
 
 
 def vocabulary(ours: Vocabulary) -> seqio.Vocabulary:
@@ -122,23 +173,44 @@ def from_seqio(name: str, metrics: Sequence[str] = ('accuracy',)) -> Task:
   )
 
 
+def _training_rows(task: Task, vocabularies: Vocabularies) -> Callable[[seqio.Task], float]:
+  return functools.cache(lambda _: float(sum(1 for _ in _examples(task, vocabularies, 'train'))))
+
+
 def _dataset(
-  task: Task, split: str, shuffle_files: bool = False, seed: int | None = None
+  task: Task,
+  vocabularies: Vocabularies,
+  split: str,
+  shuffle_files: bool = False,
+  seed: int | None = None,
 ) -> tf.data.Dataset:
   del shuffle_files, seed  # rows have one order; shuffling is for whoever reads them
   strings = tf.TensorSpec([None], tf.string)
-  string = tf.TensorSpec([], tf.string)
+  string, number = tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32)
+  text = tf.TensorSpec([None], tf.int32) if task.tokenize else string
   return tf.data.Dataset.from_generator(
-    lambda: map(_features, task.rows(split)),
+    lambda: _examples(task, vocabularies, split),
     output_signature={
       'id': string,
-      'inputs': string,
-      'targets': string,
+      'inputs': text,
+      'targets': text,
       'answers': strings,
       'options': strings,
-      'label': tf.TensorSpec([], tf.int32),
+      'label': number,
+      'group': string,
+      'template': number,
     },
   )
+
+
+def _examples(task: Task, vocabularies: Vocabularies, split: str) -> Iterator[dict[str, Any]]:
+  if task.tokenize is None:
+    yield from map(_features, task.rows(split))
+    return
+  # The same blocks as in token records, since what is drawn at random depends on them.
+  for shard, rows in enumerate(shards.blocks(task.rows(split), records.ROWS_PER_SHARD)):
+    for record in task.tokenize(rows, vocabularies, shard):
+      yield _features(record.row) | {'inputs': record.inputs, 'targets': record.targets}
 
 
 def _features(row: Row) -> dict[str, Any]:
@@ -148,7 +220,9 @@ def _features(row: Row) -> dict[str, Any]:
     'targets': row.targets,
     'answers': tf.constant(row.answers, tf.string, [len(row.answers)]),
     'options': tf.constant(row.options, tf.string, [len(row.options)]),
-    'label': -1 if row.label is None else row.label,
+    'label': _NONE if row.label is None else row.label,
+    'group': row.group or '',
+    'template': _NONE if row.template is None else row.template,
   }
 
 
@@ -158,12 +232,15 @@ def _rows(task: seqio.Task, split: str) -> Iterator[Row]:
   )
   for number, example in enumerate(dataset.as_numpy_iterator()):
     targets = _text(task, example, 'targets')
+    template = int(example.get('template', _NONE))
     yield Row(
       id=_plain(example.get('id', f'{task.name}/{split}/{number}')),
       inputs=_text(task, example, 'inputs'),
       answers=tuple(map(_plain, example.get('answers', [targets]))),
       options=tuple(map(_plain, example.get('options', ()))),
       label=int(example['label']) if len(example.get('options', ())) else None,
+      group=_plain(example.get('group', '')) or None,
+      template=None if template == _NONE else template,
     )
 
 

@@ -3,90 +3,134 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 from cascades.tasks import sources as sources_lib
-from cascades.tasks.task import Row, Task
-
-_VERSION = '1.0.2'  # of the TFDS builder
-_OFFICIAL = {'train': 'train', 'validation': 'val', 'test': 'test'}
-
-
-class Config(NamedTuple):
-  """How one task's features read, label names in order, and the published sizes."""
-
-  folder: str
-  fields: tuple[str, ...]
-  labels: tuple[str, ...]
-  sizes: tuple[int, int, int]
-  label_keys: tuple[str, ...] = ('label',)  # the first one present
+from cascades.tasks import superglue_forms as forms
+from cascades.tasks.sources import Dataset
+from cascades.tasks.superglue_files import DATASETS
+from cascades.tasks.task import Mixture, Task
 
 
-CONFIGS = {
-  'boolq': Config(
-    'BoolQ', ('passage', 'question'), ('False', 'True'), (9427, 3270, 3245), ('label', 'answer')
-  ),
-  'rte': Config(
-    'RTE', ('hypothesis', 'premise'), ('entailment', 'not_entailment'), (2490, 277, 3000)
-  ),
-}
+class Definition(NamedTuple):
+  """A task: the data set, its rows, how they are judged, and sizes that are not the data set's."""
+
+  dataset: Dataset
+  form: forms.Form
+  description: str
+  metrics: tuple[str, ...] = ('accuracy',)
+  sizes: Mapping[str, int] = {}
+
+
+def _classify(name: str, *fields: str) -> forms.Form:
+  return forms.classify(name, fields, DATASETS[name].features['label'])
+
+
+TASKS: Mapping[str, Definition] = MappingProxyType(
+  {
+    'boolq': Definition(
+      DATASETS['boolq'],
+      _classify('boolq', 'passage', 'question'),
+      'A passage and a question -> True or False. Clark et al. 2019.',
+    ),
+    'cb': Definition(
+      DATASETS['cb'],
+      _classify('cb', 'hypothesis', 'premise'),
+      'A premise and a hypothesis -> entailment, contradiction, neutral. De Marneffe et al. 2019.',
+      ('accuracy', 'macro_f1[entailment|contradiction|neutral]'),
+    ),
+    'copa': Definition(
+      DATASETS['copa'],
+      forms.copa,
+      'A premise, and two causes or effects -> choice1 or choice2. Roemmele et al. 2011.',
+    ),
+    'multirc': Definition(
+      DATASETS['multirc'],
+      forms.multirc,
+      'A paragraph, a question and an answer -> False or True. Khashabi et al. 2018.',
+      ('accuracy', 'f1[True|False]'),
+    ),
+    'record': Definition(
+      DATASETS['record'],
+      forms.record,
+      'A passage, its entities and a query -> the entity that is left out. Zhang et al. 2018.',
+      ('exact_match', 'token_f1'),
+      {'train': 138_854},  # answers
+    ),
+    'rte': Definition(
+      DATASETS['rte'],
+      _classify('rte', 'hypothesis', 'premise'),
+      'A premise and a hypothesis -> entailment or not_entailment. The RTE challenges, 2005-2011.',
+    ),
+    'wic': Definition(
+      DATASETS['wic'],
+      _classify('wic', 'sentence1', 'sentence2', 'word'),
+      'Two sentences and a word -> True if it means the same. Pilehvar, Camacho-Collados 2019.',
+    ),
+    'wsc': Definition(
+      DATASETS['wsc.fixed'],
+      forms.wsc,
+      'A text with a *pronoun* and a candidate -> True if it refers to it. Levesque et al. 2012.',
+    ),
+    'wsc_referent': Definition(
+      DATASETS['wsc.fixed'],
+      forms.wsc_referent,
+      'A text with a *pronoun* -> whom or what it refers to. WSC as T5 trains it.',
+      ('wsc_referent',),
+      {'train': 259},  # where the candidate is right
+    ),
+  }
+)
+NAMES = tuple(TASKS)
 
 
 def task(config_name: str, sources: sources_lib.Sources) -> Task:
-  """`superglue_<config>`: '<config> <field>: ... <field>: ...' -> label name."""
-  config = CONFIGS[config_name]
-  dataset = sources_lib.Dataset(
-    builder=f'super_glue/{config_name}',
-    version=_VERSION,
-    files={split: f'{config.folder}/{name}.jsonl' for split, name in _OFFICIAL.items()},
-    sizes=dict(zip(_OFFICIAL, config.sizes, strict=True)),
-  )
+  """`superglue_<config_name>`, one of NAMES."""
+  dataset, form, description, metrics, sizes = TASKS[config_name]
   return Task(
     name=f'superglue_{config_name}',
-    splits=tuple(_OFFICIAL),
-    read=lambda split: sources_lib.read(
-      dataset, split, sources, functools.partial(form, config_name, split)
-    ),
+    splits=tuple(dataset.sizes),
+    read=lambda split: sources_lib.read(dataset, split, sources, functools.partial(form, split)),
     fingerprint=lambda split: sources_lib.locate(dataset, split, sources).fingerprint(),
-    description=f'{" + ".join(config.fields)} -> {" / ".join(config.labels)}',
+    metrics=metrics,
+    description=description,
+    suite='superglue',
+    sizes={**dataset.sizes, **sizes},
+    dataset=dataset,
+    needs=sources_lib.names(dataset, dataset.sizes),
+    source_splits=tuple(dataset.sizes),
+    examples=lambda split: sources_lib.examples(dataset, split, sources),
+    where=lambda split: sources_lib.locate(dataset, split, sources).where,
   )
 
 
-def boolq(
-  data_dir: str | None = None, tfds_data_dir: str | None = None, allow_download: bool = False
-) -> Task:
-  """A passage and a question -> True or False. Clark et al. 2019, BoolQ."""
-  return task('boolq', sources_lib.Sources(data_dir, tfds_data_dir, allow_download))
+def mixture(sources: sources_lib.Sources) -> Mixture:
+  """The eight tasks of the benchmark, WSC as a classification."""
+  names = (name for name in NAMES if name != 'wsc_referent')
+  return Mixture('superglue', tuple(task(name, sources) for name in names))
 
 
-def rte(
-  data_dir: str | None = None, tfds_data_dir: str | None = None, allow_download: bool = False
-) -> Task:
-  """A premise and a hypothesis -> entailment or not_entailment. The RTE challenges, 2005-2011."""
-  return task('rte', sources_lib.Sources(data_dir, tfds_data_dir, allow_download))
+def _maker(name: str) -> Callable[..., Task]:
+  """A function of this name, as gin asks for."""
+
+  def make(
+    data_dir: str | None = None, tfds_data_dir: str | None = None, allow_download: bool = False
+  ) -> Task:
+    return task(name, sources_lib.Sources(data_dir, tfds_data_dir, allow_download))
+
+  make.__name__ = make.__qualname__ = name
+  make.__doc__ = TASKS[name].description
+  return make
 
 
-def form(config_name: str, split: str, example: Mapping[str, Any]) -> Row:
-  """One row from the features of TFDS or of the official file, which differ in the label's type."""
-  config = CONFIGS[config_name]
-  missing = [field for field in config.fields if not isinstance(example.get(field), str)]
-  if missing:
-    raise ValueError(f'no text for {missing}; the row has {sorted(example)}')
-  texts = (f'{field}: {example[field]}' for field in config.fields)
-  present = [example[key] for key in config.label_keys if key in example]
-  label = _label(present[0], config.labels) if present else -1
-  return Row(
-    id=f'{config_name}/{split}/{example["idx"]}',
-    inputs=' '.join((config_name, *texts)),
-    answers=(config.labels[label],) if label >= 0 else (),
-    options=config.labels,
-    label=label,
-  )
-
-
-def _label(value: object, labels: tuple[str, ...]) -> int:
-  index = labels.index(value) if value in labels else value
-  if not isinstance(index, int) or not -1 <= index < len(labels):
-    raise ValueError(f'the label {value!r} is none of {list(labels)}')
-  return int(index)
+boolq = _maker('boolq')
+cb = _maker('cb')
+copa = _maker('copa')
+multirc = _maker('multirc')
+record = _maker('record')
+rte = _maker('rte')
+wic = _maker('wic')
+wsc = _maker('wsc')
+wsc_referent = _maker('wsc_referent')

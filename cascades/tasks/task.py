@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeAlias
 
 from cascades.tasks import vocabularies
+from cascades.tasks.features import Example
+from cascades.tasks.sources import Dataset
+from cascades.tasks.vocabularies import Tokens
 from cascades.types import Vocabulary
 
 
@@ -19,11 +22,22 @@ class Row(NamedTuple):
   answers: tuple[str, ...]  # all that are right; none in an unlabelled split
   options: tuple[str, ...] = ()  # the permitted answers of a classification, in label order
   label: int | None = None  # index into options; -1 in an unlabelled split
+  group: str | None = None  # rows of one group are also judged together
+  template: int | None = None  # the number of the wording, where a task has several
 
   @property
   def targets(self) -> str:
     """What training teaches: the first right answer."""
     return self.answers[0] if self.answers else ''
+
+
+class Record(NamedTuple):
+  """A row and its tokens, neither trimmed nor ended by an end of sequence."""
+
+  row: Row
+  inputs: Tokens
+  targets: Tokens
+  options: tuple[Tokens, ...] = ()
 
 
 class Vocabularies(NamedTuple):
@@ -36,6 +50,10 @@ class Vocabularies(NamedTuple):
 def both(vocabulary: Vocabulary) -> Vocabularies:
   """One vocabulary for inputs and targets."""
   return Vocabularies(vocabulary, vocabulary)
+
+
+# The records of a shard's rows; takes the shard's number too, for what is drawn at random.
+Tokenize: TypeAlias = Callable[[Iterable[Row], Vocabularies, int], Iterator[Record]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +72,16 @@ class Task:
   version: str = '1'
   vocabulary: Callable[[], Vocabulary] = vocabularies.bytes_vocabulary  # unless the user names one
   description: str = ''
+  suite: str = ''
+  sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # published rows by split
+  tokenize: Tokenize | None = None  # of another kind than row by row
+  ends: bool = True  # whether an end of sequence follows every prompt and every answer
+  rate: int | None = None  # its share in a mixture; its number of training rows, if None
+  dataset: Dataset | None = None  # that it is read from, if that was published
+  needs: str = ''  # the files that hold it
+  source_splits: tuple[str, ...] = ()  # of that data set, which the splits are made from
+  examples: Callable[[str], Iterable[Example]] | None = None  # of such a split, unformatted
+  where: Callable[[str], str] = lambda _split: 'elsewhere'  # raises FileNotFoundError if nowhere
 
   def __post_init__(self) -> None:
     if not re.fullmatch(r'\w[\w.:-]*', self.name):
@@ -73,3 +101,24 @@ class Task:
     """The split's rows, in an order that never changes."""
     self.require(split)
     return iter(self.read(split))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """Tasks that are trained on together, each at its rate, and evaluated one by one."""
+
+  name: str
+  tasks: tuple[Task, ...]
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    """Those that every task has."""
+    return tuple(s for s in self.tasks[0].splits if all(s in task.splits for task in self.tasks))
+
+  @property
+  def vocabulary(self) -> Callable[[], Vocabulary]:
+    """The one that all tasks have of their own."""
+    own = {task.vocabulary for task in self.tasks}
+    if len(own) > 1:
+      raise ValueError(f'The tasks of {self.name} have several vocabularies: name one for all.')
+    return self.tasks[0].vocabulary

@@ -1,23 +1,63 @@
+import collections
 import subprocess
 import sys
 
 import pytest
 
 from cascades import metrics
-from cascades.tasks import catalog
+from cascades.tasks import catalog, sources
 
 
-def test_our_tasks_are_listed_and_found_by_name():
-  assert catalog.names() == ('cmudict_g2p', 'superglue_boolq', 'superglue_rte')
-  for name in catalog.names():
-    assert catalog.get(name).name == name
+@pytest.fixture(scope='module')
+def ours():
+  return {name: catalog.get(name, sample=True) for name in catalog.names()}
 
 
-def test_every_task_has_training_validation_and_known_metrics():
-  for name in catalog.names():
-    task = catalog.get(name)
-    assert {'train', 'validation'} <= set(task.splits)
+def test_our_tasks_are_found_by_name_and_as_many_as_published(ours):
+  assert all(task.name == name for name, task in ours.items())
+  suites = collections.Counter(task.suite for task in ours.values())
+  assert suites == {
+    '': 1, 'superglue': 9, 'wmt22': 6, 'flan2021': 69, 'c4': 3, 'streams': 4,
+  }  # fmt: skip
+
+
+def test_mixtures_are_found_by_name():
+  assert {name: len(catalog.get(name).tasks) for name in catalog.mixtures()} == {
+    'superglue': 8, 'wmt22': 6, 'flan2021': 69, 'flan2021_accuracy': 39,
+    'flan2021_accuracy_plotted': 32, 'flan2021_bleu': 8,
+  }  # fmt: skip
+
+
+def test_every_task_has_hand_written_rows_in_every_split(ours):
+  """At least eight of each data set, of which a task may leave out some."""
+  for name, task in ours.items():
+    if not name.startswith('cmudict'):
+      for split in task.splits:
+        rows = list(task.rows(split))
+        assert len(rows) >= (1 if task.suite == 'flan2021' else 5), (name, split)
+        assert len({row.id for row in rows}) == len(rows)
+
+
+def test_every_task_has_a_labelled_hand_written_row_to_train_on(ours):
+  for name, task in ours.items():
+    if not name.startswith('cmudict'):
+      rows = list(task.rows('train'))
+      assert len(rows) >= 5, name
+      assert all(row.answers for row in rows), name
+
+
+def test_every_hand_written_file_has_eight_rows_or_more():
+  files = list(sources.SAMPLES.rglob('*.*'))
+  assert len(files) > 70
+  for file in files:
+    assert 8 <= len(file.read_text().strip().split('\n')) <= 20, file
+
+
+def test_every_task_has_training_rows_a_description_and_known_metrics(ours):
+  for task in ours.values():
+    assert 'train' in task.splits
     assert task.description
+    assert task.metrics
     for metric in task.metrics:
       assert metrics.by_name(metric).name == metric
 
@@ -31,19 +71,19 @@ def test_places_are_handed_to_the_task(hand_written):
   ('wrong', 'right'), [('cmudict', 'cmudict_g2p'), ('superglue_bolq', 'superglue_boolq')]
 )
 def test_an_unknown_name_suggests_the_nearest(wrong, right):
-  with pytest.raises(ValueError, match=f"no task '{wrong}'. Did you mean {right}?"):
+  with pytest.raises(ValueError, match=f"no task '{wrong}'. Did you mean {right}"):
     catalog.get(wrong)
 
 
-def test_a_name_like_no_other_lists_what_there_is():
-  with pytest.raises(ValueError, match=r"no task 'zzz'\. Ours are cmudict_g2p, superglue_boolq"):
+def test_a_name_like_no_other_tells_how_to_list_what_there_is():
+  with pytest.raises(ValueError, match=r"no task 'zzz'\. `python -m cascades\.tasks list` shows"):
     catalog.get('zzz')
 
 
 def test_a_wrong_name_does_not_import_seqio():
   code = """
 import sys
-from cascades.tasks import catalog
+from cascades.tasks import catalog, sources
 try: catalog.get('mine')
 except ValueError: pass
 print({'seqio', 'tensorflow', 'jax', 'grain'} & set(sys.modules))

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from hypothesis import HealthCheck, settings
 
-from cascades.tasks import records, vocabularies
+from cascades.tasks import reading, records, vocabularies
 from cascades.tasks.task import Row, Task, both
 
 # Hypothesis builds its tables of all characters once, which takes seconds on a busy machine.
@@ -50,7 +50,7 @@ def spelling(count: int) -> list[Row]:
 
 
 @pytest.fixture(scope='session')
-def tiny_records(tmp_path_factory: pytest.TempPathFactory) -> records.Records:
+def tiny_records(tmp_path_factory: pytest.TempPathFactory) -> reading.Records:
   """37 rows as bytes."""
   vocabulary = both(vocabularies.bytes_vocabulary())
   folder = tmp_path_factory.mktemp('records')

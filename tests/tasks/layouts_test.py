@@ -12,8 +12,8 @@ LENGTHS = {'inputs': 4, 'targets': 3}
 START, EOS = 0, 1
 
 
-def layout(convert, lengths=LENGTHS, start=(START,)):
-  return Layout(convert, lengths, start, inputs_eos_id=EOS, eos_id=EOS)
+def layout(convert, lengths=LENGTHS, start=(START,), ends=(EOS,)):
+  return Layout(convert, lengths, *(np.array(ids, np.int32) for ids in (start, ends, ends)))
 
 
 def assemble(made, *rows, width=None):
@@ -55,6 +55,15 @@ def test_without_a_first_input_the_prompt_is_the_left_context():
   assert batch.inputs.tolist() == [[11, EOS, 21, 0, 0, 0]]
   assert batch.targets.tolist() == [[EOS, 21, EOS, 0, 0, 0]]
   assert batch.weights.tolist() == [[0, 1, 1, 0, 0, 0]]
+
+
+def test_a_language_model_without_ends_predicts_every_token_of_its_chunk():
+  made = layout(layouts.decoder_only, {'inputs': 0, 'targets': 3}, ends=())
+  assert made.width == 3
+  batch = assemble(made, [([], [21, 22, 23, 24])])
+  assert batch.inputs.tolist() == [[START, 21, 22]]
+  assert batch.targets.tolist() == [[21, 22, 23]]
+  assert batch.weights.tolist() == [[1, 1, 1]]
 
 
 def test_an_encoder_decoder_needs_a_first_input():
@@ -202,7 +211,9 @@ def test_a_splits_layout_takes_the_special_ids_from_its_records(tmp_path):
   vocabulary = both(vocabularies.bytes_vocabulary())
   made = records.materialize(tiny_task(spelling(2)), 'train', vocabulary, tmp_path)
   found = layouts.of(made, layouts.decoder_only, LENGTHS)
-  assert (found.start, found.inputs_eos_id, found.eos_id) == ((0,), 1, 1)
+  assert [ids.tolist() for ids in (found.start, found.inputs_end, found.targets_end)] == [
+    [0], [1], [1],
+  ]  # fmt: skip
 
 
 def test_each_architecture_has_its_converter():

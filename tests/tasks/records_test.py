@@ -1,4 +1,5 @@
 import concurrent.futures
+import contextlib
 import errno
 import json
 import logging
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cascades.tasks import records, vocabularies
+from cascades.tasks import reading, records, vocabularies
 from cascades.tasks.task import Row, both
 from tests.tasks.conftest import ROOT, spelling, tiny_task
 
@@ -42,11 +43,12 @@ def test_tokens_can_be_read_without_text_in_any_order(tmp_path):
 
 def test_the_manifest_describes_the_split(tmp_path):
   made = materialize(tmp_path, [Row('1', 'ab', ('c',)), Row('2', 'd', ())]).manifest
-  assert (made.task, made.split, made.version) == ('tiny', 'train', '1')
+  assert (made.task, made.split) == ('tiny', 'train')
+  assert made.identity['definition'] == '1'
   assert (made.rows, made.unlabelled) == (2, 1)
-  assert made.tokens == {'inputs': 3, 'targets': 1}
+  assert [list(shard.tokens) for shard in made.shards] == [[3, 1]]
   assert (made.bos_id, made.inputs_eos_id, made.eos_id) == (0, 1, 1)
-  assert made.vocabularies['inputs'] == BYTES.inputs.fingerprint
+  assert made.identity['vocabulary'] == BYTES.inputs.fingerprint
 
 
 def test_complete_records_are_read_not_written_again(tmp_path, monkeypatch):
@@ -77,14 +79,14 @@ def test_nothing_temporary_is_left(tmp_path):
   made = materialize(tmp_path)
   assert [path.name for path in (tmp_path / 'tiny').iterdir()] == [made.directory.name]
   assert sorted(path.name for path in made.directory.iterdir()) == [
-    'lengths.npy', 'manifest.json', 'records-00000.array_record', 'tokens.bin',
+    '00000.array_record', '00000.json', '00000.lengths.npy', '00000.tokens', 'manifest.json',
   ]  # fmt: skip
 
 
 def test_an_incomplete_directory_is_written_anew(tmp_path):
   directory = materialize(tmp_path).directory
   (directory / 'manifest.json').unlink()
-  (directory / 'tokens.bin').write_bytes(b'')
+  (directory / '00000.tokens').write_bytes(b'')
   assert len(materialize(tmp_path)) == 11
   assert [path.name for path in directory.parent.iterdir()] == [directory.name]
 
@@ -104,18 +106,73 @@ def test_a_rename_that_fails_is_not_tried_for_ever(tmp_path, monkeypatch):
     materialize(tmp_path)
 
 
-def test_an_interrupted_write_leaves_nothing_and_can_be_repeated(tmp_path):
+def test_an_interrupted_write_goes_on_after_the_finished_shards(tmp_path, caplog, monkeypatch):
   def interrupted():
-    yield from spelling(5)
+    yield from spelling(9)
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    materialize(tmp_path, interrupted())
-  assert not list((tmp_path / 'tiny').iterdir())
-  assert len(materialize(tmp_path)) == 11
+    materialize(tmp_path, interrupted(), rows_per_shard=4)
+  (partial,) = (tmp_path / 'tiny').iterdir()
+  kept = {path.name: path.read_bytes() for path in partial.glob('0000[01].*')}
+  assert len(kept) == 8
+  written = []
+  write = records.shards.write
+  monkeypatch.setattr(records, 'Workers', lambda: contextlib.nullcontext(Inline(written, write)))
+  with caplog.at_level(logging.INFO):
+    made = materialize(tmp_path, rows_per_shard=4)
+  assert written == [2]
+  assert 'going on after 2 finished shards' in caplog.text
+  assert {name: (made.directory / name).read_bytes() for name in kept} == kept
+  assert [record.row for record in made.read(range(11))] == spelling(11)
+  assert [path.name for path in (tmp_path / 'tiny').iterdir()] == [made.directory.name]
 
 
-@pytest.mark.parametrize('name', ['tokens.bin', 'lengths.npy', 'records-00000.array_record'])
+class Inline:
+  """Workers that work here and now."""
+
+  def __init__(self, written, function):
+    self.written, self.function = written, function
+
+  def submit(self, _, *arguments):
+    self.written.append(arguments[3])
+    future = concurrent.futures.Future()
+    future.set_result(self.function(*arguments))
+    return future
+
+
+def test_processes_write_what_one_process_writes(tmp_path):
+  one = materialize(tmp_path / 'one', spelling(50), rows_per_shard=50)
+  several = materialize(tmp_path / 'several', spelling(50), rows_per_shard=8)
+  assert len(several.manifest.shards) == 7
+  for ours, theirs in zip(several.read(range(50)), one.read(range(50)), strict=True):
+    assert ours.row == theirs.row
+    assert np.array_equal(ours.inputs, theirs.inputs)
+    assert np.array_equal(ours.targets, theirs.targets)
+
+
+def test_records_of_another_definition_are_refused_by_name(tmp_path, caplog):
+  old = materialize(tmp_path)
+  with caplog.at_level(logging.INFO):
+    new = materialize(tmp_path, fingerprint='two')
+  assert new.directory != old.directory
+  assert f'Not reading {old.directory}: made with another source.' in caplog.text
+
+
+def test_joined_records_are_read_as_one(tmp_path):
+  parts = [materialize(tmp_path, spelling(n), name=f'task{n}') for n in (3, 5)]
+  joined = reading.Joined(parts)
+  assert len(joined) == 8
+  expected = [*spelling(3), *spelling(5)]
+  order = [7, 0, 3, 2, 7]
+  assert [record.row for record in joined.read(order)] == [expected[i] for i in order]
+  for i, (inputs, targets) in zip(order, joined.tokens(order), strict=True):
+    assert inputs.tolist() == BYTES.inputs.encode(expected[i].inputs)
+    assert targets.tolist() == BYTES.targets.encode(expected[i].targets)
+  assert joined.name == 'task3, split train + task5, split train'
+
+
+@pytest.mark.parametrize('name', ['00000.tokens', '00000.lengths.npy', '00000.array_record'])
 @pytest.mark.parametrize('damage', ['flip', 'truncate', 'extend', 'remove'])
 def test_damaged_files_are_refused_by_name(tmp_path, name, damage):
   file = materialize(tmp_path).directory / name
@@ -131,30 +188,31 @@ def test_damaged_files_are_refused_by_name(tmp_path, name, damage):
 
 
 def test_very_large_files_are_checked_by_size_alone(tmp_path, monkeypatch):
-  file = materialize(tmp_path).directory / 'tokens.bin'
+  file = materialize(tmp_path).directory / '00000.tokens'
   content = file.read_bytes()
   file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
   monkeypatch.setattr(records, '_CHECKED_BYTES', 10)
   materialize(tmp_path)
   file.write_bytes(content + b'1234')
-  with pytest.raises(ValueError, match=r'tokens\.bin has'):
+  with pytest.raises(ValueError, match=r'00000\.tokens has'):
     materialize(tmp_path)
 
 
 def test_opening_notices_other_sizes_without_reading_the_files(tmp_path):
   directory = materialize(tmp_path).directory
-  with (directory / 'tokens.bin').open('ab') as stream:
+  with (directory / '00000.tokens').open('ab') as stream:
     stream.write(b'more')
-  with pytest.raises(ValueError, match=r'tokens\.bin has \d+ bytes, but \d+ was written'):
-    records.Records(directory)
+  with pytest.raises(ValueError, match=r'00000\.tokens has \d+ bytes, but \d+ was written'):
+    reading.Records(directory)
 
 
 def test_a_wrong_row_count_is_refused(tmp_path):
   directory = materialize(tmp_path).directory
   manifest = json.loads((directory / 'manifest.json').read_text())
-  (directory / 'manifest.json').write_text(json.dumps(manifest | {'rows': 12}))
+  manifest['shards'][0]['rows'] = 12
+  (directory / 'manifest.json').write_text(json.dumps(manifest))
   with pytest.raises(ValueError, match='has 11 rows, but 12 was written'):
-    records.Records(directory)
+    reading.Records(directory)
 
 
 @pytest.mark.parametrize('content', ['', '{}', '[]', '{"files": {}, "rows": 1}'])
@@ -162,12 +220,12 @@ def test_a_manifest_of_something_else_is_refused(tmp_path, content):
   directory = materialize(tmp_path).directory
   (directory / 'manifest.json').write_text(content)
   with pytest.raises(ValueError, match='is not a manifest of token records'):
-    records.Records(directory)
+    reading.Records(directory)
 
 
 def test_a_directory_without_records_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'manifest\.json is missing'):
-    records.Records(tmp_path)
+    reading.Records(tmp_path)
 
 
 def test_an_empty_split_is_an_error(tmp_path):
@@ -226,7 +284,7 @@ def test_two_jobs_may_write_the_same_records_at_once(tmp_path):
     barrier = manager.Barrier(2)
     jobs = [pool.submit(_materialize_in_process, tmp_path, barrier) for _ in range(2)]
     assert [job.result(timeout=60) for job in jobs] == [300, 300]
-  records.check_content(materialize(tmp_path, spelling(300)).directory)
+  reading.check_content(materialize(tmp_path, spelling(300)).directory)
   assert len(list((tmp_path / 'tiny').iterdir())) == 1
 
 
@@ -259,7 +317,7 @@ def test_records_are_written_and_fed_without_tensorflow(tmp_path, hand_written):
   (tmp_path / 'rows.jsonl').write_text('{"inputs": "a", "targets": "b"}\n')
   code = f"""
 import sys
-from cascades.tasks import catalog, feeding, layouts, local, records
+from cascades.tasks import catalog, feeding, layouts, local, reading, records
 from cascades.tasks.task import both
 lengths = {{'inputs': 32, 'targets': 32}}
 for task, split in (

@@ -1,5 +1,6 @@
 """SeqIO as an independent implementation: its pipeline must give what our records hold."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from cascades.tasks import (
+  c4,
   catalog,
   cmudict,
   feeding,
@@ -23,18 +24,22 @@ from cascades.tasks import (
   superglue,
   vocabularies,
 )
-from cascades.tasks.task import Row, both
+from cascades.tasks.corpus import Corpus
+from cascades.tasks.flan import suite as flan
+from cascades.tasks.task import Mixture, Row, both
 
 LENGTHS = {'inputs': 40, 'targets': 8}
 
 
 @pytest.fixture(autouse=True)
 def empty_registry():
-  """SeqIO's registry as it was, so that tests do not meet in it."""
-  before = set(seqio.TaskRegistry.names())
+  """SeqIO's registries as they were, so that tests do not meet in them."""
+  registries = (seqio.TaskRegistry, seqio.MixtureRegistry)
+  before = [set(registry.names()) for registry in registries]
   yield
-  for name in set(seqio.TaskRegistry.names()) - before:
-    seqio.TaskRegistry.remove(name)
+  for registry, names in zip(registries, before, strict=True):
+    for name in set(registry.names()) - names:
+      registry.remove(name)
 
 
 @pytest.fixture(scope='module')
@@ -206,6 +211,108 @@ def test_seqio_sees_answers_options_and_labels(lines):
   assert [int(e['label']) for e in examples] == [-1, -1, 0, -1]
 
 
+def tiny_mixture(hand_written):
+  where = sources.Sources(hand_written)
+  boolq, rte = (superglue.task(config, where) for config in ('boolq', 'rte'))
+  return Mixture('tiny_mixture', (boolq, dataclasses.replace(rte, rate=7)))
+
+
+def mixed(registered, **options):
+  dataset = registered.get_dataset(
+    LENGTHS, split='train', shuffle=False, num_epochs=1, try_in_mem_cache=False, **options
+  )
+  return list(dataset.as_numpy_iterator())
+
+
+def test_a_mixture_has_our_rates_or_else_counts_rows(hand_written):
+  ours, vocabulary = tiny_mixture(hand_written), both(vocabularies.bytes_vocabulary())
+  registered = seqio_tasks.register_mixture(ours, vocabulary)
+  count = len(list(ours.tasks[0].rows('train')))
+  assert [registered.get_rate(seqio.TaskRegistry.get(t.name)) for t in ours.tasks] == [count, 7]
+  assert seqio_tasks.register_mixture(ours, vocabulary) is registered
+
+
+def test_a_mixtures_rates_may_be_given_instead(hand_written):
+  registered = seqio_tasks.register_mixture(
+    tiny_mixture(hand_written), both(vocabularies.bytes_vocabulary()), rates={'superglue_rte': 0.5}
+  )
+  assert registered.get_rate(seqio.TaskRegistry.get('superglue_rte')) == 0.5
+
+
+def test_a_mixture_keeps_what_is_named_beside_inputs_and_targets(hand_written):
+  registered = seqio_tasks.register_mixture(
+    tiny_mixture(hand_written), both(vocabularies.bytes_vocabulary())
+  )
+  kept = {frozenset(example) for example in mixed(registered)}
+  assert kept == {frozenset({'inputs', 'targets'})}
+  examples = mixed(registered, passthrough_features=['id', 'answers', 'template'])
+  assert {name for example in examples for name in example} == {
+    'inputs', 'targets', 'id', 'answers', 'template',
+  }  # fmt: skip
+  assert {example['id'].decode().split('/')[0] for example in examples} == {'boolq', 'rte'}
+
+
+def test_a_mixture_of_other_tasks_with_the_same_name_is_an_error(hand_written):
+  ours, vocabulary = tiny_mixture(hand_written), both(vocabularies.bytes_vocabulary())
+  seqio_tasks.register_mixture(ours, vocabulary)
+  with pytest.raises(ValueError, match='already has a mixture tiny_mixture of other tasks'):
+    seqio_tasks.register_mixture(dataclasses.replace(ours, tasks=ours.tasks[:1]), vocabulary)
+
+
+def test_everything_of_the_catalogue_registers_without_data(tmp_path):
+  vocabulary = both(vocabularies.bytes_vocabulary(100))
+  names = [*catalog.tasks(), *catalog.mixtures()]
+  missing = functools.partial(catalog.get, data_dir=str(tmp_path), tfds_data_dir=str(tmp_path))
+  for _ in range(2):
+    seqio_tasks.register_all(map(missing, names), vocabulary)
+  assert set(catalog.tasks()) <= set(seqio.TaskRegistry.names())
+  assert set(catalog.mixtures()) <= set(seqio.MixtureRegistry.names())
+  assert seqio.MixtureRegistry.get(flan.MIXTURE).total_rate == 188_371
+  with pytest.raises(FileNotFoundError, match='No rows for split train of super_glue/boolq'):
+    assert seqio.MixtureRegistry.get('superglue').total_rate  # its rows have to be counted
+
+
+def test_a_mixture_is_drawn_from_as_ours_is(tmp_path, hand_written):
+  ours, vocabulary = tiny_mixture(hand_written), vocabularies.bytes_vocabulary()
+  lengths = {'inputs': 400, 'targets': 20}
+  corpus = Corpus(ours, vocabulary, 'encoder_decoder', lengths, str(tmp_path))
+  batch = next(corpus.training(0, batch_size=64, seed=0))
+  registered = seqio_tasks.register_mixture(ours, both(vocabulary))
+  converter = seqio.EncDecFeatureConverter(pack=False)
+  dataset = converter(
+    registered.get_dataset(lengths, split='train', shuffle=False, try_in_mem_cache=False), lengths
+  )
+  theirs = {
+    (*row['encoder_input_tokens'], *row['decoder_target_tokens'])
+    for row in dataset.take(64).as_numpy_iterator()
+  }
+  pairs = zip(batch.encoder.tolist(), batch.targets.tolist(), strict=True)
+  assert {(*inputs, *targets) for inputs, targets in pairs} == theirs
+
+
+@pytest.mark.parametrize('kind', ['span_corruption', 'prefix_lm', 'causal_lm'])
+def test_chunks_of_c4_come_as_the_tokens_of_our_records(tmp_path, monkeypatch, kind):
+  monkeypatch.setattr(records, 'ROWS_PER_SHARD', 3)
+  vocabulary = vocabularies.bytes_vocabulary(100)
+  task = getattr(c4, kind)(sources.Sources(sample=True))
+  made = records.materialize(task, 'train', both(vocabulary), tmp_path, rows_per_shard=3)
+  assert len(made.manifest.shards) > 1
+  end = [vocabulary.eos_id] if task.ends else []
+  examples = list(theirs(task, vocabulary, 'train', None))
+  for record, example in zip(made.read(range(len(made))), examples, strict=True):
+    assert example['id'].decode() == record.row.id
+    assert example['inputs'].tolist() == [*record.inputs, *end]
+    assert example['targets'].tolist() == [*record.targets, *end]
+  assert 'inputs_pretokenized' not in examples[0]
+
+
+def test_tokens_without_text_do_not_come_back_as_text():
+  task = c4.causal_lm(sources.Sources(sample=True))
+  seqio_tasks.register(task, both(vocabularies.bytes_vocabulary()))
+  with pytest.raises(ValueError, match='c4_causal_lm keeps no text of its targets'):
+    next(seqio_tasks.from_seqio(task.name).rows('train'))
+
+
 def prefixed(dataset, prefix):
   return dataset.map(lambda e: {k: tf.strings.join([prefix, v]) for k, v in e.items()})
 
@@ -262,46 +369,19 @@ def test_our_own_rows_survive_the_way_through_seqio(hand_written, model):
   assert back.vocabulary() == vocabularies.sentencepiece(model)
 
 
+@pytest.mark.parametrize('name', ['flan_multirc', 'flan_rte', 'superglue_record', 'wmt22_en_ja'])
+def test_groups_templates_and_unlabelled_rows_survive_the_way_through_seqio(name):
+  task = catalog.get(name, sample=True)
+  seqio_tasks.register(task, both(vocabularies.bytes_vocabulary()))
+  for split in task.splits:
+    expected = list(task.rows(split))
+    assert list(seqio_tasks.from_seqio(name).rows(split)) == expected
+
+
 def test_a_vocabulary_that_we_lack_is_named():
   user_task('odd', vocabulary=seqio.PassThroughVocabulary(10))
   with pytest.raises(ValueError, match='odd uses a PassThroughVocabulary'):
     catalog.get('odd').vocabulary()
-
-
-def test_a_prepared_tfds_directory_gives_the_rows_of_the_official_files(tmp_path, hand_written):
-  for config in ('boolq', 'rte'):
-    prepare(config, hand_written, tmp_path)
-    prepared = superglue.task(config, sources.Sources(tfds_data_dir=tmp_path))
-    for split in prepared.splits:
-      found = {row.id: row for row in prepared.rows(split)}
-      assert found == {row.id: row for row in superglue_rows(config, hand_written, split)}
-      assert list(prepared.rows(split)) == list(prepared.rows(split))
-    assert prepared.fingerprint('train') == prepared.fingerprint('test')
-
-
-def prepare(config, hand_written, folder):
-  """Writes a TFDS directory with the rows of the official files."""
-  shape = superglue.CONFIGS[config]
-  features = {field: tfds.features.Text() for field in shape.fields}
-  features |= {'idx': np.int32, 'label': tfds.features.ClassLabel(names=shape.labels)}
-
-  def examples(file):
-    for line in (hand_written / shape.folder / f'{file}.jsonl').read_text().splitlines():
-      example = {'label': -1} | json.loads(line)
-      label = example['label']
-      yield example['idx'], example | {'label': int(label) if isinstance(label, bool) else label}
-
-  tfds.dataset_builders.store_as_tfds_dataset(
-    name='super_glue',
-    config=config,
-    version='1.0.2',
-    data_dir=folder,
-    features=tfds.features.FeaturesDict(features),
-    split_datasets={
-      split: list(examples(file))
-      for split, file in {'train': 'train', 'validation': 'val', 'test': 'test'}.items()
-    },
-  )
 
 
 def test_seqio_tokenises_real_passages_as_our_records(tmp_path, real_data, model):

@@ -1,0 +1,156 @@
+"""Tasks, rows and checks as people read them on a terminal."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+import rich.box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cascades.tasks import shards
+from cascades.tasks.checking import Checked
+from cascades.tasks.task import Mixture, Record, Task, both
+from cascades.tasks.vocabularies import Tokens
+from cascades.types import Vocabulary
+
+_SHOWN_CHARACTERS = 1000
+_SHOWN_TOKENS = 24
+_WIDTH_OF_FILES = 240  # where no terminal tells how wide it is
+
+
+def console() -> Console:
+  """Standard output, as wide as it takes where it is no terminal."""
+  found = Console(highlight=False)
+  return found if found.is_terminal else Console(highlight=False, width=_WIDTH_OF_FILES)
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+  table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+  for column in columns:
+    table.add_column(column, justify='right' if column in right else 'left', overflow='fold')
+  return table
+
+
+def print_tasks(tasks: Sequence[Task], mixtures: Sequence[Mixture]) -> None:
+  """One line a task: suite, metrics, published sizes, where its data are; then the mixtures."""
+  out = console()
+  table = _table('task', 'suite', 'metrics', 'rows', 'data')
+  for task in tasks:
+    sizes = '  '.join(f'{split} {size:,}' for split, size in task.sizes.items())
+    data = _data(task)
+    table.add_row(task.name, task.suite, Text(' '.join(task.metrics)), sizes, data)
+  out.print(table)
+  mixed = _table('mixture', 'tasks', 'rates', right=('tasks',))
+  for mixture in mixtures:
+    rates = [task.rate for task in mixture.tasks if task.rate]
+    total = f'{sum(rates):,} in all' if len(rates) == len(mixture.tasks) else "the tasks' rows"
+    mixed.add_row(mixture.name, str(len(mixture.tasks)), total)
+  out.print(mixed)
+
+
+def _data(task: Task) -> Text:
+  """Where the splits are; or which files would have to be where."""
+  found, missing = {}, []
+  for split in task.splits:
+    try:
+      found[task.where(split)] = split
+    except FileNotFoundError:
+      missing.append(split)
+  if not found:
+    return Text(f'missing: {task.needs}' if task.needs else 'missing', 'yellow')
+  where = next(iter(found))
+  more = f' (no {", ".join(missing)})' if missing else ''
+  return Text(f'{where}{" ..." if len(found) > 1 else ""}{more}', 'green')
+
+
+def print_rows(
+  task: Task, split: str, count: int, vocabulary: Vocabulary, lengths: Mapping[str, int]
+) -> None:
+  """Rows as published, and as prompt and answer, with what of their tokens is kept."""
+  task.require(split)
+  out = console()
+  out.print(Text(f'{task.name}, split {split}', 'bold'))
+  out.print(Text(f'{task.description}; from {task.where(split)}', 'dim'))
+  if task.examples is not None and task.source_splits:
+    source = split if split in task.source_splits else task.source_splits[0]
+    for example in itertools.islice(task.examples(source), count):
+      _print(out, 'published', json.dumps(example, ensure_ascii=False))
+  tokenize = task.tokenize or shards.row_by_row
+  rows = task.rows(split)
+  # A tokeniser that joins rows may need many for one record.
+  some = rows if task.tokenize else itertools.islice(rows, count)
+  records = tokenize(some, both(vocabulary), 0)
+  for record in itertools.islice(records, count):
+    _print_record(out, task, record, vocabulary, lengths)
+
+
+def _print_record(
+  out: Console, task: Task, record: Record, vocabulary: Vocabulary, lengths: Mapping[str, int]
+) -> None:
+  row = record.row
+  out.print()
+  extras = {'group': row.group, 'template': row.template, 'label': row.label}
+  known = '  '.join(f'{name} {value}' for name, value in extras.items() if value is not None)
+  _print(out, 'id', f'{row.id}  {known}'.rstrip())
+  fields = [
+    ('inputs', row.inputs, record.inputs, 'cyan'),
+    ('targets', row.targets, record.targets, 'green'),
+  ]
+  for name, text, tokens, colour in fields:
+    end = 1 if task.ends else 0
+    room = lengths[name] - end
+    _print(out, name, text or vocabulary.decode(tokens.tolist()), colour)
+    kept = min(len(tokens), room) + end
+    line = Text(f'{"":<11}{len(tokens) + end} tokens, {kept} kept  {_shortened(tokens)}', 'dim')
+    if len(tokens) > room:
+      line.append(f'  {len(tokens) - room} trimmed', 'red')
+    out.print(line)
+  for answer in row.answers[1:]:
+    _print(out, 'or', answer, 'green')
+  for option in row.options:
+    _print(out, 'option', option, 'magenta')
+
+
+def _print(out: Console, name: str, text: str, colour: str = 'cyan') -> None:
+  out.print(Text.assemble((f'{name:<11}', colour), _cut(text)))
+
+
+def print_checked(found: Iterable[Checked], *, also_missing: bool) -> int:
+  """A line a split, each as soon as it is known, and every problem; 1 if there was one."""
+  out = console()
+  wrong = splits = 0
+  for one in found:
+    if not one.where and not also_missing:
+      continue
+    splits += 1
+    wrong += one.is_wrong
+    published = f' of {one.published:,}' if one.published is not None else ''
+    colour = {'complete': 'green', 'malformed': 'red'}.get(one.verdict, 'yellow')
+    out.print(
+      Text(f'{one.verdict:<10}', colour),
+      Text(f'{one.task} {one.split}: {one.rows:,}{published} rows  {one.where}'),
+      soft_wrap=True,
+    )
+    for problem in one.problems:
+      out.print(Text(f'           {problem}', 'red'), soft_wrap=True)
+  out.print(f'{splits} splits read, {wrong} of them with malformed rows.')
+  return int(wrong > 0)
+
+
+def _cut(text: str) -> str:
+  """The beginning, on which a terminal does not act: control characters are spelt out."""
+  beginning = ''.join(
+    c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in text[:_SHOWN_CHARACTERS]
+  )
+  if len(text) <= _SHOWN_CHARACTERS:
+    return beginning
+  return f'{beginning} ... ({len(text):,} characters)'
+
+
+def _shortened(tokens: Tokens) -> str:
+  shown = ' '.join(map(str, tokens[:_SHOWN_TOKENS].tolist()))
+  return f'[{shown}{" ..." if len(tokens) > _SHOWN_TOKENS else ""}]'

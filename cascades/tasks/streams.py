@@ -1,0 +1,204 @@
+"""Streams for online cascade learning: classification in file order, with a recorded expert.
+
+Nie et al. 2024, https://arxiv.org/abs/2402.04513. The expert's labels were recorded once, so a
+cascade learns from a large model without running it. Files are JSON lines with the fields `text`
+and `label`, and `gpt35` and `llama2_70b` where these labels are known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Int
+
+from cascades.tasks import sources as sources_lib
+from cascades.tasks.features import NO_LABEL, Example
+from cascades.tasks.sources import Dataset, Sources
+from cascades.tasks.task import Row, Task
+
+T = TypeVar('T')
+
+EXPERTS = ('gpt35', 'llama2_70b')  # gpt-3.5-turbo-1106 and Llama-2-70B-chat, both zero-shot
+UNPARSABLE = NO_LABEL  # what an expert said that is no label: the call counts, and is wrong
+TEXT = '{text}'  # where a prompt has the text
+
+
+def _one(fields: Example) -> Iterable[Example]:
+  return (fields,)
+
+
+class Stream(NamedTuple):
+  """A published data set as a stream."""
+
+  labels: tuple[str, ...]
+  prompt: str  # the question first, so that a text that is cut keeps it
+  files: Mapping[str, str]
+  sizes: Mapping[str, int]
+  metrics: tuple[str, ...] = ('accuracy',)
+  experts: tuple[str, ...] = ('train',)  # the splits that have their labels
+  parse: Callable[[Example], Iterable[Example]] = _one
+
+
+_FEVER = {'REFUTES': 'false', 'SUPPORTS': 'true'}
+
+
+def _verifiable(fields: Example) -> Iterable[Example]:
+  """FEVER's own label names as answers; what has not enough information has none.
+
+  The published development claims are two halves, and the training split is from the first.
+  """
+  if fields.get('split') == 'paper_dev' or fields.get('label') == 'NOT ENOUGH INFO':
+    return ()
+  return (dict(fields, label=_FEVER.get(str(fields.get('label')), fields.get('label'))),)
+
+
+_EMOTIONS = ('joy', 'sadness', 'anger', 'guilt', 'shame', 'fear', 'disgust')
+
+STREAMS: Mapping[str, Stream] = {
+  'stream_imdb': Stream(
+    ('negative', 'positive'),
+    'Is this film review positive or negative on the whole? Answer in one word. Review: {text}',
+    {'train': 'imdb_train.jsonl', 'test': 'imdb_test.jsonl'},
+    {'train': 25_000, 'test': 25_000},
+  ),
+  'stream_hatespeech': Stream(
+    ('no', 'yes'),
+    'Is there hate speech in this forum post? Answer yes or no. Post: {text}',
+    {'train': 'hatespeech.jsonl'},
+    {'train': 10_703},
+    metrics=('accuracy', 'f1[yes|no]'),
+  ),
+  'stream_isear': Stream(
+    _EMOTIONS,
+    f'Which emotion does the writer tell of: {", ".join(_EMOTIONS[:-1])} or {_EMOTIONS[-1]}? '
+    'Answer in one word. Text: {text}',
+    {'train': 'isear.jsonl'},
+    {'train': 7666},
+  ),
+  'stream_fever': Stream(
+    ('false', 'true'),
+    'Somebody claimed this in June 2017. Was it true or false then? Claim: {text}',
+    {'train': 'fever_6512.jsonl', 'test': 'fever_dev19998.jsonl'},
+    {'train': 6512, 'test': 6666},
+    experts=(),
+    parse=_verifiable,
+  ),
+}
+
+
+NAMES = tuple(STREAMS)
+
+
+def task(name: str, sources: Sources, *, prompt: str | None = None) -> Task:
+  """The stream of this name: a prompt with a text -> a label's name; rows in file order.
+
+  `prompt` has the place of the text as {text}; '{text}' alone gives bare texts, as small models
+  of words read them.
+  """
+  stream = _stream(name)
+  wording = stream.prompt if prompt is None else prompt
+  if TEXT not in wording:
+    raise ValueError(f'The prompt {wording!r} of {name} has no {TEXT}, the place of the text.')
+  found = functools.partial(_locate, name, sources=sources)
+
+  def row(split: str, number: int, example: Example) -> list[Row]:
+    label = example['label']
+    answers = (stream.labels[label],) if label != NO_LABEL else ()
+    inputs = wording.replace(TEXT, example['text'])
+    return [Row(f'{name}/{split}/{number}', inputs, answers, stream.labels, label)]
+
+  return Task(
+    name=name,
+    splits=tuple(stream.files),
+    read=lambda split: _read(dataset(name), name, split, sources, functools.partial(row, split)),
+    fingerprint=lambda split: hashlib.sha256(
+      f'{found(split).fingerprint()} {wording}'.encode()
+    ).hexdigest(),
+    metrics=stream.metrics,
+    description=f'text -> {" / ".join(stream.labels)}, in file order',
+    suite='streams',
+    sizes=stream.sizes,
+    dataset=dataset(name),
+    needs=sources_lib.names(dataset(name), stream.files),
+    where=lambda split: found(split).where,
+  )
+
+
+def expert_labels(
+  name: str, sources: Sources, *, expert: str, split: str = 'train'
+) -> Int[np.ndarray, 'N']:
+  """A recorded expert's answer to each row of a split, an index into its options or UNPARSABLE."""
+  stream = _stream(name)
+  if expert not in EXPERTS:
+    raise ValueError(f'{expert!r} is no recorded expert; they are {", ".join(EXPERTS)}.')
+  if split not in stream.experts:
+    raise ValueError(_without_expert(name, stream, split))
+  recorded = dataset(name)
+  recorded = recorded._replace(features={**recorded.features, expert: stream.labels})
+  labels = _read(recorded, name, split, sources, lambda _, row: [row[expert]])
+  return np.fromiter(labels, np.int32)
+
+
+def dataset(name: str) -> Dataset:
+  """Where a stream's files are looked for, and what a line must hold."""
+  stream = _stream(name)
+  return Dataset(
+    builder=f'streams/{name.removeprefix("stream_")}',
+    version='1.0.0',
+    sizes=stream.sizes,
+    features={'text': str, 'label': stream.labels},
+    files={split: f'online_cascade/{file}' for split, file in stream.files.items()},
+    parse=stream.parse,
+    in_tfds=False,
+  )
+
+
+def _read(
+  of: Dataset,
+  name: str,
+  split: str,
+  sources: Sources,
+  form: Callable[[int, Example], Iterable[T]],
+) -> Iterator[T]:
+  _locate(name, split, sources=sources)
+  return sources_lib.read(of, split, _in_order(sources), form)
+
+
+def _locate(name: str, split: str, *, sources: Sources) -> sources_lib.Backend:
+  try:
+    return sources_lib.locate(dataset(name), split, _in_order(sources))
+  except FileNotFoundError as error:
+    file = dataset(name).files[split]
+    looked = f'in {sources.data_dir}/[*/]' if sources.data_dir else 'nowhere, as no data_dir is set'
+    raise FileNotFoundError(
+      f'No rows for split {split} of {name}. Looked for {file}[.gz] {looked}. Put it below a '
+      'data_dir, one folder deep at most: JSON lines with the fields text and label, and gpt35 and '
+      'llama2_70b if they are known. It cannot be downloaded.'
+    ) from error
+
+
+def _in_order(sources: Sources) -> Sources:
+  """TFDS has no such builders, and a line left out would put rows and expert out of step."""
+  return dataclasses.replace(sources, allow_download=False, malformed='error')
+
+
+def _stream(name: str) -> Stream:
+  if name not in STREAMS:
+    raise ValueError(f'{name!r} is no stream; they are {", ".join(STREAMS)}.')
+  return STREAMS[name]
+
+
+def _without_expert(name: str, stream: Stream, split: str) -> str:
+  if split not in stream.files:
+    return f'{name} has no split {split!r}; its splits are {", ".join(stream.files)}.'
+  if stream.experts:
+    return f'No expert labelled split {split} of {name}, only {", ".join(stream.experts)}.'
+  return (
+    f"{name} has no expert labels: the published ones came without their claims' order, and agree "
+    'with the claims no better than by chance in any order tried. Label the claims anew.'
+  )

@@ -1,0 +1,48 @@
+"""The rows that ship with a FLAN2021 task, and other rows, as its templates see them."""
+
+from cascades.tasks import features, sources
+from cascades.tasks.flan import wording
+from cascades.tasks.flan.definition import Definition, Fields
+
+
+def formed(definition: Definition, part: str, where: sources.Sources) -> list[Fields]:
+  """What the definition makes of the rows of a split or slice."""
+  return list(sources.read(definition.dataset, part, where, lambda _, row: definition.form(row)))
+
+
+def samples(definition: Definition, split: str) -> list[Fields]:
+  """What it makes of the hand-written rows of a split of its data set."""
+  return formed(definition, split, sources.Sources(sample=True))
+
+
+def form(definition: Definition, **row: object) -> list[Fields]:
+  """What it makes of one row, written as a file would have it."""
+  return list(definition.form(features.encode(definition.dataset.features, row)))
+
+
+def answers(definition: Definition) -> set[str]:
+  """All answers of the hand-written rows to train on."""
+  rows = samples(definition, sources.parse_slice(definition.train)[0])
+  return {answer for row in rows for answer in row.answers}
+
+
+def slice_size(definition: Definition, part: str) -> int:
+  """Rows of a slice, by the published size of its split."""
+  split, start, stop = sources.parse_slice(part)
+  return len(range(definition.dataset.sizes[split])[start:stop])
+
+
+def prompts(definition: Definition) -> list[tuple[Fields, str]]:
+  """The hand-written test rows, in all wordings that can be answered."""
+  return [
+    (fields, wording.worded(template, fields)[0])
+    for template in wording.templates(definition.group)
+    for fields in samples(definition, definition.test)
+    if template.answerable
+  ]
+
+
+def reversed_wording(group: str) -> wording.Template:
+  """The one wording of a group that asks for the text, and gives the answer."""
+  (found,) = [template for template in wording.templates(group) if not template.answerable]
+  return found
