@@ -6,11 +6,12 @@ TensorFlow.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cascades.tasks import textfiles
@@ -65,6 +66,23 @@ def names() -> tuple[str, ...]:
   return tuple(tasks())
 
 
+def mixture(
+  rates: Mapping[str, int | None], *, name: str = 'mixture', sources: Sources | None = None
+) -> Mixture:
+  """Some of our tasks, each at a rate: rows of it in the time that others have theirs.
+
+  None is the task's own rate: FLAN's, or its number of training rows.
+  """
+  made = []
+  for task_name, rate in rates.items():
+    if task_name not in tasks():
+      raise ValueError(f'There is no task {task_name!r}.{_suggestion(task_name, tasks())}')
+    task = tasks()[task_name](sources or Sources())
+    assert isinstance(task, Task)
+    made.append(task if rate is None else dataclasses.replace(task, rate=rate))
+  return Mixture(name, tuple(made))
+
+
 def get(
   name: str,
   data_dir: str | None = None,
@@ -94,10 +112,13 @@ def get(
 
     if name in seqio_tasks.names():
       return seqio_tasks.from_seqio(name)
-  near = difflib.get_close_matches(name, ours, 3, 0.5)
-  hint = f' Did you mean {" or ".join(near)}?' if near else ''
   raise ValueError(
-    f'There is no task {name!r}.{hint} `python -m cascades.tasks list` shows the {len(ours)} that '
-    'there are; a task of your own is a `local_jsonl`, a `local_tsv`, or a SeqIO task whose module '
-    'is imported.'
+    f'There is no task {name!r}.{_suggestion(name, ours)} `python -m cascades.tasks list` shows '
+    f'the {len(ours)} that there are; a task of your own is a `local_jsonl`, a `local_tsv`, or a '
+    'SeqIO task whose module is imported.'
   )
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+  near = difflib.get_close_matches(name, known, 3, 0.5)
+  return f' Did you mean {" or ".join(near)}?' if near else ''

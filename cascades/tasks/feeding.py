@@ -6,6 +6,8 @@ nothing to restore and nothing to skip through.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,15 +25,19 @@ from cascades.types import Batch
 log = logging.getLogger(__name__)
 
 _TASK_SHIFT = 40  # epochs stay below
+_DRAWN_TOGETHER = 2048  # rows: NumPy takes hardly longer for these than for one batch's
 
 Members: TypeAlias = Sequence[Int[np.ndarray, 'k']]  # the examples in each row of a batch
 
 
 class _Plan(NamedTuple):
-  """What an epoch of a task has: how many rows, and which examples are in given rows of epochs."""
+  """What the tasks' epochs have: how many rows each, and which examples are in given rows."""
 
-  rows: int
-  members: Callable[[Int[np.ndarray, 'n'], Int[np.ndarray, 'n'], int], Members]
+  rows: Int[np.ndarray, 'K']
+  # (tasks, rows of theirs, epochs, seed), elementwise
+  members: Callable[
+    [Int[np.ndarray, 'n'], Int[np.ndarray, 'n'], Int[np.ndarray, 'n'], int], Members
+  ]
 
 
 def train_batches(
@@ -66,24 +72,25 @@ def train_batches(
       )
   layout = _layout(records, convert, lengths)
   local = _share(batch_size, process_index, process_count)
-  plans = [_singly(part) if pack is None else _packed(part, layout, pack) for part in parts]
-  rows = np.array([plan.rows for plan in plans])
+  plan = _singly(parts) if pack is None else _packed(parts, layout, pack)
   examples = np.array([len(part) for part in parts])
-  counts = mixing.block(np.asarray(rates or examples) * (rows / examples))
-  starts = np.cumsum([0, *examples])
+  counts = mixing.block(np.asarray(rates or examples) * (plan.rows / examples))
   width = layout.width if pack is None else pack
+  together = max(_DRAWN_TOGETHER // len(local), 1)
 
-  def batch(step: int) -> Batch:
-    task, number = mixing.draw(step * batch_size + local, counts, seed)
-    epochs, places = np.divmod(number, rows[task])
+  @functools.lru_cache(maxsize=2)
+  def drawn(block: int) -> Members:
+    steps = block * together + np.arange(together)
+    task, number = mixing.draw((steps[:, None] * batch_size + local).ravel(), counts, seed)
+    epochs, places = np.divmod(number, plan.rows[task])
     # Every task shuffles in its own way; of one task alone the key is the epoch.
     keys = shuffling.mix(seed, epochs + (task << _TASK_SHIFT))
-    order = shuffling.shuffled(places, rows[task], keys)
-    members: list[Int[np.ndarray, 'k']] = [starts[:0]] * len(task)
-    for i in np.unique(task):
-      mine = np.flatnonzero(task == i)
-      for place, some in zip(mine, plans[i].members(order[mine], epochs[mine], seed), strict=True):
-        members[place] = some + starts[i]
+    order = shuffling.shuffled(places, plan.rows[task], keys)
+    return plan.members(task, order, epochs, seed)
+
+  def batch(step: int) -> Batch:
+    block, place = divmod(step, together)
+    members = drawn(block)[place * len(local) : (place + 1) * len(local)]
     packed = _read(records, layout, members, width)
     return layouts.unpacked(packed) if pack is None else packed
 
@@ -124,11 +131,17 @@ def _layout(records: Readable, convert: Convert, lengths: Lengths) -> Layout:
   for part in records.parts if isinstance(records, Joined) else (records,):
     inputs, targets = layout.trimmed(part.lengths)
     if inputs or targets:
-      log.warning(
-        '%s: %d inputs and %d targets of %d rows are longer than %s and are trimmed.',
-        *(part.name, inputs, targets, len(part), dict(lengths)),
+      _warn_once(
+        f'{part.name}: {inputs} inputs and {targets} targets of {len(part)} rows are longer than '
+        f'{dict(lengths)} and are trimmed.'
       )
   return layout
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+  """Validation goes over the same rows again and again."""
+  log.warning('%s', message)
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> Int[np.ndarray, 'n']:
@@ -141,24 +154,33 @@ def _share(batch_size: int, process_index: int, process_count: int) -> Int[np.nd
   return process_index * count + np.arange(count)
 
 
-def _singly(records: Records) -> _Plan:
-  return _Plan(len(records), lambda order, _epochs, _seed: list(order[:, None]))
+def _singly(parts: Sequence[Records]) -> _Plan:
+  rows = np.array([len(part) for part in parts])
+  starts = np.cumsum(rows) - rows
+  return _Plan(rows, lambda task, order, _epochs, _seed: list((starts[task] + order)[:, None]))
 
 
-def _packed(records: Records, layout: Layout, capacity: int) -> _Plan:
+def _packed(parts: Sequence[Records], layout: Layout, capacity: int) -> _Plan:
   if layout.encoder_width is not None:
     raise ValueError('Only decoder-only models read packed rows: leave `pack` None.')
-  packs = packing.plan(layout.row_lengths(records.lengths), capacity)
-  log.info(
-    '%s: %d rows in %d packs of %d tokens, %.1f %% full.',
-    *(records.name, len(records), len(packs), capacity, 100 * packs.fill),
+  plans = []
+  for part in parts:
+    packs = packing.plan(layout.row_lengths(part.lengths), capacity)
+    log.info(
+      '%s: %d rows in %d packs of %d tokens, %.1f %% full.',
+      *(part.name, len(part), len(packs), capacity, 100 * packs.fill),
+    )
+    plans.append(packs)
+  rows = np.array([len(packs) for packs in plans])
+  starts, joined = np.cumsum(rows) - rows, packing.join(plans)
+  return _Plan(
+    rows, lambda task, order, epochs, seed: joined.members(starts[task] + order, epochs, seed)
   )
-  return _Plan(len(packs), packs.members)
 
 
 def _read(records: Readable, layout: Layout, members: Members, width: int) -> Batch:
-  tokens = iter(records.tokens(np.concatenate(members)))
-  rows = [[layout.example(*next(tokens)) for _ in some] for some in members]
+  examples = iter(layout.examples(records.tokens(np.concatenate(members))))
+  rows = [list(itertools.islice(examples, len(some))) for some in members]
   return layouts.assemble(rows, width=width, encoder_width=layout.encoder_width)
 
 

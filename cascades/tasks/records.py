@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -18,8 +19,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import rich.console
 import rich.progress
@@ -127,17 +128,20 @@ def _write(
     rows = task.rows(split)
     if task.tokenize is None:  # else ids are counted, and there may be too many to remember
       rows = _distinct(rows, name)
-    rows = _reported(rows, name, task.sizes.get(split))
-    jobs = {}
-    for index, block in enumerate(shards.blocks(rows, rows_per_shard)):
-      if index in made:
-        continue
-      arguments = (block, vocabularies, os.fspath(partial), index, task.tokenize)
-      if index == 0 and len(block) < rows_per_shard:
-        made[index] = shards.write(*arguments)
-      else:
-        jobs[index] = workers.submit(shards.write, *arguments)
-    made |= {index: job.result() for index, job in jobs.items()}
+    with _progress(name, task.sizes.get(split)) as advance:
+      jobs = {}
+      for index, block in enumerate(shards.blocks(rows, rows_per_shard)):
+        if index in made:
+          advance(len(block))
+          continue
+        arguments = (block, vocabularies, os.fspath(partial), index, task.tokenize)
+        if index == 0 and len(block) < rows_per_shard:  # not worth a process
+          made[index] = shards.write(*arguments)
+          advance(len(block))
+        else:
+          jobs[index] = workers.submit(shards.write, *arguments)
+          jobs[index].add_done_callback(functools.partial(_after, advance, len(block)))
+      made |= {index: job.result() for index, job in jobs.items()}
     if not sum(shard.rows for shard in made.values()):
       shutil.rmtree(partial)
       raise ValueError(f'{name} has no rows: there is nothing to learn from or to evaluate.')
@@ -214,37 +218,54 @@ def _distinct(rows: Iterator[Row], name: str) -> Iterator[Row]:
     yield row
 
 
-def _reported(rows: Iterator[Row], name: str, total: int | None) -> Iterator[Row]:
-  """Passes rows on; a bar on a terminal, else a line now and then."""
-  start = last = time.monotonic()
-  count = 0
-  with _bar(name, total) as advance:
-    for row in rows:
-      count += 1
-      yield row
-      if time.monotonic() - last > _SECONDS_BETWEEN_REPORTS:
-        last = time.monotonic()
-        advance(count, count / (last - start))
-  log.info('%s: %d rows tokenised in %.1f s', name, count, time.monotonic() - start)
+def _after(advance: Callable[[int], None], rows: int, _: object) -> None:
+  advance(rows)
 
 
 @contextlib.contextmanager
-def _bar(name: str, total: int | None) -> Iterator[Any]:
-  if not sys.stderr.isatty():
+def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+  """Told of rows that are done: a bar on a terminal, else a line now and then."""
+  began = last = time.monotonic()
+  done = 0
 
-    def line(count: int, rate: float) -> None:
-      left = f', {(total - count) / rate:.0f} s left' if total and total > count else ''
-      log.info('%s: %d rows tokenised, %.0f rows/s%s', name, count, rate, left)
+  def advance(rows: int) -> None:
+    nonlocal done, last
+    done += rows
+    now = time.monotonic()
+    if bar or now - last > _SECONDS_BETWEEN_REPORTS:
+      last = now
+      show(done, done / (now - began))
 
-    yield line
-    return
-  with rich.progress.Progress(
+  bar = _bar(name, total) if sys.stderr.isatty() else None
+  show = bar.show if bar else _lines(name, total)
+  with bar.progress if bar else contextlib.nullcontext():
+    yield advance
+  log.info('%s: %d rows tokenised in %.1f s', name, done, time.monotonic() - began)
+
+
+class _Bar(NamedTuple):
+  progress: rich.progress.Progress
+  show: Callable[[int, float], None]
+
+
+def _bar(name: str, total: int | None) -> _Bar:
+  progress = rich.progress.Progress(
     *rich.progress.Progress.get_default_columns(),
     rich.progress.TextColumn('{task.fields[rate]}'),
     console=rich.console.Console(stderr=True),
     transient=True,
-  ) as progress:
-    shown = progress.add_task(name, total=total, rate='')
-    yield lambda count, rate: progress.update(
-      shown, completed=count, rate=f'{count} rows, {rate:.0f} rows/s'
-    )
+  )
+  bar = progress.add_task(name, total=total, rate='')
+
+  def show(done: int, rate: float) -> None:
+    progress.update(bar, completed=done, rate=f'{done:,} rows, {rate:,.0f} rows/s')
+
+  return _Bar(progress, show)
+
+
+def _lines(name: str, total: int | None) -> Callable[[int, float], None]:
+  def show(done: int, rate: float) -> None:
+    left = f', {(total - done) / rate:.0f} s left' if total and total > done else ''
+    log.info('%s: %d rows tokenised, %.0f rows/s%s', name, done, rate, left)
+
+  return show

@@ -101,7 +101,9 @@ def read(
   if sources.sample:
     start, stop = 0, None
   elif start < 0 or (stop or 0) < 0:
-    start, stop, _ = slice(start, stop).indices(backend.size())
+    size = backend.size()
+    start, stop, _ = slice(start, stop).indices(size)
+    _check_size(dataset, split, backend.where, size, '; slices of it may overlap')
   count = 0
   skipped: list[str] = []
   for number, example in backend.examples(start, stop):
@@ -131,10 +133,16 @@ def _check_count(dataset: Dataset, part: str, split: str, where: str, count: int
       f'{where} has no rows for {part} of {dataset.builder}; split {split} was published with '
       f'{published or "an unknown number of"} rows.'
     )
-  if part == split and published not in (None, count) and not where.startswith(str(SAMPLES)):
+  if part == split and not where.startswith(str(SAMPLES)):
+    _check_size(dataset, split, where, count)
+
+
+def _check_size(dataset: Dataset, split: str, where: str, found: int, so: str = '') -> None:
+  published = dataset.sizes.get(split)
+  if published not in (None, found):
     log.warning(
-      '%s has %d rows; split %s of %s was published with %d.',
-      *(where, count, split, dataset.builder, published),
+      '%s has %d rows; split %s of %s was published with %d%s.',
+      *(where, found, split, dataset.builder, published, so),
     )
 
 
@@ -247,10 +255,18 @@ def prepared_directory(dataset: Dataset, sources: Sources) -> epath.Path | None:
   exact = root / dataset.version
   if (exact / 'dataset_info.json').exists():
     return exact
-  others = sorted(path.parent for path in root.glob('*.*.*/dataset_info.json'))
-  if others:
-    log.warning('%s: reading version %s.', dataset.builder, others[-1].name)
-  return others[-1] if others else None
+  others = [path.parent for path in root.glob('*/dataset_info.json')]
+  # What TFDS is writing has a name of more than the version.
+  versions = {tuple(map(int, path.name.split('.'))): path for path in others if _is_version(path)}
+  if not versions:
+    return None
+  newest = versions[max(versions)]
+  log.warning('%s: reading version %s.', dataset.builder, newest.name)
+  return newest
+
+
+def _is_version(path: epath.Path) -> bool:
+  return bool(re.fullmatch(r'\d+\.\d+\.\d+', path.name))
 
 
 def _prepared(dataset: Dataset, directory: epath.Path, split: str) -> Backend:
@@ -295,7 +311,14 @@ def download(dataset: Dataset, sources: Sources) -> epath.Path:
 
   name = f'{dataset.builder}:{dataset.version}'
   log.info('Downloading %s to %s', name, sources.tfds_root)
-  tfds.builder(name, data_dir=sources.tfds_root).download_and_prepare()
+  try:
+    tfds.builder(name, data_dir=sources.tfds_root).download_and_prepare()
+  except Exception as error:  # of any kind: no network, files to be fetched by hand, no Beam
+    raise OSError(
+      f'TFDS could not prepare {name} ({type(error).__name__}: {error}). Instead, put '
+      f'{names(dataset, dataset.sizes)} below a data_dir, or a directory that TFDS has prepared '
+      'elsewhere below tfds_data_dir.'
+    ) from error
   return sources.tfds_root / dataset.builder / dataset.version
 
 

@@ -28,6 +28,14 @@ def test_mixtures_are_found_by_name():
   }  # fmt: skip
 
 
+def test_a_mixture_of_ones_own_has_its_rates():
+  mixture = catalog.mixture({'flan_rte': 7, 'flan_cb': None, 'superglue_cb': None})
+  assert [task.rate for task in mixture.tasks] == [7, 200, None]
+  assert mixture.splits == ('train', 'validation', 'test')
+  with pytest.raises(ValueError, match=r"There is no task 'flan_rt'\. Did you mean flan_rte"):
+    catalog.mixture({'flan_rt': 1})
+
+
 def test_every_task_has_hand_written_rows_in_every_split(ours):
   """At least eight of each data set, of which a task may leave out some."""
   for name, task in ours.items():

@@ -135,6 +135,12 @@ def test_another_row_count_than_published_is_logged(tmp_path, caplog):
   assert 'has 1 rows; split train of letters/small was published with 2' in caplog.text
 
 
+def test_a_slice_from_the_end_of_a_file_of_other_length_warns_of_overlaps(tmp_path, caplog):
+  write(tmp_path / 'Letters', rows=letters(3))
+  read(Sources(tmp_path, nowhere(tmp_path)), 'train[-2:]')
+  assert 'published with 2; slices of it may overlap' in caplog.text
+
+
 def test_the_backend_in_use_is_logged(tmp_path, caplog):
   write(tmp_path / 'Letters')
   with caplog.at_level(logging.INFO):
