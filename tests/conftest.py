@@ -17,8 +17,11 @@ os.environ['XLA_FLAGS'] = ' '.join(
     '--xla_cpu_use_fusion_emitters=false',
   ]
 )
-# Programs that tests start as processes of their own share what they compile.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='cascades-jax-cache-')
+# Programs that tests start as processes of their own share what they compile, as do the workers
+# that pytest-xdist starts in this environment. The folder goes with the process that made it.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  COMPILED = tempfile.TemporaryDirectory(prefix='cascades-jax-cache-')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 
 # Examples are timed on machines that are busy with something else.

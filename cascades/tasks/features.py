@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -60,9 +61,13 @@ def _integer(name: str, value: Any) -> int:
 
 
 def _number(name: str, value: Any) -> float:
+  """With the precision that TFDS stores."""
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise _wrong(name, 'a number', value)
-  return float(value)
+  try:
+    return struct.unpack('f', struct.pack('f', float(value)))[0]
+  except OverflowError:
+    raise _wrong(name, 'a number of moderate size', value) from None
 
 
 def _truth(name: str, value: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -74,10 +74,16 @@ class Layout:
 
   def example(self, prompt: Tokens, answer: Tokens) -> Example:
     """Trims stored tokens so that an end of sequence still fits, and lays them out."""
-    inputs, targets = self._room
-    return self.convert(
-      (prompt[:inputs], self.inputs_end), (answer[:targets], self.targets_end), (self.start,)
-    )
+    return self.examples([(prompt, answer)])[0]
+
+  def examples(self, tokens: Iterable[tuple[Tokens, Tokens]]) -> list[Example]:
+    """The same of many prompts and answers, with less to do for each."""
+    (inputs, targets), convert, start = self._room, self.convert, (self.start,)
+    inputs_end, targets_end = self.inputs_end, self.targets_end
+    return [
+      convert((prompt[:inputs], inputs_end), (answer[:targets], targets_end), start)
+      for prompt, answer in tokens
+    ]
 
   @property
   def _shortest(self) -> Example:
@@ -184,7 +190,7 @@ def _counts(examples: Sequence[Pieces]) -> Any:
 
 
 def _concatenate(pieces: Sequence[Sequence[int] | Tokens]) -> Tokens:
-  return np.concatenate([np.zeros(0, np.int32), *pieces]).astype(np.int32)
+  return np.concatenate([np.zeros(0, np.int32), *pieces]).astype(np.int32, copy=False)
 
 
 def _zeros(*shape: int, dtype: type = np.int32) -> Any:  # Any: Batch declares JAX's arrays

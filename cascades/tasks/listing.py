@@ -54,14 +54,16 @@ def print_tasks(tasks: Sequence[Task], mixtures: Sequence[Mixture]) -> None:
 
 def _data(task: Task) -> Text:
   """Where the splits are; or which files would have to be where."""
+  if task.origin is None:
+    return Text('', 'green')
   found, missing = {}, []
   for split in task.splits:
     try:
-      found[task.where(split)] = split
+      found[task.origin.where(split)] = split
     except FileNotFoundError:
       missing.append(split)
   if not found:
-    return Text(f'missing: {task.needs}' if task.needs else 'missing', 'yellow')
+    return Text(f'missing: {task.origin.needs}', 'yellow')
   where = next(iter(found))
   more = f' (no {", ".join(missing)})' if missing else ''
   return Text(f'{where}{" ..." if len(found) > 1 else ""}{more}', 'green')
@@ -74,10 +76,11 @@ def print_rows(
   task.require(split)
   out = console()
   out.print(Text(f'{task.name}, split {split}', 'bold'))
-  out.print(Text(f'{task.description}; from {task.where(split)}', 'dim'))
-  if task.examples is not None and task.source_splits:
-    source = split if split in task.source_splits else task.source_splits[0]
-    for example in itertools.islice(task.examples(source), count):
+  out.print(Text(task.description, 'dim'))
+  if task.origin is not None:
+    out.print(Text(f'from {task.origin.where(split)}', 'dim'))
+    source = split if split in task.origin.splits else task.origin.splits[0]
+    for example in itertools.islice(task.origin.examples(source), count):
       _print(out, 'published', json.dumps(example, ensure_ascii=False))
   tokenize = task.tokenize or shards.row_by_row
   rows = task.rows(split)

@@ -5,20 +5,17 @@ Files are UTF-8, plain or gzipped. What cannot be used is a ValueError that name
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-import gzip
 import html
 import itertools
 import logging
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import IO, NamedTuple
+from typing import NamedTuple
 from xml.parsers import expat  # expat itself, since ElementTree does not say that there is a DTD
 
 from etils import epath
 
+from cascades.tasks import textfiles
 from cascades.tasks.textfiles import Malformed, MalformedLineError
 
 log = logging.getLogger(__name__)
@@ -70,7 +67,7 @@ def tsv_pairs(
   file = epath.Path(path)
 
   def rows() -> Iterator[tuple[int, tuple[bytes, ...]]]:
-    for number, line in _lines(file):
+    for number, line in textfiles.lines(file):
       cells = line.split(b'\t')
       if len(cells) == 2:
         yield number, (cells[columns[0]], cells[columns[1]])
@@ -90,7 +87,7 @@ def xml_pairs(path: epath.PathLike, *, translator: str = 'A') -> Iterator[Pair]:
   file = epath.Path(path)
   documents = _Documents(file, translator)
   count = 0
-  with _opened(file) as stream:
+  with textfiles.opened(file) as stream:
     while block := stream.read(_BLOCK):
       for source, reference in documents.feed(block):
         count += 1
@@ -126,7 +123,7 @@ def sgm_pairs(source: epath.PathLike, reference: epath.PathLike) -> Iterator[Pai
 def _aligned(
   files: tuple[epath.Path, epath.Path],
 ) -> Iterator[tuple[int, tuple[bytes, ...]]]:
-  both = [_lines(file) for file in files]
+  both = [textfiles.lines(file) for file in files]
   for number, sides in enumerate(itertools.zip_longest(*both), 1):
     if None in sides:
       counts = [
@@ -187,28 +184,6 @@ def _text(file: epath.Path, number: int, line: bytes) -> str:
   if not text.strip():
     raise _EmptySideError(file, number, 'a side of the pair is empty')
   return text
-
-
-def _lines(file: epath.Path) -> Iterator[tuple[int, bytes]]:
-  """Every line, blank ones too, without its end."""
-  with _opened(file) as stream:
-    for number, line in enumerate(stream, 1):
-      text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-      yield number, text.removesuffix(b'\n').removesuffix(b'\r')
-
-
-@contextlib.contextmanager
-def _opened(file: epath.Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
-  with file.open('rb') as stream, contextlib.ExitStack() as stack:
-    try:
-      if file.suffix == '.gz':
-        yield stack.enter_context(gzip.open(stream))
-      else:
-        yield stream
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-      raise ValueError(
-        f'{file} is truncated or not a gzip file ({error}); fetch or compress it again.'
-      ) from error
 
 
 class _Documents:
@@ -348,7 +323,7 @@ def _attributes(text: str) -> dict[str, str]:
 
 
 def _whole_text(file: epath.Path) -> str:
-  with _opened(file) as stream:
+  with textfiles.opened(file) as stream:
     content = stream.read()
   try:
     return content.decode('utf-8-sig')

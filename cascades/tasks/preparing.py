@@ -2,55 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from cascades.tasks.features import Feature
+from cascades.tasks.features import Example, Feature
 from cascades.tasks.sources import Dataset
-from cascades.tasks.task import Task
+from cascades.tasks.task import Origin
 
-_SCALARS: Mapping[type, Any] = {int: np.int64, float: np.float64, bool: np.bool_}
+_SCALARS: Mapping[type, Any] = {int: np.int64, float: np.float32, bool: np.bool_}
 
 
-def prepare(task: Task, tfds_data_dir: epath.PathLike) -> dict[str, int]:
-  """Writes `<tfds_data_dir>/<builder>/<version>` from the task's local rows; rows by split.
+def prepare(origin: Origin, tfds_data_dir: epath.PathLike) -> dict[str, int]:
+  """Writes `<tfds_data_dir>/<builder>/<version>` from local rows; rows by split.
 
-  Splits of which there are no rows are left out. A directory that is there already is refused.
+  Splits of which there are no rows are left out. A directory that is there already is refused, and
+  one that is not finished never has that name.
   """
-  dataset = task.dataset
-  if dataset is None or task.examples is None:
-    raise ValueError(f'{task.name} is not read from a published data set: nothing to prepare.')
-  directory = epath.Path(tfds_data_dir).expanduser() / dataset.builder / dataset.version
+  dataset = origin.dataset
+  root = epath.Path(tfds_data_dir).expanduser()
+  directory = root / dataset.builder / dataset.version
   if directory.exists():
     raise FileExistsError(f'{directory} is there already. Delete it to prepare it anew.')
-  found, looked = {}, ''
-  for split in task.source_splits:
-    try:
-      found[split] = list(task.examples(split))
-    except FileNotFoundError as error:
-      looked = str(error)
-  if not found:
-    raise FileNotFoundError(looked)
   name, _, config = dataset.builder.partition('/')
-  tfds.dataset_builders.store_as_tfds_dataset(
+  written = tfds.dataset_builders.store_as_tfds_dataset(
     name,
     dataset.version,
     tfds.features.FeaturesDict(features(dataset)),
-    {split: list(enumerate(examples)) for split, examples in found.items()},
+    {split: enumerate(examples) for split, examples in _by_split(origin).items()},
     config=config or None,
-    data_dir=epath.Path(tfds_data_dir).expanduser(),
+    data_dir=root,
     description=f'Local rows of {dataset.builder}.',
+    # What is hosted under this name is not these rows.
+    download_config=tfds.download.DownloadConfig(try_download_gcs=False),
   )
-  return {split: len(examples) for split, examples in found.items()}
+  return {split: info.num_examples for split, info in written.info.splits.items()}
 
 
 def features(dataset: Dataset) -> dict[str, Any]:
   """The data set's fields as TFDS's feature types."""
   return {name: _feature(feature) for name, feature in dataset.features.items()}
+
+
+def _by_split(origin: Origin) -> dict[str, Iterator[Example]]:
+  """The examples of the splits that there are, of which the first one is read to know.
+
+  Also of those that only other tasks read, since the directory serves them all.
+  """
+  found: dict[str, Iterator[Example]] = {}
+  looked = ''
+  for split in dict.fromkeys((*origin.splits, *origin.dataset.sizes)):
+    examples = iter(origin.examples(split))
+    try:
+      found[split] = itertools.chain([next(examples)], examples)
+    except FileNotFoundError as error:
+      looked = str(error)
+    except StopIteration:
+      raise ValueError(
+        f'The local files of {origin.dataset.builder} have no rows for split {split}.'
+      ) from None
+  if not found:
+    raise FileNotFoundError(looked)
+  return found
 
 
 def _feature(feature: Feature) -> Any:

@@ -40,7 +40,14 @@ def prompt_lengths(
   records: Readable, *, convert: Convert, lengths: Lengths
 ) -> Int[np.ndarray, 'N']:
   """Every row's prompt length as the model reads it, special tokens included."""
-  return layouts.of(records, convert, lengths).prompt_lengths(records.lengths)
+  layout = layouts.of(records, convert, lengths)
+  trimmed, _ = layout.trimmed(records.lengths)
+  if trimmed:
+    log.warning(
+      '%s: %d of %d prompts are longer than %d tokens and are trimmed.',
+      *(records.name, trimmed, len(records), lengths['inputs']),
+    )
+  return layout.prompt_lengths(records.lengths)
 
 
 def buckets(

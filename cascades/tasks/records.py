@@ -37,7 +37,7 @@ DIRECTORY = '~/.cache/cascades/records'
 ROWS_PER_SHARD = 1 << 14
 
 _LOCK = 'lock'
-_CHECKED_BYTES = 1 << 24  # what is larger takes too long to read at every start
+_CHECKED_BYTES = 1 << 22  # what is larger takes too long to read at every start, of 69 tasks
 _SECONDS_BETWEEN_REPORTS = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.5
 

@@ -75,8 +75,8 @@ def register_mixture(
   `get_dataset` is told of others as `passthrough_features`; all our tasks have the same.
   """
   registered = [register(task, vocabularies) for task in mixture.tasks]
+  known = {task.name: task.rate for task in mixture.tasks if task.rate} | dict(rates or {})
   if mixture.name not in seqio.MixtureRegistry.names():
-    known = {task.name: task.rate for task in mixture.tasks if task.rate} | dict(rates or {})
     seqio.MixtureRegistry.add(
       mixture.name,
       [
@@ -85,9 +85,11 @@ def register_mixture(
       ],
     )
   found = seqio.MixtureRegistry.get(mixture.name)
-  if set(found.tasks) != set(registered):
+  told = {name: rate for name, rate in found.rate_per_task_name.items() if not callable(rate)}
+  if set(found.tasks) != set(registered) or told != known:
     raise ValueError(
-      f'SeqIO already has a mixture {mixture.name} of other tasks: use it, or rename yours.'
+      f'SeqIO already has a mixture {mixture.name} of other tasks or rates: use it, or rename '
+      'yours.'
     )
   return found
 

@@ -104,7 +104,7 @@ def read(
     size = backend.size()
     start, stop, _ = slice(start, stop).indices(size)
     _check_size(dataset, split, backend.where, size, '; slices of it may overlap')
-  count = 0
+  count = left_out = 0
   skipped: list[str] = []
   for number, example in backend.examples(start, stop):
     count += 1
@@ -115,7 +115,10 @@ def read(
       if sources.malformed == 'error':
         raise ValueError(skipped[0]) from error
       continue
+    left_out += not formed
     yield from formed
+  if left_out:
+    log.info('%s, %s: the task leaves out %d of %d rows.', dataset.builder, part, left_out, count)
   if skipped:
     log.warning('Skipped %d rows that cannot be used. First: %s', len(skipped), skipped[0])
   _check_count(dataset, part, split, backend.where, count)
@@ -124,6 +127,38 @@ def read(
 def examples(dataset: Dataset, split: str, sources: Sources) -> Iterator[Example]:
   """A whole split's examples as they are."""
   return read(dataset, split, sources, lambda _, example: [example])
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """What a task is made from: each of its splits is a split of a data set, or a slice of one."""
+
+  dataset: Dataset
+  parts: Mapping[str, str]  # by the task's split
+  sources: Sources
+
+  def read(self, split: str, form: Callable[[int, Example], Iterable[T]]) -> Iterator[T]:
+    return read(self.dataset, self.parts[split], self.sources, form)
+
+  def fingerprint(self, split: str) -> str:
+    return f'{self.parts[split]} of {self._backend(split).fingerprint()}'
+
+  def where(self, split: str) -> str:
+    return self._backend(split).where
+
+  def examples(self, split: str) -> Iterator[Example]:
+    return examples(self.dataset, split, self.sources)
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(parse_slice(part)[0] for part in self.parts.values()))
+
+  @property
+  def needs(self) -> str:
+    return names(self.dataset, self.splits)
+
+  def _backend(self, split: str) -> Backend:
+    return locate(self.dataset, parse_slice(self.parts[split])[0], self.sources)
 
 
 def _check_count(dataset: Dataset, part: str, split: str, where: str, count: int) -> None:
@@ -238,10 +273,10 @@ def _file_examples(
 ) -> Iterator[Example]:
   def parse(_: int, line: str) -> list[Example]:
     fields = textfiles.json_object(line)
-    if split not in fields.get(SPLITS_KEY, split):
-      return []
-    # Samples have the names of TFDS already.
-    found = _one(fields) if sources.sample else dataset.parse(fields)
+    if sources.sample:  # has the names of TFDS already
+      found = _one(fields) if split in fields.get(SPLITS_KEY, (split,)) else ()
+    else:
+      found = dataset.parse(fields)
     return [features_lib.encode(dataset.features, example) for example in found]
 
   for file in files:
@@ -274,7 +309,13 @@ def _prepared(dataset: Dataset, directory: epath.Path, split: str) -> Backend:
   def builder() -> Any:
     import tensorflow_datasets as tfds  # takes seconds, and only this backend needs it
 
-    return tfds.builder_from_directory(directory)
+    found = tfds.builder_from_directory(directory)
+    for name, feature in dataset.features.items():
+      if isinstance(feature, tuple) and name in found.info.features:
+        labels = getattr(found.info.features[name], 'names', feature)
+        if tuple(labels) != feature:
+          raise ValueError(f'{directory} has labels {labels} of {name!r}, expected {feature}.')
+    return found
 
   def size() -> int:
     splits = builder().info.splits
@@ -290,7 +331,11 @@ def _prepared(dataset: Dataset, directory: epath.Path, split: str) -> Backend:
       return
     rows = builder().as_dataset(split=f'{split}[{wanted.start}:{wanted.stop}]')
     for number, example in zip(wanted, tfds.as_numpy(rows), strict=True):
-      yield number, features_lib.encode(dataset.features, _plain(example))
+      try:
+        encoded = features_lib.encode(dataset.features, _plain(example))
+      except ValueError as error:
+        raise ValueError(f'{directory}, row {number} of split {split}: {error}') from error
+      yield number, encoded
 
   return Backend(
     str(directory), examples, size, lambda: textfiles.sha256(directory / 'dataset_info.json')

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from jaxtyping import Int
 
 from cascades.tasks import sources as sources_lib
 from cascades.tasks.features import NO_LABEL, Example
-from cascades.tasks.sources import Dataset, Sources
+from cascades.tasks.sources import Dataset, Published, Sources
 from cascades.tasks.task import Row, Task
 
 T = TypeVar('T')
@@ -104,7 +103,7 @@ def task(name: str, sources: Sources, *, prompt: str | None = None) -> Task:
   wording = stream.prompt if prompt is None else prompt
   if TEXT not in wording:
     raise ValueError(f'The prompt {wording!r} of {name} has no {TEXT}, the place of the text.')
-  found = functools.partial(_locate, name, sources=sources)
+  origin = Published(dataset(name), {split: split for split in stream.files}, _in_order(sources))
 
   def row(split: str, number: int, example: Example) -> list[Row]:
     label = example['label']
@@ -115,17 +114,13 @@ def task(name: str, sources: Sources, *, prompt: str | None = None) -> Task:
   return Task(
     name=name,
     splits=tuple(stream.files),
-    read=lambda split: _read(dataset(name), name, split, sources, functools.partial(row, split)),
-    fingerprint=lambda split: hashlib.sha256(
-      f'{found(split).fingerprint()} {wording}'.encode()
-    ).hexdigest(),
+    read=lambda split: origin.read(split, functools.partial(row, split)),
+    fingerprint=lambda split: f'{origin.fingerprint(split)} {wording}',
     metrics=stream.metrics,
     description=f'text -> {" / ".join(stream.labels)}, in file order',
     suite='streams',
     sizes=stream.sizes,
-    dataset=dataset(name),
-    needs=sources_lib.names(dataset(name), stream.files),
-    where=lambda split: found(split).where,
+    origin=origin,
   )
 
 
@@ -140,7 +135,7 @@ def expert_labels(
     raise ValueError(_without_expert(name, stream, split))
   recorded = dataset(name)
   recorded = recorded._replace(features={**recorded.features, expert: stream.labels})
-  labels = _read(recorded, name, split, sources, lambda _, row: [row[expert]])
+  labels = sources_lib.read(recorded, split, _in_order(sources), lambda _, row: [row[expert]])
   return np.fromiter(labels, np.int32)
 
 
@@ -156,30 +151,6 @@ def dataset(name: str) -> Dataset:
     parse=stream.parse,
     in_tfds=False,
   )
-
-
-def _read(
-  of: Dataset,
-  name: str,
-  split: str,
-  sources: Sources,
-  form: Callable[[int, Example], Iterable[T]],
-) -> Iterator[T]:
-  _locate(name, split, sources=sources)
-  return sources_lib.read(of, split, _in_order(sources), form)
-
-
-def _locate(name: str, split: str, *, sources: Sources) -> sources_lib.Backend:
-  try:
-    return sources_lib.locate(dataset(name), split, _in_order(sources))
-  except FileNotFoundError as error:
-    file = dataset(name).files[split]
-    looked = f'in {sources.data_dir}/[*/]' if sources.data_dir else 'nowhere, as no data_dir is set'
-    raise FileNotFoundError(
-      f'No rows for split {split} of {name}. Looked for {file}[.gz] {looked}. Put it below a '
-      'data_dir, one folder deep at most: JSON lines with the fields text and label, and gpt35 and '
-      'llama2_70b if they are known. It cannot be downloaded.'
-    ) from error
 
 
 def _in_order(sources: Sources) -> Sources:

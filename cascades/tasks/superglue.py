@@ -89,20 +89,17 @@ NAMES = tuple(TASKS)
 def task(config_name: str, sources: sources_lib.Sources) -> Task:
   """`superglue_<config_name>`, one of NAMES."""
   dataset, form, description, metrics, sizes = TASKS[config_name]
+  origin = sources_lib.Published(dataset, {split: split for split in dataset.sizes}, sources)
   return Task(
     name=f'superglue_{config_name}',
     splits=tuple(dataset.sizes),
-    read=lambda split: sources_lib.read(dataset, split, sources, functools.partial(form, split)),
-    fingerprint=lambda split: sources_lib.locate(dataset, split, sources).fingerprint(),
+    read=lambda split: origin.read(split, functools.partial(form, split)),
+    fingerprint=origin.fingerprint,
     metrics=metrics,
     description=description,
     suite='superglue',
     sizes={**dataset.sizes, **sizes},
-    dataset=dataset,
-    needs=sources_lib.names(dataset, dataset.sizes),
-    source_splits=tuple(dataset.sizes),
-    examples=lambda split: sources_lib.examples(dataset, split, sources),
-    where=lambda split: sources_lib.locate(dataset, split, sources).where,
+    origin=origin,
   )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from cascades.tasks import vocabularies
 from cascades.tasks.features import Example
@@ -52,6 +52,31 @@ def both(vocabulary: Vocabulary) -> Vocabularies:
   return Vocabularies(vocabulary, vocabulary)
 
 
+class Origin(Protocol):
+  """A published data set, for those who look at data rather than at rows."""
+
+  @property
+  def dataset(self) -> Dataset: ...
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    """Of the data set, which a task's splits are made from."""
+    ...
+
+  @property
+  def needs(self) -> str:
+    """The files that hold it."""
+    ...
+
+  def where(self, split: str) -> str:
+    """Where a task's split is read from; FileNotFoundError, naming every place, if nowhere."""
+    ...
+
+  def examples(self, split: str) -> Iterable[Example]:
+    """A split of the data set as it is."""
+    ...
+
+
 # The records of a shard's rows; takes the shard's number too, for what is drawn at random.
 Tokenize: TypeAlias = Callable[[Iterable[Row], Vocabularies, int], Iterator[Record]]
 
@@ -77,11 +102,7 @@ class Task:
   tokenize: Tokenize | None = None  # of another kind than row by row
   ends: bool = True  # whether an end of sequence follows every prompt and every answer
   rate: int | None = None  # its share in a mixture; its number of training rows, if None
-  dataset: Dataset | None = None  # that it is read from, if that was published
-  needs: str = ''  # the files that hold it
-  source_splits: tuple[str, ...] = ()  # of that data set, which the splits are made from
-  examples: Callable[[str], Iterable[Example]] | None = None  # of such a split, unformatted
-  where: Callable[[str], str] = lambda _split: 'elsewhere'  # raises FileNotFoundError if nowhere
+  origin: Origin | None = None  # the published data set that it is made from
 
   def __post_init__(self) -> None:
     if not re.fullmatch(r'\w[\w.:-]*', self.name):

@@ -11,7 +11,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import IO, Any, Literal, TypeAlias, TypeVar
 
 from etils import epath
 
@@ -39,8 +39,8 @@ def parsed_lines(
   """
   file = epath.Path(path)
   skipped: list[MalformedLineError] = []
-  for number, line in _lines(file):
-    if number < first:
+  for number, line in lines(file):
+    if number < first or not line.strip():
       continue
     try:
       value = parse(number, line.decode())
@@ -58,7 +58,32 @@ def parsed_lines(
 
 def first_line(path: epath.PathLike) -> tuple[int, str]:
   """Number and text of the first line that is not blank."""
-  return next(((number, line.decode()) for number, line in _lines(epath.Path(path))), (0, ''))
+  numbered = parsed_lines(path, lambda number, line: (number, line), malformed='error')
+  return next(numbered, (0, ''))
+
+
+def lines(path: epath.PathLike) -> Iterator[tuple[int, bytes]]:
+  """Numbers and contents of all lines, blank ones too.
+
+  Only a line feed ends a line, after a carriage return or not: U+2028 and the like are text.
+  """
+  with opened(path) as stream:
+    for number, line in enumerate(stream, 1):
+      text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+      yield number, text.removesuffix(b'\n').removesuffix(b'\r')
+
+
+@contextlib.contextmanager
+def opened(path: epath.PathLike) -> Iterator[IO[bytes] | gzip.GzipFile]:
+  """The file's bytes, unpacked if its name ends in .gz; damage to it is a ValueError."""
+  file = epath.Path(path)
+  with file.open('rb') as stream, contextlib.ExitStack() as stack:
+    try:
+      yield stack.enter_context(gzip.open(stream)) if file.suffix == '.gz' else stream
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+      raise ValueError(
+        f'{file} is truncated or not a gzip file ({error}); fetch or compress it again.'
+      ) from error
 
 
 def json_object(line: str) -> dict[str, Any]:
@@ -90,24 +115,9 @@ def sha256(path: epath.PathLike) -> str:
   """Checksum of a file's content."""
   with epath.Path(path).open('rb') as stream:
     digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
+    while block := stream.read(1 << 16):
       digest.update(block)
   return digest.hexdigest()
-
-
-def _lines(file: epath.Path) -> Iterator[tuple[int, bytes]]:
-  """Lines that are not blank. Only a line feed ends a line: U+2028 and the like are text."""
-  with file.open('rb') as stream, contextlib.ExitStack() as stack:
-    content = stack.enter_context(gzip.open(stream)) if file.suffix == '.gz' else stream
-    try:
-      for number, line in enumerate(content, 1):
-        text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        if text.strip():
-          yield number, text.removesuffix(b'\n').removesuffix(b'\r')
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-      raise ValueError(
-        f'{file} is truncated or not a gzip file ({error}); fetch or compress it again.'
-      ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,6 +73,41 @@ class Located(NamedTuple):
   fingerprint: Callable[[], str]  # of the content
 
 
+@dataclasses.dataclass(frozen=True)
+class Direction:
+  """What a task is made from: the pairs of one direction."""
+
+  a: str
+  b: str
+  sources: Sources
+  reference: str
+
+  @property
+  def dataset(self) -> Dataset:
+    return dataset((self.a, self.b))
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    return ('train', *EDITIONS)
+
+  @property
+  def needs(self) -> str:
+    names = (_names(EDITIONS[s], self.a, self.b, self.reference) for s in self.dataset.sizes)
+    return ' '.join([f'wmt22/{self.a}-{self.b}/train.tsv', *(name.text[0] for name in names)])
+
+  def locate(self, split: str) -> Located:
+    return locate((self.a, self.b), split, sources=self.sources, reference=self.reference)
+
+  def where(self, split: str) -> str:
+    return self.locate(split).where
+
+  def fingerprint(self, split: str) -> str:
+    return f'{self.locate(split).fingerprint()} {self.a}-{self.b} {self.reference}'
+
+  def examples(self, split: str) -> Iterator[Example]:
+    return ({self.a: p.source, self.b: p.reference} for p in self.locate(split).pairs())
+
+
 def task(pair: tuple[str, str] | str, sources: Sources, *, reference: str = 'A') -> Task:
   """`wmt22_<a>_<b>`: 'translate <language a> to <language b>: <source>' -> the translation.
 
@@ -84,29 +118,20 @@ def task(pair: tuple[str, str] | str, sources: Sources, *, reference: str = 'A')
   if not reference.isalnum():
     raise ValueError(f"{reference!r} names no reference; they are 'A' and, of some sets, 'B'.")
   sizes = _sizes(a, b)
-  found = functools.partial(locate, (a, b), sources=sources, reference=reference)
-
-  def fingerprint(split: str) -> str:
-    return hashlib.sha256(f'{found(split).fingerprint()} {a}-{b} {reference}'.encode()).hexdigest()
-
+  origin = Direction(a, b, sources, reference)
   return Task(
     name=f'wmt22_{a}_{b}',
-    splits=('train', *EDITIONS),
+    splits=origin.splits,
     read=lambda split: _rows(
-      *(a, b, split, found(split)), published=None if sources.sample else sizes.get(split)
+      *(a, b, split, origin.locate(split)), published=None if sources.sample else sizes.get(split)
     ),
-    fingerprint=fingerprint,
+    fingerprint=origin.fingerprint,
     metrics=(_bleu(b), 'chrf'),
     description=f'{LANGUAGES[a]} -> {LANGUAGES[b]}, reference {reference}; validation is '
     'newstest2021, test the general test of 2022',
     suite='wmt22',
     sizes=sizes,
-    dataset=dataset((a, b)),
-    needs=f'wmt22/{a}-{b}/train.tsv '
-    + ' '.join(_names(EDITIONS[split], a, b, reference).text[0] for split in sizes),
-    source_splits=('train', *EDITIONS),
-    examples=lambda split: ({a: one.source, b: one.reference} for one in found(split).pairs()),
-    where=lambda split: found(split).where,
+    origin=origin,
   )
 
 

@@ -76,7 +76,7 @@ def test_show_counts_what_is_trimmed(capsys):
 def test_what_tfds_has_no_builder_for_is_not_downloaded(capsys):
   code, _, err = run(capsys, 'download', 'wmt22_en_ja')
   assert code == 1
-  assert 'TFDS has no builder for wmt22_en_ja: put its files below a data_dir' in err
+  assert 'TFDS has no builder for wmt22_translate/en-ja: put wmt22/en-ja/train.tsv' in err
 
 
 def test_a_vocabulary_learns_from_several_tasks(capsys, tmp_path):

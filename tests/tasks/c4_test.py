@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from cascades.tasks import c4, corruption, feeding, layouts, records, vocabularies
+from cascades.tasks import c4, corruption, feeding, layouts, records, sources, vocabularies
 from cascades.tasks.sources import Sources
 from cascades.tasks.task import both
 
@@ -17,8 +17,7 @@ def materialize(task, folder, **settings):
 
 
 def text_of_the_sample():
-  (dataset,) = [c4.dataset()]
-  return [example['text'] for example in c4.sources_lib.examples(dataset, 'train', SAMPLE)]
+  return [example['text'] for example in sources.examples(c4.dataset(), 'train', SAMPLE)]
 
 
 @pytest.mark.parametrize(

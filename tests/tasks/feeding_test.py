@@ -106,6 +106,16 @@ def test_threads_do_not_change_the_batches(tiny_records, way):
 
 
 @ways
+@pytest.mark.parametrize('together', [1, 8, 20])
+def test_drawing_several_batches_together_does_not_change_them(
+  tiny_records, way, together, monkeypatch
+):
+  expected = train(tiny_records, 12, **way)
+  monkeypatch.setattr(feeding, '_DRAWN_TOGETHER', together)
+  assert all(map(same, expected, train(tiny_records, 12, **way)))
+
+
+@ways
 @pytest.mark.parametrize('processes', [2, 4])
 def test_processes_together_see_the_batch_of_one(tiny_records, way, processes):
   alone = train(tiny_records, 6, **way)

@@ -85,6 +85,20 @@ def test_examples_of_one_length_share_packs_with_all_others():
   assert partners == set(range(1, 8))
 
 
+@given(st.lists(examples, min_size=1, max_size=3), st.integers(0, 5), st.integers(0, 2**31))
+def test_joined_plans_fill_their_packs_as_if_alone(tasks, number, seed):
+  plans = [packing.plan(np.array(lengths), 40) for lengths in tasks]
+  before = np.cumsum([0, *map(len, tasks)])
+  expected = [
+    (some + start).tolist()
+    for plan, start in zip(plans, before, strict=False)
+    for some in epoch(plan, number, seed)
+  ]
+  joined = packing.join(plans)
+  assert [some.tolist() for some in epoch(joined, number, seed)] == expected
+  assert joined.fill == pytest.approx(sum(map(sum, tasks)) / (40 * len(joined)))
+
+
 def test_real_lengths_pack_nearly_full():
   generator = np.random.default_rng(0)
   lengths = np.clip(generator.lognormal(3, 0.6, 20_000).astype(int), 2, 128)

@@ -149,6 +149,7 @@ def test_another_number_of_columns_is_named_with_its_line(tmp_path, line, count)
 @pytest.mark.parametrize(
   'content',
   [gzip.compress(b'one\teins\n' * 999)[:40], b'plain\ttext\n', b'\x1f\x8b\x08' + b'9' * 30],
+  ids=['truncated', 'text', 'damaged'],
 )
 def test_what_is_no_whole_gzip_file_is_named(tmp_path, content):
   wrong = r'(rows\.tsv|src|set\.xml)\.gz is truncated or not a gzip file'

@@ -17,6 +17,7 @@ from cascades.tasks import (
   feeding,
   layouts,
   local,
+  preparing,
   records,
   sentencepiece_training,
   seqio_tasks,
@@ -252,11 +253,13 @@ def test_a_mixture_keeps_what_is_named_beside_inputs_and_targets(hand_written):
   assert {example['id'].decode().split('/')[0] for example in examples} == {'boolq', 'rte'}
 
 
-def test_a_mixture_of_other_tasks_with_the_same_name_is_an_error(hand_written):
+def test_a_mixture_of_other_tasks_or_rates_with_the_same_name_is_an_error(hand_written):
   ours, vocabulary = tiny_mixture(hand_written), both(vocabularies.bytes_vocabulary())
   seqio_tasks.register_mixture(ours, vocabulary)
-  with pytest.raises(ValueError, match='already has a mixture tiny_mixture of other tasks'):
-    seqio_tasks.register_mixture(dataclasses.replace(ours, tasks=ours.tasks[:1]), vocabulary)
+  other = dataclasses.replace(ours, tasks=ours.tasks[:1])
+  for mixture, rates in ((other, {}), (ours, {'superglue_rte': 8})):
+    with pytest.raises(ValueError, match='already has a mixture tiny_mixture of other tasks or'):
+      seqio_tasks.register_mixture(mixture, vocabulary, rates=rates)
 
 
 def test_everything_of_the_catalogue_registers_without_data(tmp_path):
@@ -382,6 +385,16 @@ def test_a_vocabulary_that_we_lack_is_named():
   user_task('odd', vocabulary=seqio.PassThroughVocabulary(10))
   with pytest.raises(ValueError, match='odd uses a PassThroughVocabulary'):
     catalog.get('odd').vocabulary()
+
+
+def test_seqios_own_source_reads_a_directory_that_we_prepare(tmp_path, hand_written):
+  task = superglue.boolq(str(hand_written))
+  counts = preparing.prepare(task.origin, tmp_path)
+  source = seqio.TfdsDataSource('super_glue/boolq:1.0.2', tfds_data_dir=str(tmp_path))
+  assert {split: source.num_input_examples(split) for split in source.splits} == counts
+  found = source.get_dataset('train', shuffle=True, seed=0).as_numpy_iterator()
+  passages = sorted(example['passage'].decode() for example in found)
+  assert passages == sorted(example['passage'] for example in task.origin.examples('train'))
 
 
 def test_seqio_tokenises_real_passages_as_our_records(tmp_path, real_data, model):

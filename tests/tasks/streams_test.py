@@ -89,19 +89,19 @@ def test_rows_keep_the_order_of_the_file(tmp_path):
 def test_files_are_found_below_the_data_directory_or_one_folder_deeper(tmp_path, name):
   file = write(tmp_path / 'deeper', name, emotion('x', 1))
   for folder in (tmp_path, tmp_path / 'deeper'):
-    assert streams.task('stream_imdb', places(folder)).where('train') == str(file)
+    assert streams.task('stream_imdb', places(folder)).origin.where('train') == str(file)
     assert rows(folder, 'stream_imdb')[0].targets == 'positive'
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])
 def test_missing_files_are_one_error_without_promise_of_a_download(tmp_path, split):
   task = streams.task('stream_imdb', places(tmp_path, allow_download=True))
-  for ask in (task.rows, task.where, task.fingerprint):
+  for ask in (lambda split: next(task.rows(split)), task.origin.where, task.fingerprint):
     with pytest.raises(FileNotFoundError) as caught:
       ask(split)
     message = str(caught.value)
-    assert f'split {split} of stream_imdb' in message
-    assert f'online_cascade/imdb_{split}.jsonl[.gz] in {tmp_path}/[*/]' in message
+    assert f'split {split} of streams/imdb' in message
+    assert f'{tmp_path}/[*/] for online_cascade/imdb_{split}.jsonl[.gz]' in message
     assert 'allow_download' not in message
 
 

@@ -120,8 +120,8 @@ def test_every_hand_written_row_is_a_row_of_the_task(config, split):
       assert row.answers in ((), ('choice1', row.options[0]), ('choice2', row.options[1]))
     elif row.options:
       assert row.label == (row.options.index(row.targets) if row.answers else -1)
-  named = SAMPLES / f'{task.dataset.builder}.jsonl'
-  assert task.where(split) == str(named)
+  named = SAMPLES / f'{task.origin.dataset.builder}.jsonl'
+  assert task.origin.where(split) == str(named)
 
 
 def test_the_tasks_and_how_they_are_judged():
@@ -140,7 +140,7 @@ def test_the_tasks_and_how_they_are_judged():
   assert {task.name for task in tasks.values()} == {f'superglue_{name}' for name in tasks}
   assert {task.suite for task in tasks.values()} == {'superglue'}
   builders = {
-    name: task.dataset.builder.removeprefix('super_glue/') for name, task in tasks.items()
+    name: task.origin.dataset.builder.removeprefix('super_glue/') for name, task in tasks.items()
   }
   assert builders == {name: name for name in tasks} | {
     'wsc': 'wsc.fixed',
@@ -182,7 +182,7 @@ def test_each_task_has_a_function_for_gin(config, hand_written):
     gin.clear_config()
   assert task.name == f'superglue_{config}'
   if config in ('boolq', 'multirc', 'record', 'rte', 'wsc', 'wsc_referent'):
-    assert task.where('train').startswith(str(hand_written))
+    assert task.origin.where('train').startswith(str(hand_written))
     assert task.fingerprint('train') != task.fingerprint('validation')
 
 

@@ -56,7 +56,10 @@ def test_a_truncated_gzip_file_is_named(tmp_path):
     read(path)
 
 
-@pytest.mark.parametrize('content', [b'plain text\n', gzip.compress(b'x' * 9999)[:20] + b'\0' * 40])
+DAMAGED = gzip.compress(b'x' * 9999)[:20] + b'\0' * 40
+
+
+@pytest.mark.parametrize('content', [b'plain text\n', DAMAGED], ids=['text', 'damaged'])
 def test_what_is_no_gzip_file_is_named(tmp_path, content):
   with pytest.raises(ValueError, match=r'rows\.gz is truncated or not a gzip file'):
     read(write(tmp_path, content, 'rows.gz'))

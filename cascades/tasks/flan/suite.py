@@ -10,7 +10,6 @@ import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 
-from cascades.tasks import sources as sources_lib
 from cascades.tasks.flan import (
   common_sense,
   coreference,
@@ -28,7 +27,7 @@ from cascades.tasks.flan import (
 )
 from cascades.tasks.flan.definition import Definition, Fields
 from cascades.tasks.flan.wording import Template
-from cascades.tasks.sources import Sources
+from cascades.tasks.sources import Published, Sources
 from cascades.tasks.task import Mixture, Row, Task
 
 MIXTURE = 'flan2021'
@@ -105,18 +104,19 @@ def task(
   repeated one, which gives the paper's sizes.
   """
   definition = DEFINITIONS[name]
-  where = sources or Sources()
   templates = [
     t for t in wording.templates(definition.group) if t.answerable or not answerable_only
   ]
   parts = {s: getattr(definition, s) for s in ('train', 'validation', 'test')}
   if name in paper_rows:
     parts[PAPER_SPLIT] = definition.validation
-  source_splits = tuple({sources_lib.parse_slice(part)[0]: None for part in parts.values()})
-  settings = hashlib.sha256(repr((templates, list_options)).encode()).hexdigest()
+  origin = Published(definition.dataset, parts, sources or Sources())
+  settings = hashlib.sha256(
+    repr((templates, list_options, paper_rows.get(name))).encode()
+  ).hexdigest()
 
   def rows(split: str) -> Iterator[Row]:
-    found = _rows(definition, split, parts[split], where, templates, list_options)
+    found = _rows(definition, split, origin, templates, list_options)
     if split != PAPER_SPLIT:
       return found
     some = (row for _, row in zip(range(ROWS_JUDGED), found, strict=False))
@@ -127,9 +127,7 @@ def task(
     name=name,
     splits=tuple(parts),
     read=rows,
-    fingerprint=lambda split: (
-      f'{parts[split]} of {_locate(definition, parts[split], where).fingerprint()}'
-    ),
+    fingerprint=origin.fingerprint,
     metrics=definition.metrics,
     version=f'1 {settings}',
     description=f'{_cluster(name)}; {definition.dataset.builder} in ten wordings of our own',
@@ -137,11 +135,7 @@ def task(
     sizes={'train': definition.rows}
     | ({PAPER_SPLIT: paper_rows[name]} if name in paper_rows else {}),
     rate=min(definition.rows, LARGEST_RATE),
-    dataset=definition.dataset,
-    needs=sources_lib.names(definition.dataset, source_splits),
-    source_splits=source_splits,
-    examples=lambda split: sources_lib.examples(definition.dataset, split, where),
-    where=lambda split: _locate(definition, parts[split], where).where,
+    origin=origin,
   )
 
 
@@ -176,14 +170,11 @@ def distinct(rows: Iterable[Row]) -> Iterator[Row]:
 def _rows(
   definition: Definition,
   split: str,
-  part: str,
-  sources: Sources,
+  origin: Published,
   templates: list[Template],
   list_options: bool,
 ) -> Iterator[Row]:
-  examples = sources_lib.read(
-    definition.dataset, part, sources, lambda _, example: definition.form(example)
-  )
+  examples = origin.read(split, lambda _, example: definition.form(example))
   for number, fields in enumerate(examples):
     template = number % len(templates)
     yield _row(
@@ -203,10 +194,6 @@ def _row(id: str, fields: Fields, template: Template, number: int, list_options:
     group=fields.group,
     template=number,
   )
-
-
-def _locate(definition: Definition, part: str, sources: Sources) -> sources_lib.Backend:
-  return sources_lib.locate(definition.dataset, sources_lib.parse_slice(part)[0], sources)
 
 
 def _cluster(name: str) -> str:

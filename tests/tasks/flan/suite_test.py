@@ -7,6 +7,7 @@ import string
 import numpy as np
 import pytest
 
+from cascades.tasks import sources
 from cascades.tasks.flan import definition, suite, wording
 from cascades.tasks.sources import Sources, parse_slice
 
@@ -60,7 +61,7 @@ def formed(one, count=200):
   """Examples of the sample over and over, as fields."""
   examples = [
     fields
-    for _, example in suite.sources_lib.locate(
+    for _, example in sources.locate(
       one.dataset, parse_slice(one.train or one.test)[0], SAMPLE
     ).examples(0, None)
     for fields in one.form(example)
