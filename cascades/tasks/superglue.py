@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -84,6 +85,7 @@ TASKS: Mapping[str, Definition] = MappingProxyType(
   }
 )
 NAMES = tuple(TASKS)
+LARGEST_RATE = 1 << 16
 
 
 def task(config_name: str, sources: sources_lib.Sources) -> Task:
@@ -103,10 +105,19 @@ def task(config_name: str, sources: sources_lib.Sources) -> Task:
   )
 
 
-def mixture(sources: sources_lib.Sources) -> Mixture:
-  """The eight tasks of the benchmark, WSC as a classification."""
-  names = (name for name in NAMES if name != 'wsc_referent')
-  return Mixture('superglue', tuple(task(name, sources) for name in names))
+def mixture(
+  sources: sources_lib.Sources | None = None, *, largest_rate: int = LARGEST_RATE
+) -> Mixture:
+  """The eight tasks of the benchmark, WSC as a classification, at the rates of their rows.
+
+  ReCoRD would be three rows of four: no task has a rate above `largest_rate`.
+  """
+  where = sources or sources_lib.Sources()
+  tasks = (task(name, where) for name in NAMES if name != 'wsc_referent')
+  return Mixture(
+    'superglue',
+    tuple(dataclasses.replace(t, rate=min(t.sizes['train'], largest_rate)) for t in tasks),
+  )
 
 
 def _maker(name: str) -> Callable[..., Task]:

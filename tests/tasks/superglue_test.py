@@ -262,3 +262,13 @@ def test_real_rows_read_as_published(real_data):
     example = json.loads(line)
     assert row.inputs == f'rte hypothesis: {example["hypothesis"]} premise: {example["premise"]}'
     assert row.targets == example['label']
+
+
+def test_the_mixture_has_the_published_rows_as_rates_and_caps_record():
+  rates = {task.name: task.rate for task in superglue.mixture(Sources(sample=True)).tasks}
+  assert rates == {
+    'superglue_boolq': 9427, 'superglue_cb': 250, 'superglue_copa': 400,
+    'superglue_multirc': 27_243, 'superglue_record': 65_536, 'superglue_rte': 2490,
+    'superglue_wic': 5428, 'superglue_wsc': 554,
+  }  # fmt: skip
+  assert max(t.rate for t in superglue.mixture(largest_rate=1000).tasks) == 1000
