@@ -1,0 +1,154 @@
+"""Sentences tokenised a second while a split is materialised, beside what the libraries allow.
+
+    python -m benchmarks.tokenizing --text ../shared/data/wmt/newstest2021.en-ja.src.en
+
+The text, or generated words if none is given, is cut into sentences of 145 characters, and a
+SentencePiece model is trained on it. A shard is timed whole, on one core: ids, text records and
+checksums; by turns with the library alone, which makes the ids and nothing else. Then a split of
+several shards, by as many processes as there are cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import os
+import pathlib
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+
+import numpy as np
+import sentencepiece
+
+from benchmarks import bars
+from benchmarks.bars import Measured
+from cascades.tasks import records, sentencepiece_training, shards, vocabularies
+from cascades.tasks.task import Row, Task, both
+from cascades.types import Vocabulary
+
+CHARACTERS = 145
+SENTENCES_PER_SECOND = 40_000
+TOGETHER = 256  # sentences in one call of the library, as when materialising
+
+_SYLLABLES = [
+  f'{first}{then}' for first in 'bcdfghlmnprstvw' for then in ('a', 'e', 'i', 'o', 'er', 'ing')
+]
+
+Encode = Callable[[Sequence[str]], object]
+
+
+def generated(words: int) -> str:
+  """Words of one to four syllables, the n-th most frequent one in proportion to 1 / n."""
+  draw = random.Random(0)
+  known = [''.join(draw.choices(_SYLLABLES, k=draw.randint(1, 4))) for _ in range(20_000)]
+  weights = [1 / rank for rank in range(1, len(known) + 1)]
+  return ' '.join(draw.choices(known, weights, k=words))
+
+
+def cut(text: str) -> list[str]:
+  """The text in sentences of equal length."""
+  ends = range(CHARACTERS, len(text) + 1, CHARACTERS)
+  return [text[end - CHARACTERS : end] for end in ends]
+
+
+def task(sentences: Sequence[str], count: int) -> Task:
+  """So many sentences, from the first one again and again."""
+
+  def rows(_split: str) -> Iterator[Row]:
+    for number, sentence in enumerate(itertools.islice(itertools.cycle(sentences), count)):
+      yield Row(str(number), sentence, ('yes',))
+
+  return Task('sentences', ('train',), rows, lambda _split: f'{count}')
+
+
+def bytes_alone(sentences: Sequence[str]) -> object:
+  return [np.frombuffer(sentence.encode(), np.uint8) for sentence in sentences]
+
+
+def rate(count: int, call: Callable[[], object]) -> float:
+  start = time.perf_counter()
+  call()
+  return count / (time.perf_counter() - start)
+
+
+def by_turns(
+  name: str, vocabulary: Vocabulary, alone: Encode, rows: Sequence[Row], turns: int
+) -> Iterator[Measured]:
+  """A shard, and the library alone."""
+  sentences = [row.inputs for row in rows]
+
+  def encode() -> None:
+    for begin in range(0, len(sentences), TOGETHER):
+      alone(sentences[begin : begin + TOGETHER])
+
+  found = []
+  for _ in range(turns):
+    with tempfile.TemporaryDirectory() as directory:
+      whole = rate(
+        len(rows), lambda: shards.write(rows, both(vocabulary), pathlib.Path(directory), 0)
+      )
+    found.append((whole, rate(len(rows), encode)))
+  wholes, alones = zip(*found, strict=True)
+  share = median(whole / bare for whole, bare in found)
+  yield Measured(
+    f'{name}: a shard, one core',
+    median(wholes),
+    'sentences/s',
+    at_least=SENTENCES_PER_SECOND,
+    note=f'best {max(wholes):,.0f}; {share:.2f} of the library alone',
+  )
+  best = f'best {max(alones):,.0f}'
+  yield Measured(f'{name}: the library alone, one core', median(alones), 'sentences/s', note=best)
+
+
+def split(name: str, vocabulary: Vocabulary, whole: Task, count: int) -> Measured:
+  """A split of several shards, written by a process on each core."""
+  with tempfile.TemporaryDirectory() as directory:
+    found = rate(count, lambda: records.materialize(whole, 'train', both(vocabulary), directory))
+  processes = f'{os.cpu_count()} processes, their start included'
+  return Measured(f'{name}: a split of {count:,} rows', found, 'sentences/s', note=processes)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--text', nargs='*', default=[], type=pathlib.Path, help='UTF-8 files')
+  parser.add_argument('--pieces', type=int, default=4000, help='of the model (4000)')
+  parser.add_argument('--rows', type=int, default=records.ROWS_PER_SHARD, help='of a shard')
+  parser.add_argument('--shards', type=int, default=8, help='of the split (8)')
+  parser.add_argument('--turns', type=int, default=5)
+  parser.add_argument('--output', default='runs/benchmarks/tokenizing.json')
+  options = parser.parse_args()
+  logging.disable(logging.WARNING)
+  text = ' '.join(path.read_text(encoding='utf-8') for path in options.text) or generated(100_000)
+  sentences = cut(' '.join(text.split()))
+  with tempfile.TemporaryDirectory() as directory:
+    file = pathlib.Path(directory) / 'sentences.model'
+    pieces = sentencepiece_training.train_sentencepiece(sentences, file, size=options.pieces)
+    processor = sentencepiece.SentencePieceProcessor(str(file))
+    kinds: dict[str, tuple[Vocabulary, Encode]] = {
+      'bytes': (vocabularies.bytes_vocabulary(), bytes_alone),
+      'SentencePiece': (pieces, lambda some: processor.Encode(list(some), num_threads=1)),
+    }
+    rows = list(task(sentences, options.rows).rows('train'))
+    cores = os.sched_getaffinity(0)
+    bars.use_cores(1)
+    measured = []
+    for name, (vocabulary, alone) in kinds.items():
+      measured += by_turns(name, vocabulary, alone, rows, options.turns)
+    os.sched_setaffinity(0, cores)
+    count = options.shards * options.rows
+    whole = task(sentences, count)
+    measured += [split(name, vocabulary, whole, count) for name, (vocabulary, _) in kinds.items()]
+  tokens = np.mean([len(pieces.encode(sentence)) for sentence in sentences])
+  title = f'Sentences of {CHARACTERS} characters, {tokens:.0f} SentencePiece tokens on average'
+  source = [path.name for path in options.text] or 'generated'
+  settings = {'pieces': pieces.size, 'turns': options.turns, 'text': source}
+  bars.report(title, measured, options.output, settings)
+
+
+if __name__ == '__main__':
+  main()
