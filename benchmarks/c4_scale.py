@@ -114,7 +114,6 @@ def held_to_bars(found: Sequence[dict[str, float]]) -> Iterator[Measured]:
     'estimate: memory of the feed',
     of_all('memory of the feed') / GIBIBYTE,
     'GiB',
-    at_most=1.0,
     note=f'at most: shards of training are of {records.ROWS_PER_SHARD:,} documents',
   )
 

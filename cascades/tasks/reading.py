@@ -64,8 +64,8 @@ class Records:
       lengths.append(shards.lengths(self.directory, shard))
       tokens.append(shards.map_tokens(self.directory, shard))
       _check(self.directory, 'rows', expected=shard.rows, found=len(lengths[-1]))
-    self.lengths: Int[np.ndarray, 'n 2'] = np.concatenate(lengths)
     self.stored = Stored.of(lengths, tokens)
+    self.lengths: Int[np.ndarray, 'n 2'] = self.stored.lengths
 
   def __len__(self) -> int:
     return len(self.lengths)
@@ -90,42 +90,48 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """Where the tokens of rows lie: in which array, and from where to where."""
+  """Where the tokens of rows lie; 16 bytes a row in memory, so that all of C4 fits too."""
 
   arrays: Sequence[Int[np.ndarray, 'k']]
-  array: Int[np.ndarray, 'n']
-  spans: Int[np.ndarray, 'n 3']  # start of the inputs, of the targets, and the end
+  first: Int[np.ndarray, 'A+1']  # row of each array
+  starts: Int[np.ndarray, 'n']  # of a row in its array: inputs, then targets
+  lengths: Int[np.ndarray, 'n 2']
 
   @classmethod
   def of(
     cls, lengths: Sequence[Int[np.ndarray, 'k 2']], arrays: Sequence[Int[np.ndarray, 'k']]
   ) -> Stored:
     """From each array's token counts."""
-    spans = []
-    for counts in lengths:
-      ends = np.cumsum(counts, dtype=np.int64).reshape(-1, 2)
-      spans.append(np.column_stack([ends[:, 0] - counts[:, 0], ends]))
-    array = np.repeat(np.arange(len(arrays)), [len(counts) for counts in lengths])
-    return cls(arrays, array, np.concatenate(spans))
+    sizes = [counts.sum(axis=1, dtype=np.int64) for counts in lengths]
+    return cls(
+      arrays,
+      np.cumsum([0, *map(len, lengths)]),
+      np.concatenate([np.cumsum(size) - size for size in sizes]),
+      np.concatenate(lengths),
+    )
 
   @classmethod
   def join(cls, parts: Sequence[Stored]) -> Stored:
     """The rows of all, one after the other."""
-    starts = np.cumsum([0, *(len(part.arrays) for part in parts)])
+    if len(parts) == 1:  # nothing to copy
+      return parts[0]
     return cls(
       [array for part in parts for array in part.arrays],
-      np.concatenate([part.array + start for part, start in zip(parts, starts, strict=False)]),
-      np.concatenate([part.spans for part in parts]),
+      np.cumsum([0, *(rows for part in parts for rows in np.diff(part.first))]),
+      np.concatenate([part.starts for part in parts]),
+      np.concatenate([part.lengths for part in parts]),
     )
 
   def read(self, indices: Indices) -> list[tuple[np.ndarray, np.ndarray]]:
     """Inputs and targets of these rows, in this order."""
-    arrays = self.arrays
+    starts, lengths = self.starts[indices], self.lengths[indices]
+    array = np.searchsorted(self.first, indices, side='right') - 1
+    middles = starts + lengths[:, 0]
+    spans = zip(array.tolist(), starts.tolist(), middles.tolist(), strict=True)
+    ends = (middles + lengths[:, 1]).tolist()
     return [
-      (arrays[array][start:middle], arrays[array][middle:end])
-      for array, (start, middle, end) in zip(
-        self.array[indices].tolist(), self.spans[indices].tolist(), strict=True
-      )
+      (self.arrays[i][start:middle], self.arrays[i][middle:end])
+      for (i, start, middle), end in zip(spans, ends, strict=True)
     ]
 
 
@@ -140,8 +146,8 @@ class Joined:
     if len(ids) > 1:
       raise ValueError(f'{self.name}: tasks end their rows differently and cannot be mixed.')
     self.starts: Int[np.ndarray, 'P+1'] = np.cumsum([0, *map(len, parts)])
-    self.lengths: Int[np.ndarray, 'n 2'] = np.concatenate([part.lengths for part in parts])
     self.stored = Stored.join([part.stored for part in parts])
+    self.lengths: Int[np.ndarray, 'n 2'] = self.stored.lengths
 
   def __len__(self) -> int:
     return int(self.starts[-1])
