@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -85,7 +86,9 @@ class Bytes(_Conventions):
     return [byte + _FIRST_ID for byte in text.encode()]
 
   def encode_all(self, texts: Sequence[str]) -> list[Tokens]:
-    return [np.frombuffer(text.encode(), np.uint8).astype(TOKEN) + _FIRST_ID for text in texts]
+    encoded = [text.encode() for text in texts]
+    ids = np.frombuffer(b''.join(encoded), np.uint8).astype(TOKEN) + TOKEN.type(_FIRST_ID)
+    return _split(ids, map(len, encoded))
 
   def _decode(self, ids: list[int]) -> str:
     kept = bytes(i - _FIRST_ID for i in ids if _FIRST_ID <= i < _FIRST_ID + 256)
@@ -147,10 +150,18 @@ class SentencePiece(_Conventions):
     return self._processor.EncodeAsIds(text)
 
   def encode_all(self, texts: Sequence[str]) -> list[Tokens]:
-    return [np.array(ids, TOKEN) for ids in self._processor.Encode(list(texts), num_threads=1)]
+    encoded = self._processor.Encode(list(texts), num_threads=1)
+    ids = np.fromiter(itertools.chain.from_iterable(encoded), TOKEN)
+    return _split(ids, map(len, encoded))
 
   def _decode(self, ids: list[int]) -> str:
     return self._processor.DecodeIds(ids)
+
+
+def _split(ids: Tokens, lengths: Iterable[int]) -> list[Tokens]:
+  """Views of consecutive parts; one array for all costs less than one for each."""
+  ends = itertools.accumulate(lengths, initial=0)
+  return [ids[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 def _with_extra_ids(model: bytes, extra_ids: int) -> bytes:
