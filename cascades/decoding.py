@@ -6,7 +6,7 @@ Axes: B batch, S prompt, T target, L one block of T, V vocabulary, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -79,13 +79,14 @@ def generate(
   prompt: Prompt,
   *,
   max_len: int,
-  eos_id: int,
+  eos_id: int | Sequence[int],
   pad_id: int = 0,
   sampler: Sampler = greedy,
   key: Array | None = None,
   row_ids: Int[Array, 'B'] | None = None,
 ) -> Generation:
-  """Answer every prompt with at most `max_len` tokens; stop when all rows have ended.
+  """Answer every prompt with at most `max_len` tokens; stop when all rows have ended: each with
+  `eos_id`, or the first of several.
 
   Row b draws from `key` folded with `row_ids[b]` (default b) and the step, so what it draws depends
   neither on its neighbours nor on padding. A prompt of length 0 is filler and gets no answer.
@@ -93,6 +94,7 @@ def generate(
   if max_len < 1:
     raise ValueError(f'max_len={max_len} must be at least 1: an answer ends with one token, EOS.')
   B = prompt.tokens.shape[0]
+  ends = jnp.asarray(eos_id)
   row_ids = jnp.arange(B) if row_ids is None else row_ids
   row_keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
 
@@ -105,7 +107,7 @@ def generate(
       tokens=jnp.where(ended, pad_id, token), logprobs=jnp.where(ended, 0.0, logprob), mask=~ended
     )
     answer = jax.tree.map(lambda whole, new: whole.at[:, step].set(new), answer, column)
-    return _State(step + 1, ended | (token == eos_id), answer, cache)
+    return _State(step + 1, ended | jnp.isin(token, ends), answer, cache)
 
   def more(state: _State) -> Bool[Array, '']:
     return (state.step < max_len) & ~jnp.all(state.ended)

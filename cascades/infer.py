@@ -231,7 +231,7 @@ def _predictor(
       nnx.merge(model.graph, params),
       prompt,
       max_len=max_tokens,
-      eos_id=model.vocabulary.eos_id,
+      eos_id=model.vocabulary.eos_ids,
       sampler=sampler,
       key=jax.random.key(seed),
       row_ids=row_ids,

@@ -284,7 +284,7 @@ def _decoder(
       nnx.merge(graph, params),
       prompt,
       max_len=corpus.lengths['targets'],
-      eos_id=corpus.vocabulary.eos_id,
+      eos_id=corpus.vocabulary.eos_ids,
     ).tokens
 
   def answers(params: Params, part: reading.Records) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -99,6 +99,11 @@ class Vocabulary(Protocol):
   def eos_id(self) -> int: ...
 
   @property
+  def eos_ids(self) -> Sequence[int]:
+    """All that end an answer, `eos_id` first: chat models have several."""
+    ...
+
+  @property
   def bos_id(self) -> int | None:
     """The decoder's first input; None if the model reads the prompt without one."""
     ...

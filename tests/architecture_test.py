@@ -17,7 +17,7 @@ EQUATIONS = {
   'online', 'metrics', 'confusion', 'correlation', 'costs', 'curves', 'grouped',
   'bootstrap', 'tables', 'pooling', 'comparison', 'rows', 'referents',
 }  # fmt: skip
-PROGRAMS = {'train', 'infer', 'evaluate'}
+PROGRAMS = {'train', 'infer', 'evaluate', 'convert', 'export', 'prune'}
 ONLY_IN = {
   'gin': {'cli'},
   'seqio': {'tasks'},
@@ -57,7 +57,7 @@ def _place(module: str) -> str:
 
 
 def _floor(place: str) -> int:
-  if place in ('', 'types', 'files'):
+  if place in ('', 'types', 'files', 'gguf_files'):
     return 0
   if place in EQUATIONS:
     return 1

@@ -14,7 +14,7 @@ from rich.text import Text
 from cascades.tasks import shards
 from cascades.tasks.checking import Checked
 from cascades.tasks.task import Mixture, Record, Task, both
-from cascades.tasks.vocabularies import Tokens
+from cascades.tasks.tokens import Tokens
 from cascades.types import Vocabulary
 
 _SHOWN_CHARACTERS = 1000

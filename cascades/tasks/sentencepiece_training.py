@@ -11,7 +11,7 @@ import sentencepiece as spm
 from etils import epath
 
 from cascades import files
-from cascades.tasks import vocabularies
+from cascades.tasks import tokens, vocabularies
 
 
 def train_sentencepiece(
@@ -35,9 +35,9 @@ def train_sentencepiece(
       model_writer=model,
       model_type=model_type,
       vocab_size=size,
-      pad_id=vocabularies.PAD_ID,
-      eos_id=vocabularies.EOS_ID,
-      unk_id=vocabularies.UNK_ID,
+      pad_id=tokens.PAD_ID,
+      eos_id=tokens.EOS_ID,
+      unk_id=tokens.UNK_ID,
       bos_id=-1,
       byte_fallback=True,
       normalization_rule_name='identity',

@@ -8,10 +8,11 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
-from cascades.tasks import records, shards
+from cascades.tasks import records, sentencepieces, shards, tokens
 from cascades.tasks import vocabularies as vocabularies_lib
 from cascades.tasks.task import Mixture, Row, Task, Vocabularies
 from cascades.types import Vocabulary
@@ -101,8 +102,10 @@ def vocabulary(ours: Vocabulary) -> seqio.Vocabulary:
       return seqio.ByteVocabulary(ours.extra_ids)
     case vocabularies_lib.Symbols():
       return SymbolVocabulary(ours)
-    case vocabularies_lib.SentencePiece():
-      return seqio.SentencePieceVocabulary(str(ours.file), ours.extra_ids)
+    case sentencepieces.SentencePiece(file=file, pad_id=0, eos_ids=(1,)) if file is not None:
+      return seqio.SentencePieceVocabulary(str(file), ours.extra_ids)
+    case tokens.Conventions():
+      return CalledVocabulary(ours)
   raise ValueError(f'SeqIO has no counterpart of a {type(ours).__name__} vocabulary.')
 
 
@@ -115,12 +118,12 @@ class SymbolVocabulary(seqio.Vocabulary):
     names_and_ids = tf.lookup.KeyValueTensorInitializer(
       tf.constant(ours.names), tf.range(ours.size - len(ours.names), ours.size)
     )
-    self._ids = tf.lookup.StaticHashTable(names_and_ids, default_value=ours.unk_id)
+    self._ids = tf.lookup.StaticHashTable(names_and_ids, default_value=tokens.UNK_ID)
     self._names = tf.constant(['', '', '<unk>', *ours.names])
 
   @property
   def bos_id(self) -> int:
-    return self._ours.bos_id
+    return tokens.PAD_ID
 
   @property
   def eos_id(self) -> int:
@@ -128,7 +131,7 @@ class SymbolVocabulary(seqio.Vocabulary):
 
   @property
   def unk_id(self) -> int:
-    return self._ours.unk_id
+    return tokens.UNK_ID
 
   @property
   def _base_vocab_size(self) -> int:
@@ -149,6 +152,57 @@ class SymbolVocabulary(seqio.Vocabulary):
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, SymbolVocabulary) and self._ours == other._ours
+
+
+class CalledVocabulary(seqio.Vocabulary):
+  """Any of ours inside TensorFlow, which calls Python for every text."""
+
+  def __init__(self, ours: Vocabulary) -> None:
+    super().__init__()
+    self._ours = ours
+
+  @property
+  def pad_id(self) -> int:
+    return self._ours.pad_id
+
+  @property
+  def bos_id(self) -> int | None:
+    return self._ours.bos_id
+
+  @property
+  def eos_id(self) -> int:
+    return self._ours.eos_id
+
+  @property
+  def unk_id(self) -> int | None:
+    return getattr(self._ours, 'unk_id', None)
+
+  @property
+  def _base_vocab_size(self) -> int:
+    return self._ours.size
+
+  def _encode(self, s: str) -> Sequence[int]:
+    return self._ours.encode(s)
+
+  def _decode(self, ids: Sequence[int]) -> str:
+    return self._ours.decode(ids)
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    if s.shape.rank:
+      return tf.map_fn(
+        self._encode_tf, s, fn_output_signature=tf.RaggedTensorSpec([None], tf.int32)
+      )
+    encode = lambda text: np.array(self._ours.encode(text.item().decode()), np.int32)
+    return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    if ids.shape.rank > 1:
+      return tf.map_fn(self._decode_tf, ids, fn_output_signature=tf.string)
+    decode = lambda ids: self._ours.decode(ids).encode()
+    return tf.ensure_shape(tf.numpy_function(decode, [ids], tf.string), [])
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, CalledVocabulary) and self._ours == other._ours
 
 
 def names() -> Sequence[str]:

@@ -24,7 +24,7 @@ from jaxtyping import Int
 from cascades import files
 from cascades.tasks import textfiles
 from cascades.tasks.task import Record, Row, Tokenize, Vocabularies
-from cascades.tasks.vocabularies import TOKEN
+from cascades.tasks.tokens import TOKEN
 
 T = TypeVar('T')
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 from cascades.tasks import vocabularies
 from cascades.tasks.features import Example
 from cascades.tasks.sources import Dataset
-from cascades.tasks.vocabularies import Tokens
+from cascades.tasks.tokens import Tokens
 from cascades.types import Vocabulary
 
 

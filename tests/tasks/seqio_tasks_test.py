@@ -28,6 +28,7 @@ from cascades.tasks import (
 from cascades.tasks.corpus import Corpus
 from cascades.tasks.flan import suite as flan
 from cascades.tasks.task import Mixture, Row, both
+from tests.tasks.huggingface_tokenizers_test import byte_level
 
 LENGTHS = {'inputs': 40, 'targets': 8}
 
@@ -142,6 +143,19 @@ def test_vocabularies_agree_inside_and_outside_tensorflow(model, text):
     assert list(theirs.encode(text)) == theirs.encode_tf(tf.constant(text)).numpy().tolist() == ids
     assert theirs.decode(ids) == ours.decode(ids)
     assert (theirs.vocab_size, theirs.eos_id, theirs.pad_id) == (ours.size, 1, 0)
+
+
+@pytest.mark.parametrize('text', ['', 'two  spaces\n', 'Привет', '日本\u2028語'])
+def test_other_tokenizers_are_called_from_tensorflow(tmp_path, text):
+  byte_level().save(str(tmp_path / 'tokenizer.json'))
+  ours = vocabularies.huggingface(tmp_path, pad='<pad>', eos=('</s>', '<|end|>'))
+  theirs = seqio_tasks.vocabulary(ours)
+  ids = ours.encode(text)
+  both_texts = theirs.encode_tf(tf.constant([text, 'two'])).to_list()
+  assert list(theirs.encode(text)) == theirs.encode_tf(tf.constant(text)).numpy().tolist() == ids
+  assert both_texts == [ids, ours.encode('two')]
+  assert theirs.decode_tf(tf.constant([*ids, 2, 9], tf.int32)).numpy().decode() == text
+  assert (theirs.vocab_size, theirs.eos_id, theirs.pad_id) == (ours.size, 2, 3)
 
 
 def test_symbols_decode_inside_tensorflow():

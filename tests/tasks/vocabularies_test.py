@@ -148,9 +148,16 @@ def test_a_missing_model_is_named(tmp_path):
     vocabularies.sentencepiece(tmp_path / 'none.model')
 
 
-def test_a_model_with_other_special_ids_is_refused(real_data):
-  with pytest.raises(ValueError, match=r'ids \(0, -1, 1\), expected \(0, 1, 2\)'):
-    vocabularies.sentencepiece(real_data / 'tokenizers' / 'albert_30k.spiece.model')
+def test_a_model_without_an_end_of_sequence_needs_to_be_told_one(real_data):
+  albert = real_data / 'tokenizers' / 'albert_30k.spiece.model'
+  with pytest.raises(ValueError, match='names no end of sequence: give one as eos'):
+    vocabularies.sentencepiece(albert)
+  vocabulary = vocabularies.sentencepiece(albert, eos=('[SEP]',))
+  assert (vocabulary.pad_id, vocabulary.eos_ids, vocabulary.unk_id) == (0, (3,), 1)
+  assert (vocabulary.size, vocabulary.extra_ids) == (30_000, 0)
+  assert vocabulary.decode([*vocabulary.encode('two boats'), 3, 5]) == 'two boats'
+  with pytest.raises(ValueError, match=r"has no piece '</s>', which is to end an answer"):
+    vocabularies.sentencepiece(albert, eos=('</s>',))
 
 
 @pytest.mark.parametrize('names', [[], [''], ['a b'], ['a', 'b\n']])
@@ -212,5 +219,5 @@ def test_a_folder_without_a_vocabulary_is_named(tmp_path):
 
 
 def test_an_unknown_kind_is_named(tmp_path):
-  with pytest.raises(ValueError, match="kind 'words' is not one of bytes, symbols, sentencepiece"):
+  with pytest.raises(ValueError, match="kind 'words' is not one of bytes, symbols, sent"):
     vocabularies.from_description({'kind': 'words'}, tmp_path)
