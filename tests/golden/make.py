@@ -1,116 +1,20 @@
 """Make the golden logits: `python -m tests.golden.make`, with the extra `reference`.
 
 Hugging Face's implementations get the weights of our twins and answer the same inputs in float32.
+Beside the logits lie the configurations that it writes for them.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
 
 import numpy as np
 import torch
 import transformers as hf
 
 from cascades.models import decoder, t5
-from tests import testing
-from tests.golden import twins
-
-Array = np.ndarray
-Layout = Callable[[Array], Array]
-
-same: Layout = lambda x: x
-transposed: Layout = lambda x: x.T
-into_heads: Layout = lambda x: x.reshape(x.shape[0], -1).T  # (D, N, H) -> (N H, D)
-out_of_heads: Layout = lambda x: x.reshape(-1, x.shape[-1]).T  # (N, H, D) -> (D, N H)
-flat: Layout = lambda x: x.reshape(-1)
-
-# Ours below a stack of layers; Hugging Face's below one layer; how ours becomes theirs.
-DECODER_LAYER: list[tuple[str, str, Layout]] = [
-  ('attention/query/kernel', 'self_attn.q_proj.weight', into_heads),
-  ('attention/key/kernel', 'self_attn.k_proj.weight', into_heads),
-  ('attention/value/kernel', 'self_attn.v_proj.weight', into_heads),
-  ('attention/out/kernel', 'self_attn.o_proj.weight', out_of_heads),
-  ('attention/query/bias', 'self_attn.q_proj.bias', flat),
-  ('attention/key/bias', 'self_attn.k_proj.bias', flat),
-  ('attention/value/bias', 'self_attn.v_proj.bias', flat),
-  ('query_norm/scale', 'self_attn.q_norm.weight', same),
-  ('key_norm/scale', 'self_attn.k_norm.weight', same),
-  ('attention_norm/scale', 'input_layernorm.weight', same),
-  ('mlp/wi_0/kernel', 'mlp.gate_proj.weight', transposed),
-  ('mlp/wi_1/kernel', 'mlp.up_proj.weight', transposed),
-  ('mlp/wo/kernel', 'mlp.down_proj.weight', transposed),
-]
-# The name `post_attention_layernorm` means two things.
-PRE_NORMS: list[tuple[str, str, Layout]] = [
-  ('mlp_norm/scale', 'post_attention_layernorm.weight', same),
-]
-POST_NORMS: list[tuple[str, str, Layout]] = [
-  ('post_attention_norm/scale', 'post_attention_layernorm.weight', same),
-  ('mlp_norm/scale', 'pre_feedforward_layernorm.weight', same),
-  ('post_mlp_norm/scale', 'post_feedforward_layernorm.weight', same),
-]
-DECODER_WHOLE: list[tuple[str, str, Layout]] = [
-  ('embedding', 'model.embed_tokens.weight', same),
-  ('unembedding', 'lm_head.weight', same),
-  ('norm/scale', 'model.norm.weight', same),
-]
-
-
-def _t5_layer(feed_forward: str, gated: bool, cross: bool) -> list[tuple[str, str, Layout]]:
-  def attention(ours: str, theirs: str) -> list[tuple[str, str, Layout]]:
-    return [
-      (f'{ours}_attention/query/kernel', f'{theirs}.q.weight', into_heads),
-      (f'{ours}_attention/key/kernel', f'{theirs}.k.weight', into_heads),
-      (f'{ours}_attention/value/kernel', f'{theirs}.v.weight', into_heads),
-      (f'{ours}_attention/out/kernel', f'{theirs}.o.weight', out_of_heads),
-      (f'{ours}_norm/scale', f'{theirs.rsplit(".", 1)[0]}.layer_norm.weight', same),
-    ]
-
-  wi = ['wi_0', 'wi_1'] if gated else ['wi']
-  dense = f'{feed_forward}.DenseReluDense'
-  return [
-    *attention('self', 'layer.0.SelfAttention'),
-    *(attention('cross', 'layer.1.EncDecAttention') if cross else []),
-    *((f'mlp/wi_{i}/kernel', f'{dense}.{name}.weight', transposed) for i, name in enumerate(wi)),
-    ('mlp/wo/kernel', f'{dense}.wo.weight', transposed),
-    ('mlp_norm/scale', f'{feed_forward}.layer_norm.weight', same),
-  ]
-
-
-_BIAS = 'block.0.layer.0.SelfAttention.relative_attention_bias.weight'
-T5_WHOLE: list[tuple[str, str, Layout]] = [
-  ('embedding', 'shared.weight', same),
-  ('unembedding', 'lm_head.weight', same),
-  ('encoder_norm/scale', 'encoder.final_layer_norm.weight', same),
-  ('decoder_norm/scale', 'decoder.final_layer_norm.weight', same),
-  ('encoder_bias/table', f'encoder.{_BIAS}', same),
-  ('decoder_bias/table', f'decoder.{_BIAS}', same),
-]
-
-
-def their_weights(config: t5.Config | decoder.Config) -> dict[str, torch.Tensor]:
-  """The twin's weights under Hugging Face's names; an error if one has no name there."""
-  if isinstance(config, t5.Config):
-    gated, whole = len(config.mlp_activations) == 2, T5_WHOLE
-    stacks = {
-      'encoder': ('encoder.block', _t5_layer('layer.1', gated, cross=False)),
-      'decoder': ('decoder.block', _t5_layer('layer.2', gated, cross=True)),
-    }
-  else:
-    norms, whole = POST_NORMS if config.post_norms else PRE_NORMS, DECODER_WHOLE
-    stacks = {'blocks': ('model.layers', DECODER_LAYER + norms)}
-  ours, theirs = testing.weights(config), {}
-  for name, target, layout in whole:
-    if name in ours:
-      theirs[target] = layout(ours.pop(name))
-  for stack, (block, table) in stacks.items():
-    for name, target, layout in table:
-      for i, layer in enumerate(ours.pop(f'{stack}/{name}', ())):
-        theirs[f'{block}.{i}.{target}'] = layout(layer)
-  if ours:
-    raise ValueError(f'no name in Hugging Face for {", ".join(ours)}')
-  return {name: torch.tensor(np.ascontiguousarray(value)) for name, value in theirs.items()}
+from tests.golden import theirs, twins
 
 
 def their_config(name: str, config: t5.Config | decoder.Config) -> hf.PreTrainedConfig:
@@ -181,11 +85,12 @@ def their_config(name: str, config: t5.Config | decoder.Config) -> hf.PreTrained
 def their_logits(name: str) -> Array:
   """What Hugging Face's implementation answers."""
   config = twins.CONFIGS[name]
-  theirs = hf.AutoModelForSeq2SeqLM if isinstance(config, t5.Config) else hf.AutoModelForCausalLM
-  model = theirs.from_config(their_config(name, config)).eval()
+  kind = hf.AutoModelForSeq2SeqLM if isinstance(config, t5.Config) else hf.AutoModelForCausalLM
+  model = kind.from_config(their_config(name, config)).eval()
   if not config.logits_via_embedding:
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
-  missing, unexpected = model.load_state_dict(their_weights(config), strict=False)
+  weights = {key: torch.tensor(value) for key, value in theirs.weights(config).items()}
+  missing, unexpected = model.load_state_dict(weights, strict=False)
   aliases = {'encoder.embed_tokens.weight', 'decoder.embed_tokens.weight', 'lm_head.weight'}
   if unexpected or set(missing) - aliases:
     raise ValueError(f'{name}: missing {missing}, unexpected {unexpected}')
@@ -205,6 +110,8 @@ def main() -> None:
     unfinished = target.with_suffix('.unfinished.npz')
     np.savez_compressed(unfinished, logits=their_logits(name), **twins.inputs(config))
     os.replace(unfinished, target)
+    described = their_config(name, config).to_dict()
+    target.with_suffix('.json').write_text(json.dumps(described, indent=1, sort_keys=True) + '\n')
     print(target.name, target.stat().st_size, 'bytes')
 
 

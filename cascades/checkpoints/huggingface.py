@@ -1,0 +1,232 @@
+"""Folders as Hugging Face's `save_pretrained` leaves them: safetensors beside a config.json.
+
+Reading goes through Orbax, which brings every device the bytes that it holds. Nothing here
+unpickles.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+from safetensors import numpy as safetensors
+
+from cascades import files
+from cascades.checkpoints import configuration, families
+from cascades.checkpoints.convert import Source, Tensor, Weights
+from cascades.checkpoints.store import CheckpointError
+
+Read = TypeVar('Read')
+
+CONFIG = 'config.json'
+GENERATION = 'generation_config.json'
+INDEX = 'model.safetensors.index.json'
+WEIGHTS = 'model.safetensors'
+SHARD_BYTES = 1 << 30
+COMPANIONS = 'huggingface'  # where a run directory keeps what was beside the weights
+PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
+# What servers want beside the weights, and no fine-tuning changes.
+COMPANION_FILES = (
+  GENERATION,
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'tokenizer.model',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'spiece.model',
+  'vocab.json',
+  'merges.txt',
+  'chat_template.jinja',
+  'chat_template.json',
+)
+# Gemma 3 with eyes keeps its language model under either prefix; the rest is for images.
+_TEXT_PREFIXES = ('language_model.', 'model.language_model.')
+_OTHER_PARTS = ('vision_tower', 'multi_modal_projector')
+
+
+def open_folder(folder: epath.PathLike) -> Source:
+  """The model in a folder.
+
+  Raises CheckpointError if there is none, if it is stored as pickles, or if our models do not
+  compute it.
+  """
+  folder = files.absolute(folder)
+  config = read_config(folder)
+  model = configuration.describe(config)
+  weights = _weights(folder, config)
+  if configuration.text_part(config) is not config:
+    weights = _language_part(weights)
+  return Source(model, families.table(model), weights)
+
+
+def read_config(folder: epath.Path) -> dict[str, Any]:
+  file = folder / CONFIG
+  if not file.exists():
+    raise CheckpointError(
+      f'{folder} holds no {CONFIG}; give the folder of a Hugging Face model, as '
+      '`huggingface-cli download` or `save_pretrained` leaves it.'
+    )
+  return _json(file)
+
+
+def companions(folder: epath.Path) -> dict[str, bytes]:
+  """The tokenizer and what else stands beside the weights, by file name."""
+  found = (folder / name for name in COMPANION_FILES)
+  return {file.name: file.read_bytes() for file in found if file.exists()}
+
+
+def write_folder(
+  folder: epath.PathLike,
+  config: Mapping[str, Any],
+  tensors: Mapping[str, Tensor],
+  beside: Mapping[str, bytes],
+  *,
+  shard_bytes: int = SHARD_BYTES,
+  primary: bool = True,
+) -> None:
+  """Write a model: the weights first, config.json last, without which the folder is none.
+
+  All processes make the tensors, the primary one writes them. A shard is held in memory.
+  """
+  folder = files.absolute(folder)
+  shards = list(_sharded(tensors, shard_bytes))
+  index: dict[str, str] = {}
+
+  def write(name: str, content: bytes | str) -> None:
+    if primary:
+      files.write(folder / name, content)
+
+  for number, names in enumerate(shards, 1):
+    name = f'model-{number:05}-of-{len(shards):05}.safetensors' if len(shards) > 1 else WEIGHTS
+    index |= dict.fromkeys(names, name)
+    arrays = {one: tensors[one].make() for one in names}
+    write(name, safetensors.save(arrays, {'format': 'pt'}))  # transformers asks for it
+  total = sum(map(_size, tensors.values()))
+  if len(shards) > 1:
+    write(INDEX, _text({'metadata': {'total_size': total}, 'weight_map': index}))
+  for file, content in beside.items():
+    write(file, content)
+  write(CONFIG, _text(config))
+
+
+def _sharded(tensors: Mapping[str, Tensor], limit: int) -> Iterator[list[str]]:
+  """Names in order, as many as fit into `limit` bytes; at least one."""
+  ends = itertools.accumulate(map(_size, tensors.values()))
+  starts, shard, begin = [0, *ends], list[str](), 0
+  for name, start, end in zip(tensors, starts, starts[1:], strict=False):
+    if shard and end - begin > limit:
+      yield shard
+      shard, begin = [], start
+    shard.append(name)
+  yield shard
+
+
+def _size(tensor: Tensor) -> int:
+  return int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
+
+
+def _weights(folder: epath.Path, config: Mapping[str, Any]) -> Weights:
+  stored = _files(folder, config)
+  found: dict[str, jax.ShapeDtypeStruct] = {}
+  where: dict[str, epath.Path] = {}
+  for file in stored:
+    tensors = _orbax(file, lambda path: ocp.metadata(path).metadata)
+    if twice := found.keys() & tensors.keys():
+      raise CheckpointError(
+        f'{file} repeats tensors of other files: {", ".join(sorted(twice))}. Remove the files that '
+        'are not of this model.'
+      )
+    found |= {
+      name: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype) for name, tensor in tensors.items()
+    }
+    where |= dict.fromkeys(tensors, file)
+
+  def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    arrays: dict[str, jax.Array] = {}
+    for file in {where[name]: None for name in wanted}:
+      part = {name: like for name, like in wanted.items() if where[name] == file}
+      arrays |= _orbax(file, functools.partial(ocp.load, abstract_state=part))
+    return arrays
+
+  return Weights(str(folder), found, read)
+
+
+def _orbax(file: epath.Path, call: Callable[[epath.Path], Read]) -> Read:
+  context = ocp.Context()
+  context.checkpoint_layout = ocp.options.CheckpointLayout.SAFETENSORS
+  try:
+    with context:
+      return call(file)
+  except (ValueError, OSError) as error:
+    raise CheckpointError(f'{file} cannot be read: {error}') from error
+
+
+def _files(folder: epath.Path, config: Mapping[str, Any]) -> Sequence[epath.Path]:
+  """The files that hold the weights; others of the same kind may lie beside them."""
+  if (folder / INDEX).exists():
+    names = sorted(set(_json(folder / INDEX)['weight_map'].values()))
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+      raise CheckpointError(
+        f'{folder} is not whole: {INDEX} names {", ".join(missing)}, which are not there. Copy or '
+        'download them again.'
+      )
+    return [folder / name for name in names]
+  if (folder / WEIGHTS).exists():
+    return [folder / WEIGHTS]
+  pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+  if pickles:
+    raise CheckpointError(_refusal(folder, pickles, config))
+  raise CheckpointError(f'{folder} holds neither {WEIGHTS} nor {INDEX}: there are no weights.')
+
+
+def _refusal(folder: epath.Path, pickles: Sequence[str], config: Mapping[str, Any]) -> str:
+  encoder = config.get('model_type') in ('t5', 'mt5')
+  kind = 'AutoModelForSeq2SeqLM' if encoder else 'AutoModelForCausalLM'
+  return (
+    f'{folder} holds its weights as {", ".join(pickles)}. These are pickles, which run code when '
+    'they are opened, and are not read here. Where you trust them, and have torch and '
+    'transformers, this writes safetensors beside them:\n'
+    f'  python -c "from transformers import {kind} as M; '
+    f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+  )
+
+
+def _language_part(weights: Weights) -> Weights:
+  """The tensors of the language model alone, under the names that it has when it is alone."""
+
+  def renamed(name: str) -> str:
+    prefix = next((p for p in _TEXT_PREFIXES if name.startswith(p)), '')
+    bare = name.removeprefix(prefix).removeprefix('model.')
+    return bare if bare.startswith('lm_head.') else f'model.{bare}'
+
+  names = {
+    renamed(name): name
+    for name in weights.tensors
+    if name.removeprefix('model.').partition('.')[0] not in _OTHER_PARTS
+  }
+
+  def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    arrays = weights.read({names[name]: like for name, like in wanted.items()})
+    return {name: arrays[names[name]] for name in wanted}
+
+  tensors = {name: weights.tensors[original] for name, original in names.items()}
+  return Weights(weights.origin, tensors, read)
+
+
+def _json(file: epath.Path) -> dict[str, Any]:
+  try:
+    return json.loads(file.read_text())
+  except ValueError as error:
+    raise CheckpointError(f'{file} is damaged ({error}): copy or download it again.') from error
+
+
+def _text(content: Mapping[str, Any]) -> str:
+  return json.dumps(content, indent=2) + '\n'

@@ -1,0 +1,106 @@
+"""The twins' weights under Hugging Face's names, written down apart from our own tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cascades.models import decoder, t5
+from tests import testing
+
+Array = np.ndarray
+Layout = Callable[[Array], Array]
+
+same: Layout = lambda x: x
+transposed: Layout = lambda x: x.T
+into_heads: Layout = lambda x: x.reshape(x.shape[0], -1).T  # (D, N, H) -> (N H, D)
+out_of_heads: Layout = lambda x: x.reshape(-1, x.shape[-1]).T  # (N, H, D) -> (D, N H)
+flat: Layout = lambda x: x.reshape(-1)
+
+# Ours below a stack of layers; Hugging Face's below one layer; how ours becomes theirs.
+DECODER_LAYER: list[tuple[str, str, Layout]] = [
+  ('attention/query/kernel', 'self_attn.q_proj.weight', into_heads),
+  ('attention/key/kernel', 'self_attn.k_proj.weight', into_heads),
+  ('attention/value/kernel', 'self_attn.v_proj.weight', into_heads),
+  ('attention/out/kernel', 'self_attn.o_proj.weight', out_of_heads),
+  ('attention/query/bias', 'self_attn.q_proj.bias', flat),
+  ('attention/key/bias', 'self_attn.k_proj.bias', flat),
+  ('attention/value/bias', 'self_attn.v_proj.bias', flat),
+  ('query_norm/scale', 'self_attn.q_norm.weight', same),
+  ('key_norm/scale', 'self_attn.k_norm.weight', same),
+  ('attention_norm/scale', 'input_layernorm.weight', same),
+  ('mlp/wi_0/kernel', 'mlp.gate_proj.weight', transposed),
+  ('mlp/wi_1/kernel', 'mlp.up_proj.weight', transposed),
+  ('mlp/wo/kernel', 'mlp.down_proj.weight', transposed),
+]
+# The name `post_attention_layernorm` means two things.
+PRE_NORMS: list[tuple[str, str, Layout]] = [
+  ('mlp_norm/scale', 'post_attention_layernorm.weight', same),
+]
+POST_NORMS: list[tuple[str, str, Layout]] = [
+  ('post_attention_norm/scale', 'post_attention_layernorm.weight', same),
+  ('mlp_norm/scale', 'pre_feedforward_layernorm.weight', same),
+  ('post_mlp_norm/scale', 'post_feedforward_layernorm.weight', same),
+]
+DECODER_WHOLE: list[tuple[str, str, Layout]] = [
+  ('embedding', 'model.embed_tokens.weight', same),
+  ('unembedding', 'lm_head.weight', same),
+  ('norm/scale', 'model.norm.weight', same),
+]
+
+
+def _t5_layer(feed_forward: str, gated: bool, cross: bool) -> list[tuple[str, str, Layout]]:
+  def attention(ours: str, theirs: str) -> list[tuple[str, str, Layout]]:
+    return [
+      (f'{ours}_attention/query/kernel', f'{theirs}.q.weight', into_heads),
+      (f'{ours}_attention/key/kernel', f'{theirs}.k.weight', into_heads),
+      (f'{ours}_attention/value/kernel', f'{theirs}.v.weight', into_heads),
+      (f'{ours}_attention/out/kernel', f'{theirs}.o.weight', out_of_heads),
+      (f'{ours}_norm/scale', f'{theirs.rsplit(".", 1)[0]}.layer_norm.weight', same),
+    ]
+
+  wi = ['wi_0', 'wi_1'] if gated else ['wi']
+  dense = f'{feed_forward}.DenseReluDense'
+  return [
+    *attention('self', 'layer.0.SelfAttention'),
+    *(attention('cross', 'layer.1.EncDecAttention') if cross else []),
+    *((f'mlp/wi_{i}/kernel', f'{dense}.{name}.weight', transposed) for i, name in enumerate(wi)),
+    ('mlp/wo/kernel', f'{dense}.wo.weight', transposed),
+    ('mlp_norm/scale', f'{feed_forward}.layer_norm.weight', same),
+  ]
+
+
+_BIAS = 'block.0.layer.0.SelfAttention.relative_attention_bias.weight'
+T5_WHOLE: list[tuple[str, str, Layout]] = [
+  ('embedding', 'shared.weight', same),
+  ('unembedding', 'lm_head.weight', same),
+  ('encoder_norm/scale', 'encoder.final_layer_norm.weight', same),
+  ('decoder_norm/scale', 'decoder.final_layer_norm.weight', same),
+  ('encoder_bias/table', f'encoder.{_BIAS}', same),
+  ('decoder_bias/table', f'decoder.{_BIAS}', same),
+]
+
+
+def weights(config: t5.Config | decoder.Config) -> dict[str, Array]:
+  """The twin's weights under Hugging Face's names; an error if one has no name there."""
+  if isinstance(config, t5.Config):
+    gated, whole = len(config.mlp_activations) == 2, T5_WHOLE
+    stacks = {
+      'encoder': ('encoder.block', _t5_layer('layer.1', gated, cross=False)),
+      'decoder': ('decoder.block', _t5_layer('layer.2', gated, cross=True)),
+    }
+  else:
+    norms, whole = POST_NORMS if config.post_norms else PRE_NORMS, DECODER_WHOLE
+    stacks = {'blocks': ('model.layers', DECODER_LAYER + norms)}
+  ours, theirs = testing.weights(config), {}
+  for name, target, layout in whole:
+    if name in ours:
+      theirs[target] = layout(ours.pop(name))
+  for stack, (block, table) in stacks.items():
+    for name, target, layout in table:
+      for i, layer in enumerate(ours.pop(f'{stack}/{name}', ())):
+        theirs[f'{block}.{i}.{target}'] = layout(layer)
+  if ours:
+    raise ValueError(f'no name in Hugging Face for {", ".join(ours)}')
+  return {name: np.ascontiguousarray(value) for name, value in theirs.items()}
