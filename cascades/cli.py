@@ -49,6 +49,7 @@ _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Which of them this
 # Known to bindings on the command line, as to every file that imports them.
 _MODULES = {
   'cascades.evaluate': ('cascades.deferral', 'cascades.metrics'),  # starts without JAX
+  'cascades.prune': ('cascades.models.pruning', 'cascades.partitioning'),
 }
 _MODELLING = (
   'cascades.losses',

@@ -1,0 +1,108 @@
+"""Make a small model of some layers of a large one, as a start for training.
+
+    python -m cascades.prune --gin_file=runs/prune.gin --gin.CHECKPOINT_PATH=runs/smollm2
+      --gin.MODEL_DIR=runs/smollm2_small --gin.HEAD=10 --gin.TAIL=2
+
+keeps the first ten layers and the last two. MODEL_DIR can then be the INITIAL_CHECKPOINT_PATH of a
+training run whose model is the one in its model.json; manifest.json there says what was kept.
+--gin.LAYERS=@pruning.chosen with --gin.pruning.chosen.numbers=[0,1,2,29] chooses otherwise, and
+--gin.MLP_DIM=1024 keeps the 1,024 channels of each MLP that matter most.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from cascades import files, partitioning
+from cascades.checkpoints import huggingface, store
+from cascades.models import configs, pruning
+from cascades.tasks import vocabularies
+
+log = logging.getLogger(__name__)
+
+MANIFEST = 'manifest.json'
+
+
+def prune(
+  checkpoint_path: str,
+  model_dir: str,
+  *,
+  layers: pruning.Layers,
+  mlp_dim: int | None = None,
+  importance: pruning.Importance = pruning.channel_norms,
+  which: store.Which = 'last',
+  mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
+  rules: partitioning.Rules = partitioning.RULES,
+  provenance: Callable[[], Mapping[str, str]] = dict,
+) -> None:
+  """Write what is kept of `checkpoint_path` as checkpoint 0 of `model_dir`.
+
+  `layers` chooses from each stack, given its number of layers. Raises ValueError for a choice that
+  the model does not have, CheckpointError if `model_dir` is another model's.
+  """
+  source, step = store.locate(checkpoint_path, which)
+  directory = files.absolute(model_dir)
+  described = store.read_description(source)
+  large = configs.from_description(described['model'])
+  kept = pruning.kept_layers(large, layers)
+  small = pruning.pruned_config(large, kept, mlp_dim)
+  description = {**described, 'model': configs.describe(small)}
+  choice = {
+    'pruned_from': str(source),
+    'step': step,
+    'checkpoint_identity': store.identity(source, step),
+    'layers': {stack: [*numbers] for stack, numbers in kept.items()},
+    'mlp_dim': small.mlp_dim,
+    'importance': importance.__name__ if mlp_dim else None,
+  }
+  store.check_description(directory, description)
+  _check_choice(directory, choice)
+  with store.Checkpoints(directory) as checkpoints, partitioning.use(mesh(), rules):
+    if checkpoints.latest() is not None:
+      log.info('%s holds a checkpoint already.', model_dir)
+      return
+    _, abstract = partitioning.abstract_model(large, rules)
+    _, places = partitioning.abstract_model(small, rules)
+    keep = functools.partial(pruning.prune, kept=kept, mlp_dim=mlp_dim, importance=importance)
+    params = jax.jit(keep, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, places))(
+      store.restore_params(source, abstract, which=step)
+    )
+    if jax.process_index() == 0:
+      store.write_description(directory, description)
+      vocabularies.save(vocabularies.load(source), directory)
+      for file in (source / huggingface.COMPANIONS).glob('*'):
+        files.write(directory / huggingface.COMPANIONS / file.name, file.read_bytes())
+      manifest = json.dumps(choice | dict(provenance()), indent=2)
+      files.write(directory / MANIFEST, manifest + '\n')
+    checkpoints.save(0, {'params': params})
+  counts = [configs.count_parameters(config) for config in (large, small)]
+  log.info('%s: layers %s; %s of %s parameters', model_dir, kept, *(f'{n:,}' for n in counts[::-1]))
+
+
+def _check_choice(directory: epath.Path, choice: Mapping[str, Any]) -> None:
+  """Raises CheckpointError if the directory holds what another choice left."""
+  file = directory / MANIFEST
+  found = json.loads(file.read_text()) if file.exists() else choice
+  different = [
+    f'{name} is {found.get(name)} there and {value} here'
+    for name, value in choice.items()
+    if found.get(name) != value
+  ]
+  if different:
+    raise store.CheckpointError(
+      f'{directory} holds another choice: {"; ".join(different)}. Choose another MODEL_DIR, or '
+      'remove that one.'
+    )
+
+
+if __name__ == '__main__':
+  from cascades import cli
+
+  cli.main('cascades.prune')

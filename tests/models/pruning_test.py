@@ -1,0 +1,124 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from cascades.models import decoder, pruning, t5
+from cascades.types import Batch
+
+DECODER = decoder.Config(
+  vocab_size=11, emb_dim=8, num_heads=2, num_kv_heads=1, num_layers=4, head_dim=4, mlp_dim=6,
+  window_pattern=(3, None), rope_theta_pattern=(10.0, 100.0),
+)  # fmt: skip
+T5 = t5.Config(
+  vocab_size=11, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=6, num_encoder_layers=3,
+  num_decoder_layers=4,
+)  # fmt: skip
+
+
+def params_of(config):
+  return nnx.to_pure_dict(nnx.state(config.build(jax.random.key(0))))
+
+
+def hidden(config, params, batch):
+  graph, _ = nnx.split(nnx.eval_shape(lambda: config.build(jax.random.key(0))))
+  return np.asarray(nnx.merge(graph, params).hidden(batch))
+
+
+def pruned(config, layers, mlp_dim=None):
+  kept = pruning.kept_layers(config, layers)
+  params = pruning.prune(params_of(config), kept, mlp_dim)
+  return pruning.pruned_config(config, kept, mlp_dim), params
+
+
+@pytest.mark.parametrize(
+  ('layers', 'expected'),
+  [
+    (functools.partial(pruning.ends, head=2), [0, 1]),
+    (functools.partial(pruning.ends, head=2, tail=1), [0, 1, 5]),
+    (functools.partial(pruning.every, step=2), [0, 2, 4]),
+    (functools.partial(pruning.chosen, numbers=[5, 1]), [5, 1]),
+  ],
+)
+def test_choices_of_six_layers(layers, expected):
+  assert list(layers(6)) == expected
+
+
+@pytest.mark.parametrize('numbers', [[], [0, 0], [4], [-1]])
+def test_a_choice_that_is_none_is_refused(numbers):
+  choice = functools.partial(pruning.chosen, numbers=numbers)
+  with pytest.raises(ValueError, match=r'num_layers is 4, and layers \[.*from 0 to 3'):
+    pruning.kept_layers(DECODER, choice)
+
+
+def test_a_wider_mlp_is_refused():
+  kept = pruning.kept_layers(DECODER, functools.partial(pruning.ends, head=2))
+  with pytest.raises(ValueError, match='mlp_dim=7 must be from 1 to 6'):
+    pruning.pruned_config(DECODER, kept, 7)
+
+
+@pytest.mark.parametrize('config', [DECODER, T5], ids=['decoder', 't5'])
+def test_the_parameters_are_those_of_the_smaller_configuration(config):
+  smaller, params = pruned(config, functools.partial(pruning.ends, head=1, tail=1), mlp_dim=4)
+  assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, params_of(smaller))
+
+
+@pytest.mark.parametrize('config', [DECODER, T5], ids=['decoder', 't5'])
+def test_keeping_everything_keeps_the_model(config):
+  same, params = pruned(config, functools.partial(pruning.every, step=1), mlp_dim=6)
+  assert same == config
+  jax.tree.map(np.testing.assert_array_equal, params, params_of(config))
+
+
+def test_what_layers_computed_they_still_compute():
+  """A layer that adds nothing can go; those that stay keep their windows and rotations."""
+  params = params_of(DECODER)
+  for gone in (1, 2):
+    for kernel in (params['blocks']['attention']['out'], params['blocks']['mlp']['wo']):
+      kernel['kernel'] = kernel['kernel'].at[gone].set(0)
+  kept = pruning.kept_layers(DECODER, functools.partial(pruning.chosen, numbers=[0, 3]))
+  smaller = pruning.pruned_config(DECODER, kept)
+  assert (smaller.window_pattern, smaller.rope_theta_pattern) == ((3, None), (10.0, 100.0))
+  tokens = np.arange(1, 9, dtype=np.int32)[None]
+  batch = Batch(tokens, tokens, np.ones_like(tokens, np.float32))
+  np.testing.assert_allclose(
+    hidden(smaller, pruning.prune(params, kept), batch),
+    hidden(DECODER, params, batch),
+    atol=1e-6,
+  )
+
+
+def test_layers_of_one_kind_have_one_pattern():
+  kept = pruning.kept_layers(DECODER, functools.partial(pruning.every, step=2))
+  smaller = pruning.pruned_config(DECODER, kept)
+  assert (smaller.window_pattern, smaller.rope_theta_pattern) == ((3,), (10.0,))
+
+
+def test_the_importance_of_a_channel_by_hand():
+  kernels = {
+    'wi_0': np.array([[[3.0, 0.0], [4.0, 1.0]]]),  # norms 5, 1
+    'wi_1': np.array([[[1.0, 2.0], [0.0, 0.0]]]),  # 1, 2
+    'wo': np.array([[[0.0, 2.0], [6.0, 8.0]]]),  # 2, 10
+  }
+  np.testing.assert_allclose(pruning.channel_norms(kernels), [[10.0, 20.0]])
+
+
+def test_channels_that_do_nothing_go_first_and_nothing_is_lost():
+  config = dataclasses.replace(T5, num_encoder_layers=2, num_decoder_layers=2)
+  params = params_of(config)
+  gone = np.array([[0, 3], [2, 5]])  # of either layer
+  for stack in ('encoder', 'decoder'):
+    wo = params[stack]['mlp']['wo']
+    wo['kernel'] = wo['kernel'].at[np.arange(2)[:, None], gone].set(0)
+  kept = pruning.kept_layers(config, functools.partial(pruning.ends, head=2))
+  narrow = pruning.pruned_config(config, kept, 4)
+  tokens = np.arange(1, 7, dtype=np.int32)[None]
+  batch = Batch(tokens, tokens, np.ones_like(tokens, np.float32), tokens)
+  np.testing.assert_allclose(
+    hidden(narrow, pruning.prune(params, kept, 4), batch),
+    hidden(config, params, batch),
+    atol=1e-6,
+  )
