@@ -47,12 +47,9 @@ _PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'How many processes
 _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Which of them this one is, from 0.')
 
 # Known to bindings on the command line, as to every file that imports them.
-_MODULES = {
-  'cascades.evaluate': ('cascades.deferral', 'cascades.metrics'),  # starts without JAX
-  'cascades.prune': ('cascades.models.pruning', 'cascades.partitioning'),
-}
 _MODELLING = (
   'cascades.losses',
+  'cascades.lora',
   'cascades.metrics',
   'cascades.optimizers',
   'cascades.partitioning',
@@ -70,6 +67,10 @@ _MODELLING = (
   'cascades.tasks.vocabularies',
   'cascades.tasks.wmt22',
 )
+_MODULES = {
+  'cascades.evaluate': ('cascades.deferral', 'cascades.metrics'),  # starts without JAX
+  'cascades.prune': (*_MODELLING, 'cascades.models.pruning'),
+}
 _VERSIONS = ('cascades', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sacrebleu')
 
 

@@ -28,7 +28,15 @@ def large(tmp_path_factory):
 
 
 def _prune(large, directory, **changes):
-  settings = {'layers': LAYERS, 'mlp_dim': 48, 'mesh': tiny.one_device}
+  settings = {
+    'layers': LAYERS,
+    'mlp_dim': 48,
+    'task': tiny.task(large.parent),
+    'task_feature_lengths': tiny.LENGTHS,
+    'task_rows': 16,
+    'mesh': tiny.one_device,
+    'records_dir': str(large.parent / 'records'),
+  }
   prune.prune(str(large), str(directory), **settings | changes)
   return directory
 
@@ -39,7 +47,7 @@ def test_what_is_kept_is_written_down_and_can_be_trained(large, tmp_path):
   assert described['model']['mlp_dim'] == 48
   manifest = json.loads((small / prune.MANIFEST).read_text())
   assert manifest['layers'] == {'encoder': [0], 'decoder': [0]}
-  assert (manifest['importance'], manifest['step']) == ('channel_norms', 2)
+  assert (manifest['task'], manifest['step']) == ('backwards', 2)
   assert manifest['checkpoint_identity'] == store.identity(large, 2)
   assert (small / 'huggingface' / 'config.json').exists()
   history = train.train(
@@ -63,3 +71,8 @@ def test_a_second_run_changes_nothing_and_another_choice_is_refused(large, tmp_p
   other = functools.partial(pruning.ends, head=0, tail=1)
   with pytest.raises(store.CheckpointError, match='another choice: layers is'):
     _prune(large, small, layers=other)
+
+
+def test_narrowing_needs_a_task(large, tmp_path):
+  with pytest.raises(ValueError, match='MLP_DIM needs TASK'):
+    _prune(large, tmp_path / 'small', task=None)

@@ -1,14 +1,15 @@
 """A small model out of a large one: some of its layers, and of their MLPs the channels that matter.
 
 What is kept computes what it computed; what is between is gone, so the result has to be trained.
-Dropping the middle hurts least, every second layer most (docs/checkpoints.md has figures).
+How much is left before that depends on the choice: losing the middle hurts least, losing every
+second layer or the last ones is catastrophic (`python -m benchmarks.pruning`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -17,12 +18,12 @@ from jax import Array
 from jaxtyping import Float
 
 from cascades.models import decoder, t5
-from cascades.types import Params
+from cascades.types import Batch, Params
 
 Config: TypeAlias = t5.Config | decoder.Config
 Layers: TypeAlias = Callable[[int], Sequence[int]]  # of how many there are
-Kernels: TypeAlias = Mapping[str, Float[Array, 'layers _ _']]  # of all MLPs: wi_0 ..., wo
-Importance: TypeAlias = Callable[[Kernels], Float[Array, 'layers F']]
+Importance: TypeAlias = Mapping[str, Float[Array, 'layers F']]  # of each stack's channels
+Loss: TypeAlias = Callable[[Params, Batch], Float[Array, '']]
 
 # Where each stack of layers is, and the field of its number.
 STACKS: Mapping[type[Config], Mapping[str, str]] = {
@@ -33,7 +34,7 @@ _PATTERNS = ('window_pattern', 'rope_theta_pattern', 'rope_factor_pattern')
 
 
 def every(num: int, *, step: int) -> Sequence[int]:
-  """Layers 0, step, 2 step, ... As a start for training this is far worse than `ends`."""
+  """Layers 0, step, 2 step, ...: a far worse start for training than `ends`."""
   return range(0, num, step)
 
 
@@ -48,16 +49,41 @@ def chosen(num: int, *, numbers: Sequence[int]) -> Sequence[int]:
   return numbers
 
 
-def channel_norms(kernels: Kernels) -> Float[Array, 'layers F']:
-  """||wo_f|| prod_i ||wi_i_f||: norms of what channel f of an MLP writes and reads.
+def channel_importance(
+  loss: Loss, params: Params, batches: Iterable[Batch], stacks: Iterable[str]
+) -> Importance:
+  """How much the loss changes, to first order, when a channel of an MLP goes.
 
-  Zero for a channel that cannot matter. Of the weights alone; the inputs that they meet are not
-  looked at, as they are in https://arxiv.org/abs/2407.14679.
+      sum over batches of (w_f . dL/dw_f)^2,   w_f what channel f writes
+
+  Molchanov et al. 2019, https://arxiv.org/abs/1906.10771. Norms of weights, without any text, tell
+  far less (benchmarks/pruning.py).
   """
-  into = [kernel for name, kernel in kernels.items() if name != 'wo']
-  return jnp.linalg.norm(kernels['wo'], axis=2) * math.prod(
-    jnp.linalg.norm(kernel, axis=1) for kernel in into
+
+  @jax.jit
+  def squares(params: Params, batch: Batch) -> Importance:
+    def loss_of(written: Params) -> Float[Array, '']:
+      return loss(_with_written(params, written), batch)
+
+    written = {stack: params[stack]['mlp']['wo']['kernel'] for stack in stacks}
+    return jax.tree.map(
+      lambda kernel, gradient: jnp.square(jnp.sum(kernel * gradient, -1)),
+      written,
+      jax.grad(loss_of)(written),
+    )
+
+  return functools.reduce(
+    lambda one, other: jax.tree.map(jnp.add, one, other),
+    (squares(params, batch) for batch in batches),
   )
+
+
+def _with_written(params: Params, written: Params) -> Params:
+  changed = {**params}
+  for stack, kernel in written.items():
+    mlp = {**params[stack]['mlp'], 'wo': {'kernel': kernel}}
+    changed[stack] = {**params[stack], 'mlp': mlp}
+  return changed
 
 
 def kept_layers(config: Config, layers: Layers) -> dict[str, tuple[int, ...]]:
@@ -96,30 +122,30 @@ def prune(
   params: Params,
   kept: Mapping[str, Sequence[int]],
   mlp_dim: int | None = None,
-  *,
-  importance: Importance = channel_norms,
+  importance: Importance | None = None,
 ) -> Params:
-  """The parameters of `pruned_config`; what belongs to no layer stays as it is."""
+  """The parameters of `pruned_config`; what belongs to no layer stays as it is.
+
+  Of each layer's MLP the `mlp_dim` channels of highest `importance` stay, in their order.
+  """
   pruned = {**params}
   for stack, numbers in kept.items():
-    layers = jax.tree.map(lambda leaf, numbers=numbers: leaf[jnp.asarray(numbers)], params[stack])
-    if mlp_dim is not None:
-      layers['mlp'] = _narrowed(layers['mlp'], mlp_dim, importance)
+    take = lambda leaf, numbers=numbers: leaf[jnp.asarray(numbers)]
+    layers = jax.tree.map(take, params[stack])
+    if mlp_dim is not None and importance is not None:
+      layers['mlp'] = _narrowed(layers['mlp'], mlp_dim, take(importance[stack]))
     pruned[stack] = layers
   return pruned
 
 
-def _narrowed(mlp: Params, mlp_dim: int, importance: Importance) -> Params:
-  """The `mlp_dim` most important channels of each layer, in their order."""
-  kernels = {name: projection['kernel'] for name, projection in mlp.items()}
-  _, best = jax.lax.top_k(importance(kernels), mlp_dim)
-  best = jnp.sort(best, axis=1)
+def _narrowed(mlp: Params, mlp_dim: int, importance: Float[Array, 'layers F']) -> Params:
+  best = jnp.sort(jax.lax.top_k(importance, mlp_dim)[1], axis=1)
 
   def take(name: str, kernel: Array) -> Array:
     axis = 1 if name == 'wo' else 2
     return jnp.take_along_axis(kernel, jnp.expand_dims(best, 3 - axis), axis)
 
-  return {name: {'kernel': take(name, kernel)} for name, kernel in kernels.items()}
+  return {name: {'kernel': take(name, projection['kernel'])} for name, projection in mlp.items()}
 
 
 def _shortest(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -23,14 +23,23 @@ def params_of(config):
   return nnx.to_pure_dict(nnx.state(config.build(jax.random.key(0))))
 
 
-def hidden(config, params, batch):
+def model(config, params):
   graph, _ = nnx.split(nnx.eval_shape(lambda: config.build(jax.random.key(0))))
-  return np.asarray(nnx.merge(graph, params).hidden(batch))
+  return nnx.merge(graph, params)
+
+
+def batch_of(length):
+  tokens = np.arange(1, length + 1, dtype=np.int32)[None]
+  return Batch(tokens, tokens, np.ones_like(tokens, np.float32))
 
 
 def pruned(config, layers, mlp_dim=None):
   kept = pruning.kept_layers(config, layers)
-  params = pruning.prune(params_of(config), kept, mlp_dim)
+  importance = {
+    stack: np.ones((getattr(config, field), config.mlp_dim))
+    for stack, field in pruning.STACKS[type(config)].items()
+  }
+  params = pruning.prune(params_of(config), kept, mlp_dim, importance)
   return pruning.pruned_config(config, kept, mlp_dim), params
 
 
@@ -82,11 +91,9 @@ def test_what_layers_computed_they_still_compute():
   kept = pruning.kept_layers(DECODER, functools.partial(pruning.chosen, numbers=[0, 3]))
   smaller = pruning.pruned_config(DECODER, kept)
   assert (smaller.window_pattern, smaller.rope_theta_pattern) == ((3, None), (10.0, 100.0))
-  tokens = np.arange(1, 9, dtype=np.int32)[None]
-  batch = Batch(tokens, tokens, np.ones_like(tokens, np.float32))
   np.testing.assert_allclose(
-    hidden(smaller, pruning.prune(params, kept), batch),
-    hidden(DECODER, params, batch),
+    model(smaller, pruning.prune(params, kept)).hidden(batch_of(8)),
+    model(DECODER, params).hidden(batch_of(8)),
     atol=1e-6,
   )
 
@@ -97,28 +104,52 @@ def test_layers_of_one_kind_have_one_pattern():
   assert (smaller.window_pattern, smaller.rope_theta_pattern) == ((3,), (10.0,))
 
 
+def wo(params):
+  return {stack: params[stack]['mlp']['wo']['kernel'] for stack in params}
+
+
 def test_the_importance_of_a_channel_by_hand():
-  kernels = {
-    'wi_0': np.array([[[3.0, 0.0], [4.0, 1.0]]]),  # norms 5, 1
-    'wi_1': np.array([[[1.0, 2.0], [0.0, 0.0]]]),  # 1, 2
-    'wo': np.array([[[0.0, 2.0], [6.0, 8.0]]]),  # 2, 10
-  }
-  np.testing.assert_allclose(pruning.channel_norms(kernels), [[10.0, 20.0]])
+  """L = 2 w_00 + 3 w_01 + w_10 x: channel 0 does (2 x 1 + 3 x 2)^2, channel 1 (5 x)^2."""
+  params = {'blocks': {'mlp': {'wo': {'kernel': np.array([[[1.0, 2.0], [5.0, 7.0]]])}}}}
+
+  def loss(params, x):
+    ((first, second),) = wo(params)['blocks']
+    return 2 * first[0] + 3 * first[1] + second[0] * x
+
+  batches = [np.float32(0), np.float32(2)]
+  found = pruning.channel_importance(loss, params, batches, ['blocks'])
+  np.testing.assert_allclose(found['blocks'], [[2 * 64.0, 100.0]])
 
 
-def test_channels_that_do_nothing_go_first_and_nothing_is_lost():
+def test_importance_is_the_slope_of_the_loss_as_a_channel_fades():
+  params, batch = params_of(DECODER), batch_of(8)
+  loss = lambda params, batch: (model(DECODER, params).hidden(batch) ** 3).sum()
+  found = pruning.channel_importance(loss, params, [batch], ['blocks'])['blocks']
+  kernel = wo({'blocks': params['blocks']})['blocks']
+
+  def at(strength):
+    faded = kernel.at[1, 4].multiply(strength)
+    blocks = {**params['blocks'], 'mlp': {**params['blocks']['mlp'], 'wo': {'kernel': faded}}}
+    return float(loss({**params, 'blocks': blocks}, batch))
+
+  slope = (at(1.01) - at(0.99)) / 0.02
+  assert found[1, 4] == pytest.approx(slope**2, rel=0.02)
+
+
+def test_the_least_important_channels_go_and_nothing_is_lost():
   config = dataclasses.replace(T5, num_encoder_layers=2, num_decoder_layers=2)
   params = params_of(config)
   gone = np.array([[0, 3], [2, 5]])  # of either layer
   for stack in ('encoder', 'decoder'):
-    wo = params[stack]['mlp']['wo']
-    wo['kernel'] = wo['kernel'].at[np.arange(2)[:, None], gone].set(0)
+    written = params[stack]['mlp']['wo']
+    written['kernel'] = written['kernel'].at[np.arange(2)[:, None], gone].set(0)
   kept = pruning.kept_layers(config, functools.partial(pruning.ends, head=2))
   narrow = pruning.pruned_config(config, kept, 4)
-  tokens = np.arange(1, 7, dtype=np.int32)[None]
-  batch = Batch(tokens, tokens, np.ones_like(tokens, np.float32), tokens)
+  batch = batch_of(6)._replace(encoder=batch_of(6).inputs)
+  loss = lambda params, batch: (model(config, params).hidden(batch) ** 3).sum()
+  importance = pruning.channel_importance(loss, params, [batch], kept)
   np.testing.assert_allclose(
-    hidden(narrow, pruning.prune(params, kept, 4), batch),
-    hidden(config, params, batch),
+    model(narrow, pruning.prune(params, kept, 4, importance)).hidden(batch),
+    model(config, params).hidden(batch),
     atol=1e-6,
   )
