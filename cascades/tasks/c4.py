@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from cascades.tasks import corruption
 from cascades.tasks.features import Example
 from cascades.tasks.sources import Dataset, Published, Sources
-from cascades.tasks.task import Record, Row, Task, Vocabularies
+from cascades.tasks.task import MARKED, Marks, Record, Row, Task, Vocabularies
 from cascades.tasks.tokens import Tokens
 from cascades.types import Vocabulary
 
@@ -24,6 +24,7 @@ _SIZES = {
   'en': {'train': 364_868_901, 'validation': 364_608},
   'realnewslike': {'train': 13_799_838, 'validation': 13_863},
 }
+_UNMARKED = Marks(prompt_end=False, answer_end=False)
 _SHARD_SHIFT = 32  # chunks of a shard are fewer
 
 
@@ -67,7 +68,7 @@ def prefix_lm(
 
 def causal_lm(sources: Sources | None = None, *, length: int = 512, config: str = 'en') -> Task:
   """Nothing -> the next token, at every token of a chunk; each document ends with an EOS."""
-  return _task('c4_causal_lm', sources, config, length, _whole, 'every token', ends=False)
+  return _task('c4_causal_lm', sources, config, length, _whole, 'every token', marks=_UNMARKED)
 
 
 def _task(
@@ -78,7 +79,7 @@ def _task(
   make: Callable[..., tuple[Tokens, Tokens]],
   description: str,
   *,
-  ends: bool = True,
+  marks: Marks = MARKED,
 ) -> Task:
   data = dataset(config)
   origin = Published(data, {split: split for split in SPLITS}, where or Sources())
@@ -89,8 +90,8 @@ def _task(
     fingerprint=origin.fingerprint,
     metrics=('token_accuracy',),
     version=f'1 {chunk} {getattr(make, "keywords", "")}',
-    tokenize=functools.partial(_chunks, length=chunk, make=make, joined=ends),
-    ends=ends,
+    tokenize=functools.partial(_chunks, length=chunk, make=make, joined=marks.answer_end),
+    marks=marks,
     description=f'{chunk} tokens of English web text a row; {description}',
     suite='c4',
     sizes=data.sizes,

@@ -67,7 +67,7 @@ class Layout:
       raise ValueError(
         f"Feature lengths are {dict(self.lengths)}, expected positive 'inputs' and 'targets'."
       )
-    if not _count(self._shortest.left):
+    if self._shortest.encoder is not None and not self.starts:
       raise ValueError(
         'The decoder has no first input: the vocabulary names no beginning of sequence.'
       )
@@ -84,6 +84,11 @@ class Layout:
       convert((prompt[:inputs], inputs_end), (answer[:targets], targets_end), start)
       for prompt, answer in tokens
     ]
+
+  @property
+  def starts(self) -> bool:
+    """Whether the decoder has a first input even if a prompt is empty."""
+    return bool(_count(self._shortest.left))
 
   @property
   def _shortest(self) -> Example:
@@ -134,7 +139,13 @@ def of(records: Readable, convert: Convert, lengths: Lengths) -> Layout:
   made = records.manifest
   ids = (made.bos_id, made.inputs_eos_id, made.eos_id)
   start, inputs_end, targets_end = (np.array([] if one is None else [one], np.int32) for one in ids)
-  return Layout(convert, dict(lengths), start, inputs_end, targets_end)
+  layout = Layout(convert, dict(lengths), start, inputs_end, targets_end)
+  if not layout.starts and not records.lengths[:, 0].all():
+    raise ValueError(
+      f'{records.name} has empty prompts, and the decoder no first input: the vocabulary names no '
+      'beginning of sequence.'
+    )
+  return layout
 
 
 def assemble(rows: Sequence[Sequence[Example]], *, width: int, encoder_width: int | None) -> Batch:

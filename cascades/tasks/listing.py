@@ -104,7 +104,7 @@ def _print_record(
     ('targets', row.targets, record.targets, 'green'),
   ]
   for name, text, tokens, colour in fields:
-    end = 1 if task.ends else 0
+    end = int(task.marks.prompt_end if name == 'inputs' else task.marks.answer_end)
     room = lengths[name] - end
     _print(out, name, text or vocabulary.decode(tokens.tolist()), colour)
     kept = min(len(tokens), room) + end

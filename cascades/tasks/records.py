@@ -150,9 +150,9 @@ def _write(
       task=task.name,
       split=split,
       identity=_identity(task, split, vocabularies),
-      bos_id=targets.bos_id,
-      inputs_eos_id=inputs.eos_id if task.ends else None,
-      eos_id=targets.eos_id if task.ends else None,
+      bos_id=targets.bos_id if task.marks.start else None,
+      inputs_eos_id=inputs.eos_id if task.marks.prompt_end else None,
+      eos_id=targets.eos_id if task.marks.answer_end else None,
       shards=[made[index] for index in sorted(made)],
     )
     (partial / reading.MANIFEST).write_text(

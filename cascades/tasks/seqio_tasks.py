@@ -40,8 +40,8 @@ def register(task: Task, vocabularies: Vocabularies) -> seqio.Task:
   as C4's chunks are, has them without the text.
   """
   features = {
-    'inputs': seqio.Feature(vocabulary(vocabularies.inputs), add_eos=task.ends),
-    'targets': seqio.Feature(vocabulary(vocabularies.targets), add_eos=task.ends),
+    'inputs': seqio.Feature(vocabulary(vocabularies.inputs), add_eos=task.marks.prompt_end),
+    'targets': seqio.Feature(vocabulary(vocabularies.targets), add_eos=task.marks.answer_end),
   }
   if task.name not in names():
     seqio.TaskRegistry.add(

@@ -77,6 +77,16 @@ class Origin(Protocol):
     ...
 
 
+class Marks(NamedTuple):
+  """Which special tokens stand around the text of a row."""
+
+  start: bool = True  # the decoder's first input, if the vocabulary has one
+  prompt_end: bool = True  # an end of sequence behind every prompt
+  answer_end: bool = True  # and behind every answer
+
+
+MARKED = Marks()
+
 # The records of a shard's rows; takes the shard's number too, for what is drawn at random.
 Tokenize: TypeAlias = Callable[[Iterable[Row], Vocabularies, int], Iterator[Record]]
 
@@ -100,7 +110,7 @@ class Task:
   suite: str = ''
   sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # published rows by split
   tokenize: Tokenize | None = None  # of another kind than row by row
-  ends: bool = True  # whether an end of sequence follows every prompt and every answer
+  marks: Marks = MARKED
   rate: int | None = None  # its share in a mixture; its number of training rows, if None
   origin: Origin | None = None  # the published data set that it is made from
 

@@ -314,7 +314,7 @@ def test_chunks_of_c4_come_as_the_tokens_of_our_records(tmp_path, monkeypatch, k
   task = getattr(c4, kind)(sources.Sources(sample=True))
   made = records.materialize(task, 'train', both(vocabulary), tmp_path, rows_per_shard=3)
   assert len(made.manifest.shards) > 1
-  end = [vocabulary.eos_id] if task.ends else []
+  end = [vocabulary.eos_id] if task.marks.answer_end else []
   examples = list(theirs(task, vocabulary, 'train', None))
   for record, example in zip(made.read(range(len(made))), examples, strict=True):
     assert example['id'].decode() == record.row.id
