@@ -58,6 +58,7 @@ _MODELLING = (
   'cascades.models.t5',
   'cascades.tasks.c4',
   'cascades.tasks.catalog',
+  'cascades.tasks.chats',
   'cascades.tasks.cmudict',
   'cascades.tasks.flan.suite',
   'cascades.tasks.local',

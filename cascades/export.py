@@ -1,4 +1,4 @@
-"""Write a trained model as Hugging Face's libraries, and servers built on them, read it.
+"""Write a trained model as other programs read it: Hugging Face's, servers built on them, or T5X.
 
     python -m cascades.export --gin_file=runs/export.gin --gin.CHECKPOINT_PATH=runs/mine/small
       --gin.OUTPUT_DIR=exported/mine --gin.TOKENIZER=downloads/SmolLM2-135M
@@ -7,10 +7,14 @@ OUTPUT_DIR gets safetensors, config.json, generation_config.json and the files o
 which are those of TOKENIZER: the folder that the model was converted from, or the run directory
 that it was converted into. Other settings of its config.json, such as the length of the context,
 are taken along.
+
+With FORMAT 't5x', OUTPUT_DIR gets a checkpoint_N in T5X's native layout, for its models: T5 1.0 and
+1.1, the scanned T5 and the decoder-only example.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -20,11 +24,11 @@ import jax
 from etils import epath
 
 from cascades import files, partitioning
-from cascades.checkpoints import configuration, families, huggingface, store
+from cascades.checkpoints import configuration, families, huggingface, store, t5x
 from cascades.checkpoints import convert as conversion
 from cascades.models import configs
-from cascades.tasks import released, vocabularies
-from cascades.types import Vocabulary
+from cascades.tasks import released, tokenizer_files, vocabularies
+from cascades.types import Params, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,7 @@ def export(
   checkpoint_path: str,
   output_dir: str,
   *,
+  format: Literal['huggingface', 't5x'] = 'huggingface',
   tokenizer: str | None = None,
   which: store.Which = 'last',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
@@ -44,32 +49,52 @@ def export(
 ) -> None:
   """Write the model of `checkpoint_path` into `output_dir`, in `dtype`.
 
-  Raises CheckpointError if no architecture of transformers that is known here computes it, or if
+  Raises CheckpointError if nothing that is known here of the other program computes it, or if
   `output_dir` holds a model already.
   """
+  if format not in ('huggingface', 't5x'):
+    raise ValueError(f'FORMAT is {format!r}; it can be huggingface or t5x.')
   output = files.absolute(output_dir)
-  if (output / huggingface.CONFIG).exists():
-    raise store.CheckpointError(f'{output} holds a model already: remove it, or name another.')
   directory, step = store.locate(checkpoint_path, which)
-  description = store.read_description(directory)
-  model, vocabulary = description['model'], vocabularies.load(directory)
-  original = _original(tokenizer, directory)
-  written = _configuration(model, vocabulary, original)
-  beside = _beside(original, written)
-  with partitioning.use(mesh(), rules):
-    config = configs.from_description(model)
-    _, abstract = partitioning.abstract_model(config, rules, dtype=dtype)
-    params = store.restore_params(directory, abstract, which=step)
-    tensors = conversion.unload(families.table(model), params, fetch=partitioning.fetch)
-    huggingface.write_folder(
+  model, primary = store.read_description(directory)['model'], jax.process_index() == 0
+  config = configs.from_description(model)
+  write: Callable[[Params], object]
+  if format == 't5x':
+    write = functools.partial(
+      t5x.write,
+      output,
+      configs.describe(config),
+      step=step,
+      dtype=dtype,
+      fetch=partitioning.fetch,
+      primary=primary,
+    )
+  else:
+    written, beside = _prepare(output, directory, model, tokenizer)
+    write = lambda params: huggingface.write_folder(
       output,
       written | {'torch_dtype': dtype},
-      tensors,
+      conversion.unload(families.table(model), params, fetch=partitioning.fetch),
       beside,
       shard_bytes=shard_bytes,
-      primary=jax.process_index() == 0,
+      primary=primary,
     )
-  log.info('%s: step %d of %s, %d tensors in %s', output, step, directory, len(tensors), dtype)
+  with partitioning.use(mesh(), rules):
+    _, abstract = partitioning.abstract_model(config, rules, dtype=dtype)
+    write(store.restore_params(directory, abstract, which=step))
+  log.info('%s: step %d of %s in %s', output, step, directory, dtype)
+
+
+def _prepare(
+  output: epath.Path, directory: epath.Path, model: Mapping[str, Any], tokenizer: str | None
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+  """config.json and what stands beside it."""
+  if (output / huggingface.CONFIG).exists():
+    raise store.CheckpointError(f'{output} holds a model already: remove it, or name another.')
+  vocabulary = vocabularies.load(directory)
+  original = _original(tokenizer, directory)
+  written = _configuration(model, vocabulary, original)
+  return written, _beside(original, vocabulary, written)
 
 
 class Original(NamedTuple):
@@ -86,8 +111,9 @@ def _original(tokenizer: str | None, directory: epath.Path) -> Original | None:
     return Original(kept, vocabularies.load(path))
   if tokenizer is None:
     log.warning(
-      'TOKENIZER is not given: no tokenizer is exported, and config.json says nothing that our '
-      'programs do not need, such as the length of the context.'
+      'TOKENIZER is not given: the tokenizer is made from the vocabulary, if transformers has one '
+      'of its kind, and config.json says nothing that our programs do not need, such as the length '
+      'of the context.'
     )
     return None
   if not (path / huggingface.CONFIG).exists():
@@ -103,14 +129,7 @@ def _configuration(
 ) -> dict[str, Any]:
   """config.json: what our description says, and of the original's what it does not decide."""
   if original is None:
-    written = configuration.configuration(model)
-    ids: dict[str, int | None] = {
-      'eos_token_id': vocabulary.eos_id,
-      'pad_token_id': vocabulary.pad_id,
-    }
-    if 'decoder_start_token_id' not in written:
-      ids['bos_token_id'] = vocabulary.bos_id
-    return ids | written
+    return tokenizer_files.special_ids(vocabulary, configuration.configuration(model))
   if original.vocabulary.fingerprint != vocabulary.fingerprint:
     raise store.CheckpointError(
       f'the tokenizer of {original.folder} is not the vocabulary that the model was trained with: '
@@ -121,9 +140,12 @@ def _configuration(
   return kept | configuration.configuration(model, theirs['model_type'])
 
 
-def _beside(original: Original | None, config: Mapping[str, Any]) -> dict[str, bytes]:
+def _beside(
+  original: Original | None, vocabulary: Vocabulary, config: Mapping[str, Any]
+) -> dict[str, bytes]:
   """The tokenizer's files and generation_config.json."""
-  found = huggingface.companions(original.folder) if original else {}
+  made = tokenizer_files.tokenizer_files
+  found = huggingface.companions(original.folder) if original else made(vocabulary)
   ids = {name: value for name, value in config.items() if name in TOKEN_IDS and value is not None}
   text = json.dumps(ids, indent=2) + '\n'
   return {huggingface.GENERATION: text.encode()} | found

@@ -37,9 +37,9 @@ from cascades import (
   progress,
   rows,
 )
-from cascades.checkpoints import store
+from cascades.checkpoints import huggingface, store
 from cascades.models import configs
-from cascades.tasks import prompting, records, vocabularies
+from cascades.tasks import chats, prompting, records, vocabularies
 from cascades.tasks.corpus import Corpus
 from cascades.tasks.reading import Records
 from cascades.tasks.task import Mixture, Record, Task
@@ -93,7 +93,9 @@ def infer(
   top_k: int | None = None,
   top_p: float | None = None,
   seed: int = 0,
+  prompts: chats.Form | None = None,
   precision: str = 'float32',
+  weights: str | None = None,
   batch_size: int = 256,
   shard_rows: int = 4096,
   mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
@@ -104,9 +106,11 @@ def infer(
 ) -> None:
   """Write the model's tables of `splits`; see the module.
 
+  `prompts` changes how rows are asked: `chats.chat` puts the model's own chat template around each.
   Answers have at most `task_feature_lengths['targets']` tokens. `precision` is the type of the
-  parameters and activations: thresholds on log-probabilities drift with it, so it is float32
-  unless asked otherwise, and is in the manifest. Shards have about `shard_rows` rows.
+  activations, and of the parameters unless `weights` says 'bfloat16' or 'int8' of those: thresholds
+  on log-probabilities drift with it, so it is float32 unless asked otherwise, and both are in the
+  manifest. Shards have about `shard_rows` rows.
   """
   read_out: dict[str, Callable[..., Answer]] = {'predict': _predictor, 'score': _scorer}
   if mode not in read_out:
@@ -120,16 +124,21 @@ def infer(
     partitioning.use(mesh(), rules),
     profiling.Profiler(directory / 'profile', profile_steps) as profiler,
   ):
-    model = _load(checkpoint_path, which, rules, precision)
+    model = _load(checkpoint_path, which, rules, precision, weights or precision)
     answer = read_out[mode](model, batch_size, profiler, **settings)
+    beside = store.locate(checkpoint_path, which)[0] / huggingface.COMPANIONS
     for one in task.tasks if isinstance(task, Mixture) else (task,):
-      corpus = Corpus(one, model.vocabulary, model.architecture, task_feature_lengths, records_dir)
+      asked = prompts(one, beside) if prompts else one
+      corpus = Corpus(
+        asked, model.vocabulary, model.architecture, task_feature_lengths, records_dir
+      )
       answer_one = functools.partial(answer, corpus)
       judges = JUDGED[settings.get('candidates')](one.metrics)
       for split in (name for name in splits if _has(one, name, task)):
         described = {
           **model.described,
           'task': one.name,
+          'definition': asked.version,
           'split': split,
           'mode': mode,
           'decoding': settings,
@@ -183,11 +192,13 @@ def _write_table(
   )
 
 
-def _load(path: str, which: store.Which, rules: partitioning.Rules, precision: str) -> Model:
+def _load(
+  path: str, which: store.Which, rules: partitioning.Rules, precision: str, weights: str
+) -> Model:
   directory, step = store.locate(path, which)
   description = store.read_description(directory)
   config = configs.from_description(description['model'] | {'dtype': precision})
-  graph, abstract = partitioning.abstract_model(config, rules, dtype=precision)
+  graph, abstract = partitioning.abstract_model(config, rules, dtype=weights)
   vocabulary = vocabularies.load(directory)
   if vocabulary.fingerprint != description['vocabulary']:
     raise store.CheckpointError(
@@ -204,6 +215,7 @@ def _load(path: str, which: store.Which, rules: partitioning.Rules, precision: s
     'step': step,
     'vocabulary': vocabulary.fingerprint,
     'precision': precision,
+    'weights': weights,
   }
   params = store.restore_params(directory, abstract, which=step)
   return Model(graph, params, vocabulary, config.architecture, described)

@@ -18,12 +18,14 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cascades import quantization
 from cascades.types import ModelConfig, Params
 
 Rules: TypeAlias = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = ('data', 'fsdp')
+DTYPES = ('float32', 'bfloat16', 'int8')  # that weights are held in
 
 RULES: Rules = (
   # parameters
@@ -97,14 +99,24 @@ def abstract_model(
 ) -> tuple[nnx.GraphDef, Params]:
   """A model's definition, and the shapes, dtype and places of its parameters; nothing is made.
 
-  Like all that places arrays, on the mesh that is in `use`.
+  'int8' quantises the matrices and leaves what else there is in float32. Like all that places
+  arrays, on the mesh that is in `use`.
   """
+  if dtype not in DTYPES:
+    raise ValueError(f'weights cannot be held as {dtype!r}: choose one of {", ".join(DTYPES)}.')
   graph, state = jax.eval_shape(lambda: nnx.split(config.build(jax.random.key(0))))
-  shapes = nnx.to_pure_dict(state)
-  places = parameter_shardings(state, rules)
-  return graph, jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), shapes, places
-  )
+  mesh, narrow = _mesh(), dtype == 'int8'
+
+  def describe(variable: nnx.Variable) -> Any:
+    shape, metadata = variable.get_value().shape, variable.get_metadata()
+    names, inputs = metadata.get('out_sharding') or (None,) * len(shape), metadata.get('inputs')
+    place = NamedSharding(mesh, partition_spec(shape, names, mesh.shape, rules))
+    wide = jax.ShapeDtypeStruct(shape, 'float32' if narrow else dtype, sharding=place)
+    if narrow and inputs:
+      return quantization.abstract(wide, quantization.scale_shape(shape, inputs))
+    return wide
+
+  return graph, nnx.to_pure_dict(jax.tree.map(describe, state, is_leaf=_is_variable))
 
 
 def init_params(config: ModelConfig, seed: int, abstract: Params) -> Params:
@@ -114,18 +126,6 @@ def init_params(config: ModelConfig, seed: int, abstract: Params) -> Params:
     return nnx.to_pure_dict(nnx.state(config.build(jax.random.key(seed))))
 
   return jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))()
-
-
-def parameter_shardings(abstract: nnx.State, rules: Rules = RULES) -> Any:
-  """A sharding for each parameter of an abstract model state, as a plain nested dict."""
-  mesh = _mesh()
-
-  def sharding(variable: nnx.Variable) -> NamedSharding:
-    shape = variable.get_value().shape
-    names = variable.get_metadata().get('out_sharding') or (None,) * len(shape)
-    return NamedSharding(mesh, partition_spec(shape, names, mesh.shape, rules))
-
-  return nnx.to_pure_dict(jax.tree.map(sharding, abstract, is_leaf=_is_variable))
 
 
 def like_parameters(tree: Any, params: Params) -> Any:

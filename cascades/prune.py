@@ -67,6 +67,7 @@ def prune(
   kept = pruning.kept_layers(large, layers)
   small = pruning.pruned_config(large, kept, mlp_dim)
   description = {**described, 'model': configs.describe(small)}
+  description.pop(store.LORA, None)  # merged
   choice = {
     'pruned_from': str(source),
     'step': step,

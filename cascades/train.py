@@ -6,6 +6,8 @@
 With a LARGE_CHECKPOINT_PATH the frozen large model runs beside the small one in every step. The
 run directory MODEL_DIR gets config.gin, model-info.txt, model.json, the vocabulary, checkpoint_N/
 and TensorBoard events in train/. The same command goes on from the last checkpoint, bit by bit.
+With ADAPTERS only those are trained (`lora`) and saved, beside the frozen weights in base/; other
+programs read such a run as the plain model that the two make.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from cascades import (
   decoding,
   files,
   loop,
+  lora,
   losses,
   metrics,
   optimizers,
@@ -39,7 +42,7 @@ from cascades.models import configs
 from cascades.tasks import reading, records, vocabularies
 from cascades.tasks.corpus import Corpus
 from cascades.tasks.task import Mixture, Task
-from cascades.train_step import Definition, TrainState
+from cascades.train_step import Definition, Frozen, TrainState
 from cascades.types import Batch, ModelConfig, Params, Prompt, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -60,7 +63,7 @@ class Validation(NamedTuple):
 def train(
   model_dir: str,
   *,
-  small: ModelConfig,
+  small: ModelConfig | None = None,
   task: Task | Mixture,
   task_feature_lengths: Mapping[str, int],
   train_steps: int,
@@ -72,6 +75,7 @@ def train(
   large_checkpoint_path: str | None = None,
   large_dtype: str = 'float32',
   initial_checkpoint_path: str | None = None,
+  adapters: lora.Config | None = None,
   normalizer: train_step.Normalizer | float = train_step.valid_tokens,
   microbatches: int = 1,
   block_length: int | None = None,
@@ -89,26 +93,31 @@ def train(
 ) -> list[loop.Values]:
   """Train `small` for `train_steps` steps in `model_dir`; the module says what it leaves there.
 
-  Returns the values of each log line. Raises ValueError for settings that do not fit together,
-  CheckpointError for checkpoints that do not fit them, FloatingPointError if the loss or the
-  gradient stops being finite; nothing that was saved before is touched.
+  A model or vocabulary that is not given is that of the initial checkpoint; a vocabulary also the
+  large model's, else the task's own. Returns the values of each log line.
+
+  Raises ValueError for settings that do not fit together, CheckpointError for checkpoints that do
+  not fit them, FloatingPointError if the loss or the gradient stops being finite; nothing that was
+  saved before is touched.
   """
-  vocabulary = vocabulary or task.vocabulary()
+  small = small or _model_of(initial_checkpoint_path)
+  vocabulary = vocabulary or _vocabulary_of(initial_checkpoint_path or large_checkpoint_path, task)
   directory = files.absolute(model_dir)
-  description = _describe(small, vocabulary)
+  description = _describe(small, vocabulary, adapters)
   store.check_description(directory, description)
   with store.Checkpoints(directory, keep=keep) as checkpoints, partitioning.use(mesh(), rules):
     start = checkpoints.latest() or 0
     if start >= train_steps:
       log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
       return []
-    large, large_params = _frozen(large_checkpoint_path, small, vocabulary, rules, large_dtype)
+    large, large_params = _large(large_checkpoint_path, small, vocabulary, rules, large_dtype)
     transform = optimizer(learning_rate)
-    graph, state = _initial_state(
-      small, vocabulary, rules, transform, seed, checkpoints, initial_checkpoint_path
+    graph, state, base = _initial_state(
+      small, adapters, vocabulary, rules, transform, seed, checkpoints, initial_checkpoint_path
     )
+    frozen = Frozen(large_params, base)
     models: dict[str, Any] = {
-      'small': Definition(graph, small.vocab_size),
+      'small': Definition(graph, small.vocab_size, adapters.scale if adapters else 1.0),
       'large': large,
       'loss': loss,
       'block_length': block_length or max(1, LOGITS_PER_ROW // small.vocab_size),
@@ -122,19 +131,17 @@ def train(
     )
     corpus = Corpus(task, vocabulary, small.architecture, task_feature_lengths, records_dir)
     batches = corpus.training(start, batch_size=batch_size, seed=seed, pack=pack_length)
-    validate = _validator(validation, corpus, models, large_params, batch_size)
-    _write_down(
-      directory, description, vocabulary, {'trained': state.params, 'frozen': large_params}
-    )
+    validate = _validator(validation, corpus, models, frozen, batch_size)
+    _write_down(directory, description, vocabulary, {'trained': state.params, 'frozen': frozen})
+    if base is not None and not start:
+      checkpoints.save_base(base)
     with (
       progress.Events(directory / 'train', first_step=start) as events,
       profiling.Profiler(directory / 'profile', profile_steps) as profiler,
     ):
       history = loop.run(
         state,
-        _placing(
-          jax.jit(step, donate_argnums=0, out_shardings=(_places(state), None)), large_params
-        ),
+        _placing(jax.jit(step, donate_argnums=0, out_shardings=(_places(state), None)), frozen),
         batches,
         start=start,
         total=train_steps,
@@ -151,7 +158,22 @@ def train(
   return history
 
 
-def _describe(small: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+def _model_of(path: str | None) -> configs.Config:
+  if path is None:
+    raise ValueError(
+      'Neither MODEL nor INITIAL_CHECKPOINT_PATH is given: name sizes, as '
+      '--gin_file=models/t5_nano.gin does, or the run whose weights are to be trained further.'
+    )
+  return configs.from_description(store.read_description(path)['model'])
+
+
+def _vocabulary_of(path: str | None, task: Task | Mixture) -> Vocabulary:
+  return task.vocabulary() if path is None else vocabularies.load(store.locate(path)[0])
+
+
+def _describe(
+  small: ModelConfig, vocabulary: Vocabulary, adapters: lora.Config | None
+) -> dict[str, Any]:
   """What the run's checkpoints will be."""
   if small.vocab_size < vocabulary.size:
     raise ValueError(
@@ -162,6 +184,7 @@ def _describe(small: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     'model': configs.describe(small),
     'vocabulary': vocabulary.fingerprint,
     'vocabulary_size': vocabulary.size,
+    **({store.LORA: adapters._asdict()} if adapters else {}),
   }
 
 
@@ -175,7 +198,7 @@ def _check_vocabulary(path: str, description: Mapping[str, Any], vocabulary: Voc
     )
 
 
-def _frozen(
+def _large(
   path: str | None,
   small: ModelConfig,
   vocabulary: Vocabulary,
@@ -199,40 +222,55 @@ def _frozen(
 
 def _initial_state(
   small: ModelConfig,
+  adapters: lora.Config | None,
   vocabulary: Vocabulary,
   rules: partitioning.Rules,
   transform: Any,
   seed: int,
   checkpoints: store.Checkpoints,
   initial_checkpoint_path: str | None,
-) -> tuple[nnx.GraphDef, TrainState]:
-  """Where the run starts. The order matters: its own checkpoint, another run's weights, chance."""
-  graph, abstract = partitioning.abstract_model(small, rules)
+) -> tuple[nnx.GraphDef, TrainState, Params]:
+  """Where the run starts. The order matters: its own checkpoint, another run's weights, chance.
+
+  With adapters those are its state, and the weights beside them, which come last here, their base.
+  """
+  graph, whole = partitioning.abstract_model(small, rules, dtype=(adapters or lora.Config()).dtype)
+  trained = lora.abstract(whole, configs.linear_maps(small), adapters) if adapters else whole
   init = functools.partial(train_step.init_state, optimizer=transform, seed=seed)
-  shapes = partitioning.like_parameters(jax.eval_shape(init, abstract), abstract)
+  shapes = partitioning.like_parameters(jax.eval_shape(init, trained), trained)
+  start = jax.jit(init, out_shardings=_places(shapes))
   latest = checkpoints.latest()
   if latest is not None:
     log.info('going on from step %d.', latest)
-    return graph, checkpoints.restore(latest, shapes)
+    state = checkpoints.restore(latest, shapes)
+    return graph, state, checkpoints.restore_base(whole) if adapters else None
   if initial_checkpoint_path:
     _check_vocabulary(
       initial_checkpoint_path, store.read_description(initial_checkpoint_path), vocabulary
     )
-    params = store.restore_params(initial_checkpoint_path, abstract)
+    params = store.restore_params(initial_checkpoint_path, whole)
+  elif adapters:
+    raise ValueError(
+      'adapters learn beside trained weights and INITIAL_CHECKPOINT_PATH is None: name the run '
+      'whose weights they are, or train all weights.'
+    )
   else:
-    params = partitioning.init_params(small, seed, abstract)
-  return graph, jax.jit(init, out_shardings=_places(shapes))(params)
+    params = partitioning.init_params(small, seed, whole)
+  if not adapters:
+    return graph, start(params), None
+  draw = jax.jit(functools.partial(lora.init, abstract=trained), out_shardings=_places(trained))
+  return graph, start(draw(jax.random.key(seed))), params
 
 
 def _places(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def _placing(compiled: Callable[..., Any], large_params: Params) -> Callable[..., Any]:
+def _placing(compiled: Callable[..., Any], frozen: Frozen) -> Callable[..., Any]:
   """The compiled step as the loop calls it: with this process's rows."""
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, train_step.Totals]:
-    state, totals = compiled(state, large_params, partitioning.place_batch(batch))
+    state, totals = compiled(state, frozen, partitioning.place_batch(batch))
     partitioning.wait_on_virtual_devices(totals)
     return state, totals
 
@@ -243,7 +281,7 @@ def _validator(
   validation: Validation | None,
   corpus: Corpus,
   models: Mapping[str, Any],
-  large_params: Params,
+  frozen: Frozen,
   batch_size: int,
 ) -> Callable[[TrainState], loop.Values]:
   if validation is None:
@@ -254,13 +292,13 @@ def _validator(
   split = corpus.open(validation.split, tasks=tasks)
   step = jax.jit(functools.partial(train_step.eval_step, **models))
   decode = _decoder(
-    corpus, tasks, split, models['small'].graph, validation.decoded_rows, batch_size
+    corpus, tasks, split, models['small'], frozen.base, validation.decoded_rows, batch_size
   )
 
   def validate(state: TrainState) -> loop.Values:
     sums = []
     for batch in corpus.evaluation(split, batch_size=batch_size, rows=validation.rows):
-      sums.append(step(state.params, large_params, partitioning.place_batch(batch)))
+      sums.append(step(state.params, frozen, partitioning.place_batch(batch)))
       partitioning.wait_on_virtual_devices(sums)
     found = loop.means(jax.device_get(sums)) | decode(state.params)
     return {VALIDATION + name: value for name, value in found.items()}
@@ -272,16 +310,17 @@ def _decoder(
   corpus: Corpus,
   tasks: Sequence[Task],
   split: reading.Joined,
-  graph: nnx.GraphDef,
+  small: Definition,
+  base: Params,
   rows: int,
   batch_size: int,
 ) -> Callable[[Params], loop.Values]:
   """Greedy answers to the first `rows` rows, equally many of each task, judged by its metrics."""
 
   @jax.jit
-  def generate(params: Params, prompt: Prompt) -> Array:
+  def generate(params: Params, base: Params, prompt: Prompt) -> Array:
     return decoding.generate(
-      nnx.merge(graph, params),
+      small.bind(params, base),
       prompt,
       max_len=corpus.lengths['targets'],
       eos_id=corpus.vocabulary.eos_ids,
@@ -291,7 +330,7 @@ def _decoder(
     first = range(min(-(-rows // len(tasks)), len(part)))
     for bucket in corpus.buckets(part, first, batch_size=batch_size):
       prompt = partitioning.place_whole(corpus.prompts(part, bucket, batch_size=batch_size))
-      tokens = partitioning.fetch(generate(params, prompt))[: len(bucket.indices)]
+      tokens = partitioning.fetch(generate(params, base, prompt))[: len(bucket.indices)]
       for record, ids in zip(part.read(bucket.indices), tokens, strict=True):
         yield record.row.answers, corpus.vocabulary.decode(ids)
 

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 
-from cascades import masks
+from cascades import lora, masks
 from cascades.losses import CascadeLoss
 from cascades.teachers import as_teacher
 from cascades.types import Batch, LanguageModel, Params
@@ -32,14 +32,24 @@ class TrainState(NamedTuple):
   key: UInt32[Array, '2']  # the run's random key; each step folds its number in
 
 
+class Frozen(NamedTuple):
+  """What a step reads and leaves alone."""
+
+  large: Params | None = None
+  base: Params | None = None  # of the small model, if only adapters beside it are trained
+
+
 class Definition(NamedTuple):
   """A model without its parameters."""
 
   graph: nnx.GraphDef
   vocab_size: int
+  scale: float = 1.0  # of adapters
 
-  def bind(self, params: Params) -> LanguageModel:
-    return nnx.merge(self.graph, params)
+  def bind(self, params: Params, base: Params | None = None) -> LanguageModel:
+    """The model of these parameters, or of these adapters beside `base`."""
+    whole = params if base is None else lora.adapt(base, params, scale=self.scale)
+    return nnx.merge(self.graph, whole)
 
 
 def valid_tokens(totals: Totals) -> Float[Array, '']:
@@ -125,7 +135,7 @@ def _sum_blocks(
 
 def train_step(
   state: TrainState,
-  large_params: Params | None,
+  frozen: Frozen,
   batch: Batch,
   *,
   small: Definition,
@@ -145,10 +155,9 @@ def train_step(
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
   def total_loss(params: Params, rows: Batch, key: Array) -> tuple[Float[Array, ''], Totals]:
-    frozen = None if large is None else large.bind(large_params)
     totals = loss_totals(
-      small.bind(params),
-      frozen,
+      small.bind(params, frozen.base),
+      None if large is None else large.bind(frozen.large),
       rows,
       key,
       loss=loss,
@@ -208,7 +217,7 @@ def _accumulate(
 
 def eval_step(
   params: Params,
-  large_params: Params | None,
+  frozen: Frozen,
   batch: Batch,
   *,
   small: Definition,
@@ -218,8 +227,8 @@ def eval_step(
 ) -> Totals:
   """The sums of `train_step` without dropout and without an update."""
   return loss_totals(
-    small.bind(params),
-    None if large is None else large.bind(large_params),
+    small.bind(params, frozen.base),
+    None if large is None else large.bind(frozen.large),
     batch,
     None,
     loss=loss,

@@ -15,7 +15,7 @@ TESTS = sorted((ROOT / 'tests').rglob('*.py'))
 EQUATIONS = {
   'losses', 'masks', 'teachers', 'deferral', 'learned_deferral', 'routing', 'speculative',
   'online', 'metrics', 'confusion', 'correlation', 'costs', 'curves', 'grouped',
-  'bootstrap', 'tables', 'pooling', 'comparison', 'rows', 'referents',
+  'bootstrap', 'tables', 'pooling', 'comparison', 'rows', 'referents', 'lora', 'quantization',
 }  # fmt: skip
 PROGRAMS = {'train', 'infer', 'evaluate', 'convert', 'export', 'prune'}
 ONLY_IN = {

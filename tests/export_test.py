@@ -114,7 +114,7 @@ def test_a_model_of_our_own_is_exported_with_a_warning(tmp_path, caplog, monkeyp
   settings = tiny.settings(tmp_path, train_steps=1)
   train.train(**settings)
   _export(settings['model_dir'], tmp_path / 'ours')
-  assert 'no tokenizer is exported' in caplog.text
+  assert 'TOKENIZER is not given' in caplog.text
   config = json.loads((tmp_path / 'ours' / 'config.json').read_text())
   assert config['model_type'] == 't5'
   ids = json.loads((tmp_path / 'ours' / 'generation_config.json').read_text())

@@ -207,6 +207,7 @@ def test_options_are_ranked_by_their_total_logprob(trained, tmp_path):
     ({'checkpoint_path': '/nowhere'}, 'no run directory'),
     ({'splits': ['tset']}, 'no split'),
     ({'precision': 'float8'}, 'Unknown dtype'),
+    ({'weights': 'float8'}, "cannot be held as 'float8'"),
   ],
 )
 def test_what_cannot_be_done_is_said(trained, tmp_path, changes, message):
@@ -220,9 +221,19 @@ def test_eight_devices_answer_as_one_does(trained, tmp_path, answered):
   np.testing.assert_allclose(table.logprobs, answered[1].logprobs, atol=1e-5)
 
 
-def test_lower_precision_is_asked_for_and_written_down(trained, tmp_path, answered):
-  table = run(trained, tmp_path, precision='bfloat16')
-  assert table.manifest['precision'] == 'bfloat16'
+@pytest.mark.parametrize(
+  ('asked', 'precision', 'weights'),
+  [
+    ({'precision': 'bfloat16'}, 'bfloat16', 'bfloat16'),
+    ({'weights': 'int8'}, 'float32', 'int8'),
+  ],
+  ids=str,
+)
+def test_lower_precision_is_asked_for_and_written_down(
+  trained, tmp_path, answered, asked, precision, weights
+):
+  table = run(trained, tmp_path, **asked)
+  assert (table.manifest['precision'], table.manifest['weights']) == (precision, weights)
   drift = np.abs(table.logprobs[:, 0] - answered[1].logprobs[:, 0])
   assert 0 < drift.max() < 0.5
 

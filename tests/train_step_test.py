@@ -65,7 +65,8 @@ def setup(mesh, *, loss=losses.cat_dist, optimizer=None, small=SMALL, **options)
     train_step.train_step,
     small=definition, large=large, loss=loss, optimizer=optimizer, **options,
   )  # fmt: skip
-  return state, large_params, jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+  compiled = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+  return state, train_step.Frozen(large_params), compiled
 
 
 def take(mesh, count=1, **options):
@@ -102,7 +103,7 @@ def test_the_state_comes_out_as_it_went_in_so_that_the_step_compiles_once(config
       train_step.train_step,
       small=train_step.Definition(graph, V), large=None, loss=losses.xent, optimizer=optimizer,
     )  # fmt: skip
-    after, _ = jax.eval_shape(step, before, None, batch)
+    after, _ = jax.eval_shape(step, before, train_step.Frozen(), batch)
   kinds = lambda state: jax.tree.map(lambda x: (x.shape, str(x.dtype), x.weak_type), state)
   assert kinds(after) == kinds(before)
 
@@ -189,7 +190,7 @@ def test_without_a_large_model_the_step_reports_accuracy_alone():
     step = functools.partial(
       train_step.train_step, small=small, large=None, loss=losses.xent, optimizer=SGD
     )
-    _, metrics = jax.jit(step)(state, None, next(batches(1)))
+    _, metrics = jax.jit(step)(state, train_step.Frozen(), next(batches(1)))
   assert 'correct' in metrics
   assert 'both' not in metrics
   with pytest.raises(ValueError, match='only where a large model is given'):
@@ -304,7 +305,7 @@ def test_eval_step_is_the_loss_without_dropout():
     batch = next(batches(1))
     totals = jax.jit(
       functools.partial(train_step.eval_step, small=small, large=large, loss=losses.cat_xent)
-    )(params, large_params, batch)
+    )(params, train_step.Frozen(large_params), batch)
     logits, logits_large = (
       _logits(small.graph, params, batch),
       _logits(large.graph, large_params, batch),

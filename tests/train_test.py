@@ -11,11 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from cascades import losses, optimizers, partitioning, train
+from cascades import lora, losses, optimizers, partitioning, train, train_step
 from cascades.checkpoints import store
 from cascades.models import decoder
 from cascades.tasks import vocabularies
-from tests import tiny
+from tests import testing, tiny
 from tests.progress_test import read_events
 
 
@@ -123,6 +123,68 @@ def test_weights_of_another_run_start_with_a_fresh_optimizer_and_step(large, tmp
     final_state(tmp_path, 1)['params'],
     final_state(large[0], 6)['params'],
   )
+
+
+# -- adapters --------------------------------------------------------------------------------------
+
+
+def logits(path, dtype='float32'):
+  """Of a run, as every program but training reads it: as plain weights."""
+  with partitioning.use(tiny.one_device()):
+    graph, like = partitioning.abstract_model(tiny.LARGE, dtype=dtype)
+    model = train_step.Definition(graph, 24).bind(store.restore_params(path, like))
+  batch = testing.batch(tiny.LARGE)
+  return np.asarray(model.readout(model.hidden(batch)))
+
+
+@pytest.fixture(scope='module')
+def adapted(large, tmp_path_factory):
+  """Adapters beside the large model in eight bits, trained by CAT beside it in eight bits."""
+  directory = tmp_path_factory.mktemp('adapted')
+  settings = tiny.settings(
+    directory, small=tiny.LARGE, adapters=lora.Config(rank=2, dtype='int8'), large_dtype='int8',
+    initial_checkpoint_path=str(large[0] / 'run'), large_checkpoint_path=str(large[0] / 'run'),
+    loss=losses.cat_xent, validation=train.Validation(every=3, rows=16, decoded_rows=8),
+    optimizer=optimizers.adamw,
+  )  # fmt: skip
+  return directory, settings, train.train(**settings)
+
+
+def test_a_run_of_adapters_holds_them_and_its_base_and_nothing_else(large, adapted):
+  directory, _, history = adapted
+  state = final_state(directory)
+  weights = sum(leaf.size for leaf in jax.tree.leaves(final_state(large[0])['params']))
+  assert sum(leaf.size for leaf in jax.tree.leaves(state['params'])) < weights / 4
+  assert state['params']['decoder']['mlp']['wo']['kernel']['down'].shape == (1, 64, 2)
+  assert 'embedding' not in state['params']
+  assert history[-1]['validation/loss'] < history[1]['validation/loss']
+
+
+def test_other_programs_read_a_run_of_adapters_as_plain_weights(large, adapted, tmp_path):
+  base, learned = (logits(run / 'run') for run in (large[0], adapted[0]))
+  assert np.abs(learned - base).max() > 0.05
+  settings = tiny.settings(
+    tmp_path, large_checkpoint_path=str(adapted[0] / 'run'), loss=losses.cat_dist, train_steps=2
+  )
+  (values,) = train.train(**settings)
+  assert values['loss'] > 0
+
+
+def test_adapters_go_on_bit_by_bit_without_the_run_that_they_started_from(adapted, tmp_path):
+  settings = adapted[1] | {'model_dir': str(tmp_path / 'run')}
+  train.train(**settings | {'train_steps': 4})
+  history = train.train(**settings | {'initial_checkpoint_path': str(tmp_path / 'gone')})
+  assert history == adapted[2][-len(history) :]
+  jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(adapted[0]))
+
+
+def test_adapters_without_weights_to_stand_beside_are_refused(tmp_path):
+  refused('INITIAL_CHECKPOINT_PATH is None', tmp_path, adapters=lora.Config())
+
+
+def test_adapters_of_another_rank_are_refused(adapted):
+  refused('lora rank is 2 there and 4 here', adapted[0],
+          small=tiny.LARGE, adapters=lora.Config(rank=4, dtype='int8'))  # fmt: skip
 
 
 # -- refusals --------------------------------------------------------------------------------------

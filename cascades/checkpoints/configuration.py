@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from cascades.checkpoints.families import (
   DECODERS,
+  ENCODERS,
   FAMILIES,
   SCALED,
   T5S,
@@ -32,6 +33,15 @@ T5_SIZES = {
   'num_encoder_layers': 'num_layers',
   'head_dim': 'd_kv',
   'mlp_dim': 'd_ff',
+}
+ENCODER_SIZES = {
+  'vocab_size': 'vocab_size',
+  'emb_dim': 'hidden_size',
+  'num_heads': 'num_attention_heads',
+  'num_layers': 'num_hidden_layers',
+  'mlp_dim': 'intermediate_size',
+  'num_positions': 'max_position_embeddings',
+  'norm_eps': 'layer_norm_eps',
 }
 T5_ACTIVATIONS = {
   'relu': ('relu',),
@@ -68,7 +78,8 @@ def describe(config: Config) -> dict[str, Any]:
     )
   family = FAMILIES[model_type]
   _refuse(config, family)
-  read = _describe_t5 if family in T5S else _describe_decoder
+  readers = (DECODERS, _describe_decoder), (T5S, _describe_t5), (ENCODERS, _describe_encoder)
+  read = next(read for families, read in readers if family in families)
   try:
     return read({**family.silent, **config}, family)
   except KeyError as error:
@@ -182,12 +193,24 @@ def _describe_t5(config: Config, family: Family) -> dict[str, Any]:
   }
 
 
+def _describe_encoder(config: Config, family: Family) -> dict[str, Any]:
+  return {
+    'family': 'bert',
+    **{ours: config[theirs] for ours, theirs in ENCODER_SIZES.items()},
+    'num_segments': config.get('type_vocab_size'),
+    **family.ours,
+    'max_length': config['max_position_embeddings'] - family.ours.get('first_position', 0),
+  }
+
+
 def configuration(model: Description, model_type: str | None = None) -> dict[str, Any]:
   """The config.json of a model of ours, of the first family (or of `model_type`) that fits.
 
   It fits if reading what is written gives the model back. Raises CheckpointError, naming the
   fields that no family has, if none does.
   """
+  if model['family'] == 'bert':
+    raise CheckpointError('encoders are not written: nothing here changes the one that was read.')
   model = _canonical(model)
   fitting = [
     family
@@ -286,9 +309,13 @@ def _canonical(model: Description) -> dict[str, Any]:
   model = {name: tuple(v) if isinstance(v, list) else v for name, v in model.items()}
   for runtime in ('dtype', 'remat_policy'):
     model.pop(runtime, None)
+  if model['family'] == 't5':
+    model = {'relative_bias_per_layer': False, **model}
   if model['family'] == 'decoder':
     defaults = {'mlp_activations': ('silu', 'linear'), 'norm_offset': 0.0, 'post_norms': False}
-    model = {**defaults, 'qk_norm': False, 'qkv_bias': False, 'dropout_rate': 0.0, **model}
+    defaults |= {'relative_attention_num_buckets': None, 'bidirectional_prompt': False}
+    defaults |= {'qk_norm': False, 'qkv_bias': False, 'dropout_rate': 0.0, 'logit_scale': 1.0}
+    model = {**defaults, **model}
     model.pop('dropout_rate')
     model['query_scale'] = model['query_scale'] or model['head_dim'] ** -0.5
     for name in ('window_pattern', 'rope_theta_pattern', 'rope_factor_pattern'):

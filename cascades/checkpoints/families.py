@@ -122,12 +122,30 @@ T5S = (
     {'feed_forward_proj': 'gated-gelu', 'tie_word_embeddings': False},
   ),
 )
-FAMILIES = {family.model_type: family for family in (*DECODERS, *T5S)}
+_ENCODER_ONLY = {'hidden_act': ('gelu',), 'is_decoder': (False,), 'add_cross_attention': (False,)}
+ENCODERS = (
+  Family(
+    'bert',
+    'BertModel',
+    {**_ENCODER_ONLY, 'position_embedding_type': ('absolute',)},
+    {'type_vocab_size': 2, 'layer_norm_eps': 1e-12},
+  ),
+  Family(
+    'mpnet',
+    'MPNetModel',
+    # Transformers has these numbers in its code, whatever the file says.
+    {**_ENCODER_ONLY, 'relative_attention_num_buckets': (32,), 'pad_token_id': (1,)},
+    {'layer_norm_eps': 1e-12},
+    {'num_segments': 0, 'first_position': 2, 'relative_attention_num_buckets': 32},
+  ),
+)
+FAMILIES = {family.model_type: family for family in (*DECODERS, *T5S, *ENCODERS)}
 
 
 def table(model: Description) -> Table:
   """The tensors of the model that is described."""
-  return _t5_table(model) if model['family'] == 't5' else _decoder_table(model)
+  tables = {'decoder': _decoder_table, 't5': _t5_table, 'bert': _encoder_table}
+  return tables[model['family']](model)
 
 
 def _attention(ours: str, theirs: str, names: Sequence[str]) -> list[Row]:
@@ -212,3 +230,38 @@ def _t5_table(model: Description) -> Table:
   # A leftover of the first conversions from Mesh TensorFlow; no T5 looks at it.
   unused = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
   return Table(rows, ignored=(unused,))
+
+
+def _encoder_table(model: Description) -> Table:
+  layer, mpnet = 'encoder.layer.{}', model.get('relative_attention_num_buckets')
+  names = ('self.query', 'self.key', 'self.value', 'output.dense')
+  if mpnet:
+    names = ('attn.q', 'attn.k', 'attn.v', 'attn.o')
+  dense = lambda ours, theirs: [
+    Row(f'{layer}.{theirs}.dense.weight', f'blocks/{ours}/kernel', 'o i -> i o'),
+    Row(f'{layer}.{theirs}.dense.bias', f'blocks/{ours}/bias'),
+  ]
+  norm = lambda ours, theirs: [
+    Row(f'{theirs}.LayerNorm.weight', f'{ours}/scale'),
+    Row(f'{theirs}.LayerNorm.bias', f'{ours}/bias'),
+  ]
+  rows = [
+    Row('embeddings.word_embeddings.weight', 'embedding'),
+    Row('embeddings.position_embeddings.weight', 'positions'),
+    Row('encoder.relative_attention_bias.weight', 'bias/table')
+    if mpnet
+    else Row('embeddings.token_type_embeddings.weight', 'segments'),
+    *norm('norm', 'embeddings'),
+    *_attention('blocks', f'{layer}.attention', names),
+    *(
+      Row(f'{layer}.attention.{theirs}.bias', f'blocks/{ours}/bias', '(n h) -> n h')
+      for ours, theirs in zip(('query', 'key', 'value'), names, strict=False)
+    ),
+    Row(f'{layer}.attention.{names[3]}.bias', 'blocks/out/bias'),
+    *norm('blocks/attention_norm', f'{layer}.attention' + ('' if mpnet else '.output')),
+    *dense('wi', 'intermediate'),
+    *dense('wo', 'output'),
+    *norm('blocks/mlp_norm', f'{layer}.output'),
+  ]
+  # What classifies or predicts from the states, and a count from 0 that old files store.
+  return Table(rows, ignored=('pooler.*', 'cls.*', 'lm_head.*', 'embeddings.position_ids'))

@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 from safetensors import numpy as safetensors
 
 from cascades import files
-from cascades.checkpoints import configuration, families
+from cascades.checkpoints import configuration, families, sentence_transformers
 from cascades.checkpoints.convert import Source, Tensor, Weights
 from cascades.checkpoints.store import CheckpointError
 
@@ -63,6 +63,9 @@ def open_folder(folder: epath.PathLike) -> Source:
   weights = _weights(folder, config)
   if configuration.text_part(config) is not config:
     weights = _language_part(weights)
+  if model['family'] == 'bert':
+    model |= sentence_transformers.options(functools.partial(_beside, folder))
+    weights = _encoder_part(weights, config['model_type'])
   return Source(model, families.table(model), weights)
 
 
@@ -188,8 +191,9 @@ def _files(folder: epath.Path, config: Mapping[str, Any]) -> Sequence[epath.Path
 
 
 def _refusal(folder: epath.Path, pickles: Sequence[str], config: Mapping[str, Any]) -> str:
-  encoder = config.get('model_type') in ('t5', 'mt5')
-  kind = 'AutoModelForSeq2SeqLM' if encoder else 'AutoModelForCausalLM'
+  kinds = dict.fromkeys(('t5', 'mt5'), 'AutoModelForSeq2SeqLM')
+  kinds |= dict.fromkeys((family.model_type for family in families.ENCODERS), 'AutoModel')
+  kind = kinds.get(config.get('model_type', ''), 'AutoModelForCausalLM')
   return (
     f'{folder} holds its weights as {", ".join(pickles)}. These are pickles, which run code when '
     'they are opened, and are not read here. Where you trust them, and have torch and '
@@ -207,11 +211,25 @@ def _language_part(weights: Weights) -> Weights:
     bare = name.removeprefix(prefix).removeprefix('model.')
     return bare if bare.startswith('lm_head.') else f'model.{bare}'
 
-  names = {
-    renamed(name): name
-    for name in weights.tensors
-    if name.removeprefix('model.').partition('.')[0] not in _OTHER_PARTS
-  }
+  return _renamed(
+    weights,
+    {
+      renamed(name): name
+      for name in weights.tensors
+      if name.removeprefix('model.').partition('.')[0] not in _OTHER_PARTS
+    },
+  )
+
+
+def _encoder_part(weights: Weights, prefix: str) -> Weights:
+  """The tensors of an encoder under the names that it has without a head, and has today."""
+  today = lambda name: name.replace('Norm.gamma', 'Norm.weight').replace('Norm.beta', 'Norm.bias')
+  names = {today(name.removeprefix(f'{prefix}.')): name for name in weights.tensors}
+  return _renamed(weights, names)
+
+
+def _renamed(weights: Weights, names: Mapping[str, str]) -> Weights:
+  """The tensors that `names` gives, under their new names."""
 
   def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     arrays = weights.read({names[name]: like for name, like in wanted.items()})
@@ -219,6 +237,11 @@ def _language_part(weights: Weights) -> Weights:
 
   tensors = {name: weights.tensors[original] for name, original in names.items()}
   return Weights(weights.origin, tensors, read)
+
+
+def _beside(folder: epath.Path, name: str) -> Any:
+  file = folder / name
+  return _json(file) if file.exists() else {}
 
 
 def _json(file: epath.Path) -> dict[str, Any]:

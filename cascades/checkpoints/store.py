@@ -2,25 +2,32 @@
 
 Beside them `model.json` says which model and vocabulary the numbers belong to, so that a
 directory is all that inference, or another run, needs to be told. Directories may be remote.
+Checkpoints of a run with `lora` hold adapters, and `MODEL_DIR/base` the weights that they adapt.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, TypeAlias
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
+from jax.sharding import NamedSharding, PartitionSpec
 
-from cascades import files
+from cascades import files, lora, quantization
 
 Which: TypeAlias = int | Literal['last', 'best']
+Name: TypeAlias = tuple[str, ...]  # of a parameter
 
 DESCRIPTION = 'model.json'
+LORA = 'lora'  # of a description: the `lora.Config` of a run that trains adapters
+BASE = 'base'  # beside its checkpoints: the weights that the adapters belong to, as it holds them
 _PREFIX = 'checkpoint'
 
 
@@ -82,11 +89,40 @@ class Checkpoints:
     """
     return _restore(self._directory / f'{_PREFIX}_{step}' / 'state', like)
 
+  def save_base(self, params: Any) -> None:
+    """Write the frozen weights that the checkpoints' adapters belong to, and wait for it."""
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(self._directory / BASE, {'params': params}, force=True)
+
+  def restore_base(self, like: Any) -> Any:
+    """What `save_base` wrote, placed and held as `like`."""
+    return _params(self._directory / BASE, like)
+
 
 def restore_params(path: epath.PathLike, like: Any, *, which: Which = 'last') -> Any:
-  """Only the parameters of a run (MODEL_DIR) or of one checkpoint (MODEL_DIR/checkpoint_N)."""
+  """Only the parameters of a run (MODEL_DIR) or of one checkpoint (MODEL_DIR/checkpoint_N).
+
+  Adapters are merged into their base. `like` says where each array goes and how it is held there;
+  those that change on the way come one after another, so that only one at a time is there twice.
+  """
   directory, step = locate(path, which)
-  return _restore(directory / f'{_PREFIX}_{step}' / 'state', {'params': like})['params']
+  state, base = directory / f'{_PREFIX}_{step}' / 'state', directory / BASE
+  if not base.exists():
+    return _params(state, like)
+  shapes, flat = _shapes(_metadata(state)), traverse_util.flatten_dict(like)
+  thin = {}
+  for name, leaf in flat.items():
+    if (*name, 'down') in shapes:
+      place = NamedSharding(quantization.wide(leaf).sharding.mesh, PartitionSpec())
+      thin[name] = lora.Adapter._make(
+        jax.ShapeDtypeStruct(shapes[*name, part], 'float32', sharding=place)
+        for part in lora.Adapter._fields
+      )
+  adapters = traverse_util.flatten_dict(_params(state, traverse_util.unflatten_dict(thin)))
+  scale = lora.Config(**read_description(directory)[LORA]).scale
+  merge = functools.partial(lora.merge, scale=scale)
+  merges = {name: functools.partial(merge, adapter=pair) for name, pair in adapters.items()}
+  return _params(base, like, merges)
 
 
 def locate(path: epath.PathLike, which: Which = 'last') -> tuple[epath.Path, int]:
@@ -182,15 +218,61 @@ def _quality(metrics: Mapping[str, float] | None) -> float:
   return -metrics['loss'] if metrics else -float('inf')
 
 
-def _restore(path: epath.Path, like: Any) -> Any:
-  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-  handler = ocp.PyTreeCheckpointHandler()
-  with ocp.Checkpointer(handler) as checkpointer:
+def _params(
+  path: epath.Path,
+  like: Any,
+  changes: Mapping[Name, Callable[[Any], Any]] = types.MappingProxyType({}),
+) -> Any:
+  """Parameters as `like` holds them, some of them changed.
+
+  Those and the ones that are held otherwise on disk come one by one.
+  """
+  tree = _metadata(path)
+  shapes, flat = _shapes(tree), traverse_util.flatten_dict(like)
+
+  def stored(name: Name, leaf: Any) -> Any:
+    scale = shapes.get((*name, 'scale'))
+    if name not in changes and isinstance(leaf, quantization.Quantized) == (scale is not None):
+      return leaf
+    wide = quantization.wide(leaf)
+    return wide if scale is None else quantization.abstract(wide, scale)
+
+  there = {name: stored(name, leaf) for name, leaf in flat.items()}
+  _check_arrays(path, tree, {'params': traverse_util.unflatten_dict(there)})
+  load = lambda some: traverse_util.flatten_dict(
+    _load(path, {'params': traverse_util.unflatten_dict(some)})['params']
+  )
+  alike = {name: leaf for name, leaf in flat.items() if there[name] is leaf}
+  found = load(alike) if alike else {}
+  for name in (name for name in flat if name not in alike):
+    (weight,) = load({name: there[name]}).values()
+    found[name] = quantization.held_as(changes.get(name, lambda same: same)(weight), flat[name])
+  return traverse_util.unflatten_dict(found)
+
+
+def _shapes(tree: Any) -> dict[Name, tuple[int, ...]]:
+  """The shapes of all parameters on disk."""
+  flat = traverse_util.flatten_dict(tree.get('params', {}))
+  return {name: tuple(leaf.shape) for name, leaf in flat.items()}
+
+
+def _metadata(path: epath.Path) -> Any:
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
-      found = checkpointer.metadata(path).item_metadata.tree
+      return checkpointer.metadata(path).item_metadata.tree
     except (FileNotFoundError, ValueError, KeyError, AttributeError) as error:
       raise CheckpointError(f'{path} is not a whole checkpoint: {error}.') from error
-    _check_arrays(path, found, abstract)
+
+
+def _restore(path: epath.Path, like: Any) -> Any:
+  """All of `like`, or an error that names what is not there."""
+  _check_arrays(path, _metadata(path), like)
+  return _load(path, like)
+
+
+def _load(path: epath.Path, like: Any) -> Any:
+  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     try:
       return checkpointer.restore(
         path,

@@ -5,34 +5,48 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 from flax import nnx
 
-from cascades.models import decoder, t5
+from cascades.models import bert, decoder, t5
 from cascades.types import ModelConfig
 
 Config: TypeAlias = t5.Config | decoder.Config
+ConfigT = TypeVar('ConfigT', t5.Config | decoder.Config, bert.Config)
 
 FAMILIES: dict[str, type[Config]] = {'decoder': decoder.Config, 't5': t5.Config}
+ENCODERS: dict[str, type[bert.Config]] = {'bert': bert.Config}
 
 
-def describe(config: ModelConfig) -> dict[str, Any]:
+def describe(config: ModelConfig | bert.Config) -> dict[str, Any]:
   """All fields of a configuration and its family; `json.dumps` takes it."""
-  family = next((name for name, known in FAMILIES.items() if known is type(config)), None)
-  if family is None or not isinstance(config, Config):
-    raise ValueError(f'{type(config).__name__} is not a model configuration ({_known()}).')
+  known = {**FAMILIES, **ENCODERS}
+  family = next((name for name, kind in known.items() if kind is type(config)), None)
+  if family is None or not isinstance(config, Config | bert.Config):
+    raise ValueError(f'{type(config).__name__} is not a model configuration ({", ".join(known)}).')
   return {'family': family, **dataclasses.asdict(config)}
 
 
 def from_description(description: Mapping[str, Any]) -> Config:
-  """The configuration that `describe` described."""
+  """The configuration of the language model that `describe` described."""
+  return _from_description(description, FAMILIES)
+
+
+def encoder(description: Mapping[str, Any]) -> bert.Config:
+  """The configuration of the encoder that `describe` described."""
+  return _from_description(description, ENCODERS)
+
+
+def _from_description(
+  description: Mapping[str, Any], families: Mapping[str, type[ConfigT]]
+) -> ConfigT:
   fields = {name: value for name, value in description.items() if name != 'family'}
-  family = description.get('family')
-  if family not in FAMILIES:
-    raise ValueError(f'Unknown model family {family!r}; this version knows {_known()}.')
-  known = {field.name: field for field in dataclasses.fields(FAMILIES[family])}
+  family: Any = description.get('family')
+  if family not in families:
+    raise ValueError(f'Unknown model family {family!r}; this version knows {", ".join(families)}.')
+  known = {field.name: field for field in dataclasses.fields(families[family])}
   required = {name for name, field in known.items() if field.default is dataclasses.MISSING}
   for problem, names in (
     ('has unknown', fields.keys() - known.keys()),
@@ -43,14 +57,24 @@ def from_description(description: Mapping[str, Any]) -> Config:
         f'The description of a {family} model {problem} fields {", ".join(sorted(names))}; it was '
         'written by another version, or by hand. Its fields are ' + ', '.join(known) + '.'
       )
-  return FAMILIES[family](**fields)
+  return families[family](**fields)
 
 
-def count_parameters(config: ModelConfig) -> int:
+def count_parameters(config: ModelConfig | bert.Config) -> int:
   """How many numbers a model holds, without making them."""
   state = jax.eval_shape(lambda: nnx.state(config.build(jax.random.key(0))))
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
 
 
-def _known() -> str:
-  return ', '.join(FAMILIES)
+def linear_maps(config: ModelConfig) -> dict[tuple[Any, ...], tuple[int, ...]]:
+  """The paths of a model's linear maps, each with the axes, from the end, that are its inputs.
+
+  Tables are none, though they are multiplied with: their rows belong to tokens.
+  """
+  state = jax.eval_shape(lambda: nnx.state(config.build(jax.random.key(0))))
+  described = {path: leaf.get_metadata() for path, leaf in nnx.to_flat_state(state)}
+  return {
+    path: metadata['inputs']
+    for path, metadata in described.items()
+    if metadata.get('inputs') and 'vocab' not in metadata['out_sharding']
+  }

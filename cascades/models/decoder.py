@@ -1,7 +1,8 @@
-"""Decoder-only transformer: Llama, SmolLM2, Qwen and Gemma are configurations of it.
+"""Decoder-only transformer: Llama, SmolLM2, Qwen, Gemma and T5X's are configurations of it.
 
 Llama 3 https://arxiv.org/abs/2407.21783, Qwen 3 https://arxiv.org/abs/2505.09388, Gemma 2
-https://arxiv.org/abs/2408.00118, Gemma 3 https://arxiv.org/abs/2503.19786.
+https://arxiv.org/abs/2408.00118, Gemma 3 https://arxiv.org/abs/2503.19786, T5X's decoder_only
+example https://github.com/google-research/t5x.
 Axes: B batch, T length, V vocabulary, D width, N heads, K key-value heads, H head size.
 """
 
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from cascades.models import attention, layers, positions
 from cascades.models.attention import Source, View
@@ -50,12 +51,17 @@ class Config:
   qkv_bias: bool = False  # Qwen 2
   query_scale: float | None = None  # None: 1 / sqrt(H)
   attention_softcap: float | None = None
+  logit_scale: float = 1.0  # T5X, if the embedding gives the logits: 1 / sqrt(D)
   logit_softcap: float | None = None
   window_pattern: tuple[int | None, ...] = (None,)  # how many tokens are seen, itself included
   rope_theta_pattern: tuple[float, ...] = (10_000.0,)
   rope_factor_pattern: tuple[float, ...] = (1.0,)  # positions are divided by it
   # Llama 3.1: factor, low_freq_factor, high_freq_factor, original length.
   rope_llama3: tuple[float, float, float, int] | None = None
+  relative_attention_num_buckets: int | None = None  # T5X: biases, and no rotary positions
+  relative_attention_max_distance: int = 128
+  relative_bias_per_layer: bool = False  # T5X before 2024; else all layers share it
+  bidirectional_prompt: bool = False  # T5X's prefix LM: tokens of the prompt see all of it
   dtype: str = 'float32'  # of the activations
   remat_policy: str = 'elementwise'
 
@@ -85,12 +91,16 @@ class Block(nnx.Module):
     self.config = config
     norm = functools.partial(layers.RMSNorm, eps=config.norm_eps, offset=config.norm_offset)
     keys = jax.random.split(key)
+    self.relative_bias = positions.relative_bias(
+      config, jax.random.fold_in(key, 2), bidirectional=False, per_layer=True
+    )
     self.attention = attention.Attention(
       keys[0],
       config.emb_dim,
       config.num_heads,
       config.head_dim,
       num_kv_heads=config.num_kv_heads,
+      query_stddev=_query_stddev(config),
       qkv_bias=config.qkv_bias,
     )
     self.mlp = layers.MLP(keys[1], config.emb_dim, config.mlp_dim, config.mlp_activations)
@@ -106,16 +116,25 @@ class Block(nnx.Module):
     self,
     x: Float[Array, 'B T D'],
     view: View,
-    frequencies: Float[Array, 'H/2'],
+    frequencies: Float[Array, 'H/2'] | None,
+    bias: Float[Array, '#B N T S'] | None,
     *,
     past: Sequence[Source] = (),
     key: Array | None = None,
   ) -> tuple[Float[Array, 'B T D'], Source]:
-    """Attend to `past` and x itself, and hand back what x adds to the past."""
+    """Attend to `past` and x itself, and hand back what x adds to the past.
+
+    Without rotary `frequencies`, relative biases say where tokens stand: `bias`, that of all
+    layers, or the layer's own.
+    """
     rate = self.config.dropout_rate
     add = lambda x, y, fold: x + layers.dropout(y, rate, layers.fold(key, fold))
     y = self.attention_norm(x)
-    turn = lambda norm, x: positions.rotate(_apply(norm, x), view.positions, frequencies)
+
+    def turn(norm: layers.RMSNorm | None, x: Array) -> Array:
+      x = _apply(norm, x)
+      return x if frequencies is None else positions.rotate(x, view.positions, frequencies)
+
     query = turn(self.query_norm, self.attention.query(y))
     new = attention.source(turn(self.key_norm, self.attention.key(y)), self.attention.value(y))
     read = attention.attend(
@@ -123,6 +142,7 @@ class Block(nnx.Module):
       [*past, new],
       view.mask,
       scale=self.config.query_scale or self.config.head_dim**-0.5,
+      bias=positions.bias(self.relative_bias, view.distance) if bias is None else bias,
       cap=self.config.attention_softcap,
       rate=rate,
       key=layers.fold(key, 0),
@@ -133,8 +153,27 @@ class Block(nnx.Module):
     return layers.constrain(x, 'batch', 'length', 'activation_embed'), new
 
 
+def _query_stddev(config: Config) -> float | None:
+  """Of initial queries, so that query_scale and they make up 1 / sqrt(H)."""
+  if config.query_scale is None:
+    return None
+  return (config.emb_dim * config.head_dim) ** -0.5 / config.query_scale
+
+
 def _apply(norm: layers.RMSNorm | None, x: Array) -> Array:
   return x if norm is None else norm(x)
+
+
+def _within_prompt(view: View, weights: Float[Array, 'B T'] | None) -> Bool[Array, 'B T T']:
+  """Queries and keys that both belong to the prompt of one segment: no token to learn is before."""
+  if weights is None:
+    raise ValueError(
+      'A model with bidirectional_prompt=True needs the `weights` of a batch, which tell prompts '
+      'from its targets, and this batch has none.'
+    )
+  learned = view.mask & (view.distance < 0) & (weights > 0)[:, None]
+  prompt = ~learned.any(-1)
+  return view.mask & prompt[:, :, None] & prompt[:, None]
 
 
 def _repeat(pattern: Sequence[Any], num: int) -> list[Any]:
@@ -147,11 +186,14 @@ class Decoder(nnx.Module):
   def __init__(self, config: Config, key: Array):
     keys = jax.random.split(key, 3)
     self.config = config
-    table = functools.partial(
-      layers.table, config.vocab_size, config.emb_dim, stddev=config.emb_dim**-0.5
-    )
+    # So that the logits of a new model have unit variance, however they are scaled.
+    stddev = config.emb_dim**-0.5 / config.logit_scale
+    table = functools.partial(layers.table, config.vocab_size, config.emb_dim, stddev=stddev)
     self.embedding = table(keys[0])
     self.unembedding = None if config.logits_via_embedding else table(keys[1])
+    self.relative_bias = positions.relative_bias(
+      config, jax.random.fold_in(key, 3), bidirectional=False, per_layer=False
+    )
     self.blocks = layers.stack(functools.partial(Block, config), keys[2], config.num_layers)
     self.norm = layers.RMSNorm(config.emb_dim, eps=config.norm_eps, offset=config.norm_offset)
 
@@ -165,18 +207,25 @@ class Decoder(nnx.Module):
     places = batch.positions
     if places is None:
       places = jnp.arange(batch.inputs.shape[1])[None]
-    view = attention.causal(attention.view(places, batch.segments))
+    whole = attention.view(places, batch.segments)
+    view = attention.causal(whole)
+    if self.config.bidirectional_prompt:
+      view = view._replace(mask=view.mask | _within_prompt(whole, batch.weights))
     x, _ = self._run(batch.inputs, view, key=key)
     return x
 
   def readout(self, hidden: Float[Array, '*n D']) -> Float[Array, '*n V']:
     table = self.embedding if self.unembedding is None else self.unembedding
-    return layers.softcap(layers.unembed(table[...], hidden), self.config.logit_softcap)
+    logits = layers.unembed(table[...], hidden * self.config.logit_scale)
+    return layers.softcap(logits, self.config.logit_softcap)
 
   def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], Cache]:
     """Read the prompt. Its padding enters the cache beyond `length`, where nothing looks."""
     B, S = prompt.tokens.shape
-    x, past = self._run(prompt.tokens, attention.causal(attention.view(jnp.arange(S)[None], None)))
+    view = attention.causal(attention.view(jnp.arange(S)[None], None))
+    if self.config.bidirectional_prompt:
+      view = view._replace(mask=jnp.arange(S) < prompt.length[:, None, None])
+    x, past = self._run(prompt.tokens, view)
     last = x[jnp.arange(B), jnp.maximum(prompt.length - 1, 0)]
     return self.readout(last), Cache(prompt.length, attention.room(past, max_len))
 
@@ -201,16 +250,19 @@ class Decoder(nnx.Module):
     def step(block: Block, x: Array, scanned: Any, key: Array | None) -> tuple[Array, Source]:
       window, frequencies, past = scanned
       seen = view._replace(mask=view.mask & (view.distance > -window))
-      return block(x, seen, frequencies, past=[past] if past else [], key=key)
+      return block(x, seen, frequencies, bias, past=[past] if past else [], key=key)
 
     windows = [w or NO_WINDOW for w in _repeat(config.window_pattern, config.num_layers)]
-    xs = (jnp.asarray(windows), jnp.asarray(frequencies(config), jnp.float32), past)
+    rotary = config.relative_attention_num_buckets is None
+    turns = jnp.asarray(frequencies(config), jnp.float32) if rotary else None
+    xs = (jnp.asarray(windows), turns, past)
+    bias = positions.bias(self.relative_bias, view.distance)
     x = layers.embed(self.embedding[...], tokens, config.dtype)
     x = layers.dropout(x * config.embedding_scale, config.dropout_rate, layers.fold(key, 0))
     x, new = layers.scan_layers(
       self.blocks, step, x, xs, key=layers.fold(key, 1), remat_policy=config.remat_policy
     )
-    return self.norm(x), new
+    return layers.dropout(self.norm(x), config.dropout_rate, layers.fold(key, 2)), new
 
 
 def frequencies(config: Config) -> Float[np.ndarray, 'layers H/2']:

@@ -1,7 +1,7 @@
 """Building blocks of every model. Parameters and activations carry logical axis names.
 
 Axes: B batch, T length, V vocabulary, D width, F mlp. Parameters stay float32 and are cast to the
-type of the activations they meet.
+type of the activations they meet; frozen ones may be held otherwise, see `product`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from flax.core import spmd
 from jax import Array
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
+
+from cascades import lora, quantization
 
 Layer = TypeVar('Layer', bound=nnx.Module)
 
@@ -107,38 +109,61 @@ def softcap(x: Float[Array, '*n'], cap: float | None) -> Float[Array, '*n']:
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def named(value: Array, *names: str) -> nnx.Param[Array]:
-  """A parameter with logical axis names. Whoever places it knows the mesh; its maker does not."""
-  return nnx.Param(value, out_sharding=names, eager_sharding=False)
+def named(value: Array, *names: str, inputs: Sequence[int] = ()) -> nnx.Param[Array]:
+  """A parameter with logical axis names. Whoever places it knows the mesh; its maker does not.
+
+  `inputs` are the axes, from the end, that a product with it sums over, if it is a matrix.
+  """
+  return nnx.Param(value, out_sharding=names, eager_sharding=False, inputs=tuple(inputs))
 
 
-def normal(key: Array, shape: Sequence[int], *names: str, stddev: float) -> nnx.Param[Array]:
+def normal(
+  key: Array, shape: Sequence[int], *names: str, stddev: float, inputs: Sequence[int] = ()
+) -> nnx.Param[Array]:
   """A normally distributed parameter."""
-  return named(stddev * jax.random.normal(key, tuple(shape)), *names)
+  return named(stddev * jax.random.normal(key, tuple(shape)), *names, inputs=inputs)
 
 
 def table(vocab_size: int, emb_dim: int, key: Array, *, stddev: float) -> nnx.Param[Array]:
   """One row per token, for `embed` and `unembed`."""
-  return normal(key, (vocab_size, emb_dim), 'vocab', 'embed', stddev=stddev)
+  return normal(key, (vocab_size, emb_dim), 'vocab', 'embed', stddev=stddev, inputs=(-1,))
 
 
-def embed(
-  table: Float[Array, 'V D'], tokens: Int[Array, 'B T'], dtype: str
-) -> Float[Array, 'B T D']:
-  """The rows of `tokens`; NaN for a token outside the vocabulary."""
-  x = jnp.take(table, tokens, axis=0, mode='fill').astype(dtype)
+def embed(table: Any, tokens: Int[Array, 'B T'], dtype: str) -> Float[Array, 'B T D']:
+  """The rows of `tokens`, however the table is held; NaN for a token outside the vocabulary."""
+  rows = jax.tree.map(lambda part: jnp.take(part, tokens, axis=0, mode='fill'), table)
+  x = quantization.widen(rows, dtype)
   return constrain(x, 'batch', 'length', 'activation_embed')
 
 
-def unembed(table: Float[Array, 'V D'], hidden: Float[Array, '*n D']) -> Float[Array, '*n V']:
-  """Float32 logits: the inner products of `hidden` with every row."""
-  # As one matrix, for the same reason as in `Projection`.
+def unembed(table: Any, hidden: Float[Array, '*n D']) -> Float[Array, '*n V']:
+  """Float32 logits: the inner products of `hidden` with every row, however the table is held."""
+  quantized = isinstance(table, quantization.Quantized)
+  rows, scale = (table.values, table.scale) if quantized else (table, None)
+  # As one matrix, for the same reason as in `product`.
   logits = jnp.matmul(
     hidden.reshape(-1, hidden.shape[-1]),
-    table.astype(hidden.dtype).T,
+    rows.astype(hidden.dtype).T,
     preferred_element_type=jnp.float32,
-  ).reshape(*hidden.shape[:-1], -1)
+  )
+  if scale is not None:
+    logits *= scale[:, 0]
+  logits = logits.reshape(*hidden.shape[:-1], -1)
   return constrain(logits, *('batch', 'length')[: logits.ndim - 1], 'activation_vocab')
+
+
+def product(x: Float[Array, 'n I'], weight: Any) -> Float[Array, 'n O']:
+  """x W, for a W of any number of axes I and O, as it is held: wide, in eight bits, or adapted.
+
+  The scales of eight bits belong to outputs, so they multiply those, and W is never formed.
+  """
+  if isinstance(weight, lora.Adapted):
+    down, up = weight.adapter
+    return product(x, weight.base) + product(product(x, down), up)
+  if isinstance(weight, quantization.Quantized):
+    return (product(x, weight.values) * weight.scale.reshape(-1)).astype(x.dtype)
+  # As one matrix: the gradient of an einsum over more axes takes XLA's CPU backend twice as long.
+  return x @ weight.astype(x.dtype).reshape(x.shape[-1], -1)
 
 
 class Projection(nnx.Module):
@@ -160,13 +185,13 @@ class Projection(nnx.Module):
     self.out = tuple(out.values())
     shape = (*into.values(), *self.out)
     stddev = self.fan_in**-0.5 if stddev is None else stddev
-    self.kernel = normal(key, shape, *into, *out, stddev=stddev)
+    inputs = range(-len(shape), -len(self.out))
+    self.kernel = normal(key, shape, *into, *out, stddev=stddev, inputs=inputs)
     self.bias = named(jnp.zeros(self.out), *out) if bias else None
 
   def __call__(self, x: Float[Array, 'B T *into']) -> Float[Array, 'B T *out']:
-    # As one matrix: the gradient of an einsum over more axes takes XLA's CPU backend twice as long.
-    kernel = self.kernel[...].astype(x.dtype).reshape(self.fan_in, -1)
-    y = (x.reshape(-1, self.fan_in) @ kernel).reshape(*x.shape[:2], *self.out)
+    y = product(x.reshape(-1, self.fan_in), self.kernel.get_value())
+    y = y.reshape(*x.shape[:2], *self.out)
     return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

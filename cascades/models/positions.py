@@ -6,6 +6,7 @@ Axes: B batch, T queries, S keys, N heads, H head size.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +38,7 @@ def relative_buckets(
 
 
 class RelativeBias(nnx.Module):
-  """One learned number per head and bucket of distance, shared by all layers of a stack."""
+  """One learned number per head and bucket of distance, of a layer or of all layers of a stack."""
 
   def __init__(
     self, key: Array, num_heads: int, *, bidirectional: bool, num_buckets: int, max_distance: int
@@ -60,6 +61,28 @@ class RelativeBias(nnx.Module):
     by_distance = jnp.take(self.table[...], self.buckets(), axis=0)
     reach = len(by_distance) // 2
     return jnp.moveaxis(by_distance[jnp.clip(distance, -reach, reach) + reach], -1, 1)
+
+
+def relative_bias(
+  config: Any, key: Array, *, bidirectional: bool, per_layer: bool
+) -> RelativeBias | None:
+  """The biases of a layer (`per_layer`) or of a stack, if that is where the model has any."""
+  if config.relative_attention_num_buckets is None or config.relative_bias_per_layer != per_layer:
+    return None
+  return RelativeBias(
+    key,
+    config.num_heads,
+    bidirectional=bidirectional,
+    num_buckets=config.relative_attention_num_buckets,
+    max_distance=config.relative_attention_max_distance,
+  )
+
+
+def bias(
+  relative: RelativeBias | None, distance: Int[Array, '#B T S']
+) -> Float[Array, '#B N T S'] | None:
+  """What `relative` adds to attention's logits, if there is one."""
+  return None if relative is None else relative(distance)
 
 
 def inverse_frequencies(

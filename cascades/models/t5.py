@@ -1,4 +1,4 @@
-"""T5 encoder-decoder: T5 1.0, T5 1.1 and FLAN-T5 are configurations of it.
+"""T5 encoder-decoder: T5 1.0, T5 1.1, FLAN-T5 and T5X's scanned T5 are configurations of it.
 
 Raffel et al. 2020, https://arxiv.org/abs/1910.10683; field names are those of T5X's T5Config.
 Axes: B batch, T target, S source, V vocabulary, D width, N heads, H head size.
@@ -43,6 +43,7 @@ class Config:
   logits_via_embedding: bool = False
   relative_attention_num_buckets: int = 32
   relative_attention_max_distance: int = 128
+  relative_bias_per_layer: bool = False  # as T5X's scanned T5; else all layers of a stack share it
   dtype: str = 'float32'  # of the activations
   remat_policy: str = 'elementwise'
 
@@ -73,8 +74,11 @@ def _attention(config: Config, key: Array) -> attention.Attention:
 class EncoderBlock(nnx.Module):
   """Self-attention, then the MLP; each reads the normalised x and adds to x."""
 
-  def __init__(self, config: Config, key: Array):
+  def __init__(self, config: Config, key: Array, *, bidirectional: bool = True):
     self.rate = config.dropout_rate
+    self.relative_bias = positions.relative_bias(
+      config, jax.random.fold_in(key, 3), bidirectional=bidirectional, per_layer=True
+    )
     self.self_norm = layers.RMSNorm(config.emb_dim, eps=EPSILON)
     self.self_attention = _attention(config, jax.random.fold_in(key, 0))
     self.mlp_norm = layers.RMSNorm(config.emb_dim, eps=EPSILON)
@@ -85,17 +89,25 @@ class EncoderBlock(nnx.Module):
   def attend_self(
     self,
     x: Float[Array, 'B T D'],
-    mask: Bool[Array, '#B T S'],
-    bias: Float[Array, '#B N T S'],
+    view: View,
+    bias: Float[Array, '#B N T S'] | None,
     *,
     past: Sequence[Source] = (),
     key: Array | None = None,
   ) -> tuple[Float[Array, 'B T D'], Source]:
-    """Attend to `past` and x itself, and hand back what x adds to the past."""
+    """Attend to `past` and x itself, and hand back what x adds to the past.
+
+    `bias` is that of all layers, None if each has its own.
+    """
     y = self.self_norm(x)
     new = self.self_attention.source(y)
     read = self.self_attention(
-      y, [*past, new], mask, bias=bias, rate=self.rate, key=layers.fold(key, 0)
+      y,
+      [*past, new],
+      view.mask,
+      bias=positions.bias(self.relative_bias, view.distance) if bias is None else bias,
+      rate=self.rate,
+      key=layers.fold(key, 0),
     )
     return x + layers.dropout(read, self.rate, layers.fold(key, 1)), new
 
@@ -111,7 +123,7 @@ class DecoderBlock(EncoderBlock):
   """An encoder block that attends to the encoder before its MLP."""
 
   def __init__(self, config: Config, key: Array):
-    super().__init__(config, key)
+    super().__init__(config, key, bidirectional=False)
     self.cross_norm = layers.RMSNorm(config.emb_dim, eps=EPSILON)
     self.cross_attention = _attention(config, jax.random.fold_in(key, 2))
 
@@ -140,14 +152,9 @@ class T5(nnx.Module):
     self.unembedding = (
       None if config.logits_via_embedding else table(keys[1], stddev=config.emb_dim**-0.5)
     )
-    relative_bias = functools.partial(
-      positions.RelativeBias,
-      num_heads=config.num_heads,
-      num_buckets=config.relative_attention_num_buckets,
-      max_distance=config.relative_attention_max_distance,
-    )
-    self.encoder_bias = relative_bias(keys[2], bidirectional=True)
-    self.decoder_bias = relative_bias(keys[3], bidirectional=False)
+    shared_bias = functools.partial(positions.relative_bias, config, per_layer=False)
+    self.encoder_bias = shared_bias(keys[2], bidirectional=True)
+    self.decoder_bias = shared_bias(keys[3], bidirectional=False)
     self.encoder = layers.stack(
       functools.partial(EncoderBlock, config), keys[4], config.num_encoder_layers
     )
@@ -213,10 +220,10 @@ class T5(nnx.Module):
     """Every token sees its own segment, to both sides."""
     config = self.config
     view = attention.view(jnp.arange(tokens.shape[1])[None], segments)
-    bias = self.encoder_bias(view.distance)
+    bias = positions.bias(self.encoder_bias, view.distance)
 
     def step(block: EncoderBlock, x: Array, _: None, key: Array | None) -> tuple[Array, None]:
-      x = block.attend_self(x, view.mask, bias, key=key)[0]
+      x = block.attend_self(x, view, bias, key=key)[0]
       return block.feed_forward(x, key=key), None
 
     x = layers.embed(self.embedding[...], tokens, config.dtype)
@@ -241,11 +248,11 @@ class T5(nnx.Module):
     `cached` holds every layer's past and cross source; `cross_source` takes the latter or makes it.
     """
     config = self.config
-    bias = self.decoder_bias(view.distance)
+    bias = positions.bias(self.decoder_bias, view.distance)
 
     def step(block: DecoderBlock, x: Array, cached: Any, key: Array | None) -> tuple[Array, Source]:
       past, cross = cached
-      x, new = block.attend_self(x, view.mask, bias, past=[past] if past else [], key=key)
+      x, new = block.attend_self(x, view, bias, past=[past] if past else [], key=key)
       x = block.attend_cross(x, cross_source(block, cross), cross_mask, key=key)
       return block.feed_forward(x, key=key), new
 

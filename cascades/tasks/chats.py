@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import jinja2
@@ -24,6 +24,8 @@ _TOGETHER = 256  # rows; tokenised at once
 _CONFIG, _TEMPLATES = 'tokenizer_config.json', ('chat_template.jinja', 'chat_template.json')
 _SPELLED = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 
+# A task as a model with that folder of Hugging Face beside it wants to be asked.
+Form: TypeAlias = Callable[[Task, epath.PathLike], Task]
 Tokens: TypeAlias = dict[str, str]  # how special tokens are spelled, by their names in templates
 
 
@@ -73,8 +75,12 @@ def read(folder: epath.PathLike, *, system: str | None = None) -> Template:
   return Template(source, tokens, system)
 
 
-def chat(task: Task, template: Template) -> Task:
-  """The same rows, each prompt as the user's turn; a table keeps them as they were."""
+def chat(task: Task, folder: epath.PathLike, *, system: str | None = None) -> Task:
+  """The same rows, each prompt as the user's turn in the template of `folder`.
+
+  `system` is said before it; None leaves that to the template. Tables keep prompts as they were.
+  """
+  template = read(folder, system=system)
   beginning = template.tokens.get('bos_token', '')
   starts = bool(beginning) and template('').startswith(beginning)
   # The layout writes the first token, where the template does: a text may not spell it.
@@ -87,8 +93,9 @@ def chat(task: Task, template: Template) -> Task:
   )
 
 
-def continuation(task: Task) -> Task:
+def continuation(task: Task, folder: epath.PathLike) -> Task:
   """The same rows, with nothing between a prompt and what the model goes on with."""
+  del folder
   return dataclasses.replace(
     task, version=f'{task.version} continued', marks=task.marks._replace(prompt_end=False)
   )

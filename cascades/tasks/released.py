@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from cascades.tasks import vocabularies
+from cascades.tasks import vocabularies, wordpieces
 
 
 def vocabulary(folder: epath.PathLike) -> Any:
@@ -24,4 +24,6 @@ def vocabulary(folder: epath.PathLike) -> Any:
     )
   if (folder / 'tokenizer.model').exists() and not (folder / 'tokenizer.json').exists():
     return vocabularies.sentencepiece(folder / 'tokenizer.model', allow_remote=True)
+  if (folder / wordpieces.FILE).exists() and not (folder / 'tokenizer.json').exists():
+    return wordpieces.read(folder)
   return vocabularies.huggingface(folder, allow_remote=True)

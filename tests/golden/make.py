@@ -1,4 +1,4 @@
-"""Make the golden logits: `python -m tests.golden.make`, with the extra `reference`.
+"""Make the golden logits and states: `python -m tests.golden.make`, with the extra `reference`.
 
 Hugging Face's implementations get the weights of our twins and answer the same inputs in float32.
 Beside the logits lie the configurations that it writes for them.
@@ -13,11 +13,24 @@ import numpy as np
 import torch
 import transformers as hf
 
-from cascades.models import decoder, t5
+from cascades.models import bert, decoder, t5
 from tests.golden import theirs, twins
 
 
-def their_config(name: str, config: t5.Config | decoder.Config) -> hf.PreTrainedConfig:
+def their_config(
+  name: str, config: t5.Config | decoder.Config | bert.Config
+) -> hf.PreTrainedConfig:
+  if isinstance(config, bert.Config):
+    kind = hf.MPNetConfig if name == 'mpnet' else hf.BertConfig
+    return kind(
+      vocab_size=config.vocab_size,
+      hidden_size=config.emb_dim,
+      num_hidden_layers=config.num_layers,
+      num_attention_heads=config.num_heads,
+      intermediate_size=config.mlp_dim,
+      max_position_embeddings=config.num_positions,
+      layer_norm_eps=config.norm_eps,
+    )
   if isinstance(config, t5.Config):
     return hf.T5Config(
       vocab_size=config.vocab_size,
@@ -104,11 +117,26 @@ def their_logits(name: str) -> Array:
   return out.logits.numpy()
 
 
+def their_states(name: str) -> np.ndarray:
+  """The final states of Hugging Face's encoder."""
+  config = twins.ENCODERS[name]
+  model = hf.AutoModel.from_config(their_config(name, config), add_pooling_layer=False).eval()
+  model.load_state_dict({key: torch.tensor(value) for key, value in theirs.weights(config).items()})
+  rows = {key: torch.tensor(value) for key, value in twins.texts().items()}
+  with torch.no_grad():
+    out = model(input_ids=rows['tokens'], attention_mask=rows['mask'].long())
+  return out.last_hidden_state.numpy()
+
+
 def main() -> None:
-  for name, config in twins.CONFIGS.items():
+  for name, config in {**twins.CONFIGS, **twins.ENCODERS}.items():
     target = twins.FOLDER / f'{name}.npz'
     unfinished = target.with_suffix('.unfinished.npz')
-    np.savez_compressed(unfinished, logits=their_logits(name), **twins.inputs(config))
+    if name in twins.ENCODERS:
+      arrays = {'states': their_states(name), **twins.texts()}
+    else:
+      arrays = {'logits': their_logits(name), **twins.inputs(config)}
+    np.savez_compressed(unfinished, **arrays)
     os.replace(unfinished, target)
     described = their_config(name, config).to_dict()
     target.with_suffix('.json').write_text(json.dumps(described, indent=1, sort_keys=True) + '\n')

@@ -25,6 +25,14 @@ def test_the_stored_logits_are_those_of_the_reference_implementation(make, name)
     np.testing.assert_array_equal(golden[key], rows)
 
 
+@pytest.mark.parametrize('name', twins.ENCODERS)
+def test_the_stored_states_are_those_of_the_reference_implementation(make, name):
+  golden = twins.load(name)
+  np.testing.assert_allclose(make.their_states(name), golden['states'], atol=1e-5)
+  for key, rows in twins.texts().items():
+    np.testing.assert_array_equal(golden[key], rows)
+
+
 @pytest.mark.parametrize('bidirectional', [True, False])
 def test_relative_buckets_are_those_of_the_reference_implementation(make, bidirectional):
   import torch

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cascades.models import decoder, t5
+from cascades.models import bert, decoder, t5
 from tests import testing
 
 Array = np.ndarray
@@ -82,7 +82,44 @@ T5_WHOLE: list[tuple[str, str, Layout]] = [
 ]
 
 
-def weights(config: t5.Config | decoder.Config) -> dict[str, Array]:
+def _encoder(
+  attention: tuple[str, str, str, str], norm: str
+) -> tuple[list[tuple[str, str, Layout]], list[tuple[str, str, Layout]]]:
+  """Of one layer, and of the whole."""
+
+  def both(ours: str, theirs: str, layout: Layout, bias: Layout) -> list[tuple[str, str, Layout]]:
+    kernel = 'scale' if 'norm' in ours else 'kernel'
+    return [
+      (f'{ours}/{kernel}', f'{theirs}.weight', layout),
+      (f'{ours}/bias', f'{theirs}.bias', bias),
+    ]
+
+  query, key, value, out = attention
+  layer = [
+    *both('query', f'attention.{query}', into_heads, flat),
+    *both('key', f'attention.{key}', into_heads, flat),
+    *both('value', f'attention.{value}', into_heads, flat),
+    *both('out', f'attention.{out}', out_of_heads, same),
+    *both('attention_norm', f'attention.{norm}', same, same),
+    *both('wi', 'intermediate.dense', transposed, same),
+    *both('wo', 'output.dense', transposed, same),
+    *both('mlp_norm', 'output.LayerNorm', same, same),
+  ]
+  whole = [
+    ('embedding', 'embeddings.word_embeddings.weight', same),
+    ('positions', 'embeddings.position_embeddings.weight', same),
+    ('segments', 'embeddings.token_type_embeddings.weight', same),
+    ('bias/table', 'encoder.relative_attention_bias.weight', same),
+    *both('norm', 'embeddings.LayerNorm', same, same),
+  ]
+  return layer, whole
+
+
+BERT = _encoder(('self.query', 'self.key', 'self.value', 'output.dense'), 'output.LayerNorm')
+MPNET = _encoder(('attn.q', 'attn.k', 'attn.v', 'attn.o'), 'LayerNorm')
+
+
+def weights(config: t5.Config | decoder.Config | bert.Config) -> dict[str, Array]:
   """The twin's weights under Hugging Face's names; an error if one has no name there."""
   if isinstance(config, t5.Config):
     gated, whole = len(config.mlp_activations) == 2, T5_WHOLE
@@ -90,6 +127,9 @@ def weights(config: t5.Config | decoder.Config) -> dict[str, Array]:
       'encoder': ('encoder.block', _t5_layer('layer.1', gated, cross=False)),
       'decoder': ('decoder.block', _t5_layer('layer.2', gated, cross=True)),
     }
+  elif isinstance(config, bert.Config):
+    layer, whole = MPNET if config.relative_attention_num_buckets else BERT
+    stacks = {'blocks': ('encoder.layer', layer)}
   else:
     norms, whole = POST_NORMS if config.post_norms else PRE_NORMS, DECODER_WHOLE
     stacks = {'blocks': ('model.layers', DECODER_LAYER + norms)}

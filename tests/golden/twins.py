@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from cascades.models import decoder, t5
+from cascades.models import bert, decoder, t5
 
 FOLDER = pathlib.Path(__file__).parent
 VOCAB, WIDTH, SOURCE, TARGET = 20, 16, 18, 14
@@ -75,6 +75,27 @@ CONFIGS: dict[str, t5.Config | decoder.Config] = {
 }
 
 
+_ENCODER = {
+  'vocab_size': VOCAB,
+  'emb_dim': WIDTH,
+  'num_heads': 2,
+  'num_layers': 2,
+  'mlp_dim': 24,
+  'max_length': 20,
+}
+ENCODERS: dict[str, bert.Config] = {
+  'bert': bert.Config(**_ENCODER, num_positions=20),
+  'mpnet': bert.Config(
+    **_ENCODER,
+    num_positions=22,
+    first_position=2,
+    num_segments=0,
+    relative_attention_num_buckets=32,
+    norm_eps=1e-5,
+  ),
+}
+
+
 def inputs(config: t5.Config | decoder.Config) -> dict[str, np.ndarray]:
   """Two rows; the second prompt of an encoder-decoder is padded."""
   random = np.random.RandomState(0)
@@ -82,6 +103,12 @@ def inputs(config: t5.Config | decoder.Config) -> dict[str, np.ndarray]:
   if config.architecture == 'encoder_decoder':
     rows['encoder'] = random.randint(3, VOCAB, (2, SOURCE)) * (np.arange(SOURCE) < [[SOURCE], [11]])
   return rows
+
+
+def texts() -> dict[str, np.ndarray]:
+  """Two rows, the second padded, for an encoder."""
+  tokens = inputs(CONFIGS['t5_1_1'])['encoder']
+  return {'tokens': tokens, 'mask': tokens != 0}
 
 
 def load(name: str) -> dict[str, np.ndarray]:

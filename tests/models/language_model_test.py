@@ -29,7 +29,21 @@ NAMES = {
 ENCODER = dataclasses.replace(testing.TINY_T5, dropout_rate=0.2)
 DECODER = dataclasses.replace(testing.TINY_EVERYTHING, dropout_rate=0.2)
 
+# T5X's scanned T5, and its decoder-only example as a causal and as a prefix model.
+PER_LAYER = dataclasses.replace(testing.TINY_T5, relative_bias_per_layer=True)
+RELATIVE = dataclasses.replace(
+  testing.TINY_DECODER, query_scale=1.0, logit_scale=0.25, relative_attention_num_buckets=8
+)
+PREFIX = dataclasses.replace(
+  RELATIVE, relative_bias_per_layer=True, bidirectional_prompt=True, window_pattern=(4, None)
+)
+
 both = pytest.mark.parametrize('config', [ENCODER, DECODER], ids=['t5', 'decoder'])
+every = pytest.mark.parametrize(
+  'config',
+  [ENCODER, DECODER, PER_LAYER, RELATIVE, PREFIX],
+  ids=['t5', 'decoder', 'per layer', 'relative', 'prefix'],
+)
 
 
 @functools.cache
@@ -82,12 +96,13 @@ def _ragged(config):
       expected.append(logits(batch)[0])
     else:
       row = np.concatenate([prompt[:length], targets, np.zeros(6 - length, int)])
-      expected.append(logits(Batch(row[None], None, None))[0, length - 1 : length + 4])
+      targets = (np.arange(10) >= length - 1) * 1.0
+      expected.append(logits(Batch(row[None], None, targets[None]))[0, length - 1 : length + 4])
   prompt = Prompt(jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths, jnp.int32))
   return prompt, jnp.asarray(rest), np.asarray(expected)
 
 
-@both
+@every
 def test_prefill_and_extend_one_by_one_equal_teacher_forcing(config):
   _, prefill, extend = _functions(config)
   prompt, rest, expected = _ragged(config)

@@ -7,24 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascades.models import positions
+from tests.checkpoints.t5x_oracle import bucket
 
 _rotate = jax.jit(positions.rotate)
-
-
-def _t5x_bucket(distance: int, *, bidirectional: bool, num_buckets: int, max_distance: int) -> int:
-  """The published definition, one distance at a time, in float32 as T5X computes it."""
-  bucket, far = 0, -distance
-  if bidirectional:
-    num_buckets //= 2
-    bucket += num_buckets if far < 0 else 0
-    far = abs(far)
-  else:
-    far = max(far, 0)
-  exact = num_buckets // 2
-  if far < exact:
-    return bucket + far
-  growth = np.log(np.float32(far) / exact + np.finfo(np.float32).eps) / np.log(max_distance / exact)
-  return bucket + min(exact + int(growth * (num_buckets - exact)), num_buckets - 1)
 
 
 @pytest.mark.parametrize('bidirectional', [True, False])
@@ -37,9 +22,9 @@ def test_relative_buckets_against_t5x(bidirectional, num_buckets, max_distance):
   }
   got = positions.relative_buckets(**options)
   distances = range(-max_distance, max_distance + 1)
-  np.testing.assert_array_equal(got, [_t5x_bucket(d, **options) for d in distances])
+  np.testing.assert_array_equal(got, [bucket(d, **options) for d in distances])
   for beyond in (-3 * max_distance, 3 * max_distance):
-    assert _t5x_bucket(beyond, **options) == got[-1 if beyond > 0 else 0]
+    assert bucket(beyond, **options) == got[-1 if beyond > 0 else 0]
 
 
 def test_relative_buckets_by_hand():
@@ -57,10 +42,8 @@ def test_relative_bias_is_one_number_per_head_and_bucket():
   got, table = np.asarray(bias(distance)), np.asarray(bias.table[...])
   assert got.shape == (2, 3, 4, 5)
   for b, n, t, s in np.ndindex(*got.shape):
-    bucket = _t5x_bucket(
-      int(distance[b, t, s]), bidirectional=False, num_buckets=8, max_distance=12
-    )
-    assert got[b, n, t, s] == table[bucket, n]
+    expected = bucket(int(distance[b, t, s]), bidirectional=False, num_buckets=8, max_distance=12)
+    assert got[b, n, t, s] == table[expected, n]
 
 
 def test_rotary_frequencies_by_hand():

@@ -106,7 +106,7 @@ def test_a_template_cannot_reach_out_of_its_sandbox(tmp_path):
 def test_the_model_reads_the_template_and_the_table_the_text(template, ids, expected, tmp_path):
   made = vocabulary(tmp_path)(**ids)
   folder(tmp_path, template, bos_token='<bos>')
-  task = chats.chat(tiny_task(ROWS), chats.read(tmp_path))
+  task = chats.chat(tiny_task(ROWS), tmp_path)
   found = records.materialize(task, 'train', both(made), tmp_path / 'records')
   layout = layouts.of(found, layouts.decoder_only, {'inputs': 200, 'targets': 8})
   for record, row in zip(found.read(range(len(found))), tiny_task(ROWS).rows('train'), strict=True):
@@ -118,7 +118,7 @@ def test_the_model_reads_the_template_and_the_table_the_text(template, ids, expe
 
 def test_a_continued_prompt_is_followed_by_nothing(tmp_path):
   made = vocabulary(tmp_path)(eos=['<|im_end|>'])
-  task = chats.continuation(tiny_task(ROWS))
+  task = chats.continuation(tiny_task(ROWS), tmp_path)
   found = records.materialize(task, 'train', both(made), tmp_path / 'records')
   layout = layouts.of(found, layouts.decoder_only, {'inputs': 200, 'targets': 8})
   (record,) = found.read([0])
@@ -130,9 +130,9 @@ def test_a_continued_prompt_is_followed_by_nothing(tmp_path):
 def test_other_templates_make_other_records(tmp_path):
   plain = tiny_task(ROWS)
   dressed = [
-    chats.continuation(plain),
-    chats.chat(plain, chats.read(folder(tmp_path, CHATML))),
-    chats.chat(plain, chats.read(folder(tmp_path, CHATML), system='Be brief.')),
+    chats.continuation(plain, tmp_path),
+    chats.chat(plain, folder(tmp_path, CHATML)),
+    chats.chat(plain, folder(tmp_path, CHATML), system='Be brief.'),
   ]
   versions = {task.version for task in (plain, *dressed)}
   assert len(versions) == 4

@@ -1,0 +1,188 @@
+"""Tiny checkpoints in T5X's layouts and by its names, and what they are here."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization, traverse_util
+
+from cascades import partitioning
+from cascades.checkpoints import convert, t5x
+from cascades.models import configs, decoder, t5
+from tests import testing
+
+TINY = dataclasses.replace(testing.TINY_T5, relative_attention_max_distance=128)
+TINY_1_0 = dataclasses.replace(TINY, mlp_activations=('relu',), logits_via_embedding=True)
+
+
+class Loaded(NamedTuple):
+  config: t5.Config | decoder.Config
+  params: Any
+
+
+@functools.cache
+def abstract(
+  config: t5.Config | decoder.Config, dtype: str, data: int, fsdp: int, tensor: int
+) -> tuple[Any, Any]:
+  mesh = partitioning.make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
+  with partitioning.use(mesh):
+    return partitioning.abstract_model(config, dtype=dtype)
+
+
+def load(path: Any, *, dtype: str = 'float32', mesh: tuple[int, int, int] = (1, 1, 1)) -> Loaded:
+  """As a program does it: the configuration from the checkpoint, the parameters onto a mesh."""
+  source = t5x.open_checkpoint(path)
+  config = configs.from_description(source.model)
+  like = abstract(config, dtype, *mesh)[1]
+  return Loaded(config, convert.load(source.table, source.weights, like))
+
+
+def flat(params: Any) -> dict[str, np.ndarray]:
+  leaves = traverse_util.flatten_dict(params, sep='/')
+  return {name: np.asarray(leaf) for name, leaf in leaves.items()}
+
+
+def write_orbax(path: pathlib.Path, target: Mapping[str, np.ndarray], step: int = 5) -> None:
+  """As T5X's Orbax checkpoints are, by Orbax."""
+  tree = {
+    'target': traverse_util.unflatten_dict(dict(target), sep='/'),
+    'state': {'step': np.int32(step)},
+  }
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    checkpointer.save(path / 'state', tree)
+
+
+def write_native(path: pathlib.Path, target: Mapping[str, np.ndarray], version: int = 3) -> None:
+  """As T5X's native checkpoints are, written by hand and wholly inline."""
+  path.mkdir(parents=True)
+  tree = {
+    'target': traverse_util.unflatten_dict(dict(target), sep='/'),
+    'state': {'step': np.asarray(5, np.int32), 'param_states': {}},
+  }
+  content = serialization.msgpack_serialize({'version': version, 'optimizer': tree})
+  (path / 'checkpoint').write_bytes(content)
+
+
+def plain(config: t5.Config, theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Our parameters from T5X's names of plain T5, one by one and without a table."""
+  heads = (config.num_heads, config.head_dim)
+  ours = {'embedding': theirs['token_embedder/embedding']}
+  if not config.logits_via_embedding:
+    ours['unembedding'] = theirs['decoder/logits_dense/kernel'].T
+  inner = {'wi_0': 'wi_0', 'wi_1': 'wi_1'} if len(config.mlp_activations) == 2 else {'wi_0': 'wi'}
+  for stack, num in (
+    ('encoder', config.num_encoder_layers),
+    ('decoder', config.num_decoder_layers),
+  ):
+    gather = lambda name, stack=stack, num=num: np.stack(
+      [theirs[f'{stack}/layers_{i}/{name}'] for i in range(num)]
+    )
+    own = 'attention' if stack == 'encoder' else 'self_attention'
+    attentions = {'self': (f'pre_{own}_layer_norm', own)}
+    if stack == 'decoder':
+      attentions['cross'] = ('pre_cross_attention_layer_norm', 'encoder_decoder_attention')
+    ours[f'{stack}_bias/table'] = theirs[f'{stack}/relpos_bias/rel_embedding'].T
+    ours[f'{stack}_norm/scale'] = theirs[f'{stack}/{stack}_norm/scale']
+    ours[f'{stack}/mlp_norm/scale'] = gather('pre_mlp_layer_norm/scale')
+    for here, there in {**inner, 'wo': 'wo'}.items():
+      ours[f'{stack}/mlp/{here}/kernel'] = gather(f'mlp/{there}/kernel')
+    for here, (norm, there) in attentions.items():
+      ours[f'{stack}/{here}_norm/scale'] = gather(f'{norm}/scale')
+      for part in ('query', 'key', 'value'):
+        kernel = gather(f'{there}/{part}/kernel')
+        ours[f'{stack}/{here}_attention/{part}/kernel'] = kernel.reshape(num, -1, *heads)
+      kernel = gather(f'{there}/out/kernel')
+      ours[f'{stack}/{here}_attention/out/kernel'] = kernel.reshape(num, *heads, -1)
+  return ours
+
+
+def shapes(config: t5.Config) -> dict[str, tuple[int, ...]]:
+  """All names and shapes of plain T5, from the format's description."""
+  E, M, J = config.emb_dim, config.mlp_dim, config.num_heads * config.head_dim
+  found: dict[str, tuple[int, ...]] = {'token_embedder/embedding': (config.vocab_size, E)}
+  if not config.logits_via_embedding:
+    found['decoder/logits_dense/kernel'] = (E, config.vocab_size)
+  inner = ('wi_0', 'wi_1') if len(config.mlp_activations) == 2 else ('wi',)
+  per_stack = {
+    'encoder': (config.num_encoder_layers, ('attention',), ('attention', 'mlp')),
+    'decoder': (
+      config.num_decoder_layers,
+      ('self_attention', 'encoder_decoder_attention'),
+      ('self_attention', 'cross_attention', 'mlp'),
+    ),
+  }
+  for stack, (num, attentions, norms) in per_stack.items():
+    buckets = config.relative_attention_num_buckets
+    found[f'{stack}/relpos_bias/rel_embedding'] = (config.num_heads, buckets)
+    found[f'{stack}/{stack}_norm/scale'] = (E,)
+    for layer in (f'{stack}/layers_{i}' for i in range(num)):
+      found |= {f'{layer}/pre_{norm}_layer_norm/scale': (E,) for norm in norms}
+      found |= {f'{layer}/mlp/{wi}/kernel': (E, M) for wi in inner}
+      found[f'{layer}/mlp/wo/kernel'] = (M, E)
+      for attention in attentions:
+        found |= {f'{layer}/{attention}/{p}/kernel': (E, J) for p in ('query', 'key', 'value')}
+        found[f'{layer}/{attention}/out/kernel'] = (J, E)
+  return found
+
+
+def decoder_shapes(config: decoder.Config) -> dict[str, tuple[int, ...]]:
+  """All names and shapes of the decoder-only example, from its code."""
+  E, M, J = config.emb_dim, config.mlp_dim, config.num_heads * config.head_dim
+  bias = {'relpos_bias/rel_embedding': (config.num_heads, config.relative_attention_num_buckets)}
+  inner = ('wi_0', 'wi_1') if len(config.mlp_activations) == 2 else ('wi',)
+  layer = {
+    **{f'pre_{norm}_layer_norm/scale': (E,) for norm in ('self_attention', 'mlp')},
+    **{f'self_attention/{part}/kernel': (E, J) for part in ('query', 'key', 'value')},
+    'self_attention/out/kernel': (J, E),
+    **{f'mlp/{wi}/kernel': (E, M) for wi in inner},
+    'mlp/wo/kernel': (M, E),
+    **(bias if config.relative_bias_per_layer else {}),
+  }
+  whole = {
+    'token_embedder/embedding': (config.vocab_size, E),
+    'decoder_norm/scale': (E,),
+    **({} if config.relative_bias_per_layer else bias),
+    **({} if config.logits_via_embedding else {'logits_dense/kernel': (E, config.vocab_size)}),
+    **{f'layers_{i}/{n}': shape for i in range(config.num_layers) for n, shape in layer.items()},
+  }
+  return {f'decoder/{name}': shape for name, shape in whole.items()}
+
+
+def random_arrays(
+  config: t5.Config | decoder.Config, dtype: Any = np.float32
+) -> dict[str, np.ndarray]:
+  random = np.random.RandomState(0)
+  named = shapes(config) if isinstance(config, t5.Config) else decoder_shapes(config)
+  return {name: random.standard_normal(shape).astype(dtype) for name, shape in named.items()}
+
+
+def scanned(
+  config: t5.Config, theirs: Mapping[str, np.ndarray], *, layers: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+  """The arrays as the scanned variant keeps them: all layers on axis 1, the heads apart."""
+  found, groups = {}, {}
+  for name, array in theirs.items():
+    stack, _, rest = name.partition('/')
+    if rest == 'relpos_bias/rel_embedding':
+      # Each layer's own: the plain one's, and others.
+      num = getattr(config, f'num_{stack}_layers')
+      found[f'{stack}/{layers[stack]}/{rest}'] = np.stack(
+        [(-1) ** i * array + i / 2 for i in range(num)], 1
+      )
+    elif rest.startswith('layers_'):
+      heads = (config.num_heads, config.head_dim)
+      if rest.endswith('out/kernel'):
+        array = array.reshape(*heads, -1)
+      elif 'attention/' in rest:
+        array = array.reshape(-1, *heads)
+      groups.setdefault(f'{stack}/{layers[stack]}/{rest.partition("/")[2]}', []).append(array)
+    else:
+      found[name] = array
+  return found | {name: np.stack(arrays, 1) for name, arrays in groups.items()}
