@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import rich.console
@@ -103,7 +103,10 @@ def _report_others(task: Task, split: str, vocabularies: Vocabularies, place: ep
   """Says why records that lie beside are not the ones that were asked for."""
   wanted = _identity(task, split, vocabularies)
   for manifest in sorted(place.parent.glob(f'{split}-*/{reading.MANIFEST}')):
-    found = reading.read_manifest(manifest.parent).identity
+    try:
+      found: Mapping[str, str] = reading.read_manifest(manifest.parent).identity
+    except ValueError:  # of a version that wrote manifests otherwise, or damaged
+      found = {**wanted, 'format': ''}
     differing = [name for name in wanted if found.get(name) != wanted[name]]
     log.info('Not reading %s: made with another %s.', manifest.parent, ' and '.join(differing))
 

@@ -151,6 +151,15 @@ def test_processes_write_what_one_process_writes(tmp_path):
     assert np.array_equal(ours.targets, theirs.targets)
 
 
+def test_records_that_another_version_wrote_are_in_nobodys_way(tmp_path, caplog):
+  old = tmp_path / 'tiny' / 'train-0123456789abcdef'
+  old.mkdir(parents=True)
+  (old / reading.MANIFEST).write_text('{"task": "tiny", "shards": ["0"]}')
+  with caplog.at_level(logging.INFO):
+    assert len(materialize(tmp_path)) == 11
+  assert f'Not reading {old}: made with another format.' in caplog.text
+
+
 def test_records_of_another_definition_are_refused_by_name(tmp_path, caplog):
   old = materialize(tmp_path)
   with caplog.at_level(logging.INFO):
