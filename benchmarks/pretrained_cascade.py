@@ -5,7 +5,7 @@
 `--source` is what `python -m cascades.convert` reads; `--data` holds `<task>.train.jsonl` and
 `<task>.test.jsonl` with keys input and target. The model is fine-tuned as the large one, a few of
 its layers as the small one beside it. Printed for comparison: the loss of logistic regression on
-the features of the untrained models, fitted on as many rows as the fine-tuning sees.
+features of the models as they were before, fitted on the first `--frozen_rows`.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ local.local_jsonl.splits = {{
 """
 
 
-def prepare(source: pathlib.Path, name: str, directory: pathlib.Path) -> None:
+def prepare(source: pathlib.Path, name: str, directory: pathlib.Path, test_rows: int) -> None:
   """Write the splits and task.gin."""
   directory.mkdir(parents=True, exist_ok=True)
   train, test = (read(source / f'{name}.{split}.jsonl') for split in ('train', 'test'))
   splits = {
-    'train': train[:-VALIDATION_ROWS], 'validation': train[-VALIDATION_ROWS:], 'test': test
+    'train': train[:-VALIDATION_ROWS], 'validation': train[-VALIDATION_ROWS:],
+    'test': test[:test_rows],
   }  # fmt: skip
   for split, rows in splits.items():
     lines = (json.dumps({'inputs': row['input'], 'targets': row['target']}) for row in rows)
@@ -74,10 +75,10 @@ def starts(source: str, root: pathlib.Path) -> list[str]:
   ]
 
 
-def cascade(root: pathlib.Path, name: str, steps: int, batch_size: int) -> list[str]:
+def cascade(root: pathlib.Path, name: str, steps: int, tokens: int) -> list[str]:
   directory = root / name
   task = f'--gin_file={directory}/task.gin'
-  short = f'--gin.TRAIN_STEPS={steps} --gin.BATCH_SIZE={batch_size}'
+  short = f'--gin.TRAIN_STEPS={steps} --gin.BATCH_SIZE=1 --gin.train.pack_length={tokens}'
   models = {model: f'--gin.MODEL_DIR={directory}/{model} {task} {short}' for model in MODELS}
   infer = f'python -m cascades.infer --gin_file=runs/infer.gin {task} --gin.BATCH_SIZE=32'
   return [
@@ -100,7 +101,9 @@ def cascade(root: pathlib.Path, name: str, steps: int, batch_size: int) -> list[
 MODELS = {'large': 'pretrained', 'small': 'pruned'}  # and what each starts from
 
 
-def features(checkpoint: pathlib.Path, name: str, directory: pathlib.Path, split: str) -> Any:
+def features(
+  checkpoint: pathlib.Path, name: str, directory: pathlib.Path, split: str, count: int
+) -> Any:
   """What the untrained model makes of each prompt: its last token's state, and the right answer."""
   where, step = store.locate(checkpoint)
   config = configs.from_description(store.read_description(where)['model'])
@@ -109,12 +112,13 @@ def features(checkpoint: pathlib.Path, name: str, directory: pathlib.Path, split
   vocabulary = vocabularies.load(where)
   corpus = Corpus(task, vocabulary, config.architecture, lengths, records.DIRECTORY)
   (part,) = corpus.open(split).parts
-  found, answers = np.zeros((len(part), config.emb_dim), np.float32), [''] * len(part)
+  rows = range(len(part))[:count]
+  found, answers = np.zeros((len(rows), config.emb_dim), np.float32), [''] * len(rows)
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     graph, abstract = partitioning.abstract_model(config)
     params = store.restore_params(where, abstract, which=step)
     prompted = jax.jit(lambda params, prompt: last_state(nnx.merge(graph, params), prompt))
-    for bucket in corpus.buckets(part, range(len(part)), batch_size=32):
+    for bucket in corpus.buckets(part, rows, batch_size=32):
       prompt = corpus.prompts(part, bucket, batch_size=32)
       found[bucket.indices] = np.asarray(prompted(params, prompt))[: len(bucket.indices)]
       for index, record in zip(bucket.indices, part.read(bucket.indices), strict=True):
@@ -133,11 +137,11 @@ def frozen_baseline(
   """Test loss, in nats a row, and accuracy of logistic regression on frozen features."""
   from sklearn import linear_model, pipeline, preprocessing
 
-  train, test = (features(checkpoint, name, directory, split) for split in ('train', 'test'))
+  train, test = (features(checkpoint, name, directory, split, rows) for split in ('train', 'test'))
   model = pipeline.make_pipeline(
     preprocessing.StandardScaler(), linear_model.LogisticRegressionCV(Cs=5, max_iter=500)
   )
-  model.fit(train[0][:rows], train[1][:rows])
+  model.fit(*train)
   column = {label: i for i, label in enumerate(model.classes_)}
   chances = model.predict_proba(test[0])
   right = chances[np.arange(len(chances)), [column[answer] for answer in test[1]]]
@@ -173,7 +177,9 @@ def main() -> None:
   parser.add_argument('--data', type=pathlib.Path, required=True)
   parser.add_argument('--tasks', nargs='+', default=list(TASKS), choices=TASKS)
   parser.add_argument('--steps', type=int, default=200)
-  parser.add_argument('--batch_size', type=int, default=8)
+  parser.add_argument('--tokens', type=int, default=256, help='of a step')
+  parser.add_argument('--test_rows', type=int, default=500)
+  parser.add_argument('--frozen_rows', type=int, default=2000)
   parser.add_argument('--output_dir', type=pathlib.Path, default='runs/pretrained_cascade')
   options = parser.parse_args()
   root = options.output_dir.absolute()
@@ -182,15 +188,14 @@ def main() -> None:
   measured = []
   for name in options.tasks:
     directory = root / name
-    prepare(options.data, name, directory)
-    for line in cascade(root, name, options.steps, options.batch_size):
+    prepare(options.data, name, directory, options.test_rows)
+    for line in cascade(root, name, options.steps, options.tokens):
       run(line)
-    answers = [row['target'] for row in read(options.data / f'{name}.test.jsonl')]
+    answers = [row['targets'] for row in read(directory / 'test.jsonl')]
     majority = max(collections.Counter(answers).values()) / len(answers)
     measured.append(Measured(f'{name}: majority class of the test rows', majority, 'of rows'))
     for model, start in MODELS.items():
-      seen = options.steps * options.batch_size
-      loss, accuracy = frozen_baseline(root / start, name, directory, seen)
+      loss, accuracy = frozen_baseline(root / start, name, directory, options.frozen_rows)
       tuned = scored_loss(directory / model / 'score')
       measured += [
         Measured(f'{name}: {model}, frozen features, accuracy', accuracy, 'of rows'),

@@ -74,10 +74,10 @@ def convert(
     'vocabulary_size': vocabulary.size,
   }
   store.check_description(directory, description)
+  if store.latest(directory) is not None:
+    log.info('%s holds a checkpoint already.', model_dir)
+    return
   with store.Checkpoints(directory) as checkpoints, partitioning.use(mesh(), rules):
-    if checkpoints.latest() is not None:
-      log.info('%s holds a checkpoint already.', model_dir)
-      return
     _, abstract = partitioning.abstract_model(config, rules, dtype=dtype)
     params = conversion.load(found.table, found.weights, abstract)
     if jax.process_index() == 0:

@@ -1,12 +1,11 @@
 """Write a trained model as other programs read it: Hugging Face's, servers built on them, or T5X.
 
     python -m cascades.export --gin_file=runs/export.gin --gin.CHECKPOINT_PATH=runs/mine/small
-      --gin.OUTPUT_DIR=exported/mine --gin.TOKENIZER=downloads/SmolLM2-135M
+      --gin.OUTPUT_DIR=exported/mine
 
 OUTPUT_DIR gets safetensors, config.json, generation_config.json and the files of the tokenizer,
-which are those of TOKENIZER: the folder that the model was converted from, or the run directory
-that it was converted into. Other settings of its config.json, such as the length of the context,
-are taken along.
+which are those of the model that the run started from, or of TOKENIZER, another folder. Other
+settings of its config.json, such as the length of the context, are taken along.
 
 With FORMAT 't5x', OUTPUT_DIR gets a checkpoint_N in T5X's native layout, for its models: T5 1.0 and
 1.1, the scanned T5 and the decoder-only example.

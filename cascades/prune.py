@@ -78,10 +78,10 @@ def prune(
   }
   store.check_description(directory, description)
   _check_choice(directory, choice)
+  if store.latest(directory) is not None:
+    log.info('%s holds a checkpoint already.', model_dir)
+    return
   with store.Checkpoints(directory) as checkpoints, partitioning.use(mesh(), rules):
-    if checkpoints.latest() is not None:
-      log.info('%s holds a checkpoint already.', model_dir)
-      return
     graph, abstract = partitioning.abstract_model(large, rules)
     _, places = partitioning.abstract_model(small, rules)
     whole, importance = store.restore_params(source, abstract, which=step), None
@@ -102,8 +102,7 @@ def prune(
     if jax.process_index() == 0:
       store.write_description(directory, description)
       vocabularies.save(vocabulary, directory)
-      for file in (source / huggingface.COMPANIONS).glob('*'):
-        files.write(directory / huggingface.COMPANIONS / file.name, file.read_bytes())
+      huggingface.pass_on(source, directory)
       manifest = json.dumps(choice | dict(provenance()), indent=2)
       files.write(directory / MANIFEST, manifest + '\n')
     checkpoints.save(0, {'params': params})

@@ -37,7 +37,7 @@ from cascades import (
   progress,
   train_step,
 )
-from cascades.checkpoints import store
+from cascades.checkpoints import huggingface, store
 from cascades.models import configs
 from cascades.tasks import reading, records, vocabularies
 from cascades.tasks.corpus import Corpus
@@ -105,11 +105,11 @@ def train(
   directory = files.absolute(model_dir)
   description = _describe(small, vocabulary, adapters)
   store.check_description(directory, description)
+  start = store.latest(directory) or 0
+  if start >= train_steps:
+    log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
+    return []
   with store.Checkpoints(directory, keep=keep) as checkpoints, partitioning.use(mesh(), rules):
-    start = checkpoints.latest() or 0
-    if start >= train_steps:
-      log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
-      return []
     large, large_params = _large(large_checkpoint_path, small, vocabulary, rules, large_dtype)
     transform = optimizer(learning_rate)
     graph, state, base = _initial_state(
@@ -155,6 +155,7 @@ def train(
       )
   if jax.process_index() == 0:
     files.write(directory / 'config.gin', provenance().get('config', ''))
+    huggingface.pass_on(initial_checkpoint_path, directory)
   return history
 
 

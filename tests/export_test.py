@@ -94,15 +94,13 @@ def test_what_lies_beside_the_weights_comes_along(folder, tmp_path):
 
 def test_a_fine_tuned_model_goes_back_to_where_it_came_from(folder, tmp_path):
   _convert(folder, tmp_path / 'run')
-  config = configs.from_description(store.read_description(tmp_path / 'run')['model'])
   (tmp_path / 'tuned').mkdir()
   settings = tiny.settings(tmp_path / 'tuned', train_steps=2)
-  train.train(
-    **settings
-    | {'small': config, 'vocabulary': VOCABULARY, 'initial_checkpoint_path': str(tmp_path / 'run')}
-  )
-  tuned = settings['model_dir']
-  _export(tuned, tmp_path / 'ours', tokenizer=str(tmp_path / 'run'))
+  start = {'small': None, 'vocabulary': None, 'initial_checkpoint_path': str(tmp_path / 'run')}
+  train.train(**settings | start)
+  tuned = store.read_description(settings['model_dir'])
+  assert tuned == store.read_description(tmp_path / 'run')
+  _export(settings['model_dir'], tmp_path / 'ours')
   stored = load_file(tmp_path / 'ours' / 'model.safetensors')
   moved = [np.abs(stored[k] - v).max() for k, v in twin_folders.tensors('t5_1_1').items()]
   assert 0 < max(moved) < 0.1  # two steps away from what was converted

@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 from safetensors import numpy as safetensors
 
 from cascades import files
-from cascades.checkpoints import configuration, families, sentence_transformers
+from cascades.checkpoints import configuration, families, sentence_transformers, store
 from cascades.checkpoints.convert import Source, Tensor, Weights
 from cascades.checkpoints.store import CheckpointError
 
@@ -83,6 +83,13 @@ def companions(folder: epath.Path) -> dict[str, bytes]:
   """The tokenizer and what else stands beside the weights, by file name."""
   found = (folder / name for name in COMPANION_FILES)
   return {file.name: file.read_bytes() for file in found if file.exists()}
+
+
+def pass_on(source: epath.PathLike | None, directory: epath.Path) -> None:
+  """Keep in a run directory what the run that it goes on from kept, for its export."""
+  if source is not None:
+    for file in (store.run_of(source) / COMPANIONS).glob('*'):
+      files.write(directory / COMPANIONS / file.name, file.read_bytes())
 
 
 def write_folder(

@@ -125,6 +125,19 @@ def restore_params(path: epath.PathLike, like: Any, *, which: Which = 'last') ->
   return _params(base, like, merges)
 
 
+def latest(directory: epath.PathLike) -> int | None:
+  """The step of the newest whole checkpoint of a run, if there is one; touches nothing."""
+  directory = files.absolute(directory)
+  return _reader(directory).latest_step() if directory.is_dir() else None
+
+
+def _reader(directory: epath.Path) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(
+    directory,
+    options=ocp.CheckpointManagerOptions(step_prefix=_PREFIX, best_fn=_quality, read_only=True),
+  )
+
+
 def locate(path: epath.PathLike, which: Which = 'last') -> tuple[epath.Path, int]:
   """Run directory and step of a checkpoint, given as MODEL_DIR or MODEL_DIR/checkpoint_N.
 
@@ -136,10 +149,7 @@ def locate(path: epath.PathLike, which: Which = 'last') -> tuple[epath.Path, int
     path, which = path.parent, int(named[1])
   if not path.is_dir():
     raise CheckpointError(f'there is no run directory {path}: train it first, or mend the path.')
-  manager = ocp.CheckpointManager(
-    path,
-    options=ocp.CheckpointManagerOptions(step_prefix=_PREFIX, best_fn=_quality, read_only=True),
-  )
+  manager = _reader(path)
   steps = sorted(manager.all_steps())
   if not steps:
     raise CheckpointError(
@@ -197,11 +207,15 @@ def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
   return flat
 
 
+def run_of(path: epath.PathLike) -> epath.Path:
+  """The run directory that `path` is, or lies in."""
+  path = epath.Path(path)
+  return path.parent if re.fullmatch(rf'{_PREFIX}_\d+', path.name) else path
+
+
 def read_description(path: epath.PathLike) -> dict[str, Any]:
   """What the checkpoints of a run directory, or of the one that `path` lies in, are."""
-  directory = epath.Path(path)
-  if re.fullmatch(rf'{_PREFIX}_\d+', directory.name):
-    directory = directory.parent
+  directory = run_of(path)
   file = directory / DESCRIPTION
   if not file.exists():
     raise CheckpointError(
