@@ -5,7 +5,8 @@
 The text, or generated words if none is given, is cut into sentences of 145 characters, and a
 SentencePiece model is trained on it. A shard is timed whole, on one core: ids, text records and
 checksums; by turns with the library alone, which makes the ids and nothing else. Then a split of
-several shards, by as many processes as there are cores.
+several shards, by as many processes as there are cores; and the vocabularies inside tf.data, as
+SeqIO calls them. `--tokenizer` adds a tokenizer.json, its folder, or a GGUF file.
 """
 
 from __future__ import annotations
@@ -113,9 +114,32 @@ def split(name: str, vocabulary: Vocabulary, whole: Task, count: int) -> Measure
   return Measured(f'{name}: a split of {count:,} rows', found, 'sentences/s', note=processes)
 
 
+def in_tensorflow(name: str, vocabulary: Vocabulary, sentences: Sequence[str]) -> Measured:
+  """`Dataset.map` on all cores, after its first rows."""
+  import tensorflow as tf
+
+  from cascades.tasks import seqio_tasks
+
+  encode = seqio_tasks.vocabulary(vocabulary).encode_tf
+  data = tf.data.Dataset.from_tensor_slices(list(sentences))
+  tokens = data.repeat().map(encode, num_parallel_calls=tf.data.AUTOTUNE).prefetch(256)
+  rows = iter(tokens.take(2 * len(sentences)))
+  for _ in sentences:
+    next(rows)
+  found = rate(len(sentences), lambda: [None for _ in rows])
+  return Measured(f'{name}: in tf.data', found, 'sentences/s', note=f'{os.cpu_count()} cores')
+
+
+def given(path: pathlib.Path) -> Vocabulary:
+  if path.suffix == '.gguf':
+    return vocabularies.gguf(path)
+  return vocabularies.huggingface(path)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--text', nargs='*', default=[], type=pathlib.Path, help='UTF-8 files')
+  parser.add_argument('--tokenizer', type=pathlib.Path, help='that a model brought along')
   parser.add_argument('--pieces', type=int, default=4000, help='of the model (4000)')
   parser.add_argument('--rows', type=int, default=records.ROWS_PER_SHARD, help='of a shard')
   parser.add_argument('--shards', type=int, default=8, help='of the split (8)')
@@ -133,6 +157,9 @@ def main() -> None:
       'bytes': (vocabularies.bytes_vocabulary(), bytes_alone),
       'SentencePiece': (pieces, lambda some: processor.Encode(list(some), num_threads=1)),
     }
+    if options.tokenizer:
+      brought = given(options.tokenizer)
+      kinds['the given one'] = (brought, brought.encode_all)
     rows = list(task(sentences, options.rows).rows('train'))
     cores = os.sched_getaffinity(0)
     bars.use_cores(1)
@@ -143,6 +170,8 @@ def main() -> None:
     count = options.shards * options.rows
     whole = task(sentences, count)
     measured += [split(name, vocabulary, whole, count) for name, (vocabulary, _) in kinds.items()]
+    sample = [row.inputs for row in rows[:4096]]
+    measured += [in_tensorflow(name, vocabulary, sample) for name, (vocabulary, _) in kinds.items()]
   tokens = np.mean([len(pieces.encode(sentence)) for sentence in sentences])
   title = f'Sentences of {CHARACTERS} characters, {tokens:.0f} SentencePiece tokens on average'
   source = [path.name for path in options.text] or 'generated'

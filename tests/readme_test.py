@@ -1,6 +1,7 @@
 """What the README shows works as shown."""
 
 import importlib
+import json
 import pathlib
 import re
 import subprocess
@@ -10,11 +11,14 @@ import gin
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from cascades import cli, curves, deferral
 from cascades.tasks import records, vocabularies
 from cascades.tasks.task import both
 from tests import tiny
+from tests.checkpoints import twin_folders
+from tests.golden import twins
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -97,3 +101,26 @@ def test_the_four_commands(shown):
   )
   subprocess.run(['bash', '-euo', 'pipefail', '-c', commands], check=True, cwd=shown)
   assert (shown / 'runs' / 'mine' / 'report' / 'report.html').exists()
+
+
+@pytest.mark.slow
+def test_ones_own_two_checkpoints(shown):
+  """As typed, but for the number of steps and rows of a batch, on tiny random ones."""
+  tiny.write_rows(shown, rows=64)
+  (task,) = (block for block in blocks('') if 'local_jsonl' in block)
+  (shown / 'task.gin').write_text(task)
+  symbols = ['<pad>', '</s>', '<unk>', *'abcdefghABCDEFGH'][: twins.VOCAB]
+  model = tokenizers.models.WordLevel({name: i for i, name in enumerate(symbols)}, '<unk>')
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  for name in ('flan-t5-base', 'flan-t5-xxl'):
+    folder = twin_folders.twin(shown / 'downloads' / name, 't5_1_1')
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    said = {'tokenizer_class': 'T5Tokenizer', 'eos_token': '</s>', 'pad_token': '<pad>'}
+    (folder / 'tokenizer_config.json').write_text(json.dumps(said))
+  (commands,) = (block for block in blocks('sh') if 'cascades.convert' in block)
+  commands = commands.replace('python -m', f'{sys.executable} -m')
+  commands = commands.replace('TRAIN_STEPS=2000', 'TRAIN_STEPS=2').replace('SIZE=64', 'SIZE=8')
+  subprocess.run(['bash', '-euo', 'pipefail', '-c', commands], check=True, cwd=shown)
+  exported = {file.name for file in (shown / 'exported' / 'small').iterdir()}
+  assert {'model.safetensors', 'config.json', 'tokenizer.json'} <= exported

@@ -192,7 +192,7 @@ class CalledVocabulary(seqio.Vocabulary):
       return tf.map_fn(
         self._encode_tf, s, fn_output_signature=tf.RaggedTensorSpec([None], tf.int32)
       )
-    encode = lambda text: np.array(self._ours.encode(text.item().decode()), np.int32)
+    encode = lambda text: np.array(self._ours.encode(_bytes(text).decode()), np.int32)
     return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
@@ -203,6 +203,11 @@ class CalledVocabulary(seqio.Vocabulary):
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, CalledVocabulary) and self._ours == other._ours
+
+
+def _bytes(text: bytes | np.ndarray) -> bytes:
+  """TensorFlow hands over an array when it runs eagerly, and bytes in a graph."""
+  return text if isinstance(text, bytes) else text.item()
 
 
 def names() -> Sequence[str]:

@@ -154,6 +154,10 @@ def test_other_tokenizers_are_called_from_tensorflow(tmp_path, text):
   both_texts = theirs.encode_tf(tf.constant([text, 'two'])).to_list()
   assert list(theirs.encode(text)) == theirs.encode_tf(tf.constant(text)).numpy().tolist() == ids
   assert both_texts == [ids, ours.encode('two')]
+  mapped = tf.data.Dataset.from_tensor_slices([text, text]).map(theirs.encode_tf)
+  assert [found.tolist() for found in mapped.as_numpy_iterator()] == [ids, ids]
+  decoded = tf.data.Dataset.from_tensors(tf.constant([*ids, 2], tf.int32)).map(theirs.decode_tf)
+  assert next(decoded.as_numpy_iterator()).decode() == text
   assert theirs.decode_tf(tf.constant([*ids, 2, 9], tf.int32)).numpy().decode() == text
   assert (theirs.vocab_size, theirs.eos_id, theirs.pad_id) == (ours.size, 2, 3)
 
