@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 
 import jax
@@ -26,7 +26,7 @@ from flax import nnx
 from benchmarks import bars
 from benchmarks.bars import Measured
 from cascades import decoding, partitioning
-from cascades.checkpoints import store
+from cascades.checkpoints import convert, huggingface, store
 from cascades.models import configs
 from cascades.types import Params, Prompt
 
@@ -78,34 +78,47 @@ def theirs(folder: str, dtype: str, new_tokens: int) -> Decode:
 MAKERS: dict[str, Callable[[str, str, int], Decode]] = {'cascades': ours, 'transformers': theirs}
 
 
-def loading(places: dict[str, str], dtype: str) -> list[Measured]:
+def safetensors(folder: str, dtype: str, _: int) -> Params:
+  """What `python -m cascades.convert` does before it writes."""
+  found = huggingface.open_folder(folder)
+  config = configs.from_description(found.model)
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+    _, abstract = partitioning.abstract_model(config, dtype=dtype)
+  return jax.block_until_ready(convert.load(found.table, found.weights, abstract))
+
+
+LOADERS: dict[str, Callable[[str, str, int], object]] = {
+  **MAKERS, 'cascades, safetensors': safetensors
+}  # fmt: skip
+
+
+def loading(places: Mapping[str, str], dtype: str) -> Iterator[Measured]:
   """Each in a process of its own, imports not counted."""
-  found = []
   for name, place in places.items():
     command = [sys.executable, '-m', 'benchmarks.decoding', f'--load={name}', f'--dtypes={dtype}']
-    command += [f'--checkpoint={places["cascades"]}', f'--folder={place}']
+    command += [f'--checkpoint={place}', f'--folder={place}']
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     said = json.loads(done.stdout.splitlines()[-1])
-    found += [
-      Measured(f'{name}: loading, {dtype}', said['seconds'], 's'),
-      Measured(f'{name}: peak memory of loading, {dtype}', said['mebibytes'], 'MiB'),
-    ]
-  return found
+    yield Measured(f'{name}: loading, {dtype}', said['seconds'], 's')
+    yield Measured(f'{name}: peak memory of loading, {dtype}', said['mebibytes'], 'MiB')
 
 
-def load(name: str, options: argparse.Namespace) -> None:
+def load(name: str, place: str, dtype: str) -> None:
   """What one process measures of itself."""
-  import_all = {
-    'cascades': lambda: None,
-    'transformers': lambda: __import__('transformers').GPT2Config,
-  }
-  import_all[name]()
+  if name == 'transformers':
+    import torch
+    import transformers
+
+    with torch.device('meta'):  # what is imported only where a model is made
+      config = transformers.AutoConfig.from_pretrained(place)
+      transformers.AutoModelForCausalLM.from_config(config)
   jax.devices()
   before = bars.memory()['peak']
   start = time.perf_counter()
-  MAKERS[name](options.checkpoint if name == 'cascades' else options.folder, options.dtypes, 1)
+  kept = LOADERS[name](place, dtype, 1)
   seconds = time.perf_counter() - start
   mebibytes = (bars.memory()['peak'] - before) / 2**20
+  del kept
   print(json.dumps({'seconds': seconds, 'mebibytes': mebibytes}))
 
 
@@ -148,16 +161,17 @@ def main() -> None:
   parser.add_argument('--prompt', type=int, default=64)
   parser.add_argument('--new_tokens', type=int, default=64)
   parser.add_argument('--turns', type=int, default=5)
-  parser.add_argument('--load', choices=MAKERS, help=argparse.SUPPRESS)
+  parser.add_argument('--load', choices=LOADERS, help=argparse.SUPPRESS)
   parser.add_argument('--output', default='runs/benchmarks/decoding.json')
   options = parser.parse_args()
   if options.load:
-    load(options.load, options)
+    load(options.load, options.checkpoint, options.dtypes)
     return
   places = {'cascades': options.checkpoint, 'transformers': options.folder}
   measured: list[Measured] = []
   for dtype in options.dtypes.split(','):
-    measured += loading(places, dtype) + compare(places, dtype, options)
+    measured += loading({**places, 'cascades, safetensors': options.folder}, dtype)
+    measured += compare(places, dtype, options)
   bars.report('decoding', measured, options.output, vars(options))
 
 

@@ -52,6 +52,7 @@ def convert(
   otherwise. Raises CheckpointError if our models do not compute its model, naming the option, or
   if its tensors are not that model's, naming them.
   """
+  conversion.check_dtype(dtype)
   place, directory = files.absolute(source), files.absolute(model_dir)
   kind = formats.recognize(place)
   found = formats.open_source(place)
@@ -73,7 +74,9 @@ def convert(
     'vocabulary': vocabulary.fingerprint,
     'vocabulary_size': vocabulary.size,
   }
+  origin = {'converted_from': str(place), 'dtype': dtype}
   store.check_description(directory, description)
+  store.check_description(directory, origin, store.MANIFEST)
   if store.latest(directory) is not None:
     log.info('%s holds a checkpoint already.', model_dir)
     return
@@ -82,6 +85,7 @@ def convert(
     params = conversion.load(found.table, found.weights, abstract)
     if jax.process_index() == 0:
       store.write_description(directory, description)
+      store.write_description(directory, origin, store.MANIFEST)
       vocabularies.save(vocabulary, directory)
       for name, content in _companions(place, kind, model, vocabulary).items():
         files.write(directory / huggingface.COMPANIONS / name, content)
@@ -123,11 +127,10 @@ def _companions(
     config['max_position_embeddings'] = gguf_files.field(reader, f'{architecture}.context_length')
     template = gguf_files.field(reader, 'tokenizer.chat_template')
   config = tokenizer_files.special_ids(vocabulary, config)
-  ids = {name: i for name, i in config.items() if name.endswith('_token_id') and i is not None}
   return {
     **tokenizer_files.tokenizer_files(vocabulary, chat_template=template),
     huggingface.CONFIG: json.dumps(config).encode(),
-    huggingface.GENERATION: json.dumps(ids).encode(),
+    huggingface.GENERATION: huggingface.generation(config),
   }
 
 

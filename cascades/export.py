@@ -14,7 +14,6 @@ With FORMAT 't5x', OUTPUT_DIR gets a checkpoint_N in T5X's native layout, for it
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -30,8 +29,6 @@ from cascades.tasks import released, tokenizer_files, vocabularies
 from cascades.types import Params, Vocabulary
 
 log = logging.getLogger(__name__)
-
-TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
 
 
 def export(
@@ -53,6 +50,7 @@ def export(
   """
   if format not in ('huggingface', 't5x'):
     raise ValueError(f'FORMAT is {format!r}; it can be huggingface or t5x.')
+  conversion.check_dtype(dtype)
   output = files.absolute(output_dir)
   directory, step = store.locate(checkpoint_path, which)
   model, primary = store.read_description(directory)['model'], jax.process_index() == 0
@@ -135,7 +133,8 @@ def _configuration(
       'give the folder that the model comes from.'
     )
   theirs = configuration.text_part(huggingface.read_config(original.folder))
-  kept = {name: value for name, value in theirs.items() if name not in configuration.DECIDED}
+  ours = configuration.decided(theirs['model_type'])
+  kept = {name: value for name, value in theirs.items() if name not in ours}
   return kept | configuration.configuration(model, theirs['model_type'])
 
 
@@ -145,9 +144,7 @@ def _beside(
   """The tokenizer's files and generation_config.json."""
   made = tokenizer_files.tokenizer_files
   found = huggingface.companions(original.folder) if original else made(vocabulary)
-  ids = {name: value for name, value in config.items() if name in TOKEN_IDS and value is not None}
-  text = json.dumps(ids, indent=2) + '\n'
-  return {huggingface.GENERATION: text.encode()} | found
+  return {huggingface.GENERATION: huggingface.generation(config)} | found
 
 
 if __name__ == '__main__':

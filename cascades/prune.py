@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
-from etils import epath
 from jax import Array
 
 from cascades import files, losses, partitioning, train_step
@@ -32,8 +29,6 @@ from cascades.tasks.task import Mixture, Task
 from cascades.types import Batch, Params
 
 log = logging.getLogger(__name__)
-
-MANIFEST = 'manifest.json'
 
 
 def prune(
@@ -77,7 +72,7 @@ def prune(
     'task': task.name if task and mlp_dim else None,
   }
   store.check_description(directory, description)
-  _check_choice(directory, choice)
+  store.check_description(directory, choice, store.MANIFEST)
   if store.latest(directory) is not None:
     log.info('%s holds a checkpoint already.', model_dir)
     return
@@ -103,8 +98,8 @@ def prune(
       store.write_description(directory, description)
       vocabularies.save(vocabulary, directory)
       huggingface.pass_on(source, directory)
-      manifest = json.dumps(choice | dict(provenance()), indent=2)
-      files.write(directory / MANIFEST, manifest + '\n')
+      store.write_description(directory, choice, store.MANIFEST)
+      files.write(directory / 'config.gin', provenance().get('config', ''))
     checkpoints.save(0, {'params': params})
   counts = [configs.count_parameters(config) for config in (large, small)]
   log.info('%s: layers %s; %s of %s parameters', model_dir, kept, *(f'{n:,}' for n in counts[::-1]))
@@ -126,22 +121,6 @@ def token_loss(model: train_step.Definition) -> pruning.Loss:
     return totals['loss']
 
   return loss
-
-
-def _check_choice(directory: epath.Path, choice: Mapping[str, Any]) -> None:
-  """Raises CheckpointError if the directory holds what another choice left."""
-  file = directory / MANIFEST
-  found = json.loads(file.read_text()) if file.exists() else choice
-  different = [
-    f'{name} is {found.get(name)} there and {value} here'
-    for name, value in choice.items()
-    if found.get(name) != value
-  ]
-  if different:
-    raise store.CheckpointError(
-      f'{directory} holds another choice: {"; ".join(different)}. Choose another MODEL_DIR, or '
-      'remove that one.'
-    )
 
 
 if __name__ == '__main__':

@@ -133,6 +133,7 @@ def train(
     batches = corpus.training(start, batch_size=batch_size, seed=seed, pack=pack_length)
     validate = _validator(validation, corpus, models, frozen, batch_size)
     _write_down(directory, description, vocabulary, {'trained': state.params, 'frozen': frozen})
+    huggingface.pass_on(initial_checkpoint_path, directory)
     if base is not None and not start:
       checkpoints.save_base(base)
     with (
@@ -155,7 +156,6 @@ def train(
       )
   if jax.process_index() == 0:
     files.write(directory / 'config.gin', provenance().get('config', ''))
-    huggingface.pass_on(initial_checkpoint_path, directory)
   return history
 
 
@@ -194,8 +194,8 @@ def _check_vocabulary(path: str, description: Mapping[str, Any], vocabulary: Voc
     raise ValueError(
       f'the model of {path} has vocabulary {description["vocabulary"][:12]} of '
       f'{description["vocabulary_size"]} tokens, and this run has vocabulary '
-      f'{vocabulary.fingerprint[:12]} of {vocabulary.size}: they must be the same. Train one of '
-      "them anew, with the other one's vocabulary."
+      f'{vocabulary.fingerprint[:12]} of {vocabulary.size}: they must be the same. Convert both '
+      "from one format, or one with the other's VOCABULARY; or train one anew with it."
     )
 
 

@@ -45,7 +45,7 @@ def test_what_is_kept_is_written_down_and_can_be_trained(large, tmp_path):
   small = _prune(large, tmp_path / 'small')
   described = store.read_description(small)
   assert described['model']['mlp_dim'] == 48
-  manifest = json.loads((small / prune.MANIFEST).read_text())
+  manifest = json.loads((small / store.MANIFEST).read_text())
   assert manifest['layers'] == {'encoder': [0], 'decoder': [0]}
   assert (manifest['task'], manifest['step']) == ('backwards', 2)
   assert manifest['checkpoint_identity'] == store.identity(large, 2)
@@ -69,7 +69,7 @@ def test_a_second_run_changes_nothing_and_another_choice_is_refused(large, tmp_p
   with pytest.raises(store.CheckpointError, match='model mlp_dim is 48 there and 32 here'):
     _prune(large, small, mlp_dim=32)
   other = functools.partial(pruning.ends, head=0, tail=1)
-  with pytest.raises(store.CheckpointError, match='another choice: layers is'):
+  with pytest.raises(store.CheckpointError, match='layers encoder is'):
     _prune(large, small, layers=other)
 
 

@@ -49,11 +49,11 @@ T5_ACTIVATIONS = {
   'gated-gelu': ('gelu', 'linear'),  # the tanh form, whatever the name
   'gated-silu': ('silu', 'linear'),
 }
-# What of a config.json our description decides, alone or with the family; the rest is not ours.
-DECIDED = {
+# What of a config.json our description decides, with what the family says; the rest is not ours.
+_DECIDED = {
   *DECODER_SIZES.values(),
   *T5_SIZES.values(),
-  *(name for family in FAMILIES.values() for name in (*family.only, *family.silent)),
+  *SCALED,
   *('rope_theta', 'rope_scaling', 'rope_parameters', 'rope_local_base_freq'),
   *('layer_types', 'sliding_window', 'use_sliding_window', 'max_window_layers'),
   *('sliding_window_pattern', '_sliding_window_pattern', 'num_decoder_layers', 'dropout_rate'),
@@ -86,6 +86,12 @@ def describe(config: Config) -> dict[str, Any]:
     raise CheckpointError(f'config.json of a {model_type} model lacks {error}.') from error
 
 
+def decided(model_type: str) -> set[str]:
+  """The options of a config.json that `configuration` writes, or that mean nothing once it did."""
+  family = FAMILIES[model_type]
+  return {*_DECIDED, *family.only, *family.silent}
+
+
 def text_part(config: Config) -> Config:
   """The language model's part of a configuration that has others."""
   if config.get('model_type') != 'gemma3':
@@ -94,7 +100,12 @@ def text_part(config: Config) -> Config:
 
 
 def _refuse(config: Config, family: Family) -> None:
-  for option, values in {**family.only, 'quantization_config': (None,)}.items():
+  if config.get('quantization_config'):
+    raise CheckpointError(
+      'config.json has a quantization_config: quantised weights are not read; give the folder of '
+      'the original weights, or a GGUF file.'
+    )
+  for option, values in family.only.items():
     if option in config and config[option] not in values:
       raise _unsupported(family.model_type, option, config[option], values)
 

@@ -25,6 +25,13 @@ from cascades.types import Params
 BATCH_BYTES = 1 << 28  # of tensors read together, on one device
 # Anything else is quantised, or no weight; float64 would lose digits without a word.
 DTYPES = ('float32', 'bfloat16', 'float16')
+STORED = ('float32', 'bfloat16')
+
+
+def check_dtype(dtype: str) -> None:
+  """Raises ValueError for a type that checkpoints are not stored in."""
+  if dtype not in STORED:
+    raise ValueError(f'DTYPE is {dtype!r}; weights are stored as {" or ".join(STORED)}.')
 
 
 class Row(NamedTuple):
@@ -91,15 +98,18 @@ def from_arrays(origin: str, arrays: Mapping[str, Any]) -> Weights:
 def load(table: Table, weights: Weights, like: Params, *, batch_bytes: int = BATCH_BYTES) -> Params:
   """The parameters, typed and placed as `like`.
 
-  Read in batches of a parameter, or of `batch_bytes` if several fit; what a process holds of a
-  batch is what passes through its memory. Raises CheckpointError, naming all of them, if tensors
-  are missing, not known to the table, of another shape or type, or copies that are none.
+  Read in batches of `batch_bytes`, of several parameters or of some layers of one (a tensor is not
+  split); what a process holds of a batch is what passes through its memory.
+
+  Raises CheckpointError, naming all of them, if tensors are missing, not known to the table, of
+  another shape or type, or copies that are none.
   """
   leaves = _by_path(like)
   _check(table, weights, leaves)
-  rows = [row for row in table.rows if row.target in leaves]
-  params: dict[str, jax.Array] = {}
-  for batch in _batches([_Part(row, leaves[row.target]) for row in rows], batch_bytes):
+  parts = [_Part(row, leaves[row.target]) for row in table.rows if row.target in leaves]
+  large = [part for part in parts if _stacked(part.row) and _bytes(part.leaf) > batch_bytes]
+  params = {part.row.target: _load_by_layers(part, weights, batch_bytes) for part in large}
+  for batch in _batches([part for part in parts if part not in large], batch_bytes):
     params |= _load_batch(batch, weights)
   return jax.tree_util.tree_map_with_path(lambda path, _: params[_name(path)], like)
 
@@ -253,6 +263,21 @@ def _load_batch(batch: Sequence[_Part], weights: Weights) -> dict[str, jax.Array
   return dict(zip((part.row.target for part in batch), made, strict=True))
 
 
+def _load_by_layers(part: _Part, weights: Weights, limit: int) -> jax.Array:
+  """A parameter larger than a batch: a few layers at a time into its place."""
+  row, leaf = part
+  like, names = _tensor_like(part), _names(row, leaf)
+  count = max(1, limit * len(names) // _bytes(leaf))
+  param = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
+  for begin in range(0, len(names), count):
+    some = names[begin : begin + count]
+    arrays = weights.read(dict.fromkeys(some, like))
+    insert = _inserting(_form(part)._replace(shape=(len(some), *leaf.shape[1:])))
+    # One after the other: else several wait in memory.
+    param = jax.block_until_ready(insert(param, [arrays[name] for name in some], begin))
+  return param
+
+
 class _Form(NamedTuple):
   """What has to be compiled to make a parameter of its tensors."""
 
@@ -280,15 +305,26 @@ def _tensor_like(part: _Part) -> jax.ShapeDtypeStruct:
 def _assembling(forms: tuple[_Form, ...]) -> Callable[[list[list[jax.Array]]], list[jax.Array]]:
   """Compiled, so that it works on pieces of arrays wherever they are."""
 
-  def assemble(form: _Form, tensors: list[jax.Array]) -> jax.Array:
-    shape = form.shape[form.stacked :]
-    laid_out = [layouts.forwards(form.layout, tensor, shape) for tensor in tensors]
-    return jnp.stack(laid_out) if form.stacked else laid_out[0]
-
   return jax.jit(
-    lambda batch: [assemble(*pair) for pair in zip(forms, batch, strict=True)],
+    lambda batch: [_assembled(*pair) for pair in zip(forms, batch, strict=True)],
     out_shardings=[form.sharding for form in forms],
   )
+
+
+@functools.cache
+def _inserting(form: _Form) -> Callable[[jax.Array, list[jax.Array], int], jax.Array]:
+  """Some layers of a parameter, compiled to be written where it is."""
+
+  def insert(param: jax.Array, tensors: list[jax.Array], begin: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(param, _assembled(form, tensors), begin, axis=0)
+
+  return jax.jit(insert, donate_argnums=0, out_shardings=form.sharding)
+
+
+def _assembled(form: _Form, tensors: list[jax.Array]) -> jax.Array:
+  shape = form.shape[form.stacked :]
+  laid_out = [layouts.forwards(form.layout, tensor, shape) for tensor in tensors]
+  return jnp.stack(laid_out) if form.stacked else laid_out[0]
 
 
 def _piece(row: Row, leaf: Any, layer: int, fetch: Callable[[Any], np.ndarray]) -> np.ndarray:

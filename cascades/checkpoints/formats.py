@@ -48,13 +48,13 @@ def open_source(path: epath.PathLike) -> Source:
 
 
 def _of_folder(folder: epath.Path) -> Format:
-  if any((run / store.DESCRIPTION).exists() for run in (folder, folder.parent)):
+  if (folder / huggingface.CONFIG).exists():
+    return 'huggingface'
+  if (store.run_of(folder) / store.DESCRIPTION).exists():
     raise CheckpointError(
       f'{folder} is a run directory already, or a checkpoint in one: it needs no conversion, the '
       'other programs take it as CHECKPOINT_PATH, LARGE_CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH.'
     )
-  if (folder / huggingface.CONFIG).exists():
-    return 'huggingface'
   if (folder / t5x_files.INDEX).exists() or (folder / t5x_files.STATE).is_dir():
     return 't5x'
   inside = sorted(found.name for found in folder.glob(f'*{GGUF}'))

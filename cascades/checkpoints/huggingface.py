@@ -31,6 +31,8 @@ INDEX = 'model.safetensors.index.json'
 WEIGHTS = 'model.safetensors'
 SHARD_BYTES = 1 << 30
 COMPANIONS = 'huggingface'  # where a run directory keeps what was beside the weights
+_POINTER = b'version https://git-lfs'
+TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
 # What servers want beside the weights, and no fine-tuning changes.
 COMPANION_FILES = (
@@ -85,9 +87,15 @@ def companions(folder: epath.Path) -> dict[str, bytes]:
   return {file.name: file.read_bytes() for file in found if file.exists()}
 
 
+def generation(config: Mapping[str, Any]) -> bytes:
+  """generation_config.json of a model that brings none: its special ids."""
+  ids = {name: config[name] for name in TOKEN_IDS if config.get(name) is not None}
+  return _text(ids).encode()
+
+
 def pass_on(source: epath.PathLike | None, directory: epath.Path) -> None:
   """Keep in a run directory what the run that it goes on from kept, for its export."""
-  if source is not None:
+  if source is not None and jax.process_index() == 0:
     for file in (store.run_of(source) / COMPANIONS).glob('*'):
       files.write(directory / COMPANIONS / file.name, file.read_bytes())
 
@@ -117,7 +125,8 @@ def write_folder(
     name = f'model-{number:05}-of-{len(shards):05}.safetensors' if len(shards) > 1 else WEIGHTS
     index |= dict.fromkeys(names, name)
     arrays = {one: tensors[one].make() for one in names}
-    write(name, safetensors.save(arrays, {'format': 'pt'}))  # transformers asks for it
+    if primary:  # transformers asks for the format
+      files.write(folder / name, safetensors.save(arrays, {'format': 'pt'}))
   total = sum(map(_size, tensors.values()))
   if len(shards) > 1:
     write(INDEX, _text({'metadata': {'total_size': total}, 'weight_map': index}))
@@ -147,6 +156,7 @@ def _weights(folder: epath.Path, config: Mapping[str, Any]) -> Weights:
   found: dict[str, jax.ShapeDtypeStruct] = {}
   where: dict[str, epath.Path] = {}
   for file in stored:
+    _refuse_pointer(file)
     tensors = _orbax(file, lambda path: ocp.metadata(path).metadata)
     if twice := found.keys() & tensors.keys():
       raise CheckpointError(
@@ -194,7 +204,18 @@ def _files(folder: epath.Path, config: Mapping[str, Any]) -> Sequence[epath.Path
   pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
   if pickles:
     raise CheckpointError(_refusal(folder, pickles, config))
-  raise CheckpointError(f'{folder} holds neither {WEIGHTS} nor {INDEX}: there are no weights.')
+  others = ''.join(f' Is {file.name} what you mean?' for file in folder.glob('*.gguf'))
+  raise CheckpointError(
+    f'{folder} holds neither {WEIGHTS} nor {INDEX}: there are no weights.{others}'
+  )
+
+
+def _refuse_pointer(file: epath.Path) -> None:
+  with file.open('rb') as content:
+    if content.read(len(_POINTER)) == _POINTER:
+      raise CheckpointError(
+        f'{file} is a pointer of Git LFS to the weights, not the weights: run `git lfs pull` there.'
+      )
 
 
 def _refusal(folder: epath.Path, pickles: Sequence[str], config: Mapping[str, Any]) -> str:

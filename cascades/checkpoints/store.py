@@ -26,6 +26,7 @@ Which: TypeAlias = int | Literal['last', 'best']
 Name: TypeAlias = tuple[str, ...]  # of a parameter
 
 DESCRIPTION = 'model.json'
+MANIFEST = 'manifest.json'  # of a run that was not trained: what it was made from, and how
 LORA = 'lora'  # of a description: the `lora.Config` of a run that trains adapters
 BASE = 'base'  # beside its checkpoints: the weights that the adapters belong to, as it holds them
 _PREFIX = 'checkpoint'
@@ -126,16 +127,16 @@ def restore_params(path: epath.PathLike, like: Any, *, which: Which = 'last') ->
 
 
 def latest(directory: epath.PathLike) -> int | None:
-  """The step of the newest whole checkpoint of a run, if there is one; touches nothing."""
-  directory = files.absolute(directory)
-  return _reader(directory).latest_step() if directory.is_dir() else None
+  """The step of the newest whole checkpoint of a run, if there is one.
 
-
-def _reader(directory: epath.Path) -> ocp.CheckpointManager:
-  return ocp.CheckpointManager(
-    directory,
-    options=ocp.CheckpointManagerOptions(step_prefix=_PREFIX, best_fn=_quality, read_only=True),
-  )
+  Touches nothing, and no process waits for another: Orbax's manager does, if the directory exists.
+  """
+  found = files.absolute(directory).glob(f'{_PREFIX}_*')
+  named = {path: re.fullmatch(rf'{_PREFIX}_(\d+)', path.name) for path in found}
+  steps = [
+    int(name[1]) for path, name in named.items() if name and ocp.utils.is_checkpoint_finalized(path)
+  ]
+  return max(steps, default=None)
 
 
 def locate(path: epath.PathLike, which: Which = 'last') -> tuple[epath.Path, int]:
@@ -149,7 +150,10 @@ def locate(path: epath.PathLike, which: Which = 'last') -> tuple[epath.Path, int
     path, which = path.parent, int(named[1])
   if not path.is_dir():
     raise CheckpointError(f'there is no run directory {path}: train it first, or mend the path.')
-  manager = _reader(path)
+  manager = ocp.CheckpointManager(
+    path,
+    options=ocp.CheckpointManagerOptions(step_prefix=_PREFIX, best_fn=_quality, read_only=True),
+  )
   steps = sorted(manager.all_steps())
   if not steps:
     raise CheckpointError(
@@ -170,11 +174,14 @@ def identity(directory: epath.PathLike, step: int) -> str:
   return (epath.Path(directory) / f'{_PREFIX}_{step}' / '_CHECKPOINT_METADATA').read_text()
 
 
-def check_description(directory: epath.PathLike, description: Mapping[str, Any]) -> None:
+def check_description(
+  directory: epath.PathLike, description: Mapping[str, Any], file: str = DESCRIPTION
+) -> None:
   """Raises CheckpointError, naming what differs, if the directory says something else."""
-  if not (epath.Path(directory) / DESCRIPTION).exists():
+  path = epath.Path(directory) / file
+  if not path.exists():
     return
-  found, wanted = _flat(read_description(directory)), _flat(json.loads(_text(description)))
+  found, wanted = _flat(_read(path)), _flat(json.loads(_text(description)))
   different = [
     f'{key} is {found.get(key)!r} there and {wanted.get(key)!r} here'
     for key in dict.fromkeys((*wanted, *found))
@@ -187,10 +194,12 @@ def check_description(directory: epath.PathLike, description: Mapping[str, Any])
     )
 
 
-def write_description(directory: epath.PathLike, description: Mapping[str, Any]) -> None:
+def write_description(
+  directory: epath.PathLike, description: Mapping[str, Any], file: str = DESCRIPTION
+) -> None:
   """Say what the run's checkpoints are, unless the directory says so already."""
-  check_description(directory, description)
-  path = epath.Path(directory) / DESCRIPTION
+  check_description(directory, description, file)
+  path = epath.Path(directory) / file
   if not path.exists():
     files.write(path, _text(description))
 
@@ -222,6 +231,10 @@ def read_description(path: epath.PathLike) -> dict[str, Any]:
       f'{directory} is not a run directory: {DESCRIPTION} is missing. Give the MODEL_DIR of a '
       'training run, or one of its checkpoints.'
     )
+  return _read(file)
+
+
+def _read(file: epath.Path) -> dict[str, Any]:
   try:
     return json.loads(file.read_text())
   except ValueError as error:

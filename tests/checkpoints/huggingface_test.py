@@ -81,8 +81,8 @@ def test_every_process_reads_only_what_its_devices_hold(tmp_path, monkeypatch):
   assert shards('model.layers.0.self_attn.q_proj.weight') == (12, 4)  # of (4 x 6, 16)
   assert shards('model.layers.1.self_attn.o_proj.weight') == (4, 12)
   assert shards('model.layers.1.mlp.down_proj.weight') == (4, 12)
-  # One parameter at a time, all of its layers: that is what waits in the host's memory.
-  assert max(map(len, asked)) == twins.CONFIGS['llama'].num_layers
+  # One tensor at a time: that is what waits in the host's memory.
+  assert max(map(len, asked)) == 1
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -212,3 +212,10 @@ def test_every_parameter_has_a_name_in_its_family():
   for name, config in twins.CONFIGS.items():
     table = families.table(configs.describe(config))
     assert {row.target for row in table.rows} == testing.weights(config).keys(), name
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+  folder = twin_folders.twin(tmp_path, 'llama')
+  (folder / 'model.safetensors').write_text('version https://git-lfs.github.com/spec/v1\noid 1\n')
+  with pytest.raises(store.CheckpointError, match='is a pointer of Git LFS'):
+    huggingface.open_folder(folder)
