@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 
 import jax
 import numpy as np
@@ -160,3 +161,21 @@ def test_a_conversion_lies_on_the_mesh_that_it_is_told(folder, tmp_path):
     _, abstract = partitioning.abstract_model(config)
     one, many = (store.restore_params(tmp_path / name, abstract) for name in ('one', 'many'))
   jax.tree.map(np.testing.assert_array_equal, one, many)
+
+
+def test_another_source_or_type_in_the_same_place_is_refused(folder, tmp_path):
+  _convert(folder, tmp_path / 'run')
+  _convert(folder, tmp_path / 'run')
+  other = shutil.copytree(folder, tmp_path / 'other')
+  with pytest.raises(store.CheckpointError, match=r'converted_from is .*theirs.* there'):
+    _convert(other, tmp_path / 'run')
+  with pytest.raises(store.CheckpointError, match="dtype is 'float32' there and 'bfloat16' here"):
+    _convert(folder, tmp_path / 'run', dtype='bfloat16')
+
+
+@pytest.mark.parametrize('program', [_convert, _export])
+def test_a_type_that_is_not_stored_is_named(program, tmp_path):
+  with pytest.raises(
+    ValueError, match="DTYPE is 'int8'; weights are stored as float32 or bfloat16"
+  ):
+    program(tmp_path / 'a', tmp_path / 'b', dtype='int8')

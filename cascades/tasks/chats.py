@@ -11,17 +11,23 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jinja2
 import jinja2.sandbox
+import numpy as np
 from etils import epath
 
-from cascades.tasks import shards
-from cascades.tasks.task import Record, Row, Task, Vocabularies
+from cascades.tasks import huggingface_folders, shards
+from cascades.tasks.sentencepieces import SentencePiece
+from cascades.tasks.task import Marks, Record, Row, Task, Vocabularies
+from cascades.tasks.tokens import TOKEN
+from cascades.types import Vocabulary
 
 _TOGETHER = 256  # rows; tokenised at once
-_CONFIG, _TEMPLATES = 'tokenizer_config.json', ('chat_template.jinja', 'chat_template.json')
+_FORM = 2  # raise it when a record holds something else of a prompt or an answer
+_TEMPLATES = ('chat_template.jinja', 'chat_template.json')
+_ANSWER = '\N{ASTERISM}'  # that no template writes by itself
 _SPELLED = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 
 # A task as a model with that folder of Hugging Face beside it wants to be asked.
@@ -39,13 +45,16 @@ class Template(NamedTuple):
   tokens: Tokens
   system: str | None = None
 
-  def __call__(self, text: str) -> str:
-    """The model's prompt: `text` as the user's turn, after what the system says; then its turn."""
-    messages = [{'role': 'system', 'content': self.system}] if self.system else []
-    messages.append({'role': 'user', 'content': text})
+  def __call__(self, text: str, answer: str | None = None) -> str:
+    """The model's prompt: `text` as the user's turn, after what the system says; then its turn.
+
+    With an `answer`, that turn as well, as a later prompt would repeat it.
+    """
+    turns = {'system': self.system or None, 'user': text, 'assistant': answer}
+    messages = [{'role': role, 'content': said} for role, said in turns.items() if said is not None]
     try:
       return _compiled(self.source).render(
-        messages=messages, add_generation_prompt=True, **self.tokens
+        messages=messages, add_generation_prompt=answer is None, **self.tokens
       )
     except jinja2.TemplateError as error:
       raise ValueError(f'The chat template cannot write this prompt: {error}') from error
@@ -54,42 +63,36 @@ class Template(NamedTuple):
 def read(folder: epath.PathLike, *, system: str | None = None) -> Template:
   """The template in a folder of Hugging Face. Raises ValueError if it has none."""
   folder = epath.Path(folder)
-  config: dict[str, Any] = _json(folder / _CONFIG)
+  config = huggingface_folders.read(folder / huggingface_folders.CONFIG)
   plain, wrapped = (folder / name for name in _TEMPLATES)
   source = plain.read_text() if plain.exists() else None
-  source = source or _json(wrapped).get('chat_template') or config.get('chat_template')
+  wrapping = huggingface_folders.read(wrapped)
+  source = source or wrapping.get('chat_template') or config.get('chat_template')
   if isinstance(source, list):  # several, by name
     named = {one['name']: one['template'] for one in source}
     source = named.get('default') or next(iter(named.values()), None)
   if not source:
     raise ValueError(
-      f'{folder} has no chat template ({", ".join(_TEMPLATES)}, or one in {_CONFIG}): the model is '
-      'not for chats, or was converted without the files beside its weights.'
+      f'{folder} has no chat template ({", ".join(_TEMPLATES)}, or one in '
+      f'{huggingface_folders.CONFIG}): the model is not for chats, or was converted without the '
+      'files beside its weights.'
     )
-  spelled = {name: config.get(name) for name in _SPELLED}
-  tokens = {
-    name: token['content'] if isinstance(token, dict) else token
-    for name, token in spelled.items()
-    if token
-  }
-  return Template(source, tokens, system)
+  spelled = {name: huggingface_folders.spelling(config.get(name)) for name in _SPELLED}
+  return Template(source, {name: token for name, token in spelled.items() if token}, system)
 
 
 def chat(task: Task, folder: epath.PathLike, *, system: str | None = None) -> Task:
   """The same rows, each prompt as the user's turn in the template of `folder`.
 
   `system` is said before it; None leaves that to the template. Tables keep prompts as they were.
+  Answers and options end as the template ends the model's turn, where that is one of the ends.
   """
   template = read(folder, system=system)
-  beginning = template.tokens.get('bos_token', '')
-  starts = bool(beginning) and template('').startswith(beginning)
-  # The layout writes the first token, where the template does: a text may not spell it.
-  cut = beginning if starts else ''
   return dataclasses.replace(
     task,
-    version=f'{task.version} chat {_fingerprint(template)}',
-    tokenize=functools.partial(_templated, template=template, cut=cut),
-    marks=task.marks._replace(start=starts, prompt_end=False),
+    version=f'{task.version} chat {_FORM} {_fingerprint(template)}',
+    tokenize=functools.partial(_templated, template=template),
+    marks=Marks(start=False, prompt_end=False, answer_end=False),  # the template writes them
   )
 
 
@@ -102,12 +105,35 @@ def continuation(task: Task, folder: epath.PathLike) -> Task:
 
 
 def _templated(
-  rows: Iterable[Row], vocabularies: Vocabularies, shard: int, *, template: Template, cut: str
+  rows: Iterable[Row], vocabularies: Vocabularies, shard: int, *, template: Template
 ) -> Iterator[Record]:
+  cut, start = _beginning(template, vocabularies.inputs)
+  end = np.array([_end(template, vocabularies.targets)], TOKEN)
   for block in shards.blocks(rows, _TOGETHER):
     written = [row._replace(inputs=template(row.inputs).removeprefix(cut)) for row in block]
     for row, record in zip(block, shards.row_by_row(written, vocabularies, shard), strict=True):
-      yield record._replace(row=row)
+      yield Record(
+        row,
+        np.concatenate([np.array(start, TOKEN), record.inputs]),
+        np.concatenate([record.targets, end]),
+        tuple(np.concatenate([option, end]) for option in record.options),
+      )
+
+
+def _beginning(template: Template, vocabulary: Vocabulary) -> tuple[str, list[int]]:
+  """How the template spells what SentencePiece reads in no text, a control token, and its id."""
+  spelled = template.tokens.get('bos_token')
+  start = vocabulary.bos_id if isinstance(vocabulary, SentencePiece) else None
+  if start is None or not spelled or not template('').startswith(spelled):
+    return '', []
+  return spelled, [start]
+
+
+def _end(template: Template, vocabulary: Vocabulary) -> int:
+  """Of the vocabulary's ends, the one that the template writes behind an answer."""
+  _, _, behind = template('', _ANSWER).partition(_ANSWER)
+  written = (i for i in vocabulary.encode(behind) if i in vocabulary.eos_ids)
+  return next(written, vocabulary.eos_id)
 
 
 @functools.cache
@@ -131,7 +157,3 @@ def _refuse(message: str) -> None:
 
 def _fingerprint(template: Template) -> str:
   return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _json(file: epath.Path) -> dict[str, Any]:
-  return json.loads(file.read_text()) if file.exists() else {}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from cascades.tasks import tokens
+from cascades.tasks import huggingface_folders, tokens
+from cascades.tasks.huggingface_folders import Said
 from cascades.tasks.tokens import Tokens
 
 if TYPE_CHECKING:  # a compiled package that only some runs need
@@ -82,18 +85,24 @@ def read(path: epath.Path, *, pad: str | None, eos: Sequence[str], bos: str | No
       f'There is no {file}. A folder with a SentencePiece model (tokenizer.model, spiece.model) '
       'instead is read by `vocabularies.sentencepiece`, given that file.'
     )
-  model = file.read_bytes()
+  said = huggingface_folders.said(file.parent)
+  model = _spellable(file.read_bytes(), said, file)
   tokenizer = parse(model, file)
-  said = {
-    name: _optional(file.parent / f'{name}.json')
-    for name in ('config', 'generation_config', 'tokenizer_config', 'special_tokens_map')
-  }
   named = lambda token: _id(tokenizer, token, file)
-  ends = tuple(map(named, eos)) or _ends(tokenizer, said, file)
-  pads = [named(pad)] if pad else _said(tokenizer, said, 'pad', file)
-  start = (named(bos) if bos else None) if bos is not None else _start(tokenizer, said, pads, file)
-  ids = SpecialIds([*pads, ends[0]][0], ends, start)
-  return HuggingFace(model, ids, file, tokenizer=tokenizer)
+  ids = lambda which: huggingface_folders.special_ids(said, which, named)
+  leading, trailing = _added(tokenizer)
+  ends = [*map(named, eos)] or ids('eos') or trailing[:1]
+  if not ends:
+    raise ValueError(
+      f'{file} and the files beside it name no end of sequence: give it as eos, such as '
+      'eos=("</s>",), or copy the tokenizer_config.json of the model beside it.'
+    )
+  padding = named(pad) if pad else [*ids('pad'), *ends][0]
+  start = named(bos) if bos else None
+  if bos is None:
+    start = _start(said, padding, leading, ids, file)
+  special = SpecialIds(padding, tuple(ends), start)
+  return HuggingFace(model, special, file, tokenizer=tokenizer)
 
 
 def parse(model: bytes, origin: epath.Path) -> tokenizers.Tokenizer:
@@ -127,59 +136,52 @@ def _unknown(model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> int | N
   return model.get('unk_id', vocabulary.get(model.get('unk_token') or ''))
 
 
-def _optional(file: epath.Path) -> dict[str, Any]:
-  return json.loads(file.read_text()) if file.exists() else {}
+def _spellable(model: bytes, said: Said, file: epath.Path) -> bytes:
+  """Without the last added tokens, where no text of a language model may hold them.
+
+  The one for images, and those that the model's table has no row for. Gemma 3's
+  `<image_soft_token>` is both in the sizes that read only text; as the others leave it out too, all
+  share a vocabulary.
+  """
+  content = _content(model, file)
+  images = huggingface_folders.spellings(said, 'image')
+  size = said['config'].get('vocab_size') or math.inf
+  added = content.get('added_tokens') or []
+  unread = lambda token: token['id'] >= size or token['content'] in images
+  kept = [*itertools.dropwhile(unread, reversed(added))][::-1]
+  return json.dumps(content | {'added_tokens': kept}).encode() if kept != added else model
 
 
 def _id(tokenizer: tokenizers.Tokenizer, token: str, file: epath.Path) -> int:
   found = tokenizer.token_to_id(token)
   if found is None:
-    raise ValueError(f'{file} has no token {token!r}.')
+    raise ValueError(f'{file} has no token {token!r} within the vocab_size of config.json.')
   return found
 
 
-def _said(
-  tokenizer: tokenizers.Tokenizer, said: Mapping[str, Any], which: str, file: epath.Path
-) -> list[int]:
-  """The ids of 'pad', 'eos' or 'bos' in the files that may say them, without repetition."""
-  ids = []
-  for name in ('tokenizer_config', 'special_tokens_map'):
-    token = said[name].get(f'{which}_token')
-    text = token['content'] if isinstance(token, dict) else token
-    ids += [_id(tokenizer, text, file)] if text else []
-  for name in ('generation_config', 'config'):
-    found = said[name].get(f'{which}_token_id')
-    ids += found if isinstance(found, list) else [] if found is None else [found]
-  return list(dict.fromkeys(i for i in ids if i >= 0))
-
-
-def _ends(
-  tokenizer: tokenizers.Tokenizer, said: Mapping[str, Any], file: epath.Path
-) -> tuple[int, ...]:
-  _, trailing = _added(tokenizer)
-  ends = _said(tokenizer, said, 'eos', file) or trailing[:1]
-  if not ends:
-    raise ValueError(
-      f'{file} and the files beside it name no end of sequence: give it as eos, such as '
-      'eos=("</s>",), or copy the tokenizer_config.json of the model beside it.'
-    )
-  return tuple(ends)
-
-
 def _start(
-  tokenizer: tokenizers.Tokenizer, said: Mapping[str, Any], pads: Sequence[int], file: epath.Path
+  said: Said,
+  pad: int,
+  leading: Sequence[int],
+  ids: Callable[[str], list[int]],
+  file: epath.Path,
 ) -> int | None:
   """What a decoder reads first, if the model was trained with anything."""
   for name in ('generation_config', 'config'):
     if (start := said[name].get('decoder_start_token_id')) is not None:
       return start
-  if 'T5' in said['tokenizer_config'].get('tokenizer_class', ''):
-    return pads[0]
+  if 'T5' in (said['tokenizer_config'].get('tokenizer_class') or ''):
+    return pad
   adds = said['tokenizer_config'].get('add_bos_token')
-  leading, _ = _added(tokenizer)
-  if adds or (adds is None and leading):
-    return [*leading, *_said(tokenizer, said, 'bos', file)][0]
-  return None
+  if not adds and (adds is not None or not leading):
+    return None
+  found = [*leading, *ids('bos')]
+  if not found:
+    raise ValueError(
+      f'{file.parent / huggingface_folders.CONFIG} asks for a beginning of sequence '
+      '(add_bos_token) and names none: give it as bos, or bos="" to do without.'
+    )
+  return found[0]
 
 
 def _added(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:

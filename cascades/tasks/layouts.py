@@ -1,7 +1,8 @@
 """How prompts and answers become the token rows that models read. The one place that knows.
 
 A prompt ends with an end of sequence in both architectures: the encoder's last token, and the mark
-by which a decoder-only model knows where the answer starts.
+by which a decoder-only model knows where the answer starts. One without it, as chats have, is never
+trimmed: the model goes on from its last token.
 """
 
 from __future__ import annotations
@@ -140,6 +141,13 @@ def of(records: Readable, convert: Convert, lengths: Lengths) -> Layout:
   ids = (made.bos_id, made.inputs_eos_id, made.eos_id)
   start, inputs_end, targets_end = (np.array([] if one is None else [one], np.int32) for one in ids)
   layout = Layout(convert, dict(lengths), start, inputs_end, targets_end)
+  longest = int(records.lengths[:, 0].max()) if made.inputs_eos_id is None else 0
+  if longest > lengths['inputs']:
+    raise ValueError(
+      f'{records.name} has prompts of up to {longest} tokens, more than the feature length of '
+      f"'inputs', {lengths['inputs']}. The model goes on from where a prompt ends, so none can be "
+      f"trimmed: raise task_feature_lengths['inputs'] to {longest}, or leave long rows out."
+    )
   if not layout.starts and not records.lengths[:, 0].all():
     raise ValueError(
       f'{records.name} has empty prompts, and the decoder no first input: the vocabulary names no '

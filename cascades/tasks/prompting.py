@@ -122,7 +122,7 @@ def _candidates(
     some = indices[begin : begin + chunk]
     for index, record in zip(some.tolist(), records.read(some), strict=True):
       for number, answer in enumerate(candidates(record)):
-        trimmed += len(answer) >= layout.lengths['targets']
+        trimmed += len(answer) + len(layout.targets_end) > layout.lengths['targets']
         yield index, number, layout.example(record.inputs, answer)
   if trimmed:
     log.warning('%d scored answers are longer than %s and were trimmed.', trimmed, layout.lengths)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+import sentencepiece as spm
 from etils import epath
 
-from cascades.tasks import vocabularies, wordpieces
+from cascades.tasks import huggingface_folders, sentencepieces, vocabularies, wordpieces
+from cascades.tasks.sentencepieces import SentencePiece
 
 
 def vocabulary(folder: epath.PathLike) -> Any:
@@ -17,13 +18,31 @@ def vocabulary(folder: epath.PathLike) -> Any:
   """
   folder = epath.Path(folder)
   if (folder / 'spiece.model').exists():
-    config = folder / 'tokenizer_config.json'
-    said = json.loads(config.read_text()) if config.exists() else {}
+    said = huggingface_folders.read(folder / huggingface_folders.CONFIG)
     return vocabularies.sentencepiece(
       folder / 'spiece.model', said.get('extra_ids'), allow_remote=True
     )
   if (folder / 'tokenizer.model').exists() and not (folder / 'tokenizer.json').exists():
-    return vocabularies.sentencepiece(folder / 'tokenizer.model', allow_remote=True)
+    return _sentencepiece(folder / 'tokenizer.model')
   if (folder / wordpieces.FILE).exists() and not (folder / 'tokenizer.json').exists():
     return wordpieces.read(folder)
   return vocabularies.huggingface(folder, allow_remote=True)
+
+
+def _sentencepiece(file: epath.Path) -> SentencePiece:
+  """With the ends that the files beside it name. Raises ValueError if they add tokens to it."""
+  own = vocabularies.sentencepiece(file, allow_remote=True)
+  added = huggingface_folders.read(file.parent / 'added_tokens.json')
+  pieces = spm.SentencePieceProcessor(model_proto=own.model)
+  named = lambda token: added.get(token) or sentencepieces.piece_id(pieces, token, file)
+  ends = huggingface_folders.special_ids(huggingface_folders.said(file.parent), 'eos', named)
+  last = max([0, *added.values(), *ends])
+  if last >= len(pieces):
+    raise ValueError(
+      f'{file} has {len(pieces)} pieces, and the JSON files beside it add tokens up to id {last}: '
+      'save both as a tokenizer.json there, with '
+      '`transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)`.'
+    )
+  if ends in ([], [own.eos_id]):
+    return own
+  return vocabularies.sentencepiece(file, eos=pieces.IdToPiece(ends), allow_remote=True)

@@ -45,7 +45,7 @@ class SentencePiece(tokens.Conventions):
     self._eos = tuple(eos)
     self.size = processor.GetPieceSize()
     pad, end, self.unk_id, bos = ids
-    self.eos_ids = tuple(_piece_id(processor, piece, origin) for piece in eos) or (end,)
+    self.eos_ids = tuple(piece_id(processor, piece, origin) for piece in eos) or (end,)
     if self.eos_id < 0:
       raise ValueError(
         f'{origin} names no end of sequence: give one as eos, such as eos=("[SEP]",), or train a '
@@ -81,7 +81,8 @@ def _load(model: bytes, origin: epath.Path) -> spm.SentencePieceProcessor:
   return processor
 
 
-def _piece_id(processor: spm.SentencePieceProcessor, piece: str, origin: epath.Path) -> int:
+def piece_id(processor: spm.SentencePieceProcessor, piece: str, origin: epath.Path) -> int:
+  """The id of a piece that is to end an answer. Raises ValueError if there is none."""
   found = processor.PieceToId(piece)
   if processor.IdToPiece(found) != piece:
     raise ValueError(f'{origin} has no piece {piece!r}, which is to end an answer.')

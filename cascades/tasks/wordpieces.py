@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from etils import epath
 
+from cascades.tasks import huggingface_folders
 from cascades.tasks.huggingface_tokenizers import HuggingFace, SpecialIds
 
 FILE = 'vocab.txt'
@@ -27,10 +27,11 @@ def read(folder: epath.Path) -> HuggingFace:
   """
   from tokenizers.implementations import BertWordPieceTokenizer
 
-  config = folder / 'tokenizer_config.json'
-  said = json.loads(config.read_text()) if config.exists() else {}
+  said = huggingface_folders.read(folder / huggingface_folders.CONFIG)
   pieces = (folder / FILE).read_text().removesuffix('\n').split('\n')
-  names: dict[str, Any] = {name: _text(said.get(name, token)) for name, token in SPECIAL.items()}
+  names: dict[str, Any] = {
+    name: huggingface_folders.spelling(said.get(name)) or token for name, token in SPECIAL.items()
+  }
   absent = [token for token in names.values() if token not in pieces]
   if absent:
     raise ValueError(
@@ -46,7 +47,3 @@ def read(folder: epath.Path) -> HuggingFace:
   )
   pad, start, end = (pieces.index(names[name]) for name in ('pad_token', 'cls_token', 'sep_token'))
   return HuggingFace(tokenizer.to_str().encode(), SpecialIds(pad, (end,), start), folder / FILE)
-
-
-def _text(token: str | dict[str, str]) -> str:
-  return token['content'] if isinstance(token, dict) else token

@@ -1,9 +1,11 @@
+import io
 import json
 
 import pytest
+import sentencepiece
 import tokenizers
 
-from cascades.tasks import chats, layouts, records, vocabularies
+from cascades.tasks import chats, layouts, prompting, records, vocabularies
 from cascades.tasks.task import Row, both
 from tests.tasks.conftest import tiny_task
 
@@ -21,6 +23,7 @@ GEMMA = (
 ROWS = [Row('0', 'How far?', ('Far.',)), Row('1', 'Two\nlines {x}', ('No.',))]
 ASKED = '<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n'
 ANSWERS = '<|im_start|>assistant\n'
+TURNS = '<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n'
 
 
 def folder(place, template, **tokens):
@@ -76,6 +79,12 @@ def test_a_folder_without_template_is_named(tmp_path):
     chats.read(folder(tmp_path, None))
 
 
+def test_a_damaged_file_is_named(tmp_path):
+  (tmp_path / 'tokenizer_config.json').write_text('{"chat_template": "')
+  with pytest.raises(ValueError, match=r'tokenizer_config\.json is damaged'):
+    chats.read(tmp_path)
+
+
 @pytest.mark.parametrize(
   ('template', 'message'),
   [(GEMMA, 'cannot write this prompt: No system.'), ('{% if', 'not one of Jinja')],
@@ -92,20 +101,27 @@ def test_a_template_cannot_reach_out_of_its_sandbox(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('template', 'ids', 'expected'),
+  ('template', 'bos_token', 'ids', 'expected'),
   [
-    (CHATML, {'eos': ['<|im_end|>']}, ASKED.format('{}') + ANSWERS),
-    (
-      GEMMA,
-      {'eos': ['<end_of_turn>'], 'bos': '<bos>'},
-      '<bos><start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n',
-    ),
+    (CHATML, '<bos>', {'eos': ['<|im_end|>']}, ASKED + ANSWERS),
+    (CHATML, '<|im_start|>', {'eos': ['<|im_end|>'], 'bos': ''}, ASKED + ANSWERS),
+    (CHATML, '<|im_start|>', {'eos': ['<|im_end|>'], 'bos': '<bos>'}, ASKED + ANSWERS),
+    (GEMMA, '<bos>', {'eos': ['<end_of_turn>'], 'bos': '<bos>'}, f'<bos>{TURNS}'),
+    (GEMMA, '<bos>', {'eos': ['<end_of_turn>'], 'bos': ''}, f'<bos>{TURNS}'),
   ],
-  ids=['without a beginning', 'with a beginning'],
+  ids=[
+    'no beginning',
+    'a beginning that the vocabulary has not',
+    'another beginning than the vocabulary has',
+    'the one of both',
+    'one that is a mere token',
+  ],
 )
-def test_the_model_reads_the_template_and_the_table_the_text(template, ids, expected, tmp_path):
+def test_the_model_reads_the_template_and_the_table_the_text(
+  template, bos_token, ids, expected, tmp_path
+):
   made = vocabulary(tmp_path)(**ids)
-  folder(tmp_path, template, bos_token='<bos>')
+  folder(tmp_path, template, bos_token=bos_token)
   task = chats.chat(tiny_task(ROWS), tmp_path)
   found = records.materialize(task, 'train', both(made), tmp_path / 'records')
   layout = layouts.of(found, layouts.decoder_only, {'inputs': 200, 'targets': 8})
@@ -114,6 +130,72 @@ def test_the_model_reads_the_template_and_the_table_the_text(template, ids, expe
     read = [i for piece in layout.example(record.inputs, record.targets).left for i in piece]
     token = made._tokenizer.id_to_token
     assert ''.join(token(int(i)) for i in read) == expected.replace('{}', row.inputs)
+
+
+def test_sentencepiece_begins_with_the_token_that_it_reads_in_no_text(tmp_path):
+  written = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.Train(
+    sentence_iterator=iter([row.inputs for row in ROWS]),
+    model_writer=written,
+    model_type='char',
+    vocab_size=30,
+    hard_vocab_limit=False,
+    bos_piece='<bos>',
+    user_defined_symbols=['<start_of_turn>', '<end_of_turn>', '\n'],
+    add_dummy_prefix=False,
+    minloglevel=2,
+  )
+  (tmp_path / 'tokenizer.model').write_bytes(written.getvalue())
+  made = vocabularies.sentencepiece(tmp_path / 'tokenizer.model')
+  assert len(made.encode('<bos>')) > 1
+  task = chats.chat(tiny_task(ROWS), folder(tmp_path, GEMMA, bos_token='<bos>'))
+  found = records.materialize(task, 'train', both(made), tmp_path / 'records')
+  for record in found.read(range(len(found))):
+    text = TURNS.replace('{}', record.row.inputs)
+    assert record.inputs.tolist() == [made.bos_id, *made.encode(text)]
+
+
+@pytest.mark.parametrize(
+  ('template', 'end'),
+  [(GEMMA, '<end_of_turn>'), (CHATML, '<|im_end|>'), ('{{ messages[0].content }}', '<pad>')],
+  ids=['the second end', 'the third end', 'none, so the first'],
+)
+def test_answers_and_options_end_as_the_template_ends_them(template, end, tmp_path):
+  made = vocabulary(tmp_path)(eos=['<pad>', '<end_of_turn>', '<|im_end|>'])
+  rows = [Row('0', 'Far?', ('No.',), ('Yes.', 'No.'), 1)]
+  task = chats.chat(tiny_task(rows), folder(tmp_path, template, bos_token='<bos>'))
+  found = records.materialize(task, 'train', both(made), tmp_path / 'records')
+  (record,) = found.read([0])
+  expected = [made.encode(f'{answer}{end}') for answer in ('No.', 'Yes.', 'No.')]
+  assert [ids.tolist() for ids in (record.targets, *record.options)] == expected
+  layout = layouts.of(found, layouts.decoder_only, {'inputs': 200, 'targets': 8})
+  assert [i for piece in layout.example(*record[1:3]).right for i in piece] == expected[0]
+
+
+@pytest.mark.parametrize('room', [0, 1])
+def test_only_answers_that_lose_tokens_are_counted_as_trimmed(room, tmp_path, caplog):
+  made = vocabulary(tmp_path)(eos=['<|im_end|>'])
+  task = chats.chat(tiny_task(ROWS[:1]), folder(tmp_path, CHATML))
+  found = records.materialize(task, 'train', both(made), tmp_path / 'records')
+  lengths = {'inputs': 200, 'targets': len('Far.') + room}
+  settings = {'convert': layouts.decoder_only, 'lengths': lengths, 'batch_size': 1}
+  assert len(list(prompting.score_batches(found, [0], **settings))) == 1
+  assert ('1 scored answers are longer' in caplog.text) == (room == 0)
+
+
+@pytest.mark.parametrize('form', [chats.chat, chats.continuation])
+def test_a_prompt_to_go_on_with_is_not_trimmed(form, tmp_path):
+  made = vocabulary(tmp_path)(eos=['<|im_end|>'])
+  task = form(tiny_task(ROWS), folder(tmp_path, CHATML))
+  found = records.materialize(task, 'train', both(made), tmp_path / 'records')
+  longest = int(found.lengths[:, 0].max())
+  settings = {'convert': layouts.decoder_only, 'lengths': {'inputs': longest, 'targets': 8}}
+  assert prompting.prompt_lengths(found, **settings).max() == longest
+  settings['lengths'] = {'inputs': longest - 1, 'targets': 8}
+  with pytest.raises(ValueError, match=rf"raise task_feature_lengths\['inputs'\] to {longest}"):
+    prompting.prompt_lengths(found, **settings)
+  with pytest.raises(ValueError, match=f'tiny, split train has prompts of up to {longest} tokens'):
+    list(prompting.score_batches(found, [0], **settings, batch_size=1))
 
 
 def test_a_continued_prompt_is_followed_by_nothing(tmp_path):

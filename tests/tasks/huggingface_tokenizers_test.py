@@ -102,6 +102,51 @@ def test_a_configuration_may_ask_for_a_beginning(reference, tmp_path):
   assert vocabulary.bos_id == 1
 
 
+def test_a_beginning_that_is_asked_for_must_be_named(reference, tmp_path):
+  said = {'add_bos_token': True, 'eos_token': '</s>'}
+  with pytest.raises(
+    ValueError, match=r'tokenizer_config\.json asks for a beginning .* names none'
+  ):
+    vocabularies.huggingface(_folder(tmp_path, reference, tokenizer_config=said))
+  assert vocabularies.huggingface(tmp_path, bos='').bos_id is None
+
+
+def test_a_class_may_be_left_open(reference, tmp_path):
+  said = {'tokenizer_class': None, 'eos_token': '</s>'}
+  vocabulary = vocabularies.huggingface(_folder(tmp_path, reference, tokenizer_config=said))
+  assert vocabulary.eos_ids == (2,)
+
+
+def test_tokens_that_the_model_has_no_row_for_are_not_in_its_vocabulary(reference, tmp_path):
+  longer = tokenizers.Tokenizer.from_str(reference.to_str())
+  longer.add_special_tokens(['<more>', '<image>'])
+  told = {
+    'tokenizer_config': {'eos_token': '</s>'},
+    'special_tokens_map': {'image_token': '<image>'},
+  }
+  found = {}
+  for size in (331, 400, None):  # tables of a model that reads text, of one with eyes, and not said
+    (folder := tmp_path / str(size)).mkdir()
+    found[size] = vocabularies.huggingface(
+      _folder(folder, longer, config={'vocab_size': size}, **told)
+    )
+    assert found[size].size == 331
+    assert 330 in found[size].encode('a <more>')
+    ids = found[size].encode('a <image>')
+    assert max(ids) < 330
+    assert found[size].decode(ids) == 'a <image>'
+  assert found[331].fingerprint == found[400].fingerprint == found[None].fingerprint
+  vocabularies.save(found[331], tmp_path)
+  assert vocabularies.load(tmp_path).size == 331
+
+  (tmp_path / '331' / 'special_tokens_map.json').unlink()
+  assert vocabularies.huggingface(tmp_path / '331') == found[331]
+  (tmp_path / '331' / 'config.json').write_text('{"vocab_size": 330}')
+  assert vocabularies.huggingface(tmp_path / '331').size == 330
+  with pytest.raises(ValueError, match="no token '<more>' within the vocab_size"):
+    vocabularies.huggingface(tmp_path / '331', eos=['<more>'])
+
+
 @pytest.mark.parametrize(
   'said',
   [

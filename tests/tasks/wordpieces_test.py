@@ -52,7 +52,12 @@ def test_case_and_accents_are_kept_if_the_model_keeps_them(folder):
 
 
 def test_special_tokens_may_have_other_names(folder):
-  said = {'cls_token': 'un', 'sep_token': {'content': 'a'}, 'pad_token': 'e'}
+  said = {
+    'cls_token': 'un',
+    'sep_token': {'content': 'a'},
+    'pad_token': 'e',
+    'mask_token': None,
+  }
   (folder / 'tokenizer_config.json').write_text(json.dumps(said))
   vocabulary = wordpieces.read(folder)
   assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id) == (5, 8, 10)
