@@ -27,7 +27,7 @@ from flax import nnx
 from benchmarks import bars
 from benchmarks.bars import Measured
 from benchmarks.local_tsv import read
-from cascades import partitioning
+from cascades import partitioning, predictions
 from cascades.checkpoints import store
 from cascades.models import configs
 from cascades.tasks import local, records, vocabularies
@@ -151,12 +151,8 @@ def frozen_baseline(
 
 def scored_loss(directory: pathlib.Path) -> float:
   """Mean over rows of -log p(answer), its end included, in nats."""
-  totals = [
-    json.loads(line)['score']
-    for file in sorted(directory.glob('**/*.jsonl-*'))
-    for line in file.read_text().splitlines()
-  ]
-  return -float(np.mean(totals))
+  (table,) = predictions.read(directory / 'test', mode='score')
+  return -float(np.where(table.mask, table.logprobs, 0.0).sum(axis=1).mean())
 
 
 def evaluated(directory: pathlib.Path) -> dict[str, float]:
