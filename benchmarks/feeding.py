@@ -35,6 +35,7 @@ from benchmarks.bars import Measured
 from cascades.tasks import feeding, layouts, vocabularies
 from cascades.tasks.corpus import Corpus
 from cascades.tasks.reading import Joined
+from cascades.tasks.tokens import EOS_ID
 from cascades.types import Batch
 
 LENGTHS = {'inputs': 512, 'targets': 128}
@@ -159,7 +160,7 @@ def row_by_row(records: Joined, batch_size: int) -> Iterator[Any]:
       padded[name] = np.zeros(length, np.int32)
       kept = ids[: length - 1]
       padded[name][: len(kept)] = kept
-      padded[name][len(kept)] = vocabularies.EOS_ID
+      padded[name][len(kept)] = EOS_ID
     return padded
 
   class Source:

@@ -36,18 +36,26 @@ def task() -> Task:
 
 def pronunciations() -> dict[str, tuple[str, ...]]:
   """Every word with its pronunciations, in the dictionary's order."""
+  return _parsed(_text())
+
+
+def _parsed(text: str) -> dict[str, tuple[str, ...]]:
   words: dict[str, list[str]] = {}
-  for line in _text().split('\n'):
+  for line in text.split('\n'):
     word, _, phonemes = line.partition('#')[0].strip().partition(' ')
     if word:
       words.setdefault(_VARIANT.sub('', word), []).append(phonemes.strip())
   return {word: tuple(dict.fromkeys(answers)) for word, answers in words.items()}
 
 
-@functools.cache
 def vocabulary() -> vocabularies.Symbols:
   """The dictionary's letters and phonemes as symbols."""
-  words = pronunciations()
+  return _symbols(_text())
+
+
+@functools.cache
+def _symbols(text: str) -> vocabularies.Symbols:
+  words = _parsed(text)
   letters = {letter for word in words for letter in word}
   phonemes = {phoneme for answers in words.values() for a in answers for phoneme in a.split()}
   return vocabularies.symbols([*sorted(letters), *sorted(phonemes)])
