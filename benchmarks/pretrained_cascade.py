@@ -202,7 +202,8 @@ def main() -> None:
     for what, value in evaluated(directory).items():
       measured.append(Measured(f'{name}: {what}', value, 'of rows'))
   output = root / 'pretrained_cascade.json'
-  bars.report('pretrained cascade', measured, output, vars(options))
+  settings = {name: str(value) for name, value in vars(options).items()}
+  bars.report('pretrained cascade', measured, output, settings)
 
 
 if __name__ == '__main__':
