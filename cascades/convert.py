@@ -75,22 +75,17 @@ def convert(
     'vocabulary_size': vocabulary.size,
   }
   origin = {'converted_from': str(place), 'dtype': dtype}
-  store.check_description(directory, description)
-  store.check_description(directory, origin, store.MANIFEST)
-  if store.latest(directory) is not None:
+  if store.is_made(directory, description, origin):
     log.info('%s holds a checkpoint already.', model_dir)
     return
-  with store.Checkpoints(directory) as checkpoints, partitioning.use(mesh(), rules):
+  with partitioning.use(mesh(), rules):
     _, abstract = partitioning.abstract_model(config, rules, dtype=dtype)
     params = conversion.load(found.table, found.weights, abstract)
     if jax.process_index() == 0:
-      store.write_description(directory, description)
-      store.write_description(directory, origin, store.MANIFEST)
       vocabularies.save(vocabulary, directory)
       for name, content in _companions(place, kind, model, vocabulary).items():
         files.write(directory / huggingface.COMPANIONS / name, content)
-      files.write(directory / 'config.gin', provenance().get('config', ''))
-    checkpoints.save(0, {'params': params})
+    store.make(directory, params, description, origin, config=provenance().get('config', ''))
   size = sum(leaf.size for leaf in jax.tree.leaves(params))
   log.info('%s: %s parameters in %s', model_dir, f'{size:,}', dtype)
 

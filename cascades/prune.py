@@ -54,6 +54,8 @@ def prune(
   Raises ValueError for a choice that the model does not have, CheckpointError if `model_dir` holds
   another one.
   """
+  if mlp_dim and not (task and task_feature_lengths):
+    raise ValueError('MLP_DIM needs TASK and TASK_FEATURE_LENGTHS, to see what channels do.')
   source, step = store.locate(checkpoint_path, which)
   directory = files.absolute(model_dir)
   described = store.read_description(source)
@@ -71,36 +73,32 @@ def prune(
     'mlp_dim': small.mlp_dim,
     'task': task.name if task and mlp_dim else None,
   }
-  store.check_description(directory, description)
-  store.check_description(directory, choice, store.MANIFEST)
-  if store.latest(directory) is not None:
+  if store.is_made(directory, description, choice):
     log.info('%s holds a checkpoint already.', model_dir)
     return
-  with store.Checkpoints(directory) as checkpoints, partitioning.use(mesh(), rules):
+  with partitioning.use(mesh(), rules):
     graph, abstract = partitioning.abstract_model(large, rules)
     _, places = partitioning.abstract_model(small, rules)
-    whole, importance = store.restore_params(source, abstract, which=step), None
-    if mlp_dim is not None:
-      if task is None or task_feature_lengths is None:
-        raise ValueError('MLP_DIM needs TASK and TASK_FEATURE_LENGTHS, to see what channels do.')
+    whole = store.restore_params(source, abstract, which=step)
+    importance = None
+    if mlp_dim and task and task_feature_lengths:
       corpus = Corpus(task, vocabulary, large.architecture, task_feature_lengths, records_dir)
-      batches = itertools.islice(
-        corpus.training(0, batch_size=batch_size, seed=0), -(-task_rows // batch_size)
+      batches = corpus.training(0, batch_size=batch_size, seed=0)
+      some = itertools.islice(batches, -(-task_rows // batch_size))
+      importance = pruning.channel_importance(
+        token_loss(train_step.Definition(graph, large.vocab_size)),
+        whole,
+        map(partitioning.place_batch, some),
+        kept,
       )
-      loss = token_loss(train_step.Definition(graph, large.vocab_size))
-      placed = map(partitioning.place_batch, batches)
-      importance = pruning.channel_importance(loss, whole, placed, kept)
     keep = functools.partial(pruning.prune, kept=kept, mlp_dim=mlp_dim)
     params = jax.jit(keep, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, places))(
       whole, importance=importance
     )
     if jax.process_index() == 0:
-      store.write_description(directory, description)
       vocabularies.save(vocabulary, directory)
-      huggingface.pass_on(source, directory)
-      store.write_description(directory, choice, store.MANIFEST)
-      files.write(directory / 'config.gin', provenance().get('config', ''))
-    checkpoints.save(0, {'params': params})
+    huggingface.pass_on(source, directory)
+    store.make(directory, params, description, choice, config=provenance().get('config', ''))
   counts = [configs.count_parameters(config) for config in (large, small)]
   log.info('%s: layers %s; %s of %s parameters', model_dir, kept, *(f'{n:,}' for n in counts[::-1]))
 

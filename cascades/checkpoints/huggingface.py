@@ -78,7 +78,7 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
       f'{folder} holds no {CONFIG}; give the folder of a Hugging Face model, as '
       '`huggingface-cli download` or `save_pretrained` leaves it.'
     )
-  return _json(file)
+  return store.read_json(file)
 
 
 def companions(folder: epath.Path) -> dict[str, bytes]:
@@ -191,7 +191,7 @@ def _orbax(file: epath.Path, call: Callable[[epath.Path], Read]) -> Read:
 def _files(folder: epath.Path, config: Mapping[str, Any]) -> Sequence[epath.Path]:
   """The files that hold the weights; others of the same kind may lie beside them."""
   if (folder / INDEX).exists():
-    names = sorted(set(_json(folder / INDEX)['weight_map'].values()))
+    names = sorted(set(store.read_json(folder / INDEX)['weight_map'].values()))
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
       raise CheckpointError(
@@ -269,14 +269,7 @@ def _renamed(weights: Weights, names: Mapping[str, str]) -> Weights:
 
 def _beside(folder: epath.Path, name: str) -> Any:
   file = folder / name
-  return _json(file) if file.exists() else {}
-
-
-def _json(file: epath.Path) -> dict[str, Any]:
-  try:
-    return json.loads(file.read_text())
-  except ValueError as error:
-    raise CheckpointError(f'{file} is damaged ({error}): copy or download it again.') from error
+  return store.read_json(file) if file.exists() else {}
 
 
 def _text(content: Mapping[str, Any]) -> str:

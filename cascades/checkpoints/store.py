@@ -100,6 +100,36 @@ class Checkpoints:
     return _params(self._directory / BASE, like)
 
 
+def is_made(
+  directory: epath.PathLike, description: Mapping[str, Any], origin: Mapping[str, Any]
+) -> bool:
+  """Whether a run that is made of other weights, not trained, is there already.
+
+  Raises CheckpointError, naming what differs, if the directory holds another.
+  """
+  check_description(directory, description)
+  check_description(directory, origin, MANIFEST)
+  return latest(directory) is not None
+
+
+def make(
+  directory: epath.PathLike,
+  params: Any,
+  description: Mapping[str, Any],
+  origin: Mapping[str, Any],
+  *,
+  config: str = '',
+) -> None:
+  """Write such a run: what it is, what it was made of, its settings, and checkpoint 0."""
+  directory = files.absolute(directory)
+  with Checkpoints(directory) as checkpoints:
+    if jax.process_index() == 0:
+      write_description(directory, description)
+      write_description(directory, origin, MANIFEST)
+      files.write(directory / 'config.gin', config)
+    checkpoints.save(0, {'params': params})
+
+
 def restore_params(path: epath.PathLike, like: Any, *, which: Which = 'last') -> Any:
   """Only the parameters of a run (MODEL_DIR) or of one checkpoint (MODEL_DIR/checkpoint_N).
 
@@ -181,7 +211,7 @@ def check_description(
   path = epath.Path(directory) / file
   if not path.exists():
     return
-  found, wanted = _flat(_read(path)), _flat(json.loads(_text(description)))
+  found, wanted = _flat(read_json(path)), _flat(json.loads(_text(description)))
   different = [
     f'{key} is {found.get(key)!r} there and {wanted.get(key)!r} here'
     for key in dict.fromkeys((*wanted, *found))
@@ -231,14 +261,17 @@ def read_description(path: epath.PathLike) -> dict[str, Any]:
       f'{directory} is not a run directory: {DESCRIPTION} is missing. Give the MODEL_DIR of a '
       'training run, or one of its checkpoints.'
     )
-  return _read(file)
+  return read_json(file)
 
 
-def _read(file: epath.Path) -> dict[str, Any]:
+def read_json(file: epath.Path) -> dict[str, Any]:
+  """What a file says. Raises CheckpointError if it is damaged."""
   try:
     return json.loads(file.read_text())
   except ValueError as error:
-    raise CheckpointError(f'{file} is damaged ({error}): restore it, or train again.') from error
+    raise CheckpointError(
+      f'{file} is damaged ({error}): copy it again from where it was whole.'
+    ) from error
 
 
 def _quality(metrics: Mapping[str, float] | None) -> float:

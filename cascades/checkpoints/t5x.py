@@ -224,8 +224,7 @@ def write(
   shapes. It counts as a checkpoint, there and here, only once it is whole. Raises CheckpointError
   if T5X has no such model.
   """
-  if dtype not in ('float32', 'bfloat16'):
-    raise CheckpointError(f'dtype={dtype!r} cannot be written: choose float32 or bfloat16.')
+  convert.check_dtype(dtype)
   place = files.absolute(directory) / f'checkpoint_{step}'
   if (place / t5x_files.INDEX).exists():
     raise CheckpointError(f'{place} is there already: remove it, or write to another directory.')

@@ -109,51 +109,6 @@ def vocabulary(ours: Vocabulary) -> seqio.Vocabulary:
   raise ValueError(f'SeqIO has no counterpart of a {type(ours).__name__} vocabulary.')
 
 
-class SymbolVocabulary(seqio.Vocabulary):
-  """`vocabularies.Symbols` inside TensorFlow."""
-
-  def __init__(self, ours: vocabularies_lib.Symbols) -> None:
-    super().__init__()
-    self._ours = ours
-    names_and_ids = tf.lookup.KeyValueTensorInitializer(
-      tf.constant(ours.names), tf.range(ours.size - len(ours.names), ours.size)
-    )
-    self._ids = tf.lookup.StaticHashTable(names_and_ids, default_value=tokens.UNK_ID)
-    self._names = tf.constant(['', '', '<unk>', *ours.names])
-
-  @property
-  def bos_id(self) -> int:
-    return tokens.PAD_ID
-
-  @property
-  def eos_id(self) -> int:
-    return self._ours.eos_id
-
-  @property
-  def unk_id(self) -> int:
-    return tokens.UNK_ID
-
-  @property
-  def _base_vocab_size(self) -> int:
-    return self._ours.size
-
-  def _encode(self, s: str) -> Sequence[int]:
-    return self._ours.encode(s)
-
-  def _decode(self, ids: Sequence[int]) -> str:
-    return self._ours.decode(ids)
-
-  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    return self._ids.lookup(tf.strings.split(s))
-
-  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    kept = tf.ragged.boolean_mask(ids, ids > self.eos_id)
-    return tf.strings.reduce_join(tf.gather(self._names, kept), axis=-1, separator=' ')
-
-  def __eq__(self, other: object) -> bool:
-    return isinstance(other, SymbolVocabulary) and self._ours == other._ours
-
-
 class CalledVocabulary(seqio.Vocabulary):
   """Any of ours inside TensorFlow, which calls Python for every text."""
 
@@ -203,6 +158,25 @@ class CalledVocabulary(seqio.Vocabulary):
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, CalledVocabulary) and self._ours == other._ours
+
+
+class SymbolVocabulary(CalledVocabulary):
+  """`vocabularies.Symbols`, which TensorFlow can look up by itself."""
+
+  def __init__(self, ours: vocabularies_lib.Symbols) -> None:
+    super().__init__(ours)
+    names_and_ids = tf.lookup.KeyValueTensorInitializer(
+      tf.constant(ours.names), tf.range(ours.size - len(ours.names), ours.size)
+    )
+    self._ids = tf.lookup.StaticHashTable(names_and_ids, default_value=tokens.UNK_ID)
+    self._names = tf.constant(['', '', '<unk>', *ours.names])
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    return self._ids.lookup(tf.strings.split(s))
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    kept = tf.ragged.boolean_mask(ids, ids > self.eos_id)
+    return tf.strings.reduce_join(tf.gather(self._names, kept), axis=-1, separator=' ')
 
 
 def _bytes(text: bytes | np.ndarray) -> bytes:

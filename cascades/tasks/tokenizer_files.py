@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 import sentencepiece as spm
 from etils import epath
 
-from cascades.tasks import huggingface_tokenizers
+from cascades.tasks import huggingface_folders, huggingface_tokenizers
 from cascades.tasks.huggingface_tokenizers import HuggingFace
 from cascades.tasks.sentencepieces import ModelProto, SentencePiece
 from cascades.types import Vocabulary
-
-CONFIG = 'tokenizer_config.json'
 
 
 class _Model(NamedTuple):
@@ -49,7 +47,7 @@ def tokenizer_files(
     **({'chat_template': chat_template} if chat_template else {}),
   }
   text = json.dumps(said, indent=2, ensure_ascii=False) + '\n'
-  return {model.name: model.content, CONFIG: text.encode()}
+  return {model.name: model.content, huggingface_folders.CONFIG: text.encode()}
 
 
 def special_ids(vocabulary: Vocabulary, config: Mapping[str, Any]) -> dict[str, Any]:
