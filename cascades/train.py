@@ -15,49 +15,37 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
-import numpy as np
+import optax
 from etils import epath
-from flax import nnx
-from jax import Array
 
 from cascades import (
-  decoding,
+  assembly,
   files,
   loop,
   lora,
   losses,
-  metrics,
   optimizers,
   partitioning,
   profiling,
   progress,
   train_step,
+  validating,
 )
+from cascades.assembly import Blueprint
 from cascades.checkpoints import huggingface, store
 from cascades.models import configs
-from cascades.tasks import reading, records, vocabularies
+from cascades.tasks import records, vocabularies
 from cascades.tasks.corpus import Corpus
 from cascades.tasks.task import Mixture, Task
-from cascades.train_step import Definition, Frozen, TrainState
-from cascades.types import Batch, ModelConfig, Params, Prompt, Vocabulary
+from cascades.train_step import Frozen, TrainState
+from cascades.types import Batch, ModelConfig, Params, Vocabulary
+from cascades.validating import Validation
 
 log = logging.getLogger(__name__)
-
-VALIDATION = 'validation/'  # begins the names of what validation finds
-LOGITS_PER_ROW = 1 << 22  # of a block of the loss, unless its length is given
-
-
-class Validation(NamedTuple):
-  """When and on how many rows a run is validated: with teacher forcing, without dropout."""
-
-  every: int = 500
-  rows: int = 1024
-  split: str = 'validation'
-  decoded_rows: int = 0  # that many answers are also decoded greedily and judged by the metrics
 
 
 def train(
@@ -83,6 +71,7 @@ def train(
   seed: int = 0,
   mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
   rules: partitioning.Rules = partitioning.RULES,
+  large_rules: partitioning.Rules | None = None,
   validation: Validation | None = None,
   log_every: int = 100,
   save_every: int = 1000,
@@ -109,29 +98,39 @@ def train(
   if start >= train_steps:
     log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
     return []
+  large = _large_model(large_checkpoint_path, small, vocabulary)
+  transform = optimizer(learning_rate)
   with store.Checkpoints(directory, keep=keep) as checkpoints, partitioning.use(mesh(), rules):
-    large, large_params = _large(large_checkpoint_path, small, vocabulary, rules, large_dtype)
-    transform = optimizer(learning_rate)
-    graph, state, base = _initial_state(
-      small, adapters, vocabulary, rules, transform, seed, checkpoints, initial_checkpoint_path
+    parts = assembly.blueprint(
+      small,
+      large,
+      transform,
+      adapters=adapters,
+      large_dtype=large_dtype,
+      rules=rules,
+      large_rules=large_rules,
     )
-    frozen = Frozen(large_params, base)
-    models: dict[str, Any] = {
-      'small': Definition(graph, small.vocab_size, adapters.scale if adapters else 1.0),
-      'large': large,
-      'loss': loss,
-      'block_length': block_length or max(1, LOGITS_PER_ROW // small.vocab_size),
-    }
-    step = functools.partial(
-      train_step.train_step,
-      **models,
-      optimizer=transform,
+    block_length = block_length or assembly.block_length(small.vocab_size)
+    step = assembly.compiled_step(
+      parts,
+      transform,
+      loss=loss,
       normalizer=normalizer,
       microbatches=microbatches,
+      block_length=block_length,
+    )
+    state, base = _initial_state(
+      parts, small, vocabulary, transform, seed, checkpoints, initial_checkpoint_path
+    )
+    frozen = Frozen(
+      large_checkpoint_path and store.restore_params(large_checkpoint_path, parts.frozen.large),
+      base,
     )
     corpus = Corpus(task, vocabulary, small.architecture, task_feature_lengths, records_dir)
     batches = corpus.training(start, batch_size=batch_size, seed=seed, pack=pack_length)
-    validate = _validator(validation, corpus, models, frozen, batch_size)
+    validate = validating.validator(
+      validation, corpus, parts, frozen, loss=loss, block_length=block_length, batch_size=batch_size
+    )
     _write_down(directory, description, vocabulary, {'trained': state.params, 'frozen': frozen})
     huggingface.pass_on(initial_checkpoint_path, directory)
     if base is not None and not start:
@@ -142,7 +141,7 @@ def train(
     ):
       history = loop.run(
         state,
-        _placing(jax.jit(step, donate_argnums=0, out_shardings=(_places(state), None)), frozen),
+        _placing(step, frozen),
         batches,
         start=start,
         total=train_steps,
@@ -150,7 +149,7 @@ def train(
         report=_reporter(train_steps, learning_rate, events),
         validate=validate,
         save=lambda number, state, values: checkpoints.save(
-          number, state, validation_loss=values.get(f'{VALIDATION}loss')
+          number, state, validation_loss=values.get(f'{validating.PREFIX}loss')
         ),
         profile=profiler.step,
       )
@@ -199,16 +198,12 @@ def _check_vocabulary(path: str, description: Mapping[str, Any], vocabulary: Voc
     )
 
 
-def _large(
-  path: str | None,
-  small: ModelConfig,
-  vocabulary: Vocabulary,
-  rules: partitioning.Rules,
-  dtype: str,
-) -> tuple[Definition | None, Params]:
-  """The large model of a run directory, placed by the same rules as the small one."""
+def _large_model(
+  path: str | None, small: ModelConfig, vocabulary: Vocabulary
+) -> configs.Config | None:
+  """The large model of a run directory, if it reads what the small one reads."""
   if path is None:
-    return None, None
+    return None
   description = store.read_description(path)
   _check_vocabulary(path, description, vocabulary)
   config = configs.from_description(description['model'])
@@ -217,54 +212,49 @@ def _large(
       f'the large model of {path} is {config.architecture} and the small one '
       f'{small.architecture}: to be compared token by token they must read their prompts alike.'
     )
-  graph, abstract = partitioning.abstract_model(config, rules, dtype=dtype)
-  return Definition(graph, config.vocab_size), store.restore_params(path, abstract)
+  return config
 
 
 def _initial_state(
+  parts: Blueprint,
   small: ModelConfig,
-  adapters: lora.Config | None,
   vocabulary: Vocabulary,
-  rules: partitioning.Rules,
-  transform: Any,
+  optimizer: optax.GradientTransformation,
   seed: int,
   checkpoints: store.Checkpoints,
   initial_checkpoint_path: str | None,
-) -> tuple[nnx.GraphDef, TrainState, Params]:
+) -> tuple[TrainState, Params]:
   """Where the run starts. The order matters: its own checkpoint, another run's weights, chance.
 
   With adapters those are its state, and the weights beside them, which come last here, their base.
   """
-  graph, whole = partitioning.abstract_model(small, rules, dtype=(adapters or lora.Config()).dtype)
-  trained = lora.abstract(whole, configs.linear_maps(small), adapters) if adapters else whole
-  init = functools.partial(train_step.init_state, optimizer=transform, seed=seed)
-  shapes = partitioning.like_parameters(jax.eval_shape(init, trained), trained)
-  start = jax.jit(init, out_shardings=_places(shapes))
+  trained, base = parts.state.params, parts.frozen.base
   latest = checkpoints.latest()
   if latest is not None:
     log.info('going on from step %d.', latest)
-    state = checkpoints.restore(latest, shapes)
-    return graph, state, checkpoints.restore_base(whole) if adapters else None
+    state = checkpoints.restore(latest, parts.state)
+    return state, None if base is None else checkpoints.restore_base(base)
+  whole = trained if base is None else base
   if initial_checkpoint_path:
     _check_vocabulary(
       initial_checkpoint_path, store.read_description(initial_checkpoint_path), vocabulary
     )
     params = store.restore_params(initial_checkpoint_path, whole)
-  elif adapters:
+  elif base is not None:
     raise ValueError(
       'adapters learn beside trained weights and INITIAL_CHECKPOINT_PATH is None: name the run '
       'whose weights they are, or train all weights.'
     )
   else:
     params = partitioning.init_params(small, seed, whole)
-  if not adapters:
-    return graph, start(params), None
-  draw = jax.jit(functools.partial(lora.init, abstract=trained), out_shardings=_places(trained))
-  return graph, start(draw(jax.random.key(seed))), params
-
-
-def _places(tree: Any) -> Any:
-  return jax.tree.map(lambda leaf: leaf.sharding, tree)
+  init = functools.partial(train_step.init_state, optimizer=optimizer, seed=seed)
+  start = jax.jit(init, out_shardings=assembly.places(parts.state))
+  if base is None:
+    return start(params), None
+  draw = jax.jit(
+    functools.partial(lora.init, abstract=trained), out_shardings=assembly.places(trained)
+  )
+  return start(draw(jax.random.key(seed))), params
 
 
 def _placing(compiled: Callable[..., Any], frozen: Frozen) -> Callable[..., Any]:
@@ -278,82 +268,13 @@ def _placing(compiled: Callable[..., Any], frozen: Frozen) -> Callable[..., Any]
   return step
 
 
-def _validator(
-  validation: Validation | None,
-  corpus: Corpus,
-  models: Mapping[str, Any],
-  frozen: Frozen,
-  batch_size: int,
-) -> Callable[[TrainState], loop.Values]:
-  if validation is None:
-    return lambda _: {}
-  tasks = [task for task in corpus.tasks if validation.split in task.splits]
-  if not tasks:
-    corpus.tasks[0].require(validation.split)
-  split = corpus.open(validation.split, tasks=tasks)
-  step = jax.jit(functools.partial(train_step.eval_step, **models))
-  decode = _decoder(
-    corpus, tasks, split, models['small'], frozen.base, validation.decoded_rows, batch_size
-  )
-
-  def validate(state: TrainState) -> loop.Values:
-    sums = []
-    for batch in corpus.evaluation(split, batch_size=batch_size, rows=validation.rows):
-      sums.append(step(state.params, frozen, partitioning.place_batch(batch)))
-      partitioning.wait_on_virtual_devices(sums)
-    found = loop.means(jax.device_get(sums)) | decode(state.params)
-    return {VALIDATION + name: value for name, value in found.items()}
-
-  return validate
-
-
-def _decoder(
-  corpus: Corpus,
-  tasks: Sequence[Task],
-  split: reading.Joined,
-  small: Definition,
-  base: Params,
-  rows: int,
-  batch_size: int,
-) -> Callable[[Params], loop.Values]:
-  """Greedy answers to the first `rows` rows, equally many of each task, judged by its metrics."""
-
-  @jax.jit
-  def generate(params: Params, base: Params, prompt: Prompt) -> Array:
-    return decoding.generate(
-      small.bind(params, base),
-      prompt,
-      max_len=corpus.lengths['targets'],
-      eos_id=corpus.vocabulary.eos_ids,
-    ).tokens
-
-  def answers(params: Params, part: reading.Records) -> Iterator[tuple[tuple[str, ...], str]]:
-    first = range(min(-(-rows // len(tasks)), len(part)))
-    for bucket in corpus.buckets(part, first, batch_size=batch_size):
-      prompt = partitioning.place_whole(corpus.prompts(part, bucket, batch_size=batch_size))
-      tokens = partitioning.fetch(generate(params, base, prompt))[: len(bucket.indices)]
-      for record, ids in zip(part.read(bucket.indices), tokens, strict=True):
-        yield record.row.answers, corpus.vocabulary.decode(ids)
-
-  def decode(params: Params) -> loop.Values:
-    found = {}
-    for task, part in zip(tasks, split.parts, strict=True):
-      answered = list(answers(params, part)) if rows else []
-      for judge in map(metrics.by_name, task.metrics if answered else ()):
-        name = judge.name if len(tasks) == 1 else f'{task.name}/{judge.name}'
-        sums = np.sum([judge.statistics(*answer) for answer in answered], axis=0)
-        found[name] = float(judge.finalize(sums))
-    return found
-
-  return decode
-
-
 def _reporter(
   total: int, learning_rate: optimizers.Schedule, events: progress.Events
 ) -> Callable[[int, loop.Values, float], None]:
   """Lines for the terminal, and the same numbers for TensorBoard."""
   meter = progress.Meter(total)
   began = time.monotonic()
+  prefix = validating.PREFIX
 
   def report(step: int, values: loop.Values, tokens: float) -> None:
     rates = meter.update(step, tokens)
@@ -363,8 +284,8 @@ def _reporter(
       log.info('step %d, compiling included: %.1f s', step, time.monotonic() - began)
       return
     values = values | {'lr': float(learning_rate(step - 1))}
-    validation = {k[len(VALIDATION) :]: v for k, v in values.items() if k.startswith(VALIDATION)}
-    training = {k: v for k, v in values.items() if not k.startswith(VALIDATION)}
+    validation = {k[len(prefix) :]: v for k, v in values.items() if k.startswith(prefix)}
+    training = {k: v for k, v in values.items() if not k.startswith(prefix)}
     log.info('%s', progress.format_line(step, total, training, rates))
     if validation:
       log.info('%s', progress.format_line(step, total, validation, None) + '  (validation)')

@@ -1,0 +1,89 @@
+"""A training step put together: both models' definitions, where every array goes, what is compiled.
+
+Nothing here holds numbers: `train` fills a blueprint from checkpoints, `plan` compiles it for
+machines that are not there.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from cascades import lora, losses, partitioning, train_step
+from cascades.models import configs
+from cascades.train_step import Definition, Frozen, TrainState
+from cascades.types import ModelConfig
+
+LOGITS_PER_ROW = 1 << 22  # of a block of the loss, unless its length is given
+
+
+class Blueprint(NamedTuple):
+  """Two models without their numbers: shapes, types and places of all that a step reads."""
+
+  small: Definition
+  large: Definition | None
+  state: TrainState
+  frozen: Frozen
+
+  @property
+  def models(self) -> dict[str, Any]:
+    """As `train_step` and `eval_step` take them."""
+    return {'small': self.small, 'large': self.large}
+
+
+def blueprint(
+  small: ModelConfig,
+  large: ModelConfig | None,
+  optimizer: optax.GradientTransformation,
+  *,
+  adapters: lora.Config | None = None,
+  large_dtype: str = 'float32',
+  rules: partitioning.Rules = partitioning.RULES,
+  large_rules: partitioning.Rules | None = None,
+) -> Blueprint:
+  """On the mesh that is in use. `large_rules` place the large model, by default as the small one.
+
+  With adapters those are the state, and the small model's own weights are frozen beside them.
+  """
+  dtype = (adapters or lora.Config()).dtype
+  graph, whole = partitioning.abstract_model(small, rules, dtype=dtype)
+  trained = lora.abstract(whole, configs.linear_maps(small), adapters) if adapters else whole
+  init = functools.partial(train_step.init_state, optimizer=optimizer, seed=0)
+  state = partitioning.like_parameters(jax.eval_shape(init, trained), trained)
+  definition = Definition(graph, small.vocab_size, adapters.scale if adapters else 1.0)
+  base = whole if adapters else None
+  if large is None:
+    return Blueprint(definition, None, state, Frozen(None, base))
+  large_graph, params = partitioning.abstract_model(
+    large, rules if large_rules is None else large_rules, dtype=large_dtype
+  )
+  return Blueprint(
+    definition, Definition(large_graph, large.vocab_size), state, Frozen(params, base)
+  )
+
+
+def block_length(vocab_size: int) -> int:
+  """How many positions of a row have logits at a time."""
+  return max(1, LOGITS_PER_ROW // vocab_size)
+
+
+def compiled_step(
+  parts: Blueprint,
+  optimizer: optax.GradientTransformation,
+  *,
+  loss: losses.CascadeLoss,
+  **options: Any,
+) -> Any:
+  """`train_step` as XLA runs it: the state is given away, and comes back where it was."""
+  step = functools.partial(
+    train_step.train_step, **parts.models, optimizer=optimizer, loss=loss, **options
+  )
+  return jax.jit(step, donate_argnums=0, out_shardings=(places(parts.state), None))
+
+
+def places(tree: Any) -> Any:
+  """The sharding of every array."""
+  return jax.tree.map(lambda leaf: leaf.sharding, tree)
