@@ -16,9 +16,10 @@ EQUATIONS = {
   'losses', 'masks', 'teachers', 'deferral', 'learned_deferral', 'routing', 'speculative',
   'online', 'metrics', 'confusion', 'correlation', 'costs', 'curves', 'grouped',
   'bootstrap', 'tables', 'pooling', 'comparison', 'rows', 'referents', 'lora', 'quantization',
+  'flops', 'chips', 'hlo', 'hlo_costs',
 }  # fmt: skip
 SHARED = {'assembly', 'validating'}  # put together out of the machinery, for several programs
-PROGRAMS = {'train', 'infer', 'evaluate', 'convert', 'export', 'prune'}
+PROGRAMS = {'train', 'infer', 'evaluate', 'convert', 'export', 'prune', 'plan'}
 ONLY_IN = {
   'gin': {'cli'},
   'seqio': {'tasks'},
