@@ -110,7 +110,6 @@ def train(
       rules=rules,
       large_rules=large_rules,
     )
-    block_length = block_length or assembly.block_length(small.vocab_size)
     step = assembly.compiled_step(
       parts,
       transform,

@@ -37,7 +37,7 @@ def validator(
   frozen: Frozen,
   *,
   loss: losses.CascadeLoss,
-  block_length: int,
+  block_length: int | None,
   batch_size: int,
 ) -> Callable[[TrainState], loop.Values]:
   """What `validation` asks for, from a state."""
