@@ -18,7 +18,11 @@ EQUATIONS = {
   'bootstrap', 'tables', 'pooling', 'comparison', 'rows', 'referents', 'lora', 'quantization',
   'blockwise', 'flops', 'chips', 'hlo', 'hlo_costs',
 }  # fmt: skip
-SHARED = {'assembly', 'validating'}  # put together out of the machinery, for several programs
+SHARED = {
+  'assembly',
+  'planning',
+  'validating',
+}  # put together out of the machinery, for several programs
 PROGRAMS = {'train', 'infer', 'evaluate', 'convert', 'export', 'prune', 'plan'}
 ONLY_IN = {
   'gin': {'cli'},
