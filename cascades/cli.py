@@ -151,10 +151,11 @@ def take_over(function: Callable[..., Any], other: str) -> None:
   name = gin.get_configurable(function).__name__
   name = f'{name}.{name}'
   own = gin.get_bindings(name, resolve_references=False)
+  known = inspect.signature(function).parameters
   for argument, value in gin.get_bindings(other, resolve_references=False).items():
     macro = re.fullmatch(r'%(\w+)', str(value))
-    missing = macro and gin.query_parameter(f'{macro[1]}/macro.value') is gin.REQUIRED
-    if argument in inspect.signature(function).parameters and argument not in own and not missing:
+    said = str(gin.query_parameter(f'{macro[1]}/macro.value')) if macro else ''
+    if said != '%gin.REQUIRED' and argument in known and argument not in own:
       gin.bind_parameter(f'{name}.{argument}', value)
 
 
