@@ -18,6 +18,14 @@ from jax.experimental import topologies
 from cascades import chips
 from cascades.chips import Chip
 
+# libtpu asks no metadata server which machine this is, nor complains that it does not know; several
+# plans, and a plan beside a training run, load it at the same time.
+ENVIRONMENT = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
 INSTALL = "pip install 'cascades[plan]'"
 
 
@@ -47,10 +55,8 @@ def of(name: str) -> Machines:
   counts = [int(count) for count in found[2].split('x')]
   if importlib.util.find_spec('libtpu') is None:
     return Machines(name, known[found[1]], _virtual(math.prod(counts)), False)
-  # The first keeps libtpu from asking a cloud's metadata server which machine this is; the second
-  # lets several plans, and a plan beside a training run, load it at the same time.
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  for variable, value in ENVIRONMENT.items():
+    os.environ.setdefault(variable, value)
   # A v4 chip has two cores, which programs use as one; libtpu lists them apart unless told.
   cores = {'chip_config_name': 'megacore'} if found[1] == 'v4' else {}
   # It takes hosts to have four chips, which one chip or two are part of.
