@@ -19,24 +19,22 @@ import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags
 
-from launch import logs, restarting
+from launch import logs, restarting, stages
 
 SECONDS_BETWEEN_POLLS = 0.05
 
 _PROCESSES = flags.DEFINE_integer('processes', 2, 'How many processes.', lower_bound=1)
-_LOGS = flags.DEFINE_string('logs', None, 'Where their logs go; a temporary folder if None.')
 _GRACE = flags.DEFINE_float('grace', 60.0, 'Seconds between SIGTERM and SIGKILL.')
 
 
 def main(argv: Sequence[str]) -> None:
-  command = program(argv[1:])
-  directory = pathlib.Path(_LOGS.value or tempfile.mkdtemp(prefix='cascades-'))
+  command = stages.program(argv[1:])
+  directory = logs.directory('cascades')
   print(f'{_PROCESSES.value} x {shlex.join(command)}\nlogs: {directory}', flush=True)
   attempt = functools.partial(
     run, command, processes=_PROCESSES.value, log_dir=directory, grace=_GRACE.value
@@ -46,16 +44,6 @@ def main(argv: Sequence[str]) -> None:
       lambda: restarting.until_final(attempt, max_restarts=restarting.MAX_RESTARTS.value)
     )
   )
-
-
-def program(words: Sequence[str]) -> list[str]:
-  """The command of `cascades.NAME flags...`, run by this Python."""
-  if not words or not re.fullmatch(r'cascades(\.\w+)+', words[0]):
-    raise app.UsageError(
-      f'found {" ".join(words[:1]) or "nothing"!r} where a program was expected: say which behind '
-      'two dashes, as in -- cascades.train --gin_file=...'
-    )
-  return [sys.executable, '-m', *words]
 
 
 def run(

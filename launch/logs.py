@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 
+from absl import flags
+
 SECONDS_BETWEEN_LOOKS = 0.1
+
+_DIRECTORY = flags.DEFINE_string('logs', None, 'Where logs go; a temporary folder if None.')
+
+
+def directory(name: str) -> pathlib.Path:
+  """A new folder for the logs of `name`, in --logs."""
+  if _DIRECTORY.value:
+    pathlib.Path(_DIRECTORY.value).mkdir(parents=True, exist_ok=True)
+  return pathlib.Path(tempfile.mkdtemp(prefix=f'{name}-', dir=_DIRECTORY.value))
 
 
 @contextlib.contextmanager

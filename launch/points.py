@@ -30,8 +30,8 @@ class Point(NamedTuple):
 
 def empty() -> ml_collections.ConfigDict:
   """A sweep of nothing, with every field there is."""
-  program = {'gin_file': '', 'bindings': {}}
-  config = ml_collections.ConfigDict()
+  program = {'gin_file': '', 'bindings': {}}  # or several files
+  config = ml_collections.ConfigDict(type_safe=False)
   config.output_dir = ''  # one run directory below it for each point, named by its difference
   config.log_dir = ''  # logs, tables and what has finished: output_dir if empty; always local
   config.large = {**program, 'run_dir': ''}  # trained first; or a run that is there; or neither

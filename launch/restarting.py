@@ -27,8 +27,16 @@ class Stopped(KeyboardInterrupt):
   """This launcher got SIGTERM."""
 
 
+def by_signal(code: int) -> bool:
+  return code < 0
+
+
 def until_final(
-  attempt: Callable[[], int], *, max_restarts: int, say: Callable[[str], None] | None = None
+  attempt: Callable[[], int],
+  *,
+  max_restarts: int,
+  was_killed: Callable[[int], bool] = by_signal,
+  say: Callable[[str], None] | None = None,
 ) -> int:
   """Calls `attempt` until its exit code is final, and returns that.
 
@@ -40,9 +48,10 @@ def until_final(
     code = attempt()
     if code == PREEMPTED:
       say(f'exit code {PREEMPTED}: it was asked to stop and has saved; starting it again.')
-    elif code < 0 and killed < max_restarts:
+    elif was_killed(code) and killed < max_restarts:
       killed += 1
-      say(f'killed by {signal_name(code)}; restart {killed} of {max_restarts}.')
+      how = f'killed by {signal_name(code)}' if code < 0 else f'lost with exit code {code}'
+      say(f'{how}; restart {killed} of {max_restarts}.')
     else:
       return code
 

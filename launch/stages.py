@@ -6,14 +6,26 @@ import hashlib
 import pathlib
 import re
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from absl import app
 from etils import epath
 
 from cascades import files
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def program(words: Sequence[str], *, python: str = sys.executable) -> list[str]:
+  """The command of `cascades.NAME flags...`, run by this Python or another."""
+  if not words or not re.fullmatch(r'cascades(\.\w+)+', words[0]):
+    raise app.UsageError(
+      f'found {" ".join(words[:1]) or "nothing"!r} where a program was expected: say which behind '
+      'two dashes, as in -- cascades.train --gin_file=...'
+    )
+  return [python, '-m', *words]
 
 
 class Stage(NamedTuple):

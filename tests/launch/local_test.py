@@ -10,7 +10,7 @@ import time
 import pytest
 from absl import app
 
-from launch import local, logs, restarting
+from launch import local, logs, restarting, stages
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A stand-in for a program: it knows which process it is, and does what the test says.
@@ -133,7 +133,7 @@ def test_a_virtual_device_count_is_not_passed_on_and_other_flags_are():
 @pytest.mark.parametrize('words', [[], ['train'], ['cascades'], ['--gin_file=x']], ids=str)
 def test_a_program_must_be_named(words):
   with pytest.raises(app.UsageError, match='-- cascades'):
-    local.program(words)
+    stages.program(words)
 
 
 @pytest.mark.parametrize(('sent', 'expected'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -167,5 +167,6 @@ def test_the_command_line_runs_a_program_behind_two_dashes(tmp_path):
     cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
   )  # fmt: skip
   assert done.returncode == 1, done.stdout + done.stderr
-  logged = (tmp_path / 'process-0.log').read_text() + (tmp_path / 'process-1.log').read_text()
-  assert 'no such file.gin' in logged
+  said = [path.read_text() for path in tmp_path.glob('cascades-*/process-*.log')]
+  assert len(said) == 2
+  assert 'no such file.gin' in ''.join(said)

@@ -180,7 +180,8 @@ def get_config():
   config.output_dir = {directory!r}
   task = ({directory!r} + '/../task.gin',)
   tiny = {{'t5': {{'Config': {{'emb_dim': 16, 'mlp_dim': 16}}}}, 'TRAIN_STEPS': 40,
-          'SAVE_EVERY': 5, 'BATCH_SIZE': 8, 'VALIDATION_ROWS': 8, 'RECORDS_DIR': {records!r}}}
+          'WARMUP_STEPS': 2, 'SAVE_EVERY': 5, 'BATCH_SIZE': 8,
+           'VALIDATION_ROWS': 8, 'RECORDS_DIR': {records!r}}}
   config.large.gin_file = ('recipes/local_train.gin', 'models/t5_nano.gin', *task)
   config.train.gin_file = ('recipes/local_train.gin', 'models/t5_nano.gin', *task)
   config.large.bindings = tiny
@@ -212,7 +213,7 @@ def test_a_real_sweep_that_is_killed_goes_on(tmp_path):
   )
   names = [f'LOSS=losses.{loss},SEED={seed}' for loss in ('xent', 'cat_xent') for seed in (0, 1)]
 
-  killed = start(command, stdout=(tmp_path / 'killed.log').open('w'))
+  killed = start(command, stdout=(tmp_path / 'killed.log').open('w'), stderr=subprocess.STDOUT)
   second = directory / names[1]
   deadline = time.monotonic() + 500
   while not list(second.glob('checkpoint_*')):
