@@ -73,14 +73,14 @@ class Fake:
 
   def run(self, module, *arguments):
     """Exit code and output of the launcher, in this process: starting Python takes longer."""
-    said = io.StringIO()
+    said, main = io.StringIO(), importlib.import_module(module).main
     with (
       flagsaver.flagsaver(),
       mock.patch.dict(os.environ, self.environment()),
       contextlib.redirect_stdout(said),
     ):
       try:
-        importlib.import_module(module).main(flags.FLAGS(['launch', *arguments]))
+        main(flags.FLAGS(['launch', *arguments]))
       except app.UsageError as error:
         return 1, str(error)
       except SystemExit as end:
