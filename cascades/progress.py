@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
@@ -139,3 +140,22 @@ class _RemoteFile:
 
   def close(self) -> None:
     self.flush()
+
+
+def read_events(directory: epath.PathLike) -> list[tuple[int, str, float]]:
+  """Step, name and value of all scalars that event files hold; none if there is no such folder.
+
+  Records are length, its checksum, bytes, their checksum; of one that is being written, nothing.
+  """
+  found = []
+  path = epath.Path(directory)
+  for file in sorted(path.iterdir()) if path.exists() else ():
+    data = file.read_bytes()
+    while len(data) >= 12:
+      (length,) = struct.unpack('<Q', data[:8])
+      if len(data) < 16 + length:
+        break
+      event = event_pb2.Event.FromString(data[12 : 12 + length])
+      found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+      data = data[16 + length :]
+  return found

@@ -1,12 +1,9 @@
 """Rates with a clock of our own; lines; event files read back without TensorFlow."""
 
-import struct
-
 import pytest
-from etils import epath
-from tensorboardX.proto import event_pb2
 
 from cascades import progress
+from cascades.progress import read_events
 
 
 def meter(total, *times):
@@ -42,21 +39,20 @@ def test_a_line_names_every_number():
   assert progress.format_line(1, 2, {}, None, unit='row') == 'row 1/2'
 
 
-def read_events(directory):
-  """The scalars of all event files: records are length, its checksum, bytes, their checksum."""
-  found = []
-  for path in sorted(epath.Path(directory).iterdir()):
-    data = path.read_bytes()
-    while data:
-      (length,) = struct.unpack('<Q', data[:8])
-      event = event_pb2.Event.FromString(data[12 : 12 + length])
-      found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-      data = data[16 + length :]
-  return found
-
-
 def test_events_are_written_where_tensorboard_reads_them(tmp_path):
   with progress.Events(tmp_path / 'train') as events:
     events.write(5, {'loss': 0.5, 'validation/loss': 0.25})
     assert read_events(tmp_path / 'train')  # there before the run has ended
   assert read_events(tmp_path / 'train') == [(5, 'loss', 0.5), (5, 'validation/loss', 0.25)]
+
+
+def test_half_an_event_is_not_read(tmp_path):
+  with progress.Events(tmp_path) as events:
+    events.write(1, {'loss': 0.5})
+    events.write(2, {'loss': 0.25})
+  (file,) = tmp_path.iterdir()
+  whole = file.read_bytes()
+  for cut in (1, 5, 30):
+    file.write_bytes(whole[:-cut])
+    assert read_events(tmp_path) == [(1, 'loss', 0.5)]
+  assert read_events(tmp_path / 'nothing') == []
