@@ -12,10 +12,11 @@ programs read such a run as the plain model that the two make.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from etils import epath
 from cascades import (
   assembly,
   files,
+  locking,
   loop,
   lora,
   losses,
@@ -32,11 +34,12 @@ from cascades import (
   partitioning,
   profiling,
   progress,
+  stopping,
   train_step,
   validating,
 )
 from cascades.assembly import Blueprint
-from cascades.checkpoints import huggingface, store
+from cascades.checkpoints import finished, huggingface, store
 from cascades.models import configs
 from cascades.tasks import records, vocabularies
 from cascades.tasks.corpus import Corpus
@@ -75,7 +78,11 @@ def train(
   validation: Validation | None = None,
   log_every: int = 100,
   save_every: int = 1000,
-  keep: int = 1,
+  keep: int = 2,
+  accept: train_step.Accept = train_step.finite,
+  on_bad_step: Callable[[Exception], None] = stopping.stop,
+  on_failed_save: Callable[[Exception], None] = stopping.stop,
+  hang_timeout: float | None = 3600.0,
   records_dir: str = records.DIRECTORY,
   profile_steps: str | None = None,
   provenance: Callable[[], Mapping[str, str]] = dict,
@@ -86,21 +93,29 @@ def train(
   large model's, else the task's own. Returns the values of each log line.
 
   Raises ValueError for settings that do not fit together, CheckpointError for checkpoints that do
-  not fit them, FloatingPointError if the loss or the gradient stops being finite; nothing that was
-  saved before is touched.
+  not fit them, BlockingIOError if another run holds the directory; nothing that was saved before
+  is touched. Ended by SIGTERM it saves and raises stopping.Preempted, which exits with code 75.
+
+  Updates that `accept` refuses are not applied, and `on_bad_step` (stopping.stop or stopping.go_on)
+  gets a FloatingPointError; so does `on_failed_save` a SaveError, as when the disk is full. The
+  process is aborted with its stacks if nothing happens for `hang_timeout` seconds.
   """
   small = small or _model_of(initial_checkpoint_path)
   vocabulary = vocabulary or _vocabulary_of(initial_checkpoint_path or large_checkpoint_path, task)
   directory = files.absolute(model_dir)
   description = _describe(small, vocabulary, adapters)
   store.check_description(directory, description)
-  start = store.latest(directory) or 0
-  if start >= train_steps:
-    log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
-    return []
   large = _large_model(large_checkpoint_path, small, vocabulary)
   transform = optimizer(learning_rate)
-  with store.Checkpoints(directory, keep=keep) as checkpoints, partitioning.use(mesh(), rules):
+  with (
+    _claimed(directory) as start,
+    stopping.asked() as asked_to_stop,
+    store.Checkpoints(directory, keep=keep, on_failure=on_failed_save) as checkpoints,
+    partitioning.use(mesh(), rules),
+  ):
+    if start >= train_steps:
+      log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
+      return []
     parts = assembly.blueprint(
       small,
       large,
@@ -117,6 +132,7 @@ def train(
       normalizer=normalizer,
       microbatches=microbatches,
       block_length=block_length,
+      accept=accept,
     )
     state, base = _initial_state(
       parts, small, vocabulary, transform, seed, checkpoints, initial_checkpoint_path
@@ -126,7 +142,8 @@ def train(
       base,
     )
     corpus = Corpus(task, vocabulary, small.architecture, task_feature_lengths, records_dir)
-    batches = corpus.training(start, batch_size=batch_size, seed=seed, pack=pack_length)
+    order = {'batch_size': batch_size, 'seed': seed, 'pack': pack_length}
+    batches = corpus.training(start, **order)
     validate = validating.validator(
       validation, corpus, parts, frozen, loss=loss, block_length=block_length, batch_size=batch_size
     )
@@ -137,6 +154,7 @@ def train(
     with (
       progress.Events(directory / 'train', first_step=start) as events,
       profiling.Profiler(directory / 'profile', profile_steps) as profiler,
+      stopping.watchdog(hang_timeout) as alive,
     ):
       history = loop.run(
         state,
@@ -145,16 +163,27 @@ def train(
         start=start,
         total=train_steps,
         every=loop.Every(log_every, validation.every if validation else 0, save_every),
-        report=_reporter(train_steps, learning_rate, events),
+        report=_reporter(train_steps, learning_rate, events, checkpoints.check),
         validate=validate,
         save=lambda number, state, values: checkpoints.save(
           number, state, validation_loss=values.get(f'{validating.PREFIX}loss')
         ),
+        refuse=stopping.refusals(
+          directory, lambda number: corpus.training_ids(number - 1, **order), on_bad_step
+        ),
+        asked_to_stop=lambda number: alive() or asked_to_stop(number),
         profile=profiler.step,
       )
   if jax.process_index() == 0:
     files.write(directory / 'config.gin', provenance().get('config', ''))
   return history
+
+
+@contextlib.contextmanager
+def _claimed(directory: epath.Path) -> Iterator[int]:
+  """The step from which a run goes on that has the directory for itself."""
+  with locking.held(directory):
+    yield finished.recover(directory) or 0
 
 
 def _model_of(path: str | None) -> configs.Config:
@@ -268,15 +297,19 @@ def _placing(compiled: Callable[..., Any], frozen: Frozen) -> Callable[..., Any]
 
 
 def _reporter(
-  total: int, learning_rate: optimizers.Schedule, events: progress.Events
+  total: int,
+  learning_rate: optimizers.Schedule,
+  events: progress.Events,
+  check: Callable[[], None],
 ) -> Callable[[int, loop.Values, float], None]:
-  """Lines for the terminal, and the same numbers for TensorBoard."""
+  """Lines for the terminal, and the same numbers for TensorBoard. `check` may raise, or warn."""
   meter = progress.Meter(total)
   began = time.monotonic()
   prefix = validating.PREFIX
 
   def report(step: int, values: loop.Values, tokens: float) -> None:
     rates = meter.update(step, tokens)
+    check()
     if jax.process_index() != 0:
       return
     if not values:
@@ -288,7 +321,10 @@ def _reporter(
     log.info('%s', progress.format_line(step, total, training, rates))
     if validation:
       log.info('%s', progress.format_line(step, total, validation, None) + '  (validation)')
-    events.write(step, values | (rates._asdict() if rates else {}))
+    try:
+      events.write(step, values | (rates._asdict() if rates else {}))
+    except OSError as error:  # a full disk is judged by the next checkpoint
+      log.warning('step %d is not in the event file: %s.', step, error)
 
   return report
 

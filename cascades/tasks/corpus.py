@@ -53,17 +53,39 @@ class Corpus:
   ) -> Iterator[Batch]:
     """This process's rows of the batch of step `start`, and of all that follow."""
     joined = self.open('train')
-    rates = [task.rate or len(part) for task, part in zip(self.tasks, joined.parts, strict=True)]
     return feeding.train_batches(
       joined,
       **self._layout,
       batch_size=batch_size,
       seed=seed,
-      rates=rates,
+      rates=self._rates(joined),
       start_step=start,
       pack=pack,
       **_share(),
     )
+
+  def training_ids(
+    self, step: int, *, batch_size: int, seed: int, pack: int | None = None
+  ) -> list[str]:
+    """The examples of all processes in the batch of step `step`, counted from 0 as `start` is."""
+    joined = Joined(
+      [
+        records.Records(records.location(task, 'train', both(self.vocabulary), self.directory))
+        for task in self.tasks
+      ]
+    )
+    return feeding.train_ids(
+      joined,
+      step,
+      **self._layout,
+      batch_size=batch_size,
+      seed=seed,
+      rates=self._rates(joined),
+      pack=pack,
+    )
+
+  def _rates(self, joined: Joined) -> list[float]:
+    return [task.rate or len(part) for task, part in zip(self.tasks, joined.parts, strict=True)]
 
   def evaluation(self, split: Readable, *, batch_size: int, rows: int | None) -> Iterator[Batch]:
     """This process's share of `rows` rows from all over the split, or of all, each once."""
