@@ -97,16 +97,18 @@ def loss_totals(
   hidden_large = None if large is None else jax.lax.stop_gradient(large.hidden(batch))
 
   def block_totals(block: tuple[Any, ...]) -> Totals:
-    hidden, hidden_large, targets, weights = block
+    hidden, hidden_large, cached, targets, weights = block
     logits = small.readout(hidden)[..., :vocab_size]
-    logits_large = None if large is None else large.readout(hidden_large)[..., :vocab_size]
-    total, tokens = loss(logits, logits_large, targets, weights)
-    teacher = as_teacher(logits_large, vocab_size)
+    answers = cached if large is None else large.readout(hidden_large)[..., :vocab_size]
+    total, tokens = loss(logits, answers, targets, weights)
+    teacher = as_teacher(answers, vocab_size)
     agreement = masks.count_agreement(logits, teacher, targets, weights)
     return {'loss': total, 'tokens': tokens} | jax.lax.stop_gradient(agreement)
 
   totals = _sum_blocks(
-    block_totals, (hidden, hidden_large, batch.targets, batch.weights), block_length
+    block_totals,
+    (hidden, hidden_large, batch.teacher, batch.targets, batch.weights),
+    block_length,
   )
   return totals | {'examples': jnp.sum(jnp.any(batch.weights > 0, axis=1), dtype=jnp.float32)}
 

@@ -34,6 +34,7 @@ class Batch(NamedTuple):
   positions: Int[Array, 'B T'] | None = None
   encoder_segments: Int[Array, 'B S'] | None = None
   encoder_positions: Int[Array, 'B S'] | None = None
+  teacher: Any = None  # a `teachers.Teacher` of arrays [B, T, ...], in place of a large model
 
 
 class Prompt(NamedTuple):
