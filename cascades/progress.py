@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Self, TypeVar
 
 from etils import epath
 from tensorboardX import event_file_writer, record_writer
 from tensorboardX.proto import event_pb2, summary_pb2
+
+log = logging.getLogger(__name__)
+
+T = TypeVar('T')
+
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class Rates(NamedTuple):
@@ -80,6 +87,33 @@ def format_line(
 
 def _format_value(value: float) -> str:
   return f'{value:.4f}' if 1e-3 <= abs(value) < 1e4 or value == 0 else f'{value:.2e}'
+
+
+def counted(
+  unit: str, total: int, sizes: Callable[[T], tuple[int, int]]
+) -> Callable[[Iterator[T]], Iterator[T]]:
+  """Passes items on, from one iterator after another, and says every few seconds how far it is.
+
+  `sizes` gives an item's units, of which there are `total` in all, and its tokens.
+  """
+  meter = Meter(total)
+  passed = tokens = 0
+  last: float | None = None
+
+  def passing(items: Iterator[T]) -> Iterator[T]:
+    nonlocal passed, tokens, last
+    for item in items:
+      yield item
+      units, more = sizes(item)
+      passed, tokens = passed + units, tokens + more
+      if last is not None and passed < total and time.monotonic() - last < SECONDS_BETWEEN_LINES:
+        continue
+      rates = meter.update(passed, tokens)
+      if rates:
+        log.info('%s', format_line(passed, total, {}, rates, unit=unit))
+      last, tokens = time.monotonic(), 0
+
+  return passing
 
 
 class Events:

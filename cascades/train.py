@@ -3,11 +3,13 @@
     python -m cascades.train --gin_file=recipes/demo_large.gin
     python -m cascades.train --gin_file=recipes/demo_small.gin --gin.LOSS=@losses.cat_xent
 
-With a LARGE_CHECKPOINT_PATH the frozen large model runs beside the small one in every step. The
-run directory MODEL_DIR gets config.gin, model-info.txt, model.json, the vocabulary, checkpoint_N/
-and TensorBoard events in train/. The same command goes on from the last checkpoint, bit by bit.
-With ADAPTERS only those are trained (`lora`) and saved, beside the frozen weights in base/; other
-programs read such a run as the plain model that the two make.
+With a LARGE_CHECKPOINT_PATH the frozen large model runs beside the small one in every step; with a
+TEACHER_CACHE (`cache_teacher`) what it would say is read instead, and the path, if also given, only
+says of which checkpoint the cache must be. The run directory MODEL_DIR gets config.gin,
+model-info.txt, model.json, the vocabulary, checkpoint_N/ and TensorBoard events in train/. The same
+command goes on from the last checkpoint, bit by bit. With ADAPTERS only those are trained (`lora`)
+and saved, beside the frozen weights in base/; other programs read such a run as the plain model
+that the two make.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from etils import epath
 
 from cascades import (
   assembly,
+  cached,
   files,
   loop,
   lora,
@@ -62,6 +65,7 @@ def train(
   vocabulary: Vocabulary | None = None,
   large_checkpoint_path: str | None = None,
   large_dtype: str = 'float32',
+  teacher_cache: str | None = None,
   initial_checkpoint_path: str | None = None,
   adapters: lora.Config | None = None,
   normalizer: train_step.Normalizer | float = train_step.valid_tokens,
@@ -90,7 +94,9 @@ def train(
   saved before is touched.
   """
   small = small or _model_of(initial_checkpoint_path)
-  vocabulary = vocabulary or _vocabulary_of(initial_checkpoint_path or large_checkpoint_path, task)
+  vocabulary = vocabulary or _vocabulary_of(
+    initial_checkpoint_path or large_checkpoint_path, teacher_cache, task
+  )
   directory = files.absolute(model_dir)
   description = _describe(small, vocabulary, adapters)
   store.check_description(directory, description)
@@ -98,7 +104,18 @@ def train(
   if start >= train_steps:
     log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
     return []
-  large = _large_model(large_checkpoint_path, small, vocabulary)
+  corpus = Corpus(task, vocabulary, small.architecture, task_feature_lengths, records_dir)
+  cache = large = None
+  if teacher_cache is None:
+    large = _large_model(large_checkpoint_path, small, vocabulary)
+  else:
+    cache = cached.fitting(
+      teacher_cache,
+      corpus,
+      loss=loss,
+      vocab_size=small.vocab_size,
+      checkpoint=large_checkpoint_path,
+    )
   transform = optimizer(learning_rate)
   with store.Checkpoints(directory, keep=keep) as checkpoints, partitioning.use(mesh(), rules):
     parts = assembly.blueprint(
@@ -110,6 +127,8 @@ def train(
       rules=rules,
       large_rules=large_rules,
     )
+    if cache:
+      parts = parts._replace(small=parts.small._replace(vocab_size=cache.vocab_size))
     block_length = block_length or assembly.block_length(small.vocab_size)
     step = assembly.compiled_step(
       parts,
@@ -123,13 +142,25 @@ def train(
       parts, small, vocabulary, transform, seed, checkpoints, initial_checkpoint_path
     )
     frozen = Frozen(
-      large_checkpoint_path and store.restore_params(large_checkpoint_path, parts.frozen.large),
+      large and store.restore_params(large_checkpoint_path, parts.frozen.large),
       base,
     )
-    corpus = Corpus(task, vocabulary, small.architecture, task_feature_lengths, records_dir)
-    batches = corpus.training(start, batch_size=batch_size, seed=seed, pack=pack_length)
+    batches = corpus.training(
+      start,
+      batch_size=batch_size,
+      seed=seed,
+      pack=pack_length,
+      teacher=cache.answers if cache else None,
+    )
     validate = validating.validator(
-      validation, corpus, parts, frozen, loss=loss, block_length=block_length, batch_size=batch_size
+      validation,
+      corpus,
+      parts,
+      frozen,
+      loss=loss,
+      block_length=block_length,
+      batch_size=batch_size,
+      cache=cache,
     )
     _write_down(directory, description, vocabulary, {'trained': state.params, 'frozen': frozen})
     huggingface.pass_on(initial_checkpoint_path, directory)
@@ -167,8 +198,10 @@ def _model_of(path: str | None) -> configs.Config:
   return configs.from_description(store.read_description(path)['model'])
 
 
-def _vocabulary_of(path: str | None, task: Task | Mixture) -> Vocabulary:
-  return task.vocabulary() if path is None else vocabularies.load(store.locate(path)[0])
+def _vocabulary_of(path: str | None, teacher_cache: str | None, task: Task | Mixture) -> Vocabulary:
+  if path is not None:
+    return vocabularies.load(store.locate(path)[0])
+  return task.vocabulary() if teacher_cache is None else cached.vocabulary(teacher_cache, task)
 
 
 def _describe(

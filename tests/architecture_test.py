@@ -17,8 +17,13 @@ EQUATIONS = {
   'online', 'metrics', 'confusion', 'correlation', 'costs', 'curves', 'grouped',
   'bootstrap', 'tables', 'pooling', 'comparison', 'rows', 'referents', 'lora', 'quantization',
 }  # fmt: skip
-SHARED = {'assembly', 'validating'}  # put together out of the machinery, for several programs
-PROGRAMS = {'train', 'infer', 'evaluate', 'convert', 'export', 'prune'}
+SHARED = {
+  'assembly',
+  'cached',
+  'loading',
+  'validating',
+}  # put together out of the machinery, for several programs
+PROGRAMS = {'train', 'infer', 'evaluate', 'convert', 'export', 'prune', 'cache_teacher'}
 ONLY_IN = {
   'gin': {'cli'},
   'seqio': {'tasks'},
