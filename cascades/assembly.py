@@ -17,8 +17,6 @@ from cascades.models import configs
 from cascades.train_step import Definition, Frozen, TrainState
 from cascades.types import ModelConfig
 
-LOGITS_PER_ROW = 1 << 22  # of a block of the loss, unless its length is given
-
 
 class Blueprint(NamedTuple):
   """Two models without their numbers: shapes, types and places of all that a step reads."""
@@ -63,11 +61,6 @@ def blueprint(
   return Blueprint(
     definition, Definition(large_graph, large.vocab_size), state, Frozen(params, base)
   )
-
-
-def block_length(vocab_size: int) -> int:
-  """How many positions of a row have logits at a time."""
-  return max(1, LOGITS_PER_ROW // vocab_size)
 
 
 def compiled_step(

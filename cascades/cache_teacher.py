@@ -25,7 +25,7 @@ from etils import epath
 from flax import nnx
 from jax import Array
 
-from cascades import files, loading, partitioning, profiling, progress, teacher_cache
+from cascades import blockwise, files, loading, partitioning, profiling, progress, teacher_cache
 from cascades.checkpoints import store
 from cascades.tasks import records, vocabularies
 from cascades.tasks.corpus import Corpus
@@ -35,8 +35,6 @@ from cascades.teacher_cache import Held
 from cascades.types import Batch, Params
 
 log = logging.getLogger(__name__)
-
-LOGITS = 1 << 24  # formed at a time
 
 
 def cache_teacher(
@@ -139,7 +137,7 @@ def _reader(model: loading.Model, held: Held, vocab_size: int) -> Callable[[Batc
 
     rows, length, _ = hidden.shape
     # One position of all rows after another, as many at a time as there is room for logits.
-    room = max(1, min(length, LOGITS // (vocab_size * rows)))
+    room = max(1, min(length, blockwise.LOGITS // (vocab_size * rows)))
     kept = jax.lax.map(keep, jnp.moveaxis(hidden, 1, 0), batch_size=room)
     return jax.tree.map(lambda column: jnp.moveaxis(column, 0, 1), kept)
 

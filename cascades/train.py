@@ -129,7 +129,6 @@ def train(
     )
     if cache:
       parts = parts._replace(small=parts.small._replace(vocab_size=cache.vocab_size))
-    block_length = block_length or assembly.block_length(small.vocab_size)
     step = assembly.compiled_step(
       parts,
       transform,

@@ -41,7 +41,7 @@ def validator(
   frozen: Frozen,
   *,
   loss: losses.CascadeLoss,
-  block_length: int,
+  block_length: int | None,
   batch_size: int,
   cache: Cache | None = None,
 ) -> Callable[[TrainState], loop.Values]:

@@ -16,6 +16,7 @@ EQUATIONS = {
   'losses', 'masks', 'teachers', 'deferral', 'learned_deferral', 'routing', 'speculative',
   'online', 'metrics', 'confusion', 'correlation', 'costs', 'curves', 'grouped',
   'bootstrap', 'tables', 'pooling', 'comparison', 'rows', 'referents', 'lora', 'quantization',
+  'blockwise',
 }  # fmt: skip
 SHARED = {
   'assembly',
@@ -63,7 +64,7 @@ def _place(module: str) -> str:
 
 
 def _floor(place: str) -> int:
-  if place in ('', 'types', 'files', 'gguf_files'):
+  if place in ('', 'types', 'axes', 'files', 'gguf_files'):
     return 0
   if place in EQUATIONS:
     return 1
