@@ -186,8 +186,8 @@ def measure(name: str, turns: int, *, torch: bool) -> list[Measured]:
   times = by_turns(steps, turns)
   found = [Measured(f'{name}: {step}', median(ms), 'ms') for step, ms in times.items()]
   found += [
-    Measured(f'{name}: {cell} over xent + large forward', ratio(times, cell, 'xent', 'large forward'),
-             'x', at_most=1.08)
+    Measured(f'{name}: {cell} over xent + large forward',
+             ratio(times, cell, 'xent', 'large forward'), 'x', at_most=1.08)
     for cell in ('cat_xent', 'cat_dist')
   ]  # fmt: skip
   if torch:

@@ -1,4 +1,4 @@
-"""Several processes, each with one device, as on a pod: training, and answering as one process does."""
+"""Several processes of one device each, as on a pod: training, and answering as one does."""
 
 from __future__ import annotations
 
