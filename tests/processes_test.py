@@ -1,4 +1,4 @@
-"""Several processes, each with one device, as on a pod: training, and answering as one process does."""
+"""Several processes, each with one device, as on a pod: they train, and answer as one does."""
 
 from __future__ import annotations
 
@@ -86,3 +86,28 @@ def check_answers(here, *, processes, modes):
     np.testing.assert_array_equal(many.mask, one.mask)
     np.testing.assert_allclose(many.logprobs, one.logprobs, atol=1e-5)
     assert many.manifest['shards'] == 3
+
+
+# Process 1 has a disk of its own, on which it sees nothing of what process 0 wrote.
+ON_OTHER_DISKS = """
+import runpy, sys
+if sys.argv[-1] == '1':
+  sys.argv = [word.replace('/answers', '/elsewhere') for word in sys.argv]
+runpy.run_module('cascades.infer', run_name='__main__', alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_make_a_lost_shard_again_and_agree_which_it_is(here):
+  together([*train(here), '--gin.TRAIN_STEPS=2'], here, processes=1)
+  python, _, _, *words = infer(here, 'answers')
+  command = [python, '-c', ON_OTHER_DISKS, *words]
+  together(command, here)
+  table = here / 'answers' / 'test'
+  before = {path.name: path.read_bytes() for path in table.glob('*.jsonl-*')}
+  assert len(before) == 6  # three shards, each with its marker
+  (table / 'mine-predict.jsonl-00001-of-00003').unlink()
+  said = together(command, here)
+  assert {path.name: path.read_bytes() for path in table.glob('*.jsonl-*')} == before
+  assert all('(2 shards were there)' in text for text in said)
+  assert not (here / 'elsewhere').exists()
