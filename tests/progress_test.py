@@ -56,3 +56,22 @@ def test_half_an_event_is_not_read(tmp_path):
     file.write_bytes(whole[:-cut])
     assert read_events(tmp_path) == [(1, 'loss', 0.5)]
   assert read_events(tmp_path / 'nothing') == []
+
+
+@pytest.mark.parametrize(
+  ('count', 'text'),
+  [(512, '512 B'), (1536, '1.5 KiB'), (257 << 20, '257 MiB'), (16 << 30, '16 GiB')],
+)
+def test_bytes_read_well(count, text):
+  assert progress.format_bytes(count) == text
+
+
+def test_the_start_of_the_process_is_before_that_of_this_test():
+  first = progress.seconds_since_start()
+  assert 0 < first <= progress.seconds_since_start() < 1e6
+
+
+def test_notes_end_a_line():
+  rates = progress.Rates(1.0, 1.0, 1.0)
+  line = progress.format_line(1, 2, {}, rates, notes=['MFU 41.0%', 'memory 1 GiB'])
+  assert line.endswith('ETA 1 s  MFU 41.0%  memory 1 GiB')

@@ -214,9 +214,13 @@ class Decoder(nnx.Module):
     x, _ = self._run(batch.inputs, view, key=key)
     return x
 
-  def readout(self, hidden: Float[Array, '*n D']) -> Float[Array, '*n V']:
-    table = self.embedding if self.unembedding is None else self.unembedding
-    logits = layers.unembed(table[...], hidden * self.config.logit_scale)
+  @property
+  def table(self) -> Any:
+    return (self.embedding if self.unembedding is None else self.unembedding)[...]
+
+  def readout(self, hidden: Float[Array, '*n D'], table: Any = None) -> Float[Array, '*n V']:
+    scaled = hidden * self.config.logit_scale
+    logits = layers.unembed(self.table if table is None else table, scaled)
     return layers.softcap(logits, self.config.logit_softcap)
 
   def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], Cache]:
