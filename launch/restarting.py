@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import signal
 from collections.abc import Callable, Iterator
 
 from absl import flags
 
-PREEMPTED = os.EX_TEMPFAIL  # 75
+from cascades import stopping
+
+PREEMPTED = stopping.TRY_AGAIN  # 75
 INTERRUPTED = 128 + signal.SIGINT
 # Before a command: Ctrl-C reaches only the launcher, and the program gets its SIGTERM, and saves.
 UNINTERRUPTED = ('sh', '-c', 'trap "" INT; exec "$@"', 'sh')

@@ -1,9 +1,15 @@
-"""Several processes, each with one device, as on a pod: they train, and answer as one does."""
+"""Several processes of one device each, as on a pod: training, and answering as one does."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import pathlib
+import re
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -61,7 +67,8 @@ def test_two_processes_start_a_run_and_go_on_with_it(here):
   for steps, expected in ((4, 'step 4/4'), (6, 'going on from step 4')):
     said = together([*train(here), f'--gin.TRAIN_STEPS={steps}'], here)
     assert expected.replace(' ', '') in said[0].replace(' ', '')
-  assert sorted(path.name for path in (here / 'run').glob('checkpoint_*')) == ['checkpoint_6']
+  kept = sorted(path.name for path in (here / 'run').glob('checkpoint_*'))
+  assert kept == ['checkpoint_4', 'checkpoint_6']
 
 
 @pytest.mark.slow
@@ -111,3 +118,26 @@ def test_processes_make_a_lost_shard_again_and_agree_which_it_is(here):
   assert {path.name: path.read_bytes() for path in table.glob('*.jsonl-*')} == before
   assert all('(2 shards were there)' in text for text in said)
   assert not (here / 'elsewhere').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGKILL])
+def test_a_process_that_is_ended_is_started_again_with_the_others_and_the_run_goes_on(here, sent):
+  python, _, *words = train(here)
+  launcher = subprocess.Popen(
+    [
+      *(python, '-m', 'launch.local', '--processes=2', f'--logs={here}/logs', '--', *words),
+      *('--gin.TRAIN_STEPS=200', '--gin.SAVE_EVERY=20', '--heartbeat_timeout=20'),
+    ]
+  )
+  said = lambda: ''.join(path.read_text() for path in here.glob('logs/*/process-0.log'))
+  deadline = time.monotonic() + 300
+  while not re.search(r'step +60/200', said()):
+    assert launcher.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+  children = pathlib.Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()
+  os.kill(int(children[1]), sent)
+  assert launcher.wait(400) == 0
+  assert re.search(r'going on from step (\d+)', said())
+  assert 'step 200/200' in said()
