@@ -101,19 +101,30 @@ def run(home, name, **changes):
   return train.train(**made)[-1], final_state(home / name, 8)
 
 
-def test_cat_xent_from_a_cache_is_bit_by_bit_that_beside_the_large_model(
+SHARES = ('both', 'only_small', 'only_large', 'neither', 'accuracy')
+
+
+def assert_alike(run, other):
+  """The same tokens count, exactly. Two programs may add in another order, in the last bit."""
+  (values, state), (others, same) = run, other
+  assert {n: v for n, v in values.items() if n.split('/')[-1] in SHARES} == {
+    n: v for n, v in others.items() if n.split('/')[-1] in SHARES
+  }
+  assert values == pytest.approx(others, rel=1e-5)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), state, same)
+
+
+def test_cat_xent_from_a_cache_counts_the_same_tokens_and_learns_the_same(
   home, trained, first_choices
 ):
-  beside, state = run(home, 'beside', large_checkpoint_path=trained)
-  from_cache, same = run(home, 'from_cache', teacher_cache=first_choices)
-  assert from_cache == beside
-  jax.tree.map(np.testing.assert_array_equal, same, state)
-  assert min(beside['only_large'], beside['neither']) > 0.1
+  beside = run(home, 'beside', large_checkpoint_path=trained)
+  assert_alike(run(home, 'from_cache', teacher_cache=first_choices), beside)
+  assert min(beside[0]['only_large'], beside[0]['neither']) > 0.1
 
 
 @pytest.fixture(scope='module')
 def packs(home):
-  """Settings of packed runs of a small model with more entries than the large one; that beside it."""
+  """Packed runs of a small model with more entries than the large one: settings, one beside it."""
   large = make_run(home / 'large_decoder', DECODER)
   alike = {
     'small': decoder.Config(**{**vars(DECODER), 'vocab_size': 24}),
@@ -122,18 +133,11 @@ def packs(home):
   return large, alike, run(home, 'packs_beside', **alike, large_checkpoint_path=large)
 
 
-SHARES = ('both', 'only_small', 'only_large', 'neither', 'accuracy')
-
-
 def test_packs_and_cut_vocabularies_train_from_a_cache_as_beside_the_large_model(home, packs):
-  large, alike, (beside, state) = packs
+  large, alike, beside = packs
   directory = make(home, large, 'decoder')
-  from_cache, same = run(home, 'packs', **alike, teacher_cache=directory)
-  # In a pack the large model adds in another order: its choices are the same, its bits need not be.
-  for name in (*SHARES, *(f'validation/{name}' for name in SHARES)):
-    assert from_cache[name] == beside[name], name
-  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), same, state)
-  assert min(beside['only_large'], beside['validation/only_large']) > 0
+  assert_alike(run(home, 'packs', **alike, teacher_cache=directory), beside)
+  assert min(beside[0]['only_large'], beside[0]['validation/only_large']) > 0
 
 
 def test_without_the_validation_split_the_plain_loss_is_validated(home, packs):
@@ -250,7 +254,7 @@ def test_an_interrupted_cache_is_refused_and_then_finished(
     ({'weights': 'bfloat16'}, "weights is 'float32' there and 'bfloat16' here"),
     (
       {'task_feature_lengths': {'inputs': 8, 'targets': 7}},
-      "lengths is .* there and .*'targets': 7} here",
+      "there and .*'targets': 7} here",
     ),
     ({'large': 'other'}, 'checkpoint_identity is '),
     ({'top_k': 0}, 'TOP_K is 0; it must be at least 1'),
