@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import pathlib
+import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 from etils import epath
@@ -16,6 +19,9 @@ log = logging.getLogger(__name__)
 T = TypeVar('T')
 
 SECONDS_BETWEEN_LINES = 10.0
+
+
+_IMPORTED = time.monotonic()
 
 
 class Rates(NamedTuple):
@@ -64,6 +70,23 @@ def format_count(count: float) -> str:
   return f'{count:.3g}'
 
 
+def format_bytes(count: float) -> str:
+  """`512 B`, `1.5 KiB`, `15.9 GiB`."""
+  for power, unit in ((40, 'TiB'), (30, 'GiB'), (20, 'MiB'), (10, 'KiB')):
+    if count >= 1 << power:
+      return f'{count / (1 << power):.3g} {unit}'
+  return f'{count:.0f} B'
+
+
+def seconds_since_start() -> float:
+  """Since the process began, imports included; where the system does not say, since ours."""
+  try:
+    ticks = int(pathlib.Path('/proc/self/stat').read_text().rpartition(')')[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf('SC_CLK_TCK')
+  except (OSError, AttributeError):
+    return time.monotonic() - _IMPORTED
+
+
 def format_line(
   step: int,
   total: int,
@@ -71,6 +94,7 @@ def format_line(
   rates: Rates | None,
   *,
   unit: str = 'step',
+  notes: Sequence[str] = (),
 ) -> str:
   """One log line: `step 200/1000  loss 0.8123  ...  12.3k tok/s  5.1 step/s  ETA 2:36`."""
   width = len(str(total))
@@ -82,7 +106,7 @@ def format_line(
       f'{rates.steps_per_second:.3g} {unit.split()[-1]}/s',
       f'ETA {format_duration(rates.seconds_left)}',
     ]
-  return '  '.join(parts)
+  return '  '.join([*parts, *notes])
 
 
 def _format_value(value: float) -> str:
@@ -173,3 +197,22 @@ class _RemoteFile:
 
   def close(self) -> None:
     self.flush()
+
+
+def read_events(directory: epath.PathLike) -> list[tuple[int, str, float]]:
+  """Step, name and value of all scalars that event files hold; none if there is no such folder.
+
+  Records are length, its checksum, bytes, their checksum; of one that is being written, nothing.
+  """
+  found = []
+  path = epath.Path(directory)
+  for file in sorted(path.iterdir()) if path.exists() else ():
+    data = file.read_bytes()
+    while len(data) >= 12:
+      (length,) = struct.unpack('<Q', data[:8])
+      if len(data) < 16 + length:
+        break
+      event = event_pb2.Event.FromString(data[12 : 12 + length])
+      found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+      data = data[16 + length :]
+  return found

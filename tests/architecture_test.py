@@ -16,15 +16,13 @@ EQUATIONS = {
   'losses', 'masks', 'teachers', 'deferral', 'learned_deferral', 'routing', 'speculative',
   'online', 'metrics', 'confusion', 'correlation', 'costs', 'curves', 'grouped',
   'bootstrap', 'tables', 'pooling', 'comparison', 'rows', 'referents', 'lora', 'quantization',
-  'blockwise',
+  'blockwise', 'flops', 'chips', 'hlo', 'hlo_costs',
 }  # fmt: skip
-SHARED = {
-  'assembly',
-  'cached',
-  'loading',
-  'validating',
-}  # put together out of the machinery, for several programs
-PROGRAMS = {'train', 'infer', 'evaluate', 'convert', 'export', 'prune', 'cache_teacher'}
+# Put together out of the machinery, for several programs.
+SHARED = {'assembly', 'cached', 'journal', 'loading', 'usage', 'validating'}
+PROGRAMS = {
+  'train', 'infer', 'evaluate', 'convert', 'export', 'prune', 'plan', 'cache_teacher',
+}  # fmt: skip
 ONLY_IN = {
   'gin': {'cli'},
   'seqio': {'tasks'},

@@ -76,18 +76,40 @@ class Corpus:
     Of the records, `teacher` gives what is known of their targets' tokens.
     """
     joined = self.open('train')
-    rates = [task.rate or len(part) for task, part in zip(self.tasks, joined.parts, strict=True)]
     return feeding.train_batches(
       joined,
       **self._layout,
       batch_size=batch_size,
       seed=seed,
-      rates=rates,
+      rates=self._rates(joined),
       start_step=start,
       pack=pack,
       teacher=teacher and teacher(joined),
       **_share(),
     )
+
+  def training_ids(
+    self, step: int, *, batch_size: int, seed: int, pack: int | None = None
+  ) -> list[str]:
+    """The examples of all processes in the batch of step `step`, counted from 0 as `start` is."""
+    joined = Joined(
+      [
+        records.Records(records.location(task, 'train', both(self.vocabulary), self.directory))
+        for task in self.tasks
+      ]
+    )
+    return feeding.train_ids(
+      joined,
+      step,
+      **self._layout,
+      batch_size=batch_size,
+      seed=seed,
+      rates=self._rates(joined),
+      pack=pack,
+    )
+
+  def _rates(self, joined: Joined) -> list[float]:
+    return [task.rate or len(part) for task, part in zip(self.tasks, joined.parts, strict=True)]
 
   def evaluation(
     self,

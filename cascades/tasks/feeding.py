@@ -76,11 +76,57 @@ def train_batches(
         'split.'
       )
   layout = _layout(records, convert, lengths)
+  width = layout.width if pack is None else pack
   local = _share(batch_size, process_index, process_count)
+  members = _drawing(parts, layout, batch_size, local, seed, rates, pack)
+
+  def batch(step: int) -> Batch:
+    packed = _read(records, layout, members(step), width, teacher)
+    return layouts.unpacked(packed) if pack is None else packed
+
+  return _ahead(batch, range(start_step, sys.maxsize), threads, prefetch)
+
+
+def train_ids(
+  records: Readable,
+  step: int,
+  *,
+  convert: Convert,
+  lengths: Lengths,
+  batch_size: int,
+  seed: int,
+  rates: Sequence[float] | None = None,
+  pack: int | None = None,
+) -> list[str]:
+  """Which examples all processes' rows of batch `step` hold; of several tasks, behind their names.
+
+  The arguments are those of `train_batches`.
+  """
+  parts = records.parts if isinstance(records, Joined) else (records,)
+  layout = _layout(records, convert, lengths)
+  members = _drawing(parts, layout, batch_size, np.arange(batch_size), seed, rates, pack)(step)
+  ids = []
+  ends = np.cumsum([len(part) for part in parts])
+  numbers = np.concatenate(members)
+  for number, record in zip(numbers, records.read(numbers), strict=True):
+    part = parts[int(np.searchsorted(ends, number, side='right'))]
+    ids.append(record.row.id if len(parts) == 1 else f'{part.manifest.task}: {record.row.id}')
+  return ids
+
+
+def _drawing(
+  parts: Sequence[Records],
+  layout: Layout,
+  batch_size: int,
+  local: Int[np.ndarray, 'n'],
+  seed: int,
+  rates: Sequence[float] | None,
+  pack: int | None,
+) -> Callable[[int], Members]:
+  """The examples in the rows `local` of a step's batch."""
   plan = _singly(parts) if pack is None else _packed(parts, layout, pack)
   examples = np.array([len(part) for part in parts])
   counts = mixing.block(np.asarray(rates or examples) * (plan.rows / examples))
-  width = layout.width if pack is None else pack
   together = max(_DRAWN_TOGETHER // len(local), 1)
 
   @functools.lru_cache(maxsize=2)
@@ -93,13 +139,11 @@ def train_batches(
     order = shuffling.shuffled(places, plan.rows[task], keys)
     return plan.members(task, order, epochs, seed)
 
-  def batch(step: int) -> Batch:
+  def members(step: int) -> Members:
     block, place = divmod(step, together)
-    members = drawn(block)[place * len(local) : (place + 1) * len(local)]
-    packed = _read(records, layout, members, width, teacher)
-    return layouts.unpacked(packed) if pack is None else packed
+    return drawn(block)[place * len(local) : (place + 1) * len(local)]
 
-  return _ahead(batch, range(start_step, sys.maxsize), threads, prefetch)
+  return members
 
 
 def evaluation_batches(
