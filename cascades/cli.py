@@ -31,6 +31,8 @@ import gin
 from absl import app, flags
 from absl import logging as absl_logging
 
+from cascades import stopping
+
 _FILES = flags.DEFINE_multi_string('gin_file', [], 'A gin file; repeat for several.')
 _BINDINGS = flags.DEFINE_multi_string(
   'gin_bindings', [], 'A binding, "NAME=value"; --gin.NAME=value is short for it.'
@@ -45,6 +47,9 @@ _MULTIHOST = flags.DEFINE_boolean(
 )
 _COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0.')
 _PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'How many processes there are.')
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+  'heartbeat_timeout', 100, 'Seconds of silence after which a process of several counts as dead.'
+)
 _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Which of them this one is, from 0.')
 
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'Machines to plan for, as v4:2x2x4 or v5e:4x4.')
@@ -59,6 +64,7 @@ _MODELLING = (
   'cascades.metrics',
   'cascades.optimizers',
   'cascades.partitioning',
+  'cascades.stopping',
   'cascades.train_step',
   'cascades.models.decoder',
   'cascades.models.t5',
@@ -86,6 +92,15 @@ _VERSIONS = ('cascades', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 's
 def main(program: str, argv: Sequence[str] | None = None) -> None:
   """Run `cascades.<name>`'s function of the same name under flags and gin."""
   _prepare_environment()
+  with stopping.on_sigterm(stopping.leave):
+    try:
+      _main(program, argv)
+    except stopping.Preempted as ended:
+      print(f'{program}: {ended.message}', file=sys.stderr)
+      raise
+
+
+def _main(program: str, argv: Sequence[str] | None) -> None:
   module = importlib.import_module(program)
   function = getattr(module, program.rpartition('.')[2])
   sys.modules['__main__'].__doc__ = _help(module, function)
@@ -252,7 +267,13 @@ def _start_processes() -> None:
     return
   import jax
 
-  jax.distributed.initialize(_COORDINATOR.value, _PROCESS_COUNT.value, _PROCESS_INDEX.value)
+  jax.distributed.initialize(
+    _COORDINATOR.value,
+    _PROCESS_COUNT.value,
+    _PROCESS_INDEX.value,
+    heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT.value,
+    shutdown_timeout_seconds=_HEARTBEAT_TIMEOUT.value,
+  )
 
 
 def _sentence(error: BaseException) -> str:
@@ -300,6 +321,11 @@ def _help(module: Any, function: Callable[..., Any]) -> str:
   lines += ['', f'Arguments (--gin.{name}.NAME=value, or the macros of runs/{name}.gin):', '']
   for parameter in inspect.signature(function).parameters.values():
     lines.append(f'  {parameter.name:32}{_default(parameter)}')
+  lines += [
+    '',
+    'Exit codes: 0 done; 1 an error; 75 ended by SIGTERM, or because another process of',
+  ]
+  lines += ['the run was lost: all that was saved is whole, and the same command goes on.']
   return '\n'.join([*lines, ''])
 
 

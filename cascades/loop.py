@@ -42,13 +42,15 @@ def run(
   report: Callable[[int, Values, float], None],
   validate: Callable[[Any], Values],
   save: Callable[[int, Any, Values], None],
+  refuse: Callable[[int, Sums], None],
+  asked_to_stop: Callable[[int], bool],
   profile: Callable[[int], AbstractContextManager[None]],
 ) -> list[Values]:
-  """Steps `start + 1` to `total`; returns the values of every report.
+  """Steps `start + 1` to `total`, or to where it is asked to stop; the values of every report.
 
   `report` gets the step, its values and the target tokens since the last report, the first time
-  right after the first step, without values. Raises FloatingPointError, before anything is saved,
-  if a loss or a gradient since the last report is not finite.
+  right after the first step, without values. `refuse` gets each step since the last report whose
+  update was not applied, before anything is saved. A run that is asked to stop saves first.
   """
   history: list[Values] = []
   sums: list[Sums] = []
@@ -60,19 +62,34 @@ def run(
     if number == start + 1:
       jax.block_until_ready(step_sums)
       report(number, {}, 0.0)
+    stopping = number < total and asked_to_stop(number)
+    if stopping:  # without a validation: there may be seconds left
+      due = Every(True, False, True)
     if not due.log:
       continue
     fetched = jax.device_get(sums)
-    _check_finite(number - len(sums), fetched)
-    values = means(fetched) | {'grad_norm': float(fetched[-1]['grad_norm'])}
+    values = _values(fetched)
+    for refused, step_sums in enumerate(fetched, number - len(sums) + 1):
+      if not step_sums['applied']:
+        refuse(refused, step_sums)
     if due.validate:
       values |= validate(state)
     history.append(values)
     report(number, values, float(sum(s['tokens'] for s in fetched)))
     if due.save:
       save(number, state, values)
+    if stopping:
+      break
     sums = []
   return history
+
+
+def _values(sums: Sequence[Sums]) -> Values:
+  """Of the steps that were applied; how many were not, if any."""
+  applied = [step_sums for step_sums in sums if step_sums['applied']]
+  values = means(applied) | {'grad_norm': float(applied[-1]['grad_norm'])} if applied else {}
+  skipped = len(sums) - len(applied)
+  return values | ({'skipped': float(skipped)} if skipped else {})
 
 
 def means(sums: Sequence[Sums]) -> Values:
@@ -85,14 +102,3 @@ def means(sums: Sequence[Sums]) -> Values:
     'accuracy': correct / total['tokens'],
     **shares,
   }
-
-
-def _check_finite(before: int, sums: Sequence[Sums]) -> None:
-  for number, step_sums in enumerate(sums, before + 1):
-    for name in ('loss', 'grad_norm'):
-      if not math.isfinite(step_sums[name]):
-        raise FloatingPointError(
-          f'{name} of step {number} is {step_sums[name]}. Nothing of it was '
-          'saved: the last checkpoint is good. Lower the learning rate, warm it up, or clip the '
-          'gradient (clip_norm).'
-        )

@@ -57,10 +57,12 @@ def plan(
   normalizer: train_step.Normalizer | float = train_step.valid_tokens,
   microbatches: int = 1,
   block_length: int | None = None,
+  readout_gradient_dtype: str = 'float32',
   pack_length: int | None = None,
   mesh: Callable[..., jax.sharding.Mesh] = partitioning.make_mesh,
   rules: partitioning.Rules = partitioning.RULES,
   large_rules: partitioning.Rules | None = None,
+  accept: train_step.Accept = train_step.finite,
   effort: float = 0.0,
   output: str = 'runs/plan.json',
 ) -> Plan:
@@ -93,6 +95,8 @@ def plan(
       normalizer=normalizer,
       microbatches=microbatches,
       block_length=block_length,
+      gradient_dtype=readout_gradient_dtype,
+      accept=accept,
     )
     sizes = {'small': small, 'large': large}
     counts = {k: configs.count_parameters(v) for k, v in sizes.items() if v is not None}

@@ -6,6 +6,8 @@ definitions, the loss, the optimiser) is bound with `functools.partial` before `
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from cascades import blockwise, lora, masks
 from cascades.blockwise import Totals
@@ -69,6 +71,19 @@ def kept_tokens(totals: Totals) -> Float[Array, '']:
 
 
 Normalizer: TypeAlias = Callable[[Totals], Float[Array, '']]
+
+
+def finite(metrics: Totals, *, most_grad_norm: float = math.inf) -> Bool[Array, '']:
+  """The default of which updates are applied: those of finite numbers, and of no spike.
+
+  `most_grad_norm` is the largest gradient norm before clipping that is not a spike.
+  """
+  names = ('loss', 'grad_norm', 'update_norm')
+  numbers = jnp.stack([metrics[name].astype(jnp.float32) for name in names])
+  return jnp.isfinite(numbers).all() & (metrics['grad_norm'] <= most_grad_norm)
+
+
+Accept: TypeAlias = Callable[[Totals], Bool[Array, '']]
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
@@ -131,13 +146,15 @@ def train_step(
   microbatches: int = 1,
   block_length: int | None = None,
   gradient_dtype: str = 'float32',
+  accept: Accept = finite,
 ) -> tuple[TrainState, Totals]:
   """One update of the small model; the large one is frozen and runs without dropout.
 
   The gradient is that of (sum of the losses) / normalizer(sums), over all devices and
   microbatches: sums are added first and divided once. That of the readout is summed over blocks in
-  `gradient_dtype`. Returns the new state and the sums, with the gradient's norm before clipping and
-  the normalised loss.
+  `gradient_dtype`. An update that `accept` refuses is not applied: the step counts, parameters and
+  optimiser stay. Returns the new state and the sums, with the norms of the gradient before clipping
+  and of the update, the normalised loss, and 'applied'.
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -161,11 +178,18 @@ def train_step(
   scale = 1 / jnp.maximum(normal, 1.0)
   gradients = jax.tree.map(lambda g: g * scale, gradients)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  updated = optax.apply_updates(state.params, updates), opt_state
   metrics = totals | {
     'grad_norm': optax.global_norm(gradients),
+    'update_norm': optax.global_norm(updates),
     'objective': totals['loss'] * scale,
   }
+  applied = accept(metrics)
+  # Inside the step, since its input is donated: afterwards there would be nothing to go back to.
+  params, opt_state = jax.tree.map(
+    functools.partial(jnp.where, applied), updated, (state.params, state.opt_state)
+  )
+  metrics['applied'] = applied.astype(jnp.float32)
   return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
 

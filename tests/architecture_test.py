@@ -18,12 +18,11 @@ EQUATIONS = {
   'bootstrap', 'tables', 'pooling', 'comparison', 'rows', 'referents', 'lora', 'quantization',
   'blockwise', 'flops', 'chips', 'hlo', 'hlo_costs',
 }  # fmt: skip
-SHARED = {
-  'assembly',
-  'planning',
-  'validating',
-}  # put together out of the machinery, for several programs
-PROGRAMS = {'train', 'infer', 'evaluate', 'convert', 'export', 'prune', 'plan'}
+# Put together out of the machinery, for several programs.
+SHARED = {'assembly', 'cached', 'journal', 'loading', 'planning', 'usage', 'validating'}
+PROGRAMS = {
+  'train', 'infer', 'evaluate', 'convert', 'export', 'prune', 'plan', 'cache_teacher',
+}  # fmt: skip
 ONLY_IN = {
   'gin': {'cli'},
   'seqio': {'tasks'},

@@ -5,23 +5,25 @@ import itertools
 import math
 
 import numpy as np
-import pytest
 
 from cascades import loop
 
 
-def totals(loss=2.0, tokens=4.0, correct=3.0, grad_norm=1.0):
-  return {'loss': loss, 'tokens': tokens, 'correct': correct, 'grad_norm': grad_norm}
+def totals(loss=2.0, tokens=4.0, correct=3.0, grad_norm=1.0, applied=1.0):
+  return {
+    'loss': loss, 'tokens': tokens, 'correct': correct, 'grad_norm': grad_norm, 'applied': applied,
+  }  # fmt: skip
 
 
 class Story:
   """Runs the loop and writes down what it does. The state counts its steps."""
 
-  def __init__(self, *, start=0, total=10, every=(4, 0, 5)):
+  def __init__(self, *, start=0, total=10, every=(4, 0, 5), refused=(), stop_at=None):
     self.events = []
+    nothing = {'loss': math.nan, 'applied': 0.0}
     self.history = loop.run(
       start,
-      lambda state, batch: (state + 1, totals()),
+      lambda state, batch: (state + 1, totals(**(nothing if batch in refused else {}))),
       itertools.count(start + 1),
       start=start,
       total=total,
@@ -29,6 +31,8 @@ class Story:
       report=lambda step, values, tokens: self.events.append(('report', step, tokens)),
       validate=lambda state: self.events.append(('validate', state)) or {'validation/loss': 0.5},
       save=lambda step, state, values: self.events.append(('save', step, state)),
+      refuse=lambda step, sums: self.events.append(('refuse', step)),
+      asked_to_stop=lambda step: step == stop_at,
       profile=lambda number: contextlib.nullcontext(),
     )
 
@@ -68,24 +72,33 @@ def test_a_resumed_run_starts_behind_its_checkpoint():
   assert ('save', 10, 10) in story.events
 
 
-@pytest.mark.parametrize('bad', [math.nan, math.inf])
-@pytest.mark.parametrize('name', ['loss', 'grad_norm'])
-def test_nothing_is_saved_after_a_number_that_is_not_finite(name, bad):
-  calls = []
-  with pytest.raises(FloatingPointError, match=rf'{name} of step 7 is {bad}'):
-    loop.run(
-      0,
-      lambda state, batch: (state + 1, totals(**({name: bad} if batch == 7 else {}))),
-      itertools.count(1),
-      start=0,
-      total=10,
-      every=loop.Every(100, 0, 5),
-      report=lambda *_: None,
-      validate=lambda _: {},
-      save=lambda step, *_: calls.append(step),
-      profile=lambda _: contextlib.nullcontext(),
-    )
-  assert calls == [5]
+def test_refused_steps_are_told_before_anything_is_saved_and_count_in_no_mean():
+  story = Story(every=(100, 0, 5), refused=(3, 7, 8))
+  kinds = [event[:2] for event in story.events]
+  assert kinds == [
+    ('report', 1),
+    *(('refuse', 3), ('report', 5), ('save', 5)),
+    *(('refuse', 7), ('refuse', 8), ('report', 10), ('save', 10)),
+  ]
+  assert [values['skipped'] for values in story.history] == [1, 2]
+  assert all(values['loss'] == 0.5 for values in story.history)
+
+
+def test_steps_that_were_all_refused_leave_nothing_but_their_number():
+  story = Story(every=(2, 0, 0), total=4, refused=(3, 4))
+  assert story.history[1] == {'skipped': 2}
+  assert 'skipped' not in story.history[0]
+
+
+def test_a_run_that_is_asked_to_stop_saves_that_step_without_validation_and_ends():
+  story = Story(every=(4, 4, 8), stop_at=6)
+  assert story.events == [
+    ('report', 1, 0.0),
+    ('validate', 4),
+    ('report', 4, 16.0),
+    ('report', 6, 8.0),
+    ('save', 6, 6),
+  ]
 
 
 def test_means_are_over_tokens_not_over_steps():

@@ -43,7 +43,7 @@ def test_a_run_leaves_what_it_promises(large):
   assert {path.name for path in run.iterdir()} == {
     'checkpoint_4', 'checkpoint_6', 'config.gin', 'model-info.txt', 'model.json', 'train',
     'vocabulary.json',
-  } - ({'checkpoint_4'} if store.locate(run, 'best')[1] == 6 else set())  # fmt: skip
+  }  # fmt: skip
   assert (run / 'config.gin').read_text() == 'X = 1'
   assert 'trained: ' in (run / 'model-info.txt').read_text()
   assert 'decoder/mlp/wo/kernel' in (run / 'model-info.txt').read_text()
@@ -240,7 +240,9 @@ def test_a_missing_large_model_is_refused(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path):
   blown_up = lambda step: jax.numpy.where(step >= 5, jax.numpy.nan, 1e-2)
-  error = refused('of step 7 is nan', tmp_path, learning_rate=blown_up, train_steps=8)
+  error = refused(
+    'step 6 was refused: .*update_norm nan', tmp_path, learning_rate=blown_up, train_steps=8
+  )
   assert isinstance(error, FloatingPointError)
   assert store.locate(tmp_path / 'run')[1] == 4
 

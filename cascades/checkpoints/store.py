@@ -3,12 +3,14 @@
 Beside them `model.json` says which model and vocabulary the numbers belong to, so that a
 directory is all that inference, or another run, needs to be told. Directories may be remote.
 Checkpoints of a run with `lora` hold adapters, and `MODEL_DIR/base` the weights that they adapt.
+A damaged checkpoint is never read: who asks for the newest or the best gets the next one, loudly.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 import types
 from collections.abc import Callable, Mapping
@@ -21,19 +23,21 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cascades import files, lora, quantization
+from cascades.checkpoints import arrays, checksums, finished
+from cascades.checkpoints.finished import CheckpointError
+
+log = logging.getLogger(__name__)
 
 Which: TypeAlias = int | Literal['last', 'best']
-Name: TypeAlias = tuple[str, ...]  # of a parameter
 
 DESCRIPTION = 'model.json'
 MANIFEST = 'manifest.json'  # of a run that was not trained: what it was made from, and how
 LORA = 'lora'  # of a description: the `lora.Config` of a run that trains adapters
 BASE = 'base'  # beside its checkpoints: the weights that the adapters belong to, as it holds them
-_PREFIX = 'checkpoint'
 
 
-class CheckpointError(ValueError):
-  """A checkpoint that is not there, not whole, or not of the model that is asked for."""
+class SaveError(CheckpointError):
+  """A checkpoint that could not be written, as when the disk is full; earlier ones are whole."""
 
 
 class Checkpoints:
@@ -43,22 +47,36 @@ class Checkpoints:
   counts only once it is whole: Orbax renames it into place, or marks it on object stores.
   """
 
-  def __init__(self, directory: epath.PathLike, *, keep: int = 1):
+  def __init__(
+    self,
+    directory: epath.PathLike,
+    *,
+    keep: int = 2,
+    on_failure: Callable[[SaveError], None] | None = None,
+  ):
+    """A checkpoint that cannot be written is given to `on_failure`; without one it is raised."""
+    self._directory = files.absolute(directory)
+    self._keep = keep
+    self._on_failure = on_failure or _raise
+    self._writing: int | None = None
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
     policies = ocp.checkpoint_managers
     keep_policy = policies.AnyPreservationPolicy(
       [
-        policies.LatestN(keep),
-        policies.BestN(get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False),
+        policies.LatestN(self._keep),
+        policies.BestN(get_metric_fn=finished.quality, n=1, keep_checkpoints_without_metrics=False),
       ]
     )
-    self._directory = files.absolute(directory)
-    self._manager = ocp.CheckpointManager(
+    return ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        step_prefix=_PREFIX,
-        best_fn=_quality,  # without it Orbax does not write the metrics that its policies read
+        step_prefix=finished.PREFIX,
+        best_fn=finished.quality,  # without it Orbax does not write what its policies read
         preservation_policy=keep_policy,
         cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._sum),
       ),
     )
 
@@ -68,6 +86,11 @@ class Checkpoints:
   def __exit__(
     self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType
   ) -> None:
+    if error is None:
+      self._on_failure = _raise  # the last checkpoint is the run
+    elif self._on_failure is _raise:
+      self._on_failure = lambda failed: log.warning('%s', failed)
+    self._attempt(self._manager.wait_until_finished)
     self._manager.close()
 
   def latest(self) -> int | None:
@@ -75,29 +98,70 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any, *, validation_loss: float | None = None) -> None:
-    """Write `state` in the background; a step that is there already is left alone."""
+    """Write `state` in the background; a step that is there already is left alone.
+
+    What fails in the background is found at the next `save` or `check`.
+    """
     if step in self._manager.all_steps():
       return
+    self._attempt(self._manager.wait_until_finished)
+    self._writing = step
     metrics = None if validation_loss is None else {'loss': validation_loss}
-    self._manager.save(
-      step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state))
+    self._attempt(lambda: self._manager.save(step, args=args, metrics=metrics))
+
+  def check(self) -> None:
+    """Whether the last `save` has failed, as far as that is known without waiting for it."""
+    if not self._manager.is_saving_in_progress():
+      self._attempt(self._manager.wait_until_finished)
+
+  def _attempt(self, write: Callable[[], object]) -> None:
+    try:
+      write()
+    except Exception as error:  # whatever was raised in Orbax's threads
+      self._on_failure(self._failed(error))
+
+  def _failed(self, error: Exception) -> SaveError:
+    """Leaves all as if the checkpoint had not been begun."""
+    self._manager = self._open()  # which removes what was written of it
+    there = ', '.join(map(str, self._manager.all_steps())) or 'none'
+    return SaveError(
+      f'the checkpoint of step {self._writing} could not be written to {self._directory} '
+      f'({str(error).splitlines()[0]}). Those that were there are untouched: {there}. Make room, '
+      'and the same command goes on.'
     )
+
+  def _sum(self) -> None:
+    """Orbax calls this when all is written, before the checkpoint gets the name by which it counts.
+
+    In object stores it has its name from the beginning.
+    """
+    if jax.process_index() == 0:
+      name = f'{finished.PREFIX}_{self._writing}'
+      (place,) = (p for p in self._directory.glob(f'{name}*') if p.name.split('.')[0] == name)
+      checksums.write(place)
 
   def restore(self, step: int, like: Any) -> Any:
     """The state of `step`, placed and typed as `like` (arrays or their abstract twins).
 
     Raises CheckpointError, naming the arrays, if the checkpoint holds others.
     """
-    return _restore(self._directory / f'{_PREFIX}_{step}' / 'state', like)
+    return arrays.restore(self._directory / f'{finished.PREFIX}_{step}' / 'state', like)
 
   def save_base(self, params: Any) -> None:
     """Write the frozen weights that the checkpoints' adapters belong to, and wait for it."""
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(self._directory / BASE, {'params': params}, force=True)
+    if jax.process_index() == 0:
+      checksums.write(self._directory / BASE)
 
   def restore_base(self, like: Any) -> Any:
     """What `save_base` wrote, placed and held as `like`."""
-    return _params(self._directory / BASE, like)
+    return arrays.params(_base(self._directory), like)
+
+
+def _raise(error: SaveError) -> None:
+  raise error
 
 
 def is_made(
@@ -109,7 +173,7 @@ def is_made(
   """
   check_description(directory, description)
   check_description(directory, origin, MANIFEST)
-  return latest(directory) is not None
+  return bool(finished.steps(files.absolute(directory)))
 
 
 def make(
@@ -137,10 +201,10 @@ def restore_params(path: epath.PathLike, like: Any, *, which: Which = 'last') ->
   those that change on the way come one after another, so that only one at a time is there twice.
   """
   directory, step = locate(path, which)
-  state, base = directory / f'{_PREFIX}_{step}' / 'state', directory / BASE
-  if not base.exists():
-    return _params(state, like)
-  shapes, flat = _shapes(_metadata(state)), traverse_util.flatten_dict(like)
+  state = directory / f'{finished.PREFIX}_{step}' / 'state'
+  if not (directory / BASE).exists():
+    return arrays.params(state, like)
+  shapes, flat = arrays.shapes(state), traverse_util.flatten_dict(like)
   thin = {}
   for name, leaf in flat.items():
     if (*name, 'down') in shapes:
@@ -149,59 +213,53 @@ def restore_params(path: epath.PathLike, like: Any, *, which: Which = 'last') ->
         jax.ShapeDtypeStruct(shapes[*name, part], 'float32', sharding=place)
         for part in lora.Adapter._fields
       )
-  adapters = traverse_util.flatten_dict(_params(state, traverse_util.unflatten_dict(thin)))
+  adapters = traverse_util.flatten_dict(arrays.params(state, traverse_util.unflatten_dict(thin)))
   scale = lora.Config(**read_description(directory)[LORA]).scale
   merge = functools.partial(lora.merge, scale=scale)
   merges = {name: functools.partial(merge, adapter=pair) for name, pair in adapters.items()}
-  return _params(base, like, merges)
+  return arrays.params(_base(directory), like, merges)
 
 
-def latest(directory: epath.PathLike) -> int | None:
-  """The step of the newest whole checkpoint of a run, if there is one.
-
-  Touches nothing, and no process waits for another: Orbax's manager does, if the directory exists.
-  """
-  found = files.absolute(directory).glob(f'{_PREFIX}_*')
-  named = {path: re.fullmatch(rf'{_PREFIX}_(\d+)', path.name) for path in found}
-  steps = [
-    int(name[1]) for path, name in named.items() if name and ocp.utils.is_checkpoint_finalized(path)
-  ]
-  return max(steps, default=None)
+def _base(directory: epath.Path) -> epath.Path:
+  if (directory / BASE / checksums.MANIFEST).exists():
+    reason = checksums.damage(directory / BASE)
+    if reason:
+      raise CheckpointError(
+        f'{directory / BASE} is damaged: {reason}. Without these weights the adapters beside them '
+        'are of no use: copy it again from where it was whole.'
+      )
+  return directory / BASE
 
 
 def locate(path: epath.PathLike, which: Which = 'last') -> tuple[epath.Path, int]:
   """Run directory and step of a checkpoint, given as MODEL_DIR or MODEL_DIR/checkpoint_N.
 
   `which` says the step in the first case: a number, the last, or the one of lowest validation
-  loss. Raises CheckpointError, naming what is there, if it is not.
+  loss. Of several processes all must call. Raises CheckpointError, naming what is there, if it is
+  not; if it is damaged, then only where a number was given.
   """
   path = files.absolute(path)
-  if named := re.fullmatch(rf'{_PREFIX}_(\d+)', path.name):
+  if named := re.fullmatch(rf'{finished.PREFIX}_(\d+)', path.name):
     path, which = path.parent, int(named[1])
   if not path.is_dir():
     raise CheckpointError(f'there is no run directory {path}: train it first, or mend the path.')
-  manager = ocp.CheckpointManager(
-    path,
-    options=ocp.CheckpointManagerOptions(step_prefix=_PREFIX, best_fn=_quality, read_only=True),
-  )
-  steps = sorted(manager.all_steps())
+  places = finished.steps(path)
+  steps = sorted(places, reverse=True)
   if not steps:
     raise CheckpointError(
-      f'{path} holds no whole checkpoint ({_PREFIX}_N): the run has not saved one yet.'
+      f'{path} holds no whole checkpoint ({finished.PREFIX}_N): the run has not saved one yet.'
     )
-  if which == 'last':
-    return path, steps[-1]
-  if which == 'best':
-    return path, max(steps, key=lambda step: (_quality(manager.metrics(step)), step))
-  if which not in steps:
-    there = ', '.join(map(str, steps))
+  if isinstance(which, int) and which not in steps:
+    there = ', '.join(map(str, reversed(steps)))
     raise CheckpointError(f'{path} holds no checkpoint of step {which}; it holds: {there}.')
-  return path, which
+  if which == 'best':
+    steps.sort(key=lambda step: finished.quality(finished.metrics(places[step])), reverse=True)
+  return path, finished.first_whole(path, steps if isinstance(which, str) else [which])
 
 
 def identity(directory: epath.PathLike, step: int) -> str:
   """Tells a checkpoint from any that was, or will be, written in its place."""
-  return (epath.Path(directory) / f'{_PREFIX}_{step}' / '_CHECKPOINT_METADATA').read_text()
+  return (epath.Path(directory) / f'{finished.PREFIX}_{step}' / finished.METADATA).read_text()
 
 
 def check_description(
@@ -249,7 +307,7 @@ def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
 def run_of(path: epath.PathLike) -> epath.Path:
   """The run directory that `path` is, or lies in."""
   path = epath.Path(path)
-  return path.parent if re.fullmatch(rf'{_PREFIX}_\d+', path.name) else path
+  return path.parent if re.fullmatch(rf'{finished.PREFIX}_\d+', path.name) else path
 
 
 def read_description(path: epath.PathLike) -> dict[str, Any]:
@@ -272,98 +330,3 @@ def read_json(file: epath.Path) -> dict[str, Any]:
     raise CheckpointError(
       f'{file} is damaged ({error}): copy it again from where it was whole.'
     ) from error
-
-
-def _quality(metrics: Mapping[str, float] | None) -> float:
-  return -metrics['loss'] if metrics else -float('inf')
-
-
-def _params(
-  path: epath.Path,
-  like: Any,
-  changes: Mapping[Name, Callable[[Any], Any]] = types.MappingProxyType({}),
-) -> Any:
-  """Parameters as `like` holds them, some of them changed.
-
-  Those and the ones that are held otherwise on disk come one by one.
-  """
-  tree = _metadata(path)
-  shapes, flat = _shapes(tree), traverse_util.flatten_dict(like)
-
-  def stored(name: Name, leaf: Any) -> Any:
-    scale = shapes.get((*name, 'scale'))
-    if name not in changes and isinstance(leaf, quantization.Quantized) == (scale is not None):
-      return leaf
-    wide = quantization.wide(leaf)
-    return wide if scale is None else quantization.abstract(wide, scale)
-
-  there = {name: stored(name, leaf) for name, leaf in flat.items()}
-  _check_arrays(path, tree, {'params': traverse_util.unflatten_dict(there)})
-  load = lambda some: traverse_util.flatten_dict(
-    _load(path, {'params': traverse_util.unflatten_dict(some)})['params']
-  )
-  alike = {name: leaf for name, leaf in flat.items() if there[name] is leaf}
-  found = load(alike) if alike else {}
-  for name in (name for name in flat if name not in alike):
-    (weight,) = load({name: there[name]}).values()
-    found[name] = quantization.held_as(changes.get(name, lambda same: same)(weight), flat[name])
-  return traverse_util.unflatten_dict(found)
-
-
-def _shapes(tree: Any) -> dict[Name, tuple[int, ...]]:
-  """The shapes of all parameters on disk."""
-  flat = traverse_util.flatten_dict(tree.get('params', {}))
-  return {name: tuple(leaf.shape) for name, leaf in flat.items()}
-
-
-def _metadata(path: epath.Path) -> Any:
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    try:
-      return checkpointer.metadata(path).item_metadata.tree
-    except (FileNotFoundError, ValueError, KeyError, AttributeError) as error:
-      raise CheckpointError(f'{path} is not a whole checkpoint: {error}.') from error
-
-
-def _restore(path: epath.Path, like: Any) -> Any:
-  """All of `like`, or an error that names what is not there."""
-  _check_arrays(path, _metadata(path), like)
-  return _load(path, like)
-
-
-def _load(path: epath.Path, like: Any) -> Any:
-  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    try:
-      return checkpointer.restore(
-        path,
-        args=ocp.args.PyTreeRestore(
-          item=abstract,
-          restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-          partial_restore=True,
-        ),
-      )
-    except (ValueError, OSError) as error:
-      raise CheckpointError(f'{path} is damaged: {error}') from error
-
-
-def _check_arrays(path: epath.Path, found: Any, wanted: Any) -> None:
-  """Every wanted array is there in its shape, or an error names all that are not."""
-  shapes = {name: tuple(leaf.shape) for name, leaf in _leaves(found)}
-  problems = [
-    f'{name} is {shapes.get(name, "missing")}, expected {tuple(leaf.shape)}'
-    for name, leaf in _leaves(wanted)
-    if shapes.get(name) != tuple(leaf.shape)
-  ]
-  if problems:
-    more = f' (and {len(problems) - 5} more)' if len(problems) > 5 else ''
-    raise CheckpointError(
-      f'{path} is a checkpoint of another model: {"; ".join(problems[:5])}{more}.'
-    )
-
-
-def _leaves(tree: Any) -> list[tuple[str, Any]]:
-  return [
-    (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    if hasattr(leaf, 'shape')
-  ]
