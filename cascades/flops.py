@@ -42,7 +42,8 @@ def work_of(function: Callable[..., Any], *arguments: Any) -> Work:
 
   Raises ValueError for a matrix product inside a loop whose length the program decides.
   """
-  jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+  compiled = function if isinstance(function, jax.stages.Wrapped) else jax.jit(function)
+  jaxpr = compiled.trace(*arguments).jaxpr.jaxpr
   needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
   return count(needed)
 

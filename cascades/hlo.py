@@ -93,7 +93,7 @@ def parse(text: str) -> Program:
 def _computation(lines: Iterator[str]) -> Computation:
   instructions, root = {}, None
   for line in lines:
-    if line.startswith('}'):
+    if re.match(r'\}(?!\))', line):  # '})' ends a constant of several lines
       break
     found = re.match(r'\s*(ROOT )?%([\w.\-]+) = (.*)', line)
     if found:
@@ -101,7 +101,7 @@ def _computation(lines: Iterator[str]) -> Computation:
       instructions[one.name] = one
       root = one if found[1] else root
   if root is None:
-    raise ValueError('a computation of this text has no ROOT: it is cut short.')
+    raise ValueError(f'a computation of this text has no ROOT: it ends in {line[:160]!r}.')
   return Computation(instructions, root)
 
 

@@ -4,9 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from cascades import assembly, losses, optimizers, partitioning, train_step
+from cascades import (
+  assembly,
+  hlo,
+  hlo_costs,
+  losses,
+  machines,
+  optimizers,
+  partitioning,
+  train_step,
+)
 from tests import testing, tiny
 
 OPTIMIZER = optimizers.adamw(optimizers.constant(1e-2))
@@ -59,3 +68,20 @@ def test_states_that_are_given_away_are_gone(run):
   called, state, _ = run
   called(state, jax.tree.map(np.asarray, testing.batch(testing.TINY_T5)))
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_on_tpu_the_missing_shards_are_sent_once_and_no_others():
+  pytest.importorskip('libtpu')
+  mesh = partitioning.make_mesh(fsdp=8, devices=machines.of('v5e:2x4').devices)
+  place = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
+  x = jax.ShapeDtypeStruct((4096, 1024), 'bfloat16', sharding=place('fsdp'))
+  weight = jax.ShapeDtypeStruct((1024, 2048), 'bfloat16', sharding=place('fsdp'))
+  product = jax.jit(lambda x, weight: x @ weight, out_shardings=place('fsdp'))
+
+  def sent(options):
+    text = product.lower(x, weight).compile(compiler_options=options).as_text()
+    return sum(one.sent for one in hlo_costs.collectives(hlo.parse(text)))
+
+  missing = weight.size * 2 * 7 / 8
+  assert sent(assembly._compiler_options(mesh)) == missing
+  assert assembly._compiler_options(partitioning.make_mesh(devices=jax.devices()[:1])) is None

@@ -85,3 +85,11 @@ def test_xla_s_own_word_counts():
   scan = lambda xs: jax.lax.scan(lambda c, x: (jnp.sin(c + x), c), jnp.ones(4), xs)
   text = jax.jit(scan).lower(jnp.ones((7, 4))).compile().as_text()
   assert max(e.times for e in hlo.executions(hlo.parse(text))) == 7
+
+
+def test_constants_of_several_lines_do_not_end_a_computation():
+  text = hlo_programs.WINDOWED.replace(
+    '  %zero = u32[] constant(0)\n',
+    '  %rows = s32[2,2]{1,0} constant({\n  { 1, 2 },\n{ 3, 4 }\n})\n  %zero = u32[] constant(0)\n',
+  )
+  assert hlo.executions(hlo.parse(text))[1].times == 4
