@@ -93,7 +93,7 @@ def parse(text: str) -> Program:
 def _computation(lines: Iterator[str]) -> Computation:
   instructions, root = {}, None
   for line in lines:
-    if re.match(r'\}(?!\))', line):  # '})' ends a constant of several lines
+    if re.match(r'\}(,|$)', line):  # '})' and '}}' end constants of several lines
       break
     found = re.match(r'\s*(ROOT )?%([\w.\-]+) = (.*)', line)
     if found:
