@@ -90,6 +90,7 @@ def test_xla_s_own_word_counts():
 def test_constants_of_several_lines_do_not_end_a_computation():
   text = hlo_programs.WINDOWED.replace(
     '  %zero = u32[] constant(0)\n',
-    '  %rows = s32[2,2]{1,0} constant({\n  { 1, 2 },\n{ 3, 4 }\n}}, metadata={}\n})\n  %zero = u32[] constant(0)\n',
+    '  %rows = s32[2,2]{1,0} constant({\n  { 1, 2 },\n{ 3, 4 }\n}}, metadata={}\n})\n'
+    '  %zero = u32[] constant(0)\n',
   )
   assert hlo.executions(hlo.parse(text))[1].times == 4
