@@ -107,9 +107,17 @@ def _main(program: str, argv: Sequence[str] | None) -> None:
     except (ValueError, OSError, ArithmeticError, ImportError) as error:
       if _TRACEBACK.value:
         raise
-      sys.exit(f'{program}: error: {_sentence(error)}\n(--traceback shows where)')
+      _end(1, f'{program}: error: {_sentence(error)}\n(--traceback shows where)')
+    except RuntimeError as error:
+      if _TRACEBACK.value or not _is_one_of_several():
+        raise
+      _end(
+        stopping.TRY_AGAIN,
+        f'{program}: another process of the run was lost, or failed: its own log says why. The '
+        f'same command goes on from the last checkpoint. ({_sentence(error).splitlines()[0]})',
+      )
     except KeyboardInterrupt:
-      sys.exit(f'{program}: interrupted; the same command goes on from the last checkpoint.')
+      _end(1, f'{program}: interrupted; the same command goes on from the last checkpoint.')
 
   arguments = list(sys.argv if argv is None else argv)
   app.run(run, argv=[_expand(argument) for argument in arguments])
@@ -226,6 +234,20 @@ def _start_processes() -> None:
     heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT.value,
     shutdown_timeout_seconds=_HEARTBEAT_TIMEOUT.value,
   )
+
+
+def _is_one_of_several() -> bool:
+  jax = sys.modules.get('jax')  # not every program needs it
+  return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _end(code: int, message: str) -> None:
+  """Says why and exits; one of several at once: JAX would wait for the others, and they for it."""
+  print(message, file=sys.stderr, flush=True)
+  if _is_one_of_several():
+    sys.stdout.flush()
+    os._exit(code)
+  sys.exit(code)
 
 
 def _sentence(error: BaseException) -> str:

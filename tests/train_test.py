@@ -240,7 +240,9 @@ def test_a_missing_large_model_is_refused(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path):
   blown_up = lambda step: jax.numpy.where(step >= 5, jax.numpy.nan, 1e-2)
-  error = refused('step 6 was refused: .*update_norm nan', tmp_path, learning_rate=blown_up, train_steps=8)
+  error = refused(
+    'step 6 was refused: .*update_norm nan', tmp_path, learning_rate=blown_up, train_steps=8
+  )
   assert isinstance(error, FloatingPointError)
   assert store.locate(tmp_path / 'run')[1] == 4
 
