@@ -11,6 +11,7 @@ is text (`--gin.MODEL_DIR=runs/mine`). Relative files are looked for here, in gi
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import functools
 import importlib
@@ -22,7 +23,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -87,9 +88,30 @@ def main(program: str, argv: Sequence[str] | None = None) -> None:
   with stopping.on_sigterm(stopping.leave):
     try:
       _main(program, argv)
-    except stopping.Preempted as ended:
+    except stopping.Preempted as ended:  # also while modules are imported
       print(f'{program}: {ended.message}', file=sys.stderr)
       raise
+
+
+@contextlib.contextmanager
+def ending(program: str, *, traceback: bool = False) -> Iterator[None]:
+  """Within, what ends a program ends it with a sentence and an exit code."""
+  try:
+    yield
+  except (ValueError, OSError, ArithmeticError, ImportError) as error:
+    if traceback:
+      raise
+    _end(1, f'{program}: error: {_sentence(error)}\n(--traceback shows where)')
+  except RuntimeError as error:
+    if traceback or not _is_one_of_several():
+      raise
+    _end(
+      stopping.TRY_AGAIN,
+      f'{program}: another process of the run was lost, or failed: its own log says why. The '
+      f'same command goes on from the last checkpoint. ({_sentence(error).splitlines()[0]})',
+    )
+  except KeyboardInterrupt:
+    _end(1, f'{program}: interrupted; the same command goes on from the last checkpoint.')
 
 
 def _main(program: str, argv: Sequence[str] | None) -> None:
@@ -99,25 +121,11 @@ def _main(program: str, argv: Sequence[str] | None) -> None:
   flags.adopt_module_key_flags(sys.modules[__name__])
 
   def run(_: Sequence[str]) -> None:
-    try:
+    with ending(program, traceback=_TRACEBACK.value):
       _start_processes()
       configure(program, _FILES.value, _BINDINGS.value, _SEARCH_PATHS.value)
       _finalize()
       _call(function)
-    except (ValueError, OSError, ArithmeticError, ImportError) as error:
-      if _TRACEBACK.value:
-        raise
-      _end(1, f'{program}: error: {_sentence(error)}\n(--traceback shows where)')
-    except RuntimeError as error:
-      if _TRACEBACK.value or not _is_one_of_several():
-        raise
-      _end(
-        stopping.TRY_AGAIN,
-        f'{program}: another process of the run was lost, or failed: its own log says why. The '
-        f'same command goes on from the last checkpoint. ({_sentence(error).splitlines()[0]})',
-      )
-    except KeyboardInterrupt:
-      _end(1, f'{program}: interrupted; the same command goes on from the last checkpoint.')
 
   arguments = list(sys.argv if argv is None else argv)
   app.run(run, argv=[_expand(argument) for argument in arguments])

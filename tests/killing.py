@@ -14,11 +14,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 FORKS = multiprocessing.get_context('forkserver')
-FORKS.set_forkserver_preload(['tests.tiny', 'cascades.train'])
+FORKS.set_forkserver_preload(['tests.tiny', 'cascades.train', 'cascades.cli'])
 SAVED_EVERY = 2
 
 
@@ -36,7 +35,7 @@ class Run:
     topology: Topology,
     *,
     steps: int,
-    settings: Mapping[str, Any] | None = None,
+    pause: float = 0.05,
   ):
     directory.mkdir(exist_ok=True)
     self._number = len(list(directory.glob('*.log')))
@@ -49,7 +48,7 @@ class Run:
       FORKS.Process(
         target=_train,
         args=(directory, topology, index, port, directory / f'{self._number}-{index}.log'),
-        kwargs={'steps': steps, 'settings': dict(settings or {})},
+        kwargs={'steps': steps, 'pause': pause},
       )
       for index in range(topology.processes)
     ]
@@ -77,9 +76,12 @@ class Run:
       )
       time.sleep(0.002)
 
+  def send(self, number: int, *, to: int = 0) -> None:
+    os.kill(self.processes[to].pid, number)
+
   def kill(self) -> None:
-    for process in self.processes:
-      os.kill(process.pid, signal.SIGKILL)
+    for index in range(len(self.processes)):
+      self.send(signal.SIGKILL, to=index)
     self.codes()
 
   def codes(self, *, seconds: float = 240) -> list[int]:
@@ -105,7 +107,7 @@ def _train(
   log: pathlib.Path,
   *,
   steps: int,
-  settings: Mapping[str, Any],
+  pause: float,
 ) -> None:
   """What each process does."""
   with log.open('w') as file:
@@ -120,7 +122,7 @@ def _train(
   logging.basicConfig(stream=sys.stdout, format='%(message)s', level=logging.INFO, force=True)
   import jax
 
-  from cascades import partitioning, train
+  from cascades import cli, partitioning, train
   from tests import tiny
 
   if topology.processes > 1:
@@ -131,15 +133,16 @@ def _train(
 
   def slowly(tree: Any) -> None:
     jax.block_until_ready(tree)
-    time.sleep(0.05)  # so that there is a moment to kill it in
+    time.sleep(pause)  # so that there is a moment to kill it in
 
   partitioning.wait_on_virtual_devices = slowly
   half = 2 if topology.devices > 1 else 1
-  chosen = {
-    'train_steps': steps,
-    'log_every': 1,
-    'save_every': SAVED_EVERY,
-    'mesh': lambda: partitioning.make_mesh(fsdp=half, tensor=half),
-    **settings,
-  }
-  train.train(**tiny.settings(directory, **chosen))
+  settings = tiny.settings(
+    directory,
+    train_steps=steps,
+    log_every=1,
+    save_every=SAVED_EVERY,
+    mesh=lambda: partitioning.make_mesh(fsdp=half, tensor=half),
+  )
+  with cli.ending('cascades.train'):
+    train.train(**settings)

@@ -1,6 +1,7 @@
 """The training program: what it leaves, what it refuses, and that resuming is exact."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -8,7 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from cascades import lora, losses, optimizers, partitioning, stopping, train, train_step
+from cascades import (
+  locking,
+  lora,
+  losses,
+  optimizers,
+  partitioning,
+  stopping,
+  train,
+  train_step,
+)
 from cascades.checkpoints import store
 from cascades.models import decoder
 from cascades.tasks import vocabularies
@@ -324,6 +334,7 @@ def test_the_same_run_twice_is_bitwise_equal(large, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(large[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('devices', [2, 1])
 def test_a_run_goes_on_on_fewer_devices(eight, tmp_path, devices):
   """8 -> 2 -> 1: the same state to the order in which floats are added."""
@@ -343,6 +354,18 @@ def eight(tmp_path_factory):
   directory = tmp_path_factory.mktemp('eight')
   mesh = lambda: partitioning.make_mesh(fsdp=2, tensor=2)
   return directory, train.train(**tiny.settings(directory, mesh=mesh))
+
+
+def test_a_directory_that_another_run_holds_is_refused(tmp_path):
+  with locking.held(tmp_path / 'run'):
+    error = refused_by_the_lock(tmp_path)
+  assert f'is in use by process {os.getpid()} on ' in str(error)
+
+
+def refused_by_the_lock(directory):
+  with pytest.raises(BlockingIOError) as raised:
+    train.train(**tiny.settings(directory))
+  return raised.value
 
 
 def test_a_batch_that_does_not_split_over_the_mesh_is_refused(tmp_path):
