@@ -7,6 +7,7 @@ machines that are not there.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +16,7 @@ import optax
 from cascades import lora, losses, partitioning, train_step
 from cascades.models import configs
 from cascades.train_step import Definition, Frozen, TrainState
-from cascades.types import ModelConfig
-
-LOGITS_PER_ROW = 1 << 22  # of a block of the loss, unless its length is given
+from cascades.types import Batch, ModelConfig
 
 
 class Blueprint(NamedTuple):
@@ -65,11 +64,6 @@ def blueprint(
   )
 
 
-def block_length(vocab_size: int) -> int:
-  """How many positions of a row have logits at a time."""
-  return max(1, LOGITS_PER_ROW // vocab_size)
-
-
 def compiled_step(
   parts: Blueprint,
   optimizer: optax.GradientTransformation,
@@ -82,6 +76,25 @@ def compiled_step(
     train_step.train_step, **parts.models, optimizer=optimizer, loss=loss, **options
   )
   return jax.jit(step, donate_argnums=0, out_shardings=(places(parts.state), None))
+
+
+def on_batches(
+  step: Any, frozen: Frozen, compiled: Callable[[jax.stages.Compiled, Batch], None]
+) -> Callable[[TrainState, Batch], tuple[TrainState, train_step.Totals]]:
+  """The step as a loop calls it: with this process's rows. `compiled` hears of the program."""
+  program: Any = None
+
+  def run(state: TrainState, batch: Batch) -> tuple[TrainState, train_step.Totals]:
+    nonlocal program
+    batch = partitioning.place_batch(batch)
+    if program is None:
+      program = step.lower(state, frozen, batch).compile()
+      compiled(program, batch)
+    state, totals = program(state, frozen, batch)
+    partitioning.wait_on_virtual_devices(totals)
+    return state, totals
+
+  return run
 
 
 def places(tree: Any) -> Any:

@@ -16,7 +16,6 @@ import hashlib
 import itertools
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -27,9 +26,9 @@ from flax import nnx
 from jax import Array
 
 from cascades import (
-  costs,
   decoding,
   files,
+  loading,
   metrics,
   partitioning,
   predictions,
@@ -38,12 +37,11 @@ from cascades import (
   rows,
 )
 from cascades.checkpoints import huggingface, store
-from cascades.models import configs
-from cascades.tasks import chats, prompting, records, vocabularies
+from cascades.tasks import chats, prompting, records
 from cascades.tasks.corpus import Corpus
 from cascades.tasks.reading import Records
 from cascades.tasks.task import Mixture, Record, Task
-from cascades.types import Architecture, Batch, Generation, Params, Prompt, Vocabulary
+from cascades.types import Batch, Generation, Params, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +56,6 @@ JUDGED: Mapping[Any, Callable[[Sequence[str]], list[str]]] = {
   'targets': lambda _: ['token_accuracy'],
   'options': lambda names: [*names, NORMALIZED],
 }
-SECONDS_BETWEEN_LINES = 10.0
-
-
-class Model(NamedTuple):
-  """A trained model, placed, and what a manifest says of it."""
-
-  graph: nnx.GraphDef
-  params: Params
-  vocabulary: Vocabulary
-  architecture: Architecture
-  described: Mapping[str, Any]
 
 
 class Candidate(NamedTuple):
@@ -124,7 +111,7 @@ def infer(
     partitioning.use(mesh(), rules),
     profiling.Profiler(directory / 'profile', profile_steps) as profiler,
   ):
-    model = _load(checkpoint_path, which, rules, precision, weights or precision)
+    model = loading.load(checkpoint_path, which, rules=rules, precision=precision, weights=weights)
     answer = read_out[mode](model, batch_size, profiler, **settings)
     beside = store.locate(checkpoint_path, which)[0] / huggingface.COMPANIONS
     for one in task.tasks if isinstance(task, Mixture) else (task,):
@@ -134,7 +121,7 @@ def infer(
       )
       answer_one = functools.partial(answer, corpus)
       judges = JUDGED[settings.get('candidates')](one.metrics)
-      for split in (name for name in splits if _has(one, name, task)):
+      for split in (name for name in splits if loading.has(one, name, task)):
         described = {
           **model.described,
           'task': one.name,
@@ -146,15 +133,6 @@ def infer(
         }
         (part,) = corpus.open(split).parts
         _write_table(directory / split, part, described, shard_rows, answer_one, provenance)
-
-
-def _has(one: Task, split: str, of: Task | Mixture) -> bool:
-  """Whether a task has a split; of a mixture, not every task must."""
-  if of is one:
-    one.require(split)
-  elif split not in one.splits:
-    log.warning('%s has no split %s and is left out.', one.name, split)
-  return split in one.splits
 
 
 def _write_table(
@@ -173,9 +151,16 @@ def _write_table(
   done = predictions.completed_shards(
     directory, task, mode, count, total=total, fingerprint=fingerprint
   )
-  missing = [index for index in range(count) if index not in done]
+  # All must answer the same shards, and others may see another disk than the one that writes.
+  missing = np.flatnonzero(
+    partitioning.from_process_0(np.array([index not in done for index in range(count)]))
+  ).tolist()
   numbers = {index: predictions.shard_rows(total, index, count) for index in missing}
-  report = _reporter(f'{task} {described["split"]}', sum(map(len, numbers.values())))
+  report = progress.counted(
+    f'{task} {described["split"]} row',
+    sum(map(len, numbers.values())),
+    _size,
+  )
   for index in missing:
     found = dict(report(answer(split, numbers[index])))
     if jax.process_index() == 0:
@@ -188,41 +173,17 @@ def _write_table(
     predictions.write_manifest(directory, manifest | sizes)
   log.info(
     '%s, split %s: %d rows in %s (%d shards were there)',
-    *(task, described['split'], total, directory, len(done)),
+    *(task, described['split'], total, directory, count - len(missing)),
   )
 
 
-def _load(
-  path: str, which: store.Which, rules: partitioning.Rules, precision: str, weights: str
-) -> Model:
-  directory, step = store.locate(path, which)
-  description = store.read_description(directory)
-  config = configs.from_description(description['model'] | {'dtype': precision})
-  graph, abstract = partitioning.abstract_model(config, rules, dtype=weights)
-  vocabulary = vocabularies.load(directory)
-  if vocabulary.fingerprint != description['vocabulary']:
-    raise store.CheckpointError(
-      f'{directory} holds another vocabulary than its model was trained with: restore the '
-      'directory, or train again.'
-    )
-  parameters = configs.count_parameters(config)
-  described = {
-    'model': description['model'],
-    'parameters': parameters,
-    'flops_per_token': costs.flops_per_token(parameters),
-    'checkpoint': str(directory),
-    'checkpoint_identity': store.identity(directory, step),
-    'step': step,
-    'vocabulary': vocabulary.fingerprint,
-    'precision': precision,
-    'weights': weights,
-  }
-  params = store.restore_params(directory, abstract, which=step)
-  return Model(graph, params, vocabulary, config.architecture, described)
+def _size(found: tuple[int, rows.Row]) -> tuple[int, int]:
+  """How many rows, and tokens of them."""
+  return 1, found[1]['aux']['length']
 
 
 def _predictor(
-  model: Model,
+  model: loading.Model,
   batch_size: int,
   profiler: profiling.Profiler,
   *,
@@ -279,7 +240,7 @@ def _predictor(
 
 
 def _scorer(
-  model: Model,
+  model: loading.Model,
   batch_size: int,
   profiler: profiling.Profiler,
   *,
@@ -358,30 +319,6 @@ def _row(record: Record, **found: Any) -> rows.Row:
   return rows.build(
     id=row.id, inputs=row.inputs, targets=row.answers or ('',), group=row.group, **found
   )
-
-
-def _reporter(
-  name: str, total: int
-) -> Callable[[Iterator[tuple[int, rows.Row]]], Iterator[tuple[int, rows.Row]]]:
-  """Passes rows on, and says every few seconds how many have passed."""
-  meter = progress.Meter(total)
-  passed = tokens = 0
-  last = time.monotonic()
-
-  def report(some: Iterator[tuple[int, rows.Row]]) -> Iterator[tuple[int, rows.Row]]:
-    nonlocal passed, tokens, last
-    for number, row in some:
-      yield number, row
-      passed += 1
-      tokens += row['aux']['length']
-      if passed == 1:
-        meter.update(passed, tokens)
-      elif passed == total or time.monotonic() - last > SECONDS_BETWEEN_LINES:
-        rates = meter.update(passed, tokens)
-        log.info('%s', progress.format_line(passed, total, {}, rates, unit=f'{name} row'))
-        last, tokens = time.monotonic(), 0
-
-  return report
 
 
 if __name__ == '__main__':

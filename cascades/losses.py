@@ -51,8 +51,8 @@ def distillation(
   del targets
   if large is None:
     raise ValueError(
-      'distillation needs a large model, and none is given: give one (LARGE_CHECKPOINT_PATH), '
-      'or train with xent.'
+      'distillation needs a large model, and none is given: give one (LARGE_CHECKPOINT_PATH or '
+      'TEACHER_CACHE), or train with xent.'
     )
   return large.cross_entropy(jax.nn.log_softmax(small))
 

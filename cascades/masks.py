@@ -43,7 +43,7 @@ def large_correct(
   if large is None:
     raise ValueError(
       'this loss asks which tokens the large model predicts, and no large model is given: '
-      'give one (LARGE_CHECKPOINT_PATH), or train with xent.'
+      'give one (LARGE_CHECKPOINT_PATH or TEACHER_CACHE), or train with xent.'
     )
   return large.top1() == targets
 

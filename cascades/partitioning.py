@@ -1,16 +1,15 @@
 """The mesh, the rules that map logical axes to it, and the placing of parameters and batches.
 
 Layers name the axes of their parameters and activations; this list of pairs is all that says
-where they go. A rule applies to a dimension if its mesh axes are still free and divide the
-dimension; the first that applies wins, and without one the dimension is replicated.
+where they go, as `axes` reads it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,9 +18,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cascades import quantization
+from cascades.axes import Rules, partition_spec
 from cascades.types import ModelConfig, Params
-
-Rules: TypeAlias = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH = ('data', 'fsdp')
@@ -67,27 +65,6 @@ def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
   """Within, logical names mean `rules` on `mesh`; needed wherever a model is traced."""
   with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
     yield
-
-
-def partition_spec(
-  shape: Sequence[int],
-  names: Sequence[str | None],
-  mesh_shape: Mapping[str, int],
-  rules: Rules = RULES,
-) -> PartitionSpec:
-  """Where an array of `shape` with axes `names` goes."""
-  taken: set[str] = set()
-
-  def place(size: int, name: str | None) -> str | tuple[str, ...] | None:
-    for rule, target in rules:
-      axes = (target,) if isinstance(target, str) else tuple(target or ())
-      fits = size % math.prod(mesh_shape[axis] for axis in axes) == 0
-      if rule == name and fits and not taken & set(axes):
-        taken.update(axes)
-        return target
-    return None
-
-  return PartitionSpec(*(place(size, name) for size, name in zip(shape, names, strict=True)))
 
 
 def _is_variable(node: Any) -> bool:
@@ -208,6 +185,11 @@ def fetch(tree: Any) -> Any:
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def from_process_0(array: np.ndarray) -> np.ndarray:
+  """What process 0 holds, on every process; shapes and types must be the same on all."""
+  return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
 def wait_on_virtual_devices(tree: Any) -> None:

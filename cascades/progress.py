@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import pathlib
+import struct
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self, TypeVar
 
 from etils import epath
 from tensorboardX import event_file_writer, record_writer
 from tensorboardX.proto import event_pb2, summary_pb2
+
+log = logging.getLogger(__name__)
+
+T = TypeVar('T')
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+_IMPORTED = time.monotonic()
 
 
 class Rates(NamedTuple):
@@ -57,6 +70,23 @@ def format_count(count: float) -> str:
   return f'{count:.3g}'
 
 
+def format_bytes(count: float) -> str:
+  """`512 B`, `1.5 KiB`, `15.9 GiB`."""
+  for power, unit in ((40, 'TiB'), (30, 'GiB'), (20, 'MiB'), (10, 'KiB')):
+    if count >= 1 << power:
+      return f'{count / (1 << power):.3g} {unit}'
+  return f'{count:.0f} B'
+
+
+def seconds_since_start() -> float:
+  """Since the process began, imports included; where the system does not say, since ours."""
+  try:
+    ticks = int(pathlib.Path('/proc/self/stat').read_text().rpartition(')')[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf('SC_CLK_TCK')
+  except (OSError, AttributeError):
+    return time.monotonic() - _IMPORTED
+
+
 def format_line(
   step: int,
   total: int,
@@ -64,6 +94,7 @@ def format_line(
   rates: Rates | None,
   *,
   unit: str = 'step',
+  notes: Sequence[str] = (),
 ) -> str:
   """One log line: `step 200/1000  loss 0.8123  ...  12.3k tok/s  5.1 step/s  ETA 2:36`."""
   width = len(str(total))
@@ -75,11 +106,38 @@ def format_line(
       f'{rates.steps_per_second:.3g} {unit.split()[-1]}/s',
       f'ETA {format_duration(rates.seconds_left)}',
     ]
-  return '  '.join(parts)
+  return '  '.join([*parts, *notes])
 
 
 def _format_value(value: float) -> str:
   return f'{value:.4f}' if 1e-3 <= abs(value) < 1e4 or value == 0 else f'{value:.2e}'
+
+
+def counted(
+  unit: str, total: int, sizes: Callable[[T], tuple[int, int]]
+) -> Callable[[Iterator[T]], Iterator[T]]:
+  """Passes items on, from one iterator after another, and says every few seconds how far it is.
+
+  `sizes` gives an item's units, of which there are `total` in all, and its tokens.
+  """
+  meter = Meter(total)
+  passed = tokens = 0
+  last: float | None = None
+
+  def passing(items: Iterator[T]) -> Iterator[T]:
+    nonlocal passed, tokens, last
+    for item in items:
+      yield item
+      units, more = sizes(item)
+      passed, tokens = passed + units, tokens + more
+      if last is not None and passed < total and time.monotonic() - last < SECONDS_BETWEEN_LINES:
+        continue
+      rates = meter.update(passed, tokens)
+      if rates:
+        log.info('%s', format_line(passed, total, {}, rates, unit=unit))
+      last, tokens = time.monotonic(), 0
+
+  return passing
 
 
 class Events:
@@ -139,3 +197,22 @@ class _RemoteFile:
 
   def close(self) -> None:
     self.flush()
+
+
+def read_events(directory: epath.PathLike) -> list[tuple[int, str, float]]:
+  """Step, name and value of all scalars that event files hold; none if there is no such folder.
+
+  Records are length, its checksum, bytes, their checksum; of one that is being written, nothing.
+  """
+  found = []
+  path = epath.Path(directory)
+  for file in sorted(path.iterdir()) if path.exists() else ():
+    data = file.read_bytes()
+    while len(data) >= 12:
+      (length,) = struct.unpack('<Q', data[:8])
+      if len(data) < 16 + length:
+        break
+      event = event_pb2.Event.FromString(data[12 : 12 + length])
+      found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+      data = data[16 + length :]
+  return found

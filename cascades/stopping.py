@@ -62,7 +62,9 @@ def asked() -> Iterator[Callable[[int], bool]]:
   from jax.experimental import multihost_utils
 
   several = jax.process_count() > 1
-  steps, told, terminated = [], [], threading.Event()
+  steps: list[int] = []
+  told: list[int] = []
+  terminated = threading.Event()
 
   def terminate() -> None:
     terminated.set()

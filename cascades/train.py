@@ -3,11 +3,13 @@
     python -m cascades.train --gin_file=recipes/demo_large.gin
     python -m cascades.train --gin_file=recipes/demo_small.gin --gin.LOSS=@losses.cat_xent
 
-With a LARGE_CHECKPOINT_PATH the frozen large model runs beside the small one in every step. The
-run directory MODEL_DIR gets config.gin, model-info.txt, model.json, the vocabulary, checkpoint_N/
-and TensorBoard events in train/. The same command goes on from the last checkpoint, bit by bit.
-With ADAPTERS only those are trained (`lora`) and saved, beside the frozen weights in base/; other
-programs read such a run as the plain model that the two make.
+With a LARGE_CHECKPOINT_PATH the frozen large model runs beside the small one in every step; with a
+TEACHER_CACHE (`cache_teacher`) what it would say is read instead, and the path, if also given, only
+says of which checkpoint the cache must be. The run directory MODEL_DIR gets config.gin,
+model-info.txt, model.json, the vocabulary, checkpoint_N/ and TensorBoard events in train/. The same
+command goes on from the last checkpoint, bit by bit. With ADAPTERS only those are trained (`lora`)
+and saved, beside the frozen weights in base/; other programs read such a run as the plain model
+that the two make.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,7 +26,9 @@ from etils import epath
 
 from cascades import (
   assembly,
+  cached,
   files,
+  journal,
   locking,
   loop,
   lora,
@@ -36,6 +39,7 @@ from cascades import (
   progress,
   stopping,
   train_step,
+  usage,
   validating,
 )
 from cascades.assembly import Blueprint
@@ -45,7 +49,7 @@ from cascades.tasks import records, vocabularies
 from cascades.tasks.corpus import Corpus
 from cascades.tasks.task import Mixture, Task
 from cascades.train_step import Frozen, TrainState
-from cascades.types import Batch, ModelConfig, Params, Vocabulary
+from cascades.types import ModelConfig, Params, Vocabulary
 from cascades.validating import Validation
 
 log = logging.getLogger(__name__)
@@ -65,6 +69,7 @@ def train(
   vocabulary: Vocabulary | None = None,
   large_checkpoint_path: str | None = None,
   large_dtype: str = 'float32',
+  teacher_cache: str | None = None,
   initial_checkpoint_path: str | None = None,
   adapters: lora.Config | None = None,
   normalizer: train_step.Normalizer | float = train_step.valid_tokens,
@@ -101,11 +106,13 @@ def train(
   process is aborted with its stacks if nothing happens for `hang_timeout` seconds.
   """
   small = small or _model_of(initial_checkpoint_path)
-  vocabulary = vocabulary or _vocabulary_of(initial_checkpoint_path or large_checkpoint_path, task)
+  vocabulary = vocabulary or _vocabulary_of(
+    initial_checkpoint_path or large_checkpoint_path, teacher_cache, task
+  )
   directory = files.absolute(model_dir)
   description = _describe(small, vocabulary, adapters)
   store.check_description(directory, description)
-  large = _large_model(large_checkpoint_path, small, vocabulary)
+  corpus = Corpus(task, vocabulary, small.architecture, task_feature_lengths, records_dir)
   transform = optimizer(learning_rate)
   with (
     _claimed(directory) as start,
@@ -116,6 +123,17 @@ def train(
     if start >= train_steps:
       log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
       return []
+    cache = large = None
+    if teacher_cache is None:
+      large = _large_model(large_checkpoint_path, small, vocabulary)
+    else:
+      cache = cached.fitting(
+        teacher_cache,
+        corpus,
+        loss=loss,
+        vocab_size=small.vocab_size,
+        checkpoint=large_checkpoint_path,
+      )
     parts = assembly.blueprint(
       small,
       large,
@@ -125,7 +143,8 @@ def train(
       rules=rules,
       large_rules=large_rules,
     )
-    block_length = block_length or assembly.block_length(small.vocab_size)
+    if cache:
+      parts = parts._replace(small=parts.small._replace(vocab_size=cache.vocab_size))
     step = assembly.compiled_step(
       parts,
       transform,
@@ -139,16 +158,25 @@ def train(
       parts, small, vocabulary, transform, seed, checkpoints, initial_checkpoint_path
     )
     frozen = Frozen(
-      large_checkpoint_path and store.restore_params(large_checkpoint_path, parts.frozen.large),
+      large and store.restore_params(large_checkpoint_path, parts.frozen.large),
       base,
     )
-    corpus = Corpus(task, vocabulary, small.architecture, task_feature_lengths, records_dir)
-    order = {'batch_size': batch_size, 'seed': seed, 'pack': pack_length}
-    batches = corpus.training(start, **order)
+    order: dict[str, Any] = {'batch_size': batch_size, 'seed': seed, 'pack': pack_length}
+    batches = corpus.training(start, **order, teacher=cache.answers if cache else None)
     validate = validating.validator(
-      validation, corpus, parts, frozen, loss=loss, block_length=block_length, batch_size=batch_size
+      validation,
+      corpus,
+      parts,
+      frozen,
+      loss=loss,
+      block_length=block_length,
+      batch_size=batch_size,
+      cache=cache,
     )
-    _write_down(directory, description, vocabulary, {'trained': state.params, 'frozen': frozen})
+    journal.write_down(
+      directory, description, vocabulary, {'trained': state.params, 'frozen': frozen}
+    )
+    used = usage.Usage(parts)
     huggingface.pass_on(initial_checkpoint_path, directory)
     if base is not None and not start:
       checkpoints.save_base(base)
@@ -159,12 +187,14 @@ def train(
     ):
       history = loop.run(
         state,
-        _placing(step, frozen),
+        assembly.on_batches(step, frozen, used.compiled),
         batches,
         start=start,
         total=train_steps,
         every=loop.Every(log_every, validation.every if validation else 0, save_every),
-        report=_reporter(train_steps, learning_rate, events, checkpoints.check),
+        report=journal.reporter(
+          train_steps, events, learning_rate=learning_rate, used=used.now, check=checkpoints.check
+        ),
         validate=validate,
         save=lambda number, state, values: checkpoints.save(
           number, state, validation_loss=values.get(f'{validating.PREFIX}loss')
@@ -196,8 +226,10 @@ def _model_of(path: str | None) -> configs.Config:
   return configs.from_description(store.read_description(path)['model'])
 
 
-def _vocabulary_of(path: str | None, task: Task | Mixture) -> Vocabulary:
-  return task.vocabulary() if path is None else vocabularies.load(store.locate(path)[0])
+def _vocabulary_of(path: str | None, teacher_cache: str | None, task: Task | Mixture) -> Vocabulary:
+  if path is not None:
+    return vocabularies.load(store.locate(path)[0])
+  return task.vocabulary() if teacher_cache is None else cached.vocabulary(teacher_cache, task)
 
 
 def _describe(
@@ -284,71 +316,6 @@ def _initial_state(
     functools.partial(lora.init, abstract=trained), out_shardings=assembly.places(trained)
   )
   return start(draw(jax.random.key(seed))), params
-
-
-def _placing(compiled: Callable[..., Any], frozen: Frozen) -> Callable[..., Any]:
-  """The compiled step as the loop calls it: with this process's rows."""
-
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, train_step.Totals]:
-    state, totals = compiled(state, frozen, partitioning.place_batch(batch))
-    partitioning.wait_on_virtual_devices(totals)
-    return state, totals
-
-  return step
-
-
-def _reporter(
-  total: int,
-  learning_rate: optimizers.Schedule,
-  events: progress.Events,
-  check: Callable[[], None],
-) -> Callable[[int, loop.Values, float], None]:
-  """Lines for the terminal, and the same numbers for TensorBoard. `check` may raise, or warn."""
-  meter = progress.Meter(total)
-  began = time.monotonic()
-  prefix = validating.PREFIX
-
-  def report(step: int, values: loop.Values, tokens: float) -> None:
-    rates = meter.update(step, tokens)
-    check()
-    if jax.process_index() != 0:
-      return
-    if not values:
-      log.info('step %d, compiling included: %.1f s', step, time.monotonic() - began)
-      return
-    values = values | {'lr': float(learning_rate(step - 1))}
-    validation = {k[len(prefix) :]: v for k, v in values.items() if k.startswith(prefix)}
-    training = {k: v for k, v in values.items() if not k.startswith(prefix)}
-    log.info('%s', progress.format_line(step, total, training, rates))
-    if validation:
-      log.info('%s', progress.format_line(step, total, validation, None) + '  (validation)')
-    try:
-      events.write(step, values | (rates._asdict() if rates else {}))
-    except OSError as error:  # a full disk is judged by the next checkpoint
-      log.warning('step %d is not in the event file: %s.', step, error)
-
-  return report
-
-
-def _write_down(
-  directory: epath.Path,
-  description: Mapping[str, Any],
-  vocabulary: Vocabulary,
-  models: Mapping[str, Any],
-) -> None:
-  """model.json, the vocabulary, and model-info.txt: every array's name, shape, type and place."""
-  lines = []
-  for role, params in models.items():
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    lines.append(f'{role}: {sum(leaf.size for _, leaf in leaves):,} parameters')
-    for path, leaf in leaves:
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
-      lines.append(f'  {name}  {leaf.shape}  {leaf.dtype}  {leaf.sharding.spec}')
-  log.info('%s', '; '.join(line for line in lines if not line.startswith(' ')))
-  if jax.process_index() == 0:
-    store.write_description(directory, description)
-    vocabularies.save(vocabulary, directory)
-    files.write(directory / 'model-info.txt', '\n'.join([*lines, '']))
 
 
 if __name__ == '__main__':

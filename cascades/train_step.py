@@ -17,12 +17,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from cascades import lora, masks
+from cascades import blockwise, lora, masks
+from cascades.blockwise import Totals
 from cascades.losses import CascadeLoss
-from cascades.teachers import as_teacher
+from cascades.teachers import Logits
 from cascades.types import Batch, LanguageModel, Params
-
-Totals: TypeAlias = dict[str, Float[Array, '']]  # sums over tokens, of a block, batch or data set
 
 
 class TrainState(NamedTuple):
@@ -101,51 +100,37 @@ def loss_totals(
   *,
   loss: CascadeLoss,
   vocab_size: int,
-  block_length: int,
+  block_length: int | None = None,
+  gradient_dtype: str = 'float32',
 ) -> Totals:
   """Loss and agreement of both models, summed over the batch.
 
   Hidden states are computed at once; logits exist only for `block_length` positions of each row
-  at a time, and are recomputed for the gradient, so [B, T, V] is never formed.
+  at a time, by default as many as `blockwise` finds room for, so [B, T, V] is never formed.
+  Without a large model a batch may carry what another run of it said, `batch.teacher`.
   """
   hidden = small.hidden(batch, key)
   hidden_large = None if large is None else jax.lax.stop_gradient(large.hidden(batch))
 
-  def block_totals(block: tuple[Any, ...]) -> Totals:
-    hidden, hidden_large, targets, weights = block
-    logits = small.readout(hidden)[..., :vocab_size]
-    logits_large = None if large is None else large.readout(hidden_large)[..., :vocab_size]
-    total, tokens = loss(logits, logits_large, targets, weights)
-    teacher = as_teacher(logits_large, vocab_size)
+  def totals_of(table: Any, hidden: Array, large_table: Any, rows: Any) -> Totals:
+    hidden_large, teacher, targets, weights = rows
+    logits = small.readout(hidden, table)[..., :vocab_size]
+    if large is not None:
+      teacher = Logits(large.readout(hidden_large, large_table)[..., :vocab_size])
+    total, tokens = loss(logits, teacher, targets, weights)
     agreement = masks.count_agreement(logits, teacher, targets, weights)
     return {'loss': total, 'tokens': tokens} | jax.lax.stop_gradient(agreement)
 
-  totals = _sum_blocks(
-    block_totals, (hidden, hidden_large, batch.targets, batch.weights), block_length
+  totals = blockwise.sum_blocks(
+    totals_of,
+    small.table,
+    hidden,
+    None if large is None else large.table,
+    (hidden_large, batch.teacher, batch.targets, batch.weights),
+    length=block_length,
+    gradient_dtype=gradient_dtype,
   )
   return totals | {'examples': jnp.sum(jnp.any(batch.weights > 0, axis=1), dtype=jnp.float32)}
-
-
-def _sum_blocks(
-  totals_of: Callable[[tuple[Any, ...]], Totals], arrays: tuple[Any, ...], length: int
-) -> Totals:
-  """`totals_of` summed over blocks of the arrays' second axis, padded with zeros to fill them."""
-  whole = arrays[-1].shape[1]
-  if whole <= length:
-    return totals_of(arrays)
-  count = -(-whole // length)
-
-  def split(x: Array) -> Array:
-    padding = [(0, 0), (0, count * length - whole)] + [(0, 0)] * (x.ndim - 2)
-    return jnp.moveaxis(jnp.pad(x, padding).reshape(x.shape[0], count, length, *x.shape[2:]), 1, 0)
-
-  def add(sums: Totals, block: tuple[Any, ...]) -> tuple[Totals, None]:
-    return jax.tree.map(jnp.add, sums, totals_of(block)), None
-
-  blocks = jax.tree.map(split, arrays)
-  first = jax.eval_shape(totals_of, jax.tree.map(lambda x: x[0], blocks))
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
-  return jax.lax.scan(jax.checkpoint(add), zeros, blocks)[0]
 
 
 def train_step(
@@ -159,15 +144,17 @@ def train_step(
   optimizer: optax.GradientTransformation,
   normalizer: Normalizer | float = valid_tokens,
   microbatches: int = 1,
-  block_length: int = 512,
+  block_length: int | None = None,
+  gradient_dtype: str = 'float32',
   accept: Accept = finite,
 ) -> tuple[TrainState, Totals]:
   """One update of the small model; the large one is frozen and runs without dropout.
 
   The gradient is that of (sum of the losses) / normalizer(sums), over all devices and
-  microbatches: sums are added first and divided once. An update that `accept` refuses is not
-  applied: the step counts, parameters and optimiser stay. Returns the new state and the sums, with
-  the norms of the gradient before clipping and of the update, the normalised loss, and 'applied'.
+  microbatches: sums are added first and divided once. That of the readout is summed over blocks in
+  `gradient_dtype`. An update that `accept` refuses is not applied: the step counts, parameters and
+  optimiser stay. Returns the new state and the sums, with the norms of the gradient before clipping
+  and of the update, the normalised loss, and 'applied'.
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -180,6 +167,7 @@ def train_step(
       loss=loss,
       vocab_size=_common_vocabulary(small, large),
       block_length=block_length,
+      gradient_dtype=gradient_dtype,
     )
     return totals['loss'], totals
 
@@ -247,7 +235,7 @@ def eval_step(
   small: Definition,
   large: Definition | None,
   loss: CascadeLoss,
-  block_length: int = 512,
+  block_length: int | None = None,
 ) -> Totals:
   """The sums of `train_step` without dropout and without an update."""
   return loss_totals(

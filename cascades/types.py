@@ -34,6 +34,7 @@ class Batch(NamedTuple):
   positions: Int[Array, 'B T'] | None = None
   encoder_segments: Int[Array, 'B S'] | None = None
   encoder_positions: Int[Array, 'B S'] | None = None
+  teacher: Any = None  # a `teachers.Teacher` of arrays [B, T, ...], in place of a large model
 
 
 class Prompt(NamedTuple):
@@ -57,8 +58,13 @@ class LanguageModel(Protocol[CacheT]):
     """
     ...
 
-  def readout(self, hidden: Float[Array, '*n D']) -> Float[Array, '*n V']:
-    """Logits in float32."""
+  @property
+  def table(self) -> Any:
+    """What `readout` multiplies with, [V, D], however it is held."""
+    ...
+
+  def readout(self, hidden: Float[Array, '*n D'], table: Any = None) -> Float[Array, '*n V']:
+    """Logits in float32, also with another `table` in the place of the model's own."""
     ...
 
   def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], CacheT]:

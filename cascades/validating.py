@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,11 +13,14 @@ from jax import Array
 
 from cascades import decoding, loop, losses, metrics, partitioning, train_step
 from cascades.assembly import Blueprint
+from cascades.cached import Cache
 from cascades.tasks import reading
 from cascades.tasks.corpus import Corpus
 from cascades.tasks.task import Task
 from cascades.train_step import Definition, Frozen, TrainState
 from cascades.types import Params, Prompt
+
+log = logging.getLogger(__name__)
 
 PREFIX = 'validation/'  # begins the names of what is found
 
@@ -37,16 +41,30 @@ def validator(
   frozen: Frozen,
   *,
   loss: losses.CascadeLoss,
-  block_length: int,
+  block_length: int | None,
   batch_size: int,
+  cache: Cache | None = None,
 ) -> Callable[[TrainState], loop.Values]:
-  """What `validation` asks for, from a state."""
+  """What `validation` asks for, from a state.
+
+  With a teacher cache that lacks the split no large model is known there: the loss is then the
+  plain cross-entropy of all tokens, and no shares of agreement are found.
+  """
   if validation is None:
     return lambda _: {}
   tasks = [task for task in corpus.tasks if validation.split in task.splits]
   if not tasks:
     corpus.tasks[0].require(validation.split)
   split = corpus.open(validation.split, tasks=tasks)
+  teacher = None
+  if cache and cache.holds(tasks, validation.split):
+    teacher = cache.answers(split)
+  elif cache:
+    log.warning(
+      'the teacher cache has no split %s: validation reports the plain cross-entropy (xent).',
+      validation.split,
+    )
+    loss = losses.xent
   step = jax.jit(
     functools.partial(train_step.eval_step, **parts.models, loss=loss, block_length=block_length)
   )
@@ -54,9 +72,11 @@ def validator(
     corpus, tasks, split, parts.small, frozen.base, validation.decoded_rows, batch_size
   )
 
+  rows = validation.rows
+
   def validate(state: TrainState) -> loop.Values:
     sums = []
-    for batch in corpus.evaluation(split, batch_size=batch_size, rows=validation.rows):
+    for batch in corpus.evaluation(split, batch_size=batch_size, rows=rows, teacher=teacher):
       sums.append(step(state.params, frozen, partitioning.place_batch(batch)))
       partitioning.wait_on_virtual_devices(sums)
     found = loop.means(jax.device_get(sums)) | decode(state.params)

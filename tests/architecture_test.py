@@ -16,9 +16,13 @@ EQUATIONS = {
   'losses', 'masks', 'teachers', 'deferral', 'learned_deferral', 'routing', 'speculative',
   'online', 'metrics', 'confusion', 'correlation', 'costs', 'curves', 'grouped',
   'bootstrap', 'tables', 'pooling', 'comparison', 'rows', 'referents', 'lora', 'quantization',
+  'blockwise', 'flops', 'chips', 'hlo', 'hlo_costs',
 }  # fmt: skip
-SHARED = {'assembly', 'validating'}  # put together out of the machinery, for several programs
-PROGRAMS = {'train', 'infer', 'evaluate', 'convert', 'export', 'prune'}
+# Put together out of the machinery, for several programs.
+SHARED = {'assembly', 'cached', 'journal', 'loading', 'usage', 'validating'}
+PROGRAMS = {
+  'train', 'infer', 'evaluate', 'convert', 'export', 'prune', 'plan', 'cache_teacher',
+}  # fmt: skip
 ONLY_IN = {
   'gin': {'cli'},
   'seqio': {'tasks'},
@@ -58,7 +62,7 @@ def _place(module: str) -> str:
 
 
 def _floor(place: str) -> int:
-  if place in ('', 'types', 'files', 'gguf_files'):
+  if place in ('', 'types', 'axes', 'files', 'gguf_files'):
     return 0
   if place in EQUATIONS:
     return 1

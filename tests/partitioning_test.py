@@ -13,28 +13,6 @@ from tests import testing
 SHAPE = {'data': 2, 'fsdp': 2, 'tensor': 2}
 
 
-@pytest.mark.parametrize(
-  ('shape', 'names', 'expected'),
-  [
-    ((32, 16), ('vocab', 'embed'), ('tensor', 'fsdp')),
-    ((16, 4, 8), ('embed', 'heads', 'head_dim'), ('fsdp', 'tensor', None)),
-    ((16, 32), ('embed', 'mlp'), ('fsdp', 'tensor')),
-    ((16,), ('norm',), (None,)),
-    ((16, 1, 8), ('embed', 'kv_heads', 'head_dim'), ('fsdp', None, None)),  # one does not split
-    ((31, 16), ('vocab', 'embed'), (None, 'fsdp')),
-    ((4, 4), ('heads', 'mlp'), ('tensor', None)),  # an axis splits one dimension only
-  ],
-)
-def test_the_first_rule_that_fits_places_a_dimension(shape, names, expected):
-  assert partitioning.partition_spec(shape, names, SHAPE) == PartitionSpec(*expected)
-
-
-def test_a_later_rule_of_the_same_name_is_the_second_choice():
-  rules = [('mlp', 'tensor'), ('mlp', 'fsdp'), ('heads', 'tensor')]
-  spec = partitioning.partition_spec((4, 4), ('heads', 'mlp'), SHAPE, rules)
-  assert spec == PartitionSpec('tensor', 'fsdp')
-
-
 def test_data_takes_the_devices_that_are_left():
   assert dict(partitioning.make_mesh(tensor=2).shape) == {'data': 4, 'fsdp': 1, 'tensor': 2}
 

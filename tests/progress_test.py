@@ -1,12 +1,9 @@
 """Rates with a clock of our own; lines; event files read back without TensorFlow."""
 
-import struct
-
 import pytest
-from etils import epath
-from tensorboardX.proto import event_pb2
 
 from cascades import progress
+from cascades.progress import read_events
 
 
 def meter(total, *times):
@@ -42,21 +39,39 @@ def test_a_line_names_every_number():
   assert progress.format_line(1, 2, {}, None, unit='row') == 'row 1/2'
 
 
-def read_events(directory):
-  """The scalars of all event files: records are length, its checksum, bytes, their checksum."""
-  found = []
-  for path in sorted(epath.Path(directory).iterdir()):
-    data = path.read_bytes()
-    while data:
-      (length,) = struct.unpack('<Q', data[:8])
-      event = event_pb2.Event.FromString(data[12 : 12 + length])
-      found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
-      data = data[16 + length :]
-  return found
-
-
 def test_events_are_written_where_tensorboard_reads_them(tmp_path):
   with progress.Events(tmp_path / 'train') as events:
     events.write(5, {'loss': 0.5, 'validation/loss': 0.25})
     assert read_events(tmp_path / 'train')  # there before the run has ended
   assert read_events(tmp_path / 'train') == [(5, 'loss', 0.5), (5, 'validation/loss', 0.25)]
+
+
+def test_half_an_event_is_not_read(tmp_path):
+  with progress.Events(tmp_path) as events:
+    events.write(1, {'loss': 0.5})
+    events.write(2, {'loss': 0.25})
+  (file,) = tmp_path.iterdir()
+  whole = file.read_bytes()
+  for cut in (1, 5, 30):
+    file.write_bytes(whole[:-cut])
+    assert read_events(tmp_path) == [(1, 'loss', 0.5)]
+  assert read_events(tmp_path / 'nothing') == []
+
+
+@pytest.mark.parametrize(
+  ('count', 'text'),
+  [(512, '512 B'), (1536, '1.5 KiB'), (257 << 20, '257 MiB'), (16 << 30, '16 GiB')],
+)
+def test_bytes_read_well(count, text):
+  assert progress.format_bytes(count) == text
+
+
+def test_the_start_of_the_process_is_before_that_of_this_test():
+  first = progress.seconds_since_start()
+  assert 0 < first <= progress.seconds_since_start() < 1e6
+
+
+def test_notes_end_a_line():
+  rates = progress.Rates(1.0, 1.0, 1.0)
+  line = progress.format_line(1, 2, {}, rates, notes=['MFU 41.0%', 'memory 1 GiB'])
+  assert line.endswith('ETA 1 s  MFU 41.0%  memory 1 GiB')

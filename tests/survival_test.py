@@ -32,7 +32,7 @@ def final_state(directory, step):
 
 def metrics_by_step(directory):
   """The values of the last time that each step was logged, exactly."""
-  timing = ('steps_per_second', 'tokens_per_second', 'seconds_left')
+  timing = ('steps_per_second', 'tokens_per_second', 'seconds_left', 'memory', 'mfu')
   events = read_events(directory / 'run' / 'train')
   return {(step, name): value for step, name, value in events if name not in timing}
 

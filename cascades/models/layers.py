@@ -16,12 +16,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.core import spmd
 from jax import Array
-from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
-from cascades import lora, quantization
+from cascades import axes, lora, quantization
 
 Layer = TypeVar('Layer', bound=nnx.Module)
 
@@ -68,27 +66,9 @@ def settle(config: Any) -> None:
 
 
 def constrain(x: Array, *names: str) -> Array:
-  """Lay out an activation as the active logical axis rules say; without rules, do nothing.
-
-  The first rule of a name applies whose mesh axes are free and divide the dimension; without one
-  the dimension is replicated.
-  """
-  rules, mesh = spmd.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
-  if not rules or mesh.empty:
-    return x
-  taken: set[str] = set()
-
-  def place(size: int, name: str) -> tuple[str, ...] | None:
-    for rule, target in rules:
-      axes = (target,) if isinstance(target, str) else tuple(target or ())
-      divides = size % math.prod(mesh.shape[axis] for axis in axes) == 0
-      if rule == name and divides and not taken & {*axes}:
-        taken.update(axes)
-        return axes or None
-    return None
-
-  spec = PartitionSpec(*(place(*axis) for axis in zip(x.shape, names, strict=True)))
-  return jax.lax.with_sharding_constraint(x, spec)
+  """Lay out an activation as the active logical axis rules say; without rules, do nothing."""
+  spec = axes.active_spec(x.shape, names)
+  return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
 
 def fold(key: Array | None, data: int | Array) -> Array | None:

@@ -187,10 +187,13 @@ class T5(nnx.Module):
     )
     return x
 
-  def readout(self, hidden: Float[Array, '*n D']) -> Float[Array, '*n V']:
-    if self.unembedding is None:
-      return layers.unembed(self.embedding[...], hidden * self.config.emb_dim**-0.5)
-    return layers.unembed(self.unembedding[...], hidden)
+  @property
+  def table(self) -> Any:
+    return (self.embedding if self.unembedding is None else self.unembedding)[...]
+
+  def readout(self, hidden: Float[Array, '*n D'], table: Any = None) -> Float[Array, '*n V']:
+    scale = self.config.emb_dim**-0.5 if self.unembedding is None else 1.0
+    return layers.unembed(self.table if table is None else table, hidden * scale)
 
   def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], Cache]:
     """Encode the prompt and feed the start token."""

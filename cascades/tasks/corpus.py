@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Int
 
 from cascades.tasks import feeding, layouts, prompting, records
+from cascades.tasks.feeding import TokenValues
 from cascades.tasks.prompting import Bucket, Scored
 from cascades.tasks.reading import Indices, Joined, Readable
 from cascades.tasks.task import Mixture, Record, Task, both
@@ -48,10 +51,30 @@ class Corpus:
         ]
       )
 
+  def identity(self, task: Task, split: str) -> dict[str, Any]:
+    """What decides about the target tokens of a split's rows, and what a model sees before them."""
+    decided = records.identity(task, split, both(self.vocabulary))
+    kept = {name: decided[name] for name in ('definition', 'source', 'vocabulary')}
+    asked = {'task': task.name, 'split': split, **kept}
+    return asked | {'lengths': dict(self.lengths), 'architecture': self.architecture}
+
+  def target_lengths(self, split: Readable) -> Int[np.ndarray, 'N']:
+    """How many tokens of each row are to be predicted."""
+    return layouts.of(split, **self._layout).target_lengths(split.lengths)
+
   def training(
-    self, start: int, *, batch_size: int, seed: int, pack: int | None = None
+    self,
+    start: int,
+    *,
+    batch_size: int,
+    seed: int,
+    pack: int | None = None,
+    teacher: Callable[[Joined], TokenValues] | None = None,
   ) -> Iterator[Batch]:
-    """This process's rows of the batch of step `start`, and of all that follow."""
+    """This process's rows of the batch of step `start`, and of all that follow.
+
+    Of the records, `teacher` gives what is known of their targets' tokens.
+    """
     joined = self.open('train')
     return feeding.train_batches(
       joined,
@@ -61,6 +84,7 @@ class Corpus:
       rates=self._rates(joined),
       start_step=start,
       pack=pack,
+      teacher=teacher and teacher(joined),
       **_share(),
     )
 
@@ -87,11 +111,23 @@ class Corpus:
   def _rates(self, joined: Joined) -> list[float]:
     return [task.rate or len(part) for task, part in zip(self.tasks, joined.parts, strict=True)]
 
-  def evaluation(self, split: Readable, *, batch_size: int, rows: int | None) -> Iterator[Batch]:
+  def evaluation(
+    self,
+    split: Readable,
+    *,
+    batch_size: int,
+    rows: int | None,
+    teacher: TokenValues | None = None,
+  ) -> Iterator[Batch]:
     """This process's share of `rows` rows from all over the split, or of all, each once."""
+    indices = feeding.evenly_spaced(split, rows) if rows else None
     return feeding.evaluation_batches(
-      split, **self._layout, batch_size=batch_size, rows=rows, **_share()
+      split, **self._layout, batch_size=batch_size, indices=indices, teacher=teacher, **_share()
     )
+
+  def ordered(self, split: Readable, indices: Indices, *, batch_size: int) -> Iterator[Batch]:
+    """These rows in order, the same batches in every process."""
+    return feeding.evaluation_batches(split, **self._layout, batch_size=batch_size, indices=indices)
 
   def buckets(self, split: Readable, indices: Indices, *, batch_size: int) -> list[Bucket]:
     """These rows' prompts, grouped by length."""

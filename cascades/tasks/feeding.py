@@ -11,7 +11,7 @@ import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import grain
 import numpy as np
@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from cascades.tasks import layouts, mixing, packing, shuffling
 from cascades.tasks.layouts import Convert, Layout, Lengths
-from cascades.tasks.reading import Joined, Readable, Records
+from cascades.tasks.reading import Indices, Joined, Readable, Records
 from cascades.types import Batch
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ _TASK_SHIFT = 40  # epochs stay below
 _DRAWN_TOGETHER = 2048  # rows: NumPy takes hardly longer for these than for one batch's
 
 Members: TypeAlias = Sequence[Int[np.ndarray, 'k']]  # the examples in each row of a batch
+# What is known of the target tokens of some examples, one example after the other: a tree of
+# arrays [tokens, ...], as a teacher cache has them.
+TokenValues: TypeAlias = Callable[[Int[np.ndarray, 'n']], Any]
 
 
 class _Plan(NamedTuple):
@@ -52,6 +55,7 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   pack: int | None = None,
+  teacher: TokenValues | None = None,
   threads: int = 1,
   prefetch: int = 4,
 ) -> Iterator[Batch]:
@@ -61,7 +65,8 @@ def train_batches(
   process would see. Epochs follow each other without a seam, each in an order of its own; within
   one, every example comes once. Of several tasks, `rates` says how many rows of each come
   in the same time, before packing; their numbers of rows, if None. `pack` is the length of rows
-  into which whole examples of one task are packed.
+  into which whole examples of one task are packed. What `teacher` knows of the targets' tokens goes
+  into the batch with them.
   """
   parts = records.parts if isinstance(records, Joined) else (records,)
   for part in parts:
@@ -76,7 +81,7 @@ def train_batches(
   members = _drawing(parts, layout, batch_size, local, seed, rates, pack)
 
   def batch(step: int) -> Batch:
-    packed = _read(records, layout, members(step), width)
+    packed = _read(records, layout, members(step), width, teacher)
     return layouts.unpacked(packed) if pack is None else packed
 
   return _ahead(batch, range(start_step, sys.maxsize), threads, prefetch)
@@ -147,26 +152,32 @@ def evaluation_batches(
   convert: Convert,
   lengths: Lengths,
   batch_size: int,
-  rows: int | None = None,
+  indices: Indices | None = None,
   process_index: int = 0,
   process_count: int = 1,
+  teacher: TokenValues | None = None,
   threads: int = 1,
   prefetch: int = 4,
 ) -> Iterator[Batch]:
-  """This process's share of the rows in order, each once; of `rows` rows evenly spaced, if given.
+  """This process's share of these rows, of all if None, in order and each once.
 
   The last batch is filled up with rows of weight 0, so that all processes take equally many steps.
   """
   layout = _layout(records, convert, lengths)
   local = _share(batch_size, process_index, process_count)
-  wanted = min(rows or len(records), len(records))
+  chosen = np.asarray(range(len(records)) if indices is None else indices, np.int64)
 
   def batch(step: int) -> Batch:
-    numbers = step * batch_size + local
-    members = [n[n < wanted] * len(records) // wanted for n in numbers[:, None]]
-    return layouts.unpacked(_read(records, layout, members, layout.width))
+    members = [chosen[n : n + 1] for n in (step * batch_size + local).tolist()]
+    return layouts.unpacked(_read(records, layout, members, layout.width, teacher))
 
-  return _ahead(batch, range(-(-wanted // batch_size)), threads, prefetch)
+  return _ahead(batch, range(-(-len(chosen) // batch_size)), threads, prefetch)
+
+
+def evenly_spaced(records: Readable, rows: int) -> Int[np.ndarray, 'n']:
+  """So many of the rows, from all over; all of them if there are no more."""
+  wanted = min(rows, len(records))
+  return np.arange(wanted) * len(records) // wanted
 
 
 def _layout(records: Readable, convert: Convert, lengths: Lengths) -> Layout:
@@ -222,10 +233,14 @@ def _packed(parts: Sequence[Records], layout: Layout, capacity: int) -> _Plan:
   )
 
 
-def _read(records: Readable, layout: Layout, members: Members, width: int) -> Batch:
-  examples = iter(layout.examples(records.tokens(np.concatenate(members))))
+def _read(
+  records: Readable, layout: Layout, members: Members, width: int, teacher: TokenValues | None
+) -> Batch:
+  chosen = np.concatenate(members)
+  examples = iter(layout.examples(records.tokens(chosen)))
   rows = [list(itertools.islice(examples, len(some))) for some in members]
-  return layouts.assemble(rows, width=width, encoder_width=layout.encoder_width)
+  batch = layouts.assemble(rows, width=width, encoder_width=layout.encoder_width)
+  return batch if teacher is None else layouts.with_teacher(batch, teacher(chosen))
 
 
 def _ahead(

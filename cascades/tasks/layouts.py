@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -103,6 +104,10 @@ class Layout:
     row = _count(shortest.left) + _count(shortest.right) - 1 + answers
     return row + prompts if shortest.encoder is None else row
 
+  def target_lengths(self, counts: Counts) -> Int[np.ndarray, 'n']:
+    """How many tokens of each example are to be predicted."""
+    return _count(self._shortest.right) + self._kept(counts)[1]
+
   def prompt_lengths(self, counts: Counts) -> Int[np.ndarray, 'n']:
     """How many tokens each example's prompt has, wherever the model reads it."""
     return _count(prompt_of(self._shortest)) + self._kept(counts)[0]
@@ -184,6 +189,18 @@ def assemble(rows: Sequence[Sequence[Example]], *, width: int, encoder_width: in
 def unpacked(batch: Batch) -> Batch:
   """The batch of rows with one example each, for models that then need no segments."""
   return batch._replace(segments=None, positions=None)
+
+
+def with_teacher(batch: Batch, values: Any) -> Batch:
+  """The batch with what is known of its targets' tokens, given in the order of its examples."""
+  taken = np.asarray(batch.weights) > 0
+
+  def placed(column: np.ndarray) -> np.ndarray:
+    found = np.zeros((*taken.shape, *column.shape[1:]), column.dtype)
+    found[taken] = column
+    return found
+
+  return batch._replace(teacher=jax.tree.map(placed, values))
 
 
 def prompt_of(example: Example) -> Pieces:

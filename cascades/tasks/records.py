@@ -83,12 +83,12 @@ def location(
       f'Token records cannot lie in {os.fspath(directory)}: they are read at random, which needs a '
       'local or mounted file system. Name a local directory for them.'
     )
-  identity = json.dumps(_identity(task, split, vocabularies), sort_keys=True)
-  fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+  what = json.dumps(identity(task, split, vocabularies), sort_keys=True)
+  fingerprint = hashlib.sha256(what.encode()).hexdigest()
   return epath.Path(directory).expanduser() / task.name / f'{split}-{fingerprint[:16]}'
 
 
-def _identity(task: Task, split: str, vocabularies: Vocabularies) -> dict[str, str]:
+def identity(task: Task, split: str, vocabularies: Vocabularies) -> dict[str, str]:
   """What decides about the records of a split; other records are other ones by name."""
   return {
     'format': str(shards.FORMAT),
@@ -101,7 +101,7 @@ def _identity(task: Task, split: str, vocabularies: Vocabularies) -> dict[str, s
 
 def _report_others(task: Task, split: str, vocabularies: Vocabularies, place: epath.Path) -> None:
   """Says why records that lie beside are not the ones that were asked for."""
-  wanted = _identity(task, split, vocabularies)
+  wanted = identity(task, split, vocabularies)
   for manifest in sorted(place.parent.glob(f'{split}-*/{reading.MANIFEST}')):
     try:
       found: Mapping[str, str] = reading.read_manifest(manifest.parent).identity
@@ -152,7 +152,7 @@ def _write(
     manifest = Manifest(
       task=task.name,
       split=split,
-      identity=_identity(task, split, vocabularies),
+      identity=identity(task, split, vocabularies),
       bos_id=targets.bos_id if task.marks.start else None,
       inputs_eos_id=inputs.eos_id if task.marks.prompt_end else None,
       eos_id=targets.eos_id if task.marks.answer_end else None,

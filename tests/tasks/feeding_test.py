@@ -220,9 +220,10 @@ def test_the_last_evaluation_batch_is_filled_with_rows_of_no_weight(tiny_records
 
 def test_evaluation_may_read_some_rows_from_all_over_the_split(tiny_records):
   # A dictionary is sorted: its first rows are no sample of it.
-  found = list(answers(evaluation(tiny_records, rows=10)))
+  some = feeding.evenly_spaced(tiny_records, 10)
+  found = list(answers(evaluation(tiny_records, indices=some)))
   assert found == [spelling(N)[i * N // 10].targets for i in range(10)]
-  assert len(evaluation(tiny_records, rows=1000)) == 5
+  assert len(feeding.evenly_spaced(tiny_records, 1000)) == N
 
 
 @pytest.mark.parametrize('processes', [2, 4, 8])

@@ -51,7 +51,7 @@ def test_a_stage_of_another_command_is_not_taken_for_this_one(launched, monkeypa
 
 
 def test_only_losses_that_ask_the_large_model_get_one():
-  stages = {stage.name: stage for stage in demo.stages('there', {'SEED': '3'})}
+  stages = {stage.name: stage for stage in demo.all_stages('there', {'SEED': '3'})}
   assert 'LARGE_CHECKPOINT_PATH' not in stages['train xent'].bindings
   assert stages['train cat_xent'].bindings['LARGE_CHECKPOINT_PATH'] == 'there/large'
   assert {stages[f'train {name}'].bindings['SEED'] for name in demo.MODELS} == {'3'}

@@ -1,0 +1,194 @@
+"""Sums over blocks of tokens, with their gradient formed on the way forward.
+
+Logits of all tokens, [B, T, V], are what a step with a large vocabulary has no room for. Here they
+exist for some positions of each row at a time. A sum hands every block the same cotangent, one
+number; so a block can form its gradient while its logits are there, and nothing is read out twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from cascades import axes
+
+Totals: TypeAlias = dict[str, Float[Array, '']]  # sums over tokens, of a block, batch or data set
+# Of (table, hidden, frozen, rows), each of one block but for the table and what is frozen.
+TotalsOf: TypeAlias = Callable[[Any, Array, Any, Any], Totals]
+
+LOGITS = 1 << 24  # of a block on a device, unless its length is given
+
+
+def sum_blocks(
+  totals_of: TotalsOf,
+  table: Any,
+  hidden: Float[Array, 'B T D'],
+  frozen: Any,
+  rows: Any,
+  *,
+  length: int | None = None,
+  gradient_dtype: str = 'float32',
+) -> Totals:
+  """`totals_of(table, hidden, frozen, rows)`, summed over blocks of `length` positions of all rows.
+
+  `rows` is a tree of arrays [B, T, ...], cut into blocks as `hidden` is; what is added for padding
+  must be 0 where the rows are. Only `totals['loss']` has a gradient, to `table` and `hidden`; that
+  of the table is summed in `gradient_dtype`.
+
+  Rows that lie on several devices stay there: the tables are gathered once before the blocks, and
+  the table's gradient is reduced once after them.
+  """
+  vocab_size = jax.tree.leaves(table)[0].shape[0]
+  places = _Places(hidden.shape[0], jax.tree.leaves(table)[0].shape)
+  length = length or max(1, LOGITS // (vocab_size * places.local_rows))
+  narrow = lambda tree: _cast(tree, hidden.dtype)
+
+  def plain(table: Any, hidden: Array, frozen: Any, rows: Any) -> Totals:
+    def block(arrays: Any) -> tuple[Totals, None]:
+      return totals_of(table, arrays[0], frozen, arrays[1]), None
+
+    return places.sum(_fold(block, (hidden, rows), length)[0])
+
+  def with_gradient(
+    table: Any, hidden: Array, frozen: Any, rows: Any, *, of_table: bool
+  ) -> tuple[Totals, Any, Array]:
+    def block(arrays: Any) -> tuple[Any, Array]:
+      def loss(table: Any, hidden: Array) -> tuple[Array, Totals]:
+        totals = totals_of(table, hidden, frozen, arrays[1])
+        return totals['loss'], totals
+
+      wanted = (0, 1) if of_table else (1,)
+      gradients, totals = jax.grad(loss, wanted, has_aux=True)(table, arrays[0])
+      return (totals, _cast(gradients[:-1], gradient_dtype)), gradients[-1]
+
+    (totals, of_tables), of_hidden = _fold(block, (hidden, rows), length)
+    return places.sum(totals), jax.tree.map(lambda x: x[None], of_tables), of_hidden
+
+  @jax.custom_vjp
+  def total(table: Any, hidden: Array, frozen: Any, rows: Any) -> Totals:
+    return places.split(plain, PartitionSpec())(narrow(table), hidden, narrow(frozen), rows)
+
+  def forward(table: Any, hidden: Any, frozen: Any, rows: Any) -> tuple[Totals, Any]:
+    # A table that is not trained, as that beside adapters, is told from one that is.
+    of_table = any(leaf.perturbed for leaf in jax.tree.leaves(table, is_leaf=_is_primal))
+    table, hidden, frozen, rows = jax.tree.map(
+      lambda leaf: leaf.value, (table, hidden, frozen, rows), is_leaf=_is_primal
+    )
+    split = places.split(
+      functools.partial(with_gradient, of_table=of_table),
+      (PartitionSpec(), places.rows, places.rows),
+    )
+    totals, of_tables, of_hidden = split(narrow(table), hidden, narrow(frozen), rows)
+    of_tables = places.reduce(of_tables)
+    like = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), table)
+    return totals, (of_tables, of_hidden, like)
+
+  def backward(kept: Any, cotangents: Totals) -> tuple[Any, Any, None, None]:
+    (of_tables, of_hidden, like), cotangent = kept, cotangents['loss']
+    scaled = lambda gradient, like: (gradient * cotangent).astype(like.dtype)
+    of_table = jax.tree.map(scaled, of_tables[0], like) if of_tables else None
+    return of_table, scaled(of_hidden, of_hidden), None, None
+
+  total.defvjp(forward, backward, symbolic_zeros=True)
+  return total(table, hidden, frozen, rows)
+
+
+def _is_primal(leaf: Any) -> bool:
+  return isinstance(leaf, jax.custom_derivatives.CustomVJPPrimal)
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+  """Floating-point arrays in `dtype`; eight bits, and their scales, stay what they are."""
+  return jax.tree.map(
+    lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
+  )
+
+
+def _fold(of: Callable[[Any], tuple[Any, Any]], arrays: Any, length: int) -> tuple[Any, Any]:
+  """`of(block) -> (sums, kept)` over blocks of the arrays' second axis: sums are added, what is
+  kept is joined again."""
+  whole = jax.tree.leaves(arrays)[0].shape[1]
+  count = _count(whole, length)
+  if count == 1:
+    return of(arrays)
+  length = -(-whole // count)
+
+  def split(x: Array) -> Array:
+    padding = [(0, 0), (0, count * length - whole)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.moveaxis(jnp.pad(x, padding).reshape(x.shape[0], count, length, *x.shape[2:]), 1, 0)
+
+  def join(x: Array) -> Array:
+    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :whole]
+
+  def add(sums: Any, block: Any) -> tuple[Any, Any]:
+    more, kept = of(block)
+    return jax.tree.map(jnp.add, sums, more), kept
+
+  blocks = jax.tree.map(split, arrays)
+  shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], blocks))[0]
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  sums, kept = jax.lax.scan(add, zeros, blocks)
+  return sums, jax.tree.map(join, kept)
+
+
+def _count(whole: int, length: int) -> int:
+  """How many blocks: the fewest that need no padding, if that is not many more than the fewest."""
+  least = -(-whole // length)
+  return next((n for n in range(least, 2 * least) if whole % n == 0), least)
+
+
+class _Places:
+  """Which mesh axes the rows lie on, and how sums over rows come together."""
+
+  def __init__(self, num_rows: int, table_shape: Sequence[int]):
+    rows = axes.active_spec((num_rows,), ('batch',)) or PartitionSpec(None)
+    mesh = jax.sharding.get_abstract_mesh()
+    named = (rows[0],) if isinstance(rows[0], str) else tuple(rows[0] or ())
+    self.axes = tuple(axis for axis in named if mesh.shape[axis] > 1)
+    self.local_rows = num_rows // math.prod(mesh.shape[axis] for axis in self.axes)
+    self.rows = PartitionSpec(self.axes or None)
+    self.table = axes.active_spec(table_shape, ('vocab', 'embed')) or PartitionSpec(None, None)
+
+  def split(self, function: Callable[..., Any], out_specs: Any) -> Callable[..., Any]:
+    """`function(table, hidden, frozen, rows)`, on each device for its own rows."""
+    if not self.axes:
+      return function
+    return jax.shard_map(
+      function,
+      in_specs=(PartitionSpec(), self.rows, PartitionSpec(), self.rows),
+      out_specs=out_specs,
+      axis_names={*self.axes},
+      check_vma=False,  # would sum gradients of what is the same everywhere in every block
+    )
+
+  def sum(self, tree: Any) -> Any:
+    return jax.lax.psum(tree, self.axes) if self.axes else tree
+
+  def reduce(self, tables: Any) -> Any:
+    """Sums [V, D] of what each device holds, [1, V, D]; each keeps the part that it stores.
+
+    Split by hand over all axes: left to XLA, those of the vocabulary would be gathered for it.
+    """
+    if not self.axes:
+      return jax.tree.map(lambda x: x[0], tables)
+    scattered = [(axis, dim) for dim, axis in enumerate(self.table) if axis in self.axes]
+    rest = tuple(axis for axis in self.axes if axis not in self.table)
+    whole = (None if axis in self.axes else axis for axis in self.table)
+
+    def reduce(x: Array) -> Array:
+      x = x[0]
+      for axis, dim in scattered:
+        x = jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
+      return jax.lax.psum(x, rest) if rest else x
+
+    split = jax.shard_map(
+      reduce, in_specs=PartitionSpec(self.axes, *whole), out_specs=self.table, check_vma=False
+    )
+    return jax.tree.map(split, tables)

@@ -1,0 +1,210 @@
+"""Run a large model once over a task, and keep what training a small one beside it needs of it.
+
+    python -m cascades.cache_teacher --gin_file=runs/cache_teacher.gin
+      --gin.CHECKPOINT_PATH=runs/demo/large --gin.TEACHER_CACHE=runs/demo/cache
+      --gin.MIXTURE_OR_TASK_NAME=cmudict_g2p --gin.TASK_FEATURE_LENGTHS="{'inputs':16,'targets':16}"
+    python -m cascades.train ... --gin.LOSS=@losses.cat_xent --gin.TEACHER_CACHE=runs/demo/cache
+
+Leaves TEACHER_CACHE/<task>/<split>/ (see `teacher_cache`), for every epoch, loss and seed. Without
+TOP_K the first choice for each target token, enough for cat_xent; with TOP_K=16 the log-
+probabilities of so many, for dist and cat_dist too, whose difference from the large model itself
+`teachers.TopK` bounds. An interrupted run goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax import Array
+
+from cascades import blockwise, files, loading, partitioning, profiling, progress, teacher_cache
+from cascades.checkpoints import store
+from cascades.tasks import records, vocabularies
+from cascades.tasks.corpus import Corpus
+from cascades.tasks.reading import Records
+from cascades.tasks.task import Mixture, Task
+from cascades.teacher_cache import Held
+from cascades.types import Batch, Params
+
+log = logging.getLogger(__name__)
+
+
+def cache_teacher(
+  checkpoint_path: str,
+  directory: str,
+  *,
+  task: Task | Mixture,
+  task_feature_lengths: Mapping[str, int],
+  splits: Sequence[str] = ('train', 'validation'),
+  top_k: int | None = None,
+  dtype: str = 'float16',
+  vocab_size: int | None = None,
+  which: store.Which = 'last',
+  precision: str | None = None,
+  weights: str = 'float32',
+  batch_size: int = 256,
+  shard_rows: int = 1 << 14,
+  mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
+  rules: partitioning.Rules = partitioning.RULES,
+  records_dir: str = records.DIRECTORY,
+  profile_steps: str | None = None,
+  provenance: Callable[[], Mapping[str, str]] = dict,
+) -> None:
+  """Write the model's answers to the target tokens of `splits`; see the module.
+
+  Log-probabilities are held in `dtype`. `vocab_size` cuts the logits, if the small model has fewer
+  entries. The activations are of type `precision`, by default the model's own, and the parameters
+  held as `weights` says: the defaults are those of training beside the large model.
+
+  Raises ValueError, naming what differs, if the directory holds answers of another model, task,
+  vocabulary, length or kind.
+  """
+  with (
+    partitioning.use(mesh(), rules),
+    profiling.Profiler(files.absolute(directory) / 'profile', profile_steps) as profiler,
+  ):
+    model = loading.load(checkpoint_path, which, rules=rules, precision=precision, weights=weights)
+    held, entries = Held(top_k, dtype), min(vocab_size or model.vocab_size, model.vocab_size)
+    answers = _reader(model, held, entries)
+    corpus = Corpus(task, model.vocabulary, model.architecture, task_feature_lengths, records_dir)
+    made_by = {
+      **model.described,
+      'checkpoint_identity': teacher_cache.fingerprint(model.described['checkpoint_identity']),
+      'vocab_size': entries,
+      'top_k': top_k,
+      'dtype': dtype,
+      'shard_rows': shard_rows,
+    }
+    for one in corpus.tasks:
+      for split in (name for name in splits if loading.has(one, name, task)):
+        (part,) = corpus.open(split, tasks=[one]).parts
+        place = teacher_cache.location(directory, one.name, split)
+        lengths = corpus.target_lengths(part)
+        identity = made_by | corpus.identity(one, split) | _sizes(lengths, shard_rows, held)
+        _begin(place, identity, provenance(), model)
+        read = functools.partial(
+          _answered, corpus, part, batch_size=batch_size, answers=answers, profiler=profiler
+        )
+        _write(place, part, lengths, held, shard_rows, read)
+
+
+def _sizes(lengths: np.ndarray, shard_rows: int, held: Held) -> dict[str, Any]:
+  """What a manifest says of rows, tokens and bytes."""
+  if held.top_k is not None and held.top_k < 1:
+    raise ValueError(f'TOP_K is {held.top_k}; it must be at least 1, or None for first choices.')
+  return {
+    'rows': len(lengths),
+    'tokens': int(lengths.sum()),
+    'shards': -(-len(lengths) // shard_rows),
+    'bytes_per_token': held.record.itemsize,
+  }
+
+
+def _begin(
+  place: epath.Path,
+  identity: Mapping[str, Any],
+  provenance: Mapping[str, str],
+  model: loading.Model,
+) -> None:
+  """The manifest and the vocabulary, unless they are there."""
+  moved = ('checkpoint',)  # the same model at another place is the same
+  kept = {name: value for name, value in identity.items() if name not in moved}
+  notes = {'tail': teacher_cache.TAIL, 'checkpoint': identity['checkpoint'], **provenance}
+  first = jax.process_index() == 0
+  teacher_cache.begin(place, kept, notes, write=first)
+  if first:
+    vocabularies.save(model.vocabulary, place)
+
+
+def _reader(model: loading.Model, held: Held, vocab_size: int) -> Callable[[Batch], Any]:
+  """What is kept of the model's answers to a batch, [B, T, ...], on every process."""
+
+  @jax.jit
+  def read(params: Params, batch: Batch) -> Any:
+    large = nnx.merge(model.graph, params)
+    hidden = large.hidden(batch)
+
+    def keep(hidden: Array) -> Any:
+      return held.keep(large.readout(hidden)[..., :vocab_size])
+
+    rows, length, _ = hidden.shape
+    # One position of all rows after another, as many at a time as there is room for logits.
+    room = max(1, min(length, blockwise.LOGITS // (vocab_size * rows)))
+    kept = jax.lax.map(keep, jnp.moveaxis(hidden, 1, 0), batch_size=room)
+    return jax.tree.map(lambda column: jnp.moveaxis(column, 0, 1), kept)
+
+  return lambda batch: partitioning.fetch(read(model.params, partitioning.place_whole(batch)))
+
+
+def _answered(
+  corpus: Corpus,
+  part: Records,
+  rows: range,
+  *,
+  batch_size: int,
+  answers: Callable[[Batch], Any],
+  profiler: profiling.Profiler,
+) -> Iterator[tuple[int, Any]]:
+  """For each batch of these rows how many it has, and the answers to all their target tokens."""
+  for count, batch in enumerate(corpus.ordered(part, rows, batch_size=batch_size), 1):
+    with profiler.step(count):
+      found = answers(batch)
+    targets = np.asarray(batch.weights) > 0
+    kept = jax.tree.map(lambda column, targets=targets: np.asarray(column)[targets], found)
+    yield min(batch_size, len(rows) - (count - 1) * batch_size), kept
+
+
+def _size(found: tuple[int, Any]) -> tuple[int, int]:
+  """How many rows, and tokens of them."""
+  return found[0], len(found[1].ids)
+
+
+def _write(
+  place: epath.Path,
+  part: Records,
+  lengths: np.ndarray,
+  held: Held,
+  shard_rows: int,
+  answered: Callable[[range], Iterator[tuple[int, Any]]],
+) -> None:
+  """The shards that are missing."""
+  shards = {
+    index: range(begin, min(begin + shard_rows, len(part)))
+    for index, begin in enumerate(range(0, len(part), shard_rows))
+  }
+  done = teacher_cache.whole_shards(place, len(shards))
+  missing = {index: rows for index, rows in shards.items() if index not in done}
+  report = progress.counted(
+    f'{part.manifest.task} {part.manifest.split} row',
+    sum(map(len, missing.values())),
+    _size,
+  )
+  for index, rows in missing.items():
+    records = [held.pack(found) for _, found in report(answered(rows))]
+    if jax.process_index() == 0:
+      ids = [record.row.id for record in part.read(rows)]
+      teacher_cache.write_shard(
+        place, index, ids, lengths[rows.start : rows.stop], np.concatenate(records)
+      )
+  if jax.process_index() == 0:
+    size = sum(path.stat().length for path in place.iterdir())
+    log.info(
+      '%s: %d rows, %d tokens, %s bytes in %s; %d bytes a token, %.1f with index and ids '
+      '(%d of %d shards were there)',
+      *(part.name, len(part), lengths.sum(), f'{size:,}', place, held.record.itemsize),
+      *(size / lengths.sum(), len(done), len(shards)),
+    )
+
+
+if __name__ == '__main__':
+  from cascades import cli
+
+  cli.main('cascades.cache_teacher')

@@ -1,0 +1,1 @@
+"""Sweeps: ml_collections configs for `launch.sweep`."""

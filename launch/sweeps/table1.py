@@ -1,0 +1,43 @@
+"""Table 1 of Cascade-Aware Training, https://arxiv.org/abs/2406.00060: a data set, all four losses.
+
+python -m launch.sweep --config=launch/sweeps/table1.py:superglue (or wmt22, flan2021)
+  --config.output_dir=gs://... --config.log_dir=runs/table1 --config.train.bindings.DATA_DIR=gs://...
+  --launcher='launch.tpu_vm --name={point} --zone=us-east5-a --accelerator_type=v5litepod-16'
+"""
+
+import ml_collections
+
+from launch import points
+
+LOSSES = ('xent', 'cat_xent', 'dist', 'cat_dist')
+SPLITS = {'superglue': 'validation', 'wmt22': 'validation', 'flan2021': 'paper'}
+# The large models: the paper trained them on other pods than the small ones.
+LARGE_FSDP, SMALL_FSDP = 64, 16
+
+
+def get_config(suite: str = 'superglue') -> ml_collections.ConfigDict:
+  if suite not in SPLITS:
+    raise ValueError(f'table1.py:{suite}: there is no such suite; choose from {", ".join(SPLITS)}.')
+  config = points.empty()
+  config.output_dir = f'runs/sweeps/table1/{suite}'
+  data = {'DATA_DIR': 'data'}
+  config.large.gin_file = f'recipes/cat_{suite}_large_xent.gin'
+  config.large.bindings = {
+    **data,
+    'INITIAL_CHECKPOINT_PATH': 'runs/t5_1_1_xxl',
+    'partitioning': {'make_mesh': {'fsdp': LARGE_FSDP}},
+  }
+  config.train.bindings = {
+    **data,
+    'INITIAL_CHECKPOINT_PATH': 'runs/t5_1_1_base',
+    'partitioning': {'make_mesh': {'fsdp': SMALL_FSDP}},
+  }
+  config.infer.gin_file = f'recipes/{suite}_infer.gin'
+  config.infer.bindings = {**data, 'SPLITS': (SPLITS[suite],)}
+  config.evaluate.gin_file = 'runs/evaluate.gin'
+  config.evaluate.bindings = {'SPLIT': SPLITS[suite]}
+  config.points = tuple(
+    {points.GIN_FILE: f'recipes/cat_{suite}_small_{loss}.gin'} for loss in LOSSES
+  )
+  config.alone = (f'recipes/cat_{suite}_small_xent.gin',)
+  return config

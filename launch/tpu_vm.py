@@ -1,0 +1,218 @@
+"""Any program of `cascades` on all workers of a TPU VM, with the flags that it has here.
+
+    python -m launch.tpu_vm --name=me --zone=us-east5-a --accelerator_type=v5litepod-16 --spot \\
+      -- cascades.train --gin_file=recipes/... --gin.MODEL_DIR=gs://...
+
+Creates the machine, or takes the one of that name; installs the package with its constraints; runs
+the program on every worker with --multihost; shows what worker 0 says, and keeps what each said in
+--logs. A machine that was preempted is made anew, and the same command goes on. In the end the
+machine is deleted unless --keep. --queued asks by a queued resource. Needs `gcloud`, logged in.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from launch import logs, remote, restarting, stages
+
+_TYPE = flags.DEFINE_string('accelerator_type', None, 'v4-32, v5litepod-16, v5p-128, v6e-64, ...')
+_RUNTIME = flags.DEFINE_string('runtime_version', None, 'Of the machine; that of its generation.')
+_SPOT = flags.DEFINE_boolean('spot', False, 'Cheaper, and preempted at any time.')
+_RESERVED = flags.DEFINE_boolean('reserved', False, 'Out of a reservation.')
+_QUEUED = flags.DEFINE_boolean('queued', False, 'Ask by a queued resource, and wait for it.')
+_NETWORK = flags.DEFINE_string('network', None, 'The network it is in.')
+_SUBNETWORK = flags.DEFINE_string('subnetwork', None, 'And its part.')
+_INTERNAL = flags.DEFINE_boolean('internal_ips', False, 'No addresses that the world can reach.')
+_ACCOUNT = flags.DEFINE_string('service_account', None, 'Whose rights programs there have.')
+_POLL = flags.DEFINE_float('poll', 15.0, 'Seconds between questions for a state.')
+
+TPU = ['gcloud', 'compute', 'tpus']
+RUNTIMES = {
+  'v2': 'tpu-ubuntu2204-base',
+  'v3': 'tpu-ubuntu2204-base',
+  'v4': 'tpu-ubuntu2204-base',
+  'v5litepod': 'v2-alpha-tpuv5-lite',
+  'v5p': 'v2-alpha-tpuv5',
+  'v6e': 'v2-alpha-tpuv6e',
+}
+GONE = {'PREEMPTED', 'TERMINATED', 'STOPPED', 'STOPPING', 'FAILED', 'SUSPENDED', 'SUSPENDING', ''}
+NOT_FOUND = 'NOT_FOUND'  # in what gcloud says of it
+LOST = 255  # ssh's own: no connection, or a signal ended the program
+# The images bring an older Python than the package needs; uv brings one of its own.
+INSTALL = """set -e; cd cascades
+python3 -m pip install --quiet --user uv
+test -x venv/bin/python || ~/.local/bin/uv venv --quiet --python 3.11 venv
+~/.local/bin/uv pip install --quiet --python venv/bin/python --reinstall-package cascades \
+-c constraints.txt {requirement} 'jax[tpu]'"""
+# gcloud runs a command again when its connection breaks: what is still running is asked to save.
+STOP = (
+  'p=$(cat pid 2>/dev/null) && grep -qa cascades /proc/$p/cmdline 2>/dev/null && kill -TERM $p '
+  '&& timeout 120 tail --pid=$p -f /dev/null'
+)
+
+
+def main(argv: Sequence[str]) -> None:
+  name, words = remote.named(), stages.program(argv[1:], python='venv/bin/python')
+  if not _TYPE.value:
+    raise app.UsageError('--accelerator_type is missing: which machine, as in v5litepod-16?')
+  run = remote.executor()
+  command = shlex.join([*remote.environment(), *words, '--multihost'])
+  try:
+    sys.exit(restarting.exit_code(lambda: launch(name, command, run)))
+  except (RuntimeError, OSError) as error:
+    sys.exit(f'launch.tpu_vm: error: {error}')
+
+
+def launch(name: str, command: str, run: remote.Execute) -> int:
+  """The program's final exit code. However this is left, the machine is deleted, or kept."""
+  package = remote.package(run)
+  begun = False
+
+  def attempt() -> int:
+    nonlocal begun
+    ensure(name, run)
+    install(name, package, run)
+    begun = True
+    code = start(name, command, run)
+    # A machine that is gone has taken its program with it, whatever ssh made of that.
+    return restarting.PREEMPTED if code and state(name, run) in GONE else code
+
+  try:
+    return restarting.until_final(
+      attempt, max_restarts=restarting.MAX_RESTARTS.value, was_killed=lambda code: code == LOST
+    )
+  except KeyboardInterrupt:
+    if begun:
+      print('asking the program to save; interrupt again not to wait for it.', flush=True)
+      run(_ssh(name, f'cd cascades; {STOP}'))
+    raise
+  finally:
+    if not remote.KEEP.value:
+      delete(name, run)
+
+
+def ensure(name: str, run: remote.Execute) -> None:
+  """A machine of this name that is ready."""
+  found = state(name, run)
+  if found in GONE:
+    ask = create_queued if _QUEUED.value else create
+    if found:
+      remote.checked(_delete(name, run), f'deleting {name}, which is {found},')
+    remote.checked(remote.until_capacity(lambda: ask(name, run)), f'creating {name}')
+    found = state(name, run) or 'READY'  # a rehearsal has no states
+  while found != 'READY':
+    if found in GONE:
+      raise RuntimeError(f'{name} is {found} instead of READY: look at it, and delete it.')
+    time.sleep(_POLL.value)
+    found = state(name, run)
+
+
+def create(name: str, run: remote.Execute) -> remote.Answer:
+  """Asks once."""
+  return run([*TPU, 'tpu-vm', 'create', name, f'--version={_version()}', *_options()])
+
+
+def create_queued(name: str, run: remote.Execute) -> remote.Answer:
+  """Asks, unless it stands in the queue already, and waits; what found no capacity is deleted."""
+  kind = 'queued-resources'
+  found = _state(kind, name, run, 'state.state')
+  if not found:
+    node = [f'--node-id={name}', f'--runtime-version={_version()}']
+    asked = run([*TPU, kind, 'create', name, *node, *_options()])
+    if asked.code:
+      return asked
+    found = _state(kind, name, run, 'state.state') or 'ACTIVE'  # a rehearsal has no states
+  while found != 'ACTIVE':
+    if found in GONE:
+      _delete(name, run)
+      return remote.Answer(1, f'the queued resource is {found or "deleted"}: no more capacity')
+    time.sleep(_POLL.value)
+    found = _state(kind, name, run, 'state.state')
+  return remote.Answer(0, '')
+
+
+def _version() -> str:
+  version = _RUNTIME.value or RUNTIMES.get(_TYPE.value.split('-')[0])
+  if not version:
+    raise RuntimeError(
+      f'no runtime version is known for {_TYPE.value}: give --runtime_version, of '
+      '`gcloud compute tpus tpu-vm versions list`.'
+    )
+  return version
+
+
+def _options() -> list[str]:
+  """Of the machine that is asked for, either way."""
+  switches = {'spot': _SPOT, 'reserved': _RESERVED, 'internal-ips': _INTERNAL}
+  values = {'network': _NETWORK, 'subnetwork': _SUBNETWORK, 'service-account': _ACCOUNT}
+  return [
+    f'--accelerator-type={_TYPE.value}',
+    *remote.location(),
+    *(f'--{option}' for option, flag in switches.items() if flag.value),
+    *(f'--{option}={flag.value}' for option, flag in values.items() if flag.value),
+    '--quiet',
+  ]
+
+
+def state(name: str, run: remote.Execute) -> str:
+  """READY, CREATING, PREEMPTED, ...; empty if there is no such machine."""
+  return _state('tpu-vm', name, run, 'state')
+
+
+def _state(kind: str, name: str, run: remote.Execute, field: str) -> str:
+  describe = [*TPU, kind, 'describe', name, *remote.location(), f'--format=value({field})']
+  answer = run(describe)
+  if answer.code and NOT_FOUND in answer.text:
+    return ''
+  lines = [line.strip() for line in remote.checked(answer, f'looking for {name}').text.splitlines()]
+  return next((line for line in lines if re.fullmatch('[A-Z_]+', line)), '')  # among warnings
+
+
+def install(name: str, package: remote.Package, run: remote.Execute) -> None:
+  everywhere = [*remote.location(), '--worker=all', '--quiet']
+  scp = [*TPU, 'tpu-vm', 'scp', *map(str, package.files), f'{name}:cascades/', *everywhere]
+  script = INSTALL.format(requirement=package.requirement)
+  for command in (_ssh(name, 'mkdir -p cascades'), scp, _ssh(name, script)):
+    remote.checked(run(command), f'installing the package on {name}')
+
+
+def start(name: str, command: str, run: remote.Execute) -> int:
+  """Runs the program on all workers and shows worker 0's log; the first bad worker's exit code."""
+  directory = logs.directory(name)  # of this attempt: gcloud empties old logs
+  script = f'cd cascades; {STOP}; echo $$ > pid; exec {command}'
+  with logs.following(directory / '0.log', lambda line: print(f'[0] {line}', flush=True)):
+    code = run(_ssh(name, script, f'--output-directory={directory}')).code
+  if code:
+    print(f'exit code {code}; the logs of all workers are in {directory}', flush=True)
+  return code
+
+
+def _ssh(name: str, script: str, *options: str) -> list[str]:
+  """A preempted machine does not say goodbye: a connection that is silent is given up."""
+  alive = '--ssh-flag=-o ServerAliveInterval=30'
+  everywhere = [*remote.location(), '--worker=all', '--quiet', alive, *options]
+  return [*TPU, 'tpu-vm', 'ssh', name, *everywhere, f'--command={script}']
+
+
+def delete(name: str, run: remote.Execute) -> None:
+  answer = _delete(name, run)
+  if answer.code and NOT_FOUND not in answer.text:
+    print(f'{name} COULD NOT BE DELETED and may go on to cost: see `gcloud compute tpus`.')
+
+
+def _delete(name: str, run: remote.Execute) -> remote.Answer:
+  if _QUEUED.value:
+    command = [*TPU, 'queued-resources', 'delete', name, *remote.location(), '--force']
+  else:
+    command = [*TPU, 'tpu-vm', 'delete', name, *remote.location()]
+  return run([*command, '--quiet'])
+
+
+if __name__ == '__main__':
+  app.run(main)

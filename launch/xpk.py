@@ -1,0 +1,96 @@
+"""Any program of `cascades` as a workload on GKE, through xpk.
+
+    python -m launch.xpk --name=me --cluster=mine --zone=us-east5-a --tpu_type=v5litepod-16 \\
+      --base_docker_image=python:3.11 -- cascades.train --gin_file=recipes/... --gin.MODEL_DIR=gs://...
+
+xpk puts a wheel of this checkout on top of --base_docker_image, and the pods install it; with
+--docker_image nothing is installed, the package is in it. GKE restarts what was preempted or asked
+to stop. Waits for the end, and deletes the workload unless --keep. Needs `xpk`, logged in; logs are
+in the cloud's log explorer, which xpk names.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from launch import remote, restarting, stages
+
+_CLUSTER = flags.DEFINE_string('cluster', None, 'The GKE cluster.')
+_TYPE = flags.DEFINE_string('tpu_type', None, 'v4-32, v5litepod-16, v5p-128, v6e-64, ...')
+_SLICES = flags.DEFINE_integer('num_slices', 1, 'How many of them.', lower_bound=1)
+_BASE = flags.DEFINE_string('base_docker_image', 'python:3.11', 'What the package is put on.')
+_IMAGE = flags.DEFINE_string('docker_image', None, 'Or an image that has the package.')
+_PRIORITY = flags.DEFINE_string('priority', 'medium', 'In the queue of the cluster.')
+_GRACE = flags.DEFINE_integer('grace_seconds', 300, 'Between SIGTERM and SIGKILL, to save in.')
+
+INSTALL = "pip install --quiet -c constraints.txt {requirement} 'jax[tpu]' && "
+
+
+def main(argv: Sequence[str]) -> None:
+  name, words = remote.named(), stages.program(argv[1:], python='python')
+  missing = {'--cluster': _CLUSTER.value, '--tpu_type': _TYPE.value}
+  if absent := [flag for flag, value in missing.items() if not value]:
+    raise app.UsageError(f'{" and ".join(absent)}: say which.')
+  run = remote.executor()
+  # With exec, the SIGTERM that a pod gets reaches the program.
+  program = f'exec {shlex.join([*remote.environment(), *words, "--multihost"])}'
+  try:
+    sys.exit(restarting.exit_code(lambda: launch(name, program, run)))
+  except (RuntimeError, OSError) as error:
+    sys.exit(f'launch.xpk: error: {error}')
+
+
+def launch(name: str, program: str, run: remote.Execute) -> int:
+  """0 if the workload came to its end, else xpk's code of how it did not."""
+  where, program = image(program, run)
+  try:
+    remote.checked(
+      remote.until_capacity(lambda: run(create(name, program, where))), f'creating {name}'
+    )
+    return run(_xpk('list', f'--wait-for-job-completion={name}')).code
+  finally:
+    if not remote.KEEP.value and run(_xpk('delete', f'--workload={name}', '--force')).code:
+      print(f'{name} COULD NOT BE DELETED and may go on to cost: see `xpk workload list`.')
+
+
+def image(program: str, run: remote.Execute) -> tuple[list[str], str]:
+  """Options that say which image, and what is run in it."""
+  if _IMAGE.value:
+    return [f'--docker-image={_IMAGE.value}'], program
+  package = remote.package(run)
+  directory = pathlib.Path(tempfile.mkdtemp(prefix='cascades-image-'))
+  if not remote.DRY_RUN.value:
+    for file in package.files:
+      shutil.copy(file, directory)
+  options = [f'--base-docker-image={_BASE.value}', f'--script-dir={directory}']
+  return options, INSTALL.format(requirement=package.requirement) + program
+
+
+def create(name: str, program: str, where: Sequence[str]) -> list[str]:
+  return _xpk(
+    'create',
+    f'--workload={name}',
+    f'--tpu-type={_TYPE.value}',
+    f'--num-slices={_SLICES.value}',
+    f'--priority={_PRIORITY.value}',
+    f'--max-restarts={restarting.MAX_RESTARTS.value}',
+    '--restart-on-user-code-failure',  # GKE knows no exit code that asks for a restart
+    f'--termination-grace-period-seconds={_GRACE.value}',
+    *where,
+    f'--command={program}',
+  )
+
+
+def _xpk(verb: str, *options: str) -> list[str]:
+  return ['xpk', 'workload', verb, f'--cluster={_CLUSTER.value}', *remote.location(), *options]
+
+
+if __name__ == '__main__':
+  app.run(main)
