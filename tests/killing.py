@@ -62,6 +62,11 @@ class Run:
     """Until process 0 has said it."""
     self._wait(lambda: re.search(pattern, self.said()), pattern, seconds)
 
+  def wait_for_lines(self, count: int, *, seconds: float = 240) -> None:
+    """Until process 0 has said so many lines more."""
+    wanted = len(self.said().splitlines()) + count
+    self._wait(lambda: len(self.said().splitlines()) >= wanted, f'{count} lines', seconds)
+
   def wait_for_writing(self, *, seconds: float = 240) -> None:
     """Until a checkpoint is being written."""
     run = self.directory / 'run'
