@@ -62,10 +62,13 @@ class Run:
     """Until process 0 has said it."""
     self._wait(lambda: re.search(pattern, self.said()), pattern, seconds)
 
-  def wait_for_lines(self, count: int, *, seconds: float = 240) -> None:
-    """Until process 0 has said so many lines more."""
-    wanted = len(self.said().splitlines()) + count
-    self._wait(lambda: len(self.said().splitlines()) >= wanted, f'{count} lines', seconds)
+  def newest(self) -> int:
+    """The step of the newest checkpoint, or 0."""
+    names = [path.name for path in (self.directory / 'run').glob('checkpoint_*')]
+    return max([int(name[11:]) for name in names if name[11:].isdigit()], default=0)
+
+  def wait_for_checkpoint(self, step: int, *, seconds: float = 240) -> None:
+    self._wait(lambda: self.newest() >= step, f'checkpoint {step}', seconds)
 
   def wait_for_writing(self, *, seconds: float = 240) -> None:
     """Until a checkpoint is being written."""

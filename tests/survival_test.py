@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.killing import Run, Topology
+from tests.killing import SAVED_EVERY, Run, Topology
 from tests.progress_test import read_events
 
 TOPOLOGIES = {
@@ -46,9 +46,9 @@ def assert_same_run(first: pathlib.Path, second: pathlib.Path, step: int) -> Non
 
 
 def kill_somewhere(run, dice):
-  """Up to three steps after the first one, and half of the time while a checkpoint is written."""
+  """After up to two more checkpoints, and half of the time while the next is written."""
   run.wait_for('compiling included')
-  run.wait_for_lines(dice.randrange(4))
+  run.wait_for_checkpoint(run.newest() + SAVED_EVERY * dice.randrange(3))
   if dice.random() < 0.5:
     run.wait_for_writing()
   run.kill()
