@@ -72,7 +72,8 @@ def cache_teacher(
     profiling.Profiler(files.absolute(directory) / 'profile', profile_steps) as profiler,
   ):
     model = loading.load(checkpoint_path, which, rules=rules, precision=precision, weights=weights)
-    held, entries = Held(top_k, dtype), min(vocab_size or model.vocab_size, model.vocab_size)
+    entries = min(vocab_size or model.vocab_size, model.vocab_size)
+    held = _held(top_k, dtype, entries)
     answers = _reader(model, held, entries)
     corpus = Corpus(task, model.vocabulary, model.architecture, task_feature_lengths, records_dir)
     made_by = {
@@ -96,10 +97,16 @@ def cache_teacher(
         _write(place, part, lengths, held, shard_rows, read)
 
 
+def _held(top_k: int | None, dtype: str, vocab_size: int) -> Held:
+  if top_k is not None and not 1 <= top_k <= vocab_size:
+    raise ValueError(
+      f'TOP_K is {top_k}; it must be from 1 to {vocab_size}, or None for first choices alone.'
+    )
+  return Held(top_k, dtype)
+
+
 def _sizes(lengths: np.ndarray, shard_rows: int, held: Held) -> dict[str, Any]:
   """What a manifest says of rows, tokens and bytes."""
-  if held.top_k is not None and held.top_k < 1:
-    raise ValueError(f'TOP_K is {held.top_k}; it must be at least 1, or None for first choices.')
   return {
     'rows': len(lengths),
     'tokens': int(lengths.sum()),
