@@ -188,7 +188,9 @@ def _write(
     for index, begin in enumerate(range(0, len(part), shard_rows))
   }
   done = teacher_cache.whole_shards(place, len(shards))
-  missing = {index: rows for index, rows in shards.items() if index not in done}
+  # All must answer the same shards, and others may see another disk than the one that writes.
+  needed = partitioning.from_process_0(np.array([index not in done for index in shards]))
+  missing = {index: shards[index] for index in np.flatnonzero(needed).tolist()}
   report = progress.counted(
     f'{part.manifest.task} {part.manifest.split} row',
     sum(map(len, missing.values())),
@@ -207,7 +209,7 @@ def _write(
       '%s: %d rows, %d tokens, %s bytes in %s; %d bytes a token, %.1f with index and ids '
       '(%d of %d shards were there)',
       *(part.name, len(part), lengths.sum(), f'{size:,}', place, held.record.itemsize),
-      *(size / lengths.sum(), len(done), len(shards)),
+      *(size / lengths.sum(), len(shards) - len(missing), len(shards)),
     )
 
 

@@ -151,7 +151,10 @@ def _write_table(
   done = predictions.completed_shards(
     directory, task, mode, count, total=total, fingerprint=fingerprint
   )
-  missing = [index for index in range(count) if index not in done]
+  # All must answer the same shards, and others may see another disk than the one that writes.
+  missing = np.flatnonzero(
+    partitioning.from_process_0(np.array([index not in done for index in range(count)]))
+  ).tolist()
   numbers = {index: predictions.shard_rows(total, index, count) for index in missing}
   report = progress.counted(
     f'{task} {described["split"]} row',
@@ -170,7 +173,7 @@ def _write_table(
     predictions.write_manifest(directory, manifest | sizes)
   log.info(
     '%s, split %s: %d rows in %s (%d shards were there)',
-    *(task, described['split'], total, directory, len(done)),
+    *(task, described['split'], total, directory, count - len(missing)),
   )
 
 

@@ -187,6 +187,11 @@ def fetch(tree: Any) -> Any:
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def from_process_0(array: np.ndarray) -> np.ndarray:
+  """What process 0 holds, on every process; shapes and types must be the same on all."""
+  return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def wait_on_virtual_devices(tree: Any) -> None:
   """Several CPU devices in one process deadlock if steps queue up: wait for each."""
   if jax.default_backend() == 'cpu' and jax.local_device_count() > 1:

@@ -67,10 +67,10 @@ def run(
     stack.enter_context(logs.following(paths[0], show or _show))
     for index, path in enumerate(paths):
       log = stack.enter_context(path.open('ab'))
-      words = [*command, *together, str(processes), '--process_index', str(index)]
+      place = [*together, str(processes), '--process_index', str(index)]
       children.append(
         subprocess.Popen(
-          words,
+          [*restarting.UNINTERRUPTED, *command, *place],
           stdin=subprocess.DEVNULL,
           stdout=log,
           stderr=subprocess.STDOUT,

@@ -44,10 +44,15 @@ def empty() -> ml_collections.ConfigDict:
 
 
 def all_points(config: ml_collections.ConfigDict) -> list[Point]:
-  """Raises ValueError for unknown fields, axes without values, and points of the same name."""
+  """Raises ValueError for fields that are not known or not together, and for points alike."""
   if unknown := set(config) - set(empty()):
     raise ValueError(
       f'a sweep has no field {", ".join(sorted(unknown))}: choose from {", ".join(empty())}.'
+    )
+  if config.large.gin_file and config.large.run_dir:
+    raise ValueError(
+      f'large.gin_file is {config.large.gin_file!r} and large.run_dir {config.large.run_dir!r}: '
+      'one trains a model, the other names one that is there; leave one empty.'
     )
   axes = flat(config.grid.to_dict())
   for name, values in axes.items():
@@ -119,11 +124,6 @@ def stages_of_large(config: ml_collections.ConfigDict) -> list[Stage]:
 
 def large_run(config: ml_collections.ConfigDict) -> str:
   """Where the large model is, or will be; nothing if there is none."""
-  if config.large.gin_file and config.large.run_dir:
-    raise ValueError(
-      f'large.gin_file is {config.large.gin_file!r} and large.run_dir {config.large.run_dir!r}: '
-      'one trains a model, the other names one that is there; leave one empty.'
-    )
   return f'{config.output_dir}/large' if config.large.gin_file else config.large.run_dir
 
 

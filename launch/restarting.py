@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import signal
 from collections.abc import Callable, Iterator
 
 from absl import flags
 
-PREEMPTED = os.EX_TEMPFAIL  # 75
+from cascades import stopping
+
+PREEMPTED = stopping.TRY_AGAIN  # 75
 INTERRUPTED = 128 + signal.SIGINT
+# Before a command: Ctrl-C reaches only the launcher, and the program gets its SIGTERM, and saves.
+UNINTERRUPTED = ('sh', '-c', 'trap "" INT; exec "$@"', 'sh')
 
 MAX_RESTARTS = flags.DEFINE_integer(
   'max_restarts', 3, 'Restarts of what was killed; a preemption counts in no number.', lower_bound=0

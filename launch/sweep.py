@@ -39,13 +39,16 @@ _LAUNCHER = flags.DEFINE_string('launcher', '', 'What starts training and infere
 _LARGE_LAUNCHER = flags.DEFINE_string('large_launcher', None, 'The same, for the large model.')
 
 FIRST_STEP = 'compiling included'  # in the line that `train` writes after its first step
-GRACE = 60.0
+GRACE = 600.0  # seconds between TERM and KILL: launchers have machines to delete
 
 
 def main(argv: Sequence[str]) -> None:
   del argv
   config = located(_CONFIG.value)
-  everyone = points.all_points(config)
+  try:
+    everyone = points.all_points(config)
+  except ValueError as error:
+    sys.exit(f'launch.sweep: error: {error}')
   print(f'{len(everyone)} points in {config.output_dir}; logs in {config.log_dir}', flush=True)
   running = Running(restarting.MAX_RESTARTS.value)
   codes: dict[str, int] = {}
@@ -97,7 +100,7 @@ class Running:
       if self._ended:
         return restarting.INTERRUPTED
       child = subprocess.Popen(
-        command,
+        [*restarting.UNINTERRUPTED, *command],
         stdin=subprocess.DEVNULL,
         stdout=file,
         stderr=subprocess.STDOUT,

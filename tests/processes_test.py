@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
+import pathlib
+import re
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -114,3 +120,51 @@ def test_processes_make_the_teacher_cache_of_one_and_train_from_it(here, process
     here, processes=processes,
   )  # fmt: skip
   assert 'only_large' in said[0]
+
+
+# Process 1 has a disk of its own, on which it sees nothing of what process 0 wrote.
+ON_OTHER_DISKS = """
+import runpy, sys
+if sys.argv[-1] == '1':
+  sys.argv = [word.replace('/answers', '/elsewhere') for word in sys.argv]
+runpy.run_module('cascades.infer', run_name='__main__', alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_make_a_lost_shard_again_and_agree_which_it_is(here):
+  together([*train(here), '--gin.TRAIN_STEPS=2'], here, processes=1)
+  python, _, _, *words = infer(here, 'answers')
+  command = [python, '-c', ON_OTHER_DISKS, *words]
+  together(command, here)
+  table = here / 'answers' / 'test'
+  before = {path.name: path.read_bytes() for path in table.glob('*.jsonl-*')}
+  assert len(before) == 6  # three shards, each with its marker
+  (table / 'mine-predict.jsonl-00001-of-00003').unlink()
+  said = together(command, here)
+  assert {path.name: path.read_bytes() for path in table.glob('*.jsonl-*')} == before
+  assert all('(2 shards were there)' in text for text in said)
+  assert not (here / 'elsewhere').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sent', [signal.SIGTERM, signal.SIGKILL])
+def test_a_process_that_is_ended_is_started_again_with_the_others_and_the_run_goes_on(here, sent):
+  python, _, *words = train(here)
+  launcher = subprocess.Popen(
+    [
+      *(python, '-m', 'launch.local', '--processes=2', f'--logs={here}/logs', '--', *words),
+      *('--gin.TRAIN_STEPS=200', '--gin.SAVE_EVERY=20', '--heartbeat_timeout=20'),
+    ]
+  )
+  said = lambda: ''.join(path.read_text() for path in here.glob('logs/*/process-0.log'))
+  deadline = time.monotonic() + 300
+  while not re.search(r'step +60/200', said()):
+    assert launcher.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+  children = pathlib.Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()
+  os.kill(int(children[1]), sent)
+  assert launcher.wait(400) == 0
+  assert re.search(r'going on from step (\d+)', said())
+  assert 'step 200/200' in said()

@@ -144,29 +144,33 @@ def test_a_stopped_launcher_leaves_no_process_behind(tmp_path, sent, expected):
     '"print(os.getpid()); wait_for_term(75)"], processes=2, grace=10.0,'
     f' log_dir=pathlib.Path({str(tmp_path)!r}))))'
   )
-  launcher = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE)
+  launcher = subprocess.Popen(
+    [sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
+  )
   paths = [tmp_path / f'process-{index}.log' for index in range(2)]
   deadline = time.monotonic() + 30
   while not all(path.exists() and 'ready' in path.read_text() for path in paths):
     assert time.monotonic() < deadline
     time.sleep(0.05)
-  launcher.send_signal(sent)
+  # As a terminal does: Ctrl-C goes to everyone, and yet the programs get their SIGTERM.
+  (os.killpg if sent == signal.SIGINT else os.kill)(launcher.pid, sent)
   assert launcher.wait(30) == expected
   for path in paths:
+    assert 'KeyboardInterrupt' not in path.read_text()
     with pytest.raises(ProcessLookupError):
       os.kill(int(path.read_text().split()[0]), 0)
 
 
 def test_the_command_line_runs_a_program_behind_two_dashes(tmp_path):
-  """Its flags are the program's own, and its exit code becomes the launcher's."""
+  """Its flags are the program's own, and so is the exit code: absl's help has 1."""
   done = subprocess.run(
     [
       *(sys.executable, '-m', 'launch.local', '--processes=2', f'--logs={tmp_path}', '--'),
-      *('cascades.evaluate', '--gin_file=no such file.gin'),
+      *('cascades.evaluate', '--help'),
     ],
     cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
   )  # fmt: skip
   assert done.returncode == 1, done.stdout + done.stderr
   said = [path.read_text() for path in tmp_path.glob('cascades-*/process-*.log')]
   assert len(said) == 2
-  assert 'no such file.gin' in ''.join(said)
+  assert 'python -m cascades.evaluate --gin_file=' in ''.join(said)

@@ -126,7 +126,7 @@ def test_a_large_model_that_is_there_is_not_trained():
   assert infer.bindings['CHECKPOINT_PATH'] == 'runs/demo/large'
   made.large.gin_file = 'recipes/demo_large.gin'
   with pytest.raises(ValueError, match='leave one empty'):
-    points.stages_of_large(made)
+    points.all_points(made)
 
 
 @pytest.mark.parametrize(

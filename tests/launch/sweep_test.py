@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import time
 import pytest
 from absl import app
 
-from launch import points, results, sweep
+from launch import logs, points, results, sweep
 from tests import processes_test, tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -179,7 +180,7 @@ def get_config():
   config = points.empty()
   config.output_dir = {directory!r}
   task = ({directory!r} + '/../task.gin',)
-  tiny = {{'t5': {{'Config': {{'emb_dim': 16, 'mlp_dim': 16}}}}, 'TRAIN_STEPS': 40,
+  tiny = {{'t5': {{'Config': {{'emb_dim': 16, 'mlp_dim': 16}}}}, 'TRAIN_STEPS': 60,
           'WARMUP_STEPS': 2, 'SAVE_EVERY': 5, 'BATCH_SIZE': 8,
            'VALIDATION_ROWS': 8, 'RECORDS_DIR': {records!r}}}
   config.large.gin_file = ('recipes/local_train.gin', 'models/t5_nano.gin', *task)
@@ -216,7 +217,8 @@ def test_a_real_sweep_that_is_killed_goes_on(tmp_path):
   killed = start(command, stdout=(tmp_path / 'killed.log').open('w'), stderr=subprocess.STDOUT)
   second = directory / names[1]
   deadline = time.monotonic() + 500
-  while not list(second.glob('checkpoint_*')):
+  # At its third report the first of its checkpoints is whole.
+  while not re.search(r'step +15/60', logs.last_lines(second / 'train.log')):
     assert killed.poll() is None, (tmp_path / 'killed.log').read_text()
     assert time.monotonic() < deadline
     time.sleep(0.1)
@@ -232,7 +234,7 @@ def test_a_real_sweep_that_is_killed_goes_on(tmp_path):
   rows = json.loads((directory / 'results.json').read_text())
   assert [f'LOSS={row["LOSS"][1:]},SEED={row["SEED"]}' for row in rows] == names
   assert {row['state'] for row in rows} == {'finished'}
-  assert {row['steps'] for row in rows} == {40}
+  assert {row['steps'] for row in rows} == {60}
   assert all(0 <= row['area'] <= 1 and row['first_step_seconds'] > 0 for row in rows)
   assert rows[0]['train_loss'] > 0
   assert list((tmp_path / 'cache').iterdir())  # one for all points
