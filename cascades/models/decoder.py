@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from cascades.models import attention, layers, positions
+from cascades.models import attention, layers, positions, splash
 from cascades.models.attention import Source, View
 from cascades.types import Architecture, Batch, Prompt
 
@@ -120,12 +120,13 @@ class Block(nnx.Module):
     bias: Float[Array, '#B N T S'] | None,
     *,
     past: Sequence[Source] = (),
+    fused: Callable[..., Array] | None = None,
     key: Array | None = None,
   ) -> tuple[Float[Array, 'B T D'], Source]:
     """Attend to `past` and x itself, and hand back what x adds to the past.
 
     Without rotary `frequencies`, relative biases say where tokens stand: `bias`, that of all
-    layers, or the layer's own.
+    layers, or the layer's own. `fused` may attend in the place of plain products.
     """
     rate = self.config.dropout_rate
     add = lambda x, y, fold: x + layers.dropout(y, rate, layers.fold(key, fold))
@@ -137,20 +138,31 @@ class Block(nnx.Module):
 
     query = turn(self.query_norm, self.attention.query(y))
     new = attention.source(turn(self.key_norm, self.attention.key(y)), self.attention.value(y))
-    read = attention.attend(
+    plain = lambda query, new: attention.attend(
       query,
       [*past, new],
       view.mask,
-      scale=self.config.query_scale or self.config.head_dim**-0.5,
+      **_scores(self.config),
       bias=positions.bias(self.relative_bias, view.distance) if bias is None else bias,
-      cap=self.config.attention_softcap,
       rate=rate,
       key=layers.fold(key, 0),
     )
+    read = fused(plain, query, new) if fused else plain(query, new)
     x = add(x, _apply(self.post_attention_norm, self.attention.out(read)), 1)
     y = self.mlp(self.mlp_norm(x), rate=rate, key=layers.fold(key, 2))
     x = add(x, _apply(self.post_mlp_norm, y), 3)
     return layers.constrain(x, 'batch', 'length', 'activation_embed'), new
+
+
+def _windows(config: Config) -> list[int | None]:
+  """How many tokens layers see, each number once."""
+  return list(dict.fromkeys(config.window_pattern))
+
+
+def _scores(config: Config) -> dict[str, Any]:
+  """What happens to the inner products of queries and keys."""
+  scale = config.query_scale or config.head_dim**-0.5
+  return {'scale': scale, 'cap': config.attention_softcap}
 
 
 def _query_stddev(config: Config) -> float | None:
@@ -211,8 +223,19 @@ class Decoder(nnx.Module):
     view = attention.causal(whole)
     if self.config.bidirectional_prompt:
       view = view._replace(mask=view.mask | _within_prompt(whole, batch.weights))
-    x, _ = self._run(batch.inputs, view, key=key)
+    x, _ = self._run(batch.inputs, view, fused=self._fused(batch, key), key=key)
     return x
+
+  def _fused(self, batch: Batch, key: Array | None) -> Callable[..., Array] | None:
+    """Attention by one kernel, where there is one: causal, and nothing added or dropped."""
+    config = self.config
+    biased = config.bidirectional_prompt or config.relative_attention_num_buckets is not None
+    dropping = key is not None and config.dropout_rate > 0
+    if biased or dropping or not splash.fits(batch.inputs.shape[1]):
+      return None
+    return functools.partial(
+      splash.attend_or, segments=batch.segments, windows=_windows(config), **_scores(config)
+    )
 
   @property
   def table(self) -> Any:
@@ -246,20 +269,24 @@ class Decoder(nnx.Module):
     view: View,
     *,
     past: Source | None = None,
+    fused: Callable[..., Array] | None = None,
     key: Array | None = None,
   ) -> tuple[Float[Array, 'B T D'], Source]:
     """Final states, and what the tokens add to the past of every layer."""
     config = self.config
+    windows = _windows(config)
 
     def step(block: Block, x: Array, scanned: Any, key: Array | None) -> tuple[Array, Source]:
-      window, frequencies, past = scanned
-      seen = view._replace(mask=view.mask & (view.distance > -window))
-      return block(x, seen, frequencies, bias, past=[past] if past else [], key=key)
+      which, frequencies, past = scanned
+      seen = view._replace(mask=view.mask & (view.distance > -sizes[which]))
+      kernel = fused and functools.partial(fused, which=which)
+      return block(x, seen, frequencies, bias, past=[past] if past else [], fused=kernel, key=key)
 
-    windows = [w or NO_WINDOW for w in _repeat(config.window_pattern, config.num_layers)]
+    sizes = jnp.asarray([window or NO_WINDOW for window in windows])
+    which = [windows.index(w) for w in _repeat(config.window_pattern, config.num_layers)]
     rotary = config.relative_attention_num_buckets is None
     turns = jnp.asarray(frequencies(config), jnp.float32) if rotary else None
-    xs = (jnp.asarray(windows), turns, past)
+    xs = (jnp.asarray(which), turns, past)
     bias = positions.bias(self.relative_bias, view.distance)
     x = layers.embed(self.embedding[...], tokens, config.dtype)
     x = layers.dropout(x * config.embedding_scale, config.dropout_rate, layers.fold(key, 0))
