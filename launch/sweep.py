@@ -48,6 +48,7 @@ GRACE = 600.0  # seconds between TERM and KILL: launchers have machines to delet
 def main(argv: Sequence[str]) -> None:
   del argv
   config = located(_CONFIG.value)
+  check_launchers(_LAUNCHER.value, _LARGE_LAUNCHER.value or '')
   for binding in _MORE.value:
     points.bind(config.large.bindings, binding)
     points.bind(config.train.bindings, binding)
@@ -89,6 +90,13 @@ def located(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if config.large.run_dir:
     config.large.run_dir = os.fspath(files.absolute(config.large.run_dir))
   return config
+
+
+def check_launchers(*launchers: str) -> None:
+  """A rehearsal succeeds, and its stage would count as finished."""
+  for launcher in launchers:
+    if '--dry_run' in launcher:
+      raise app.UsageError(f'a sweep cannot rehearse: leave --dry_run out of {launcher!r}.')
 
 
 class Running:
