@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from cascades import losses, teacher_cache
 from cascades.checkpoints import store
@@ -58,18 +59,25 @@ class Cache(NamedTuple):
       directory, manifest, {**self.corpus.identity(task, split), **self.made}
     )
     answers = Answers.open(directory)
-    numbers, ids = zip(*teacher_cache.outermost_ids(directory).items(), strict=True)
-    expected = self.corpus.target_lengths(part)
-    if not np.array_equal(answers.rows['tokens'], expected) or list(ids) != [
-      record.row.id for record in part.read(list(numbers))
-    ]:
+    if difference := self._difference(answers, directory, part):
       raise ValueError(
-        f'the teacher cache {directory} answers other rows than {part.name} has: it has '
-        f'{len(answers.rows)} of {int(answers.rows["tokens"].sum())} tokens, expected '
-        f'{len(part)} of {int(expected.sum())}. Remove it, and make it again with '
-        f'`{teacher_cache.MAKE}`.'
+        f'the teacher cache {directory} answers other rows than {part.name} has: {difference}. '
+        f'Remove it, and make it again with `{teacher_cache.MAKE}`.'
       )
     return answers
+
+  def _difference(self, answers: Answers, directory: epath.Path, part: Records) -> str:
+    """Where the rows of a cache are not those of the records: every length, some ids."""
+    found, expected = answers.rows['tokens'], self.corpus.target_lengths(part)
+    if not np.array_equal(found, expected):
+      return (
+        f'{len(found)} of {int(found.sum())} target tokens there and '
+        f'{len(expected)} of {int(expected.sum())} here'
+      )
+    ids = teacher_cache.outermost_ids(directory)
+    rows = zip(ids, part.read(list(ids)), strict=True)
+    others = {row: record.row.id for row, record in rows if record.row.id != ids[row]}
+    return '; '.join(f'row {n} is {ids[n]!r} there and {id_!r} here' for n, id_ in others.items())
 
 
 def vocabulary(directory: str, task: Task | Mixture) -> Vocabulary:

@@ -15,6 +15,7 @@ import contextlib
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import logging
 import os
@@ -23,7 +24,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -52,6 +53,11 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 )
 _PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Which of them this one is, from 0.')
 
+_TOPOLOGY = flags.DEFINE_string('topology', None, 'Machines to plan for, as v4:2x2x4 or v5e:4x4.')
+_LARGE_MODEL = flags.DEFINE_string(
+  'large_model', None, "A gin file with the large model's sizes, to plan without its checkpoint."
+)
+
 # Known to bindings on the command line, as to every file that imports them.
 _MODELLING = (
   'cascades.losses',
@@ -78,7 +84,9 @@ _MODELLING = (
 _MODULES = {
   'cascades.evaluate': ('cascades.deferral', 'cascades.metrics'),  # starts without JAX
   'cascades.prune': (*_MODELLING, 'cascades.models.pruning'),
+  'cascades.plan': ('cascades.train', *_MODELLING),
 }
+_LIKE = {'cascades.plan': 'train.train'}  # programs that take another's bindings
 _VERSIONS = ('cascades', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sacrebleu')
 
 
@@ -123,9 +131,14 @@ def _main(program: str, argv: Sequence[str] | None) -> None:
   def run(_: Sequence[str]) -> None:
     with ending(program, traceback=_TRACEBACK.value):
       _start_processes()
-      configure(program, _FILES.value, _BINDINGS.value, _SEARCH_PATHS.value)
-      _finalize()
-      _call(function)
+      large = _LARGE_MODEL.value and model_of(program, _LARGE_MODEL.value, _SEARCH_PATHS.value)
+      flagged = [f'plan.topology={_TOPOLOGY.value or ""!r}'] if program in _LIKE else []
+      configure(program, _FILES.value, [*_BINDINGS.value, *flagged], _SEARCH_PATHS.value)
+      if program in _LIKE:
+        take_over(function, _LIKE[program])
+      else:
+        _finalize()
+      _call(function, {'large': large} if large else {})
 
   arguments = list(sys.argv if argv is None else argv)
   app.run(run, argv=[_expand(argument) for argument in arguments])
@@ -150,6 +163,31 @@ def configure(
     raise ValueError(f'{error}{_suggestion(str(error), modules)}') from error
   finally:
     absl_logging.set_verbosity(absl_logging.ERROR)
+
+
+def model_of(program: str, file: str, search_paths: Sequence[str] = ()) -> Any:
+  """The MODEL that a gin file describes, alone: nothing of it stays bound."""
+  gin.clear_config()
+  configure(program, [file], [f'{program.rpartition(".")[2]}.small = %MODEL'], search_paths)
+  model = gin.get_bindings(importlib.import_module(program).plan)['small']
+  gin.clear_config()
+  return model
+
+
+def take_over(function: Callable[..., Any], other: str) -> None:
+  """What is bound of the `other` program holds for `function`, where it has the same argument.
+
+  What the recipe still asks for, `gin.REQUIRED`, counts as not given.
+  """
+  name = gin.get_configurable(function).__name__
+  name = f'{name}.{name}'
+  own = gin.get_bindings(name, resolve_references=False)
+  known = inspect.signature(function).parameters
+  for argument, value in gin.get_bindings(other, resolve_references=False).items():
+    macro = re.fullmatch(r'%(\w+)', str(value))
+    said = str(gin.query_parameter(f'{macro[1]}/macro.value')) if macro else ''
+    if said != '%gin.REQUIRED' and argument in known and argument not in own:
+      gin.bind_parameter(f'{name}.{argument}', value)
 
 
 def _finalize() -> None:
@@ -180,9 +218,10 @@ def provenance() -> dict[str, str]:
   }
 
 
-def _call(function: Callable[..., Any]) -> None:
-  settings: dict[str, Any] = {}
-  if 'provenance' in inspect.signature(function).parameters:
+def _call(function: Callable[..., Any], flagged: Mapping[str, Any]) -> None:
+  known = inspect.signature(function).parameters
+  settings = dict(flagged)
+  if 'provenance' in known:
     settings['provenance'] = provenance
   if _PROFILE_STEPS.value:
     settings['profile_steps'] = _PROFILE_STEPS.value
@@ -221,6 +260,9 @@ def _prepare_environment() -> None:
   virtual = re.search(r'host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', ''))
   if virtual:
     os.environ.setdefault('NPROC', str(4 * int(virtual[1])))
+  # libtpu without a TPU complains, and locks itself against other processes and users.
+  if importlib.util.find_spec('libtpu') and not _has_accelerator():
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   absl_logging.set_verbosity(absl_logging.ERROR)
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(logging.Formatter('%(asctime)s  %(message)s', '%H:%M:%S'))
@@ -228,6 +270,12 @@ def _prepare_environment() -> None:
   ours.addHandler(handler)
   ours.setLevel(logging.INFO)
   ours.propagate = False
+
+
+def _has_accelerator(devices: pathlib.Path = pathlib.Path('/dev')) -> bool:
+  """Whether a TPU (accel, vfio) or a GPU is attached to this machine."""
+  names = ('accel*', 'vfio/[0-9]*', 'nvidia[0-9]*', 'nvidiactl', 'kfd', 'dxg')
+  return any(any(devices.glob(name)) for name in names)
 
 
 def _start_processes() -> None:

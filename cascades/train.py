@@ -75,6 +75,7 @@ def train(
   normalizer: train_step.Normalizer | float = train_step.valid_tokens,
   microbatches: int = 1,
   block_length: int | None = None,
+  readout_gradient_dtype: str = 'float32',
   pack_length: int | None = None,
   seed: int = 0,
   mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
@@ -152,6 +153,7 @@ def train(
       normalizer=normalizer,
       microbatches=microbatches,
       block_length=block_length,
+      gradient_dtype=readout_gradient_dtype,
       accept=accept,
     )
     state, base = _initial_state(

@@ -19,7 +19,7 @@ EQUATIONS = {
   'blockwise', 'flops', 'chips', 'hlo', 'hlo_costs',
 }  # fmt: skip
 # Put together out of the machinery, for several programs.
-SHARED = {'assembly', 'cached', 'journal', 'loading', 'usage', 'validating'}
+SHARED = {'assembly', 'cached', 'journal', 'loading', 'planning', 'usage', 'validating'}
 PROGRAMS = {
   'train', 'infer', 'evaluate', 'convert', 'export', 'prune', 'plan', 'cache_teacher',
 }  # fmt: skip

@@ -10,7 +10,7 @@ import gin
 import jax.numpy as jnp
 import pytest
 
-from cascades import cli, losses
+from cascades import cli, losses, plan
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -171,3 +171,52 @@ def test_evaluation_starts_without_jax_or_tensorflow():
     [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True
   )
   assert done.stdout.strip() == 'set()'
+
+
+RECIPE = 'recipes/cat_flan2021_small_cat_dist.gin'
+
+
+def test_a_plan_takes_what_the_recipe_and_the_command_line_tell_training():
+  bindings = ['train.train.microbatches=4', 'plan.output=there.json', 'LARGE_DTYPE=int8']
+  cli.configure('cascades.plan', [RECIPE], bindings)
+  cli.take_over(plan.plan, 'train.train')
+  bound = gin.get_bindings('plan.plan')
+  assert bound['microbatches'] == 4
+  assert bound['output'] == 'there.json'
+  assert bound['large_dtype'] == 'int8'
+  assert bound['batch_size'] == 64
+  assert bound['loss'].__wrapped__ == losses.cat_dist
+  assert not {'model_dir', 'task'} & set(bound), 'a plan has no use for them'
+  assert 'large_checkpoint_path' not in bound, 'which this recipe requires, and a plan does not'
+
+
+def test_a_plan_s_own_bindings_come_before_training_s():
+  cli.configure('cascades.plan', [RECIPE], ['train.train.microbatches=4', 'plan.microbatches=2'])
+  cli.take_over(plan.plan, 'train.train')
+  assert gin.get_bindings('plan.plan')['microbatches'] == 2
+
+
+def test_a_large_model_is_read_from_its_file_and_leaves_nothing_bound():
+  large = cli.model_of('cascades.plan', 'models/flan_t5_xxl.gin')
+  assert (large.emb_dim, large.num_heads) == (4096, 64)
+  cli.configure('cascades.plan', [RECIPE], [])
+  cli.take_over(plan.plan, 'train.train')
+  assert gin.get_bindings('plan.plan')['small'].emb_dim < 4096
+
+
+@pytest.mark.parametrize(
+  ('nodes', 'found'),
+  [([], False), (['vfio/vfio', 'null'], False), (['accel0'], True), (['vfio/0'], True),
+   (['nvidia0'], True), (['kfd'], True)],
+)  # fmt: skip
+def test_an_accelerator_is_known_by_its_device_file(nodes, found, tmp_path):
+  for node in nodes:
+    (tmp_path / node).parent.mkdir(exist_ok=True)
+    (tmp_path / node).touch()
+  assert cli._has_accelerator(tmp_path) is found
+
+
+def test_a_plan_without_a_topology_says_what_one_looks_like():
+  done = run('cascades.plan', f'--gin_file={RECIPE}')
+  assert done.returncode == 1
+  assert '--topology=v4:2x2x4' in done.stderr

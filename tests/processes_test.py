@@ -1,4 +1,4 @@
-"""Several processes of one device each, as on a pod: training, and answering as one does."""
+"""Several processes of one device each, as on a pod: training, and answering as one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from cascades import predictions
+from cascades import predictions, teacher_cache
 from launch import local
 from tests import tiny
 
@@ -141,3 +141,30 @@ def test_a_process_that_is_ended_is_started_again_with_the_others_and_the_run_go
   assert launcher.wait(400) == 0
   assert re.search(r'going on from step (\d+)', said())
   assert 'step 200/200' in said()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [2, 4])
+def test_processes_make_the_teacher_cache_of_one_and_train_from_it(here, processes):
+  together([*train(here), '--gin.TRAIN_STEPS=30'], here, processes=1)
+  caches = []
+  for count in (1, processes):
+    command = [
+      *(sys.executable, '-m', 'cascades.cache_teacher', '--gin_file=runs/cache_teacher.gin'),
+      *(f'--gin_file={here}/task.gin', f'--gin.RECORDS_DIR={here}/records', '--gin.TOP_K=3'),
+      *(f'--gin.CHECKPOINT_PATH={here}/run', f'--gin.TEACHER_CACHE={here}/cache-{count}'),
+      *('--gin.BATCH_SIZE=8', '--gin.DTYPE=float32', '--gin.cache_teacher.shard_rows=15'),
+    ]
+    together(command, here, processes=count)
+    place = teacher_cache.location(here / f'cache-{count}', 'mine', 'train')
+    caches.append(teacher_cache.Answers.open(place).read(range(38)))
+  one, many = caches
+  np.testing.assert_array_equal(many.ids, one.ids)
+  np.testing.assert_allclose(many.logprobs, one.logprobs, atol=1e-5)
+  np.testing.assert_allclose(many.tail, one.tail, atol=1e-5)
+  small = [*train(here), f'--gin.MODEL_DIR={here}/small', '--gin.TRAIN_STEPS=4']
+  said = together(
+    [*small, '--gin.LOSS=@losses.cat_dist', f'--gin.TEACHER_CACHE={here}/cache-{processes}'],
+    here, processes=processes,
+  )  # fmt: skip
+  assert 'only_large' in said[0]

@@ -28,10 +28,10 @@ def answers(tokens, held, seed=0):
   )
 
 
-HELD = Held()
+FIRST = Held()
 
 
-def write(directory, lengths, held=HELD, *, shard_rows=3):
+def write(directory, lengths, held=FIRST, *, shard_rows=3):
   """Shards of rows that have so many tokens; what was written in them."""
   count = -(-len(lengths) // shard_rows)
   manifest = {**IDENTITY, **held._asdict(), 'shards': count}

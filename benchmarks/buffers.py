@@ -1,0 +1,139 @@
+"""Memory of the step: no logits of a whole batch, and what that saves.
+
+    python -m benchmarks.buffers
+
+Compiles the step for this machine's CPU, eight virtual CPUs and eight v5e chips, and looks at every
+buffer in the programs' texts. None may have the B x T x V elements of a batch's logits. Apart from
+what has a parameter's shape, none may have more on a device than two blocks of its logits. A step
+that forms the logits of the whole batch must fail both. Temporaries are `memory_analysis()`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import optax
+
+from benchmarks import bars, compiling
+from benchmarks.bars import Measured
+from benchmarks.compiling import Cell
+from cascades import assembly, blockwise, hlo, hlo_costs, losses, optimizers, partitioning
+from cascades.hlo import Program, Shape
+
+MEMORY_BAR = 0.25
+
+
+def naive(cell: Cell, loss: losses.CascadeLoss) -> Cell:
+  """The same update from logits of all positions at once."""
+  optimizer = optimizers.adafactor(optimizers.constant(1e-3))
+  small, large = cell.parts.small, cell.parts.large
+
+  def total(params: Any, frozen: Any, batch: Any) -> jax.Array:
+    model, beside = small.bind(params), large and large.bind(frozen.large)
+    logits = model.readout(model.hidden(batch))
+    other = beside and jax.lax.stop_gradient(beside.readout(beside.hidden(batch)))
+    return loss(logits, other, batch.targets, batch.weights)[0]
+
+  def step(state: Any, frozen: Any, batch: Any) -> Any:
+    gradients = jax.grad(total)(state.params, frozen, batch)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return state._replace(params=params, opt_state=opt_state)
+
+  places = assembly.places(cell.parts.state)
+  return cell._replace(step=jax.jit(step, donate_argnums=0, out_shardings=places))
+
+
+def parameter_sizes(cell: Cell) -> set[int]:
+  """Elements of parameters, whole, as a device holds them, and gathered over one of the axes."""
+  found = set()
+  for leaf in jax.tree.leaves((cell.parts.state, cell.parts.frozen)):
+    mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
+    local = math.prod(leaf.sharding.shard_shape(leaf.shape))
+    cuts = [mesh.shape[axis] for axis in jax.tree.leaves(tuple(spec)) if axis]
+    found |= {leaf.size, local, *(local * cut for cut in cuts)}
+    if len(leaf.shape) > 2:  # one layer of a stack
+      found |= {size // leaf.shape[0] for size in (leaf.size, local, *(local * c for c in cuts))}
+  return found
+
+
+def logits(program: Program, batch: Iterable[int], vocab_size: int) -> list[Shape]:
+  """Buffers with as many elements as all logits of the batch."""
+  return [s for s in hlo_costs.buffers(program) if s.size >= math.prod(batch) * vocab_size]
+
+
+def oversized(cell: Cell, program: Program, block: int) -> list[tuple[Shape, str]]:
+  """Buffers on a device of more than two blocks that are of no parameter's size."""
+  known = parameter_sizes(cell)
+  return [
+    (shape, name)
+    for shape, name in hlo_costs.buffers(program).items()
+    if shape.size > 2 * block and shape.size not in known
+  ]
+
+
+def block_of(cell: Cell, vocab_size: int) -> int:
+  """Elements of a block's logits on a device."""
+  mesh = cell.batch.targets.sharding.mesh
+  rows, length = cell.batch.targets.sharding.shard_shape(cell.batch.targets.shape)
+  local = vocab_size // mesh.shape['tensor']
+  return rows * min(length, max(1, blockwise.LOGITS // (local * rows))) * local
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--rows', type=int, default=4)
+  parser.add_argument('--length', type=int, default=512)
+  parser.add_argument('--vocab_size', type=int, default=262_144)
+  parser.add_argument('--topology', default='v5e:2x4')
+  parser.add_argument('--losses', nargs='+', default=['xent', 'cat_xent', 'dist', 'cat_dist'])
+  parser.add_argument('--output', default='runs/benchmarks/buffers.json')
+  options = parser.parse_args()
+  small, large = compiling.wide_vocabulary(options.vocab_size)
+  make = functools.partial(compiling.cell, length=options.length, small=small)
+  measured = []
+
+  def check(where: str, cell: Cell, name: str) -> int:
+    compiled = cell.compile()
+    program = hlo.parse(compiled.as_text())
+    whole = logits(program, cell.batch.targets.shape, options.vocab_size)
+    over = oversized(cell, program, block_of(cell, options.vocab_size))
+    bound = {'at_least': 1} if name.startswith('naive') else {'at_most': 0.5}
+    note = '; '.join(f'{shape.dtype}{[*shape.dims]} {at}' for shape, at in over[:2])
+    measured.extend([
+      Measured(f'{where}, {name}: buffers of all logits', len(whole), '', **bound),
+      Measured(f'{where}, {name}: buffers over two blocks', len(over), '', **bound, note=note),
+    ])  # fmt: skip
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  def memory(where: str, mesh: Callable[[], Any], rows: int) -> None:
+    with partitioning.use(mesh()):
+      for name in options.losses:
+        loss = getattr(losses, name)
+        cell = make(loss, rows=rows, large=None if name == 'xent' else large)
+        taken = check(where, cell, name)
+      plain = check(where, naive(cell, loss), f'naive {name}')
+    measured.append(
+      Measured(f'{where}, {name}: temporaries over the naive step', taken / plain, '',
+               at_most=MEMORY_BAR, note=f'{taken / 1e9:.2f} GB, {plain / 1e9:.2f} GB')
+    )  # fmt: skip
+
+  memory('one CPU', lambda: partitioning.make_mesh(devices=jax.devices()[:1]), options.rows)
+  memory(
+    f'one chip of {options.topology}', lambda: compiling.mesh(options.topology, 1), options.rows
+  )
+  memory(
+    options.topology, lambda: compiling.mesh(options.topology, data=2, fsdp=4), 8 * options.rows
+  )
+  bars.report('Buffers of a step', measured, options.output, vars(options))
+
+
+if __name__ == '__main__':
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  main()

@@ -1,0 +1,110 @@
+"""Bytes that the devices of a sharded step send each other, against the least that it could be.
+
+    python -m benchmarks.collectives
+
+The CAT-Dist step on eight v5e chips, compiled and not run. Over n devices that share a model's
+parameters, each device must receive the small model's other (n - 1) / n twice (forward, backward)
+and the large model's once, in the type that they are multiplied in, and must send as much of the
+small model's gradient once. Over the devices that share only rows, gradients are summed: twice
+(n - 1) / n. With `tensor` the hidden states of each layer are summed as well, which is no waste but
+the price of that axis; it is reported beside the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+from typing import Any
+
+import jax
+
+from benchmarks import bars, compiling
+from benchmarks.bars import Measured
+from benchmarks.compiling import Cell
+from cascades import hlo, hlo_costs, losses, partitioning
+from cascades.hlo_costs import Collective
+
+MESHES: dict[str, dict[str, int]] = {
+  'fsdp': {'data': 1, 'fsdp': 8},
+  'data x fsdp': {'data': 2, 'fsdp': 4},
+  'fsdp x tensor': {'data': 1, 'fsdp': 4, 'tensor': 2},
+}
+BAR = 1.25
+
+
+def least(cell: Cell, width: int) -> float:
+  """The analytic minimum of a step in bytes a device; parameters travel `width` bytes wide."""
+
+  def gathered(tree: Any) -> float:
+    """What of each array a device lacks and one of its `fsdp` holds."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+      shards = leaf.sharding.mesh.shape['fsdp'] if 'fsdp' in leaf.sharding.spec else 1
+      local = leaf.size / _cut(leaf)
+      total += local * width * (shards - 1)
+    return total
+
+  small, large = cell.parts.state.params, cell.parts.frozen.large
+  rows = small_mesh(cell).shape['data']
+  shards = sum(leaf.size / _cut(leaf) for leaf in jax.tree.leaves(small)) * width
+  return 3 * gathered(small) + gathered(large) + 2 * (rows - 1) / rows * shards
+
+
+def small_mesh(cell: Cell) -> jax.sharding.Mesh:
+  return cell.batch.targets.sharding.mesh
+
+
+def _cut(leaf: Any) -> int:
+  """Into how many parts an array is."""
+  return leaf.size // max(1, _size(leaf.sharding.shard_shape(leaf.shape)))
+
+
+def _size(shape: tuple[int, ...]) -> int:
+  return jax.ShapeDtypeStruct(shape, 'int8').size
+
+
+def split(found: list[Collective], rows: int, length: int) -> tuple[float, float]:
+  """Bytes of parameters and gradients, and of activations: what has a step's rows and positions."""
+
+  def active(one: Collective) -> bool:
+    return any(length in shape.dims or rows * length in shape.dims for shape in one.shapes)
+
+  sums = collections.Counter[bool]()
+  for one in found:
+    sums[active(one)] += one.sent
+  return sums[False], sums[True]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--topology', default='v5e:2x4')
+  parser.add_argument('--rows', type=int, default=16)
+  parser.add_argument('--length', type=int, default=384)  # no parameter has an axis of this size
+  parser.add_argument('--output', default='runs/benchmarks/collectives.json')
+  options = parser.parse_args()
+  measured = []
+  for name, axes in MESHES.items():
+    with partitioning.use(compiling.mesh(options.topology, **axes)):
+      cell = compiling.cell(losses.cat_dist, rows=options.rows, length=options.length)
+      found = hlo_costs.collectives(hlo.parse(cell.compile().as_text()))
+    parameters, activations = split(
+      found, options.rows // (8 // axes.get('tensor', 1)), options.length
+    )
+    bound = least(cell, 2)
+    whole = parameters + (activations if 'tensor' not in axes else 0)
+    measured += [
+      Measured(f'{name}: sent over the least', whole / bound, 'ratio', at_most=BAR),
+      Measured(f'{name}: least', bound / 1e6, 'MB'),
+      Measured(f'{name}: parameters and gradients', parameters / 1e6, 'MB'),
+      Measured(f'{name}: hidden states', activations / 1e6, 'MB'),
+      *(
+        Measured(f'  {one.kind} over {one.devices}, {one.times} times', one.sent / 1e6, 'MB',
+                 note=f'{[*one.shapes[0].dims]} {one.source[-70:]}')
+        for one in found[:8]
+      ),
+    ]  # fmt: skip
+  bars.report('Collectives of a step', measured, options.output, vars(options))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,77 @@
+"""Training steps compiled for machines that are not there: what the compile-only benchmarks share.
+
+The compiler is told to hurry (`EFFORT`): programs of a real run are scheduled better, with the same
+products and collectives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from cascades import assembly, losses, machines, optimizers, partitioning, plan
+from cascades.assembly import Blueprint
+from cascades.models import decoder
+from cascades.types import Batch, ModelConfig
+
+EFFORT = {'exec_time_optimization_effort': -1.0}
+
+# Narrow, so that a program compiles in a quarter of a minute; many layers cost no compile time.
+SMALL = decoder.Config(
+  vocab_size=8192, emb_dim=512, num_heads=8, num_kv_heads=8, num_layers=12, head_dim=64,
+  mlp_dim=2048, dtype='bfloat16',
+)  # fmt: skip
+LARGE = dataclasses.replace(SMALL, emb_dim=1024, num_heads=16, num_kv_heads=16, num_layers=24)
+
+
+class Cell(NamedTuple):
+  """A step and what it is lowered with."""
+
+  step: jax.stages.Wrapped
+  parts: Blueprint
+  batch: Batch
+
+  @property
+  def arguments(self) -> tuple[Any, ...]:
+    return self.parts.state, self.parts.frozen, self.batch
+
+  def compile(self) -> Any:
+    on_tpu = self.batch.targets.sharding.mesh.devices.flat[0].platform == 'tpu'
+    options: Any = EFFORT if on_tpu else None
+    return self.step.lower(*self.arguments).compile(compiler_options=options)
+
+
+def cell(
+  loss: losses.CascadeLoss,
+  *,
+  rows: int,
+  length: int,
+  small: ModelConfig = SMALL,
+  large: ModelConfig | None = LARGE,
+  block_length: int | None = None,
+) -> Cell:
+  """On the mesh that is in use. Batches are decoder-only rows of `length` positions."""
+  optimizer = optimizers.adafactor(optimizers.constant(1e-3))
+  parts = assembly.blueprint(small, large, optimizer, large_dtype='bfloat16')
+  step = assembly.compiled_step(parts, optimizer, loss=loss, block_length=block_length)
+  batch = plan.batch_shapes(small, {'inputs': length // 2, 'targets': length // 2}, rows)
+  return Cell(step, parts, batch)
+
+
+def mesh(topology: str, count: int | None = None, **axes: int) -> jax.sharding.Mesh:
+  """Of a topology's chips, the first `count` if not all."""
+  return partitioning.make_mesh(**axes, devices=machines.of(topology).devices[:count])
+
+
+def sizes(tree: Any, itemsize: Callable[[Any], int]) -> float:
+  """Bytes of all arrays, whole, as wide as `itemsize` says."""
+  return float(sum(leaf.size * itemsize(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def wide_vocabulary(vocab_size: int) -> tuple[ModelConfig, ModelConfig]:
+  """Two models whose widths are those of Gemma 3's 270 M and 1 B, of a few layers each."""
+  small = dataclasses.replace(SMALL, vocab_size=vocab_size, emb_dim=640, num_layers=4)
+  return small, dataclasses.replace(small, emb_dim=1152, num_layers=6)

@@ -1,0 +1,100 @@
+"""Plans of the paper's settings, with open models in the place of those that are not.
+
+    python -m benchmarks.plans
+
+Wang et al. 2024, https://arxiv.org/abs/2406.00060, train on 16 TPU v4 with batch 64, and on 128
+TPU v5e. Sizes are those of gin_configs/models, activations bfloat16; the large model's weights are
+held as said. A model is sharded over as many chips as divide its width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from benchmarks import compiling
+from cascades import (
+  assembly,
+  cli,
+  losses,
+  machines,
+  optimizers,
+  partitioning,
+  plan,
+  planning,
+)  # fmt: skip
+from cascades.models import configs
+
+
+class Setting(NamedTuple):
+  name: str
+  topology: str
+  small: str
+  large: str
+  batch_size: int
+  lengths: dict[str, int]
+  mesh: dict[str, int]
+  large_dtype: str = 'bfloat16'
+  microbatches: int = 1
+
+
+FLAN, C4 = {'inputs': 1024, 'targets': 256}, {'inputs': 512, 'targets': 512}
+
+SETTINGS = (
+  Setting('T5-large, FLAN-T5-XXL', 'v4:2x2x4', 'flan_t5_large', 'flan_t5_xxl', 64, FLAN,
+          {'fsdp': 16}),
+  Setting('T5-large, FLAN-T5-XXL', 'v5e:8x16', 'flan_t5_large', 'flan_t5_xxl', 128, FLAN,
+          {'data': 8, 'fsdp': 16}),
+  Setting('T5-base, T5-large on C4', 'v4:2x2x4', 't5_base', 't5_large', 64, C4, {'fsdp': 16}),
+  Setting('Gemma-2B, Gemma-27B', 'v4:2x2x4', 'gemma_2_2b', 'gemma_2_27b', 64,
+          {'inputs': 768, 'targets': 256}, {'fsdp': 16}),
+  Setting('Gemma-2B, Gemma-27B', 'v5e:8x16', 'gemma_2_2b', 'gemma_2_27b', 128,
+          {'inputs': 768, 'targets': 256}, {'data': 2, 'fsdp': 64}),
+)  # fmt: skip
+
+
+def model(name: str) -> configs.Config:
+  found = cli.model_of('cascades.plan', f'models/{name}.gin')
+  return dataclasses.replace(found, dtype='bfloat16', remat_policy='full')
+
+
+def made(setting: Setting, *, compiles: bool) -> planning.Plan:
+  small, large = model(setting.small), model(setting.large)
+  found = machines.of(setting.topology)._replace(compiles=compiles)
+  optimizer = optimizers.adafactor(optimizers.constant(1e-3))
+  with partitioning.use(partitioning.make_mesh(**setting.mesh, devices=found.devices)):
+    parts = assembly.blueprint(small, large, optimizer, large_dtype=setting.large_dtype)
+    step = assembly.compiled_step(
+      parts, optimizer, loss=losses.cat_dist, microbatches=setting.microbatches
+    )
+    batch = plan.batch_shapes(small, setting.lengths, setting.batch_size)
+    counts = {
+      'small': configs.count_parameters(small),
+      'large': configs.count_parameters(large),
+    }
+    effort = compiling.EFFORT['exec_time_optimization_effort']
+    return plan.measure(step, parts, batch, found, counts, effort=effort)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--only', type=int, nargs='+', help='these of the settings, from 0')
+  parser.add_argument('--abstract', action='store_true', help='compile nothing')
+  parser.add_argument('--output', default='runs/benchmarks/plans.json', type=pathlib.Path)
+  options = parser.parse_args()
+  records: list[Any] = []
+  options.output.parent.mkdir(parents=True, exist_ok=True)
+  for number in options.only or range(len(SETTINGS)):
+    setting = SETTINGS[number]
+    found = made(setting, compiles=not options.abstract)
+    print(f'{setting.name}, batch {setting.batch_size}, {setting.lengths}, {setting.mesh}')
+    print(planning.table(found), flush=True)
+    records.append({'setting': setting._asdict(), 'plan': planning.record(found)})
+    options.output.write_text(json.dumps(records, indent=2))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,75 @@
+"""What cascade-aware training adds to the work that no way of doing it could spare.
+
+    python -m benchmarks.step_flops
+
+Operations of the CAT-Xent and CAT-Dist steps, counted from their jaxprs with the trips of loops,
+over those of the Xent step and a forward pass of the large model. Nothing is compiled or run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import jax
+
+from benchmarks import bars, compiling
+from benchmarks.bars import Measured
+from cascades import flops, losses, partitioning
+from cascades.flops import Work
+
+BAR = 1.03
+
+
+def forward(cell: compiling.Cell) -> Work:
+  """The large model's hidden states and its logits of all positions, without any loss."""
+  large = cell.parts.large
+  assert large is not None
+
+  def logits(params: Any, batch: Any) -> jax.Array:
+    model = large.bind(params)
+    return model.readout(model.hidden(batch))
+
+  return flops.work_of(logits, cell.parts.frozen.large, cell.batch)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--rows', type=int, default=4)
+  parser.add_argument('--length', type=int, default=512)
+  parser.add_argument('--vocab_size', type=int, default=262_144)
+  parser.add_argument('--output', default='runs/benchmarks/step_flops.json')
+  options = parser.parse_args()
+  small, large = compiling.wide_vocabulary(options.vocab_size)
+  measured = []
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+
+    def of(loss: losses.CascadeLoss, beside: Any) -> compiling.Cell:
+      return compiling.cell(
+        loss, rows=options.rows, length=options.length, small=small, large=beside
+      )
+
+    plain, cat = of(losses.xent, None), of(losses.cat_xent, large)
+    alone, beside = flops.work_of(plain.step, *plain.arguments), forward(cat)
+    for name, loss in (('CAT-Xent', losses.cat_xent), ('CAT-Dist', losses.cat_dist)):
+      cell = of(loss, large)
+      found = flops.work_of(cell.step, *cell.arguments)
+      least = alone + beside
+      measured += [
+        Measured(f'{name}: products over the least', found.flops / least.flops, '', at_most=BAR),
+        Measured(
+          f'{name}: products and elementwise over the least',
+          (found.flops + found.elementwise) / (least.flops + least.elementwise),
+          '',
+          at_most=BAR,
+        ),
+      ]
+  measured += [
+    Measured('Xent step', alone.flops / 1e12, 'TFLOP'),
+    Measured('forward pass of the large model', beside.flops / 1e12, 'TFLOP'),
+  ]
+  bars.report('Operations of a step', measured, options.output, vars(options))
+
+
+if __name__ == '__main__':
+  main()

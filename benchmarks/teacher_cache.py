@@ -1,0 +1,126 @@
+"""Training from a teacher cache over training without a large model, the feed included.
+
+    python -m benchmarks.teacher_cache
+    python -m benchmarks.teacher_cache --turns 40
+
+The 25.9M-parameter T5 of `benchmarks.training_step` on generated rows of 128 + 32 tokens. Every
+step takes its batch from the feed, with the answers of its rows, which are read at random from a
+cache on disk. By turns in one run: Xent, CAT-Xent from first choices, CAT-Dist from 16 choices,
+and CAT-Xent beside the large model, which the cache saves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+from collections.abc import Iterator
+from statistics import median
+
+import jax
+import numpy as np
+
+from benchmarks import bars, mixture, training_step
+from benchmarks.bars import Measured
+from benchmarks.training_step import Step
+from cascades import assembly, losses, optimizers, partitioning, teacher_cache, train_step
+from cascades.tasks import vocabularies
+from cascades.tasks.corpus import Corpus
+from cascades.tasks.task import Row, Task
+from cascades.teacher_cache import Answers, Held
+from cascades.types import Batch, ModelConfig
+
+LENGTHS = {'inputs': training_step.SOURCE, 'targets': training_step.TARGET}
+HELD = {'first choices': Held(), '16 choices': Held(16)}
+
+
+def corpus(directory: str, rows: int) -> Corpus:
+  task = Task(
+    'generated',
+    ('train',),
+    lambda _split: (Row(str(i), '', ('',)) for i in range(rows)),
+    lambda _split: str(rows),
+    tokenize=functools.partial(mixture.random_tokens, seed=0),
+  )
+  vocabulary = vocabularies.bytes_vocabulary()
+  return Corpus(task, vocabulary, 'encoder_decoder', LENGTHS, f'{directory}/records')
+
+
+def made_up(directory: str, data: Corpus, held: Held, *, shard_rows: int = 1 << 14) -> Answers:
+  """A cache of random answers, which cost as much to read as any."""
+  place = teacher_cache.location(directory, f'top_{held.top_k}', 'train')
+  lengths = data.target_lengths(data.open('train'))
+  shards = -(-len(lengths) // shard_rows)
+  teacher_cache.begin(place, {**held._asdict(), 'shards': shards}, {}, write=True)
+  generator = np.random.default_rng(0)
+  for index in range(shards):
+    some = lengths[index * shard_rows : (index + 1) * shard_rows]
+    records = np.zeros(some.sum(), held.record)
+    records['ids'] = generator.integers(3, training_step.VOCABULARY, records['ids'].shape)
+    teacher_cache.write_shard(place, index, [str(i) for i in range(len(some))], some, records)
+  return Answers.open(place)
+
+
+def fed(
+  small: ModelConfig,
+  large: ModelConfig | None,
+  loss: losses.CascadeLoss,
+  batches: Iterator[Batch],
+) -> Step:
+  """One update with the next batch, as `train` takes it."""
+  optimizer = optimizers.adamw(optimizers.constant(1e-3), clip_norm=None)
+  parts = assembly.blueprint(small, large, optimizer)
+  params = partitioning.init_params(small, 0, parts.state.params)
+  frozen = train_step.Frozen(large and partitioning.init_params(large, 1, parts.frozen.large))
+  state = train_step.init_state(params, optimizer, 0)
+  compiled = assembly.compiled_step(parts, optimizer, loss=loss)
+
+  def step() -> None:
+    nonlocal state
+    state, _ = compiled(state, frozen, partitioning.place_batch(next(batches)))
+    jax.block_until_ready(state.step)
+
+  return step
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--rows', type=int, default=20_000)
+  parser.add_argument('--turns', type=int, default=20)
+  parser.add_argument('--cores', type=int, default=2)
+  parser.add_argument('--output', default='runs/benchmarks/teacher_cache.json')
+  options = parser.parse_args()
+  bars.use_cores(options.cores)
+  small, large = training_step.MODELS['t5']
+  with (
+    tempfile.TemporaryDirectory() as directory,
+    partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])),
+  ):
+    data = corpus(directory, options.rows)
+    caches = {name: made_up(directory, data, held) for name, held in HELD.items()}
+    feed = functools.partial(data.training, 0, batch_size=training_step.ROWS, seed=0)
+    cached = {name: feed(teacher=lambda _, c=cache: c.read) for name, cache in caches.items()}
+    steps = {
+      'xent': fed(small, None, losses.xent, feed()),
+      'cat_xent, cache': fed(small, None, losses.cat_xent, cached['first choices']),
+      'cat_dist, cache': fed(small, None, losses.cat_dist, cached['16 choices']),
+      'cat_xent, large model': fed(small, large, losses.cat_xent, feed()),
+    }
+    times = training_step.by_turns(steps, options.turns)
+    sizes = {name: held.record.itemsize for name, held in HELD.items()}
+  ratio = functools.partial(training_step.ratio, times)
+  measured = [
+    *(Measured(name, median(ms), 'ms') for name, ms in times.items()),
+    Measured('cat_xent from a cache over xent', ratio('cat_xent, cache', 'xent'), 'x',
+             at_most=1.03),
+    Measured('cat_dist from a cache over xent', ratio('cat_dist, cache', 'xent'), 'x'),
+    Measured('cat_xent beside the large model over a cache',
+             ratio('cat_xent, large model', 'cat_xent, cache'), 'x'),
+    *(Measured(f'{name}: on disk', size, 'bytes/token') for name, size in sizes.items()),
+  ]  # fmt: skip
+  settings = {'rows': options.rows, 'turns': options.turns, 'cores': options.cores}
+  bars.report('training from a teacher cache', measured, options.output, settings)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,115 @@
+"""Plans of a tiny recipe, compiled for this machine as if it were a pod."""
+
+import json
+
+import jax
+import pytest
+
+from cascades import assembly, chips, lora, losses, machines, optimizers, partitioning, plan
+from cascades.checkpoints import store
+from cascades.models import configs
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+  """Eight virtual devices that are said to be v5e chips."""
+  monkeypatch.setattr(
+    machines,
+    'of',
+    lambda name: machines.Machines(name, chips.CHIPS[1], jax.devices()[:8], name != 'no libtpu'),
+  )
+
+
+def settings(**changes):
+  return {
+    'small': tiny.SMALL,
+    'large': tiny.LARGE,
+    'task_feature_lengths': tiny.LENGTHS,
+    'batch_size': 16,
+    'learning_rate': optimizers.constant(1e-2),
+    'loss': losses.cat_dist,
+    'mesh': lambda devices: partitioning.make_mesh(data=2, fsdp=4, devices=devices),
+    'output': '',
+  } | changes
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  path = tmp_path_factory.mktemp('plans') / 'plan.json'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      machines, 'of', lambda name: machines.Machines(name, chips.CHIPS[1], jax.devices()[:8], True)
+    )
+    return plan.plan('v5e:2x4', **settings(output=str(path))), json.loads(path.read_text())
+
+
+def test_a_plan_counts_models_memory_work_and_collectives(made):
+  found, record = made
+  assert found.models == {
+    name: configs.count_parameters(config)
+    for name, config in (('small', tiny.SMALL), ('large', tiny.LARGE))
+  }
+  assert found.fits
+  assert found.tokens == 16 * tiny.LENGTHS['targets']
+  assert {'all-gather'} <= set(found.compiled.collectives)
+  assert found.compiled.flops == pytest.approx(found.flops / 8, rel=0.05)
+  assert 0 < found.mfu_bound < 1
+  assert record['compiled']['flops'] == found.compiled.flops
+  assert record['verdict'].startswith('fits: ')
+
+
+def test_the_arguments_of_the_compiled_step_are_what_the_rules_place(made):
+  found, _ = made
+  placed = sum(found.held.values())
+  assert found.compiled.memory.arguments == pytest.approx(placed, rel=0.01)
+
+
+def test_without_libtpu_nothing_is_compiled():
+  found = plan.plan('no libtpu', **settings())
+  assert found.compiled is None
+  assert found.flops > 0
+
+
+def test_eight_bits_and_adapters_shrink_what_a_device_holds():
+  wide = plan.plan('no libtpu', **settings())
+  narrow = plan.plan('no libtpu', **settings(large_dtype='int8', adapters=lora.Config(rank=2)))
+  assert narrow.models == wide.models
+  assert narrow.held['optimiser state'] < wide.held['optimiser state']
+  assert narrow.held['trained parameters'] < wide.held['trained parameters'] / 2
+
+
+def test_a_step_that_does_not_fit_is_a_result(monkeypatch):
+  class Refusing:
+    def lower(self, *arguments):
+      return self
+
+    def compile(self, compiler_options):
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Used 20.0G of 15.75G hbm.')
+
+    def __call__(self, state, *arguments):
+      return state.step
+
+  monkeypatch.setattr(assembly, 'compiled_step', lambda *_, **__: Refusing())
+  found = plan.plan('v5e:2x4', **settings())
+  assert found.fits is False
+  assert found.refused == 'needs 20.0G of 15.75G'
+
+
+def test_the_large_model_comes_from_its_checkpoint_if_it_is_there(tmp_path):
+  store.write_description(tmp_path, {'model': configs.describe(tiny.LARGE)})
+  given = settings(large=None, large_checkpoint_path=str(tmp_path))
+  assert plan.plan('no libtpu', **given).models['large'] == configs.count_parameters(tiny.LARGE)
+  with pytest.raises(ValueError, match='--large_model'):
+    plan.plan('no libtpu', **settings(large=None, large_checkpoint_path=str(tmp_path / 'no')))
+
+
+def test_packed_rows_carry_segments():
+  with partitioning.use(tiny.one_device()):
+    from tests import testing
+
+    whole = plan.batch_shapes(testing.TINY_DECODER, {'inputs': 5, 'targets': 3}, 4)
+    packed = plan.batch_shapes(testing.TINY_DECODER, {'inputs': 5, 'targets': 3}, 4, 32)
+  assert whole.inputs.shape == (4, 8)
+  assert whole.segments is None
+  assert packed.segments.shape == packed.positions.shape == (4, 32)
