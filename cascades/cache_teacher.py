@@ -72,7 +72,8 @@ def cache_teacher(
     profiling.Profiler(files.absolute(directory) / 'profile', profile_steps) as profiler,
   ):
     model = loading.load(checkpoint_path, which, rules=rules, precision=precision, weights=weights)
-    held, entries = Held(top_k, dtype), min(vocab_size or model.vocab_size, model.vocab_size)
+    entries = min(vocab_size or model.vocab_size, model.vocab_size)
+    held = _held(top_k, dtype, entries)
     answers = _reader(model, held, entries)
     corpus = Corpus(task, model.vocabulary, model.architecture, task_feature_lengths, records_dir)
     made_by = {
@@ -96,10 +97,16 @@ def cache_teacher(
         _write(place, part, lengths, held, shard_rows, read)
 
 
+def _held(top_k: int | None, dtype: str, vocab_size: int) -> Held:
+  if top_k is not None and not 1 <= top_k <= vocab_size:
+    raise ValueError(
+      f'TOP_K is {top_k}; it must be from 1 to {vocab_size}, or None for first choices alone.'
+    )
+  return Held(top_k, dtype)
+
+
 def _sizes(lengths: np.ndarray, shard_rows: int, held: Held) -> dict[str, Any]:
   """What a manifest says of rows, tokens and bytes."""
-  if held.top_k is not None and held.top_k < 1:
-    raise ValueError(f'TOP_K is {held.top_k}; it must be at least 1, or None for first choices.')
   return {
     'rows': len(lengths),
     'tokens': int(lengths.sum()),
@@ -181,7 +188,9 @@ def _write(
     for index, begin in enumerate(range(0, len(part), shard_rows))
   }
   done = teacher_cache.whole_shards(place, len(shards))
-  missing = {index: rows for index, rows in shards.items() if index not in done}
+  # All must answer the same shards, and others may see another disk than the one that writes.
+  needed = partitioning.from_process_0(np.array([index not in done for index in shards]))
+  missing = {index: shards[index] for index in np.flatnonzero(needed).tolist()}
   report = progress.counted(
     f'{part.manifest.task} {part.manifest.split} row',
     sum(map(len, missing.values())),
@@ -200,7 +209,7 @@ def _write(
       '%s: %d rows, %d tokens, %s bytes in %s; %d bytes a token, %.1f with index and ids '
       '(%d of %d shards were there)',
       *(part.name, len(part), lengths.sum(), f'{size:,}', place, held.record.itemsize),
-      *(size / lengths.sum(), len(done), len(shards)),
+      *(size / lengths.sum(), len(shards) - len(missing), len(shards)),
     )
 
 

@@ -11,6 +11,7 @@ is text (`--gin.MODEL_DIR=runs/mine`). Relative files are looked for here, in gi
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import functools
 import importlib
@@ -23,7 +24,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -95,9 +96,30 @@ def main(program: str, argv: Sequence[str] | None = None) -> None:
   with stopping.on_sigterm(stopping.leave):
     try:
       _main(program, argv)
-    except stopping.Preempted as ended:
+    except stopping.Preempted as ended:  # also while modules are imported
       print(f'{program}: {ended.message}', file=sys.stderr)
       raise
+
+
+@contextlib.contextmanager
+def ending(program: str, *, traceback: bool = False) -> Iterator[None]:
+  """Within, what ends a program ends it with a sentence and an exit code."""
+  try:
+    yield
+  except (ValueError, OSError, ArithmeticError, ImportError) as error:
+    if traceback:
+      raise
+    _end(1, f'{program}: error: {_sentence(error)}\n(--traceback shows where)')
+  except RuntimeError as error:
+    if traceback or not _is_one_of_several():
+      raise
+    _end(
+      stopping.TRY_AGAIN,
+      f'{program}: another process of the run was lost, or failed: its own log says why. The '
+      f'same command goes on from the last checkpoint. ({_sentence(error).splitlines()[0]})',
+    )
+  except KeyboardInterrupt:
+    _end(1, f'{program}: interrupted; the same command goes on from the last checkpoint.')
 
 
 def _main(program: str, argv: Sequence[str] | None) -> None:
@@ -107,7 +129,7 @@ def _main(program: str, argv: Sequence[str] | None) -> None:
   flags.adopt_module_key_flags(sys.modules[__name__])
 
   def run(_: Sequence[str]) -> None:
-    try:
+    with ending(program, traceback=_TRACEBACK.value):
       _start_processes()
       large = _LARGE_MODEL.value and model_of(program, _LARGE_MODEL.value, _SEARCH_PATHS.value)
       flagged = [f'plan.topology={_TOPOLOGY.value or ""!r}'] if program in _LIKE else []
@@ -117,12 +139,6 @@ def _main(program: str, argv: Sequence[str] | None) -> None:
       else:
         _finalize()
       _call(function, {'large': large} if large else {})
-    except (ValueError, OSError, ArithmeticError, ImportError) as error:
-      if _TRACEBACK.value:
-        raise
-      sys.exit(f'{program}: error: {_sentence(error)}\n(--traceback shows where)')
-    except KeyboardInterrupt:
-      sys.exit(f'{program}: interrupted; the same command goes on from the last checkpoint.')
 
   arguments = list(sys.argv if argv is None else argv)
   app.run(run, argv=[_expand(argument) for argument in arguments])
@@ -274,6 +290,20 @@ def _start_processes() -> None:
     heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT.value,
     shutdown_timeout_seconds=_HEARTBEAT_TIMEOUT.value,
   )
+
+
+def _is_one_of_several() -> bool:
+  jax = sys.modules.get('jax')  # not every program needs it
+  return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _end(code: int, message: str) -> None:
+  """Says why and exits; one of several at once: JAX would wait for the others, and they for it."""
+  print(message, file=sys.stderr, flush=True)
+  if _is_one_of_several():
+    sys.stdout.flush()
+    os._exit(code)
+  sys.exit(code)
 
 
 def _sentence(error: BaseException) -> str:

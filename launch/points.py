@@ -84,6 +84,17 @@ def flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return found
 
 
+def bind(bindings: ml_collections.ConfigDict, binding: str) -> None:
+  """Adds NAME=value."""
+  name, _, value = binding.partition('=')
+  *steps, last = name.split('.')
+  for step in steps:
+    if step not in bindings:
+      bindings[step] = {}
+    bindings = bindings[step]
+  bindings[last] = value
+
+
 def _point(values: Mapping[str, Any]) -> Point:
   """Named by every axis, also one of a single value: a grid that grows keeps its points."""
   name = ','.join(f'{key}={_readable(value)}' for key, value in values.items())

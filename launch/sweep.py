@@ -33,8 +33,11 @@ from ml_collections import config_flags
 from cascades import files
 from launch import logs, points, restarting, results, stages
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The sweep: see launch/sweeps.')
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'The sweep: see launch/sweeps.', lock_config=False
+)
 _PARALLEL = flags.DEFINE_integer('parallel', 1, 'How many points at a time.', lower_bound=1)
+_MORE = flags.DEFINE_multi_string('binding', [], 'NAME=value, of all training; repeat.')
 _LAUNCHER = flags.DEFINE_string('launcher', '', 'What starts training and inference; see above.')
 _LARGE_LAUNCHER = flags.DEFINE_string('large_launcher', None, 'The same, for the large model.')
 
@@ -45,6 +48,10 @@ GRACE = 600.0  # seconds between TERM and KILL: launchers have machines to delet
 def main(argv: Sequence[str]) -> None:
   del argv
   config = located(_CONFIG.value)
+  check_launchers(_LAUNCHER.value, _LARGE_LAUNCHER.value or '')
+  for binding in _MORE.value:
+    points.bind(config.large.bindings, binding)
+    points.bind(config.train.bindings, binding)
   try:
     everyone = points.all_points(config)
   except ValueError as error:
@@ -83,6 +90,13 @@ def located(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if config.large.run_dir:
     config.large.run_dir = os.fspath(files.absolute(config.large.run_dir))
   return config
+
+
+def check_launchers(*launchers: str) -> None:
+  """A rehearsal succeeds, and its stage would count as finished."""
+  for launcher in launchers:
+    if '--dry_run' in launcher:
+      raise app.UsageError(f'a sweep cannot rehearse: leave --dry_run out of {launcher!r}.')
 
 
 class Running:
@@ -191,7 +205,7 @@ def _start(
     words = [*shlex.split(launcher.replace('{point}', short_name(name))), '--', *words]
   command = [sys.executable, '-m', *words]
   log = log_of(directory, stage.name)
-  print(f'[{name}] {stage.name} ...', flush=True)
+  _say(f'[{name}] {stage.name} ...')
 
   def attempt() -> int:
     began = time.monotonic()
@@ -206,10 +220,15 @@ def _start(
     seconds = round(time.monotonic() - began, 1)
     _note(directory, stage.name, code, seconds, first[0] if first else None)
     after = f', first step after {first[0]} s' if first else ''
-    print(f'[{name}] {stage.name}: exit code {code} after {seconds} s{after}', flush=True)
+    _say(f'[{name}] {stage.name}: exit code {code} after {seconds} s{after}')
     return code
 
-  return restarting.until_final(attempt, max_restarts=running.max_restarts)
+  return restarting.until_final(attempt, max_restarts=running.max_restarts, say=_say)
+
+
+def _say(line: str) -> None:
+  """In one piece, as several threads say something."""
+  print(f'{line}\n', end='', flush=True)
 
 
 def _note(

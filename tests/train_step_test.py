@@ -315,3 +315,44 @@ def test_eval_step_is_the_loss_without_dropout():
   assert totals['tokens'] == count
   agreement = masks.count_agreement(logits, Logits(logits_large), batch.targets, batch.weights)
   assert totals['both'] == agreement['both']
+
+
+# -- refused updates -------------------------------------------------------------------------------
+
+
+def test_an_update_that_is_refused_changes_nothing_but_the_step():
+  """Of Adam too, whose moments would remember a NaN for ever; the same program takes both."""
+  mesh, adam = ONE(), optimizers.adamw(optimizers.constant(1e-2))
+  accept = functools.partial(train_step.finite, most_grad_norm=50.0)
+  with partitioning.use(mesh):
+    state, large, step = setup(mesh, optimizer=adam, loss=losses.xent, accept=accept)
+    good, harmful = (partitioning.place_batch(batch) for batch in batches(2))
+    state, metrics = step(state, large, good)
+    assert metrics['applied'] == 1
+    before = jax.device_get(state)
+    for weight in (jnp.nan, jnp.inf):
+      state, metrics = step(state, large, harmful._replace(weights=harmful.weights * weight))
+      assert metrics['applied'] == 0
+    after = jax.device_get(state)
+    assert (before.step, after.step) == (1, 3)
+    jax.tree.map(np.testing.assert_array_equal, after._replace(step=before.step), before)
+    state, metrics = step(state, large, harmful)
+    assert metrics['applied'] == 1
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+  ('changed', 'accepted'),
+  [
+    ({}, True),
+    ({'grad_norm': 3.0}, True),
+    ({'grad_norm': 3.1}, False),
+    ({'loss': float('nan')}, False),
+    ({'grad_norm': float('nan')}, False),
+    ({'update_norm': float('inf')}, False),  # of a learning rate, say
+  ],
+)
+def test_what_is_not_finite_or_a_spike_is_refused(changed, accepted):
+  metrics = {'loss': 1.0, 'grad_norm': 1.0, 'update_norm': 1.0} | changed
+  arrays = {name: jnp.float32(value) for name, value in metrics.items()}
+  assert train_step.finite(arrays, most_grad_norm=3.0) == accepted

@@ -1,20 +1,28 @@
 """The training program: what it leaves, what it refuses, and that resuming is exact."""
 
+import json
 import os
-import random
-import signal
-import subprocess
-import sys
+import shutil
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from cascades import lora, losses, optimizers, partitioning, train, train_step
+from cascades import (
+  locking,
+  lora,
+  losses,
+  optimizers,
+  partitioning,
+  stopping,
+  train,
+  train_step,
+)
 from cascades.checkpoints import store
 from cascades.models import decoder
 from cascades.tasks import vocabularies
+from cascades.tasks.corpus import Corpus
 from tests import testing, tiny
 from tests.progress_test import read_events
 
@@ -238,90 +246,127 @@ def test_a_missing_large_model_is_refused(tmp_path):
   refused('is not a run directory', tmp_path, large_checkpoint_path=str(tmp_path / 'nowhere'))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path):
-  blown_up = lambda step: jax.numpy.where(step >= 5, jax.numpy.nan, 1e-2)
+def blows_up(step):
+  """A learning rate that spoils the parameters in steps 5 and 6."""
+  return jax.numpy.where((step >= 4) & (step < 6), jax.numpy.nan, 1e-2)
+
+
+def arrays_of(run):
+  return [leaf for step in run.glob('checkpoint_*')
+          for leaf in jax.tree.leaves(final_state(run.parent, int(step.name[11:])))]  # fmt: skip
+
+
+def test_an_update_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(tmp_path):
   error = refused(
-    'step 6 was refused: .*update_norm nan', tmp_path, learning_rate=blown_up, train_steps=8
-  )
+    'step 5 was refused: .*update_norm nan', tmp_path, learning_rate=blows_up, train_steps=8,
+    save_every=2, log_every=100,
+  )  # fmt: skip
   assert isinstance(error, FloatingPointError)
   assert store.locate(tmp_path / 'run')[1] == 4
+  assert all(np.isfinite(leaf).all() for leaf in arrays_of(tmp_path / 'run'))
+
+
+def test_updates_that_are_not_finite_are_skipped_and_their_examples_written(tmp_path, caplog):
+  """A schedule goes by the steps that were applied, so that this one fails for ever."""
+  settings = tiny.settings(
+    tmp_path, learning_rate=blows_up, train_steps=7, save_every=2, log_every=100,
+    optimizer=optimizers.adamw, on_bad_step=stopping.go_on, keep=9,
+  )  # fmt: skip
+  history = train.train(**settings)
+  assert [values.get('skipped') for values in history] == [None, None, 2, 1]
+  assert 'step 5 was refused' in caplog.text
+  arrays = arrays_of(tmp_path / 'run')
+  assert len(arrays) > 40
+  assert all(np.isfinite(leaf).all() for leaf in arrays)
+  lines = [json.loads(line) for line in (tmp_path / 'run' / 'skipped.jsonl').open()]
+  assert [(line['step'], line['update_norm']) for line in lines] == [
+    (step, 'nan') for step in (5, 6, 7)
+  ]
+  words = {row['id']: row['inputs'] for row in rows_of(settings['task'])}
+  batches = corpus_of(settings).training(4, batch_size=16, seed=0)
+  for line, batch in zip(lines, batches, strict=False):
+    assert [words[name] for name in line['ids']] == [
+      tiny.VOCABULARY.decode(tokens[tokens > 1]) for tokens in batch.encoder
+    ]
+
+
+def rows_of(task):
+  return [row._asdict() for row in task.rows('train')]
+
+
+def corpus_of(settings):
+  return Corpus(
+    settings['task'], tiny.VOCABULARY, 'encoder_decoder', tiny.LENGTHS, settings['records_dir']
+  )
+
+
+def test_a_run_that_refuses_everything_ends_also_if_it_is_to_go_on(tmp_path):
+  settings = tiny.settings(
+    tmp_path, accept=lambda metrics: metrics['loss'] < 0, train_steps=200, log_every=25,
+    on_bad_step=stopping.go_on,
+  )  # fmt: skip
+  with pytest.raises(FloatingPointError, match='step 100 was refused'):
+    train.train(**settings)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_changes_nothing(large, tmp_path, caplog):
+  """The run goes on from the one before, by name, and comes out bit by bit as if nothing were."""
+  directory = tmp_path / 'damaged'
+  shutil.copytree(large[0] / 'run', directory / 'run')
+  settings = tiny.settings(
+    tmp_path, model_dir=str(directory / 'run'), small=tiny.LARGE,
+    validation=train.Validation(every=3, rows=20, decoded_rows=10),
+  )  # fmt: skip
+  newest = directory / 'run' / 'checkpoint_6'
+  max(newest.rglob('*'), key=lambda path: path.stat().st_size).write_bytes(b'')
+  history = train.train(**settings)
+  assert 'checkpoint_6 is damaged: ' in caplog.text
+  assert 'Going back to checkpoint_4.' in caplog.text
+  assert history == large[1][-len(history) :]
+  jax.tree.map(np.testing.assert_array_equal, final_state(directory), final_state(large[0]))
+
+
+def test_the_same_run_twice_is_bitwise_equal(large, tmp_path):
+  settings = tiny.settings(
+    tmp_path, small=tiny.LARGE, validation=train.Validation(every=3, rows=20, decoded_rows=10)
+  )
+  assert train.train(**settings) == large[1]
+  jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(large[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('devices', [2, 1])
+def test_a_run_goes_on_on_fewer_devices(eight, tmp_path, devices):
+  """8 -> 2 -> 1: the same state to the order in which floats are added."""
+  directory, history = eight
+  shutil.copytree(directory / 'run', tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / 'checkpoint_6')
+  mesh = lambda: partitioning.make_mesh(fsdp=min(2, devices), devices=jax.devices()[:devices])
+  resumed = train.train(**tiny.settings(tmp_path, mesh=mesh))
+  assert [set(values) for values in resumed] == [set(history[-1])]
+  np.testing.assert_allclose(resumed[-1]['loss'], history[-1]['loss'], rtol=1e-5)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
+  jax.tree.map(close, final_state(tmp_path)['params'], final_state(directory)['params'])
+
+
+@pytest.fixture(scope='module')
+def eight(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('eight')
+  mesh = lambda: partitioning.make_mesh(fsdp=2, tensor=2)
+  return directory, train.train(**tiny.settings(directory, mesh=mesh))
+
+
+def test_a_directory_that_another_run_holds_is_refused(tmp_path):
+  with locking.held(tmp_path / 'run'):
+    error = refused_by_the_lock(tmp_path)
+  assert f'is in use by process {os.getpid()} on ' in str(error)
+
+
+def refused_by_the_lock(directory):
+  with pytest.raises(BlockingIOError) as raised:
+    train.train(**tiny.settings(directory))
+  return raised.value
 
 
 def test_a_batch_that_does_not_split_over_the_mesh_is_refused(tmp_path):
   refused('does not split over 8 devices', tmp_path, batch_size=12, mesh=partitioning.make_mesh)
-
-
-# -- killed and resumed ----------------------------------------------------------------------------
-
-PROGRAM = """
-import logging, pathlib, sys, time
-import jax
-from cascades import losses, partitioning, train
-from tests import tiny
-
-def slowly(tree):
-  jax.block_until_ready(tree)
-  time.sleep(0.2)  # so that there is a moment to kill it in
-
-partitioning.wait_on_virtual_devices = slowly
-directory, large, devices = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-logging.basicConfig(stream=sys.stdout, format='%(message)s', level=logging.INFO, force=True)
-settings = tiny.settings(
-  directory, loss=losses.cat_xent, large_checkpoint_path=large, train_steps=12, log_every=1,
-  save_every=3, validation=train.Validation(every=3, rows=16),
-  mesh=lambda: partitioning.make_mesh(
-    fsdp=min(2, devices), tensor=min(2, devices), devices=jax.devices()[:devices]
-  ),
-)
-train.train(**settings)
-"""
-
-
-def start(directory, large, devices):
-  command = [sys.executable, '-u', '-c', PROGRAM, str(directory), str(large), str(devices)]
-  return subprocess.Popen(
-    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ}
-  )
-
-
-def finish(process):
-  output = process.communicate()[0]
-  assert process.returncode == 0, output
-  return output
-
-
-def metrics_by_step(directory):
-  """The values of the last time that each step was logged, exactly."""
-  timing = ('steps_per_second', 'tokens_per_second', 'seconds_left')
-  events = read_events(directory / 'run' / 'train')
-  return {(step, name): value for step, name, value in events if name not in timing}
-
-
-@pytest.mark.parametrize('devices', [1, 8])
-def test_a_killed_run_goes_on_bit_by_bit(large, tmp_path, devices):
-  kill_after = random.SystemRandom().randrange(1, 12)
-  print(f'killed after step {kill_after}')  # shown if the test fails
-  large_run = large[0] / 'run'
-  for name in ('whole', 'killed'):
-    (tmp_path / name).mkdir()
-  finish(start(tmp_path / 'whole', large_run, devices))
-
-  process = start(tmp_path / 'killed', large_run, devices)
-  for line in process.stdout:
-    if line.startswith(f'step {kill_after:2}/12'):
-      break
-  else:
-    pytest.fail('the run ended before it could be killed')
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  assert not (tmp_path / 'killed' / 'run' / 'checkpoint_12').exists()
-  output = finish(start(tmp_path / 'killed', large_run, devices))
-  # The checkpoint of step 3 may still have been on its way to the disk.
-  assert kill_after < 7 or 'going on from step' in output
-
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    final_state(tmp_path / 'whole', 12),
-    final_state(tmp_path / 'killed', 12),
-  )
-  assert metrics_by_step(tmp_path / 'whole') == metrics_by_step(tmp_path / 'killed')

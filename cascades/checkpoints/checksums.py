@@ -36,8 +36,9 @@ def damage(directory: epath.Path) -> str | None:
   Raises FileNotFoundError if nothing was written down.
   """
   try:
-    written = json.loads((directory / MANIFEST).read_text())
-  except ValueError as error:
+    content = json.loads((directory / MANIFEST).read_text())
+    written = {name: (size, crc) for name, (size, crc) in content.items()}
+  except (ValueError, TypeError, AttributeError) as error:
     return f'{MANIFEST} is damaged ({error})'
   there = _files(directory)
   for name, (size, _) in written.items():

@@ -146,6 +146,7 @@ class Checkpoints:
 
     Raises CheckpointError, naming the arrays, if the checkpoint holds others.
     """
+    self._attempt(self._manager.wait_until_finished)
     return arrays.restore(self._directory / f'{finished.PREFIX}_{step}' / 'state', like)
 
   def save_base(self, params: Any) -> None:

@@ -1,8 +1,12 @@
 """Table 1 of Cascade-Aware Training, https://arxiv.org/abs/2406.00060: a data set, all four losses.
 
 python -m launch.sweep --config=launch/sweeps/table1.py:superglue (or wmt22, flan2021)
-  --config.output_dir=gs://... --config.log_dir=runs/table1 --config.train.bindings.DATA_DIR=gs://...
-  --launcher='launch.tpu_vm --name={point} --zone=us-east5-a --accelerator_type=v5litepod-16'
+  --config.output_dir=gs://bucket/table1/superglue --config.log_dir=runs/table1/superglue
+  --binding=DATA_DIR=gs://bucket/data --config.infer.bindings.DATA_DIR=gs://bucket/data
+  --config.large.bindings.INITIAL_CHECKPOINT_PATH=gs://bucket/t5_1_1_xxl
+  --config.train.bindings.INITIAL_CHECKPOINT_PATH=gs://bucket/t5_1_1_base
+  --large_launcher='launch.tpu_vm --name={point} --zone=... --accelerator_type=v5litepod-128'
+  --launcher='launch.tpu_vm --name={point} --zone=... --accelerator_type=v4-32' --parallel=2
 """
 
 import ml_collections
@@ -12,7 +16,7 @@ from launch import points
 LOSSES = ('xent', 'cat_xent', 'dist', 'cat_dist')
 SPLITS = {'superglue': 'validation', 'wmt22': 'validation', 'flan2021': 'paper'}
 # The large models: the paper trained them on other pods than the small ones.
-LARGE_FSDP, SMALL_FSDP = 64, 16
+LARGE_FSDP, SMALL_FSDP = 64, 16  # chips; the rest is data parallel
 
 
 def get_config(suite: str = 'superglue') -> ml_collections.ConfigDict:

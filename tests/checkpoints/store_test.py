@@ -1,6 +1,7 @@
 """Checkpoints: what comes back is what was saved, and what is wrong is said by name."""
 
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -171,3 +172,26 @@ def test_a_checkpoint_written_in_place_of_another_has_another_identity(tmp_path,
     identities.add(store.identity(tmp_path / run, 1))
   assert len(identities) == 2
   assert all(json.loads(identity) for identity in identities)
+
+
+def test_saving_goes_on_beside_the_next_steps(tmp_path, state, monkeypatch):
+  """The writer is held up; `save` returns all the same, and nothing counts before it is done."""
+  go, write = threading.Event(), store.checksums.write
+  monkeypatch.setattr(store.checksums, 'write', lambda place: go.wait(60) and write(place))
+  with store.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state)
+    checkpoints.check()
+    assert not (tmp_path / 'checkpoint_1').exists()
+    go.set()
+  assert store.locate(tmp_path)[1] == 1
+
+
+def test_the_type_that_is_asked_for_is_the_type_that_is_written(tmp_path):
+  import orbax.checkpoint as ocp
+
+  params = {'w': jnp.arange(6, dtype=jnp.bfloat16), 'n': jnp.arange(3, dtype=jnp.int8)}
+  with store.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, {'params': params})
+  there = ocp.StandardCheckpointer().metadata(tmp_path / 'checkpoint_1' / 'state')
+  types = {name: leaf.dtype for name, leaf in there.item_metadata.tree['params'].items()}
+  assert types == {'w': jnp.bfloat16, 'n': jnp.int8}

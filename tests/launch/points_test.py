@@ -49,6 +49,16 @@ def test_a_binding_with_dots_is_written_in_steps():
   assert names(made) == ['losses.cat_dist.w=0.25,SEED=0', 'losses.cat_dist.w=0.5,SEED=0']
 
 
+def test_bindings_can_be_added_to_what_a_file_says():
+  made = config(train={'gin_file': 'x.gin', 'bindings': {'A': 1, 't5': {'Config': {'emb_dim': 8}}}})
+  for binding in ('A=2', 't5.Config.mlp_dim=16', 'lora.Config.rank=4', "B={'a': 'b=c'}"):
+    points.bind(made.train.bindings, binding)
+  assert points.flat(made.train.bindings.to_dict()) == {
+    'A': '2', 't5.Config.emb_dim': 8, 't5.Config.mlp_dim': '16', 'lora.Config.rank': '4',
+    'B': "{'a': 'b=c'}",
+  }  # fmt: skip
+
+
 def test_a_grid_that_grows_keeps_the_names_of_its_points():
   small = config(grid={'LOSS': ('@losses.xent',)})
   large = config(grid={'LOSS': ('@losses.xent', '@losses.dist')}, seeds=(0, 1))

@@ -173,6 +173,13 @@ def test_places_that_cannot_be_are_refused():
     sweep.located(made)
 
 
+def test_a_sweep_does_not_rehearse():
+  """Its stages would count as finished."""
+  sweep.check_launchers('launch.tpu_vm --name={point}', '')
+  with pytest.raises(app.UsageError, match='cannot rehearse'):
+    sweep.check_launchers('', 'launch.tpu_vm --dry_run')
+
+
 CONFIG = """
 from launch import points
 
