@@ -24,10 +24,14 @@ STEPS = 8
 
 
 def final_state(directory, step):
-  """All arrays of a checkpoint as they lie on disk."""
+  """All arrays of a checkpoint as they lie on disk, wherever they were before."""
   import orbax.checkpoint as ocp
 
-  return ocp.StandardCheckpointer().restore(directory / 'run' / f'checkpoint_{step}' / 'state')
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    path = directory / 'run' / f'checkpoint_{step}' / 'state'
+    tree = checkpointer.metadata(path).item_metadata.tree
+    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
 
 
 def metrics_by_step(directory):
