@@ -45,9 +45,8 @@ def sum_blocks(
   Rows that lie on several devices stay there: the tables are gathered once before the blocks, and
   the table's gradient is reduced once after them.
   """
-  vocab_size = jax.tree.leaves(table)[0].shape[0]
   places = _Places(hidden.shape[0], jax.tree.leaves(table)[0].shape)
-  length = length or max(1, LOGITS // (vocab_size * places.local_rows))
+  length = length or max(1, LOGITS // places.logits)
   narrow = lambda tree: _cast(tree, hidden.dtype)
 
   def plain(table: Any, hidden: Array, frozen: Any, rows: Any) -> Totals:
@@ -144,17 +143,24 @@ def _count(whole: int, length: int) -> int:
   return next((n for n in range(least, 2 * least) if whole % n == 0), least)
 
 
+def _named(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
 class _Places:
-  """Which mesh axes the rows lie on, and how sums over rows come together."""
+  """Which mesh axes the rows lie on, and how sums over rows come together.
+
+  `logits` is how many a device has of one position of its rows.
+  """
 
   def __init__(self, num_rows: int, table_shape: Sequence[int]):
     rows = axes.active_spec((num_rows,), ('batch',)) or PartitionSpec(None)
     mesh = jax.sharding.get_abstract_mesh()
-    named = (rows[0],) if isinstance(rows[0], str) else tuple(rows[0] or ())
-    self.axes = tuple(axis for axis in named if mesh.shape[axis] > 1)
-    self.local_rows = num_rows // math.prod(mesh.shape[axis] for axis in self.axes)
+    self.axes = tuple(axis for axis in _named(rows[0]) if mesh.shape[axis] > 1)
     self.rows = PartitionSpec(self.axes or None)
     self.table = axes.active_spec(table_shape, ('vocab', 'embed')) or PartitionSpec(None, None)
+    parts = math.prod(mesh.shape[axis] for axis in {*self.axes, *_named(self.table[0])})
+    self.logits = max(1, num_rows * table_shape[0] // parts)
 
   def split(self, function: Callable[..., Any], out_specs: Any) -> Callable[..., Any]:
     """`function(table, hidden, frozen, rows)`, on each device for its own rows."""
