@@ -3,7 +3,7 @@
     python -m benchmarks.buffers
 
 Compiles the step for this machine's CPU, eight virtual CPUs and eight v5e chips, and looks at every
-buffer in the programs' texts. None may have the B x T x V elements of a batch's logits. Apart from
+buffer in the programs' texts. None may have the B x T x V elements of a device's logits. Apart from
 what has a parameter's shape, none may have more on a device than two blocks of its logits. A step
 that forms the logits of the whole batch must fail both. Temporaries are `memory_analysis()`'s.
 """
@@ -11,10 +11,11 @@ that forms the logits of the whole batch must fail both. Temporaries are `memory
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -63,9 +64,12 @@ def parameter_sizes(cell: Cell) -> set[int]:
   return found
 
 
-def logits(program: Program, batch: Iterable[int], vocab_size: int) -> list[Shape]:
-  """Buffers with as many elements as all logits of the batch."""
-  return [s for s in hlo_costs.buffers(program) if s.size >= math.prod(batch) * vocab_size]
+def logits(cell: Cell, program: Program, vocab_size: int) -> list[Shape]:
+  """Buffers with as many elements as all logits of a device's rows."""
+  targets = cell.batch.targets
+  local = math.prod(targets.sharding.shard_shape(targets.shape)) * vocab_size
+  found = hlo_costs.buffers(program)
+  return [s for s in found if s.size >= local // targets.sharding.mesh.shape['tensor']]
 
 
 def oversized(cell: Cell, program: Program, block: int) -> list[tuple[Shape, str]]:
@@ -78,12 +82,13 @@ def oversized(cell: Cell, program: Program, block: int) -> list[tuple[Shape, str
   ]
 
 
-def block_of(cell: Cell, vocab_size: int) -> int:
+def block_of(cell: Cell, vocab_size: int, asked: int | None) -> int:
   """Elements of a block's logits on a device."""
   mesh = cell.batch.targets.sharding.mesh
   rows, length = cell.batch.targets.sharding.shard_shape(cell.batch.targets.shape)
   local = vocab_size // mesh.shape['tensor']
-  return rows * min(length, max(1, blockwise.LOGITS // (local * rows))) * local
+  chosen = asked or max(1, blockwise.room(mesh.abstract_mesh) // (local * rows))
+  return rows * min(length, chosen) * local
 
 
 def main() -> None:
@@ -92,18 +97,19 @@ def main() -> None:
   parser.add_argument('--length', type=int, default=512)
   parser.add_argument('--vocab_size', type=int, default=262_144)
   parser.add_argument('--topology', default='v5e:2x4')
+  parser.add_argument('--block_length', type=int, help='as the step chooses it, unless given')
   parser.add_argument('--losses', nargs='+', default=['xent', 'cat_xent', 'dist', 'cat_dist'])
   parser.add_argument('--output', default='runs/benchmarks/buffers.json')
   options = parser.parse_args()
   small, large = compiling.wide_vocabulary(options.vocab_size)
-  make = functools.partial(compiling.cell, length=options.length, small=small)
+  make = functools.partial(compiling.cell, length=options.length, block_length=options.block_length)
   measured = []
 
   def check(where: str, cell: Cell, name: str) -> int:
     compiled = cell.compile()
     program = hlo.parse(compiled.as_text())
-    whole = logits(program, cell.batch.targets.shape, options.vocab_size)
-    over = oversized(cell, program, block_of(cell, options.vocab_size))
+    whole = logits(cell, program, options.vocab_size)
+    over = oversized(cell, program, block_of(cell, options.vocab_size, options.block_length))
     bound = {'at_least': 1} if name.startswith('naive') else {'at_most': 0.5}
     note = '; '.join(f'{shape.dtype}{[*shape.dims]} {at}' for shape, at in over[:2])
     measured.extend([
@@ -112,24 +118,42 @@ def main() -> None:
     ])  # fmt: skip
     return compiled.memory_analysis().temp_size_in_bytes
 
-  def memory(where: str, mesh: Callable[[], Any], rows: int) -> None:
+  def memory(
+    where: str, mesh: Callable[[], Any], rows: int, *, dtype: str, bar: float | None = None
+  ) -> None:
+    narrow = functools.partial(dataclasses.replace, dtype=dtype)
     with partitioning.use(mesh()):
       for name in options.losses:
         loss = getattr(losses, name)
-        cell = make(loss, rows=rows, large=None if name == 'xent' else large)
+        beside = None if name == 'xent' else narrow(large)
+        cell = make(loss, rows=rows, small=narrow(small), large=beside, large_dtype=dtype)
         taken = check(where, cell, name)
       plain = check(where, naive(cell, loss), f'naive {name}')
     measured.append(
       Measured(f'{where}, {name}: temporaries over the naive step', taken / plain, '',
-               at_most=MEMORY_BAR, note=f'{taken / 1e9:.2f} GB, {plain / 1e9:.2f} GB')
+               at_most=bar, note=f'{taken / 1e9:.2f} GB, {plain / 1e9:.2f} GB')
     )  # fmt: skip
 
-  memory('one CPU', lambda: partitioning.make_mesh(devices=jax.devices()[:1]), options.rows)
+  # In float32, since for CPUs XLA widens all that is narrower, at once.
   memory(
-    f'one chip of {options.topology}', lambda: compiling.mesh(options.topology, 1), options.rows
+    'one CPU',
+    lambda: partitioning.make_mesh(devices=jax.devices()[:1]),
+    options.rows,
+    dtype='float32',
+    bar=MEMORY_BAR,
   )
   memory(
-    options.topology, lambda: compiling.mesh(options.topology, data=2, fsdp=4), 8 * options.rows
+    f'one chip of {options.topology}',
+    lambda: compiling.mesh(options.topology, 1),
+    options.rows,
+    dtype='bfloat16',
+    bar=MEMORY_BAR,
+  )
+  memory(
+    options.topology,
+    lambda: compiling.mesh(options.topology, data=2, fsdp=4),
+    8 * options.rows,
+    dtype='bfloat16',
   )
   bars.report('Buffers of a step', measured, options.output, vars(options))
 

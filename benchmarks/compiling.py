@@ -51,11 +51,12 @@ def cell(
   length: int,
   small: ModelConfig = SMALL,
   large: ModelConfig | None = LARGE,
+  large_dtype: str = 'bfloat16',
   block_length: int | None = None,
 ) -> Cell:
   """On the mesh that is in use. Batches are decoder-only rows of `length` positions."""
   optimizer = optimizers.adafactor(optimizers.constant(1e-3))
-  parts = assembly.blueprint(small, large, optimizer, large_dtype='bfloat16')
+  parts = assembly.blueprint(small, large, optimizer, large_dtype=large_dtype)
   step = assembly.compiled_step(parts, optimizer, loss=loss, block_length=block_length)
   batch = plan.batch_shapes(small, {'inputs': length // 2, 'targets': length // 2}, rows)
   return Cell(step, parts, batch)

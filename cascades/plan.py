@@ -29,6 +29,7 @@ from cascades import (
   partitioning,
   planning,
   train_step,
+  usage,
 )
 from cascades.assembly import Blueprint
 from cascades.checkpoints import store
@@ -128,6 +129,7 @@ def measure(
       'batch': planning.held(batch),
     },
     flops.flops_of(step, *arguments),
+    usage.model_flops(parts, batch),
     batch.targets.size,
   )
   if not found.compiles:

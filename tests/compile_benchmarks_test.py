@@ -34,10 +34,9 @@ def programs():
 
 
 def test_no_buffer_of_the_step_holds_a_batch_s_logits_and_the_naive_step_s_do(programs):
-  _, blockwise, naive = programs
-  local = ROWS // 8, LENGTH  # what a device has of the batch
-  assert not buffers.logits(blockwise, local, VOCAB)
-  assert buffers.logits(naive, local, VOCAB)
+  cell, blockwise, naive = programs
+  assert not buffers.logits(cell, blockwise, VOCAB)
+  assert buffers.logits(cell, naive, VOCAB)
 
 
 def test_no_buffer_is_over_two_blocks_but_parameters_and_the_naive_step_s_are(programs):

@@ -17,7 +17,7 @@ COMPILED = Compiled(
   collectives={'all-gather': Moved(3, 4e8), 'all-reduce': Moved(1, 1e8)},
   largest=['some'],
 )
-PLAN = Plan(MACHINES, {'small': 7, 'large': 9}, {'batch': 8}, 8e12, 64, COMPILED)
+PLAN = Plan(MACHINES, {'small': 7, 'large': 9}, {'batch': 8}, 8e12, 4e12, 64, COMPILED)
 
 
 def test_memory_counts_what_is_given_away_once():
@@ -28,7 +28,8 @@ def test_the_roofline_is_the_slowest_resource():
   assert PLAN.seconds == Seconds(compute=2.0, memory=3.0, network=5.0)
   assert PLAN.seconds.at_least == 5.0
   assert PLAN.seconds.without_overlap == 10.0
-  assert PLAN.mfu_bound == pytest.approx(8e12 / (4 * 1e12 * 5.0))
+  assert PLAN.mfu_bound == pytest.approx(4e12 / (4 * 1e12 * 5.0))  # of what the models need
+  assert PLAN._replace(flops=40e12).seconds.compute == 10.0  # kernels hide products from the text
 
 
 @pytest.mark.parametrize(
