@@ -123,7 +123,8 @@ class Checkpoints:
 
   def _failed(self, error: Exception) -> SaveError:
     """Leaves all as if the checkpoint had not been begun."""
-    self._manager = self._open()  # which removes what was written of it
+    # Removes what was written of it; what other threads still write, the next run removes.
+    self._manager = self._open()
     there = ', '.join(map(str, self._manager.all_steps())) or 'none'
     return SaveError(
       f'the checkpoint of step {self._writing} could not be written to {self._directory} '
