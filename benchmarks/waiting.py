@@ -126,7 +126,7 @@ def measure(emb_dim: int, steps: int, turns: int) -> Iterator[Measured]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--emb_dim', type=int, default=16, help='of the model')
-  parser.add_argument('--steps', type=int, default=1000)
+  parser.add_argument('--steps', type=int, default=200)
   parser.add_argument('--turns', type=int, default=7)
   parser.add_argument('--output', default='runs/benchmarks/waiting.json')
   options = parser.parse_args()
