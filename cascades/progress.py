@@ -73,8 +73,9 @@ def format_count(count: float) -> str:
 def format_bytes(count: float) -> str:
   """`512 B`, `1.5 KiB`, `15.9 GiB`."""
   for power, unit in ((40, 'TiB'), (30, 'GiB'), (20, 'MiB'), (10, 'KiB')):
-    if count >= 1 << power:
-      return f'{count / (1 << power):.3g} {unit}'
+    value = count / (1 << power)
+    if value >= 1:
+      return f'{value:.0f} {unit}' if value >= 100 else f'{value:.3g} {unit}'
   return f'{count:.0f} B'
 
 

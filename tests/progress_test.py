@@ -60,7 +60,13 @@ def test_half_an_event_is_not_read(tmp_path):
 
 @pytest.mark.parametrize(
   ('count', 'text'),
-  [(512, '512 B'), (1536, '1.5 KiB'), (257 << 20, '257 MiB'), (16 << 30, '16 GiB')],
+  [
+    (512, '512 B'),
+    (1536, '1.5 KiB'),
+    (257 << 20, '257 MiB'),
+    (1010 << 20, '1010 MiB'),
+    (16 << 30, '16 GiB'),
+  ],
 )
 def test_bytes_read_well(count, text):
   assert progress.format_bytes(count) == text
