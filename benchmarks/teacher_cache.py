@@ -22,13 +22,13 @@ import numpy as np
 
 from benchmarks import bars, mixture, training_step
 from benchmarks.bars import Measured
-from benchmarks.training_step import Step
-from cascades import assembly, losses, optimizers, partitioning, teacher_cache, train_step
+from benchmarks.training_step import ours
+from cascades import losses, partitioning, teacher_cache
 from cascades.tasks import vocabularies
 from cascades.tasks.corpus import Corpus
 from cascades.tasks.task import Row, Task
 from cascades.teacher_cache import Answers, Held
-from cascades.types import Batch, ModelConfig
+from cascades.types import Batch
 
 LENGTHS = {'inputs': training_step.SOURCE, 'targets': training_step.TARGET}
 HELD = {'first choices': Held(), '16 choices': Held(16)}
@@ -61,28 +61,6 @@ def made_up(directory: str, data: Corpus, held: Held, *, shard_rows: int = 1 << 
   return Answers.open(place)
 
 
-def fed(
-  small: ModelConfig,
-  large: ModelConfig | None,
-  loss: losses.CascadeLoss,
-  batches: Iterator[Batch],
-) -> Step:
-  """One update with the next batch, as `train` takes it."""
-  optimizer = optimizers.adamw(optimizers.constant(1e-3), clip_norm=None)
-  parts = assembly.blueprint(small, large, optimizer)
-  params = partitioning.init_params(small, 0, parts.state.params)
-  frozen = train_step.Frozen(large and partitioning.init_params(large, 1, parts.frozen.large))
-  state = train_step.init_state(params, optimizer, 0)
-  compiled = assembly.compiled_step(parts, optimizer, loss=loss)
-
-  def step() -> None:
-    nonlocal state
-    state, _ = compiled(state, frozen, partitioning.place_batch(next(batches)))
-    jax.block_until_ready(state.step)
-
-  return step
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--rows', type=int, default=20_000)
@@ -98,13 +76,18 @@ def main() -> None:
   ):
     data = corpus(directory, options.rows)
     caches = {name: made_up(directory, data, held) for name, held in HELD.items()}
-    feed = functools.partial(data.training, 0, batch_size=training_step.ROWS, seed=0)
-    cached = {name: feed(teacher=lambda _, c=cache: c.read) for name, cache in caches.items()}
+
+    def feed(cache: Answers | None = None) -> Iterator[Batch]:
+      """Batches as `train` takes them."""
+      teacher = cache and (lambda _: cache.read)
+      batches = data.training(0, batch_size=training_step.ROWS, seed=0, teacher=teacher)
+      return map(partitioning.place_batch, batches)
+
     steps = {
-      'xent': fed(small, None, losses.xent, feed()),
-      'cat_xent, cache': fed(small, None, losses.cat_xent, cached['first choices']),
-      'cat_dist, cache': fed(small, None, losses.cat_dist, cached['16 choices']),
-      'cat_xent, large model': fed(small, large, losses.cat_xent, feed()),
+      'xent': ours(small, None, losses.xent, feed()),
+      'cat_xent, cache': ours(small, None, losses.cat_xent, feed(caches['first choices'])),
+      'cat_dist, cache': ours(small, None, losses.cat_dist, feed(caches['16 choices'])),
+      'cat_xent, large model': ours(small, large, losses.cat_xent, feed()),
     }
     times = training_step.by_turns(steps, options.turns)
     sizes = {name: held.record.itemsize for name, held in HELD.items()}

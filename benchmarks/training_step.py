@@ -11,9 +11,10 @@ each of which is timed by itself in the same run. Needs the extra `reference`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
@@ -61,19 +62,31 @@ def batch(architecture: str) -> Batch:
   return Batch(inputs, targets, jnp.ones(targets.shape), draw(ROWS, SOURCE))
 
 
-def ours(small: ModelConfig, large: ModelConfig | None, loss: losses.CascadeLoss) -> Step:
-  """One update; the state goes from step to step as in a run."""
+def prepared(
+  small: ModelConfig, large: ModelConfig | None, loss: losses.CascadeLoss
+) -> tuple[jax.stages.Wrapped, train_step.TrainState, train_step.Frozen]:
+  """A step of AdamW, and what it starts with: random weights."""
   optimizer = optimizers.adamw(optimizers.constant(1e-3), clip_norm=None)
   parts = assembly.blueprint(small, large, optimizer)
   params = partitioning.init_params(small, 0, parts.state.params)
   frozen = train_step.Frozen(large and partitioning.init_params(large, 1, parts.frozen.large))
   state = train_step.init_state(params, optimizer, 0)
-  compiled = assembly.compiled_step(parts, optimizer, loss=loss)
-  rows = batch(small.architecture)
+  return assembly.compiled_step(parts, optimizer, loss=loss), state, frozen
+
+
+def ours(
+  small: ModelConfig,
+  large: ModelConfig | None,
+  loss: losses.CascadeLoss,
+  batches: Iterator[Batch] | None = None,
+) -> Step:
+  """One update, of one batch or the next; the state goes from step to step as in a run."""
+  compiled, state, frozen = prepared(small, large, loss)
+  batches = batches or itertools.repeat(batch(small.architecture))
 
   def step() -> None:
     nonlocal state
-    state, _ = compiled(state, frozen, rows)
+    state, _ = compiled(state, frozen, next(batches))
     jax.block_until_ready(state.step)
 
   return step

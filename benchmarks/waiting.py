@@ -23,9 +23,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import bars
+from benchmarks import bars, training_step
 from benchmarks.bars import Measured
-from cascades import assembly, loop, losses, optimizers, partitioning, train_step
+from cascades import loop, losses, partitioning
 from cascades.models import t5
 from cascades.tasks import cmudict
 from cascades.tasks.corpus import Corpus
@@ -47,14 +47,9 @@ class Step:
   """A compiled step and the state that it goes on with."""
 
   def __init__(self, small: t5.Config, batch: Batch):
-    optimizer = optimizers.adamw(optimizers.constant(1e-3))
-    parts = assembly.blueprint(small, None, optimizer)
-    params = partitioning.init_params(small, 0, parts.state.params)
-    self.state = train_step.init_state(params, optimizer, 0)
-    self.frozen = train_step.Frozen()
-    self.jitted = assembly.compiled_step(parts, optimizer, loss=losses.xent)
+    step, self.state, self.frozen = training_step.prepared(small, None, losses.xent)
     self.batch = partitioning.place_batch(batch)
-    self.program: Any = self.jitted.lower(self.state, self.frozen, self.batch).compile()
+    self.program: Any = step.lower(self.state, self.frozen, self.batch).compile()
 
   def bare(self, steps: int) -> float:
     start = time.perf_counter()

@@ -42,8 +42,10 @@ def blueprint(
   large_dtype: str = 'float32',
   rules: partitioning.Rules = partitioning.RULES,
   large_rules: partitioning.Rules | None = None,
+  vocab_size: int | None = None,
 ) -> Blueprint:
   """On the mesh that is in use. `large_rules` place the large model, by default as the small one.
+  The loss sees the small model's first `vocab_size` entries, all if None.
 
   With adapters those are the state, and the small model's own weights are frozen beside them.
   """
@@ -52,7 +54,9 @@ def blueprint(
   trained = lora.abstract(whole, configs.linear_maps(small), adapters) if adapters else whole
   init = functools.partial(train_step.init_state, optimizer=optimizer, seed=0)
   state = partitioning.like_parameters(jax.eval_shape(init, trained), trained)
-  definition = Definition(graph, small.vocab_size, adapters.scale if adapters else 1.0)
+  definition = Definition(
+    graph, vocab_size or small.vocab_size, adapters.scale if adapters else 1.0
+  )
   base = whole if adapters else None
   if large is None:
     return Blueprint(definition, None, state, Frozen(None, base))

@@ -7,7 +7,6 @@ number; so a block can form its gradient while its logits are there, and nothing
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -52,54 +51,80 @@ def sum_blocks(
   length = length or places.length
   narrow = lambda tree: _cast(tree, hidden.dtype)
 
-  def plain(table: Any, hidden: Array, frozen: Any, rows: Any) -> Totals:
-    def block(arrays: Any) -> tuple[Totals, None]:
-      return totals_of(table, arrays[0], frozen, arrays[1]), None
-
-    return places.sum(_fold(block, (hidden, rows), length)[0])
-
-  def with_gradient(
-    table: Any, hidden: Array, frozen: Any, rows: Any, *, of_table: bool
-  ) -> tuple[Totals, Any, Array]:
-    def block(arrays: Any) -> tuple[Any, Array]:
-      def loss(table: Any, hidden: Array) -> tuple[Array, Totals]:
-        totals = totals_of(table, hidden, frozen, arrays[1])
-        return totals['loss'], totals
-
-      wanted = (0, 1) if of_table else (1,)
-      gradients, totals = jax.grad(loss, wanted, has_aux=True)(table, arrays[0])
-      return (totals, _cast(gradients[:-1], gradient_dtype)), gradients[-1]
-
-    (totals, of_tables), of_hidden = _fold(block, (hidden, rows), length)
-    return places.sum(totals), jax.tree.map(lambda x: x[None], of_tables), of_hidden
-
   @jax.custom_vjp
   def total(table: Any, hidden: Array, frozen: Any, rows: Any) -> Totals:
-    return places.split(plain, PartitionSpec())(narrow(table), hidden, narrow(frozen), rows)
+    local = places.split(
+      lambda *arrays: places.sum(_sums(totals_of, *arrays, length=length)), PartitionSpec()
+    )
+    return local(narrow(table), hidden, narrow(frozen), rows)
 
-  def forward(table: Any, hidden: Any, frozen: Any, rows: Any) -> tuple[Totals, Any]:
+  def forward(*arrays: Any) -> tuple[Totals, Any]:
     # A table that is not trained, as that beside adapters, is told from one that is.
-    of_table = any(leaf.perturbed for leaf in jax.tree.leaves(table, is_leaf=_is_primal))
-    table, hidden, frozen, rows = jax.tree.map(
-      lambda leaf: leaf.value, (table, hidden, frozen, rows), is_leaf=_is_primal
-    )
-    split = places.split(
-      functools.partial(with_gradient, of_table=of_table),
-      (PartitionSpec(), places.rows, places.rows),
-    )
-    totals, of_tables, of_hidden = split(narrow(table), hidden, narrow(frozen), rows)
-    of_tables = places.reduce(of_tables)
+    trained = any(p.perturbed for p in jax.tree.leaves(arrays[0], is_leaf=_is_primal))
+    wanted = (0, 1) if trained else (1,)
+    table, hidden, frozen, rows = jax.tree.map(lambda p: p.value, arrays, is_leaf=_is_primal)
+
+    def local(*arrays: Any) -> tuple[Totals, Any, Array]:
+      totals, of_table, of_hidden = _gradients(
+        totals_of, *arrays, wanted=wanted, length=length, dtype=gradient_dtype
+      )
+      return places.sum(totals), jax.tree.map(lambda x: x[None], of_table), of_hidden
+
+    local = places.split(local, (PartitionSpec(), places.rows, places.rows))
+    totals, of_table, of_hidden = local(narrow(table), hidden, narrow(frozen), rows)
     like = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), table)
-    return totals, (of_tables, of_hidden, like)
+    return totals, (places.reduce(of_table), of_hidden, like)
 
   def backward(kept: Any, cotangents: Totals) -> tuple[Any, Any, None, None]:
-    (of_tables, of_hidden, like), cotangent = kept, cotangents['loss']
+    (of_table, of_hidden, like), cotangent = kept, cotangents['loss']
     scaled = lambda gradient, like: (gradient * cotangent).astype(like.dtype)
-    of_table = jax.tree.map(scaled, of_tables[0], like) if of_tables else None
-    return of_table, scaled(of_hidden, of_hidden), None, None
+    table = None if of_table is None else jax.tree.map(scaled, of_table, like)
+    return table, scaled(of_hidden, of_hidden), None, None
 
   total.defvjp(forward, backward, symbolic_zeros=True)
   return total(table, hidden, frozen, rows)
+
+
+def _sums(
+  totals_of: TotalsOf, table: Any, hidden: Array, frozen: Any, rows: Any, *, length: int
+) -> Totals:
+  """The totals of all blocks."""
+
+  def block(arrays: tuple[Array, Any]) -> tuple[Totals, None]:
+    hidden, rows = arrays
+    return totals_of(table, hidden, frozen, rows), None
+
+  return _fold(block, (hidden, rows), length)[0]
+
+
+def _gradients(
+  totals_of: TotalsOf,
+  table: Any,
+  hidden: Array,
+  frozen: Any,
+  rows: Any,
+  *,
+  wanted: tuple[int, ...],
+  length: int,
+  dtype: str,
+) -> tuple[Totals, Any, Array]:
+  """The same, and the loss's gradients to the table, summed in `dtype`, and to hidden.
+
+  Without argument 0 among the `wanted`, that of the table is None.
+  """
+
+  def block(arrays: tuple[Array, Any]) -> tuple[Any, Array]:
+    hidden, rows = arrays
+
+    def loss(table: Any, hidden: Array) -> tuple[Array, Totals]:
+      totals = totals_of(table, hidden, frozen, rows)
+      return totals['loss'], totals
+
+    (*of_table, of_hidden), totals = jax.grad(loss, wanted, has_aux=True)(table, hidden)
+    return (totals, _cast(of_table[0], dtype) if of_table else None), of_hidden
+
+  (totals, of_table), of_hidden = _fold(block, (hidden, rows), length)
+  return totals, of_table, of_hidden
 
 
 def _is_primal(leaf: Any) -> bool:

@@ -124,17 +124,7 @@ def train(
     if start >= train_steps:
       log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
       return []
-    cache = large = None
-    if teacher_cache is None:
-      large = _large_model(large_checkpoint_path, small, vocabulary)
-    else:
-      cache = cached.fitting(
-        teacher_cache,
-        corpus,
-        loss=loss,
-        vocab_size=small.vocab_size,
-        checkpoint=large_checkpoint_path,
-      )
+    large, cache = _teacher(large_checkpoint_path, teacher_cache, small, corpus, loss)
     parts = assembly.blueprint(
       small,
       large,
@@ -143,9 +133,8 @@ def train(
       large_dtype=large_dtype,
       rules=rules,
       large_rules=large_rules,
+      vocab_size=cache and cache.vocab_size,
     )
-    if cache:
-      parts = parts._replace(small=parts.small._replace(vocab_size=cache.vocab_size))
     step = assembly.compiled_step(
       parts,
       transform,
@@ -159,10 +148,7 @@ def train(
     state, base = _initial_state(
       parts, small, vocabulary, transform, seed, checkpoints, initial_checkpoint_path
     )
-    frozen = Frozen(
-      large and store.restore_params(large_checkpoint_path, parts.frozen.large),
-      base,
-    )
+    frozen = Frozen(large and store.restore_params(large_checkpoint_path, parts.frozen.large), base)
     order: dict[str, Any] = {'batch_size': batch_size, 'seed': seed, 'pack': pack_length}
     batches = corpus.training(start, **order, teacher=cache.answers if cache else None)
     validate = validating.validator(
@@ -259,6 +245,22 @@ def _check_vocabulary(path: str, description: Mapping[str, Any], vocabulary: Voc
       f'{vocabulary.fingerprint[:12]} of {vocabulary.size}: they must be the same. Convert both '
       "from one format, or one with the other's VOCABULARY; or train one anew with it."
     )
+
+
+def _teacher(
+  path: str | None,
+  teacher_cache: str | None,
+  small: ModelConfig,
+  corpus: Corpus,
+  loss: losses.CascadeLoss,
+) -> tuple[configs.Config | None, cached.Cache | None]:
+  """The large model of a run directory, or what one has said of the corpus, or neither."""
+  if teacher_cache is None:
+    return _large_model(path, small, corpus.vocabulary), None
+  cache = cached.fitting(
+    teacher_cache, corpus, loss=loss, vocab_size=small.vocab_size, checkpoint=path
+  )
+  return None, cache
 
 
 def _large_model(

@@ -44,7 +44,7 @@ def test_a_report_names_machine_and_commit_and_writes_every_number(tmp_path, cap
 
 def test_memory_that_is_taken_is_the_process_s_own():
   before = bars.memory()
-  taken = np.ones(1 << 24, np.uint8)
+  taken = np.ones(1 << 27, np.uint8)  # so that little else moves the sum
   after = bars.memory()
   assert after['private'] - before['private'] == pytest.approx(taken.nbytes, rel=0.2)
   assert after['peak'] >= after['private']
