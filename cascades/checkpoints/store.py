@@ -62,6 +62,8 @@ class Checkpoints:
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
+    if jax.process_index() == 0:
+      _remove_unfinished(self._directory)
     policies = ocp.checkpoint_managers
     keep_policy = policies.AnyPreservationPolicy(
       [
@@ -75,7 +77,6 @@ class Checkpoints:
         step_prefix=finished.PREFIX,
         best_fn=finished.quality,  # without it Orbax does not write what its policies read
         preservation_policy=keep_policy,
-        cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=self._sum),
       ),
     )
@@ -164,6 +165,16 @@ class Checkpoints:
 
 def _raise(error: SaveError) -> None:
   raise error
+
+
+def _remove_unfinished(directory: epath.Path) -> None:
+  """What a killed or failed save has left. Orbax's manager would remove it in a thread beside what
+  follows, which takes away a base that is just being written."""
+  for place in ocp.utils.tmp_checkpoints(directory):
+    try:
+      place.get().rmtree()
+    except OSError as error:  # a thread of the failed save still writes there
+      log.warning('%s could not be removed (%s); the next run does it.', place.get(), error)
 
 
 def is_made(

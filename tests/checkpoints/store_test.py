@@ -87,6 +87,7 @@ def test_an_unfinished_checkpoint_does_not_count(tmp_path, state):
   half = tmp_path / 'checkpoint_2.orbax-checkpoint-tmp'
   (half / 'state').mkdir(parents=True)
   with store.Checkpoints(tmp_path, keep=3) as checkpoints:
+    assert not half.exists()  # at once: what is written from here on is not taken for a rest
     assert checkpoints.latest() == 1
     checkpoints.save(2, state)
   assert store.locate(tmp_path)[1] == 2
