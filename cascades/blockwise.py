@@ -1,12 +1,14 @@
 """Sums over blocks of tokens, with their gradient formed on the way forward.
 
 Logits of all tokens, [B, T, V], are what a step with a large vocabulary has no room for. Here they
-exist for some positions of each row at a time. A sum hands every block the same cotangent, one
-number; so a block can form its gradient while its logits are there, and nothing is read out twice.
+exist for a block of tokens at a time, and only for tokens that count: prompts and padding are not
+read out. A sum hands every block the same cotangent, one number; so a block can form its gradient
+while its logits are there, and nothing is read out twice.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -14,13 +16,15 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from cascades import axes
 
 Totals: TypeAlias = dict[str, Float[Array, '']]  # sums over tokens, of a block, batch or data set
 # Of (table, hidden, frozen, rows), each of one block but for the table and what is frozen.
 TotalsOf: TypeAlias = Callable[[Any, Array, Any, Any], Totals]
+# Of (of, arrays, counted): `of(block) -> (sums, kept)` over all blocks, as `_fold` does it.
+Fold: TypeAlias = Callable[[Callable[[Any], tuple[Any, Any]], Any, Array], tuple[Any, Any]]
 
 # Logits of a block on a device, unless its length is given. Every block reads the tables anew, for
 # which a chip takes longer than for the products if a block has few tokens: below 340 on a v5e.
@@ -34,27 +38,29 @@ def sum_blocks(
   hidden: Float[Array, 'B T D'],
   frozen: Any,
   rows: Any,
+  counted: Bool[Array, 'B T'],
   *,
   length: int | None = None,
   gradient_dtype: str = 'float32',
 ) -> Totals:
-  """`totals_of(table, hidden, frozen, rows)`, summed over blocks of `length` positions of all rows.
+  """`totals_of(table, hidden, frozen, rows)`, summed over blocks of the tokens that are `counted`.
 
-  `rows` is a tree of arrays [B, T, ...], cut into blocks as `hidden` is; what is added for padding
-  must be 0 where the rows are. Only `totals['loss']` has a gradient, to `table` and `hidden`; that
-  of the table is summed in `gradient_dtype`.
+  `rows` is a tree of arrays [B, T, ...], cut into blocks as `hidden` is. A block, [n, ...], has the
+  tokens of up to `length` positions of all rows; other tokens or zeros fill the last one up, and
+  what `totals_of` adds for those must be 0. Only `totals['loss']` has a gradient, to `table` and
+  `hidden`; that of the table is summed in `gradient_dtype`.
 
   Rows that lie on several devices stay there: the tables are gathered once before the blocks, and
   the table's gradient is reduced once after them.
   """
   places = _Places(hidden.shape[0], jax.tree.leaves(table)[0].shape)
-  length = length or places.length
+  fold = functools.partial(_fold, length=length or places.length, most=places.most)
   narrow = lambda tree: _cast(tree, hidden.dtype)
 
   @jax.custom_vjp
   def total(table: Any, hidden: Array, frozen: Any, rows: Any) -> Totals:
     local = places.split(
-      lambda *arrays: places.sum(_sums(totals_of, *arrays, length=length)), PartitionSpec()
+      lambda *arrays: places.sum(_sums(totals_of, *arrays, fold=fold)), PartitionSpec()
     )
     return local(narrow(table), hidden, narrow(frozen), rows)
 
@@ -66,7 +72,7 @@ def sum_blocks(
 
     def local(*arrays: Any) -> tuple[Totals, Any, Array]:
       totals, of_table, of_hidden = _gradients(
-        totals_of, *arrays, wanted=wanted, length=length, dtype=gradient_dtype
+        totals_of, *arrays, wanted=wanted, fold=fold, dtype=gradient_dtype
       )
       return places.sum(totals), jax.tree.map(lambda x: x[None], of_table), of_hidden
 
@@ -82,11 +88,11 @@ def sum_blocks(
     return table, scaled(of_hidden, of_hidden), None, None
 
   total.defvjp(forward, backward, symbolic_zeros=True)
-  return total(table, hidden, frozen, rows)
+  return total(table, hidden, frozen, (rows, counted))
 
 
 def _sums(
-  totals_of: TotalsOf, table: Any, hidden: Array, frozen: Any, rows: Any, *, length: int
+  totals_of: TotalsOf, table: Any, hidden: Array, frozen: Any, rows: Any, *, fold: Fold
 ) -> Totals:
   """The totals of all blocks."""
 
@@ -94,7 +100,8 @@ def _sums(
     hidden, rows = arrays
     return totals_of(table, hidden, frozen, rows), None
 
-  return _fold(block, (hidden, rows), length)[0]
+  rows, counted = rows
+  return fold(block, (hidden, rows), counted)[0]
 
 
 def _gradients(
@@ -105,7 +112,7 @@ def _gradients(
   rows: Any,
   *,
   wanted: tuple[int, ...],
-  length: int,
+  fold: Fold,
   dtype: str,
 ) -> tuple[Totals, Any, Array]:
   """The same, and the loss's gradients to the table, summed in `dtype`, and to hidden.
@@ -123,7 +130,8 @@ def _gradients(
     (*of_table, of_hidden), totals = jax.grad(loss, wanted, has_aux=True)(table, hidden)
     return (totals, _cast(of_table[0], dtype) if of_table else None), of_hidden
 
-  (totals, of_table), of_hidden = _fold(block, (hidden, rows), length)
+  rows, counted = rows
+  (totals, of_table), of_hidden = fold(block, (hidden, rows), counted)
   return totals, of_table, of_hidden
 
 
@@ -138,31 +146,58 @@ def _cast(tree: Any, dtype: Any) -> Any:
   )
 
 
-def _fold(of: Callable[[Any], tuple[Any, Any]], arrays: Any, length: int) -> tuple[Any, Any]:
-  """`of(block) -> (sums, kept)` over blocks of the arrays' second axis: sums are added, what is
-  kept is joined again."""
-  whole = jax.tree.leaves(arrays)[0].shape[1]
-  count = _count(whole, length)
+def _fold(
+  of: Callable[[Any], tuple[Any, Any]],
+  arrays: Any,
+  counted: Bool[Array, 'B T'],
+  *,
+  length: int,
+  most: Callable[[Array], Array],
+) -> tuple[Any, Any]:
+  """`of(block) -> (sums, kept)` over blocks of the arrays' tokens: sums are added, what is kept is
+  put back where its tokens were.
+
+  Tokens that are counted come first, and blocks without any are passed over: 0 is kept of them.
+  `most` makes the devices agree on where that begins, lest one waits for another inside a block.
+  """
+  count = _count(counted.shape[1], length)
+  restore = lambda x: x.reshape(*counted.shape, *x.shape[1:])
   if count == 1:
-    return of(arrays)
-  length = -(-whole // count)
-
-  def split(x: Array) -> Array:
-    padding = [(0, 0), (0, count * length - whole)] + [(0, 0)] * (x.ndim - 2)
-    return jnp.moveaxis(jnp.pad(x, padding).reshape(x.shape[0], count, length, *x.shape[2:]), 1, 0)
-
-  def join(x: Array) -> Array:
-    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :whole]
+    sums, kept = of(jax.tree.map(_flat, arrays))
+    return sums, jax.tree.map(restore, kept)
+  size = -(-counted.size // count)
+  order = jnp.argsort(~counted.reshape(-1), stable=True)
+  places = jnp.argsort(order)
+  blocks = jax.tree.map(lambda x: _cut(_flat(x)[order], count, size), arrays)
+  shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], blocks))
+  zeros, nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
   def add(sums: Any, block: Any) -> tuple[Any, Any]:
     more, kept = of(block)
     return jax.tree.map(jnp.add, sums, more), kept
 
-  blocks = jax.tree.map(split, arrays)
-  shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], blocks))[0]
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-  sums, kept = jax.lax.scan(add, zeros, blocks)
-  return sums, jax.tree.map(join, kept)
+  def pass_over(sums: Any, block: Any) -> tuple[Any, Any]:
+    del block
+    return sums, nothing
+
+  def step(sums: Any, numbered: tuple[Int[Array, ''], Any]) -> tuple[Any, Any]:
+    start, block = numbered
+    return jax.lax.cond(start < end, add, pass_over, sums, block)
+
+  end = most(jnp.sum(counted))
+  sums, kept = jax.lax.scan(step, zeros, (size * jnp.arange(count), blocks))
+  return sums, jax.tree.map(lambda x: restore(_flat(x)[places]), kept)
+
+
+def _flat(x: Array) -> Array:
+  """[B, T, ...] as [B * T, ...]."""
+  return x.reshape(-1, *x.shape[2:])
+
+
+def _cut(x: Array, count: int, size: int) -> Array:
+  """[N, ...] as [count, size, ...], filled up with zeros."""
+  padding = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+  return jnp.pad(x, padding).reshape(count, size, *x.shape[1:])
 
 
 def _count(whole: int, length: int) -> int:
@@ -207,6 +242,9 @@ class _Places:
       axis_names={*self.axes},
       check_vma=False,  # would sum gradients of what is the same everywhere in every block
     )
+
+  def most(self, number: Array) -> Array:
+    return jax.lax.pmax(number, self.axes) if self.axes else number
 
   def sum(self, tree: Any) -> Any:
     return jax.lax.psum(tree, self.axes) if self.axes else tree

@@ -105,8 +105,9 @@ def loss_totals(
 ) -> Totals:
   """Loss and agreement of both models, summed over the batch.
 
-  Hidden states are computed at once; logits exist only for `block_length` positions of each row
-  at a time, by default as many as `blockwise` finds room for, so [B, T, V] is never formed.
+  Hidden states are computed at once; logits exist only of tokens with a weight, and of as many at a
+  time as `block_length` positions of all rows have, by default as `blockwise` finds room for: so
+  [B, T, V] is never formed.
   Without a large model a batch may carry what another run of it said, `batch.teacher`.
   """
   hidden = small.hidden(batch, key)
@@ -127,6 +128,7 @@ def loss_totals(
     hidden,
     None if large is None else large.table,
     (hidden_large, batch.teacher, batch.targets, batch.weights),
+    batch.weights != 0,
     length=block_length,
     gradient_dtype=gradient_dtype,
   )
