@@ -119,6 +119,7 @@ def measure(
 ) -> Plan:
   """Count the step's work, and compile it if that can be done here."""
   arguments = parts.state, parts.frozen, batch
+  needs = usage.needs(parts, batch)
   result = Plan(
     found,
     counts,
@@ -129,7 +130,7 @@ def measure(
       'batch': planning.held(batch),
     },
     flops.flops_of(step, *arguments),
-    usage.model_flops(parts, batch),
+    needs.step + needs.token * batch.targets.size,
     batch.targets.size,
   )
   if not found.compiles:

@@ -1,22 +1,22 @@
 """What a step takes of its devices: memory as XLA estimates it and as it is, and their operations.
 
 MFU is the share of the chips' peak that goes into the operations which the models themselves need:
-three forward passes' worth of the small model (its backward pass is two) and one of the large.
-What is recomputed to save memory does not count.
+three forward passes' worth of the small model (its backward pass is two) and one of the large, with
+readouts of the tokens that count. What is recomputed to save memory does not count.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import resource
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
-from cascades import chips, flops, losses, progress, train_step
+from cascades import chips, flops, progress
 from cascades.assembly import Blueprint
-from cascades.types import Batch
+from cascades.types import Batch, LanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +35,19 @@ class Used(NamedTuple):
     return {'memory': self.memory} | ({} if self.mfu is None else {'mfu': self.mfu})
 
 
+class Needs(NamedTuple):
+  """Operations of matrix products that the models need: forward, and backward if trained."""
+
+  step: float  # for the hidden states of a batch
+  token: float  # to read out one of its tokens
+
+
 class Usage:
   """Of one run, told of its program when that is compiled."""
 
   def __init__(self, parts: Blueprint):
     self._parts = parts
-    self._flops: float | None = None  # of a step, on all devices
+    self._needs: Needs | None = None
     self._peak = 0.0  # a second, of all devices
 
   def compiled(self, program: jax.stages.Compiled, batch: Batch) -> None:
@@ -49,25 +56,37 @@ class Usage:
     chip = chips.of(device)
     log.info('%s', _estimate(program.memory_analysis(), chip))
     if chip:
-      self._flops = model_flops(self._parts, batch)
+      self._needs = needs(self._parts, batch)
       self._peak = chip.flops * jax.device_count()
 
   def now(self, rates: progress.Rates | None) -> Used:
-    per_second = rates and self._flops and rates.steps_per_second * self._flops
-    return Used(per_second / self._peak if per_second else None, peak_memory())
+    if rates is None or self._needs is None:
+      return Used(None, peak_memory())
+    per_second = (
+      rates.steps_per_second * self._needs.step + rates.tokens_per_second * self._needs.token
+    )
+    return Used(per_second / self._peak, peak_memory())
 
 
-def model_flops(parts: Blueprint, batch: Batch) -> float:
-  """Operations of matrix products that a step's models need: forward, and backward if trained.
-
-  Beside frozen weights, adapters' backward pass is one forward pass's worth, not two.
-  """
+def needs(parts: Blueprint, batch: Batch) -> Needs:
+  """Beside frozen weights, adapters' backward pass is one forward pass's worth, not two."""
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-  arguments = parts.state.params, parts.frozen, shapes
-  forward = functools.partial(train_step.eval_step, small=parts.small, loss=losses.xent)
-  alone = flops.flops_of(functools.partial(forward, large=None), *arguments)
-  both = flops.flops_of(functools.partial(forward, large=parts.large), *arguments)
-  return (3 if parts.frozen.base is None else 2) * alone + both - alone
+
+  def of(forward: Callable[[LanguageModel, Batch], Any]) -> float:
+    def small(params: Any, frozen: Any, batch: Batch) -> Any:
+      return forward(parts.small.bind(params, frozen.base), batch)
+
+    def large(params: Any, frozen: Any, batch: Batch) -> Any:
+      del params
+      return parts.large and forward(parts.large.bind(frozen.large), batch)
+
+    passes = {small: 3 if parts.frozen.base is None else 2, large: 1}
+    arguments = parts.state.params, parts.frozen, shapes
+    return sum(times * flops.flops_of(one, *arguments) for one, times in passes.items())
+
+  hidden = of(lambda model, batch: model.hidden(batch))
+  whole = of(lambda model, batch: model.readout(model.hidden(batch)))
+  return Needs(hidden, (whole - hidden) / batch.targets.size)
 
 
 def peak_memory() -> int:

@@ -28,13 +28,20 @@ def forward(rows, length):
   return 2 * rows * length * (weights + attention)
 
 
+def needed(parts, batch):
+  """For a batch of which every token counts."""
+  needs = usage.needs(parts, batch)
+  return needs.step + batch.targets.size * needs.token
+
+
 def test_what_the_models_need_is_three_passes_of_the_small_one_and_one_of_the_large():
   batch = testing.batch(CONFIG)
   once = forward(*batch.targets.shape)
   with partitioning.use(tiny.one_device()):
-    assert usage.model_flops(blueprint(), batch) == 3 * once
-    assert usage.model_flops(blueprint(large=CONFIG), batch) == 4 * once
-    adapted = usage.model_flops(blueprint(adapters=lora.Config(rank=1)), batch)
+    assert needed(blueprint(), batch) == 3 * once
+    assert needed(blueprint(large=CONFIG), batch) == 4 * once
+    assert usage.needs(blueprint(), batch).token == 3 * 2 * CONFIG.emb_dim * testing.VOCAB
+    adapted = needed(blueprint(adapters=lora.Config(rank=1)), batch)
   assert 2 * once < adapted < 2.6 * once
 
 
@@ -44,9 +51,9 @@ def test_the_step_itself_needs_no_more_products_unless_it_recomputes():
   with partitioning.use(tiny.one_device()):
     step = assembly.compiled_step(parts, OPTIMIZER, loss=losses.cat_dist, block_length=2)
     found = flops.flops_of(step, parts.state, parts.frozen, batch)
-    needed = usage.model_flops(parts, batch)
+    least = needed(parts, batch)
   # The first layer's input has a gradient too, but no product needs it: a table is looked up.
-  assert needed * 0.95 < found <= needed
+  assert least * 0.95 < found <= least
 
 
 def test_a_compiled_step_says_its_memory_and_lines_say_the_share_of_the_peak(monkeypatch, caplog):
@@ -56,11 +63,12 @@ def test_a_compiled_step_says_its_memory_and_lines_say_the_share_of_the_peak(mon
   assert used.now(None).mfu is None
   with partitioning.use(tiny.one_device()), caplog.at_level(logging.INFO, 'cascades'):
     used.compiled(jax.jit(lambda x: x @ x).lower(jnp.ones((64, 64))).compile(), batch)
-    per_step = usage.model_flops(parts, batch)
+    needs = usage.needs(parts, batch)
   (said,) = caplog.messages
   assert 'takes 32 KiB of the 1 GiB of a v0 on each device: 16 KiB parameters' in said
-  found = used.now(Rates(steps_per_second=100.0, tokens_per_second=0.0, seconds_left=0.0))
-  assert found.mfu == pytest.approx(100 * per_step / (1e9 * jax.device_count()))
+  found = used.now(Rates(steps_per_second=100.0, tokens_per_second=300.0, seconds_left=0.0))
+  per_second = 100 * needs.step + 300 * needs.token
+  assert found.mfu == pytest.approx(per_second / (1e9 * jax.device_count()))
   assert found.notes()[0].startswith('MFU ')
   assert set(found.numbers()) == {'mfu', 'memory'}
 
