@@ -92,21 +92,39 @@ def ours(
   return step
 
 
-def forward(large: ModelConfig) -> Step:
-  """What the large model adds to a step at the least: hidden states and its first choices."""
-  graph, abstract = partitioning.abstract_model(large)
-  params, rows = partitioning.init_params(large, 1, abstract), batch(large.architecture)
+def gradient(small: ModelConfig) -> Step:
+  """What of an update is not passes over the parameters."""
+  graph, abstract = partitioning.abstract_model(small)
+  params, rows = partitioning.init_params(small, 0, abstract), batch(small.architecture)
+  model = train_step.Definition(graph, small.vocab_size)
 
   @jax.jit
+  @jax.grad
   def run(params: Any) -> jax.Array:
-    model = nnx.merge(graph, params)
-    return jnp.argmax(model.readout(model.hidden(rows)), -1)
+    return train_step.loss_totals(
+      model.bind(params), None, rows, None, loss=losses.xent, vocab_size=small.vocab_size
+    )['loss']
 
   return lambda: jax.block_until_ready(run(params))
 
 
-def theirs(small: ModelConfig, large: ModelConfig | None) -> Step:
-  """The same update by PyTorch and transformers."""
+def forward(large: ModelConfig) -> Step:
+  """What the large model adds to a step at the least: hidden states, and its first choices of the
+  tokens that count."""
+  graph, abstract = partitioning.abstract_model(large)
+  params, rows = partitioning.init_params(large, 1, abstract), batch(large.architecture)
+  counted = np.asarray(rows.weights) > 0
+
+  @jax.jit
+  def run(params: Any) -> jax.Array:
+    model = nnx.merge(graph, params)
+    return jnp.argmax(model.readout(model.hidden(rows)[counted]), -1)
+
+  return lambda: jax.block_until_ready(run(params))
+
+
+def theirs(small: ModelConfig, large: ModelConfig | None, *, update: bool = True) -> Step:
+  """The same update, or its gradient alone, by PyTorch and transformers."""
   import torch
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -128,7 +146,8 @@ def theirs(small: ModelConfig, large: ModelConfig | None) -> Step:
         soft = torch.softmax(teacher(**given).logits[kept], -1)
       loss = 0.5 * loss + 0.5 * torch.nn.functional.cross_entropy(logits, soft)
     loss.backward()
-    optimizer.step()
+    if update:
+      optimizer.step()
 
   return step
 
@@ -189,13 +208,18 @@ def measure(name: str, turns: int, *, torch: bool) -> list[Measured]:
   small, large = MODELS[name]
   steps = {
     'xent': ours(small, None, losses.xent),
+    'gradient': gradient(small),
     'large forward': forward(large),
     'cat_xent': ours(small, large, losses.cat_xent),
     'cat_dist': ours(small, large, losses.cat_dist),
     'dist': ours(small, large, losses.dist),
   }
   if torch:
-    steps |= {'torch, plain': theirs(small, None), 'torch, dist': theirs(small, large)}
+    steps |= {
+      'torch, plain': theirs(small, None),
+      'torch, gradient': theirs(small, None, update=False),
+      'torch, dist': theirs(small, large),
+    }
   times = by_turns(steps, turns)
   found = [Measured(f'{name}: {step}', median(ms), 'ms') for step, ms in times.items()]
   found += [
@@ -205,6 +229,8 @@ def measure(name: str, turns: int, *, torch: bool) -> list[Measured]:
   ]  # fmt: skip
   if torch:
     found += [
+      Measured(f'{name}: PyTorch over ours, gradient', ratio(times, 'torch, gradient', 'gradient'),
+               'x'),
       Measured(f'{name}: PyTorch over ours, plain', ratio(times, 'torch, plain', 'xent'), 'x',
                at_least=1.0),
       Measured(f'{name}: PyTorch over ours, distillation', ratio(times, 'torch, dist', 'dist'), 'x',

@@ -1,9 +1,9 @@
 """Sums over blocks of tokens, with their gradient formed on the way forward.
 
 Logits of all tokens, [B, T, V], are what a step with a large vocabulary has no room for. Here they
-exist for a block of tokens at a time, and only for tokens that count: prompts and padding are not
-read out. A sum hands every block the same cotangent, one number; so a block can form its gradient
-while its logits are there, and nothing is read out twice.
+exist for a block of tokens at a time. Tokens that count come first, and blocks without any, of
+prompts and padding, are not read out. A sum hands every block the same cotangent, one number; so a
+block can form its gradient while its logits are there, and nothing is read out twice.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def sum_blocks(
   the table's gradient is reduced once after them.
   """
   places = _Places(hidden.shape[0], jax.tree.leaves(table)[0].shape)
-  fold = functools.partial(_fold, length=length or places.length, most=places.most)
+  fold = functools.partial(_fold, length=length or places.length, largest=places.largest)
   narrow = lambda tree: _cast(tree, hidden.dtype)
 
   @jax.custom_vjp
@@ -92,7 +92,13 @@ def sum_blocks(
 
 
 def _sums(
-  totals_of: TotalsOf, table: Any, hidden: Array, frozen: Any, rows: Any, *, fold: Fold
+  totals_of: TotalsOf,
+  table: Any,
+  hidden: Array,
+  frozen: Any,
+  rows_counted: tuple[Any, Array],
+  *,
+  fold: Fold,
 ) -> Totals:
   """The totals of all blocks."""
 
@@ -100,7 +106,7 @@ def _sums(
     hidden, rows = arrays
     return totals_of(table, hidden, frozen, rows), None
 
-  rows, counted = rows
+  rows, counted = rows_counted
   return fold(block, (hidden, rows), counted)[0]
 
 
@@ -109,7 +115,7 @@ def _gradients(
   table: Any,
   hidden: Array,
   frozen: Any,
-  rows: Any,
+  rows_counted: tuple[Any, Array],
   *,
   wanted: tuple[int, ...],
   fold: Fold,
@@ -130,7 +136,7 @@ def _gradients(
     (*of_table, of_hidden), totals = jax.grad(loss, wanted, has_aux=True)(table, hidden)
     return (totals, _cast(of_table[0], dtype) if of_table else None), of_hidden
 
-  rows, counted = rows
+  rows, counted = rows_counted
   (totals, of_table), of_hidden = fold(block, (hidden, rows), counted)
   return totals, of_table, of_hidden
 
@@ -152,22 +158,23 @@ def _fold(
   counted: Bool[Array, 'B T'],
   *,
   length: int,
-  most: Callable[[Array], Array],
+  largest: Callable[[Array], Array],
 ) -> tuple[Any, Any]:
   """`of(block) -> (sums, kept)` over blocks of the arrays' tokens: sums are added, what is kept is
   put back where its tokens were.
 
   Tokens that are counted come first, and blocks without any are passed over: 0 is kept of them.
-  `most` makes the devices agree on where that begins, lest one waits for another inside a block.
+  Devices agree on the `largest` number of tokens: XLA is free to let all of them take part in what
+  those of one row exchange within a block, and then none may pass over it alone.
   """
-  count = _count(counted.shape[1], length)
+  count = -(-counted.shape[1] // length)
   restore = lambda x: x.reshape(*counted.shape, *x.shape[1:])
   if count == 1:
     sums, kept = of(jax.tree.map(_flat, arrays))
     return sums, jax.tree.map(restore, kept)
   size = -(-counted.size // count)
   order = jnp.argsort(~counted.reshape(-1), stable=True)
-  places = jnp.argsort(order)
+  inverse = jnp.argsort(order)
   blocks = jax.tree.map(lambda x: _cut(_flat(x)[order], count, size), arrays)
   shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], blocks))
   zeros, nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -184,9 +191,9 @@ def _fold(
     start, block = numbered
     return jax.lax.cond(start < end, add, pass_over, sums, block)
 
-  end = most(jnp.sum(counted))
+  end = largest(jnp.sum(counted))
   sums, kept = jax.lax.scan(step, zeros, (size * jnp.arange(count), blocks))
-  return sums, jax.tree.map(lambda x: restore(_flat(x)[places]), kept)
+  return sums, jax.tree.map(lambda x: restore(_flat(x)[inverse]), kept)
 
 
 def _flat(x: Array) -> Array:
@@ -198,12 +205,6 @@ def _cut(x: Array, count: int, size: int) -> Array:
   """[N, ...] as [count, size, ...], filled up with zeros."""
   padding = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
   return jnp.pad(x, padding).reshape(count, size, *x.shape[1:])
-
-
-def _count(whole: int, length: int) -> int:
-  """How many blocks: the fewest that need no padding, if that is not many more than the fewest."""
-  least = -(-whole // length)
-  return next((n for n in range(least, 2 * least) if whole % n == 0), least)
 
 
 def room(mesh: Any) -> int:
@@ -243,7 +244,7 @@ class _Places:
       check_vma=False,  # would sum gradients of what is the same everywhere in every block
     )
 
-  def most(self, number: Array) -> Array:
+  def largest(self, number: Array) -> Array:
     return jax.lax.pmax(number, self.axes) if self.axes else number
 
   def sum(self, tree: Any) -> Any:

@@ -54,6 +54,7 @@ def run(
   """
   history: list[Values] = []
   sums: list[Sums] = []
+  reported = start
   for number in range(start + 1, total + 1):
     with profile(number):
       state, step_sums = step(state, next(batches))
@@ -61,7 +62,8 @@ def run(
     due = every.due(number, total)
     if number == start + 1:
       jax.block_until_ready(step_sums)
-      report(number, {}, 0.0)
+      report(number, {}, float(step_sums['tokens']))
+      reported = number
     stopping = number < total and asked_to_stop(number)
     if stopping:  # without a validation: there may be seconds left
       due = Every(True, False, True)
@@ -75,7 +77,9 @@ def run(
     if due.validate:
       values |= validate(state)
     history.append(values)
-    report(number, values, float(sum(s['tokens'] for s in fetched)))
+    unreported = fetched[len(fetched) - (number - reported) :]
+    report(number, values, float(sum(s['tokens'] for s in unreported)))
+    reported = number
     if due.save:
       save(number, state, values)
     if stopping:

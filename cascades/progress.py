@@ -40,11 +40,13 @@ class Meter:
     self._last: tuple[float, int] = (0.0, 0)
 
   def update(self, step: int, tokens: float) -> Rates | None:
-    """`step` steps are done, `tokens` more than at the last update. None at the first."""
+    """`step` steps are done, `tokens` more than at the last update. None until there are more
+    steps than at the first."""
     now = self._clock()
     last, self._last = self._last, (now, step)
     if self._first is None:
       self._first = self._last
+    if step == self._first[1]:
       return None
     elapsed = max(now - last[0], 1e-9)
     pace = (now - self._first[0]) / max(step - self._first[1], 1)

@@ -105,9 +105,9 @@ def loss_totals(
 ) -> Totals:
   """Loss and agreement of both models, summed over the batch.
 
-  Hidden states are computed at once; logits exist only of tokens with a weight, and of as many at a
-  time as `block_length` positions of all rows have, by default as `blockwise` finds room for: so
-  [B, T, V] is never formed.
+  Hidden states are computed at once; logits exist only of as many tokens at a time as
+  `block_length` positions of all rows have, by default as `blockwise` finds room for, so
+  [B, T, V] is never formed. Blocks of tokens without a weight are passed over.
   Without a large model a batch may carry what another run of it said, `batch.teacher`.
   """
   hidden = small.hidden(batch, key)

@@ -79,12 +79,10 @@ def test_no_length_of_rows_or_blocks_loses_or_repeats_a_token(whole, length, bit
   counted = (bits >> np.arange(2 * whole).reshape(2, whole)) % 2 == 1
   numbers = jnp.where(counted, numbers, 0)
   sums, kept = blockwise._fold(
-    lambda x: (jnp.sum(x), 3 * x), numbers, counted, length=length, most=lambda x: x
+    lambda x: (jnp.sum(x), 3 * x), numbers, counted, length=length, largest=lambda x: x
   )
   assert sums == jnp.sum(numbers)
   np.testing.assert_array_equal(kept, 3 * numbers)
-  count = blockwise._count(whole, length)
-  assert -(-whole // length) <= count <= 2 * -(-whole // length)
 
 
 def test_tokens_that_do_not_count_are_not_read_out():
@@ -204,9 +202,9 @@ MESHES = [{'data': 8}, {'data': 1, 'fsdp': 8}, {'data': 2, 'fsdp': 2, 'tensor': 
 
 
 def uneven():
-  """The first row counts whole, the next ones less and less, the last two not at all."""
+  """Three tokens of the first row count, two and one of the next, none of the others."""
   table, hidden, large_table, (hidden_large, targets, _) = draw()
-  weights = jnp.asarray(np.arange(T) < T - np.arange(B)[:, None], jnp.float32)
+  weights = jnp.asarray(np.arange(T) < 3 - np.arange(B)[:, None], jnp.float32)
   return table, hidden, large_table, (hidden_large, targets, weights)
 
 
@@ -232,6 +230,6 @@ def test_rows_on_several_devices_add_up_and_no_block_moves_a_table(shape):
   np.testing.assert_allclose(totals_['loss'], totals['loss'], rtol=1e-5)
   table = V * D // mesh.shape['tensor']
   assert moved_in_loops(program.as_text()) < table
-  with jax.set_mesh(mesh):  # without the rules XLA decides, and does move what is split
+  with jax.set_mesh(mesh):  # without the rules XLA decides, and moves tables that are split
     moved = moved_in_loops(compiled(mesh)[0].as_text())
   assert (moved >= table) == ('fsdp' in shape)

@@ -40,8 +40,8 @@ class Story:
 def test_every_interval_and_the_last_step_are_reported_and_saved():
   story = Story()
   assert story.events == [
-    ('report', 1, 0.0),
-    ('report', 4, 16.0),
+    ('report', 1, 4.0),
+    ('report', 4, 12.0),
     ('report', 5, 4.0),
     ('save', 5, 5),
     ('report', 8, 12.0),
@@ -50,12 +50,20 @@ def test_every_interval_and_the_last_step_are_reported_and_saved():
   ]
 
 
+def test_a_first_step_that_is_logged_reports_its_tokens_once():
+  assert Story(every=(1, 0, 0), total=2).events == [
+    ('report', 1, 4.0),
+    ('report', 1, 0.0),
+    ('report', 2, 4.0),
+  ]
+
+
 def test_a_checkpoint_is_validated_before_it_is_saved():
   story = Story(every=(0, 4, 5), total=8)
   assert story.events == [
-    ('report', 1, 0.0),
+    ('report', 1, 4.0),
     ('validate', 4),
-    ('report', 4, 16.0),
+    ('report', 4, 12.0),
     ('validate', 5),
     ('report', 5, 4.0),
     ('save', 5, 5),
@@ -68,7 +76,7 @@ def test_a_checkpoint_is_validated_before_it_is_saved():
 
 def test_a_resumed_run_starts_behind_its_checkpoint():
   story = Story(start=6)
-  assert story.events[0] == ('report', 7, 0.0)
+  assert story.events[0] == ('report', 7, 4.0)
   assert ('save', 10, 10) in story.events
 
 
@@ -93,9 +101,9 @@ def test_steps_that_were_all_refused_leave_nothing_but_their_number():
 def test_a_run_that_is_asked_to_stop_saves_that_step_without_validation_and_ends():
   story = Story(every=(4, 4, 8), stop_at=6)
   assert story.events == [
-    ('report', 1, 0.0),
+    ('report', 1, 4.0),
     ('validate', 4),
-    ('report', 4, 16.0),
+    ('report', 4, 12.0),
     ('report', 6, 8.0),
     ('save', 6, 6),
   ]

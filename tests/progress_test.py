@@ -17,6 +17,13 @@ def test_rates_are_those_since_the_last_update_and_eta_since_the_first():
   assert one.update(41, 400) == progress.Rates(4.0, 80.0, 59 * 15 / 40)
 
 
+def test_a_first_step_that_is_logged_at_once_has_no_rates():
+  one = meter(100, 50.0, 51.0, 61.0)
+  assert one.update(40, 999) is None
+  assert one.update(40, 0) is None
+  assert one.update(50, 400) == progress.Rates(1.0, 40.0, pytest.approx(50 * 11 / 10))
+
+
 @pytest.mark.parametrize(
   ('seconds', 'text'),
   [(0.4, '0 s'), (59, '59 s'), (61, '1:01'), (3600, '1:00:00'), (360_061, '4 d 04:01')],

@@ -50,8 +50,16 @@ def test_the_whole_job_runs_in_an_object_store(bucket, tmp_path):
   assert '<html' in (bucket / 'evaluation' / 'report.html').read_text()
   assert (bucket / 'large' / 'checkpoint_4' / 'commit_success.txt').exists()
   assert read_events(f'{BUCKET}/large/train')
-  # A longer run goes on from the checkpoint in the store.
+  # A longer run goes on from the checkpoint in the store, and removes only an unfinished one.
+  for name in ('checkpoint_5/state', 'huggingface', 'damaged_checkpoint_2'):
+    (bucket / 'small' / name).mkdir(parents=True)
+    (bucket / 'small' / name / 'file').write_text('something')
   settings = tiny.settings(tmp_path, model_dir=f'{BUCKET}/small', train_steps=6)
   history = train.train(**settings)
   assert len(history) == 1
   assert store.locate(f'{BUCKET}/small')[1] == 6
+  steps = {step for step, _, _ in read_events(f'{BUCKET}/small/train')}
+  assert {4, 6} <= steps
+  there = {path.name for path in (bucket / 'small').iterdir()}
+  assert {'huggingface', 'damaged_checkpoint_2', 'checkpoint_4', 'checkpoint_6'} <= there
+  assert 'checkpoint_5' not in there

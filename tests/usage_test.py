@@ -49,7 +49,7 @@ def test_the_step_itself_needs_no_more_products_unless_it_recomputes():
   parts = blueprint(large=CONFIG)
   batch = testing.batch(CONFIG)
   with partitioning.use(tiny.one_device()):
-    step = assembly.compiled_step(parts, OPTIMIZER, loss=losses.cat_dist, block_length=2)
+    step = assembly.compiled_step(parts, OPTIMIZER, loss=losses.cat_dist, block_length=4)
     found = flops.flops_of(step, parts.state, parts.frozen, batch)
     least = needed(parts, batch)
   # The first layer's input has a gradient too, but no product needs it: a table is looked up.

@@ -168,13 +168,19 @@ def _raise(error: SaveError) -> None:
 
 
 def _remove_unfinished(directory: epath.Path) -> None:
-  """What a killed or failed save has left. Orbax's manager would remove it in a thread beside what
-  follows, which takes away a base that is just being written."""
+  """What a killed or failed save has left.
+
+  Not by Orbax's manager: its thread would take away a base that is just being written, and in
+  object stores every folder without Orbax's mark, as those of logs and profiles.
+  """
   for place in ocp.utils.tmp_checkpoints(directory):
+    path = place.get()
+    if not re.match(rf'({finished.PREFIX}_\d+|{BASE})(\.|$)', path.name):
+      continue
     try:
-      place.get().rmtree()
+      path.rmtree()
     except OSError as error:  # a thread of the failed save still writes there
-      log.warning('%s could not be removed (%s); the next run does it.', place.get(), error)
+      log.warning('%s could not be removed (%s); the next run does it.', path, error)
 
 
 def is_made(

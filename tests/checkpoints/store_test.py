@@ -87,10 +87,21 @@ def test_an_unfinished_checkpoint_does_not_count(tmp_path, state):
   half = tmp_path / 'checkpoint_2.orbax-checkpoint-tmp'
   (half / 'state').mkdir(parents=True)
   with store.Checkpoints(tmp_path, keep=3) as checkpoints:
-    assert not half.exists()  # at once: what is written from here on is not taken for a rest
     assert checkpoints.latest() == 1
     checkpoints.save(2, state)
   assert store.locate(tmp_path)[1] == 2
+
+
+def test_a_base_is_not_taken_for_the_rest_of_a_killed_save(tmp_path, state):
+  rest = tmp_path / 'base.orbax-checkpoint-tmp'
+  (rest / 'd').mkdir(parents=True)
+  for number in range(8):
+    (rest / 'd' / str(number)).write_text('half')
+  with store.Checkpoints(tmp_path) as checkpoints:
+    assert not rest.exists()  # at once, and nothing is removed from here on
+    checkpoints.save_base(state.params)
+    restored = checkpoints.restore_base(state.params)
+  jax.tree.map(np.testing.assert_array_equal, restored, state.params)
 
 
 def test_parameters_alone_can_be_restored_in_another_type_and_place(tmp_path, state):
