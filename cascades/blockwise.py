@@ -28,7 +28,7 @@ Fold: TypeAlias = Callable[[Callable[[Any], tuple[Any, Any]], Any, Array], tuple
 
 # Logits of a block on a device, unless its length is given. Every block reads the tables anew, for
 # which a chip takes longer than for the products if a block has few tokens: below 340 on a v5e.
-LOGITS = 1 << 24
+LOGITS = 1 << 23
 LOGITS_ON_CHIPS = 1 << 26
 
 
