@@ -49,7 +49,7 @@ class Meter:
     if step == self._first[1]:
       return None
     elapsed = max(now - last[0], 1e-9)
-    pace = (now - self._first[0]) / max(step - self._first[1], 1)
+    pace = (now - self._first[0]) / (step - self._first[1])
     return Rates((step - last[1]) / elapsed, tokens / elapsed, (self._total - step) * pace)
 
 

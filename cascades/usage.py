@@ -69,7 +69,10 @@ class Usage:
 
 
 def needs(parts: Blueprint, batch: Batch) -> Needs:
-  """Beside frozen weights, adapters' backward pass is one forward pass's worth, not two."""
+  """What the models need for a batch, whatever of it counts.
+
+  Beside frozen weights, adapters' backward pass is one forward pass's worth, not two.
+  """
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
   def of(forward: Callable[[LanguageModel, Batch], Any]) -> float:

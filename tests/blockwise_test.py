@@ -230,6 +230,6 @@ def test_rows_on_several_devices_add_up_and_no_block_moves_a_table(shape):
   np.testing.assert_allclose(totals_['loss'], totals['loss'], rtol=1e-5)
   table = V * D // mesh.shape['tensor']
   assert moved_in_loops(program.as_text()) < table
-  with jax.set_mesh(mesh):  # without the rules XLA decides, and moves tables that are split
-    moved = moved_in_loops(compiled(mesh)[0].as_text())
-  assert (moved >= table) == ('fsdp' in shape)
+  if 'fsdp' in shape:
+    with jax.set_mesh(mesh):  # without the rules XLA decides, and moves tables that are split
+      assert moved_in_loops(compiled(mesh)[0].as_text()) >= table
