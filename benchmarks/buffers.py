@@ -24,8 +24,11 @@ import optax
 from benchmarks import bars, compiling
 from benchmarks.bars import Measured
 from benchmarks.compiling import Cell
-from cascades import assembly, blockwise, hlo, hlo_costs, losses, optimizers, partitioning
-from cascades.hlo import Program, Shape
+from cascades import losses
+from cascades.performance import hlo, hlo_costs
+from cascades.performance.hlo import Program, Shape
+from cascades.runtime import partitioning
+from cascades.training import blockwise, optimizers, setup
 
 MEMORY_BAR = 0.25
 
@@ -47,7 +50,7 @@ def naive(cell: Cell, loss: losses.CascadeLoss) -> Cell:
     params = optax.apply_updates(state.params, updates)
     return state._replace(params=params, opt_state=opt_state)
 
-  places = assembly.places(cell.parts.state)
+  places = setup.places(cell.parts.state)
   return cell._replace(step=jax.jit(step, donate_argnums=0, out_shardings=places))
 
 

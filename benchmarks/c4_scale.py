@@ -29,11 +29,14 @@ from scipy import stats
 
 from benchmarks import bars, tokenizing
 from benchmarks.bars import Measured
-from cascades.tasks import c4, records, sentencepiece_training, vocabularies
-from cascades.tasks.reading import Joined, Records
+from cascades.data import materialize
+from cascades.data.records import Joined, Records
+from cascades.data.workers import Workers
+from cascades.tasks import c4
 from cascades.tasks.sources import Sources
 from cascades.tasks.task import both
-from cascades.tasks.workers import Workers
+from cascades.tasks.tokenize import ROWS_PER_SHARD
+from cascades.tokenizers import train_sentencepiece, vocabularies
 
 CHARACTERS = (7.3, 0.8)  # mean and deviation of the logarithm of a document's length
 PIECES = 4000
@@ -61,7 +64,7 @@ def measure(directory: pathlib.Path, model: str, rows_per_shard: int) -> dict[st
   task = c4.span_corruption(Sources(directory))
   start, before = time.perf_counter(), os.times()
   with Workers() as workers:
-    made = records.materialize(
+    made = materialize.materialize(
       task,
       'train',
       both(vocabularies.sentencepiece(model)),
@@ -114,7 +117,7 @@ def held_to_bars(found: Sequence[dict[str, float]]) -> Iterator[Measured]:
     'estimate: memory of the feed',
     of_all('memory of the feed') / GIBIBYTE,
     'GiB',
-    note=f'at most: shards of training are of {records.ROWS_PER_SHARD:,} documents',
+    note=f'at most: shards of training are of {ROWS_PER_SHARD:,} documents',
   )
 
 
@@ -149,7 +152,7 @@ def main() -> None:
   text = tokenizing.generated(200_000)
   with tempfile.TemporaryDirectory() as directory:
     model = f'{directory}/sentences.model'
-    sentencepiece_training.train_sentencepiece(tokenizing.cut(text), model, size=PIECES)
+    train_sentencepiece.train_sentencepiece(tokenizing.cut(text), model, size=PIECES)
     found = [in_a_process(count, text, model, options) for count in sorted(options.documents)]
   characters = found[-1]['characters'] / found[-1]['documents']
   title = f'C4 span corruption of generated documents, {characters:,.0f} characters on average'

@@ -21,8 +21,10 @@ import jax
 from benchmarks import bars, compiling
 from benchmarks.bars import Measured
 from benchmarks.compiling import Cell
-from cascades import hlo, hlo_costs, losses, partitioning
-from cascades.hlo_costs import Collective
+from cascades import losses
+from cascades.performance import hlo, hlo_costs
+from cascades.performance.hlo_costs import Collective
+from cascades.runtime import partitioning
 
 MESHES: dict[str, dict[str, int]] = {
   'fsdp': {'data': 1, 'fsdp': 8},

@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cascades import assembly, losses, machines, optimizers, partitioning, plan
-from cascades.assembly import Blueprint
+from cascades import losses, plan
 from cascades.models import decoder
+from cascades.performance import topologies
+from cascades.runtime import partitioning
+from cascades.training import optimizers, setup
+from cascades.training.setup import Blueprint
 from cascades.types import Batch, ModelConfig
 
 EFFORT = {'exec_time_optimization_effort': -1.0}
@@ -56,15 +59,15 @@ def cell(
 ) -> Cell:
   """On the mesh that is in use. Batches are decoder-only rows of `length` positions."""
   optimizer = optimizers.adafactor(optimizers.constant(1e-3))
-  parts = assembly.blueprint(small, large, optimizer, large_dtype=large_dtype)
-  step = assembly.compiled_step(parts, optimizer, loss=loss, block_length=block_length)
+  parts = setup.blueprint(small, large, optimizer, large_dtype=large_dtype)
+  step = setup.compiled_step(parts, optimizer, loss=loss, block_length=block_length)
   batch = plan.batch_shapes(small, {'inputs': length // 2, 'targets': length // 2}, rows)
   return Cell(step, parts, batch)
 
 
 def mesh(topology: str, count: int | None = None, **axes: int) -> jax.sharding.Mesh:
   """Of a topology's chips, the first `count` if not all."""
-  return partitioning.make_mesh(**axes, devices=machines.of(topology).devices[:count])
+  return partitioning.make_mesh(**axes, devices=topologies.of(topology).devices[:count])
 
 
 def sizes(tree: Any, itemsize: Callable[[Any], int]) -> float:

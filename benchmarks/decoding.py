@@ -25,9 +25,12 @@ from flax import nnx
 
 from benchmarks import bars
 from benchmarks.bars import Measured
-from cascades import decoding, partitioning
-from cascades.checkpoints import convert, huggingface, store
+from cascades import decoding
+from cascades.checkpoints import store
+from cascades.interop import huggingface, tensor_tables
 from cascades.models import configs
+from cascades.models.abstract import abstract_model
+from cascades.runtime import partitioning
 from cascades.types import Params, Prompt
 
 Decode = Callable[[np.ndarray], np.ndarray]
@@ -38,7 +41,7 @@ def ours(checkpoint: str, dtype: str, new_tokens: int) -> Decode:
   description = store.read_description(directory)['model'] | {'dtype': dtype}
   config = configs.from_description(description)
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-    graph, abstract = partitioning.abstract_model(config, dtype=dtype)
+    graph, abstract = abstract_model(config, dtype=dtype)
     params = store.restore_params(directory, abstract, which=step)
 
   @jax.jit
@@ -83,8 +86,8 @@ def safetensors(folder: str, dtype: str, _: int) -> Params:
   found = huggingface.open_folder(folder)
   config = configs.from_description(found.model)
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-    _, abstract = partitioning.abstract_model(config, dtype=dtype)
-  return jax.block_until_ready(convert.load(found.table, found.weights, abstract))
+    _, abstract = abstract_model(config, dtype=dtype)
+  return jax.block_until_ready(tensor_tables.load(found.table, found.weights, abstract))
 
 
 LOADERS: dict[str, Callable[[str, str, int], object]] = {

@@ -32,10 +32,12 @@ import numpy as np
 
 from benchmarks import bars, mixture
 from benchmarks.bars import Measured
-from cascades.tasks import feeding, layouts, vocabularies
-from cascades.tasks.corpus import Corpus
-from cascades.tasks.reading import Joined
-from cascades.tasks.tokens import EOS_ID
+from cascades.data import batches as feeding
+from cascades.data import converters
+from cascades.data.corpus import Corpus
+from cascades.data.records import Joined
+from cascades.tokenizers import vocabularies
+from cascades.tokenizers.conventions import EOS_ID
 from cascades.types import Batch
 
 LENGTHS = {'inputs': 512, 'targets': 128}
@@ -102,7 +104,7 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
   def feed(step: int) -> Iterator[Batch]:
     return feeding.train_batches(
       joined,
-      convert=layouts.CONVERTERS[corpus.architecture],
+      convert=converters.CONVERTERS[corpus.architecture],
       lengths=LENGTHS,
       batch_size=settings.batch_size,
       seed=0,

@@ -24,7 +24,7 @@ VALIDATION_ROWS = 500  # the last ones of the training file
 
 TASK = """from __gin__ import dynamic_registration
 from cascades.tasks import local
-from cascades.tasks import vocabularies
+from cascades.tokenizers import vocabularies
 TASK = @local.local_tsv()
 TASK_FEATURE_LENGTHS = {{'inputs': {length}, 'targets': 8}}
 VOCABULARY = @vocabularies.sentencepiece()
@@ -64,8 +64,8 @@ def commands(directory: pathlib.Path) -> list[str]:
   large, small = f'{directory}/large', f'{directory}/small'
   infer = f'python -m cascades.infer --gin_file=runs/infer.gin {task}'
   return [
-    f'python -m cascades.tasks train_vocabulary --task={directory}/train.tsv --size={PIECES} '
-    f'--output={directory}/pieces.model',
+    f'python -m cascades.browse_tasks train_vocabulary --task={directory}/train.tsv '
+    f'--size={PIECES} --output={directory}/pieces.model',
     f'{train} --gin_file=models/t5_mini.gin {size} --gin.MODEL_DIR={large}',
     f'{train} --gin_file=models/t5_nano.gin {size} --gin.MODEL_DIR={small} '
     f'--gin.LOSS=@losses.cat_xent --gin.LARGE_CHECKPOINT_PATH={large}',

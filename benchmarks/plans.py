@@ -16,17 +16,11 @@ import pathlib
 from typing import Any, NamedTuple
 
 from benchmarks import compiling
-from cascades import (
-  assembly,
-  cli,
-  losses,
-  machines,
-  optimizers,
-  partitioning,
-  plan,
-  planning,
-)  # fmt: skip
+from cascades import cli, losses, plan
 from cascades.models import configs
+from cascades.performance import roofline, topologies
+from cascades.runtime import partitioning
+from cascades.training import optimizers, setup  # fmt: skip
 
 
 class Setting(NamedTuple):
@@ -61,13 +55,13 @@ def model(name: str) -> configs.Config:
   return dataclasses.replace(found, dtype='bfloat16', remat_policy='full')
 
 
-def made(setting: Setting, *, compiles: bool) -> planning.Plan:
+def made(setting: Setting, *, compiles: bool) -> roofline.Plan:
   small, large = model(setting.small), model(setting.large)
-  found = machines.of(setting.topology)._replace(compiles=compiles)
+  found = topologies.of(setting.topology)._replace(compiles=compiles)
   optimizer = optimizers.adafactor(optimizers.constant(1e-3))
   with partitioning.use(partitioning.make_mesh(**setting.mesh, devices=found.devices)):
-    parts = assembly.blueprint(small, large, optimizer, large_dtype=setting.large_dtype)
-    step = assembly.compiled_step(
+    parts = setup.blueprint(small, large, optimizer, large_dtype=setting.large_dtype)
+    step = setup.compiled_step(
       parts, optimizer, loss=losses.cat_dist, microbatches=setting.microbatches
     )
     batch = plan.batch_shapes(small, setting.lengths, setting.batch_size)
@@ -91,8 +85,8 @@ def main() -> None:
     setting = SETTINGS[number]
     found = made(setting, compiles=not options.abstract)
     print(f'{setting.name}, batch {setting.batch_size}, {setting.lengths}, {setting.mesh}')
-    print(planning.table(found), flush=True)
-    records.append({'setting': setting._asdict(), 'plan': planning.record(found)})
+    print(roofline.table(found), flush=True)
+    records.append({'setting': setting._asdict(), 'plan': roofline.record(found)})
     options.output.write_text(json.dumps(records, indent=2))
 
 

@@ -27,11 +27,15 @@ from flax import nnx
 from benchmarks import bars
 from benchmarks.bars import Measured
 from benchmarks.local_tsv import read
-from cascades import partitioning, predictions
 from cascades.checkpoints import store
+from cascades.data import materialize
+from cascades.data.corpus import Corpus
 from cascades.models import configs
-from cascades.tasks import local, records, vocabularies
-from cascades.tasks.corpus import Corpus
+from cascades.models.abstract import abstract_model
+from cascades.predictions import shards
+from cascades.runtime import partitioning
+from cascades.tasks import local
+from cascades.tokenizers import vocabularies
 from cascades.types import Batch
 
 TASKS = {'trec': 40, 'sst2': 48}  # the longest inputs in tokens
@@ -111,12 +115,12 @@ def features(
   task = local.local_jsonl(name, {split: directory / f'{split}.jsonl'})
   lengths = {'inputs': TASKS[name], 'targets': TARGETS}
   vocabulary = vocabularies.load(where)
-  corpus = Corpus(task, vocabulary, config.architecture, lengths, records.DIRECTORY)
+  corpus = Corpus(task, vocabulary, config.architecture, lengths, materialize.DIRECTORY)
   (part,) = corpus.open(split).parts
   rows = range(len(part))[:count]
   found, answers = np.zeros((len(rows), config.emb_dim), np.float32), [''] * len(rows)
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-    graph, abstract = partitioning.abstract_model(config)
+    graph, abstract = abstract_model(config)
     params = store.restore_params(where, abstract, which=step)
     prompted = jax.jit(lambda params, prompt: last_state(nnx.merge(graph, params), prompt))
     for bucket in corpus.buckets(part, rows, batch_size=32):
@@ -151,7 +155,7 @@ def frozen_baseline(
 
 def scored_loss(directory: pathlib.Path) -> float:
   """Mean over rows of -log p(answer), its end included, in nats."""
-  (table,) = predictions.read(directory / 'test', mode='score')
+  (table,) = shards.read(directory / 'test', mode='score')
   return -float(np.where(table.mask, table.logprobs, 0.0).sum(axis=1).mean())
 
 

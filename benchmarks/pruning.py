@@ -24,12 +24,15 @@ from jax import Array
 
 from benchmarks import bars
 from benchmarks.bars import Measured
-from cascades import decoding, partitioning, train_step
+from cascades import decoding
 from cascades.checkpoints import store
 from cascades.models import configs, pruning
+from cascades.models.abstract import abstract_model
 from cascades.models.pruning import Layers
 from cascades.prune import token_loss
-from cascades.tasks import vocabularies
+from cascades.runtime import partitioning
+from cascades.tokenizers import vocabularies
+from cascades.training import train_step
 from cascades.types import Batch, Params, Vocabulary
 
 
@@ -72,7 +75,7 @@ def rows(vocabulary: Vocabulary, text: str, length: int, count: int) -> Batch:
 def bits_per_byte(
   config: configs.Config, params: Params, batch: Batch, vocabulary: Vocabulary
 ) -> float:
-  graph, _ = partitioning.abstract_model(config)
+  graph, _ = abstract_model(config)
 
   @jax.jit
   def score(params: Params, batch: Batch) -> jax.Array:
@@ -99,7 +102,7 @@ def main() -> None:
   )
   measured = []
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-    graph, abstract = partitioning.abstract_model(large)
+    graph, abstract = abstract_model(large)
     whole = store.restore_params(directory, abstract, which=step)
     everything = pruning.kept_layers(large, lambda num: range(num))
 

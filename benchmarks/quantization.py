@@ -23,10 +23,11 @@ from jaxtyping import Float, Int
 
 from benchmarks import bars
 from benchmarks.bars import Measured
-from cascades import partitioning
 from cascades.checkpoints import store
 from cascades.models import configs
-from cascades.tasks import vocabularies
+from cascades.models.abstract import DTYPES, abstract_model
+from cascades.runtime import partitioning
+from cascades.tokenizers import vocabularies
 from cascades.types import Batch, ModelConfig
 
 MOST_BYTES = {'float32': 1.001, 'bfloat16': 0.501, 'int8': 0.27}  # of float32's
@@ -42,7 +43,7 @@ class Answers(NamedTuple):
 
 def answers(path: str, config: ModelConfig, dtype: str, rows: Int[np.ndarray, 'B T']) -> Answers:
   """The model of a run directory, its weights held in `dtype`, reads one row after another."""
-  graph, like = partitioning.abstract_model(config, dtype=dtype)
+  graph, like = abstract_model(config, dtype=dtype)
   params = store.restore_params(path, like)
 
   @jax.jit
@@ -78,7 +79,7 @@ def main() -> None:
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     read = functools.partial(answers, options.checkpoint, config, rows=rows)
     exact = read('float32')
-    for dtype in partitioning.DTYPES:
+    for dtype in DTYPES:
       found = exact if dtype == 'float32' else read(dtype)
       part, moved = found.size / exact.size, found.logprobs - exact.logprobs
       measured += [

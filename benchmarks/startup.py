@@ -1,4 +1,4 @@
-"""Seconds until `python -m cascades.tasks` shows something, and whether it imported TensorFlow.
+"""Seconds until `cascades.browse_tasks` shows something, and whether it imported TensorFlow.
 
 python -m benchmarks.startup
 """
@@ -22,7 +22,7 @@ COMMANDS = (('list',), ('show', 'superglue_rte', '--sample'))
 _RUN = """
 import atexit, runpy, sys
 atexit.register(lambda: print('tensorflow' in sys.modules, file=sys.stderr))
-runpy.run_module('cascades.tasks', run_name='__main__', alter_sys=True)
+runpy.run_module('cascades.browse_tasks', run_name='__main__', alter_sys=True)
 """
 
 
@@ -69,7 +69,9 @@ def main() -> None:
       measured.append(Measured(f'{name}: {what}', median(times), 's', at_most=bar, note=note))
     imported = sum(one.tensorflow for one in runs)
     measured.append(Measured(f'{name}: TensorFlow imported', imported, 'times', at_most=1))
-  bars.report('python -m cascades.tasks', measured, options.output, {'repeats': options.repeats})
+  bars.report(
+    'python -m cascades.browse_tasks', measured, options.output, {'repeats': options.repeats}
+  )
 
 
 if __name__ == '__main__':

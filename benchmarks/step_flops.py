@@ -15,8 +15,10 @@ import jax
 
 from benchmarks import bars, compiling
 from benchmarks.bars import Measured
-from cascades import flops, losses, partitioning
-from cascades.flops import Work
+from cascades import losses
+from cascades.performance import flops
+from cascades.performance.flops import Work
+from cascades.runtime import partitioning
 
 BAR = 1.03
 

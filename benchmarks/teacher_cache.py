@@ -23,11 +23,13 @@ import numpy as np
 from benchmarks import bars, mixture, training_step
 from benchmarks.bars import Measured
 from benchmarks.training_step import ours
-from cascades import losses, partitioning, teacher_cache
-from cascades.tasks import vocabularies
-from cascades.tasks.corpus import Corpus
+from cascades import losses
+from cascades.data.corpus import Corpus
+from cascades.runtime import partitioning
 from cascades.tasks.task import Row, Task
-from cascades.teacher_cache import Answers, Held
+from cascades.tokenizers import vocabularies
+from cascades.training import teacher_cache
+from cascades.training.teacher_cache import Answers, Held
 from cascades.types import Batch
 
 LENGTHS = {'inputs': training_step.SOURCE, 'targets': training_step.TARGET}

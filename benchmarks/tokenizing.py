@@ -27,8 +27,10 @@ import sentencepiece
 
 from benchmarks import bars
 from benchmarks.bars import Measured
-from cascades.tasks import records, sentencepiece_training, shards, vocabularies
+from cascades.data import materialize, shards
 from cascades.tasks.task import Row, Task, both
+from cascades.tasks.tokenize import ROWS_PER_SHARD
+from cascades.tokenizers import train_sentencepiece, vocabularies
 from cascades.types import Vocabulary
 
 CHARACTERS = 145
@@ -109,7 +111,9 @@ def by_turns(
 def split(name: str, vocabulary: Vocabulary, whole: Task, count: int) -> Measured:
   """A split of several shards, written by a process on each core."""
   with tempfile.TemporaryDirectory() as directory:
-    found = rate(count, lambda: records.materialize(whole, 'train', both(vocabulary), directory))
+    found = rate(
+      count, lambda: materialize.materialize(whole, 'train', both(vocabulary), directory)
+    )
   processes = f'{os.cpu_count()} processes, their start included'
   return Measured(f'{name}: a split of {count:,} rows', found, 'sentences/s', note=processes)
 
@@ -141,7 +145,7 @@ def main() -> None:
   parser.add_argument('--text', nargs='*', default=[], type=pathlib.Path, help='UTF-8 files')
   parser.add_argument('--tokenizer', type=pathlib.Path, help='that a model brought along')
   parser.add_argument('--pieces', type=int, default=4000, help='of the model (4000)')
-  parser.add_argument('--rows', type=int, default=records.ROWS_PER_SHARD, help='of a shard')
+  parser.add_argument('--rows', type=int, default=ROWS_PER_SHARD, help='of a shard')
   parser.add_argument('--shards', type=int, default=8, help='of the split (8)')
   parser.add_argument('--turns', type=int, default=5)
   parser.add_argument('--output', default='runs/benchmarks/tokenizing.json')
@@ -151,7 +155,7 @@ def main() -> None:
   sentences = cut(' '.join(text.split()))
   with tempfile.TemporaryDirectory() as directory:
     file = pathlib.Path(directory) / 'sentences.model'
-    pieces = sentencepiece_training.train_sentencepiece(sentences, file, size=options.pieces)
+    pieces = train_sentencepiece.train_sentencepiece(sentences, file, size=options.pieces)
     processor = sentencepiece.SentencePieceProcessor(str(file))
     kinds: dict[str, tuple[Vocabulary, Encode]] = {
       'bytes': (vocabularies.bytes_vocabulary(), bytes_alone),

@@ -25,8 +25,11 @@ from flax import nnx
 
 from benchmarks import bars
 from benchmarks.bars import Measured
-from cascades import assembly, losses, optimizers, partitioning, train_step
+from cascades import losses
 from cascades.models import decoder, t5
+from cascades.models.abstract import abstract_model, init_params
+from cascades.runtime import partitioning
+from cascades.training import optimizers, setup, train_step
 from cascades.types import Batch, ModelConfig
 
 VOCABULARY = 32128
@@ -67,11 +70,11 @@ def prepared(
 ) -> tuple[jax.stages.Wrapped, train_step.TrainState, train_step.Frozen]:
   """A step of AdamW, and what it starts with: random weights."""
   optimizer = optimizers.adamw(optimizers.constant(1e-3), clip_norm=None)
-  parts = assembly.blueprint(small, large, optimizer)
-  params = partitioning.init_params(small, 0, parts.state.params)
-  frozen = train_step.Frozen(large and partitioning.init_params(large, 1, parts.frozen.large))
+  parts = setup.blueprint(small, large, optimizer)
+  params = init_params(small, 0, parts.state.params)
+  frozen = train_step.Frozen(large and init_params(large, 1, parts.frozen.large))
   state = train_step.init_state(params, optimizer, 0)
-  return assembly.compiled_step(parts, optimizer, loss=loss), state, frozen
+  return setup.compiled_step(parts, optimizer, loss=loss), state, frozen
 
 
 def ours(
@@ -94,8 +97,8 @@ def ours(
 
 def gradient(small: ModelConfig) -> Step:
   """What of an update is not passes over the parameters."""
-  graph, abstract = partitioning.abstract_model(small)
-  params, rows = partitioning.init_params(small, 0, abstract), batch(small.architecture)
+  graph, abstract = abstract_model(small)
+  params, rows = init_params(small, 0, abstract), batch(small.architecture)
   model = train_step.Definition(graph, small.vocab_size)
 
   @jax.jit
@@ -111,8 +114,8 @@ def gradient(small: ModelConfig) -> Step:
 def forward(large: ModelConfig) -> Step:
   """What the large model adds to a step at the least: hidden states, and its first choices of the
   tokens that count."""
-  graph, abstract = partitioning.abstract_model(large)
-  params, rows = partitioning.init_params(large, 1, abstract), batch(large.architecture)
+  graph, abstract = abstract_model(large)
+  params, rows = init_params(large, 1, abstract), batch(large.architecture)
   counted = np.asarray(rows.weights) > 0
 
   @jax.jit

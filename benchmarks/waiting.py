@@ -25,10 +25,12 @@ import numpy as np
 
 from benchmarks import bars, training_step
 from benchmarks.bars import Measured
-from cascades import loop, losses, partitioning
+from cascades import losses
+from cascades.data.corpus import Corpus
 from cascades.models import t5
+from cascades.runtime import partitioning
 from cascades.tasks import cmudict
-from cascades.tasks.corpus import Corpus
+from cascades.training import loop
 from cascades.types import Batch
 
 ROWS = 64

@@ -12,7 +12,9 @@ import argparse
 
 from benchmarks import bars, compiling
 from benchmarks.bars import Measured
-from cascades import losses, partitioning, planning
+from cascades import losses
+from cascades.performance import roofline
+from cascades.runtime import partitioning
 
 TOPOLOGIES = ('v5e:4x4', 'v5e:8x8', 'v5e:16x16')
 BAR = 1.1
@@ -22,7 +24,7 @@ def measure(topology: str, fsdp: int, rows: int, length: int) -> dict[str, float
   mesh = compiling.mesh(topology, fsdp=fsdp)
   with partitioning.use(mesh):
     cell = compiling.cell(losses.cat_dist, rows=rows * mesh.size, length=length)
-    found = planning.read(cell.compile())
+    found = roofline.read(cell.compile())
   return {
     'TFLOP': found.flops / 1e12,
     'GB of memory traffic': found.traffic / 1e9,

@@ -25,13 +25,16 @@ from etils import epath
 from flax import nnx
 from jax import Array
 
-from cascades import blockwise, files, loading, partitioning, profiling, progress, teacher_cache
 from cascades.checkpoints import store
-from cascades.tasks import records, vocabularies
-from cascades.tasks.corpus import Corpus
-from cascades.tasks.reading import Records
+from cascades.data import materialize
+from cascades.data.corpus import Corpus
+from cascades.data.records import Records
+from cascades.inference import trained_model
+from cascades.runtime import files, partitioning, profiling, progress
 from cascades.tasks.task import Mixture, Task
-from cascades.teacher_cache import Held
+from cascades.tokenizers import vocabularies
+from cascades.training import blockwise, teacher_cache
+from cascades.training.teacher_cache import Held
 from cascades.types import Batch, Params
 
 log = logging.getLogger(__name__)
@@ -54,7 +57,7 @@ def cache_teacher(
   shard_rows: int = 1 << 14,
   mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
   rules: partitioning.Rules = partitioning.RULES,
-  records_dir: str = records.DIRECTORY,
+  records_dir: str = materialize.DIRECTORY,
   profile_steps: str | None = None,
   provenance: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
@@ -71,7 +74,9 @@ def cache_teacher(
     partitioning.use(mesh(), rules),
     profiling.Profiler(files.absolute(directory) / 'profile', profile_steps) as profiler,
   ):
-    model = loading.load(checkpoint_path, which, rules=rules, precision=precision, weights=weights)
+    model = trained_model.load(
+      checkpoint_path, which, rules=rules, precision=precision, weights=weights
+    )
     entries = min(vocab_size or model.vocab_size, model.vocab_size)
     held = _held(top_k, dtype, entries)
     answers = _reader(model, held, entries)
@@ -85,7 +90,7 @@ def cache_teacher(
       'shard_rows': shard_rows,
     }
     for one in corpus.tasks:
-      for split in (name for name in splits if loading.has(one, name, task)):
+      for split in (name for name in splits if task.has(one, name)):
         (part,) = corpus.open(split, tasks=[one]).parts
         place = teacher_cache.location(directory, one.name, split)
         lengths = corpus.target_lengths(part)
@@ -119,7 +124,7 @@ def _begin(
   place: epath.Path,
   identity: Mapping[str, Any],
   provenance: Mapping[str, str],
-  model: loading.Model,
+  model: trained_model.Model,
 ) -> None:
   """The manifest and the vocabulary, unless they are there."""
   moved = ('checkpoint',)  # the same model at another place is the same
@@ -131,7 +136,7 @@ def _begin(
     vocabularies.save(model.vocabulary, place)
 
 
-def _reader(model: loading.Model, held: Held, vocab_size: int) -> Callable[[Batch], Any]:
+def _reader(model: trained_model.Model, held: Held, vocab_size: int) -> Callable[[Batch], Any]:
   """What is kept of the model's answers to a batch, [B, T, ...], on every process."""
 
   @jax.jit

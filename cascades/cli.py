@@ -32,7 +32,7 @@ import gin
 from absl import app, flags
 from absl import logging as absl_logging
 
-from cascades import stopping
+from cascades.runtime import stopping
 
 _FILES = flags.DEFINE_multi_string('gin_file', [], 'A gin file; repeat for several.')
 _BINDINGS = flags.DEFINE_multi_string(
@@ -61,12 +61,12 @@ _LARGE_MODEL = flags.DEFINE_string(
 # Known to bindings on the command line, as to every file that imports them.
 _MODELLING = (
   'cascades.losses',
-  'cascades.lora',
+  'cascades.models.lora',
   'cascades.metrics',
-  'cascades.optimizers',
-  'cascades.partitioning',
-  'cascades.stopping',
-  'cascades.train_step',
+  'cascades.training.optimizers',
+  'cascades.runtime.partitioning',
+  'cascades.runtime.stopping',
+  'cascades.training.train_step',
   'cascades.models.decoder',
   'cascades.models.t5',
   'cascades.tasks.c4',
@@ -78,7 +78,7 @@ _MODELLING = (
   'cascades.tasks.sources',
   'cascades.tasks.streams',
   'cascades.tasks.superglue',
-  'cascades.tasks.vocabularies',
+  'cascades.tokenizers.vocabularies',
   'cascades.tasks.wmt22',
 )
 _MODULES = {

@@ -25,11 +25,13 @@ from typing import Any, Literal
 import jax
 from etils import epath
 
-from cascades import files, gguf_files, partitioning
-from cascades.checkpoints import configuration, formats, huggingface, store
-from cascades.checkpoints import convert as conversion
+from cascades.checkpoints import store
+from cascades.interop import formats, hf_config, huggingface
+from cascades.interop import tensor_tables as conversion
 from cascades.models import configs
-from cascades.tasks import released, tokenizer_files, vocabularies
+from cascades.models.abstract import abstract_model
+from cascades.runtime import files, partitioning
+from cascades.tokenizers import export, from_folder, gguf_files, vocabularies
 from cascades.types import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def convert(
     log.info('%s holds a checkpoint already.', model_dir)
     return
   with partitioning.use(mesh(), rules):
-    _, abstract = partitioning.abstract_model(config, rules, dtype=dtype)
+    _, abstract = abstract_model(config, rules, dtype=dtype)
     params = conversion.load(found.table, found.weights, abstract)
     if jax.process_index() == 0:
       vocabularies.save(vocabulary, directory)
@@ -98,7 +100,7 @@ def _vocabulary(place: epath.Path, kind: formats.Format) -> Vocabulary:
       '--gin.vocabularies.sentencepiece.path=FILE.'
     )
   return (
-    vocabularies.gguf(place, allow_remote=True) if kind == 'gguf' else released.vocabulary(place)
+    vocabularies.gguf(place, allow_remote=True) if kind == 'gguf' else from_folder.vocabulary(place)
   )
 
 
@@ -112,7 +114,7 @@ def _companions(
       huggingface.CONFIG: (place / huggingface.CONFIG).read_bytes(),
     }
   try:
-    config = configuration.configuration(model)
+    config = hf_config.configuration(model)
   except store.CheckpointError:
     return {}  # T5X has models that transformers has not
   template = None
@@ -121,9 +123,9 @@ def _companions(
     architecture = gguf_files.required(reader, 'general.architecture')
     config['max_position_embeddings'] = gguf_files.field(reader, f'{architecture}.context_length')
     template = gguf_files.field(reader, 'tokenizer.chat_template')
-  config = tokenizer_files.special_ids(vocabulary, config)
+  config = export.special_ids(vocabulary, config)
   return {
-    **tokenizer_files.tokenizer_files(vocabulary, chat_template=template),
+    **export.tokenizer_files(vocabulary, chat_template=template),
     huggingface.CONFIG: json.dumps(config).encode(),
     huggingface.GENERATION: huggingface.generation(config),
   }

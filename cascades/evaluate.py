@@ -24,13 +24,16 @@ from etils import epath
 from jaxtyping import Bool
 from rich.text import Text
 
-from cascades import comparison, deferral, files, grouped, metrics, predictions, tables
+from cascades import deferral, metrics
 from cascades.bootstrap import Estimate
-from cascades.comparison import Comparison, Settings
-from cascades.grouped import Shares
-from cascades.pooling import Weights
+from cascades.evaluation import comparison, grouped
+from cascades.evaluation.comparison import Comparison, Settings
+from cascades.evaluation.grouped import Shares
+from cascades.evaluation.pooling import Weights
+from cascades.predictions import alignment, shards
+from cascades.predictions.rows import Mode
 from cascades.reporting import escaping, exports, figures, report, summary
-from cascades.rows import Mode
+from cascades.runtime import files
 from cascades.types import DeferralRule, Metric, Predictions, Score
 
 
@@ -73,9 +76,9 @@ def evaluate(
   ours = {name: _joined(path, theirs, split, tasks, mode) for name, path in named.items()}
   sizes = {table.task: len(table.ids) for table in theirs} if dedupe_inputs else {}
   if dedupe_inputs:
-    kept = [tables.distinct_inputs(table) for table in theirs]
-    theirs = list(map(tables.select, theirs, kept))
-    ours = {name: list(map(tables.select, own, kept)) for name, own in ours.items()}
+    kept = [alignment.distinct_inputs(table) for table in theirs]
+    theirs = list(map(alignment.select, theirs, kept))
+    ours = {name: list(map(alignment.select, own, kept)) for name, own in ours.items()}
   rules = deferral.PAPER if rules is None else rules
   settings = Settings(weights, costs, qualities, baseline, resamples, confidence, seed)
   judged_by = [_metric(metric, table) for table in theirs]
@@ -164,9 +167,7 @@ def _named(small: Mapping[str, str] | Sequence[str]) -> Mapping[str, str]:
 
 def _read(directory: str, split: str, tasks: Sequence[str] | None, mode: Mode) -> list[Predictions]:
   place = files.absolute(directory) / split
-  found = [
-    table for task in tasks or (None,) for table in predictions.read(place, task=task, mode=mode)
-  ]
+  found = [table for task in tasks or (None,) for table in shards.read(place, task=task, mode=mode)]
   for table in found:
     if unlabelled := table.manifest.get('unlabelled', 0):
       raise ValueError(
@@ -191,7 +192,7 @@ def _joined(
       f'{directory}, split {split!r}, answers the tasks {sorted(found)} and the large model '
       f'{sorted(wanted)}: infer what is missing, or choose with tasks=[...].'
     )
-  return [tables.join(found[table.task], table)[0] for table in large]
+  return [alignment.join(found[table.task], table)[0] for table in large]
 
 
 def _metric(metric: Metric | str | None, table: Predictions) -> Metric:
@@ -250,7 +251,7 @@ def _has_accuracy(table: Predictions) -> bool:
 
 def _right(table: Predictions) -> Bool[np.ndarray, 'N']:
   accuracy = metrics.accuracy
-  return accuracy.finalize(tables.judge(table, accuracy).statistics[accuracy.name]) == 1
+  return accuracy.finalize(alignment.judge(table, accuracy).statistics[accuracy.name]) == 1
 
 
 def _csv(records: Iterable[Mapping[str, Any]]) -> bytes:

@@ -21,11 +21,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 from etils import epath
 
-from cascades import files, partitioning
-from cascades.checkpoints import configuration, families, huggingface, store, t5x
-from cascades.checkpoints import convert as conversion
+from cascades.checkpoints import store
+from cascades.interop import families, hf_config, huggingface, t5x
+from cascades.interop import tensor_tables as conversion
 from cascades.models import configs
-from cascades.tasks import released, tokenizer_files, vocabularies
+from cascades.models.abstract import abstract_model
+from cascades.runtime import files, partitioning
+from cascades.tokenizers import export as tokenizer_files
+from cascades.tokenizers import from_folder, vocabularies
 from cascades.types import Params, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -77,7 +80,7 @@ def export(
       primary=primary,
     )
   with partitioning.use(mesh(), rules):
-    _, abstract = partitioning.abstract_model(config, rules, dtype=dtype)
+    _, abstract = abstract_model(config, rules, dtype=dtype)
     write(store.restore_params(directory, abstract, which=step))
   log.info('%s: step %d of %s in %s', output, step, directory, dtype)
 
@@ -118,7 +121,7 @@ def _original(tokenizer: str | None, directory: epath.Path) -> Original | None:
       f'{tokenizer} is neither a folder of Hugging Face nor a run directory that '
       f'`python -m cascades.convert` made: it holds no {huggingface.CONFIG}.'
     )
-  return Original(path, released.vocabulary(path))
+  return Original(path, from_folder.vocabulary(path))
 
 
 def _configuration(
@@ -126,16 +129,16 @@ def _configuration(
 ) -> dict[str, Any]:
   """config.json: what our description says, and of the original's what it does not decide."""
   if original is None:
-    return tokenizer_files.special_ids(vocabulary, configuration.configuration(model))
+    return tokenizer_files.special_ids(vocabulary, hf_config.configuration(model))
   if original.vocabulary.fingerprint != vocabulary.fingerprint:
     raise store.CheckpointError(
       f'the tokenizer of {original.folder} is not the vocabulary that the model was trained with: '
       'give the folder that the model comes from.'
     )
-  theirs = configuration.text_part(huggingface.read_config(original.folder))
-  ours = configuration.decided(theirs['model_type'])
+  theirs = hf_config.text_part(huggingface.read_config(original.folder))
+  ours = hf_config.decided(theirs['model_type'])
   kept = {name: value for name, value in theirs.items() if name not in ours}
-  return kept | configuration.configuration(model, theirs['model_type'])
+  return kept | hf_config.configuration(model, theirs['model_type'])
 
 
 def _beside(

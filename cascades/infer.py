@@ -25,21 +25,17 @@ from etils import epath
 from flax import nnx
 from jax import Array
 
-from cascades import (
-  decoding,
-  files,
-  loading,
-  metrics,
-  partitioning,
-  predictions,
-  profiling,
-  progress,
-  rows,
-)
-from cascades.checkpoints import huggingface, store
-from cascades.tasks import chats, prompting, records
-from cascades.tasks.corpus import Corpus
-from cascades.tasks.reading import Records
+from cascades import decoding, metrics
+from cascades.checkpoints import store
+from cascades.data import materialize
+from cascades.data import prompts as prompting
+from cascades.data.corpus import Corpus
+from cascades.data.records import Records
+from cascades.inference import trained_model
+from cascades.interop import huggingface
+from cascades.predictions import rows, shards
+from cascades.runtime import files, partitioning, profiling, progress
+from cascades.tasks import chats
 from cascades.tasks.task import Mixture, Record, Task
 from cascades.types import Batch, Generation, Params, Prompt
 
@@ -87,7 +83,7 @@ def infer(
   shard_rows: int = 4096,
   mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
   rules: partitioning.Rules = partitioning.RULES,
-  records_dir: str = records.DIRECTORY,
+  records_dir: str = materialize.DIRECTORY,
   profile_steps: str | None = None,
   provenance: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
@@ -111,7 +107,9 @@ def infer(
     partitioning.use(mesh(), rules),
     profiling.Profiler(directory / 'profile', profile_steps) as profiler,
   ):
-    model = loading.load(checkpoint_path, which, rules=rules, precision=precision, weights=weights)
+    model = trained_model.load(
+      checkpoint_path, which, rules=rules, precision=precision, weights=weights
+    )
     answer = read_out[mode](model, batch_size, profiler, **settings)
     beside = store.locate(checkpoint_path, which)[0] / huggingface.COMPANIONS
     for one in task.tasks if isinstance(task, Mixture) else (task,):
@@ -121,7 +119,7 @@ def infer(
       )
       answer_one = functools.partial(answer, corpus)
       judges = JUDGED[settings.get('candidates')](one.metrics)
-      for split in (name for name in splits if loading.has(one, name, task)):
+      for split in (name for name in splits if task.has(one, name)):
         described = {
           **model.described,
           'task': one.name,
@@ -148,14 +146,12 @@ def _write_table(
   count = -(-total // shard_rows)
   identity = json.dumps([described, split.directory.name], sort_keys=True)
   fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-  done = predictions.completed_shards(
-    directory, task, mode, count, total=total, fingerprint=fingerprint
-  )
+  done = shards.completed_shards(directory, task, mode, count, total=total, fingerprint=fingerprint)
   # All must answer the same shards, and others may see another disk than the one that writes.
   missing = np.flatnonzero(
     partitioning.from_process_0(np.array([index not in done for index in range(count)]))
   ).tolist()
-  numbers = {index: predictions.shard_rows(total, index, count) for index in missing}
+  numbers = {index: shards.shard_rows(total, index, count) for index in missing}
   report = progress.counted(
     f'{task} {described["split"]} row',
     sum(map(len, numbers.values())),
@@ -165,12 +161,12 @@ def _write_table(
     found = dict(report(answer(split, numbers[index])))
     if jax.process_index() == 0:
       ordered = [found[number] for number in numbers[index]]
-      predictions.write_shard(directory, task, mode, index, count, ordered, fingerprint=fingerprint)
+      shards.write_shard(directory, task, mode, index, count, ordered, fingerprint=fingerprint)
   if jax.process_index() == 0:
     manifest = {'config': '', **provenance(), **described, 'fingerprint': fingerprint}
     unlabelled = split.manifest.unlabelled
     sizes = {'rows': total, 'shards': count, 'unlabelled': unlabelled}
-    predictions.write_manifest(directory, manifest | sizes)
+    shards.write_manifest(directory, manifest | sizes)
   log.info(
     '%s, split %s: %d rows in %s (%d shards were there)',
     *(task, described['split'], total, directory, count - len(missing)),
@@ -183,7 +179,7 @@ def _size(found: tuple[int, rows.Row]) -> tuple[int, int]:
 
 
 def _predictor(
-  model: loading.Model,
+  model: trained_model.Model,
   batch_size: int,
   profiler: profiling.Profiler,
   *,
@@ -240,7 +236,7 @@ def _predictor(
 
 
 def _scorer(
-  model: loading.Model,
+  model: trained_model.Model,
   batch_size: int,
   profiler: profiling.Profiler,
   *,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from cascades import confusion, correlation, referents
+from cascades import confusion, correlation, wsc
 from cascades.types import Metric
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ word_accuracy = best_of('word_accuracy', equal, normalize=single_spaced)
 word_accuracy_stressless = best_of('word_accuracy_stressless', equal, normalize=without_stress)
 triviaqa_em = best_of('triviaqa_em', equal, normalize=triviaqa_normalize)
 triviaqa_f1 = best_of('triviaqa_f1', word_overlap, normalize=triviaqa_normalize)
-wsc_referent = best_of('wsc_referent', referents.quality)
+wsc_referent = best_of('wsc_referent', wsc.quality)
 phoneme_error_rate = Metric('phoneme_error_rate', _symbol_errors, ratio, higher_is_better=False)
 # As T5 and FLAN have it, blind to case: for true-casing see the other.
 edit_distance = Metric(

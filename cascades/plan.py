@@ -18,24 +18,15 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cascades import (
-  assembly,
-  files,
-  flops,
-  lora,
-  losses,
-  machines,
-  optimizers,
-  partitioning,
-  planning,
-  train_step,
-  usage,
-)
-from cascades.assembly import Blueprint
+from cascades import losses
 from cascades.checkpoints import store
-from cascades.machines import Machines
-from cascades.models import configs
-from cascades.planning import Plan
+from cascades.models import configs, lora
+from cascades.performance import flops, roofline, topologies
+from cascades.performance.roofline import Plan
+from cascades.performance.topologies import Machines
+from cascades.runtime import files, partitioning
+from cascades.training import optimizers, setup, train_step, utilization
+from cascades.training.setup import Blueprint
 from cascades.types import Batch, ModelConfig
 
 log = logging.getLogger(__name__)
@@ -73,13 +64,13 @@ def plan(
   do not fit together; a step that does not fit into memory is a result. An `effort` of -1 lets the
   compiler take less time, a fifth for large models, and makes a somewhat worse program.
   """
-  found = machines.of(topology)
+  found = topologies.of(topology)
   small = small or _model_of(initial_checkpoint_path, 'MODEL', 'INITIAL_CHECKPOINT_PATH')
   if large is None and large_checkpoint_path is not None:
     large = _model_of(large_checkpoint_path, '--large_model', 'LARGE_CHECKPOINT_PATH')
   transform = optimizer(learning_rate)
   with partitioning.use(mesh(devices=found.devices), rules):
-    parts = assembly.blueprint(
+    parts = setup.blueprint(
       small,
       large,
       transform,
@@ -89,7 +80,7 @@ def plan(
       large_rules=large_rules,
     )
     batch = batch_shapes(small, task_feature_lengths, batch_size, pack_length)
-    step = assembly.compiled_step(
+    step = setup.compiled_step(
       parts,
       transform,
       loss=loss,
@@ -102,9 +93,9 @@ def plan(
     sizes = {'small': small, 'large': large}
     counts = {k: configs.count_parameters(v) for k, v in sizes.items() if v is not None}
     made = measure(step, parts, batch, found, counts, effort=effort)
-  log.info('%s\n%s', topology, planning.table(made))
+  log.info('%s\n%s', topology, roofline.table(made))
   if output:
-    files.write(files.absolute(output), json.dumps(planning.record(made), indent=2))
+    files.write(files.absolute(output), json.dumps(roofline.record(made), indent=2))
   return made
 
 
@@ -119,15 +110,15 @@ def measure(
 ) -> Plan:
   """Count the step's work, and compile it if that can be done here."""
   arguments = parts.state, parts.frozen, batch
-  needs = usage.needs(parts, batch)
+  needs = utilization.needs(parts, batch)
   result = Plan(
     found,
     counts,
     {
-      'trained parameters': planning.held(parts.state.params),
-      'optimiser state': planning.held(parts.state.opt_state),
-      'frozen parameters': planning.held(parts.frozen),
-      'batch': planning.held(batch),
+      'trained parameters': roofline.held(parts.state.params),
+      'optimiser state': roofline.held(parts.state.opt_state),
+      'frozen parameters': roofline.held(parts.frozen),
+      'batch': roofline.held(batch),
     },
     flops.flops_of(step, *arguments),
     needs.step + needs.token * batch.targets.size,
@@ -138,9 +129,9 @@ def measure(
   options: Any = {'exec_time_optimization_effort': effort} if effort else None
   try:
     compiled = step.lower(*arguments).compile(compiler_options=options)
-    return result._replace(compiled=planning.read(compiled))
+    return result._replace(compiled=roofline.read(compiled))
   except jax.errors.JaxRuntimeError as error:
-    refused = planning.out_of_memory(error)
+    refused = roofline.out_of_memory(error)
     if refused is None:
       raise
     return result._replace(refused=refused)

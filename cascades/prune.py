@@ -20,12 +20,17 @@ from collections.abc import Callable, Mapping
 import jax
 from jax import Array
 
-from cascades import files, losses, partitioning, train_step
-from cascades.checkpoints import huggingface, store
+from cascades import losses
+from cascades.checkpoints import store
+from cascades.data import materialize
+from cascades.data.corpus import Corpus
+from cascades.interop import huggingface
 from cascades.models import configs, pruning
-from cascades.tasks import records, vocabularies
-from cascades.tasks.corpus import Corpus
+from cascades.models.abstract import abstract_model
+from cascades.runtime import files, partitioning
 from cascades.tasks.task import Mixture, Task
+from cascades.tokenizers import vocabularies
+from cascades.training import train_step
 from cascades.types import Batch, Params
 
 log = logging.getLogger(__name__)
@@ -44,7 +49,7 @@ def prune(
   which: store.Which = 'last',
   mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
   rules: partitioning.Rules = partitioning.RULES,
-  records_dir: str = records.DIRECTORY,
+  records_dir: str = materialize.DIRECTORY,
   provenance: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
   """Write what is kept of `checkpoint_path` as checkpoint 0 of `model_dir`.
@@ -77,8 +82,8 @@ def prune(
     log.info('%s holds a checkpoint already.', model_dir)
     return
   with partitioning.use(mesh(), rules):
-    graph, abstract = partitioning.abstract_model(large, rules)
-    _, places = partitioning.abstract_model(small, rules)
+    graph, abstract = abstract_model(large, rules)
+    _, places = abstract_model(small, rules)
     whole = store.restore_params(source, abstract, which=step)
     importance = None
     if mlp_dim and task and task_feature_lengths:

@@ -24,33 +24,30 @@ import jax
 import optax
 from etils import epath
 
-from cascades import (
-  assembly,
-  cached,
-  files,
-  journal,
-  locking,
-  loop,
-  lora,
-  losses,
-  optimizers,
-  partitioning,
-  profiling,
-  progress,
-  stopping,
-  train_step,
-  usage,
-  validating,
-)
-from cascades.assembly import Blueprint
-from cascades.checkpoints import finished, huggingface, store
-from cascades.models import configs
-from cascades.tasks import records, vocabularies
-from cascades.tasks.corpus import Corpus
+from cascades import losses
+from cascades.checkpoints import finished, store
+from cascades.data import materialize
+from cascades.data.corpus import Corpus
+from cascades.interop import huggingface
+from cascades.models import configs, lora
+from cascades.models.abstract import init_params
+from cascades.runtime import files, locking, partitioning, profiling, progress, stopping
 from cascades.tasks.task import Mixture, Task
-from cascades.train_step import Frozen, TrainState
+from cascades.tokenizers import vocabularies
+from cascades.training import (
+  cached_teacher,
+  loop,
+  optimizers,
+  run_log,
+  setup,
+  train_step,
+  utilization,
+)
+from cascades.training import validation as validating
+from cascades.training.setup import Blueprint
+from cascades.training.train_step import Frozen, TrainState
+from cascades.training.validation import Validation
 from cascades.types import ModelConfig, Params, Vocabulary
-from cascades.validating import Validation
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +86,7 @@ def train(
   on_bad_step: Callable[[Exception], None] = stopping.stop,
   on_failed_save: Callable[[Exception], None] = stopping.stop,
   hang_timeout: float | None = 3600.0,
-  records_dir: str = records.DIRECTORY,
+  records_dir: str = materialize.DIRECTORY,
   profile_steps: str | None = None,
   provenance: Callable[[], Mapping[str, str]] = dict,
 ) -> list[loop.Values]:
@@ -125,7 +122,7 @@ def train(
       log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
       return []
     large, cache = _teacher(large_checkpoint_path, teacher_cache, small, corpus, loss)
-    parts = assembly.blueprint(
+    parts = setup.blueprint(
       small,
       large,
       transform,
@@ -135,7 +132,7 @@ def train(
       large_rules=large_rules,
       vocab_size=cache and cache.vocab_size,
     )
-    step = assembly.compiled_step(
+    step = setup.compiled_step(
       parts,
       transform,
       loss=loss,
@@ -161,10 +158,10 @@ def train(
       batch_size=batch_size,
       cache=cache,
     )
-    journal.write_down(
+    run_log.write_down(
       directory, description, vocabulary, {'trained': state.params, 'frozen': frozen}
     )
-    used = usage.Usage(parts)
+    used = utilization.Usage(parts)
     huggingface.pass_on(initial_checkpoint_path, directory)
     if base is not None and not start:
       checkpoints.save_base(base)
@@ -175,12 +172,12 @@ def train(
     ):
       history = loop.run(
         state,
-        assembly.on_batches(step, frozen, used.compiled),
+        setup.on_batches(step, frozen, used.compiled),
         batches,
         start=start,
         total=train_steps,
         every=loop.Every(log_every, validation.every if validation else 0, save_every),
-        report=journal.reporter(
+        report=run_log.reporter(
           train_steps, events, learning_rate=learning_rate, used=used.now, check=checkpoints.check
         ),
         validate=validate,
@@ -217,7 +214,9 @@ def _model_of(path: str | None) -> configs.Config:
 def _vocabulary_of(path: str | None, teacher_cache: str | None, task: Task | Mixture) -> Vocabulary:
   if path is not None:
     return vocabularies.load(store.locate(path)[0])
-  return task.vocabulary() if teacher_cache is None else cached.vocabulary(teacher_cache, task)
+  return (
+    task.vocabulary() if teacher_cache is None else cached_teacher.vocabulary(teacher_cache, task)
+  )
 
 
 def _describe(
@@ -253,11 +252,11 @@ def _teacher(
   small: ModelConfig,
   corpus: Corpus,
   loss: losses.CascadeLoss,
-) -> tuple[configs.Config | None, cached.Cache | None]:
+) -> tuple[configs.Config | None, cached_teacher.Cache | None]:
   """The large model of a run directory, or what one has said of the corpus, or neither."""
   if teacher_cache is None:
     return _large_model(path, small, corpus.vocabulary), None
-  cache = cached.fitting(
+  cache = cached_teacher.fitting(
     teacher_cache, corpus, loss=loss, vocab_size=small.vocab_size, checkpoint=path
   )
   return None, cache
@@ -311,13 +310,13 @@ def _initial_state(
       'whose weights they are, or train all weights.'
     )
   else:
-    params = partitioning.init_params(small, seed, whole)
+    params = init_params(small, seed, whole)
   init = functools.partial(train_step.init_state, optimizer=optimizer, seed=seed)
-  start = jax.jit(init, out_shardings=assembly.places(parts.state))
+  start = jax.jit(init, out_shardings=setup.places(parts.state))
   if base is None:
     return start(params), None
   draw = jax.jit(
-    functools.partial(lora.init, abstract=trained), out_shardings=assembly.places(trained)
+    functools.partial(lora.init, abstract=trained), out_shardings=setup.places(trained)
   )
   return start(draw(jax.random.key(seed))), params
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from absl import flags
 
-from cascades import stopping
+from cascades.runtime import stopping
 
 PREEMPTED = stopping.TRY_AGAIN  # 75
 INTERRUPTED = 128 + signal.SIGINT

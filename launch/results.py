@@ -14,8 +14,8 @@ import rich.console
 import rich.table
 from etils import epath
 
-from cascades import files, progress
-from cascades.comparison import ABOVE_CHORD, AREA, LARGE, SMALL
+from cascades.evaluation.comparison import ABOVE_CHORD, AREA, LARGE, SMALL
+from cascades.runtime import files, progress
 
 HISTORY = 'stages.jsonl'  # beside the logs of a run, one line for each time that a stage was run
 COLUMNS = {

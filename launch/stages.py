@@ -13,7 +13,7 @@ from typing import NamedTuple
 from absl import app
 from etils import epath
 
-from cascades import files
+from cascades.runtime import files
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -30,7 +30,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from cascades import files
+from cascades.runtime import files
 from launch import logs, points, restarting, results, stages
 
 _CONFIG = config_flags.DEFINE_config_file(

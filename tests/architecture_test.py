@@ -1,4 +1,8 @@
-"""Holds the architecture: who may import whom, how long a file and a function may be."""
+"""The architecture: who may import whom, where libraries live, how long files and functions are.
+
+Floors are told from shape. A top-level file is a word of the field (no `__main__` block), a program
+(a `__main__` block), or `cli`; a folder is machinery, on the one floor of `FLOORS` that names it.
+"""
 
 import ast
 import pathlib
@@ -12,31 +16,33 @@ ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = sorted((ROOT / 'cascades').rglob('*.py'))
 TESTS = sorted((ROOT / 'tests').rglob('*.py'))
 
-EQUATIONS = {
-  'losses', 'masks', 'teachers', 'deferral', 'learned_deferral', 'routing', 'speculative',
-  'online', 'metrics', 'confusion', 'correlation', 'costs', 'curves', 'grouped',
-  'bootstrap', 'tables', 'pooling', 'comparison', 'rows', 'referents', 'lora', 'quantization',
-  'blockwise', 'flops', 'chips', 'hlo', 'hlo_costs',
-}  # fmt: skip
-# Put together out of the machinery, for several programs.
-SHARED = {'assembly', 'cached', 'journal', 'loading', 'planning', 'usage', 'validating'}
-PROGRAMS = {
-  'train', 'infer', 'evaluate', 'convert', 'export', 'prune', 'plan', 'cache_teacher',
-}  # fmt: skip
+FLOORS = (
+  ('runtime', 'performance'),
+  ('models', 'tokenizers', 'predictions'),
+  ('tasks', 'checkpoints', 'evaluation'),
+  ('data', 'interop', 'reporting'),
+  ('training', 'inference'),
+  ('serving',),
+)
 ONLY_IN = {
   'gin': {'cli'},
-  'seqio': {'tasks'},
-  'tensorflow': {'tasks'},
-  'tensorflow_datasets': {'tasks'},
-  'grain': {'tasks'},
+  'seqio': {'tasks', 'data'},
+  'tensorflow': {'tasks', 'data'},
+  'tensorflow_datasets': {'tasks', 'data'},
+  'grain': {'tasks', 'data'},
   'orbax': {'checkpoints'},
 }
-FORBIDDEN_IN_EQUATIONS = {'absl', 'etils', 'flax', 'logging', 'os', 'pathlib', 'time'}
+FORBIDDEN_IN_WORDS = {
+  'absl', 'etils', 'flax', 'logging', 'orbax', 'os', 'pathlib', 'seqio', 'tensorflow', 'time',
+}  # fmt: skip
 
 
 def _module(path: pathlib.Path) -> str:
   parts = path.relative_to(ROOT).with_suffix('').parts
   return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+MODULES = {_module(path): path for path in SOURCES}
 
 
 def _imports(path: pathlib.Path) -> set[str]:
@@ -50,68 +56,90 @@ def _imports(path: pathlib.Path) -> set[str]:
   return names
 
 
-def _upward_import(node: ast.stmt) -> bool:
+def _is_main_block(node: ast.stmt) -> bool:
   """`if __name__ == '__main__':`, the one place where a program imports the command line."""
   return isinstance(node, ast.If) and "__name__ == '__main__'" in ast.unparse(node.test)
 
 
-def _place(module: str) -> str:
-  """The file, or the folder of F2, that a module lives in."""
-  parts = module.split('.')
-  return parts[1] if len(parts) > 1 else ''
+def _floor(module: str) -> int:
+  """0 for words of the field, then the packages, then programs, then the command line.
+
+  Raises ValueError for a module that the house has no room for.
+  """
+  _, room, *rest = module.split('.')
+  if rest or MODULES[module].name == '__init__.py':
+    floors = [number for number, rooms in enumerate(FLOORS, 1) if room in rooms]
+    if len(floors) != 1:
+      raise ValueError(f'no floor holds the folder cascades/{room}: see FLOORS.')
+    return floors[0]
+  if room == 'cli':
+    return len(FLOORS) + 2
+  body = ast.parse(MODULES[module].read_text()).body
+  return len(FLOORS) + 1 if any(map(_is_main_block, body)) else 0
 
 
-def _floor(place: str) -> int:
-  if place in ('', 'types', 'axes', 'files', 'gguf_files'):
-    return 0
-  if place in EQUATIONS:
-    return 1
-  if place in SHARED:
-    return 3
-  if place in PROGRAMS:
-    return 4
-  return 5 if place == 'cli' else 2
+def _room(module: str) -> str:
+  return module.split('.')[1]
 
 
-def _ours(path: pathlib.Path) -> set[str]:
-  known = {_module(source) for source in SOURCES}
+def _imported_modules(path: pathlib.Path) -> set[str]:
+  """Modules of this package that a file imports, but for the command line in its `__main__`."""
   tree = ast.parse(path.read_text())
-  tree.body = [node for node in tree.body if not _upward_import(node)]
+  tree.body = [node for node in tree.body if not _is_main_block(node)]
   names = set()
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):
-      names |= {alias.name for alias in node.names if alias.name in known}
+      names |= {alias.name for alias in node.names if alias.name in MODULES}
     elif isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'cascades':
       for alias in node.names:
         dotted = f'{node.module}.{alias.name}'
-        names.add(dotted if dotted in known else node.module)
+        names.add(dotted if dotted in MODULES else node.module)
   return names - {'cascades'}
 
 
-@pytest.mark.parametrize('path', SOURCES, ids=_module)
-def test_a_file_imports_only_from_lower_floors(path):
-  here = _place(_module(path))
-  for name in _ours(path):
-    there = _place(name)
-    if there == here:
+WORDS = [name for name in MODULES if name != 'cascades' and _floor(name) == 0]
+PROGRAMS = [name for name in MODULES if name != 'cascades' and _floor(name) == len(FLOORS) + 1]
+
+
+@pytest.mark.parametrize('module', sorted(MODULES.keys() - {'cascades'}))
+def test_a_file_imports_only_from_lower_floors(module):
+  floor = _floor(module)
+  for name in _imported_modules(MODULES[module]):
+    if floor == 0 == _floor(name) or (_room(name) == _room(module) and floor <= len(FLOORS)):
       continue
-    assert _floor(there) < _floor(here) or _floor(here) == _floor(there) in (1, 3), (
-      f'{_module(path)} (floor {_floor(here)}) imports {name} (floor {_floor(there)})'
+    assert _floor(name) < floor, (
+      f'{module} (floor {floor}) imports {name} (floor {_floor(name)}): siblings do not know each '
+      'other, and nobody looks up.'
     )
 
 
-@pytest.mark.parametrize('path', SOURCES, ids=_module)
-def test_libraries_stay_in_their_rooms(path):
-  here = _place(_module(path))
-  for name in _imports(path):
+def test_a_folder_in_no_floor_is_an_error(monkeypatch):
+  path = ROOT / 'cascades' / 'helpers' / 'strings.py'
+  monkeypatch.setitem(MODULES, 'cascades.helpers.strings', path)
+  with pytest.raises(ValueError, match='no floor holds the folder cascades/helpers'):
+    _floor('cascades.helpers.strings')
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_libraries_stay_in_their_rooms(module):
+  room = module.split('.')[1] if '.' in module else ''
+  for name in _imports(MODULES[module]):
     library = name.split('.')[0]
-    assert here in ONLY_IN.get(library, {here}), f'{_module(path)} imports {library}'
-    if here in EQUATIONS:
-      assert library not in FORBIDDEN_IN_EQUATIONS, f'{_module(path)} is pure and imports {library}'
+    assert room in ONLY_IN.get(library, {room}), f'{module} imports {library}'
+    if module in WORDS:
+      assert library not in FORBIDDEN_IN_WORDS, f'{module} is pure and imports {library}'
+
+
+def test_nothing_imports_launch():
+  assert not [name for name, path in MODULES.items() if 'launch' in map(_top, _imports(path))]
+
+
+def _top(name: str) -> str:
+  return name.split('.')[0]
 
 
 def test_there_is_no_import_cycle():
-  graph = {_module(path): _ours(path) for path in SOURCES}
+  graph = {name: _imported_modules(path) for name, path in MODULES.items()}
   done: set[str] = set()
 
   def visit(name: str, trail: tuple[str, ...]) -> None:
@@ -155,10 +183,6 @@ def test_importing_the_package_imports_neither_jax_nor_tensorflow():
   assert not {'jax', 'tensorflow', 'numpy'} & _modules_after('import cascades')
 
 
-def test_equations_and_programs_do_not_import_tensorflow():
-  modules = [
-    'cascades.types',
-    *(_module(p) for p in SOURCES if _place(_module(p)) in EQUATIONS | PROGRAMS),
-  ]
-  loaded = _modules_after('; '.join(f'import {name}' for name in modules))
+def test_words_and_programs_do_not_import_tensorflow():
+  loaded = _modules_after('; '.join(f'import {name}' for name in [*WORDS, *PROGRAMS]))
   assert 'tensorflow' not in loaded

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import bars, c4_scale, feeding, mixture, startup, tokenizing
 from benchmarks.bars import Measured
-from cascades.tasks import vocabularies
 from cascades.tasks.task import Mixture, Row, both
+from cascades.tokenizers import vocabularies
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from cascades import cache_teacher, cached, losses, partitioning, teacher_cache, train
+from cascades import cache_teacher, losses, train
 from cascades.checkpoints import store
+from cascades.data.corpus import Corpus
 from cascades.models import configs, decoder
-from cascades.tasks import vocabularies
-from cascades.tasks.corpus import Corpus
+from cascades.runtime import partitioning
 from cascades.teachers import Logits
+from cascades.tokenizers import vocabularies
+from cascades.training import cached_teacher, teacher_cache
 from tests import testing, tiny
 from tests.train_test import final_state
 
@@ -154,7 +156,9 @@ def test_a_cache_of_another_checkpoint_than_the_one_named_is_refused(home, large
     train.train(**named(large_checkpoint_path=other) | {'model_dir': str(home / 'refused')})
   corpus = Corpus(tiny.task(home), tiny.VOCABULARY, 'encoder_decoder', LENGTHS,
                   str(home / 'records'))  # fmt: skip
-  cached.fitting(first_choices, corpus, loss=losses.cat_xent, vocab_size=24, checkpoint=large)
+  cached_teacher.fitting(
+    first_choices, corpus, loss=losses.cat_xent, vocab_size=24, checkpoint=large
+  )
 
 
 # -- against the large model's logits --------------------------------------------------------------
@@ -170,7 +174,7 @@ def test_every_token_is_answered_as_the_large_model_answers_it(home, config, pac
                    dtype='float32')  # fmt: skip
   corpus = Corpus(tiny.task(home), tiny.VOCABULARY, config.architecture, LENGTHS,
                   str(home / 'records'))  # fmt: skip
-  cache = cached.fitting(directory, corpus, loss=losses.cat_dist, vocab_size=24)
+  cache = cached_teacher.fitting(directory, corpus, loss=losses.cat_dist, vocab_size=24)
   batches = corpus.training(0, batch_size=8, seed=5, pack=pack, teacher=cache.answers)
   model = testing.build(config)
 

@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from cascades import convert, infer, predictions
+from cascades import convert, infer
+from cascades.predictions import shards
 from cascades.tasks import chats, local
 from tests import tiny
 
@@ -46,7 +47,7 @@ def ask(model, folder, prompts, questions=QUESTIONS):
     mesh=tiny.one_device,
     records_dir=str(folder / 'records'),
   )
-  (table,) = predictions.read(folder / 'answers' / 'test')
+  (table,) = shards.read(folder / 'answers' / 'test')
   return table
 
 

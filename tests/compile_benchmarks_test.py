@@ -6,9 +6,11 @@ import jax
 import pytest
 
 from benchmarks import buffers, collectives, compiling, step_flops
-from cascades import flops, hlo, losses, partitioning
-from cascades.hlo import Shape
-from cascades.hlo_costs import Collective
+from cascades import losses
+from cascades.performance import flops, hlo
+from cascades.performance.hlo import Shape
+from cascades.performance.hlo_costs import Collective
+from cascades.runtime import partitioning
 from tests import testing
 
 VOCAB = 4096  # so wide that logits are larger than anything else of these models

@@ -27,3 +27,5 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 # Examples are timed on machines that are busy with something else.
 settings.register_profile('patient', deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile('patient')
+
+pytest_plugins = ['tests.tiny_tasks']

@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cascades import cli, convert, export, partitioning
-from cascades.checkpoints import formats, store, t5x_files
+from cascades import cli, convert, export
+from cascades.checkpoints import store
+from cascades.interop import formats, t5x_files
 from cascades.models import configs
-from cascades.tasks import released, vocabularies
+from cascades.models.abstract import abstract_model
+from cascades.runtime import partitioning
+from cascades.tokenizers import from_folder, vocabularies
 from cascades.types import Batch
 from tests import testing, tiny
-from tests.checkpoints import gguf_test, t5x_variants_test, twin_folders
+from tests.checkpoints import t5x_variants_test, twin_folders
 from tests.checkpoints.t5x_arrays import TINY, random_arrays, write_native
-from tests.tasks.huggingface_tokenizers_test import SPECIAL, TEXTS, byte_level
+from tests.interop import gguf_test
+from tests.tokenizers.huggingface_test import SPECIAL, TEXTS, byte_level
 
 SYMBOLS = vocabularies.symbols([*'abcdefghijklmnop'])
 TEMPLATE = '{% for message in messages %}{{ message.content }}{% endfor %}'
@@ -37,7 +41,7 @@ def _params(run):
   """What a run directory holds, by path."""
   config = configs.from_description(store.read_description(run)['model'])
   with partitioning.use(tiny.one_device()):
-    _, abstract = partitioning.abstract_model(config)
+    _, abstract = abstract_model(config)
     return config, twin_folders.flat(store.restore_params(run, abstract))
 
 
@@ -75,7 +79,7 @@ def test_a_gguf_file_becomes_a_folder_of_hugging_face(gguf_file, from_gguf):
   theirs = from_gguf / 'theirs'
   vocabulary = vocabularies.load(from_gguf / 'run')
   assert vocabulary.fingerprint == vocabularies.gguf(gguf_file).fingerprint
-  assert released.vocabulary(theirs).fingerprint == vocabulary.fingerprint
+  assert from_folder.vocabulary(theirs).fingerprint == vocabulary.fingerprint
   config = json.loads((theirs / 'config.json').read_text())
   assert config['max_position_embeddings'] == 77
   assert config['model_type'] == 'llama'

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from cascades import comparison, deferral, evaluate, metrics, predictions
+from cascades import deferral, evaluate, metrics
+from cascades.evaluation import comparison
+from cascades.predictions import shards
 from cascades.reporting import escaping, figures, summary
 from tests import synthetic_tables
-from tests.predictions_test import remote  # noqa: F401
+from tests.predictions.shards_test import remote  # noqa: F401
 
 RULES = {'average': deferral.average, 'random': deferral.random}
 JUDGES = (metrics.accuracy, metrics.token_f1)
@@ -122,9 +124,7 @@ def test_thresholds_in_the_files_reproduce_the_curve_on_the_rows(places, output)
     one for one in data['cascades'] if (one['model'], one['score'], one['task']) ==
     ('xent', 'average', 'b')
   ]  # fmt: skip
-  (small,), (large,) = (
-    predictions.read(f'{places[name]}/test', task='b') for name in ('xent', 'large')
-  )
+  (small,), (large,) = (shards.read(f'{places[name]}/test', task='b') for name in ('xent', 'large'))
   score = deferral.average(small.logprobs, small.mask)
   for threshold, rate, quality in zip(
     *(one['curve'][name] for name in ('threshold', 'deferral_rate', 'quality')), strict=True
@@ -210,7 +210,7 @@ def test_a_metric_that_inference_did_not_know_judges_the_texts(
 ):
   compared = run(places, tmp_path, metric=metric)
   assert compared.settings.weights == 'uniform'
-  (small,) = predictions.read(f'{places["cat"]}/test', task='a')
+  (small,) = shards.read(f'{places["cat"]}/test', task='a')
   statistics = list(map(metrics.bleu().statistics, small.targets, small.predictions))
   expected = float(metrics.finalize_bleu(sum(statistics)))
   assert expected > 10
@@ -242,7 +242,7 @@ def grouped_rows(root, *, repeats=0, mode='predict'):
 
 def wholly_right(place):
   """The share of the groups of `q` of which every row is right."""
-  (table,) = predictions.read(f'{place}/test', task='q')
+  (table,) = shards.read(f'{place}/test', task='q')
   right = {}
   for name, one in zip(table.groups, table.statistics['accuracy'][:, 0], strict=True):
     right[name] = right.get(name, True) and one == 1
@@ -269,7 +269,7 @@ def test_questions_are_judged_by_stored_accuracy_where_answers_are_scored(tmp_pa
   compared = run(grouped_rows(tmp_path, mode='score'), tmp_path / 'out', mode='score')
   expected = run(grouped_rows(tmp_path), tmp_path / 'other')
   assert compared.questions == expected.questions
-  for table in predictions.read(f'{tmp_path}/cat/test', mode='score'):
+  for table in shards.read(f'{tmp_path}/cat/test', mode='score'):
     assert evaluate._has_accuracy(table)
     assert not evaluate._has_accuracy(table._replace(statistics={}))
 
@@ -291,7 +291,7 @@ def test_rows_whose_inputs_repeat_may_be_left_out(tmp_path, no_figures, capsys):
   data = json.loads((tmp_path / 'out' / 'curves.json').read_text())
   assert data['tasks_with_repeated_inputs'] == {'q': 45, 'r': 45}
   for name in ('xent', 'large'):
-    (table,) = predictions.read(f'{places[name]}/test', task='q')
+    (table,) = shards.read(f'{places[name]}/test', task='q')
     kept = np.delete(table.statistics['accuracy'][:, 0], range(1, 8))
     quantity = comparison.LARGE if name == 'large' else comparison.SMALL
     assert compared.at('xent', task='q').estimates[quantity].value == pytest.approx(kept.mean())
@@ -356,7 +356,7 @@ def test_tables_of_other_tasks_are_refused_by_name(places, tmp_path):
 def test_runs_may_live_in_an_object_store(remote, no_figures):  # noqa: F811
   places = infer(remote)
   run(places, f'{remote}/evaluation')
-  assert predictions.epath.Path(f'{remote}/evaluation/report.html').exists()
+  assert shards.epath.Path(f'{remote}/evaluation/report.html').exists()
 
 
 def test_importing_the_program_loads_neither_jax_nor_tensorflow():

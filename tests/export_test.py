@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cascades import convert, export, partitioning, train
+from cascades import convert, export, train
 from cascades.checkpoints import store
 from cascades.models import configs
-from cascades.tasks import vocabularies
+from cascades.models.abstract import abstract_model
+from cascades.runtime import partitioning
+from cascades.tokenizers import vocabularies
 from tests import tiny
 from tests.checkpoints import twin_folders
 from tests.golden import twins
@@ -51,7 +53,7 @@ def test_a_conversion_is_a_run_directory(folder, tmp_path):
   assert description['vocabulary'] == vocabularies.load(run).fingerprint == VOCABULARY.fingerprint
   assert (run / 'config.gin').read_text() == 'as told'
   with partitioning.use(tiny.one_device()):
-    _, abstract = partitioning.abstract_model(config)
+    _, abstract = abstract_model(config)
     params = store.restore_params(run / 'checkpoint_0', abstract)
   np.testing.assert_array_equal(
     params['embedding'], twin_folders.tensors('t5_1_1')['shared.weight']
@@ -158,7 +160,7 @@ def test_a_conversion_lies_on_the_mesh_that_it_is_told(folder, tmp_path):
   _convert(folder, tmp_path / 'many', mesh=mesh)
   config = configs.from_description(store.read_description(tmp_path / 'one')['model'])
   with partitioning.use(mesh()):
-    _, abstract = partitioning.abstract_model(config)
+    _, abstract = abstract_model(config)
     one, many = (store.restore_params(tmp_path / name, abstract) for name in ('one', 'many'))
   jax.tree.map(np.testing.assert_array_equal, one, many)
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cascades import decoding, infer, partitioning, predictions, train
+from cascades import decoding, infer, train
 from cascades.checkpoints import store
+from cascades.data import converters
+from cascades.data.corpus import Corpus
 from cascades.models import configs
-from cascades.tasks import layouts
-from cascades.tasks.corpus import Corpus
+from cascades.predictions import shards as predictions
+from cascades.runtime import partitioning
 from cascades.tasks.task import Row, Task
 from cascades.types import Batch, Prompt
 from tests import tiny
@@ -96,7 +98,7 @@ def test_answers_are_the_models_own_and_rescoring_finds_the_same_logprobs(answer
   model = model_of(trained)
   rows = raw_rows(output / 'test')
   prompts = [tiny.VOCABULARY.encode(text) for text in table.inputs]
-  padded = layouts.pad([(np.array(p), (1,)) for p in prompts], 8)
+  padded = converters.pad([(np.array(p), (1,)) for p in prompts], 8)
   answer = decoding.generate(model, Prompt(*map(jnp.asarray, padded)), max_len=8, eos_id=1)
   for row, tokens, mask in zip(rows, answer.tokens, answer.mask, strict=True):
     assert row['aux']['tokens'] == tokens[mask].tolist()

@@ -130,7 +130,8 @@ def _train(
   logging.basicConfig(stream=sys.stdout, format='%(message)s', level=logging.INFO, force=True)
   import jax
 
-  from cascades import cli, partitioning, train
+  from cascades import cli, train
+  from cascades.runtime import partitioning
   from tests import tiny
 
   if topology.processes > 1:

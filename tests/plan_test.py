@@ -5,9 +5,12 @@ import json
 import jax
 import pytest
 
-from cascades import assembly, chips, lora, losses, machines, optimizers, partitioning, plan
+from cascades import losses, plan
 from cascades.checkpoints import store
-from cascades.models import configs
+from cascades.models import configs, lora
+from cascades.performance import chips, topologies
+from cascades.runtime import partitioning
+from cascades.training import optimizers, setup
 from tests import tiny
 
 
@@ -15,9 +18,9 @@ from tests import tiny
 def here(monkeypatch):
   """Eight virtual devices that are said to be v5e chips."""
   monkeypatch.setattr(
-    machines,
+    topologies,
     'of',
-    lambda name: machines.Machines(name, chips.CHIPS[1], jax.devices()[:8], name != 'no libtpu'),
+    lambda name: topologies.Machines(name, chips.CHIPS[1], jax.devices()[:8], name != 'no libtpu'),
   )
 
 
@@ -39,7 +42,9 @@ def made(tmp_path_factory):
   path = tmp_path_factory.mktemp('plans') / 'plan.json'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
-      machines, 'of', lambda name: machines.Machines(name, chips.CHIPS[1], jax.devices()[:8], True)
+      topologies,
+      'of',
+      lambda name: topologies.Machines(name, chips.CHIPS[1], jax.devices()[:8], True),
     )
     return plan.plan('v5e:2x4', **settings(output=str(path))), json.loads(path.read_text())
 
@@ -90,7 +95,7 @@ def test_a_step_that_does_not_fit_is_a_result(monkeypatch):
     def __call__(self, state, *arguments):
       return state.step
 
-  monkeypatch.setattr(assembly, 'compiled_step', lambda *_, **__: Refusing())
+  monkeypatch.setattr(setup, 'compiled_step', lambda *_, **__: Refusing())
   found = plan.plan('v5e:2x4', **settings())
   assert found.fits is False
   assert found.refused == 'needs 20.0G of 15.75G'

@@ -14,7 +14,8 @@ import time
 import numpy as np
 import pytest
 
-from cascades import predictions, teacher_cache
+from cascades.predictions import shards
+from cascades.training import teacher_cache
 from launch import local
 from tests import tiny
 
@@ -85,7 +86,7 @@ def check_answers(here, *, processes, modes):
     for count in (1, processes):
       name = f'{mode}-{count}'
       together(infer(here, name, f'--gin.MODE={mode}'), here, processes=count)
-      (table,) = predictions.read(here / name / 'test', mode=mode)
+      (table,) = shards.read(here / name / 'test', mode=mode)
       tables.append(table)
     one, many = tables
     assert len(one.ids) == 19

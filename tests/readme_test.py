@@ -14,8 +14,9 @@ import pytest
 import tokenizers
 
 from cascades import cli, curves, deferral
-from cascades.tasks import records, vocabularies
+from cascades.data import materialize
 from cascades.tasks.task import both
+from cascades.tokenizers import vocabularies
 from tests import tiny
 from tests.checkpoints import twin_folders
 from tests.golden import twins
@@ -84,7 +85,7 @@ def test_a_rule_of_ones_own(shown):
 
 def test_a_task_of_ones_own(shown):
   task = importlib.import_module('my_tasks').doubling()
-  made = records.materialize(task, 'test', both(vocabularies.bytes_vocabulary()), str(shown))
+  made = materialize.materialize(task, 'test', both(vocabularies.bytes_vocabulary()), str(shown))
   assert len(made) == 100
   assert next(iter(made.read([3]))).row.answers == ('1806',)
 

@@ -8,10 +8,13 @@ import shlex
 import gin
 import pytest
 
-from cascades import cli, infer, losses, optimizers, predictions, train
+from cascades import cli, infer, losses, train
 from cascades.checkpoints import store
 from cascades.models import configs, t5
-from cascades.tasks import catalog, sentencepiece_training, sources
+from cascades.predictions import shards
+from cascades.tasks import catalog, sources
+from cascades.tokenizers import train_sentencepiece
+from cascades.training import optimizers
 from tests import tiny
 
 RECIPES = pathlib.Path(__file__).parents[1] / 'gin_configs' / 'recipes'
@@ -168,7 +171,7 @@ def folder(tmp_path_factory):
   """Of records and a vocabulary that all runs share."""
   path = tmp_path_factory.mktemp('recipes')
   rows = catalog.get('c4_span_corruption', sample=True).read('train')
-  sentencepiece_training.train_sentencepiece(
+  train_sentencepiece.train_sentencepiece(
     (row.inputs for row in rows), path / 'tiny.model', size=400
   )
   return path
@@ -250,7 +253,7 @@ def test_answers_of_every_task_get_a_table_of_their_own(folder, large, recipe, t
   found = [
     table
     for split in macro('SPLITS')
-    for table in predictions.read(folder / recipe / split, mode='score')
+    for table in shards.read(folder / recipe / split, mode='score')
   ]
   assert len(found) == tables
   assert all(len(table.ids) == table.manifest['rows'] > 0 for table in found)

@@ -9,7 +9,7 @@ from orbax.checkpoint._src.path import gcs_utils
 from cascades import evaluate, infer, train
 from cascades.checkpoints import store
 from tests import object_store, tiny
-from tests.progress_test import read_events
+from tests.runtime.progress_test import read_events
 
 BUCKET = 'gs://some-bucket'
 

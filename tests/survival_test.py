@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.killing import SAVED_EVERY, Run, Topology
-from tests.progress_test import read_events
+from tests.runtime.progress_test import read_events
 
 TOPOLOGIES = {
   'one device': Topology(1, 1),

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from cascades import comparison, deferral, metrics, predictions, rows
+from cascades import deferral, metrics
+from cascades.evaluation import comparison
+from cascades.predictions import rows, shards
 from cascades.types import Metric, Predictions
 
 
@@ -77,9 +79,9 @@ def write(directory: Any, task: str, made: Sequence[rows.Row], **changes: Any) -
   described = manifest(task, made, **changes)
   mode, count = described['mode'], described['shards']
   for index in range(count):
-    part = [made[i] for i in predictions.shard_rows(len(made), index, count)]
-    predictions.write_shard(directory, task, mode, index, count, part)
-  predictions.write_manifest(directory, described)
+    part = [made[i] for i in shards.shard_rows(len(made), index, count)]
+    shards.write_shard(directory, task, mode, index, count, part)
+  shards.write_manifest(directory, described)
 
 
 def table(task: str, *, parameters: int = 1000, **settings: Any) -> Predictions:
@@ -87,7 +89,7 @@ def table(task: str, *, parameters: int = 1000, **settings: Any) -> Predictions:
   made = records(task, **settings)
   parsed = [rows.parse(record, 'predict') for record in made]
   described = manifest(task, made, parameters=parameters, flops_per_token=2.0 * parameters)
-  return predictions.columns(parsed, described)
+  return shards.columns(parsed, described)
 
 
 SKILLS = {'xent': 0.0, 'cat': 0.4}

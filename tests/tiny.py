@@ -7,9 +7,11 @@ import pathlib
 import random
 from typing import Any
 
-from cascades import optimizers, partitioning
 from cascades.models import t5
-from cascades.tasks import local, vocabularies
+from cascades.runtime import partitioning
+from cascades.tasks import local
+from cascades.tokenizers import vocabularies
+from cascades.training import optimizers
 
 LETTERS = 'abcdefgh'
 LENGTHS = {'inputs': 8, 'targets': 8}

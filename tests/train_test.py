@@ -9,22 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from cascades import (
-  locking,
-  lora,
-  losses,
-  optimizers,
-  partitioning,
-  stopping,
-  train,
-  train_step,
-)
+from cascades import losses, train
 from cascades.checkpoints import store
-from cascades.models import decoder
-from cascades.tasks import vocabularies
-from cascades.tasks.corpus import Corpus
+from cascades.data.corpus import Corpus
+from cascades.models import decoder, lora
+from cascades.models.abstract import abstract_model
+from cascades.runtime import locking, partitioning, stopping
+from cascades.tokenizers import vocabularies
+from cascades.training import optimizers, train_step
 from tests import testing, tiny
-from tests.progress_test import read_events
+from tests.runtime.progress_test import read_events
 
 
 @pytest.fixture(scope='module')
@@ -139,7 +133,7 @@ def test_weights_of_another_run_start_with_a_fresh_optimizer_and_step(large, tmp
 def logits(path, dtype='float32'):
   """Of a run, as every program but training reads it: as plain weights."""
   with partitioning.use(tiny.one_device()):
-    graph, like = partitioning.abstract_model(tiny.LARGE, dtype=dtype)
+    graph, like = abstract_model(tiny.LARGE, dtype=dtype)
     model = train_step.Definition(graph, 24).bind(store.restore_params(path, like))
   batch = testing.batch(tiny.LARGE)
   return np.asarray(model.readout(model.hidden(batch)))

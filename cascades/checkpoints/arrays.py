@@ -11,8 +11,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from cascades import quantization
 from cascades.checkpoints.finished import CheckpointError
+from cascades.models import quantization
 
 Name: TypeAlias = tuple[str, ...]  # of a parameter
 

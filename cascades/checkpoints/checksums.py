@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from cascades import files
+from cascades.runtime import files
 
 MANIFEST = 'checksums.json'
 _LATER = {MANIFEST, '_CHECKPOINT_METADATA', 'commit_success.txt'}  # Orbax writes these last

@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from cascades import files
 from cascades.checkpoints import checksums
+from cascades.runtime import files
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,10 @@ from etils import epath
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cascades import files, lora, quantization
 from cascades.checkpoints import arrays, checksums, finished
 from cascades.checkpoints.finished import CheckpointError
+from cascades.models import lora, quantization
+from cascades.runtime import files
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from cascades import axes, lora, quantization
+from cascades.models import lora, quantization
+from cascades.runtime import partitioning
 
 Layer = TypeVar('Layer', bound=nnx.Module)
 
@@ -67,7 +68,7 @@ def settle(config: Any) -> None:
 
 def constrain(x: Array, *names: str) -> Array:
   """Lay out an activation as the active logical axis rules say; without rules, do nothing."""
-  spec = axes.active_spec(x.shape, names)
+  spec = partitioning.active_spec(x.shape, names)
   return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
 

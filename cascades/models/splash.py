@@ -18,8 +18,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
-from cascades import axes
 from cascades.models.attention import Source
+from cascades.runtime import partitioning
 
 LANES = 128  # rows are multiples of it
 BLOCK = 512
@@ -78,7 +78,7 @@ def attend(
   )
   run = functools.partial(_on_device, window=window, cap=cap, interpret=interpret)
   # Heads are split as their keys are: a group of queries stays with the one that it reads.
-  spec = axes.active_spec(arrays[1].shape, ('batch', 'activation_heads', None, None))
+  spec = partitioning.active_spec(arrays[1].shape, ('batch', 'activation_heads', None, None))
   if spec is not None:
     rows = PartitionSpec(spec[0], None)
     run = jax.shard_map(run, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from cascades import curves
 from cascades.bootstrap import Difference, Estimate
-from cascades.comparison import (
+from cascades.evaluation.comparison import (
   ABOVE_CHORD,
   AREA,
   LARGE,
@@ -21,8 +21,8 @@ from cascades.comparison import (
   Quantity,
   Versus,
 )
-from cascades.grouped import Shares
-from cascades.pooling import POOLED
+from cascades.evaluation.grouped import Shares
+from cascades.evaluation.pooling import POOLED
 
 VERSION = 1
 

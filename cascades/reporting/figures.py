@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, ScalarFormatter
 
 from cascades import costs, curves
-from cascades.comparison import RATES, Comparison
+from cascades.evaluation.comparison import RATES, Comparison
 from cascades.reporting.escaping import shorten
 from cascades.types import Curve
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-from cascades.comparison import Answers, Comparison
+from cascades.evaluation.comparison import Answers, Comparison
 from cascades.reporting.escaping import shorten, visible
 from cascades.reporting.summary import Table
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from cascades import comparison as found
 from cascades import curves
 from cascades.bootstrap import Difference, Estimate
-from cascades.comparison import Cascade, Comparison, Quantity
+from cascades.evaluation import comparison as found
+from cascades.evaluation.comparison import Cascade, Comparison, Quantity
 
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Format = Callable[[float], str]

@@ -14,7 +14,7 @@ from cascades.tasks import corruption
 from cascades.tasks.features import Example
 from cascades.tasks.sources import Dataset, Published, Sources
 from cascades.tasks.task import MARKED, Marks, Record, Row, Task, Vocabularies
-from cascades.tasks.tokens import Tokens
+from cascades.tokenizers.conventions import Tokens
 from cascades.types import Vocabulary
 
 DENSITY, MEAN_SPAN = 0.15, 3.0

@@ -113,9 +113,9 @@ def get(
     if name in seqio_tasks.names():
       return seqio_tasks.from_seqio(name)
   raise ValueError(
-    f'There is no task {name!r}.{_suggestion(name, ours)} `python -m cascades.tasks list` shows '
-    f'the {len(ours)} that there are; a task of your own is a `local_jsonl`, a `local_tsv`, or a '
-    'SeqIO task whose module is imported.'
+    f'There is no task {name!r}.{_suggestion(name, ours)} '
+    f'`python -m cascades.browse_tasks list` shows all {len(ours)}; a task of your own is a '
+    '`local_jsonl`, a `local_tsv`, or a SeqIO task whose module is imported.'
   )
 
 

@@ -18,13 +18,13 @@ import jinja2.sandbox
 import numpy as np
 from etils import epath
 
-from cascades.tasks import huggingface_folders, shards
-from cascades.tasks.sentencepieces import SentencePiece
+from cascades.tasks import tokenize
 from cascades.tasks.task import Marks, Record, Row, Task, Vocabularies
-from cascades.tasks.tokens import TOKEN
+from cascades.tokenizers import huggingface_folder
+from cascades.tokenizers.conventions import TOKEN
+from cascades.tokenizers.sentencepiece import SentencePiece
 from cascades.types import Vocabulary
 
-_TOGETHER = 256  # rows; tokenised at once
 _FORM = 2  # raise it when a record holds something else of a prompt or an answer
 _TEMPLATES = ('chat_template.jinja', 'chat_template.json')
 _ANSWER = '\N{ASTERISM}'  # that no template writes by itself
@@ -63,10 +63,10 @@ class Template(NamedTuple):
 def read(folder: epath.PathLike, *, system: str | None = None) -> Template:
   """The template in a folder of Hugging Face. Raises ValueError if it has none."""
   folder = epath.Path(folder)
-  config = huggingface_folders.read(folder / huggingface_folders.CONFIG)
+  config = huggingface_folder.read(folder / huggingface_folder.CONFIG)
   plain, wrapped = (folder / name for name in _TEMPLATES)
   source = plain.read_text() if plain.exists() else None
-  wrapping = huggingface_folders.read(wrapped)
+  wrapping = huggingface_folder.read(wrapped)
   source = source or wrapping.get('chat_template') or config.get('chat_template')
   if isinstance(source, list):  # several, by name
     named = {one['name']: one['template'] for one in source}
@@ -74,10 +74,10 @@ def read(folder: epath.PathLike, *, system: str | None = None) -> Template:
   if not source:
     raise ValueError(
       f'{folder} has no chat template ({", ".join(_TEMPLATES)}, or one in '
-      f'{huggingface_folders.CONFIG}): the model is not for chats, or was converted without the '
+      f'{huggingface_folder.CONFIG}): the model is not for chats, or was converted without the '
       'files beside its weights.'
     )
-  spelled = {name: huggingface_folders.spelling(config.get(name)) for name in _SPELLED}
+  spelled = {name: huggingface_folder.spelling(config.get(name)) for name in _SPELLED}
   return Template(source, {name: token for name, token in spelled.items() if token}, system)
 
 
@@ -109,9 +109,9 @@ def _templated(
 ) -> Iterator[Record]:
   cut, start = _beginning(template, vocabularies.inputs)
   end = np.array([_end(template, vocabularies.targets)], TOKEN)
-  for block in shards.blocks(rows, _TOGETHER):
+  for block in tokenize.blocks(rows, tokenize.ROWS_TOGETHER):
     written = [row._replace(inputs=template(row.inputs).removeprefix(cut)) for row in block]
-    for row, record in zip(block, shards.row_by_row(written, vocabularies, shard), strict=True):
+    for row, record in zip(block, tokenize.row_by_row(written, vocabularies, shard), strict=True):
       yield Record(
         row,
         np.concatenate([np.array(start, TOKEN), record.inputs]),

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from importlib import resources
 
-from cascades.tasks import vocabularies
 from cascades.tasks.task import Row, Task
+from cascades.tokenizers import vocabularies
 
 _SPLITS = ('train', 'validation', 'test')
 _ENDS = (90, 92)  # per cent of the words, by hash

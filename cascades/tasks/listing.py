@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascades.tasks import shards
 from cascades.tasks.checking import Checked
 from cascades.tasks.task import Mixture, Record, Task, both
-from cascades.tasks.tokens import Tokens
+from cascades.tasks.tokenize import row_by_row
+from cascades.tokenizers.conventions import Tokens
 from cascades.types import Vocabulary
 
 _SHOWN_CHARACTERS = 1000
@@ -82,7 +82,7 @@ def print_rows(
     source = split if split in task.origin.splits else task.origin.splits[0]
     for example in itertools.islice(task.origin.examples(source), count):
       _print(out, 'published', json.dumps(example, ensure_ascii=False))
-  tokenize = task.tokenize or shards.row_by_row
+  tokenize = task.tokenize or row_by_row
   rows = task.rows(split)
   # A tokeniser that joins rows may need many for one record.
   some = rows if task.tokenize else itertools.islice(rows, count)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from etils import epath
 
+from cascades.runtime import files
 from cascades.tasks import textfiles
 from cascades.tasks.task import Row, Task
 
@@ -111,7 +112,7 @@ def _task(
 
 def _require_local(splits: Splits, allow_remote: bool) -> None:
   for path in splits.values():
-    textfiles.require_local(path, allow_remote)
+    files.require_local(path, allow_remote)
 
 
 def _header(file: epath.Path) -> tuple[int, list[str]]:

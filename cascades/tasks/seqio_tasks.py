@@ -12,9 +12,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from cascades.tasks import records, sentencepieces, shards, tokens
-from cascades.tasks import vocabularies as vocabularies_lib
+from cascades.tasks import tokenize
 from cascades.tasks.task import Mixture, Row, Task, Vocabularies
+from cascades.tokenizers import conventions, sentencepiece
+from cascades.tokenizers import vocabularies as vocabularies_lib
 from cascades.types import Vocabulary
 
 tf.config.set_visible_devices([], 'GPU')  # leaves accelerators to JAX
@@ -102,9 +103,9 @@ def vocabulary(ours: Vocabulary) -> seqio.Vocabulary:
       return seqio.ByteVocabulary(ours.extra_ids)
     case vocabularies_lib.Symbols():
       return SymbolVocabulary(ours)
-    case sentencepieces.SentencePiece(file=file, pad_id=0, eos_ids=(1,)) if file is not None:
+    case sentencepiece.SentencePiece(file=file, pad_id=0, eos_ids=(1,)) if file is not None:
       return seqio.SentencePieceVocabulary(str(file), ours.extra_ids)
-    case tokens.Conventions():
+    case conventions.Conventions():
       return CalledVocabulary(ours)
   raise ValueError(f'SeqIO has no counterpart of a {type(ours).__name__} vocabulary.')
 
@@ -168,7 +169,7 @@ class SymbolVocabulary(CalledVocabulary):
     names_and_ids = tf.lookup.KeyValueTensorInitializer(
       tf.constant(ours.names), tf.range(ours.size - len(ours.names), ours.size)
     )
-    self._ids = tf.lookup.StaticHashTable(names_and_ids, default_value=tokens.UNK_ID)
+    self._ids = tf.lookup.StaticHashTable(names_and_ids, default_value=conventions.UNK_ID)
     self._names = tf.constant(['', '', '<unk>', *ours.names])
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
@@ -243,7 +244,7 @@ def _examples(task: Task, vocabularies: Vocabularies, split: str) -> Iterator[di
     yield from map(_features, task.rows(split))
     return
   # The same blocks as in token records, since what is drawn at random depends on them.
-  for shard, rows in enumerate(shards.blocks(task.rows(split), records.ROWS_PER_SHARD)):
+  for shard, rows in enumerate(tokenize.blocks(task.rows(split), tokenize.ROWS_PER_SHARD)):
     for record in task.tokenize(rows, vocabularies, shard):
       yield _features(record.row) | {'inputs': record.inputs, 'targets': record.targets}
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from etils import epath
 
+from cascades.runtime import files
 from cascades.tasks import features as features_lib
 from cascades.tasks import shuffling, textfiles
 from cascades.tasks.features import Example, Features
@@ -48,7 +49,7 @@ class Sources:
 
   def __post_init__(self) -> None:
     for path in (self.data_dir, self.tfds_data_dir):
-      textfiles.require_local(path, self.allow_remote)
+      files.require_local(path, self.allow_remote)
 
   @property
   def tfds_root(self) -> epath.Path:

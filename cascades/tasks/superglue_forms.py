@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from cascades.referents import OTHER_THAN
 from cascades.tasks.features import NO_LABEL, Example
 from cascades.tasks.superglue_files import NO_INDEX
 from cascades.tasks.task import Row
+from cascades.wsc import OTHER_THAN
 
 # The rows of an example, given its split and its number there.
 Form: TypeAlias = Callable[[str, int, Example], Iterator[Row]]

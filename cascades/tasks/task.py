@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol, TypeAlias
 
-from cascades.tasks import vocabularies
 from cascades.tasks.features import Example
 from cascades.tasks.sources import Dataset
-from cascades.tasks.tokens import Tokens
+from cascades.tokenizers import vocabularies
+from cascades.tokenizers.conventions import Tokens
 from cascades.types import Vocabulary
+
+log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -128,6 +131,11 @@ class Task:
         f'Task {self.name} has no split {split!r}; its splits are {", ".join(self.splits)}.'
       )
 
+  def has(self, task: Task, split: str) -> bool:
+    """True for the task itself. Raises ValueError unless it has the split."""
+    task.require(split)
+    return True
+
   def rows(self, split: str) -> Iterator[Row]:
     """The split's rows, in an order that never changes."""
     self.require(split)
@@ -153,3 +161,9 @@ class Mixture:
     if len(own) > 1:
       raise ValueError(f'The tasks of {self.name} have several vocabularies: name one for all.')
     return self.tasks[0].vocabulary
+
+  def has(self, task: Task, split: str) -> bool:
+    """True if the task has the split; not every task of a mixture must."""
+    if split not in task.splits:
+      log.warning('%s has no split %s and is left out.', task.name, split)
+    return split in task.splits

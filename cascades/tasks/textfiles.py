@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import json
 import logging
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Literal, TypeAlias, TypeVar
@@ -92,15 +91,6 @@ def json_object(line: str) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise ValueError(f'expected a JSON object, found {_json_type(value)}')
   return value
-
-
-def require_local(path: epath.PathLike | None, allow_remote: bool) -> None:
-  """Raises ValueError for a remote path that was not allowed: data come from anywhere by intent."""
-  if path is not None and '://' in os.fspath(path) and not allow_remote:
-    raise ValueError(
-      f'{os.fspath(path)} is a remote path: copy it to this machine, or set allow_remote=True to '
-      'read it where it is.'
-    )
 
 
 def required(path: epath.PathLike) -> epath.Path:

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from cascades.models import bert
-from cascades.tasks import released
+from cascades.tokenizers import from_folder
 from tests.checkpoints import encoders_test
 from tests.real_data import real
 
@@ -66,7 +66,7 @@ def encoder(request, tmp_path_factory):
   folder = find(tmp_path_factory.mktemp('encoder'))
   _, graph, params = encoders_test.load(folder)
   model = nnx.merge(graph, params)
-  return folder, model.config, bert.embedder(model, released.vocabulary(folder)), _texts(count)
+  return folder, model.config, bert.embedder(model, from_folder.vocabulary(folder)), _texts(count)
 
 
 def _texts(count: int) -> list[str]:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cascades import partitioning
-from cascades.checkpoints import configuration, convert, families, huggingface, store
+from cascades.checkpoints import store
+from cascades.interop import families, hf_config, huggingface, tensor_tables
 from cascades.models import configs
+from cascades.models.abstract import abstract_model
+from cascades.runtime import partitioning
 from tests import testing
 from tests.checkpoints import twin_folders
 from tests.golden import theirs, twins
@@ -56,8 +58,8 @@ def load(folder, mesh=None):
   found = huggingface.open_folder(folder)
   config = configs.encoder(found.model)
   with partitioning.use(mesh or partitioning.make_mesh(devices=jax.devices()[:1])):
-    graph, abstract = partitioning.abstract_model(config)
-  return config, graph, convert.load(found.table, found.weights, abstract)
+    graph, abstract = abstract_model(config)
+  return config, graph, tensor_tables.load(found.table, found.weights, abstract)
 
 
 def tensors(name):
@@ -78,7 +80,7 @@ def assert_twin(params, name):
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_published_configurations_have_the_published_size(name):
   config, parameters = PUBLISHED[name]
-  assert configs.count_parameters(configs.encoder(configuration.describe(config))) == parameters
+  assert configs.count_parameters(configs.encoder(hf_config.describe(config))) == parameters
 
 
 @pytest.mark.parametrize('name', twins.ENCODERS)
@@ -137,12 +139,12 @@ def test_every_parameter_has_a_name_in_its_family():
 )
 def test_an_option_that_is_not_supported_is_named(config, change, words):
   with pytest.raises(store.CheckpointError, match=re.escape(words)):
-    configuration.describe(config | change)
+    hf_config.describe(config | change)
 
 
 def test_an_encoder_is_not_written():
   with pytest.raises(store.CheckpointError, match='encoders are not written'):
-    configuration.configuration(configs.describe(twins.ENCODERS['bert']))
+    hf_config.configuration(configs.describe(twins.ENCODERS['bert']))
 
 
 def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path):

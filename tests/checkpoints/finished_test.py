@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from cascades.checkpoints import checksums, finished, store
-from cascades.train_step import init_state
+from cascades.training.train_step import init_state
 
 
 @pytest.fixture(scope='module')

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cascades import partitioning
-from cascades.checkpoints import convert
-from cascades.checkpoints import gguf as importer
+from cascades.interop import gguf as importer
+from cascades.interop import tensor_tables
 from cascades.models import configs
-from cascades.tasks import vocabularies
+from cascades.models.abstract import abstract_model
+from cascades.runtime import partitioning
+from cascades.tokenizers import vocabularies
 from cascades.types import Batch
 from tests.real_data import real
 
@@ -70,8 +71,8 @@ def _ours(path: pathlib.Path, rows: dict[str, np.ndarray]) -> dict[str, np.ndarr
   found = importer.open_file(path)
   config = configs.from_description(found.model)
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-    graph, abstract = partitioning.abstract_model(config)
-  params = convert.load(found.table, found.weights, abstract)
+    graph, abstract = abstract_model(config)
+  params = tensor_tables.load(found.table, found.weights, abstract)
 
   @jax.jit
   def answer(params, tokens):

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from cascades import partitioning
 from cascades.checkpoints import store
-from cascades.train_step import TrainState, init_state
+from cascades.runtime import partitioning
+from cascades.training.train_step import TrainState, init_state
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
 
-from cascades import partitioning
-from cascades.checkpoints import convert, t5x
+from cascades.interop import t5x, tensor_tables
 from cascades.models import configs, decoder, t5
+from cascades.models.abstract import abstract_model
+from cascades.runtime import partitioning
 from tests import testing
 
 TINY = dataclasses.replace(testing.TINY_T5, relative_attention_max_distance=128)
@@ -33,7 +34,7 @@ def abstract(
 ) -> tuple[Any, Any]:
   mesh = partitioning.make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
   with partitioning.use(mesh):
-    return partitioning.abstract_model(config, dtype=dtype)
+    return abstract_model(config, dtype=dtype)
 
 
 def load(path: Any, *, dtype: str = 'float32', mesh: tuple[int, int, int] = (1, 1, 1)) -> Loaded:
@@ -41,7 +42,7 @@ def load(path: Any, *, dtype: str = 'float32', mesh: tuple[int, int, int] = (1, 
   source = t5x.open_checkpoint(path)
   config = configs.from_description(source.model)
   like = abstract(config, dtype, *mesh)[1]
-  return Loaded(config, convert.load(source.table, source.weights, like))
+  return Loaded(config, tensor_tables.load(source.table, source.weights, like))
 
 
 def flat(params: Any) -> dict[str, np.ndarray]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cascades.checkpoints import t5x, t5x_files
 from cascades.checkpoints.store import CheckpointError
+from cascades.interop import t5x, t5x_files
 from cascades.models import configs, decoder
 from cascades.types import Batch
 from tests import testing

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cascades.checkpoints import configuration, convert, huggingface, store
+from cascades.checkpoints import store
+from cascades.interop import hf_config, huggingface, tensor_tables
 from cascades.models import configs
 from tests.checkpoints import twin_folders
 from tests.golden import twins
@@ -80,9 +81,9 @@ def test_logits_are_equal_both_ways(hf, name, tmp_path):
 
   described = configs.describe(config)
   hint = huggingface.read_config(tmp_path / 'theirs')['model_type']
-  written = configuration.configuration(described, hint)
+  written = hf_config.configuration(described, hint)
   table = huggingface.open_folder(tmp_path / 'theirs').table
-  huggingface.write_folder(tmp_path / 'ours', written, convert.unload(table, params), {})
+  huggingface.write_folder(tmp_path / 'ours', written, tensor_tables.unload(table, params), {})
   again, report = _kind(hf, name).from_pretrained(tmp_path / 'ours', output_loading_info=True)
   assert not any(report.values()), report
   np.testing.assert_array_equal(_logits(again.eval(), name), expected)
@@ -97,7 +98,7 @@ def test_a_bfloat16_export_holds_the_bits_that_were_imported(hf, tmp_path):
     _, params = twin_folders.load(tmp_path / 'theirs', dtype=dtype)
     narrow = jax.tree.map(lambda x: x.astype('bfloat16'), params)
     table = huggingface.open_folder(tmp_path / 'theirs').table
-    tensors = convert.unload(table, narrow)
+    tensors = tensor_tables.unload(table, narrow)
     stored = load_file(tmp_path / 'theirs' / 'model.safetensors')
     assert tensors.keys() == stored.keys()
     for key, expected in stored.items():

@@ -12,9 +12,10 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from cascades import partitioning
-from cascades.checkpoints import convert, huggingface
+from cascades.interop import huggingface, tensor_tables
 from cascades.models import configs
+from cascades.models.abstract import abstract_model
+from cascades.runtime import partitioning
 from cascades.types import Batch, Params
 from tests.golden import theirs, twins
 
@@ -57,13 +58,13 @@ def load(
   config = configs.from_description(found.model)
   mesh = mesh or partitioning.make_mesh(devices=jax.devices()[:1])
   abstract = _abstract(config, mesh, dtype)
-  return config, convert.load(found.table, found.weights, abstract, **options)
+  return config, tensor_tables.load(found.table, found.weights, abstract, **options)
 
 
 @functools.cache
 def _abstract(config: Any, mesh: Any, dtype: str) -> Params:
   with partitioning.use(mesh):
-    return partitioning.abstract_model(config, dtype=dtype)[1]
+    return abstract_model(config, dtype=dtype)[1]
 
 
 def logits(config: Any, params: Params, name: str) -> np.ndarray:

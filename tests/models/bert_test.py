@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cascades.models import bert
-from cascades.tasks import vocabularies
+from cascades.tokenizers import vocabularies
 from tests import testing
 from tests.golden import twins
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cascades import partitioning
+from cascades.models.abstract import abstract_model
+from cascades.runtime import partitioning
 from cascades.types import Batch, Prompt
 from tests import testing
 
@@ -240,7 +241,7 @@ def test_a_model_on_a_mesh_answers_as_on_one_device(config):
   expected = _functions(config)[0](batch)
   _, params = testing.split(testing.build(config))
   with partitioning.use(partitioning.make_mesh(2, 2, 2)):
-    graphdef, abstract = partitioning.abstract_model(config)
+    graphdef, abstract = abstract_model(config)
     placed = jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), params, abstract)
 
     def logits(params, batch):

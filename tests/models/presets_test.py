@@ -9,9 +9,10 @@ import gin
 import pytest
 
 from cascades import cli
-from cascades.checkpoints import configuration, gguf
+from cascades.interop import gguf, hf_config
 from cascades.models import configs, decoder
-from tests.checkpoints import configuration_test, gguf_packages_test
+from tests.checkpoints import gguf_packages_test
+from tests.interop import hf_config_test
 
 PRESETS = pathlib.Path(__file__).parents[2] / 'gin_configs' / 'models'
 
@@ -126,9 +127,9 @@ def test_a_preset_has_the_published_number_of_parameters(name):
 @pytest.mark.parametrize('name', RELEASED)
 def test_a_preset_is_what_its_released_configuration_describes(name):
   of, sizes, changes = RELEASED[name]
-  released = configuration.text_part(configuration_test.PUBLISHED[of][0])
+  released = hf_config.text_part(hf_config_test.PUBLISHED[of][0])
   released = {**released, **dict(zip(SIZES, sizes, strict=True)), **changes}
-  assert configs.from_description(configuration.describe(released)) == preset(name)
+  assert configs.from_description(hf_config.describe(released)) == preset(name)
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cascades import partitioning
 from cascades.models import attention, decoder, splash
+from cascades.runtime import partitioning
 from cascades.types import Batch
 from tests import testing
 

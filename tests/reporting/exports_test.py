@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from cascades import comparison, pooling
 from cascades.bootstrap import Estimate
-from cascades.grouped import Shares
+from cascades.evaluation import comparison, pooling
+from cascades.evaluation.grouped import Shares
 from cascades.reporting import exports
 from tests import synthetic_tables
 

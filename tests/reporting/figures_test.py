@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from cascades import comparison, costs
+from cascades import costs
+from cascades.evaluation import comparison
 from cascades.reporting import figures
 from tests import synthetic_tables
 

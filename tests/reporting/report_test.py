@@ -5,8 +5,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from cascades import comparison, deferral, metrics
-from cascades.comparison import Settings
+from cascades import deferral, metrics
+from cascades.evaluation import comparison
+from cascades.evaluation.comparison import Settings
 from cascades.reporting import escaping, report, summary
 from tests import synthetic_tables
 

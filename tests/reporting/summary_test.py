@@ -3,7 +3,7 @@ import math
 import pytest
 
 from cascades.bootstrap import Estimate
-from cascades.grouped import Shares
+from cascades.evaluation.grouped import Shares
 from cascades.reporting import summary
 from tests import synthetic_tables
 

@@ -4,9 +4,12 @@ import json
 import numpy as np
 import pytest
 
-from cascades.tasks import c4, corruption, feeding, layouts, records, sources, vocabularies
+from cascades.data import batches, converters
+from cascades.data import materialize as records
+from cascades.tasks import c4, corruption, sources
 from cascades.tasks.sources import Sources
 from cascades.tasks.task import both
+from cascades.tokenizers import vocabularies
 
 BYTES = vocabularies.bytes_vocabulary(100)
 SAMPLE = Sources(sample=True)
@@ -53,8 +56,8 @@ def test_a_causal_model_predicts_every_token_and_the_end_of_each_document(tmp_pa
   )
   (batch,) = [
     next(
-      feeding.train_batches(
-        made, convert=layouts.decoder_only, lengths={'inputs': 0, 'targets': 64}, batch_size=4,
+      batches.train_batches(
+        made, convert=converters.decoder_only, lengths={'inputs': 0, 'targets': 64}, batch_size=4,
         seed=0,
       )
     )

@@ -84,7 +84,9 @@ def test_an_unknown_name_suggests_the_nearest(wrong, right):
 
 
 def test_a_name_like_no_other_tells_how_to_list_what_there_is():
-  with pytest.raises(ValueError, match=r"no task 'zzz'\. `python -m cascades\.tasks list` shows"):
+  with pytest.raises(
+    ValueError, match=r"no task 'zzz'\. `python -m cascades\.browse_tasks list` shows"
+  ):
     catalog.get('zzz')
 
 

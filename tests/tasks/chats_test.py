@@ -5,9 +5,11 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from cascades.tasks import chats, layouts, prompting, records, vocabularies
+from cascades.data import converters, materialize, prompts
+from cascades.tasks import chats
 from cascades.tasks.task import Row, both
-from tests.tasks.conftest import tiny_task
+from cascades.tokenizers import vocabularies
+from tests.tiny_tasks import tiny_task
 
 CHATML = (
   "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -123,8 +125,8 @@ def test_the_model_reads_the_template_and_the_table_the_text(
   made = vocabulary(tmp_path)(**ids)
   folder(tmp_path, template, bos_token=bos_token)
   task = chats.chat(tiny_task(ROWS), tmp_path)
-  found = records.materialize(task, 'train', both(made), tmp_path / 'records')
-  layout = layouts.of(found, layouts.decoder_only, {'inputs': 200, 'targets': 8})
+  found = materialize.materialize(task, 'train', both(made), tmp_path / 'records')
+  layout = converters.of(found, converters.decoder_only, {'inputs': 200, 'targets': 8})
   for record, row in zip(found.read(range(len(found))), tiny_task(ROWS).rows('train'), strict=True):
     assert record.row == row
     read = [i for piece in layout.example(record.inputs, record.targets).left for i in piece]
@@ -149,7 +151,7 @@ def test_sentencepiece_begins_with_the_token_that_it_reads_in_no_text(tmp_path):
   made = vocabularies.sentencepiece(tmp_path / 'tokenizer.model')
   assert len(made.encode('<bos>')) > 1
   task = chats.chat(tiny_task(ROWS), folder(tmp_path, GEMMA, bos_token='<bos>'))
-  found = records.materialize(task, 'train', both(made), tmp_path / 'records')
+  found = materialize.materialize(task, 'train', both(made), tmp_path / 'records')
   for record in found.read(range(len(found))):
     text = TURNS.replace('{}', record.row.inputs)
     assert record.inputs.tolist() == [made.bos_id, *made.encode(text)]
@@ -164,11 +166,11 @@ def test_answers_and_options_end_as_the_template_ends_them(template, end, tmp_pa
   made = vocabulary(tmp_path)(eos=['<pad>', '<end_of_turn>', '<|im_end|>'])
   rows = [Row('0', 'Far?', ('No.',), ('Yes.', 'No.'), 1)]
   task = chats.chat(tiny_task(rows), folder(tmp_path, template, bos_token='<bos>'))
-  found = records.materialize(task, 'train', both(made), tmp_path / 'records')
+  found = materialize.materialize(task, 'train', both(made), tmp_path / 'records')
   (record,) = found.read([0])
   expected = [made.encode(f'{answer}{end}') for answer in ('No.', 'Yes.', 'No.')]
   assert [ids.tolist() for ids in (record.targets, *record.options)] == expected
-  layout = layouts.of(found, layouts.decoder_only, {'inputs': 200, 'targets': 8})
+  layout = converters.of(found, converters.decoder_only, {'inputs': 200, 'targets': 8})
   assert [i for piece in layout.example(*record[1:3]).right for i in piece] == expected[0]
 
 
@@ -176,10 +178,10 @@ def test_answers_and_options_end_as_the_template_ends_them(template, end, tmp_pa
 def test_only_answers_that_lose_tokens_are_counted_as_trimmed(room, tmp_path, caplog):
   made = vocabulary(tmp_path)(eos=['<|im_end|>'])
   task = chats.chat(tiny_task(ROWS[:1]), folder(tmp_path, CHATML))
-  found = records.materialize(task, 'train', both(made), tmp_path / 'records')
+  found = materialize.materialize(task, 'train', both(made), tmp_path / 'records')
   lengths = {'inputs': 200, 'targets': len('Far.') + room}
-  settings = {'convert': layouts.decoder_only, 'lengths': lengths, 'batch_size': 1}
-  assert len(list(prompting.score_batches(found, [0], **settings))) == 1
+  settings = {'convert': converters.decoder_only, 'lengths': lengths, 'batch_size': 1}
+  assert len(list(prompts.score_batches(found, [0], **settings))) == 1
   assert ('1 scored answers are longer' in caplog.text) == (room == 0)
 
 
@@ -187,22 +189,22 @@ def test_only_answers_that_lose_tokens_are_counted_as_trimmed(room, tmp_path, ca
 def test_a_prompt_to_go_on_with_is_not_trimmed(form, tmp_path):
   made = vocabulary(tmp_path)(eos=['<|im_end|>'])
   task = form(tiny_task(ROWS), folder(tmp_path, CHATML))
-  found = records.materialize(task, 'train', both(made), tmp_path / 'records')
+  found = materialize.materialize(task, 'train', both(made), tmp_path / 'records')
   longest = int(found.lengths[:, 0].max())
-  settings = {'convert': layouts.decoder_only, 'lengths': {'inputs': longest, 'targets': 8}}
-  assert prompting.prompt_lengths(found, **settings).max() == longest
+  settings = {'convert': converters.decoder_only, 'lengths': {'inputs': longest, 'targets': 8}}
+  assert prompts.prompt_lengths(found, **settings).max() == longest
   settings['lengths'] = {'inputs': longest - 1, 'targets': 8}
   with pytest.raises(ValueError, match=rf"raise task_feature_lengths\['inputs'\] to {longest}"):
-    prompting.prompt_lengths(found, **settings)
+    prompts.prompt_lengths(found, **settings)
   with pytest.raises(ValueError, match=f'tiny, split train has prompts of up to {longest} tokens'):
-    list(prompting.score_batches(found, [0], **settings, batch_size=1))
+    list(prompts.score_batches(found, [0], **settings, batch_size=1))
 
 
 def test_a_continued_prompt_is_followed_by_nothing(tmp_path):
   made = vocabulary(tmp_path)(eos=['<|im_end|>'])
   task = chats.continuation(tiny_task(ROWS), tmp_path)
-  found = records.materialize(task, 'train', both(made), tmp_path / 'records')
-  layout = layouts.of(found, layouts.decoder_only, {'inputs': 200, 'targets': 8})
+  found = materialize.materialize(task, 'train', both(made), tmp_path / 'records')
+  layout = converters.of(found, converters.decoder_only, {'inputs': 200, 'targets': 8})
   (record,) = found.read([0])
   example = layout.example(record.inputs, record.targets)
   assert [i for piece in example.left for i in piece] == made.encode(record.row.inputs)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 import tensorflow_datasets as tfds
 
-from cascades.tasks import __main__ as commands
+from cascades import browse_tasks as commands
 from cascades.tasks import catalog, preparing, sources, superglue
 from cascades.tasks.sources import Dataset, Sources
 

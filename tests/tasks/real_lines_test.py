@@ -5,7 +5,7 @@ import pytest
 import sentencepiece as spm
 import tokenizers
 
-from cascades.tasks import vocabularies
+from cascades.tokenizers import vocabularies
 
 LINES = {
   'en': 'generaltest2022.en-ru.src.en',

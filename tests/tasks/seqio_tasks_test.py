@@ -10,25 +10,24 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from cascades.data import batches as feeding
+from cascades.data import converters, materialize
+from cascades.data.corpus import Corpus
 from cascades.tasks import (
   c4,
   catalog,
   cmudict,
-  feeding,
-  layouts,
   local,
   preparing,
-  records,
-  sentencepiece_training,
   seqio_tasks,
   sources,
   superglue,
-  vocabularies,
+  tokenize,
 )
-from cascades.tasks.corpus import Corpus
 from cascades.tasks.flan import suite as flan
 from cascades.tasks.task import Mixture, Row, both
-from tests.tasks.huggingface_tokenizers_test import byte_level
+from cascades.tokenizers import train_sentencepiece, vocabularies
+from tests.tokenizers.huggingface_test import byte_level
 
 LENGTHS = {'inputs': 40, 'targets': 8}
 
@@ -48,7 +47,7 @@ def empty_registry():
 def model(tmp_path_factory, hand_written):
   texts = [row.inputs for row in superglue_rows('boolq', hand_written)] * 4
   path = tmp_path_factory.mktemp('model') / 'tiny.model'
-  sentencepiece_training.train_sentencepiece(texts, path, size=400)
+  train_sentencepiece.train_sentencepiece(texts, path, size=400)
   return path
 
 
@@ -79,8 +78,8 @@ def theirs(task, vocabulary, split, lengths):
 
 def compare(task, vocabulary, split, folder, count=200):
   """Tokens of our records, ended and trimmed, against SeqIO's own output, row by row."""
-  made = records.materialize(task, split, both(vocabulary), folder)
-  layout = layouts.of(made, layouts.encoder_decoder, LENGTHS)
+  made = materialize.materialize(task, split, both(vocabulary), folder)
+  layout = converters.of(made, converters.encoder_decoder, LENGTHS)
   examples = itertools.islice(theirs(task, vocabulary, split, LENGTHS), count)
   compared = 0
   for index, example in enumerate(examples):
@@ -187,14 +186,14 @@ def converted(task, vocabulary, converter, features, split='train'):
 
 
 def ours(task, vocabulary, convert, folder):
-  made = records.materialize(task, 'train', both(vocabulary), folder)
+  made = materialize.materialize(task, 'train', both(vocabulary), folder)
   batches = feeding.evaluation_batches(made, convert=convert, lengths=LENGTHS, batch_size=len(made))
   return next(batches)
 
 
 def test_an_encoder_decoder_batch_equals_seqios_converter(tmp_path, hand_written):
   task, vocabulary = superglue.rte(str(hand_written)), vocabularies.bytes_vocabulary()
-  found = ours(task, vocabulary, layouts.encoder_decoder, tmp_path)
+  found = ours(task, vocabulary, converters.encoder_decoder, tmp_path)
   expected = converted(task, vocabulary, seqio.EncDecFeatureConverter(pack=False), LENGTHS)
   np.testing.assert_array_equal(found.encoder, expected['encoder_input_tokens'])
   np.testing.assert_array_equal(found.inputs, expected['decoder_input_tokens'])
@@ -204,7 +203,7 @@ def test_an_encoder_decoder_batch_equals_seqios_converter(tmp_path, hand_written
 
 def test_a_decoder_only_batch_equals_seqios_prefix_converter(tmp_path, hand_written):
   task, vocabulary = superglue.rte(str(hand_written)), vocabularies.bytes_vocabulary()
-  found = ours(task, vocabulary, layouts.decoder_only, tmp_path)
+  found = ours(task, vocabulary, converters.decoder_only, tmp_path)
   expected = converted(task, vocabulary, seqio.PrefixLMFeatureConverter(pack=False), LENGTHS)
   np.testing.assert_array_equal(found.targets, expected['decoder_target_tokens'])
   np.testing.assert_array_equal(found.weights, expected['decoder_loss_weights'])
@@ -313,10 +312,10 @@ def test_a_mixture_is_drawn_from_as_ours_is(tmp_path, hand_written):
 
 @pytest.mark.parametrize('kind', ['span_corruption', 'prefix_lm', 'causal_lm'])
 def test_chunks_of_c4_come_as_the_tokens_of_our_records(tmp_path, monkeypatch, kind):
-  monkeypatch.setattr(records, 'ROWS_PER_SHARD', 3)
+  monkeypatch.setattr(tokenize, 'ROWS_PER_SHARD', 3)
   vocabulary = vocabularies.bytes_vocabulary(100)
   task = getattr(c4, kind)(sources.Sources(sample=True))
-  made = records.materialize(task, 'train', both(vocabulary), tmp_path, rows_per_shard=3)
+  made = materialize.materialize(task, 'train', both(vocabulary), tmp_path, rows_per_shard=3)
   assert len(made.manifest.shards) > 1
   end = [vocabulary.eos_id] if task.marks.answer_end else []
   examples = list(theirs(task, vocabulary, 'train', None))
@@ -363,7 +362,7 @@ def test_a_users_seqio_task_is_found_by_name_and_materialised(tmp_path):
     Row('their_task/train/0', 'say inputs 0', ('say targets 0',)),
     Row('their_task/train/1', 'say inputs 1', ('say targets 1',)),
   ]
-  assert len(records.materialize(task, 'train', both(task.vocabulary()), tmp_path)) == 2
+  assert len(materialize.materialize(task, 'train', both(task.vocabulary()), tmp_path)) == 2
 
 
 def test_an_edited_preprocessor_changes_the_fingerprint():

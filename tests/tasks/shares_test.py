@@ -7,9 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from cascades.tasks import feeding, layouts, local, records, vocabularies
-from cascades.tasks.reading import Joined
+from cascades.data import batches as feeding
+from cascades.data import converters, materialize
+from cascades.data.records import Joined
+from cascades.tasks import local
 from cascades.tasks.task import both
+from cascades.tokenizers import vocabularies
 from tests.real_data import real
 
 ROWS, BATCH = 1024, 16
@@ -24,7 +27,7 @@ def materialized(directory, name, lines):
   (directory / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   task = local.local_jsonl(name, {'train': str(directory / f'{name}.jsonl')})
   vocabulary = both(vocabularies.bytes_vocabulary())
-  return records.materialize(task, 'train', vocabulary, directory / 'records')
+  return materialize.materialize(task, 'train', vocabulary, directory / 'records')
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +51,7 @@ def test_the_processes_shares_of_an_epoch_are_disjoint_and_complete(questions, p
     numbers(
       itertools.islice(
         feeding.train_batches(
-          questions, convert=layouts.encoder_decoder, lengths=LENGTHS, batch_size=BATCH, seed=3,
+          questions, convert=converters.encoder_decoder, lengths=LENGTHS, batch_size=BATCH, seed=3,
           process_index=index, process_count=processes,
         ),
         ROWS // BATCH,
@@ -65,7 +68,7 @@ def test_every_row_is_validated_by_one_process(questions, processes):
   found = collections.Counter()
   for index in range(processes):
     batches = feeding.evaluation_batches(
-      questions, convert=layouts.encoder_decoder, lengths=LENGTHS, batch_size=96,
+      questions, convert=converters.encoder_decoder, lengths=LENGTHS, batch_size=96,
       process_index=index, process_count=processes,
     )  # fmt: skip
     for batch in batches:
@@ -80,7 +83,7 @@ def test_the_examples_of_a_step_are_those_of_its_batch(tmp_path, pack):
   lines = [json.dumps({'question': 'why ' * (n % 5 + 1)}) for n in range(40)]
   parts = [materialized(tmp_path, name, lines[: 20 + i]) for i, name in enumerate('ab')]
   joined = Joined(parts)
-  common = {'convert': layouts.decoder_only, 'lengths': LENGTHS, 'batch_size': 4, 'seed': 1}
+  common = {'convert': converters.decoder_only, 'lengths': LENGTHS, 'batch_size': 4, 'seed': 1}
   text = vocabularies.bytes_vocabulary()
   batches = feeding.train_batches(joined, pack=pack, **common)
   for step, batch in enumerate(itertools.islice(batches, 12)):

@@ -1,8 +1,8 @@
 import pytest
 
-from cascades.tasks import vocabularies
 from cascades.tasks.task import Row, Task, both
-from tests.tasks.conftest import spelling, tiny_task
+from cascades.tokenizers import vocabularies
+from tests.tiny_tasks import spelling, tiny_task
 
 
 def test_the_first_answer_is_the_target():

@@ -1,0 +1,1 @@
+"""From task rows to batches: records, mixing, packing, converters. Imports nothing by itself."""

@@ -1,0 +1,1 @@
+"""Comparison of cascades from tables of predictions."""

@@ -1,0 +1,1 @@
+"""Other programs' checkpoints, read and written. Imports nothing by itself."""

@@ -1,0 +1,1 @@
+"""Costs of compiled programs: FLOPs, memory, collectives, rooflines."""

@@ -1,0 +1,1 @@
+"""Tables of predictions: their rows, their shards on disk, their alignment."""

@@ -1,0 +1,1 @@
+"""The machine beneath a program: files, locks, signals, progress, profiles, device meshes."""

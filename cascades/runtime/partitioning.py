@@ -1,0 +1,205 @@
+"""The mesh, the rules that map logical axes to it, and the placing of parameters and batches.
+
+Layers name the axes of their parameters and activations; the list of pairs `RULES` is all that says
+where they go. A rule applies to a dimension if its mesh axes are still free and divide the
+dimension; the first that applies wins, and without one the dimension is replicated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from flax import nnx
+from flax.core import spmd
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cascades.types import Params
+
+Rules: TypeAlias = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH = ('data', 'fsdp')
+
+RULES: Rules = (
+  # parameters
+  ('vocab', 'tensor'),
+  ('mlp', 'tensor'),
+  ('heads', 'tensor'),
+  ('kv_heads', 'tensor'),
+  ('embed', 'fsdp'),
+  # activations
+  ('batch', BATCH),
+  ('activation_heads', 'tensor'),
+  ('activation_mlp', 'tensor'),
+  ('activation_vocab', 'tensor'),
+)
+
+
+def partition_spec(
+  shape: Sequence[int], names: Sequence[str | None], mesh_shape: Mapping[str, int], rules: Rules
+) -> PartitionSpec:
+  """Where an array of `shape` with axes `names` goes."""
+  taken: set[str] = set()
+
+  def place(size: int, name: str | None) -> str | tuple[str, ...] | None:
+    for rule, target in rules:
+      axes = (target,) if isinstance(target, str) else tuple(target or ())
+      fits = {*axes} <= mesh_shape.keys() and size % math.prod(mesh_shape[a] for a in axes) == 0
+      if rule == name and fits and not taken & {*axes}:
+        taken.update(axes)
+        return target or None
+    return None
+
+  return PartitionSpec(*(place(size, name) for size, name in zip(shape, names, strict=True)))
+
+
+def active_spec(shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec | None:
+  """The same under the rules and on the mesh in use; None without them.
+
+  Axes that an enclosing `jax.shard_map` has split by hand are left out.
+  """
+  rules, mesh = spmd.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
+  if not rules or mesh.empty:
+    return None
+  free = {
+    name: size
+    for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    if kind == AxisType.Auto
+  }
+  return partition_spec(shape, names, free, rules)
+
+
+def make_mesh(
+  data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """A mesh over all devices; `data=-1` takes the devices that the other axes leave.
+
+  Raises ValueError if the axes' product is not the number of devices: a smaller mesh than asked
+  for would train something else than asked for.
+  """
+  devices = jax.devices() if devices is None else devices
+  if data == -1:
+    data = max(1, len(devices) // (fsdp * tensor))
+  if data * fsdp * tensor != len(devices):
+    raise ValueError(
+      f'a mesh of data={data} x fsdp={fsdp} x tensor={tensor} needs {data * fsdp * tensor} devices '
+      f'and there are {len(devices)}: choose sizes with that product.'
+    )
+  shape = (data, fsdp, tensor)
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
+  """Within, logical names mean `rules` on `mesh`; needed wherever a model is traced."""
+  with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
+    yield
+
+
+def like_parameters(tree: Any, params: Params) -> Any:
+  """Shapes and places of a tree that holds parameter-shaped parts, such as an optimiser's state.
+
+  A leaf whose path ends in a parameter's path takes that parameter's sharding, without the
+  dimensions that it has reduced away (factored second moments); other leaves are replicated.
+  """
+  known = {
+    _names(path): (leaf.shape, leaf.sharding.spec)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+  mesh = active_mesh()
+
+  def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+    names = _names(path)
+    matches = (known[names[i:]] for i in range(len(names)) if names[i:] in known)
+    shape, spec = next(matches, ((), PartitionSpec()))
+    sharding = NamedSharding(mesh, _reduced(spec, shape, leaf.shape))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def active_mesh() -> Mesh:
+  """The mesh in use. Raises ValueError outside of `use`."""
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    raise ValueError('no mesh is in use: call within `partitioning.use(mesh)`.')
+  return mesh
+
+
+def _names(path: Any) -> tuple[str, ...]:
+  return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _reduced(
+  spec: PartitionSpec, shape: tuple[int, ...], reduced: tuple[int, ...]
+) -> PartitionSpec:
+  """The part of `spec` that survives when `shape` loses dimensions and becomes `reduced`."""
+  if shape == reduced:
+    return spec
+  left, kept = list(zip(shape, spec, strict=True)) if shape else [], []
+  for size in reduced:
+    while left and left[0][0] != size:
+      left.pop(0)
+    if not left:
+      return PartitionSpec()
+    kept.append(left.pop(0)[1])
+  return PartitionSpec(*kept)
+
+
+def place_batch(batch: Any) -> Any:
+  """This process's rows of a global batch become global arrays, split over data and fsdp.
+
+  Raises ValueError if the rows cannot be split evenly.
+  """
+  sharding = NamedSharding(active_mesh(), PartitionSpec(BATCH))
+
+  def place(rows: np.ndarray) -> jax.Array:
+    _check_divisible(len(rows) * jax.process_count())
+    return jax.make_array_from_process_local_data(sharding, rows)
+
+  return jax.tree.map(place, batch)
+
+
+def place_whole(batch: Any) -> Any:
+  """A global batch of which every process holds all rows becomes global arrays."""
+  sharding = NamedSharding(active_mesh(), PartitionSpec(BATCH))
+
+  def place(rows: np.ndarray) -> jax.Array:
+    _check_divisible(len(rows))
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+  return jax.tree.map(place, batch)
+
+
+def fetch(tree: Any) -> Any:
+  """Global arrays as NumPy arrays, whole on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def from_process_0(array: np.ndarray) -> np.ndarray:
+  """What process 0 holds, on every process; shapes and types must be the same on all."""
+  return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def wait_on_virtual_devices(tree: Any) -> None:
+  """Several CPU devices in one process deadlock if steps queue up: wait for each."""
+  if jax.default_backend() == 'cpu' and jax.local_device_count() > 1:
+    jax.block_until_ready(tree)
+
+
+def _check_divisible(rows: int) -> None:
+  shards = math.prod(active_mesh().shape[axis] for axis in BATCH)
+  if rows % shards:
+    raise ValueError(
+      f'a batch of {rows} does not split over {shards} devices ({" x ".join(BATCH)}): '
+      f'choose a BATCH_SIZE that {shards} divides.'
+    )

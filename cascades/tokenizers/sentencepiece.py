@@ -1,0 +1,103 @@
+"""SentencePiece models, https://github.com/google/sentencepiece."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import sentencepiece as spm
+from etils import epath
+from sentencepiece import sentencepiece_model_pb2
+
+from cascades.tokenizers import conventions
+from cascades.tokenizers.conventions import Tokens
+
+ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+T5_IDS = (
+  conventions.PAD_ID,
+  conventions.EOS_ID,
+  conventions.UNK_ID,
+  -1,
+)  # no beginning of sequence
+
+
+class SentencePiece(conventions.Conventions):
+  """A trained subword model; `<extra_id_0>` is the last id, `<extra_id_1>` the one before.
+
+  The model says its special ids: T5's, Gemma's (padding 0, end 1, beginning 2, unknown 3), Llama's
+  (unknown 0, beginning 1, end 2). T5's decoder starts from padding, any other without a beginning
+  from nothing. `eos` names the pieces that end an answer if the model does not, or others do too.
+  """
+
+  def __init__(
+    self,
+    model: bytes,
+    origin: epath.Path,
+    *,
+    file: epath.Path | None = None,
+    extra_ids: int | None = None,
+    eos: Sequence[str] = (),
+  ) -> None:
+    self.model = model
+    self.file = file  # that holds the model, if one does
+    processor = _load(model, origin)
+    ids = (processor.pad_id(), processor.eos_id(), processor.unk_id(), processor.bos_id())
+    self.extra_ids = (100 if ids == T5_IDS else 0) if extra_ids is None else extra_ids
+    if self.extra_ids:
+      processor = _load(_with_extra_ids(model, self.extra_ids), origin)
+    self._processor = processor
+    self._eos = tuple(eos)
+    self.size = processor.GetPieceSize()
+    pad, end, self.unk_id, bos = ids
+    self.eos_ids = tuple(piece_id(processor, piece, origin) for piece in eos) or (end,)
+    if self.eos_id < 0:
+      raise ValueError(
+        f'{origin} names no end of sequence: give one as eos, such as eos=("[SEP]",), or train a '
+        'model with `python -m cascades.browse_tasks train_vocabulary`.'
+      )
+    self.pad_id = self.eos_id if pad < 0 else pad
+    self.bos_id = bos if bos >= 0 else self.pad_id if ids == T5_IDS else None
+
+  def describe(self) -> dict[str, Any]:
+    content = hashlib.sha256(self.model).hexdigest()
+    ends = {'eos': list(self._eos)} if self._eos else {}
+    return {'kind': 'sentencepiece', 'extra_ids': self.extra_ids, 'sha256': content, **ends}
+
+  def encode(self, text: str) -> list[int]:
+    return self._processor.EncodeAsIds(text)
+
+  def encode_all(self, texts: Sequence[str]) -> list[Tokens]:
+    return conventions.concatenated(self._processor.Encode(list(texts), num_threads=1))
+
+  def _decode(self, ids: list[int]) -> str:
+    return self._processor.DecodeIds(ids)
+
+
+def _load(model: bytes, origin: epath.Path) -> spm.SentencePieceProcessor:
+  processor = spm.SentencePieceProcessor()
+  try:
+    processor.LoadFromSerializedProto(model)
+  except Exception as error:  # protobuf and the C++ library raise types of their own
+    raise ValueError(
+      f'{origin} is not a SentencePiece model. Train one with '
+      '`python -m cascades.browse_tasks train_vocabulary`.'
+    ) from error
+  return processor
+
+
+def piece_id(processor: spm.SentencePieceProcessor, piece: str, origin: epath.Path) -> int:
+  """The id of a piece that is to end an answer. Raises ValueError if there is none."""
+  found = processor.PieceToId(piece)
+  if processor.IdToPiece(found) != piece:
+    raise ValueError(f'{origin} has no piece {piece!r}, which is to end an answer.')
+  return found
+
+
+def _with_extra_ids(model: bytes, extra_ids: int) -> bytes:
+  """The model with sentinels at its end, last one first, exactly as SeqIO adds them."""
+  proto = ModelProto.FromString(model)
+  kind = ModelProto.SentencePiece.USER_DEFINED
+  for i in reversed(range(extra_ids)):
+    proto.pieces.add(piece=f'▁<extra_id_{i}>', score=0.0, type=kind)
+  return proto.SerializeToString()

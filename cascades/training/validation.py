@@ -1,0 +1,128 @@
+"""Validation during a run: the loss on held-out rows, and a few answers, judged."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from cascades import decoding, losses, metrics
+from cascades.data import records
+from cascades.data.corpus import Corpus
+from cascades.runtime import partitioning
+from cascades.tasks.task import Task
+from cascades.training import loop, train_step
+from cascades.training.cached_teacher import Cache
+from cascades.training.setup import Blueprint
+from cascades.training.train_step import Definition, Frozen, TrainState
+from cascades.types import Params, Prompt
+
+log = logging.getLogger(__name__)
+
+PREFIX = 'validation/'  # begins the names of what is found
+
+
+class Validation(NamedTuple):
+  """When and on how many rows a run is validated: with teacher forcing, without dropout."""
+
+  every: int = 500
+  rows: int = 1024
+  split: str = 'validation'
+  decoded_rows: int = 0  # that many answers are also decoded greedily and judged by the metrics
+
+
+def validator(
+  validation: Validation | None,
+  corpus: Corpus,
+  parts: Blueprint,
+  frozen: Frozen,
+  *,
+  loss: losses.CascadeLoss,
+  block_length: int | None,
+  batch_size: int,
+  cache: Cache | None = None,
+) -> Callable[[TrainState], loop.Values]:
+  """What `validation` asks for, from a state.
+
+  With a teacher cache that lacks the split no large model is known there: the loss is then the
+  plain cross-entropy of all tokens, and no shares of agreement are found.
+  """
+  if validation is None:
+    return lambda _: {}
+  tasks = [task for task in corpus.tasks if validation.split in task.splits]
+  if not tasks:
+    corpus.tasks[0].require(validation.split)
+  split = corpus.open(validation.split, tasks=tasks)
+  teacher = None
+  if cache and cache.holds(tasks, validation.split):
+    teacher = cache.answers(split)
+  elif cache:
+    log.warning(
+      'the teacher cache has no split %s: validation reports the plain cross-entropy (xent).',
+      validation.split,
+    )
+    loss = losses.xent
+  step = jax.jit(
+    functools.partial(train_step.eval_step, **parts.models, loss=loss, block_length=block_length)
+  )
+  decode = _decoder(
+    corpus, tasks, split, parts.small, frozen.base, validation.decoded_rows, batch_size
+  )
+
+  rows = validation.rows
+
+  def validate(state: TrainState) -> loop.Values:
+    sums = []
+    for batch in corpus.evaluation(split, batch_size=batch_size, rows=rows, teacher=teacher):
+      sums.append(step(state.params, frozen, partitioning.place_batch(batch)))
+      partitioning.wait_on_virtual_devices(sums)
+    found = loop.means(jax.device_get(sums)) | decode(state.params)
+    return {PREFIX + name: value for name, value in found.items()}
+
+  return validate
+
+
+def _decoder(
+  corpus: Corpus,
+  tasks: Sequence[Task],
+  split: records.Joined,
+  small: Definition,
+  base: Params,
+  rows: int,
+  batch_size: int,
+) -> Callable[[Params], loop.Values]:
+  """Greedy answers to the first `rows` rows, equally many of each task, judged by its metrics."""
+
+  @jax.jit
+  def generate(params: Params, base: Params, prompt: Prompt) -> Array:
+    return decoding.generate(
+      small.bind(params, base),
+      prompt,
+      max_len=corpus.lengths['targets'],
+      eos_id=corpus.vocabulary.eos_ids,
+    ).tokens
+
+  def answers(params: Params, part: records.Records) -> Iterator[tuple[tuple[str, ...], str]]:
+    first = range(min(-(-rows // len(tasks)), len(part)))
+    for bucket in corpus.buckets(part, first, batch_size=batch_size):
+      prompt = partitioning.place_whole(corpus.prompts(part, bucket, batch_size=batch_size))
+      tokens = partitioning.fetch(generate(params, base, prompt))[: len(bucket.indices)]
+      for record, ids in zip(part.read(bucket.indices), tokens, strict=True):
+        yield record.row.answers, corpus.vocabulary.decode(ids)
+
+  def decode(params: Params) -> loop.Values:
+    found = {}
+    for task, part in zip(tasks, split.parts, strict=True):
+      answered = list(answers(params, part)) if rows else []
+      for judge in map(metrics.by_name, task.metrics if answered else ()):
+        name = judge.name if len(tasks) == 1 else f'{task.name}/{judge.name}'
+        sums = np.sum([judge.statistics(*answer) for answer in answered], axis=0)
+        found[name] = float(judge.finalize(sums))
+    return found
+
+  return decode

@@ -1,0 +1,354 @@
+import concurrent.futures
+import contextlib
+import errno
+import json
+import logging
+import multiprocessing
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from etils import epath
+
+from cascades.data import materialize, records
+from cascades.tasks.task import Row, both
+from cascades.tokenizers import vocabularies
+from tests.tiny_tasks import ROOT, spelling, tiny_task
+
+BYTES = both(vocabularies.bytes_vocabulary())
+
+
+def write(folder, rows=None, *, name='tiny', fingerprint='one', **settings):
+  task = tiny_task(spelling(11) if rows is None else rows, name=name, fingerprint=fingerprint)
+  return materialize.materialize(
+    task, 'train', settings.pop('vocabulary', BYTES), folder, **settings
+  )
+
+
+def test_records_hold_text_and_tokens_of_every_row(tmp_path):
+  made = write(tmp_path, rows_per_shard=4)
+  assert len(made) == 11
+  for row, record in zip(spelling(11), made.read(range(11)), strict=True):
+    assert record.row == row
+    assert record.inputs.tolist() == BYTES.inputs.encode(row.inputs)
+    assert record.targets.tolist() == BYTES.targets.encode(row.targets)
+
+
+def test_tokens_can_be_read_without_text_in_any_order(tmp_path):
+  made = write(tmp_path)
+  order = np.array([7, 0, 7, 10])
+  for index, (inputs, targets) in zip(order, made.tokens(order), strict=True):
+    assert inputs.tolist() == BYTES.inputs.encode(spelling(11)[index].inputs)
+    assert targets.tolist() == BYTES.targets.encode(spelling(11)[index].targets)
+
+
+def test_the_manifest_describes_the_split(tmp_path):
+  made = write(tmp_path, [Row('1', 'ab', ('c',)), Row('2', 'd', ())]).manifest
+  assert (made.task, made.split) == ('tiny', 'train')
+  assert made.identity['definition'] == '1'
+  assert (made.rows, made.unlabelled) == (2, 1)
+  assert [list(shard.tokens) for shard in made.shards] == [[3, 1]]
+  assert (made.bos_id, made.inputs_eos_id, made.eos_id) == (0, 1, 1)
+  assert made.identity['vocabulary'] == BYTES.inputs.fingerprint
+
+
+def test_complete_records_are_read_not_written_again(tmp_path, monkeypatch):
+  first = write(tmp_path)
+  monkeypatch.setattr(materialize, '_write', lambda *_: pytest.fail('written again'))
+  assert write(tmp_path).directory == first.directory
+
+
+def test_any_change_of_what_went_in_gets_a_directory_of_its_own(tmp_path):
+  symbols = both(vocabularies.symbols(['a']))
+  directories = {
+    write(tmp_path).directory,
+    write(tmp_path, fingerprint='two').directory,
+    write(tmp_path, name='other').directory,
+    write(tmp_path, vocabulary=symbols).directory,
+    write(tmp_path, vocabulary=BYTES._replace(targets=symbols.targets)).directory,
+  }
+  assert len(directories) == 5
+
+
+def test_the_directory_names_task_and_split(tmp_path):
+  directory = write(tmp_path).directory
+  assert directory.parent == tmp_path / 'tiny'
+  assert directory.name.startswith('train-')
+
+
+def test_nothing_temporary_is_left(tmp_path):
+  made = write(tmp_path)
+  assert [path.name for path in (tmp_path / 'tiny').iterdir()] == [made.directory.name]
+  assert sorted(path.name for path in made.directory.iterdir()) == [
+    '00000.array_record', '00000.json', '00000.lengths.npy', '00000.tokens', 'manifest.json',
+  ]  # fmt: skip
+
+
+def test_an_incomplete_directory_is_written_anew(tmp_path):
+  directory = write(tmp_path).directory
+  (directory / 'manifest.json').unlink()
+  (directory / '00000.tokens').write_bytes(b'')
+  assert len(write(tmp_path)) == 11
+  assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+
+
+def test_a_directory_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
+  (tmp_path / 'tiny').write_text('a file where a directory should be')
+  with pytest.raises(OSError, match='tiny'):
+    write(tmp_path)
+
+
+def test_a_rename_that_fails_is_not_tried_for_ever(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(type(epath.Path(tmp_path)), 'rename', full)
+  with pytest.raises(OSError, match='No space left'):
+    write(tmp_path)
+
+
+def test_an_interrupted_write_goes_on_after_the_finished_shards(tmp_path, caplog, monkeypatch):
+  def interrupted():
+    yield from spelling(9)
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    write(tmp_path, interrupted(), rows_per_shard=4)
+  (partial,) = (tmp_path / 'tiny').iterdir()
+  kept = {path.name: path.read_bytes() for path in partial.glob('0000[01].*')}
+  assert len(kept) == 8
+  written = []
+  write_shard = materialize.shards.write
+  monkeypatch.setattr(
+    materialize, 'Workers', lambda: contextlib.nullcontext(Inline(written, write_shard))
+  )
+  with caplog.at_level(logging.INFO):
+    made = write(tmp_path, rows_per_shard=4)
+  assert written == [2]
+  assert 'going on after 2 finished shards' in caplog.text
+  assert {name: (made.directory / name).read_bytes() for name in kept} == kept
+  assert [record.row for record in made.read(range(11))] == spelling(11)
+  assert [path.name for path in (tmp_path / 'tiny').iterdir()] == [made.directory.name]
+
+
+class Inline:
+  """Workers that work here and now."""
+
+  def __init__(self, written, function):
+    self.written, self.function = written, function
+
+  def submit(self, _, *arguments):
+    self.written.append(arguments[3])
+    future = concurrent.futures.Future()
+    future.set_result(self.function(*arguments))
+    return future
+
+
+def test_processes_write_what_one_process_writes(tmp_path):
+  one = write(tmp_path / 'one', spelling(50), rows_per_shard=50)
+  several = write(tmp_path / 'several', spelling(50), rows_per_shard=8)
+  assert len(several.manifest.shards) == 7
+  for ours, theirs in zip(several.read(range(50)), one.read(range(50)), strict=True):
+    assert ours.row == theirs.row
+    assert np.array_equal(ours.inputs, theirs.inputs)
+    assert np.array_equal(ours.targets, theirs.targets)
+
+
+def test_records_that_another_version_wrote_are_in_nobodys_way(tmp_path, caplog):
+  old = tmp_path / 'tiny' / 'train-0123456789abcdef'
+  old.mkdir(parents=True)
+  (old / records.MANIFEST).write_text('{"task": "tiny", "shards": ["0"]}')
+  with caplog.at_level(logging.INFO):
+    assert len(write(tmp_path)) == 11
+  assert f'Not reading {old}: made with another format.' in caplog.text
+
+
+def test_records_of_another_definition_are_refused_by_name(tmp_path, caplog):
+  old = write(tmp_path)
+  with caplog.at_level(logging.INFO):
+    new = write(tmp_path, fingerprint='two')
+  assert new.directory != old.directory
+  assert f'Not reading {old.directory}: made with another source.' in caplog.text
+
+
+def test_joined_records_are_read_as_one(tmp_path):
+  parts = [write(tmp_path, spelling(n), name=f'task{n}') for n in (3, 5)]
+  joined = records.Joined(parts)
+  assert len(joined) == 8
+  expected = [*spelling(3), *spelling(5)]
+  order = [7, 0, 3, 2, 7]
+  assert [record.row for record in joined.read(order)] == [expected[i] for i in order]
+  for i, (inputs, targets) in zip(order, joined.tokens(order), strict=True):
+    assert inputs.tolist() == BYTES.inputs.encode(expected[i].inputs)
+    assert targets.tolist() == BYTES.targets.encode(expected[i].targets)
+  assert joined.name == 'task3, split train + task5, split train'
+
+
+@pytest.mark.parametrize('name', ['00000.tokens', '00000.lengths.npy', '00000.array_record'])
+@pytest.mark.parametrize('damage', ['flip', 'truncate', 'extend', 'remove'])
+def test_damaged_files_are_refused_by_name(tmp_path, name, damage):
+  file = write(tmp_path).directory / name
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  if damage == 'remove':
+    file.unlink()
+  else:
+    damaged = {'flip': bytes(content), 'truncate': content[:-8], 'extend': content + b'12345678'}
+    file.write_bytes(damaged[damage])
+  with pytest.raises(ValueError, match=f'{name} has .* the copy is damaged. Delete the directory'):
+    write(tmp_path)
+
+
+def test_very_large_files_are_checked_by_size_alone(tmp_path, monkeypatch):
+  file = write(tmp_path).directory / '00000.tokens'
+  content = file.read_bytes()
+  file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+  monkeypatch.setattr(materialize, '_CHECKED_BYTES', 10)
+  write(tmp_path)
+  file.write_bytes(content + b'1234')
+  with pytest.raises(ValueError, match=r'00000\.tokens has'):
+    write(tmp_path)
+
+
+def test_opening_notices_other_sizes_without_reading_the_files(tmp_path):
+  directory = write(tmp_path).directory
+  with (directory / '00000.tokens').open('ab') as stream:
+    stream.write(b'more')
+  with pytest.raises(ValueError, match=r'00000\.tokens has \d+ bytes, but \d+ was written'):
+    records.Records(directory)
+
+
+def test_a_wrong_row_count_is_refused(tmp_path):
+  directory = write(tmp_path).directory
+  manifest = json.loads((directory / 'manifest.json').read_text())
+  manifest['shards'][0]['rows'] = 12
+  (directory / 'manifest.json').write_text(json.dumps(manifest))
+  with pytest.raises(ValueError, match='has 11 rows, but 12 was written'):
+    records.Records(directory)
+
+
+@pytest.mark.parametrize('content', ['', '{}', '[]', '{"files": {}, "rows": 1}'])
+def test_a_manifest_of_something_else_is_refused(tmp_path, content):
+  directory = write(tmp_path).directory
+  (directory / 'manifest.json').write_text(content)
+  with pytest.raises(ValueError, match='is not a manifest of token records'):
+    records.Records(directory)
+
+
+def test_a_directory_without_records_is_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'manifest\.json is missing'):
+    records.Records(tmp_path)
+
+
+def test_an_empty_split_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match='tiny, split train has no rows'):
+    write(tmp_path, [])
+  assert not list((tmp_path / 'tiny').iterdir())
+
+
+def test_two_rows_of_one_id_are_an_error(tmp_path):
+  with pytest.raises(ValueError, match="two rows with the id 'same'"):
+    write(tmp_path, [Row('same', 'a', ('b',)), Row('same', 'c', ('d',))])
+
+
+def test_an_unknown_split_is_an_error_that_names_the_splits(tmp_path):
+  with pytest.raises(ValueError, match='its splits are train, validation'):
+    materialize.materialize(tiny_task(spelling(3)), 'test', BYTES, tmp_path)
+
+
+def test_a_remote_directory_is_refused():
+  with pytest.raises(ValueError, match='Name a local directory'):
+    write('gs://bucket/records')
+
+
+def test_rows_outside_the_split_are_refused(tmp_path):
+  with pytest.raises(IndexError):
+    write(tmp_path).read([11])
+
+
+def test_text_of_any_script_and_empty_inputs_survive(tmp_path):
+  rows = [Row('1', '', ('日本\n',)), Row('2', 'Привет\u2028 мир', ('  ',), ('é', '  '), 1)]
+  assert [record.row for record in write(tmp_path, rows).read([0, 1])] == rows
+
+
+def test_rows_whose_tokens_are_all_empty_can_be_stored(tmp_path):
+  ((inputs, targets),) = write(tmp_path, [Row('1', '', ())]).tokens([0])
+  assert len(inputs) == len(targets) == 0
+
+
+def test_threads_may_read_at_once(tmp_path):
+  made = write(tmp_path, spelling(200), rows_per_shard=50)
+  orders = [np.random.default_rng(i).integers(0, 200, 64) for i in range(20)]
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(made.read, orders))
+  for order, some in zip(orders, found, strict=True):
+    assert [record.row.id for record in some] == [f'row-{i}' for i in order]
+
+
+def _materialize_in_process(folder, barrier):
+  barrier.wait()
+  return len(write(folder, spelling(300)))
+
+
+def test_two_jobs_may_write_the_same_records_at_once(tmp_path):
+  context = multiprocessing.get_context('spawn')
+  with context.Manager() as manager, concurrent.futures.ProcessPoolExecutor(2, context) as pool:
+    barrier = manager.Barrier(2)
+    jobs = [pool.submit(_materialize_in_process, tmp_path, barrier) for _ in range(2)]
+    assert [job.result(timeout=60) for job in jobs] == [300, 300]
+  records.check_content(write(tmp_path, spelling(300)).directory)
+  assert len(list((tmp_path / 'tiny').iterdir())) == 1
+
+
+def test_another_process_waits_for_the_first(tmp_path):
+  waiting = threading.Thread(
+    target=lambda: found.append(write(tmp_path, process_index=1, timeout=30))
+  )
+  found = []
+  waiting.start()
+  write(tmp_path)
+  waiting.join(30)
+  assert len(found[0]) == 11
+
+
+def test_waiting_for_a_process_that_never_writes_ends_with_a_sentence(tmp_path):
+  with pytest.raises(TimeoutError, match='Process 0 has not written'):
+    write(tmp_path, process_index=1, timeout=0)
+
+
+def test_large_splits_report_their_progress(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(materialize, '_SECONDS_BETWEEN_REPORTS', 0.0)
+  with caplog.at_level(logging.INFO):
+    write(tmp_path)
+  assert 'tiny, split train: 11 rows tokenised, ' in caplog.text
+  assert 'rows/s' in caplog.text
+
+
+def test_records_are_written_and_fed_without_tensorflow(tmp_path, hand_written):
+  (tmp_path / 'rows.tsv').write_text('a\tb\n')
+  (tmp_path / 'rows.jsonl').write_text('{"inputs": "a", "targets": "b"}\n')
+  code = f"""
+import sys
+from cascades.data import batches, converters, materialize, records
+from cascades.tasks import catalog, local
+from cascades.tasks.task import both
+lengths = {{'inputs': 32, 'targets': 32}}
+for task, split in (
+  (catalog.get('cmudict_g2p'), 'validation'),
+  (catalog.get('superglue_rte', data_dir={str(hand_written)!r}), 'train'),
+  (local.local_jsonl('lines', {{'train': {str(tmp_path / 'rows.jsonl')!r}}}), 'train'),
+  (local.local_tsv('cells', {{'train': {str(tmp_path / 'rows.tsv')!r}}}), 'train'),
+):
+  made = materialize.materialize(
+    task, split, both(task.vocabulary()), {str(tmp_path / 'records')!r})
+  fed = batches.train_batches(
+    made, convert=converters.encoder_decoder, lengths=lengths, batch_size=8, seed=0)
+  print(len(made), next(fed).inputs.shape)
+assert not {{'tensorflow', 'seqio', 'tensorflow_datasets'}} & set(sys.modules)
+"""
+  out = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT
+  )
+  assert out.stdout.split('\n')[:4] == [f'{count} (8, 32)' for count in (2558, 8, 1, 1)]

@@ -1,0 +1,173 @@
+"""Weights in eight bits, and the models that are held so."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from cascades.checkpoints import store
+from cascades.models import decoder, layers, quantization
+from cascades.models.abstract import DTYPES, abstract_model
+from cascades.runtime import partitioning
+from tests import testing
+
+ONE = functools.cache(lambda: partitioning.make_mesh(devices=jax.devices()[:1]))
+
+
+def random(*shape, seed=0):
+  return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+
+
+def test_by_hand():
+  weight = jnp.array([[1.27, -0.5], [-0.63, 0.1]])
+  found = quantization.quantize(weight, (0,))
+  np.testing.assert_allclose(found.scale, [[0.01, 0.5 / 127]], rtol=1e-6)
+  np.testing.assert_array_equal(found.values, [[127, -127], [-63, 25]])  # 0.1 x 127 / 0.5 = 25.4
+  assert found.values.dtype == jnp.int8
+
+
+def slowly(weight, axes):
+  """One feature after another."""
+  values, scale = np.zeros(weight.shape, np.int8), np.zeros(weight.shape, np.float32)
+  for index in np.ndindex(*weight.shape):
+    group = tuple(slice(None) if i in axes else index[i] for i in range(weight.ndim))
+    scale[index] = np.abs(weight[group]).max() / np.float32(127)
+    values[index] = np.round(weight[index] / scale[index]) if scale[index] else 0
+  return values, scale
+
+
+@pytest.mark.parametrize('wrap', [jax.jit, lambda f: f], ids=['jit', 'no jit'])
+@pytest.mark.parametrize(
+  ('shape', 'axes'), [((5, 3), (0,)), ((2, 4, 3, 2), (1,)), ((2, 3, 2, 5), (1, 2)), ((7, 4), (1,))]
+)
+def test_against_its_oracle(shape, axes, wrap):
+  weight = random(*shape)
+  found = wrap(functools.partial(quantization.quantize, axes=axes))(weight)
+  values, scale = slowly(weight, axes)
+  # A compiler may multiply by 1 / 127: where that is a rounding error, the next step is as right.
+  assert np.abs(found.values.astype(int) - values).max() <= 1
+  assert (found.values == values).mean() > 0.95
+  np.testing.assert_allclose(np.broadcast_to(found.scale, shape), scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_no_entry_moves_by_more_than_half_a_step_and_zeros_stay(seed):
+  weight = random(9, 6, seed=seed) * 10.0 ** np.arange(-3, 3)
+  weight[:, 2] = 0.0
+  found = quantization.quantize(jnp.asarray(weight), (0,))
+  wide = quantization.widen(found, jnp.float32)
+  assert (np.abs(wide - weight) <= found.scale * (0.5 + 1e-5)).all()
+  assert (wide[:, 2] == 0).all()
+  again = quantization.quantize(wide, (0,))
+  np.testing.assert_array_equal(again.values, found.values)
+
+
+def in_eight_bits(config):
+  """A tiny model's graph, its parameters, and those in eight bits."""
+  graph, params = testing.split(testing.build(config))
+  with partitioning.use(ONE()):
+    _, like = abstract_model(config, dtype='int8')
+  held = jax.tree.map(
+    lambda like, weight: quantization.held_as(weight, like),
+    like,
+    params,
+    is_leaf=lambda node: isinstance(node, quantization.Quantized),
+  )
+  return graph, params, held
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(graph, params, batch):
+  model = nnx.merge(graph, params)
+  return model.readout(model.hidden(batch))
+
+
+@pytest.mark.parametrize('name', testing.CONFIGS)
+def test_a_model_in_eight_bits_is_the_model_of_the_rounded_weights_and_near_the_exact_one(name):
+  config = testing.CONFIGS[name]
+  graph, params, held = in_eight_bits(config)
+  rounded = jax.tree.map(
+    lambda leaf: quantization.widen(leaf, jnp.float32),
+    held,
+    is_leaf=lambda node: isinstance(node, quantization.Quantized),
+  )
+  batch = testing.batch(config)
+  found, expected = (logits(graph, some, batch) for some in (held, rounded))
+  np.testing.assert_allclose(found, expected, atol=2e-4)
+  exact = logits(graph, params, batch)
+  assert 0 < np.abs(found - exact).mean() < 0.05 * np.std(exact)
+
+
+def test_matrices_and_tables_are_quantised_and_nothing_else():
+  _, _, held = in_eight_bits(testing.TINY_EVERYTHING)
+  flat = nnx.traversals.flatten_mapping(held, sep='/')
+  for path, leaf in flat.items():
+    matrix = path.endswith(('kernel', 'embedding'))
+    assert isinstance(leaf, quantization.Quantized) == matrix, path
+  assert flat['embedding'].scale.shape == (24, 1)  # one for each row
+  assert flat['blocks/attention/out/kernel'].scale.shape == (3, 1, 1, 16)  # of each layer
+  assert flat['blocks/attention/query/kernel'].scale.shape == (3, 1, 4, 6)
+
+
+def test_eight_bits_take_a_quarter_of_the_bytes():
+  config = decoder.Config(
+    vocab_size=4096, emb_dim=256, num_heads=4, num_kv_heads=2, num_layers=4, head_dim=64,
+    mlp_dim=1024,
+  )  # fmt: skip
+  with partitioning.use(ONE()):
+    sizes = {
+      dtype: sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract_model(config, dtype=dtype)[1])
+      )
+      for dtype in DTYPES
+    }
+  assert sizes['bfloat16'] * 2 == sizes['float32']
+  assert 0.25 < sizes['int8'] / sizes['float32'] < 0.26
+
+
+def test_a_token_outside_the_vocabulary_embeds_as_nan():
+  table = quantization.quantize(random(4, 3), (1,))
+  rows = layers.embed(table, jnp.array([[0, 4]]), 'float32')
+  assert np.isfinite(rows[0, 0]).all()
+  assert np.isnan(rows[0, 1]).all()
+
+
+def test_scales_lie_where_their_features_do():
+  with partitioning.use(partitioning.make_mesh(data=2, fsdp=2, tensor=2)):
+    _, like = abstract_model(testing.TINY_DECODER, dtype='int8')
+  kernel = like['blocks']['mlp']['wo']['kernel']
+  assert kernel.values.sharding.spec == PartitionSpec(None, 'tensor', 'fsdp')
+  assert kernel.scale.sharding.spec == PartitionSpec(None, None, 'fsdp')
+  table = like['embedding']
+  assert table.values.sharding.spec == PartitionSpec('tensor', 'fsdp')
+  assert table.scale.sharding.spec == PartitionSpec('tensor', None)
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_a_wide_checkpoint_is_read_as_eight_bits(tmp_path, devices):
+  config = testing.TINY_DECODER
+  _, params, held = in_eight_bits(config)
+  with store.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, {'params': jax.tree.map(jnp.asarray, params)})
+  sizes = {'data': 2, 'fsdp': 2, 'tensor': 2} if devices == 8 else {}
+  mesh = partitioning.make_mesh(**sizes, devices=jax.devices()[:devices])
+  with partitioning.use(mesh):
+    _, like = abstract_model(config, dtype='int8')
+    found = store.restore_params(tmp_path, like)
+  jax.tree.map(np.testing.assert_array_equal, found, held)
+  as_told = jax.tree.map(lambda x, a: x.sharding.is_equivalent_to(a.sharding, x.ndim), found, like)
+  assert all(jax.tree.leaves(as_told))
+
+
+def test_a_type_that_weights_are_not_held_in_is_refused():
+  with (
+    partitioning.use(ONE()),
+    pytest.raises(ValueError, match="'int4': choose one of float32, bfloat16, int8"),
+  ):
+    abstract_model(testing.TINY_DECODER, dtype='int4')

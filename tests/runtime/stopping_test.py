@@ -1,0 +1,95 @@
+"""How programs end before their end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from cascades.runtime import stopping
+
+
+def run(code):
+  return subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False, timeout=120
+  )
+
+
+def test_a_hanging_process_shows_its_stacks_and_aborts():
+  done = run(
+    'import threading\n'
+    'from cascades.runtime import stopping\n'
+    'def waiting_for_ever(): threading.Event().wait()\n'
+    'with stopping.watchdog(0.2): waiting_for_ever()\n'
+  )
+  assert done.returncode == -signal.SIGABRT
+  assert 'No step has ended for 0 s: this process hangs' in done.stderr
+  assert 'in waiting_for_ever' in done.stderr
+
+
+def test_what_takes_long_after_the_steps_is_no_hang():
+  done = run(
+    'import time\n'
+    'from cascades.runtime import stopping\n'
+    'with stopping.watchdog(30.0) as alive: alive()\n'
+    'with stopping.watchdog(None) as alive: alive()\n'
+    'with stopping.watchdog(0.2): pass\n'
+    'time.sleep(0.5)\n'
+    "print('alive')\n"
+  )
+  assert (done.returncode, done.stdout) == (0, 'alive\n')
+
+
+def test_a_program_that_has_nothing_to_save_ends_with_75_at_once():
+  done = run(
+    'import os, signal\n'
+    'from cascades.runtime import stopping\n'
+    'with stopping.on_sigterm(stopping.leave): os.kill(os.getpid(), signal.SIGTERM)\n'
+    "print('not reached')\n"
+  )
+  assert (done.returncode, done.stdout) == (75, '')
+
+
+def test_the_question_is_answered_after_sigterm():
+  answers = []
+  with contextlib.suppress(stopping.Preempted), stopping.asked() as asked:
+    answers.append(asked(1))
+    os.kill(os.getpid(), signal.SIGTERM)
+    answers.append(asked(2))
+  assert answers == [False, True]
+
+
+def test_who_was_told_to_stop_ends_with_75():
+  def told():
+    with stopping.asked() as asked:
+      asked(1)
+      os.kill(os.getpid(), signal.SIGTERM)
+      asked(2)
+
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(stopping.Preempted) as ended:
+    told()
+  assert ended.value.code == 75
+  assert 'after step 2, which is saved' in ended.value.message
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_another_thread_may_train_too():
+  answers = []
+
+  def ask():
+    with stopping.asked() as asked:
+      answers.append(asked(1))
+
+  thread = threading.Thread(target=ask)
+  thread.start()
+  thread.join()
+  assert answers == [False]
+
+
+def test_evaluation_starts_without_jax_for_all_that():
+  done = run("import sys; from cascades.runtime import stopping; print('jax' in sys.modules)")
+  assert done.stdout == 'False\n'

@@ -1,0 +1,121 @@
+"""The loop with a toy step: what is called when, and that nothing bad is saved."""
+
+import contextlib
+import itertools
+import math
+
+import numpy as np
+
+from cascades.training import loop
+
+
+def totals(loss=2.0, tokens=4.0, correct=3.0, grad_norm=1.0, applied=1.0):
+  return {
+    'loss': loss, 'tokens': tokens, 'correct': correct, 'grad_norm': grad_norm, 'applied': applied,
+  }  # fmt: skip
+
+
+class Story:
+  """Runs the loop and writes down what it does. The state counts its steps."""
+
+  def __init__(self, *, start=0, total=10, every=(4, 0, 5), refused=(), stop_at=None):
+    self.events = []
+    nothing = {'loss': math.nan, 'applied': 0.0}
+    self.history = loop.run(
+      start,
+      lambda state, batch: (state + 1, totals(**(nothing if batch in refused else {}))),
+      itertools.count(start + 1),
+      start=start,
+      total=total,
+      every=loop.Every(*every),
+      report=lambda step, values, tokens: self.events.append(('report', step, tokens)),
+      validate=lambda state: self.events.append(('validate', state)) or {'validation/loss': 0.5},
+      save=lambda step, state, values: self.events.append(('save', step, state)),
+      refuse=lambda step, sums: self.events.append(('refuse', step)),
+      asked_to_stop=lambda step: step == stop_at,
+      profile=lambda number: contextlib.nullcontext(),
+    )
+
+
+def test_every_interval_and_the_last_step_are_reported_and_saved():
+  story = Story()
+  assert story.events == [
+    ('report', 1, 4.0),
+    ('report', 4, 12.0),
+    ('report', 5, 4.0),
+    ('save', 5, 5),
+    ('report', 8, 12.0),
+    ('report', 10, 8.0),
+    ('save', 10, 10),
+  ]
+
+
+def test_a_first_step_that_is_logged_reports_its_tokens_once():
+  assert Story(every=(1, 0, 0), total=2).events == [
+    ('report', 1, 4.0),
+    ('report', 1, 0.0),
+    ('report', 2, 4.0),
+  ]
+
+
+def test_a_checkpoint_is_validated_before_it_is_saved():
+  story = Story(every=(0, 4, 5), total=8)
+  assert story.events == [
+    ('report', 1, 4.0),
+    ('validate', 4),
+    ('report', 4, 12.0),
+    ('validate', 5),
+    ('report', 5, 4.0),
+    ('save', 5, 5),
+    ('validate', 8),
+    ('report', 8, 12.0),
+    ('save', 8, 8),
+  ]
+  assert story.history[0]['validation/loss'] == 0.5
+
+
+def test_a_resumed_run_starts_behind_its_checkpoint():
+  story = Story(start=6)
+  assert story.events[0] == ('report', 7, 4.0)
+  assert ('save', 10, 10) in story.events
+
+
+def test_refused_steps_are_told_before_anything_is_saved_and_count_in_no_mean():
+  story = Story(every=(100, 0, 5), refused=(3, 7, 8))
+  kinds = [event[:2] for event in story.events]
+  assert kinds == [
+    ('report', 1),
+    *(('refuse', 3), ('report', 5), ('save', 5)),
+    *(('refuse', 7), ('refuse', 8), ('report', 10), ('save', 10)),
+  ]
+  assert [values['skipped'] for values in story.history] == [1, 2]
+  assert all(values['loss'] == 0.5 for values in story.history)
+
+
+def test_steps_that_were_all_refused_leave_nothing_but_their_number():
+  story = Story(every=(2, 0, 0), total=4, refused=(3, 4))
+  assert story.history[1] == {'skipped': 2}
+  assert 'skipped' not in story.history[0]
+
+
+def test_a_run_that_is_asked_to_stop_saves_that_step_without_validation_and_ends():
+  story = Story(every=(4, 4, 8), stop_at=6)
+  assert story.events == [
+    ('report', 1, 4.0),
+    ('validate', 4),
+    ('report', 4, 12.0),
+    ('report', 6, 8.0),
+    ('save', 6, 6),
+  ]
+
+
+def test_means_are_over_tokens_not_over_steps():
+  values = loop.means([totals(loss=1.0, tokens=1.0, correct=1.0), totals(loss=9.0, tokens=9.0)])
+  assert values == {'loss': 1.0, 'accuracy': 0.4}
+
+
+def test_with_a_large_model_the_shares_of_agreement_add_up():
+  agreement = {'both': 2.0, 'only_small': 1.0, 'only_large': 4.0, 'neither': 1.0}
+  values = loop.means([{'loss': 4.0, 'tokens': 8.0, **agreement}])
+  assert values['accuracy'] == 3 / 8
+  np.testing.assert_allclose(sum(values[name] for name in loop.AGREEMENT), 1.0)

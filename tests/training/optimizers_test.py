@@ -1,0 +1,66 @@
+"""Schedules at their corners; optimisers do what their names promise."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cascades.training import optimizers
+
+
+@pytest.mark.parametrize(
+  ('schedule', 'points'),
+  [
+    (optimizers.constant(0.1), {0: 0.1, 9: 0.1}),
+    (optimizers.constant(0.1, warmup_steps=10), {0: 0.0, 5: 0.05, 10: 0.1, 99: 0.1}),
+    (
+      optimizers.linear(0.1, total_steps=110, warmup_steps=10, final=0.02),
+      {5: 0.05, 10: 0.1, 60: 0.06, 110: 0.02, 200: 0.02},
+    ),
+    (
+      optimizers.cosine(0.1, total_steps=110, warmup_steps=10),
+      {5: 0.05, 10: 0.1, 60: 0.05, 110: 0.0},
+    ),
+    (optimizers.rsqrt(1.0, warmup_steps=100), {0: 0.1, 100: 0.1, 400: 0.05}),
+  ],
+)
+def test_schedules_pass_through_their_corners(schedule, points):
+  for step, rate in points.items():
+    np.testing.assert_allclose(schedule(step), rate, rtol=1e-5, atol=1e-9)
+
+
+PARAMS = {'mlp': {'kernel': jnp.full((4, 4), 2.0)}, 'norm': {'scale': jnp.full(4, 2.0)}}
+GRADIENT = {'mlp': {'kernel': jnp.full((4, 4), 3.0)}, 'norm': {'scale': jnp.full(4, 3.0)}}
+
+
+def updated(optimizer, gradient=GRADIENT):
+  updates, _ = optimizer.update(gradient, optimizer.init(PARAMS), PARAMS)
+  return optax.apply_updates(PARAMS, updates)
+
+
+def test_adamw_takes_steps_of_its_rate_and_decays_no_scales():
+  rate = optimizers.constant(0.1)
+  plain = updated(optimizers.adamw(rate))
+  np.testing.assert_allclose(plain['mlp']['kernel'], 1.9, rtol=1e-5)
+  decayed = updated(optimizers.adamw(rate, weight_decay=0.5))
+  np.testing.assert_allclose(decayed['mlp']['kernel'], 1.9 - 0.1 * 0.5 * 2.0, rtol=1e-5)
+  np.testing.assert_allclose(decayed['norm']['scale'], 1.9, rtol=1e-5)
+
+
+def test_adafactor_takes_steps_relative_to_the_parameter():
+  moved = updated(optimizers.adafactor(optimizers.constant(0.1)))
+  np.testing.assert_allclose(moved['mlp']['kernel'], 2.0 - 0.1 * 2.0, rtol=1e-4)
+  absolute = updated(
+    optimizers.adafactor(optimizers.constant(0.1), multiply_by_parameter_scale=False)
+  )
+  np.testing.assert_allclose(absolute['mlp']['kernel'], 2.0 - 0.1, rtol=1e-4)
+
+
+def test_clipping_bounds_the_gradient_and_not_the_step():
+  sgd = lambda rate: optax.sgd(rate)
+  clipped = optimizers._clipped(sgd(1.0), 0.5)
+  change = updated(clipped)['mlp']['kernel'] - PARAMS['mlp']['kernel']
+  norm = optax.global_norm(GRADIENT)
+  np.testing.assert_allclose(change, -3.0 * 0.5 / norm, rtol=1e-5)
+  unclipped = updated(optimizers._clipped(sgd(1.0), None))
+  np.testing.assert_allclose(unclipped['mlp']['kernel'], 2.0 - 3.0)

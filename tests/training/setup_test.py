@@ -1,0 +1,81 @@
+"""Blueprints, and the step as a loop calls it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from cascades import losses
+from cascades.performance import hlo, hlo_costs, topologies
+from cascades.runtime import partitioning
+from cascades.training import optimizers, setup, train_step
+from tests import testing, tiny
+
+OPTIMIZER = optimizers.adamw(optimizers.constant(1e-2))
+
+
+def test_the_large_model_may_lie_by_rules_of_its_own():
+  mesh = partitioning.make_mesh(data=2, fsdp=2, tensor=2)
+  with partitioning.use(mesh):
+    alike = setup.blueprint(testing.TINY_T5, testing.TINY_T5, OPTIMIZER, large_dtype='bfloat16')
+    apart = setup.blueprint(
+      testing.TINY_T5, testing.TINY_T5, OPTIMIZER, large_rules=[('embed', ('data', 'fsdp'))]
+    )
+  small, large = alike.state.params['embedding'], alike.frozen.large['embedding']
+  assert (small.dtype, large.dtype) == (jnp.float32, jnp.bfloat16)
+  assert small.sharding.spec == large.sharding.spec == PartitionSpec('tensor', 'fsdp')
+  assert apart.state.params['embedding'].sharding.spec == PartitionSpec('tensor', 'fsdp')
+  found = apart.frozen.large['embedding'].sharding.spec
+  assert found == PartitionSpec(None, ('data', 'fsdp'))
+
+
+@pytest.fixture
+def run():
+  """A step on batches, its state, and what it says when it compiles."""
+  numbers = testing.split(testing.build(testing.TINY_T5))[1]
+  with partitioning.use(tiny.one_device()):
+    parts = setup.blueprint(testing.TINY_T5, None, OPTIMIZER)
+    params = jax.device_put(jax.tree.map(jnp.array, numbers), setup.places(parts.state.params))
+    state = train_step.init_state(params, OPTIMIZER, 0)
+    step = setup.compiled_step(parts, OPTIMIZER, loss=losses.xent, block_length=2)
+    said = []
+    called = setup.on_batches(step, train_step.Frozen(), lambda *program: said.append(program))
+    yield called, state, said
+
+
+def test_a_step_compiles_for_the_first_batch_and_never_again(run):
+  called, state, said = run
+  batch = jax.tree.map(np.asarray, testing.batch(testing.TINY_T5))
+  for _ in range(3):
+    state, totals = called(state, batch)
+  ((program, placed),) = said
+  assert program.memory_analysis().argument_size_in_bytes > 0
+  assert placed.targets.shape == batch.targets.shape
+  assert state.step == 3
+  assert np.isfinite(totals['loss'])
+  with pytest.raises(TypeError, match='compiled'):
+    called(state, jax.tree.map(lambda x: x[:1], batch))
+
+
+def test_states_that_are_given_away_are_gone(run):
+  called, state, _ = run
+  called(state, jax.tree.map(np.asarray, testing.batch(testing.TINY_T5)))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_on_tpu_the_missing_shards_are_sent_once_and_no_others():
+  pytest.importorskip('libtpu')
+  mesh = partitioning.make_mesh(fsdp=8, devices=topologies.of('v5e:2x4').devices)
+  place = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
+  x = jax.ShapeDtypeStruct((4096, 1024), 'bfloat16', sharding=place('fsdp'))
+  weight = jax.ShapeDtypeStruct((1024, 2048), 'bfloat16', sharding=place('fsdp'))
+  product = jax.jit(lambda x, weight: x @ weight, out_shardings=place('fsdp'))
+
+  def sent(options):
+    text = product.lower(x, weight).compile(compiler_options=options).as_text()
+    return sum(one.sent for one in hlo_costs.collectives(hlo.parse(text)))
+
+  missing = weight.size * 2 * 7 / 8
+  assert sent(setup._compiler_options(mesh)) == missing
+  assert setup._compiler_options(partitioning.make_mesh(devices=jax.devices()[:1])) is None

@@ -1,0 +1,85 @@
+"""Memory and MFU, on a chip that this machine does not have."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from cascades import losses
+from cascades.models import lora
+from cascades.performance import chips, flops
+from cascades.runtime import partitioning
+from cascades.runtime.progress import Rates
+from cascades.training import optimizers, setup, utilization
+from tests import testing, tiny
+
+CHIP = chips.Chip('v0', flops=1e9, hbm=1 << 30, hbm_bandwidth=1.0, ici_bandwidth=1.0)
+CONFIG = testing.TINY_DECODER
+OPTIMIZER = optimizers.adafactor(optimizers.constant(1e-2))
+
+
+def blueprint(large=None, **options):
+  with partitioning.use(tiny.one_device()):
+    return setup.blueprint(CONFIG, large, OPTIMIZER, **options)
+
+
+def forward(rows, length):
+  """Operations of a forward pass: two for each weight and token, and what attention adds."""
+  D, F, N, K, H = CONFIG.emb_dim, CONFIG.mlp_dim, 4, 2, CONFIG.head_dim
+  weights = CONFIG.num_layers * (2 * D * N * H + 2 * D * K * H + 3 * D * F) + D * testing.VOCAB
+  attention = CONFIG.num_layers * 2 * N * H * length
+  return 2 * rows * length * (weights + attention)
+
+
+def needed(parts, batch):
+  """For a batch of which every token counts."""
+  needs = utilization.needs(parts, batch)
+  return needs.step + batch.targets.size * needs.token
+
+
+def test_what_the_models_need_is_three_passes_of_the_small_one_and_one_of_the_large():
+  batch = testing.batch(CONFIG)
+  once = forward(*batch.targets.shape)
+  with partitioning.use(tiny.one_device()):
+    assert needed(blueprint(), batch) == 3 * once
+    assert needed(blueprint(large=CONFIG), batch) == 4 * once
+    assert utilization.needs(blueprint(), batch).token == 3 * 2 * CONFIG.emb_dim * testing.VOCAB
+    adapted = needed(blueprint(adapters=lora.Config(rank=1)), batch)
+  assert 2 * once < adapted < 2.6 * once
+
+
+def test_the_step_itself_needs_no_more_products_unless_it_recomputes():
+  parts = blueprint(large=CONFIG)
+  batch = testing.batch(CONFIG)
+  with partitioning.use(tiny.one_device()):
+    step = setup.compiled_step(parts, OPTIMIZER, loss=losses.cat_dist, block_length=4)
+    found = flops.flops_of(step, parts.state, parts.frozen, batch)
+    least = needed(parts, batch)
+  # The first layer's input has a gradient too, but no product needs it: a table is looked up.
+  assert least * 0.95 < found <= least
+
+
+def test_a_compiled_step_says_its_memory_and_lines_say_the_share_of_the_peak(monkeypatch, caplog):
+  monkeypatch.setattr(chips, 'of', lambda device: CHIP)
+  parts, batch = blueprint(), testing.batch(CONFIG)
+  used = utilization.Usage(parts)
+  assert used.now(None).mfu is None
+  with partitioning.use(tiny.one_device()), caplog.at_level(logging.INFO, 'cascades'):
+    used.compiled(jax.jit(lambda x: x @ x).lower(jnp.ones((64, 64))).compile(), batch)
+    needs = utilization.needs(parts, batch)
+  (said,) = caplog.messages
+  assert 'takes 32 KiB of the 1 GiB of a v0 on each device: 16 KiB parameters' in said
+  found = used.now(Rates(steps_per_second=100.0, tokens_per_second=300.0, seconds_left=0.0))
+  per_second = 100 * needs.step + 300 * needs.token
+  assert found.mfu == pytest.approx(per_second / (1e9 * jax.device_count()))
+  assert found.notes()[0].startswith('MFU ')
+  assert set(found.numbers()) == {'mfu', 'memory'}
+
+
+def test_without_a_known_chip_there_is_memory_alone():
+  used = utilization.Usage(blueprint())
+  found = used.now(Rates(1.0, 1.0, 1.0))
+  assert found.mfu is None
+  assert found.memory > 1 << 24
+  assert found.notes()[0].startswith('memory ')
