@@ -20,9 +20,8 @@ from cascades.runtime import partitioning
 from cascades.tokenizers import from_folder, vocabularies
 from cascades.types import Batch
 from tests import testing, tiny
-from tests.checkpoints import t5x_variants_test, twin_folders
-from tests.checkpoints.t5x_arrays import TINY, random_arrays, write_native
-from tests.interop import gguf_test
+from tests.interop import gguf_test, t5x_variants_test, twin_folders
+from tests.interop.t5x_arrays import TINY, random_arrays, write_native
 from tests.tokenizers.huggingface_test import SPECIAL, TEXTS, byte_level
 
 SYMBOLS = vocabularies.symbols([*'abcdefghijklmnop'])

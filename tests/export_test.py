@@ -18,8 +18,8 @@ from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
 from cascades.tokenizers import vocabularies
 from tests import tiny
-from tests.checkpoints import twin_folders
 from tests.golden import twins
+from tests.interop import twin_folders
 
 VOCABULARY = vocabularies.symbols([*'abcdefgh', *'ABCDEFGH'][: twins.VOCAB - 3])
 GENERATION = {'eos_token_id': 1, 'do_sample': True, 'top_p': 0.9}

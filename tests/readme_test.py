@@ -18,8 +18,8 @@ from cascades.data import materialize
 from cascades.tasks.task import both
 from cascades.tokenizers import vocabularies
 from tests import tiny
-from tests.checkpoints import twin_folders
 from tests.golden import twins
+from tests.interop import twin_folders
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()

@@ -4,8 +4,8 @@ import pytest
 
 from cascades.checkpoints import store
 from cascades.interop import formats
-from tests.checkpoints import twin_folders
-from tests.checkpoints.t5x_arrays import TINY, random_arrays, write_native, write_orbax
+from tests.interop import twin_folders
+from tests.interop.t5x_arrays import TINY, random_arrays, write_native, write_orbax
 
 
 def test_each_format_is_known_by_its_files(tmp_path):

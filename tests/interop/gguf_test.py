@@ -13,11 +13,11 @@ from cascades.models import configs, decoder
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
 from tests import testing
-from tests.checkpoints import twin_folders
 from tests.golden import twins
+from tests.interop import twin_folders
 
 gguf = pytest.importorskip('gguf', reason='the extra `gguf` is not installed')
-gguf_files = pytest.importorskip('tests.checkpoints.gguf_files')
+gguf_files = pytest.importorskip('tests.interop.gguf_files')
 
 # As GGUF can say them: Llama 3's scaling is recognised by its published sizes, and Gemma 3 has one
 # scale for its queries.

@@ -9,8 +9,8 @@ import pytest
 from cascades.checkpoints import store
 from cascades.interop import families, hf_config
 from cascades.models import configs, decoder, t5
-from tests.checkpoints import twin_folders
 from tests.golden import twins
+from tests.interop import twin_folders
 
 _T5_SMALL = {
   'model_type': 't5',

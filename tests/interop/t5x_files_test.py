@@ -11,7 +11,7 @@ from flax import serialization
 from cascades.checkpoints.store import CheckpointError
 from cascades.interop import t5x, t5x_files
 from cascades.models import configs
-from tests.checkpoints.t5x_arrays import TINY, load, random_arrays, write_native, write_orbax
+from tests.interop.t5x_arrays import TINY, load, random_arrays, write_native, write_orbax
 
 
 def test_large_arrays_are_written_in_pieces_that_divide_them(monkeypatch):

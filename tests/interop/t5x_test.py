@@ -20,7 +20,7 @@ from cascades.runtime import partitioning
 from cascades.training import optimizers
 from cascades.types import Batch, Prompt
 from tests import real_data, testing
-from tests.checkpoints.t5x_arrays import (
+from tests.interop.t5x_arrays import (
   TINY,
   TINY_1_0,
   Loaded,

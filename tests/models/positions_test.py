@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascades.models import positions
-from tests.checkpoints.t5x_oracle import bucket
+from tests.interop.t5x_oracle import bucket
 
 _rotate = jax.jit(positions.rotate)
 

@@ -11,8 +11,7 @@ import pytest
 from cascades import cli
 from cascades.interop import gguf, hf_config
 from cascades.models import configs, decoder
-from tests.checkpoints import gguf_packages_test
-from tests.interop import hf_config_test
+from tests.interop import gguf_packages_test, hf_config_test
 
 PRESETS = pathlib.Path(__file__).parents[2] / 'gin_configs' / 'models'
 

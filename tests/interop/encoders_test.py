@@ -16,8 +16,8 @@ from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
 from tests import testing
-from tests.checkpoints import twin_folders
 from tests.golden import theirs, twins
+from tests.interop import twin_folders
 
 _MINILM = {
   'model_type': 'bert',

@@ -17,7 +17,7 @@ from flax import nnx
 
 from cascades.models import bert
 from cascades.tokenizers import from_folder
-from tests.checkpoints import encoders_test
+from tests.interop import encoders_test
 from tests.real_data import real
 
 pytestmark = [pytest.mark.slow, pytest.mark.reference]

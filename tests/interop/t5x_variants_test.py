@@ -15,8 +15,8 @@ from cascades.interop import t5x, t5x_files
 from cascades.models import configs, decoder
 from cascades.types import Batch
 from tests import testing
-from tests.checkpoints import t5x_oracle
-from tests.checkpoints.t5x_arrays import (
+from tests.interop import t5x_oracle
+from tests.interop.t5x_arrays import (
   TINY,
   TINY_1_0,
   Loaded,

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 from cascades.checkpoints import store
 from cascades.interop import hf_config, huggingface, tensor_tables
 from cascades.models import configs
-from tests.checkpoints import twin_folders
 from tests.golden import twins
+from tests.interop import twin_folders
 
 pytestmark = pytest.mark.reference
 
