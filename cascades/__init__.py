@@ -4,4 +4,13 @@ Programs: `python -m cascades.train`, `infer`, `evaluate`, `browse_tasks` and ot
 Importing this package imports neither JAX nor TensorFlow.
 """
 
+import sys
+
 __version__ = '0.1.0'
+
+# While `python -m cascades.train` looks for the module, argv[0] is '-m'. The module imports JAX,
+# which reads the environment then: this is the last moment to set it.
+if sys.argv[:1] == ['-m']:
+  from cascades.runtime import environment
+
+  environment.prepare()

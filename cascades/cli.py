@@ -15,7 +15,6 @@ import contextlib
 import difflib
 import functools
 import importlib
-import importlib.util
 import inspect
 import logging
 import os
@@ -32,31 +31,26 @@ import gin
 from absl import app, flags
 from absl import logging as absl_logging
 
-from cascades.runtime import stopping
+from cascades.runtime import environment, stopping
 
 _FILES = flags.DEFINE_multi_string('gin_file', [], 'A gin file; repeat for several.')
 _BINDINGS = flags.DEFINE_multi_string(
   'gin_bindings', [], 'A binding, "NAME=value"; --gin.NAME=value is short for it.'
 )
 _SEARCH_PATHS = flags.DEFINE_list('gin_search_paths', [], 'More folders to look for gin files in.')
-_PROFILE_STEPS = flags.DEFINE_string(
-  'profile_steps', None, 'Write a profiler trace of steps a to b: --profile_steps=10:15.'
-)
 _TRACEBACK = flags.DEFINE_boolean('traceback', False, 'Show where an error was raised.')
-_MULTIHOST = flags.DEFINE_boolean(
-  'multihost', False, 'One of several processes; on TPU pods the rest is found out.'
-)
-_COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'host:port of process 0.')
-_PROCESS_COUNT = flags.DEFINE_integer('process_count', None, 'How many processes there are.')
-_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
-  'heartbeat_timeout', 100, 'Seconds of silence after which a process of several counts as dead.'
-)
-_PROCESS_INDEX = flags.DEFINE_integer('process_index', None, 'Which of them this one is, from 0.')
 
-_TOPOLOGY = flags.DEFINE_string('topology', None, 'Machines to plan for, as v4:2x2x4 or v5e:4x4.')
-_LARGE_MODEL = flags.DEFINE_string(
-  'large_model', None, "A gin file with the large model's sizes, to plan without its checkpoint."
-)
+# Flags that `_define_flags` defines only in the programs that honor them.
+_SOME_PROGRAMS = {
+  'profile_steps',
+  'topology',
+  'large_model',
+  'multihost',
+  'coordinator_address',
+  'process_count',
+  'process_index',
+  'heartbeat_timeout',
+}
 
 # Known to bindings on the command line, as to every file that imports them.
 _MODELLING = (
@@ -92,7 +86,8 @@ _VERSIONS = ('cascades', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 's
 
 def main(program: str, argv: Sequence[str] | None = None) -> None:
   """Run `cascades.<name>`'s function of the same name under flags and gin."""
-  _prepare_environment()
+  environment.prepare()
+  _start_logging()
   with stopping.on_sigterm(stopping.leave):
     try:
       _main(program, argv)
@@ -123,6 +118,7 @@ def ending(program: str, *, traceback: bool = False) -> Iterator[None]:
 
 
 def _main(program: str, argv: Sequence[str] | None) -> None:
+  _define_flags(program)
   module = importlib.import_module(program)
   function = getattr(module, program.rpartition('.')[2])
   sys.modules['__main__'].__doc__ = _help(module, function)
@@ -131,8 +127,8 @@ def _main(program: str, argv: Sequence[str] | None) -> None:
   def run(_: Sequence[str]) -> None:
     with ending(program, traceback=_TRACEBACK.value):
       _start_processes()
-      large = _LARGE_MODEL.value and model_of(program, _LARGE_MODEL.value, _SEARCH_PATHS.value)
-      flagged = [f'plan.topology={_TOPOLOGY.value or ""!r}'] if program in _LIKE else []
+      large = _flag('large_model') and model_of(program, _flag('large_model'), _SEARCH_PATHS.value)
+      flagged = [f'plan.topology={_flag("topology") or ""!r}'] if program in _LIKE else []
       configure(program, _FILES.value, [*_BINDINGS.value, *flagged], _SEARCH_PATHS.value)
       if program in _LIKE:
         take_over(function, _LIKE[program])
@@ -142,6 +138,39 @@ def _main(program: str, argv: Sequence[str] | None) -> None:
 
   arguments = list(sys.argv if argv is None else argv)
   app.run(run, argv=[_expand(argument) for argument in arguments])
+
+
+def _define_flags(program: str) -> None:
+  """Define the flags that not every program honors, in those that do."""
+  for name in _SOME_PROGRAMS & set(flags.FLAGS):
+    delattr(flags.FLAGS, name)
+  name = program.rpartition('.')[2]
+  if name in ('train', 'infer', 'cache_teacher'):
+    flags.DEFINE_string(
+      'profile_steps', None, 'Write a profiler trace of steps a to b: --profile_steps=10:15.'
+    )
+  if name == 'plan':
+    flags.DEFINE_string('topology', None, 'Devices to plan for, as v4:2x2x4 or v5e:4x4.')
+    flags.DEFINE_string(
+      'large_model',
+      None,
+      "A gin file with the large model's sizes, to plan without its checkpoint.",
+    )
+  if name not in ('evaluate', 'plan'):
+    flags.DEFINE_boolean(
+      'multihost', False, 'Run as one of several processes; TPU pods need no other flag.'
+    )
+    flags.DEFINE_string('coordinator_address', None, 'host:port of process 0.')
+    flags.DEFINE_integer('process_count', None, 'Number of processes.')
+    flags.DEFINE_integer('process_index', None, 'Index of this process, from 0.')
+    flags.DEFINE_integer(
+      'heartbeat_timeout', 100, 'Seconds of silence after which another process counts as dead.'
+    )
+
+
+def _flag(name: str) -> Any:
+  """A flag's value; None in programs without the flag."""
+  return flags.FLAGS[name].value if name in flags.FLAGS else None
 
 
 def configure(
@@ -161,6 +190,8 @@ def configure(
     gin.parse_config([*preamble, *(_completed(binding, program) for binding in bindings)])
   except (ValueError, NameError, AttributeError, SyntaxError) as error:
     raise ValueError(f'{error}{_suggestion(str(error), modules)}') from error
+  except ImportError as error:
+    raise ImportError(f'{error}{_import_hint(error)}') from error
   finally:
     absl_logging.set_verbosity(absl_logging.ERROR)
 
@@ -223,8 +254,8 @@ def _call(function: Callable[..., Any], flagged: Mapping[str, Any]) -> None:
   settings = dict(flagged)
   if 'provenance' in known:
     settings['provenance'] = provenance
-  if _PROFILE_STEPS.value:
-    settings['profile_steps'] = _PROFILE_STEPS.value
+  if _flag('profile_steps'):
+    settings['profile_steps'] = _flag('profile_steps')
   gin.get_configurable(function)(**settings)
 
 
@@ -251,44 +282,27 @@ def _completed(binding: str, program: str) -> str:
   return f'{name} = {value}'
 
 
-def _prepare_environment() -> None:
-  """Before JAX is imported: what it reads only then."""
-  cache = pathlib.Path.home() / '.cache' / 'cascades' / 'jax'
-  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
-  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
-  # With several virtual CPU devices XLA's thread pool starves unless it is told of more cores.
-  virtual = re.search(r'host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', ''))
-  if virtual:
-    os.environ.setdefault('NPROC', str(4 * int(virtual[1])))
-  # libtpu without a TPU complains, and locks itself against other processes and users.
-  if importlib.util.find_spec('libtpu') and not _has_accelerator():
-    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+def _start_logging() -> None:
   absl_logging.set_verbosity(absl_logging.ERROR)
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(logging.Formatter('%(asctime)s  %(message)s', '%H:%M:%S'))
-  ours = logging.getLogger('cascades')
-  ours.addHandler(handler)
-  ours.setLevel(logging.INFO)
-  ours.propagate = False
-
-
-def _has_accelerator(devices: pathlib.Path = pathlib.Path('/dev')) -> bool:
-  """Whether a TPU (accel, vfio) or a GPU is attached to this machine."""
-  names = ('accel*', 'vfio/[0-9]*', 'nvidia[0-9]*', 'nvidiactl', 'kfd', 'dxg')
-  return any(any(devices.glob(name)) for name in names)
+  logger = logging.getLogger('cascades')
+  logger.addHandler(handler)
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
 
 
 def _start_processes() -> None:
-  if not (_MULTIHOST.value or _COORDINATOR.value):
+  if not (_flag('multihost') or _flag('coordinator_address')):
     return
   import jax
 
   jax.distributed.initialize(
-    _COORDINATOR.value,
-    _PROCESS_COUNT.value,
-    _PROCESS_INDEX.value,
-    heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT.value,
-    shutdown_timeout_seconds=_HEARTBEAT_TIMEOUT.value,
+    _flag('coordinator_address'),
+    _flag('process_count'),
+    _flag('process_index'),
+    heartbeat_timeout_seconds=_flag('heartbeat_timeout'),
+    shutdown_timeout_seconds=_flag('heartbeat_timeout'),
   )
 
 
@@ -323,6 +337,17 @@ def _suggestion(message: str, modules: Iterable[str]) -> str:
   }
   near = difflib.get_close_matches((wanted[1] or wanted[2]) if wanted else '', known, 3, 0.6)
   return f'\n  Did you mean {" or ".join(near)}?' if near else ''
+
+
+def _import_hint(error: ImportError) -> str:
+  """The import of the module of this package that an error may have looked for."""
+  package = pathlib.Path(__file__).parent
+  sought = re.search(r"cannot import name '(\w+)'|No module named 'cascades\.([\w.]+)'", str(error))
+  stem = sought and (sought[1] or sought[2].rpartition('.')[2])
+  paths = [path.relative_to(package) for path in sorted(package.rglob(f'{stem}.py'))]
+  imports = ['.'.join(('cascades', *path.parts[:-1])) for path in paths]
+  hints = ' or '.join(f'`from {name} import {stem}`' for name in imports)
+  return f'\n  {hints} imports the module of this name.' if hints else ''
 
 
 def _program_name() -> str:

@@ -84,6 +84,21 @@ def test_an_unknown_name_is_an_error_that_suggests_the_nearest(binding, hint):
     cli.configure('cascades.train', [], [binding])
 
 
+@pytest.mark.parametrize(
+  ('line', 'hint'),
+  [
+    ('from cascades import optimizers', 'from cascades.training import optimizers'),
+    ('from cascades.tasks import vocabularies', 'from cascades.tokenizers import vocabularies'),
+    ('import cascades.train_step', 'from cascades.training import train_step'),
+  ],
+)
+def test_an_import_of_a_module_that_lies_elsewhere_is_told_where(line, hint, tmp_path):
+  file = tmp_path / 'mine.gin'
+  file.write_text(f'from __gin__ import dynamic_registration\n{line}\n')
+  with pytest.raises(ImportError, match=hint):
+    cli.configure('cascades.train', [str(file)], [])
+
+
 def test_a_missing_file_is_an_error_that_says_where_it_was_looked_for():
   with pytest.raises(OSError, match='nowhere'):
     cli.configure('cascades.train', ['nowhere.gin'], [])
@@ -202,18 +217,6 @@ def test_a_large_model_is_read_from_its_file_and_leaves_nothing_bound():
   cli.configure('cascades.plan', [RECIPE], [])
   cli.take_over(plan.plan, 'train.train')
   assert gin.get_bindings('plan.plan')['small'].emb_dim < 4096
-
-
-@pytest.mark.parametrize(
-  ('nodes', 'found'),
-  [([], False), (['vfio/vfio', 'null'], False), (['accel0'], True), (['vfio/0'], True),
-   (['nvidia0'], True), (['kfd'], True)],
-)  # fmt: skip
-def test_an_accelerator_is_known_by_its_device_file(nodes, found, tmp_path):
-  for node in nodes:
-    (tmp_path / node).parent.mkdir(exist_ok=True)
-    (tmp_path / node).touch()
-  assert cli._has_accelerator(tmp_path) is found
 
 
 def test_a_plan_without_a_topology_says_what_one_looks_like():
