@@ -1,11 +1,11 @@
-"""The one door between the command line, gin and the programs. The only file that imports gin.
+"""Command line of the programs: flags, gin files and bindings. The only file that imports gin.
 
     python -m cascades.train --gin_file=recipes/demo_cat_xent.gin --gin.TRAIN_STEPS=500
 
-Files give macros and bindings, `--gin.NAME=value` overrides them; both may name the functions of
-this package (`--gin.LOSS=@losses.cat_dist`). On the command line a value that is no Python literal
-is text (`--gin.MODEL_DIR=runs/mine`). Relative files are looked for here, in gin_configs/, and in
-`--gin_search_paths`.
+Files set macros and bindings; `--gin.NAME=value` overrides them. Both may name functions of this
+package (`--gin.LOSS=@losses.cat_dist`). On the command line a value that is not a Python literal is
+text (`--gin.MODEL_DIR=runs/mine`). Relative gin files are searched for in the working directory, in
+gin_configs/ and in `--gin_search_paths`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ _FILES = flags.DEFINE_multi_string('gin_file', [], 'A gin file; repeat for sever
 _BINDINGS = flags.DEFINE_multi_string(
   'gin_bindings', [], 'A binding, "NAME=value"; --gin.NAME=value is short for it.'
 )
-_SEARCH_PATHS = flags.DEFINE_list('gin_search_paths', [], 'More folders to look for gin files in.')
-_TRACEBACK = flags.DEFINE_boolean('traceback', False, 'Show where an error was raised.')
+_SEARCH_PATHS = flags.DEFINE_list(
+  'gin_search_paths', [], 'Folders to search for gin files, besides the usual ones.'
+)
+_TRACEBACK = flags.DEFINE_boolean('traceback', False, 'Print the traceback of an error.')
 
 # Flags that `_define_flags` defines only in the programs that honor them.
 _SOME_PROGRAMS = {
@@ -52,8 +54,8 @@ _SOME_PROGRAMS = {
   'heartbeat_timeout',
 }
 
-# Known to bindings on the command line, as to every file that imports them.
-_MODELLING = (
+# Modules that bindings on the command line may name without an import.
+_USUAL = (
   'cascades.losses',
   'cascades.models.lora',
   'cascades.metrics',
@@ -77,15 +79,20 @@ _MODELLING = (
 )
 _MODULES = {
   'cascades.evaluate': ('cascades.deferral', 'cascades.metrics'),  # starts without JAX
-  'cascades.prune': (*_MODELLING, 'cascades.models.pruning'),
-  'cascades.plan': ('cascades.train', *_MODELLING),
+  'cascades.prune': (*_USUAL, 'cascades.models.pruning'),
+  'cascades.plan': ('cascades.train', *_USUAL),
 }
 _LIKE = {'cascades.plan': 'train.train'}  # programs that take another's bindings
 _VERSIONS = ('cascades', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sacrebleu')
 
 
 def main(program: str, argv: Sequence[str] | None = None) -> None:
-  """Run `cascades.<name>`'s function of the same name under flags and gin."""
+  """Run a program: the function named like its module, with arguments from flags and gin.
+
+  Args:
+    program: Module of the program, such as `cascades.train`.
+    argv: Arguments with the program's name first, by default those of the process.
+  """
   environment.prepare()
   _start_logging()
   with stopping.on_sigterm(stopping.leave):
@@ -98,23 +105,23 @@ def main(program: str, argv: Sequence[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def ending(program: str, *, traceback: bool = False) -> Iterator[None]:
-  """Within, what ends a program ends it with a sentence and an exit code."""
+  """Context manager that turns errors into a message on stderr and an exit code."""
   try:
     yield
   except (ValueError, OSError, ArithmeticError, ImportError) as error:
     if traceback:
       raise
-    _end(1, f'{program}: error: {_sentence(error)}\n(--traceback shows where)')
+    _end(1, f'{program}: error: {_sentence(error)}\n(--traceback prints where)')
   except RuntimeError as error:
     if traceback or not _is_one_of_several():
       raise
     _end(
       stopping.TRY_AGAIN,
-      f'{program}: another process of the run was lost, or failed: its own log says why. The '
-      f'same command goes on from the last checkpoint. ({_sentence(error).splitlines()[0]})',
+      f'{program}: another process of the run failed or was lost; see its log. Rerun the same '
+      f'command to resume from the last checkpoint. ({_sentence(error).splitlines()[0]})',
     )
   except KeyboardInterrupt:
-    _end(1, f'{program}: interrupted; the same command goes on from the last checkpoint.')
+    _end(1, f'{program}: interrupted; rerun the same command to resume from the last checkpoint.')
 
 
 def _main(program: str, argv: Sequence[str] | None) -> None:
@@ -137,7 +144,9 @@ def _main(program: str, argv: Sequence[str] | None) -> None:
       _call(function, {'large': large} if large else {})
 
   arguments = list(sys.argv if argv is None else argv)
-  app.run(run, argv=[_expand(argument) for argument in arguments])
+  # --gin.NAME=value is short for --gin_bindings=NAME=value.
+  short = functools.partial(re.sub, r'^--?gin\.(?=[^=]+=)', '--gin_bindings=')
+  app.run(run, argv=list(map(short, arguments)))
 
 
 def _define_flags(program: str) -> None:
@@ -180,7 +189,7 @@ def configure(
   del gin.config._FILE_READERS[1:]  # gin takes folders here, as runs/, for packages and trips
   for path in ('', *search_paths, *map(str, search_path())):
     gin.add_config_file_search_path(path)
-  modules = (program, *_MODULES.get(program, _MODELLING))
+  modules = (program, *_MODULES.get(program, _USUAL))
   imports = [f'from {m.rpartition(".")[0]} import {m.rpartition(".")[2]}' for m in modules]
   preamble = ['from __gin__ import dynamic_registration', *imports]
   absl_logging.set_verbosity(absl_logging.FATAL)  # gin reports every folder that it looks into
@@ -227,54 +236,53 @@ def _finalize() -> None:
   except ValueError as error:
     missing = re.match(r'(\w+)/macro.value set to `%gin.REQUIRED`', str(error))
     if missing:
-      raise ValueError(f'{missing[1]} is required: --gin.{missing[1]}=... says it.') from error
+      raise ValueError(
+        f'{missing[1]} is required: set it with --gin.{missing[1]}=VALUE.'
+      ) from error
     raise
 
 
 def search_path() -> list[pathlib.Path]:
-  """The folders of the recipes: in a checkout beside the package, in an installation inside it."""
+  """Folders of gin files: beside the package in a checkout, inside it in an installation."""
   package = pathlib.Path(__file__).parent
   root = package if (package / 'gin_configs').is_dir() else package.parent
   return [root / 'gin_configs', root]
 
 
 def provenance() -> dict[str, str]:
-  """What made an artefact: the operative configuration, the command, the commit, the versions."""
+  """Provenance of an artifact: operative configuration, command, commit and versions."""
+  spec = getattr(sys.modules['__main__'], '__spec__', None)
   versions = '  '.join(f'{name} {metadata.version(name)}' for name in _VERSIONS)
   return {
     'config': gin.operative_config_str(),
-    'command': ' '.join(['python', '-m', _program_name(), *sys.argv[1:]]),
+    'command': ' '.join(['python', '-m', spec.name if spec else sys.argv[0], *sys.argv[1:]]),
     'commit': _commit(),
     'versions': f'python {sys.version.split()[0]}  {versions}',
   }
 
 
 def _call(function: Callable[..., Any], flagged: Mapping[str, Any]) -> None:
-  known = inspect.signature(function).parameters
   settings = dict(flagged)
-  if 'provenance' in known:
+  if 'provenance' in inspect.signature(function).parameters:
     settings['provenance'] = provenance
   if _flag('profile_steps'):
     settings['profile_steps'] = _flag('profile_steps')
   gin.get_configurable(function)(**settings)
 
 
-def _expand(argument: str) -> str:
-  """`--gin.NAME=value` in the words of the flag that it is short for."""
-  return re.sub(r'^--?gin\.(?=[^=]+=)', '--gin_bindings=', argument)
-
-
 def _completed(binding: str, program: str) -> str:
-  """What a binding on the command line leaves out.
+  """Complete a binding of the command line for gin.
 
-  A value that is neither a reference nor a Python literal is text, NAME=runs/demo/large; and a
-  program's function has its module's name, so that train.seed is short for train.train.seed.
+  A value that is neither a reference nor a Python literal is text: NAME=runs/demo/large. A
+  program's function has its module's name, so train.seed is short for train.train.seed.
   """
-  name, _, value = (part.strip() for part in binding.partition('='))
+  name, _, value = map(str.strip, binding.partition('='))
   short = program.rpartition('.')[2]
   if re.fullmatch(rf'{short}\.\w+', name):
     name = f'{short}.{name}'
-  if value and value[0] not in '@%([{':  # gin reads references, and what may hold some
+  if (
+    value and value[0] not in '@%([{'
+  ):  # gin parses references, and literals that may hold references
     try:
       ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -307,12 +315,12 @@ def _start_processes() -> None:
 
 
 def _is_one_of_several() -> bool:
-  jax = sys.modules.get('jax')  # not every program needs it
+  jax = sys.modules.get('jax')  # evaluate runs without
   return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _end(code: int, message: str) -> None:
-  """Says why and exits; one of several at once: JAX would wait for the others, and they for it."""
+  """Print a message and exit, at once if one of several: JAX would wait for the other processes."""
   print(message, file=sys.stderr, flush=True)
   if _is_one_of_several():
     sys.stdout.flush()
@@ -321,26 +329,26 @@ def _end(code: int, message: str) -> None:
 
 
 def _sentence(error: BaseException) -> str:
-  """The message without what gin appends about the call that it came from."""
+  """An error's message without the call that gin appends to it."""
   text = re.split(r'\n\s*In call to configurable|\n\s*In file ', str(error))[0].strip()
   return text if text and not isinstance(error, KeyError) else repr(error)
 
 
 def _suggestion(message: str, modules: Iterable[str]) -> str:
-  """The known names nearest to the dotted name that an error complains about."""
-  wanted = re.search(r'selector ([\w.]+)|@([\w.]+)', message)
-  known = {
+  """Configurable names close to the dotted name in an error."""
+  unknown = re.search(r'selector ([\w.]+)|@([\w.]+)', message)
+  names = {
     f'{name.rpartition(".")[2]}.{key}': None
     for name in modules
     for key in vars(importlib.import_module(name))
     if not key.startswith('_')
   }
-  near = difflib.get_close_matches((wanted[1] or wanted[2]) if wanted else '', known, 3, 0.6)
+  near = difflib.get_close_matches((unknown[1] or unknown[2]) if unknown else '', names, 3, 0.6)
   return f'\n  Did you mean {" or ".join(near)}?' if near else ''
 
 
 def _import_hint(error: ImportError) -> str:
-  """The import of the module of this package that an error may have looked for."""
+  """Imports of modules of this package whose name an import did not find."""
   package = pathlib.Path(__file__).parent
   sought = re.search(r"cannot import name '(\w+)'|No module named 'cascades\.([\w.]+)'", str(error))
   stem = sought and (sought[1] or sought[2].rpartition('.')[2])
@@ -350,24 +358,19 @@ def _import_hint(error: ImportError) -> str:
   return f'\n  {hints} imports the module of this name.' if hints else ''
 
 
-def _program_name() -> str:
-  spec = getattr(sys.modules['__main__'], '__spec__', None)
-  return spec.name if spec else sys.argv[0]
-
-
 def _commit() -> str:
-  """The checkout's commit, with `+` if files differ from it; empty outside a checkout."""
+  """Commit of the checkout, with `+` if it has changes; empty outside a checkout."""
   here = pathlib.Path(__file__).parent
   command = ['git', '-C', str(here), 'describe', '--always', '--dirty=+', '--abbrev=12']
   try:
-    found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
   except (OSError, subprocess.SubprocessError):
     return ''
-  return found.stdout.strip()
+  return described.stdout.strip()
 
 
 def _help(module: Any, function: Callable[..., Any]) -> str:
-  """The program's own words, the recipes, and the arguments that bindings can set."""
+  """Help text: the program's docstring, recipes, arguments and exit codes."""
   name = function.__name__
   lines = [inspect.getdoc(module) or '', '', 'Recipes (--gin_file=recipes/...):', '']
   for recipe in sorted((search_path()[0] / 'recipes').glob('*.gin')):
@@ -378,9 +381,9 @@ def _help(module: Any, function: Callable[..., Any]) -> str:
     lines.append(f'  {parameter.name:32}{_default(parameter)}')
   lines += [
     '',
-    'Exit codes: 0 done; 1 an error; 75 ended by SIGTERM, or because another process of',
+    'Exit codes: 0 success; 1 error; 75 ended by SIGTERM or because another process of the run was',
+    'lost. After 75 all checkpoints are complete: rerun the same command to resume.',
   ]
-  lines += ['the run was lost: all that was saved is whole, and the same command goes on.']
   return '\n'.join([*lines, ''])
 
 

@@ -118,11 +118,6 @@ def test_every_recipe_parses_and_is_short(recipe):
     assert any(re.match(r'#\s+python -m cascades\.', line) for line in lines), 'name its command'
 
 
-def test_flags_and_environment_of_a_program():
-  assert cli._expand('--gin.TRAIN_STEPS=3') == '--gin_bindings=TRAIN_STEPS=3'
-  assert cli._expand('--gin_file=x.gin') == '--gin_file=x.gin'
-
-
 def run(*arguments, **environment):
   return subprocess.run(
     [sys.executable, '-m', *arguments],

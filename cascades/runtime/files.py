@@ -1,4 +1,4 @@
-"""Files that are whole or not there. Local paths and those of object stores alike."""
+"""Atomic writes of files, on local disks and in object stores."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from etils import epath
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """The place that a user's path names: `~` and relative paths from here, URLs as they are."""
-  found = epath.Path(path)
-  return found if '://' in os.fspath(path) else found.expanduser().resolve()
+  """Expand `~` and resolve a relative path against the working directory; URLs stay."""
+  expanded = epath.Path(path)
+  return expanded if '://' in os.fspath(path) else expanded.expanduser().resolve()
 
 
 def write(path: epath.PathLike, content: bytes | str) -> None:
-  """The file has this content when this returns, and never half of it.
+  """Write a file atomically: readers see the old content or the new, never a part of it.
 
-  Local files are renamed into place; an object appears when it is complete, and is not renamed.
+  Local files are renamed into place. Object stores show an object only when it is complete.
   """
   path = epath.Path(path)
   data = content.encode() if isinstance(content, str) else content
@@ -35,7 +35,7 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
 
 
 def require_local(path: epath.PathLike | None, allow_remote: bool) -> None:
-  """Raises ValueError for a remote path that was not allowed: data come from anywhere by intent."""
+  """Raise ValueError for a URL unless `allow_remote`: data are never fetched by accident."""
   if path is not None and '://' in os.fspath(path) and not allow_remote:
     raise ValueError(
       f'{os.fspath(path)} is a remote path: copy it to this machine, or set allow_remote=True to '

@@ -1,7 +1,7 @@
-"""One run at a time in a directory.
+"""A lock that keeps a second run out of a run directory.
 
-The lock is the kernel's (flock), so that it ends with the process however that ends. Object stores
-have none: there two runs are not told apart.
+It is a kernel lock (flock), which ends with the process however that ends. Object stores have no
+locks: two runs in one of their directories are not noticed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO
 
 import jax
 from etils import epath
@@ -27,9 +27,12 @@ LOCK = '.lock'
 
 @contextlib.contextmanager
 def held(directory: epath.PathLike) -> Iterator[None]:
-  """Within, the directory is this run's, held by process 0; it is made if it is not there.
+  """Context manager that locks a directory for this run; process 0 holds the lock.
 
-  Raises BlockingIOError, naming the process that holds it and since when, if another one does.
+  Creates the directory if it does not exist.
+
+  Raises:
+    BlockingIOError: if another run holds the lock; the message names its process, host and start.
   """
   path = epath.Path(directory) / LOCK
   if '://' in os.fspath(directory) or jax.process_index() > 0:
@@ -38,7 +41,8 @@ def held(directory: epath.PathLike) -> Iterator[None]:
   path.parent.mkdir(parents=True, exist_ok=True)
   with _locked(path) as file:
     file.truncate(0)
-    json.dump(_holder(), file)
+    now = datetime.datetime.now(datetime.UTC).isoformat(' ', 'seconds')
+    json.dump({'host': socket.gethostname(), 'pid': os.getpid(), 'since': now}, file)
     file.flush()
     try:
       yield
@@ -47,27 +51,22 @@ def held(directory: epath.PathLike) -> Iterator[None]:
 
 
 def _locked(path: epath.Path) -> IO[str]:
-  """The file, locked."""
+  """Open and lock the file, or raise BlockingIOError."""
   while True:
     file = open(path, 'a+')  # noqa: SIM115
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
       if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-        log.warning('%s cannot be locked (%s): start no second run here.', path.parent, error)
+        log.warning('%s cannot be locked (%s): do not start a second run here.', path.parent, error)
         return file
       file.seek(0)
       raise BlockingIOError(_refusal(path.parent, file.read())) from error
-    # The former holder unlinks the file before it lets go: what is locked now may have no name.
+    # The previous holder unlinks the file before it unlocks it: this one may have no name left.
     with contextlib.suppress(FileNotFoundError):
       if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
         return file
     file.close()
-
-
-def _holder() -> dict[str, Any]:
-  now = datetime.datetime.now(datetime.UTC).isoformat(' ', 'seconds')
-  return {'host': socket.gethostname(), 'pid': os.getpid(), 'since': now}
 
 
 def _refusal(directory: epath.Path, content: str) -> str:
@@ -76,6 +75,6 @@ def _refusal(directory: epath.Path, content: str) -> str:
   except (ValueError, KeyError):  # it has locked the file and not yet written it
     holder = 'by a process that has just started'
   return (
-    f'{directory} is in use {holder}: wait for it, end it, or choose another MODEL_DIR. Two runs '
-    "would overwrite each other's checkpoints."
+    f'{directory} is in use {holder}: wait for that run, stop it, or choose another directory. Two '
+    "runs would overwrite each other's files."
   )

@@ -44,7 +44,14 @@ RULES: Rules = (
 def partition_spec(
   shape: Sequence[int], names: Sequence[str | None], mesh_shape: Mapping[str, int], rules: Rules
 ) -> PartitionSpec:
-  """Where an array of `shape` with axes `names` goes."""
+  """Map an array's logical axes to mesh axes.
+
+  Args:
+    shape: The array's shape.
+    names: Logical name of each axis; None is replicated.
+    mesh_shape: Size of each mesh axis.
+    rules: Pairs of logical name and mesh axis (or axes), in order of preference.
+  """
   taken: set[str] = set()
 
   def place(size: int, name: str | None) -> str | tuple[str, ...] | None:
@@ -60,7 +67,7 @@ def partition_spec(
 
 
 def active_spec(shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec | None:
-  """The same under the rules and on the mesh in use; None without them.
+  """`partition_spec` under the active rules and mesh; None without them.
 
   Axes that an enclosing `jax.shard_map` has split by hand are left out.
   """
@@ -69,8 +76,8 @@ def active_spec(shape: Sequence[int], names: Sequence[str | None]) -> PartitionS
     return None
   free = {
     name: size
-    for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-    if kind == AxisType.Auto
+    for name, size, axis_type in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    if axis_type == AxisType.Auto
   }
   return partition_spec(shape, names, free, rules)
 
@@ -78,10 +85,19 @@ def active_spec(shape: Sequence[int], names: Sequence[str | None]) -> PartitionS
 def make_mesh(
   data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """A mesh over all devices; `data=-1` takes the devices that the other axes leave.
+  """Make a mesh over all devices.
 
-  Raises ValueError if the axes' product is not the number of devices: a smaller mesh than asked
-  for would train something else than asked for.
+  Args:
+    data: Size of the data axis; -1 takes the devices that the other axes leave.
+    fsdp: Size of the axis that shards parameters and optimizer state.
+    tensor: Size of the axis that shards heads, MLPs and the vocabulary.
+    devices: The devices, by default all.
+
+  Returns:
+    A mesh with the axes `data`, `fsdp` and `tensor`.
+
+  Raises:
+    ValueError: if the product of the sizes is not the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   if data == -1:
@@ -97,18 +113,18 @@ def make_mesh(
 
 @contextlib.contextmanager
 def use(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
-  """Within, logical names mean `rules` on `mesh`; needed wherever a model is traced."""
+  """Context manager that activates a mesh and its rules; models are traced inside it."""
   with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
     yield
 
 
 def like_parameters(tree: Any, params: Params) -> Any:
-  """Shapes and places of a tree that holds parameter-shaped parts, such as an optimiser's state.
+  """Shapes and shardings of a tree with parameter-shaped subtrees, such as an optimizer's state.
 
   A leaf whose path ends in a parameter's path takes that parameter's sharding, without the
   dimensions that it has reduced away (factored second moments); other leaves are replicated.
   """
-  known = {
+  parameters = {
     _names(path): (leaf.shape, leaf.sharding.spec)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
@@ -117,7 +133,8 @@ def like_parameters(tree: Any, params: Params) -> Any:
 
   def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
     names = _names(path)
-    matches = (known[names[i:]] for i in range(len(names)) if names[i:] in known)
+    suffixes = (names[i:] for i in range(len(names)))
+    matches = (parameters[suffix] for suffix in suffixes if suffix in parameters)
     shape, spec = next(matches, ((), PartitionSpec()))
     sharding = NamedSharding(mesh, _reduced(spec, shape, leaf.shape))
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -140,23 +157,24 @@ def _names(path: Any) -> tuple[str, ...]:
 def _reduced(
   spec: PartitionSpec, shape: tuple[int, ...], reduced: tuple[int, ...]
 ) -> PartitionSpec:
-  """The part of `spec` that survives when `shape` loses dimensions and becomes `reduced`."""
+  """The spec of an array of `shape` after it loses dimensions and becomes `reduced`."""
   if shape == reduced:
     return spec
-  left, kept = list(zip(shape, spec, strict=True)) if shape else [], []
+  remaining, axes = list(zip(shape, spec, strict=True)) if shape else [], []
   for size in reduced:
-    while left and left[0][0] != size:
-      left.pop(0)
-    if not left:
+    while remaining and remaining[0][0] != size:
+      remaining.pop(0)
+    if not remaining:
       return PartitionSpec()
-    kept.append(left.pop(0)[1])
-  return PartitionSpec(*kept)
+    axes.append(remaining.pop(0)[1])
+  return PartitionSpec(*axes)
 
 
 def place_batch(batch: Any) -> Any:
-  """This process's rows of a global batch become global arrays, split over data and fsdp.
+  """Make global arrays of this process's rows of a batch, sharded over data and fsdp.
 
-  Raises ValueError if the rows cannot be split evenly.
+  Raises:
+    ValueError: if the rows do not split evenly over the devices.
   """
   sharding = NamedSharding(active_mesh(), PartitionSpec(BATCH))
 
@@ -168,7 +186,7 @@ def place_batch(batch: Any) -> Any:
 
 
 def place_whole(batch: Any) -> Any:
-  """A global batch of which every process holds all rows becomes global arrays."""
+  """Make global arrays of a batch of which every process holds all rows."""
   sharding = NamedSharding(active_mesh(), PartitionSpec(BATCH))
 
   def place(rows: np.ndarray) -> jax.Array:
@@ -179,19 +197,19 @@ def place_whole(batch: Any) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-  """Global arrays as NumPy arrays, whole on every process."""
+  """Gather global arrays into NumPy arrays on every process."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def from_process_0(array: np.ndarray) -> np.ndarray:
-  """What process 0 holds, on every process; shapes and types must be the same on all."""
+  """Broadcast process 0's array; shape and dtype must be the same on all processes."""
   return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
 def wait_on_virtual_devices(tree: Any) -> None:
-  """Several CPU devices in one process deadlock if steps queue up: wait for each."""
+  """Wait for a step on virtual CPU devices, which deadlock if steps queue up."""
   if jax.default_backend() == 'cpu' and jax.local_device_count() > 1:
     jax.block_until_ready(tree)
 
@@ -201,5 +219,5 @@ def _check_divisible(rows: int) -> None:
   if rows % shards:
     raise ValueError(
       f'a batch of {rows} does not split over {shards} devices ({" x ".join(BATCH)}): '
-      f'choose a BATCH_SIZE that {shards} divides.'
+      f'choose a batch size that {shards} divides.'
     )

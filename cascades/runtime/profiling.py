@@ -15,7 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class Profiler:
-  """Traces steps `a` to `b` of `steps='a:b'` into `directory`; nothing without `steps`."""
+  """Context manager that traces steps a to b, given as `steps='a:b'`, into a directory.
+
+  Without `steps` it does nothing.
+  """
 
   def __init__(self, directory: epath.PathLike, steps: str | None):
     self._directory = directory
@@ -30,7 +33,7 @@ class Profiler:
 
   @contextlib.contextmanager
   def step(self, number: int) -> Iterator[None]:
-    """Step `number`, counted from 1, happens within; the last one traced is waited for."""
+    """Context manager for one step, counted from 1; waits for the last step of the trace."""
     if self._first <= number <= self._last and not self._tracing:
       jax.profiler.start_trace(str(self._directory))
       self._tracing = True
@@ -40,7 +43,7 @@ class Profiler:
       self.stop()
 
   def stop(self) -> None:
-    """Write what has been traced; also when the run ends before step `b`."""
+    """Write the trace; also called when the run ends before step b."""
     if self._tracing:
       jax.effects_barrier()
       jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""How far a run is: rates, time left, and the same numbers as lines and as TensorBoard events."""
+"""Progress of a run: rates, time left, log lines and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ T = TypeVar('T')
 
 SECONDS_BETWEEN_LINES = 10.0
 
-
 _IMPORTED = time.monotonic()
 
 
 class Rates(NamedTuple):
+  """Speed since the last update, and the time left at the average speed."""
+
   steps_per_second: float
   tokens_per_second: float
   seconds_left: float
 
 
 class Meter:
-  """Measures from the first `update` on, so that compiling counts in no rate."""
+  """Rates of a run, measured from the first `update` on, so that they exclude compilation."""
 
   def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic):
     self._total = total_steps
@@ -40,8 +41,7 @@ class Meter:
     self._last: tuple[float, int] = (0.0, 0)
 
   def update(self, step: int, tokens: float) -> Rates | None:
-    """`step` steps are done, `tokens` more than at the last update. None until there are more
-    steps than at the first."""
+    """Rates after `step` steps and `tokens` more tokens; None at the first update."""
     now = self._clock()
     last, self._last = self._last, (now, step)
     if self._first is None:
@@ -54,18 +54,18 @@ class Meter:
 
 
 def format_duration(seconds: float) -> str:
-  """`7 s`, `3:05`, `2:03:05`, `4 d 02:03`."""
-  whole = round(seconds)
-  minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+  """Format seconds as `7 s`, `3:05`, `2:03:05` or `4 d 02:03`."""
+  total = round(seconds)
+  minutes, hours, days = total // 60, total // 3600, total // 86400
   if days:
     return f'{days} d {hours % 24:02}:{minutes % 60:02}'
   if hours:
-    return f'{hours}:{minutes % 60:02}:{whole % 60:02}'
-  return f'{minutes}:{whole % 60:02}' if minutes else f'{whole} s'
+    return f'{hours}:{minutes % 60:02}:{total % 60:02}'
+  return f'{minutes}:{total % 60:02}' if minutes else f'{total} s'
 
 
 def format_count(count: float) -> str:
-  """`950`, `12.3k`, `4.56M`, `7.89G`."""
+  """Format a count as `950`, `12.3k`, `4.56M` or `7.89G`."""
   for size, unit in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
     if count >= size:
       return f'{count / size:.3g}{unit}'
@@ -73,7 +73,7 @@ def format_count(count: float) -> str:
 
 
 def format_bytes(count: float) -> str:
-  """`512 B`, `1.5 KiB`, `15.9 GiB`."""
+  """Format bytes as `512 B`, `1.5 KiB` or `15.9 GiB`."""
   for power, unit in ((40, 'TiB'), (30, 'GiB'), (20, 'MiB'), (10, 'KiB')):
     value = count / (1 << power)
     if value >= 1:
@@ -82,7 +82,7 @@ def format_bytes(count: float) -> str:
 
 
 def seconds_since_start() -> float:
-  """Since the process began, imports included; where the system does not say, since ours."""
+  """Seconds since the process began; since this module's import where /proc is missing."""
   try:
     ticks = int(pathlib.Path('/proc/self/stat').read_text().rpartition(')')[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf('SC_CLK_TCK')
@@ -99,29 +99,30 @@ def format_line(
   unit: str = 'step',
   notes: Sequence[str] = (),
 ) -> str:
-  """One log line: `step 200/1000  loss 0.8123  ...  12.3k tok/s  5.1 step/s  ETA 2:36`."""
+  """Format a log line: `step 200/1000  loss 0.8123  ...  12.3k tok/s  5.1 step/s  ETA 2:36`."""
   width = len(str(total))
-  parts = [f'{unit} {step:{width}}/{total}']
-  parts += [f'{name} {_format_value(value)}' for name, value in values.items()]
+  columns = [f'{unit} {step:{width}}/{total}']
+  for name, value in values.items():
+    plain = 1e-3 <= abs(value) < 1e4 or value == 0
+    columns.append(f'{name} {value:.4f}' if plain else f'{name} {value:.2e}')
   if rates:
-    parts += [
+    columns += [
       f'{format_count(rates.tokens_per_second)} tok/s',
       f'{rates.steps_per_second:.3g} {unit.split()[-1]}/s',
       f'ETA {format_duration(rates.seconds_left)}',
     ]
-  return '  '.join([*parts, *notes])
-
-
-def _format_value(value: float) -> str:
-  return f'{value:.4f}' if 1e-3 <= abs(value) < 1e4 or value == 0 else f'{value:.2e}'
+  return '  '.join([*columns, *notes])
 
 
 def counted(
   unit: str, total: int, sizes: Callable[[T], tuple[int, int]]
 ) -> Callable[[Iterator[T]], Iterator[T]]:
-  """Passes items on, from one iterator after another, and says every few seconds how far it is.
+  """Wrap iterators so that progress over all of them is logged every few seconds.
 
-  `sizes` gives an item's units, of which there are `total` in all, and its tokens.
+  Args:
+    unit: Name of the units that are counted, such as `row`.
+    total: Number of units of all iterators together.
+    sizes: Maps an item to its number of units and of tokens.
   """
   meter = Meter(total)
   passed = tokens = 0
@@ -164,7 +165,7 @@ class Events:
     self._writer.close()
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Scalars, by name; names with slashes make groups. On disk when this returns."""
+    """Write scalars by name and flush; names with slashes make groups."""
     scalars = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
     self._write(step, summary=summary_pb2.Summary(value=scalars))
 
@@ -174,7 +175,7 @@ class Events:
 
 
 class _RemoteFiles:
-  """What tensorboardX asks of a file system, answered by etils.epath."""
+  """File system of tensorboardX on top of etils.epath."""
 
   @staticmethod
   def directory_check(path: str) -> None:
@@ -186,7 +187,7 @@ class _RemoteFiles:
 
 
 class _RemoteFile:
-  """Object stores cannot append: each flush writes the object anew."""
+  """File of an object store, which cannot append: each flush writes the object anew."""
 
   def __init__(self, path: str):
     self._path = epath.Path(path)
@@ -203,11 +204,11 @@ class _RemoteFile:
 
 
 def read_events(directory: epath.PathLike) -> list[tuple[int, str, float]]:
-  """Step, name and value of all scalars that event files hold; none if there is no such folder.
+  """Read step, name and value of all scalars in event files; none if the folder is missing.
 
-  Records are length, its checksum, bytes, their checksum; of one that is being written, nothing.
+  A record is its length, a checksum, the bytes and a checksum; incomplete ones are left out.
   """
-  found = []
+  scalars = []
   path = epath.Path(directory)
   for file in sorted(path.iterdir()) if path.exists() else ():
     data = file.read_bytes()
@@ -216,6 +217,6 @@ def read_events(directory: epath.PathLike) -> list[tuple[int, str, float]]:
       if len(data) < 16 + length:
         break
       event = event_pb2.Event.FromString(data[12 : 12 + length])
-      found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+      scalars += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
       data = data[16 + length :]
-  return found
+  return scalars

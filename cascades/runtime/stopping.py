@@ -1,6 +1,6 @@
-"""How a run ends before its end: asked to (SIGTERM), refused by its numbers, or hanging.
+"""Early ends of a run: SIGTERM, updates that are not finite, and hangs.
 
-Imported by the command line, so JAX only where it is needed.
+The command line imports this module, so functions import JAX only where they need it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from etils import epath
 
 log = logging.getLogger(__name__)
 
-# "Temporary failure": what launchers start the same command again for.
+# "Temporary failure": launchers rerun the command.
 TRY_AGAIN = os.EX_TEMPFAIL
 MOST_REFUSED_IN_A_ROW = 100
 
 
 class Preempted(SystemExit):
-  """The run was asked to end by SIGTERM. Nobody catches it but who prints `message`."""
+  """Exit after SIGTERM. Only the command line catches it, to print `message`."""
 
   def __init__(self, message: str):
     super().__init__(TRY_AGAIN)
@@ -35,7 +35,7 @@ class Preempted(SystemExit):
 
 @contextlib.contextmanager
 def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
-  """Within, SIGTERM calls `act` in the main thread; other threads cannot have handlers."""
+  """Context manager in which SIGTERM calls `act`; only the main thread can have a handler."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
@@ -47,23 +47,23 @@ def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
 
 
 def leave() -> None:
-  """Ends what has nothing new to save."""
-  raise Preempted('ended by SIGTERM; the same command goes on from what was saved.')
+  """End a program that has nothing new to save."""
+  raise Preempted('ended by SIGTERM; rerun the same command to resume from the last checkpoint.')
 
 
 @contextlib.contextmanager
 def asked() -> Iterator[Callable[[int], bool]]:
-  """A question for after each step: whether to save and stop now. The same on all processes.
+  """Context manager that gives a check for after each step: save and stop now?
 
-  Who was told to ends with Preempted on the way out. Before the question is asked for the first
-  time nothing is new, and SIGTERM ends a single process at once.
+  All processes get the same answer. The context ends with Preempted if the answer was yes. Until
+  the first check there is nothing to save, and SIGTERM ends a single process at once.
   """
   import jax
   from jax.experimental import multihost_utils
 
   several = jax.process_count() > 1
   steps: list[int] = []
-  told: list[int] = []
+  stopped_at: list[int] = []
   terminated = threading.Event()
 
   def terminate() -> None:
@@ -74,25 +74,26 @@ def asked() -> Iterator[Callable[[int], bool]]:
   def ask(step: int) -> bool:
     steps.append(step)
     if multihost_utils.reached_preemption_sync_point(step) if several else terminated.is_set():
-      told.append(step)
-    return bool(told)
+      stopped_at.append(step)
+    return bool(stopped_at)
 
-  # JAX has a handler of its own among several, which tells the other processes.
+  # With several processes JAX has a handler of its own, which informs the others.
   with contextlib.nullcontext() if several else on_sigterm(terminate):
     yield ask
-  if told:
+  if stopped_at:
     raise Preempted(
-      f'ended by SIGTERM after step {told[0]}, which is saved; the same command goes on.'
+      f'ended by SIGTERM after step {stopped_at[0]}, which is saved; rerun the same command to '
+      'resume.'
     )
 
 
 def stop(error: Exception) -> None:
-  """What to do about a failure: end the run."""
+  """Reaction to a failure: raise it, which ends the run."""
   raise error
 
 
 def go_on(error: Exception) -> None:
-  """What to do about a failure: say it, and go on."""
+  """Reaction to a failure: log it and continue."""
   log.warning('%s', error)
 
 
@@ -101,9 +102,15 @@ def refusals(
   ids: Callable[[int], Sequence[str]],
   react: Callable[[Exception], None],
 ) -> Callable[[int, Mapping[str, float]], None]:
-  """Writes a step whose update was not applied to `directory`/skipped.jsonl, and reacts.
+  """Callback for steps whose update was not applied.
 
-  `ids` names the examples of a step's batch. After too many in a row it raises in any case.
+  It appends the step, its numbers and its examples to `directory`/skipped.jsonl, then calls `react`
+  with a FloatingPointError. After `MOST_REFUSED_IN_A_ROW` such steps it raises in any case.
+
+  Args:
+    directory: The run directory.
+    ids: Maps a step to the ids of its examples.
+    react: `stop` or `go_on`.
   """
   import jax
 
@@ -116,9 +123,9 @@ def refusals(
       line = {'step': step, **{k: repr(v) for k, v in numbers.items()}, 'ids': list(ids(step))}
       append(epath.Path(directory) / 'skipped.jsonl', json.dumps(line))
     recent[:] = [*recent, step] if recent and recent[-1] == step - 1 else [step]
-    found = ', '.join(f'{name} {value:.6g}' for name, value in numbers.items())
+    values = ', '.join(f'{name} {value:.6g}' for name, value in numbers.items())
     error = FloatingPointError(
-      f'step {step} was refused: {found}. Nothing of it was applied or saved; its examples are in '
+      f'step {step} was refused: {values}. Its update was not applied; its examples are in '
       'skipped.jsonl. Lower the learning rate, warm it up, or clip the gradient (clip_norm).'
     )
     if len(recent) >= MOST_REFUSED_IN_A_ROW:
@@ -129,17 +136,17 @@ def refusals(
 
 
 def append(path: epath.Path, line: str) -> None:
-  """One line more; object stores cannot append, and the file is written anew."""
+  """Append a line; object stores cannot append, so there the file is written anew."""
   before = path.read_text() if path.exists() else ''
   path.write_text(f'{before}{line}\n')
 
 
 @contextlib.contextmanager
 def watchdog(seconds: float | None) -> Iterator[Callable[[], None]]:
-  """A sign of life to give after each step; without one for `seconds` the process ends.
+  """Context manager that gives a heartbeat to call after each step.
 
-  It says so with the stacks of all threads, and aborts: what hangs in a collective, or on a disk,
-  would not hear of an exception.
+  `seconds` after the last heartbeat the stacks of all threads are printed and the process aborts:
+  a thread that hangs in a collective or on a disk would never see an exception.
   """
   last = [time.monotonic()]
   done = threading.Event()
@@ -151,9 +158,9 @@ def watchdog(seconds: float | None) -> Iterator[Callable[[], None]]:
     while not done.wait(min(1.0, limit / 4)):
       if time.monotonic() - last[0] > limit:
         print(
-          f'No step has ended for {limit:.0f} s: this process hangs, or waits for one that does. '
-          'The stacks of its threads follow; the same command goes on from the last checkpoint. '
-          'Steps, validations and checkpoints that take longer need a larger hang_timeout.',
+          f'No step has ended for {limit:.0f} s: this process hangs, or waits for another one. '
+          'The stacks of its threads follow. Rerun the same command to resume from the last '
+          'checkpoint; raise hang_timeout if a step, validation or checkpoint takes longer.',
           file=sys.stderr,
           flush=True,
         )

@@ -38,7 +38,7 @@ def test_the_second_process_is_refused_and_told_who_holds_the_directory(tmp_path
   assert (
     f'{tmp_path} is in use by process {holder.pid} on {socket.gethostname()} since 2' in message
   )
-  assert 'choose another MODEL_DIR' in message
+  assert 'choose another directory' in message
 
 
 def test_a_killed_process_holds_nothing(tmp_path, holder):
