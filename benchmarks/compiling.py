@@ -23,7 +23,7 @@ from cascades.types import Batch, ModelConfig
 EFFORT = {'exec_time_optimization_effort': -1.0}
 
 # Narrow, so that a program compiles in a quarter of a minute; many layers cost no compile time.
-SMALL = decoder.Config(
+SMALL = decoder.DecoderConfig(
   vocab_size=8192, emb_dim=512, num_heads=8, num_kv_heads=8, num_layers=12, head_dim=64,
   mlp_dim=2048, dtype='bfloat16',
 )  # fmt: skip

@@ -50,7 +50,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def model(name: str) -> configs.Config:
+def model(name: str) -> configs.LanguageModelConfig:
   found = cli.model_of('cascades.plan', f'models/{name}.gin')
   return dataclasses.replace(found, dtype='bfloat16', remat_policy='full')
 

@@ -73,7 +73,7 @@ def rows(vocabulary: Vocabulary, text: str, length: int, count: int) -> Batch:
 
 
 def bits_per_byte(
-  config: configs.Config, params: Params, batch: Batch, vocabulary: Vocabulary
+  config: configs.LanguageModelConfig, params: Params, batch: Batch, vocabulary: Vocabulary
 ) -> float:
   graph, _ = abstract_model(config)
 

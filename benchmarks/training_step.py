@@ -39,16 +39,16 @@ Step = Callable[[], None]
 # The small ones have 25.9 and 15.6 million parameters.
 MODELS: Mapping[str, tuple[ModelConfig, ModelConfig]] = {
   't5': (
-    t5.Config(VOCABULARY, emb_dim=256, num_heads=4, num_encoder_layers=6, num_decoder_layers=6,
-              mlp_dim=512),
-    t5.Config(VOCABULARY, emb_dim=512, num_heads=8, num_encoder_layers=6, num_decoder_layers=6,
-              mlp_dim=1024),
+    t5.T5Config(VOCABULARY, emb_dim=256, num_heads=4, num_encoder_layers=6, num_decoder_layers=6,
+                mlp_dim=512),
+    t5.T5Config(VOCABULARY, emb_dim=512, num_heads=8, num_encoder_layers=6, num_decoder_layers=6,
+                mlp_dim=1024),
   ),
   'llama': (
-    decoder.Config(VOCABULARY, emb_dim=256, num_heads=4, num_kv_heads=2, num_layers=8, head_dim=64,
-                   mlp_dim=1024),
-    decoder.Config(VOCABULARY, emb_dim=512, num_heads=8, num_kv_heads=4, num_layers=8, head_dim=64,
-                   mlp_dim=2048),
+    decoder.DecoderConfig(VOCABULARY, emb_dim=256, num_heads=4, num_kv_heads=2, num_layers=8,
+                          head_dim=64, mlp_dim=1024),
+    decoder.DecoderConfig(VOCABULARY, emb_dim=512, num_heads=8, num_kv_heads=4, num_layers=8,
+                          head_dim=64, mlp_dim=2048),
   ),
 }  # fmt: skip
 

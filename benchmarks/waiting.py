@@ -38,8 +38,8 @@ LENGTHS = {'inputs': 16, 'targets': 16}
 LOG_EVERY = 100
 
 
-def model(emb_dim: int, vocab_size: int) -> t5.Config:
-  return t5.Config(
+def model(emb_dim: int, vocab_size: int) -> t5.T5Config:
+  return t5.T5Config(
     vocab_size, emb_dim=emb_dim, num_heads=4, num_encoder_layers=2, num_decoder_layers=2,
     mlp_dim=2 * emb_dim,
   )  # fmt: skip
@@ -48,7 +48,7 @@ def model(emb_dim: int, vocab_size: int) -> t5.Config:
 class Step:
   """A compiled step and the state that it goes on with."""
 
-  def __init__(self, small: t5.Config, batch: Batch):
+  def __init__(self, small: t5.T5Config, batch: Batch):
     step, self.state, self.frozen = training_step.prepared(small, None, losses.xent)
     self.batch = partitioning.place_batch(batch)
     self.program: Any = step.lower(self.state, self.frozen, self.batch).compile()

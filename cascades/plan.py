@@ -45,7 +45,7 @@ def plan(
   large_checkpoint_path: str | None = None,
   large_dtype: str = 'float32',
   initial_checkpoint_path: str | None = None,
-  adapters: lora.Config | None = None,
+  adapters: lora.LoraConfig | None = None,
   normalizer: train_step.Normalizer | float = train_step.valid_tokens,
   microbatches: int = 1,
   block_length: int | None = None,

@@ -68,7 +68,7 @@ def train(
   large_dtype: str = 'float32',
   teacher_cache: str | None = None,
   initial_checkpoint_path: str | None = None,
-  adapters: lora.Config | None = None,
+  adapters: lora.LoraConfig | None = None,
   normalizer: train_step.Normalizer | float = train_step.valid_tokens,
   microbatches: int = 1,
   block_length: int | None = None,
@@ -202,7 +202,7 @@ def _claimed(directory: epath.Path) -> Iterator[int]:
     yield finished.recover(directory) or 0
 
 
-def _model_of(path: str | None) -> configs.Config:
+def _model_of(path: str | None) -> configs.LanguageModelConfig:
   if path is None:
     raise ValueError(
       'Neither MODEL nor INITIAL_CHECKPOINT_PATH is given: name sizes, as '
@@ -220,7 +220,7 @@ def _vocabulary_of(path: str | None, teacher_cache: str | None, task: Task | Mix
 
 
 def _describe(
-  small: ModelConfig, vocabulary: Vocabulary, adapters: lora.Config | None
+  small: ModelConfig, vocabulary: Vocabulary, adapters: lora.LoraConfig | None
 ) -> dict[str, Any]:
   """What the run's checkpoints will be."""
   if small.vocab_size < vocabulary.size:
@@ -252,7 +252,7 @@ def _teacher(
   small: ModelConfig,
   corpus: Corpus,
   loss: losses.CascadeLoss,
-) -> tuple[configs.Config | None, cached_teacher.Cache | None]:
+) -> tuple[configs.LanguageModelConfig | None, cached_teacher.Cache | None]:
   """The large model of a run directory, or what one has said of the corpus, or neither."""
   if teacher_cache is None:
     return _large_model(path, small, corpus.vocabulary), None
@@ -264,7 +264,7 @@ def _teacher(
 
 def _large_model(
   path: str | None, small: ModelConfig, vocabulary: Vocabulary
-) -> configs.Config | None:
+) -> configs.LanguageModelConfig | None:
   """The large model of a run directory, if it reads what the small one reads."""
   if path is None:
     return None

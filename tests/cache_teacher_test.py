@@ -22,7 +22,7 @@ from tests import testing, tiny
 from tests.train_test import final_state
 
 # Fewer entries than the small model's 24: both are cut to them.
-DECODER = decoder.Config(
+DECODER = decoder.DecoderConfig(
   vocab_size=22, emb_dim=16, num_heads=2, num_kv_heads=1, num_layers=1, head_dim=8, mlp_dim=32
 )
 LENGTHS = {'targets': 8, 'inputs': 8}
@@ -127,7 +127,7 @@ def packs(home):
   """Packed runs of a small model with more entries than the large one: settings, one beside it."""
   large = make_run(home / 'large_decoder', DECODER)
   alike = {
-    'small': decoder.Config(**{**vars(DECODER), 'vocab_size': 24}),
+    'small': decoder.DecoderConfig(**{**vars(DECODER), 'vocab_size': 24}),
     'pack_length': 32, 'batch_size': 4, 'seed': 3, 'validation': train.Validation(rows=20),
   }  # fmt: skip
   return large, alike, run(home, 'packs_beside', **alike, large_checkpoint_path=large)

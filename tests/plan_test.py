@@ -78,7 +78,7 @@ def test_without_libtpu_nothing_is_compiled():
 
 def test_eight_bits_and_adapters_shrink_what_a_device_holds():
   wide = plan.plan('no libtpu', **settings())
-  narrow = plan.plan('no libtpu', **settings(large_dtype='int8', adapters=lora.Config(rank=2)))
+  narrow = plan.plan('no libtpu', **settings(large_dtype='int8', adapters=lora.LoraConfig(rank=2)))
   assert narrow.models == wide.models
   assert narrow.held['optimiser state'] < wide.held['optimiser state']
   assert narrow.held['trained parameters'] < wide.held['trained parameters'] / 2

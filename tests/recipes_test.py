@@ -111,7 +111,7 @@ def test_c4_is_learned_as_t5_learned_it():
 def test_models_have_the_published_numbers_of_parameters(model):
   cli.configure('cascades.train', [f'models/{model}.gin'], [])
   assert (
-    configs.count_parameters(gin.get_configurable(t5.Config)()) == (PARAMETERS | FLAN_T5)[model]
+    configs.count_parameters(gin.get_configurable(t5.T5Config)()) == (PARAMETERS | FLAN_T5)[model]
   )
 
 

@@ -17,7 +17,7 @@ from cascades.types import Batch, LanguageModel, Params, Prompt
 
 VOCAB = 24
 
-TINY_T5 = t5.Config(
+TINY_T5 = t5.T5Config(
   vocab_size=VOCAB,
   emb_dim=16,
   num_heads=2,
@@ -29,7 +29,7 @@ TINY_T5 = t5.Config(
   relative_attention_max_distance=12,
 )
 
-TINY_DECODER = decoder.Config(
+TINY_DECODER = decoder.DecoderConfig(
   vocab_size=VOCAB,
   emb_dim=16,
   num_heads=4,
@@ -40,7 +40,7 @@ TINY_DECODER = decoder.Config(
 )
 
 # Every option at once: Gemma 2's soft caps, Gemma 3's mixed layers, Qwen's biases.
-TINY_EVERYTHING = decoder.Config(
+TINY_EVERYTHING = decoder.DecoderConfig(
   vocab_size=VOCAB,
   emb_dim=16,
   num_heads=4,
@@ -63,14 +63,16 @@ TINY_EVERYTHING = decoder.Config(
   rope_factor_pattern=(1.0, 1.0, 8.0),
 )
 
-CONFIGS: Mapping[str, t5.Config | decoder.Config] = {
+CONFIGS: Mapping[str, t5.T5Config | decoder.DecoderConfig] = {
   't5': TINY_T5,
   'decoder': TINY_DECODER,
   'everything': TINY_EVERYTHING,
 }
 
 
-def weights(config: t5.Config | decoder.Config, *, stddev: float = 0.25) -> dict[str, np.ndarray]:
+def weights(
+  config: t5.T5Config | decoder.DecoderConfig, *, stddev: float = 0.25
+) -> dict[str, np.ndarray]:
   """Random parameters by path, a function of path and shape only: no norm is one, no bias zero.
 
   RandomState's stream is frozen, a Generator's may change with NumPy; neither compiles anything.
@@ -88,7 +90,7 @@ def weights(config: t5.Config | decoder.Config, *, stddev: float = 0.25) -> dict
 
 
 @functools.cache
-def build(config: t5.Config | decoder.Config) -> Any:
+def build(config: t5.T5Config | decoder.DecoderConfig) -> Any:
   """A model with these weights."""
   graphdef, _ = nnx.split(nnx.eval_shape(lambda: config.build(jax.random.key(0))))
   return nnx.merge(graphdef, nnx.traversals.unflatten_mapping(weights(config), sep='/'))
@@ -106,7 +108,7 @@ def tokens(shape: tuple[int, ...], seed: int = 0, *, vocab: int = VOCAB) -> jax.
 
 
 def batch(
-  config: t5.Config | decoder.Config,
+  config: t5.T5Config | decoder.DecoderConfig,
   *,
   rows: int = 3,
   source: int = 7,

@@ -16,11 +16,11 @@ from cascades.training import optimizers
 LETTERS = 'abcdefgh'
 LENGTHS = {'inputs': 8, 'targets': 8}
 VOCABULARY = vocabularies.symbols([*LETTERS, *LETTERS.upper()])
-SMALL = t5.Config(
+SMALL = t5.T5Config(
   vocab_size=24, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
   num_decoder_layers=1, dropout_rate=0.1,
 )  # fmt: skip
-LARGE = t5.Config(
+LARGE = t5.T5Config(
   vocab_size=24, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=1,
   num_decoder_layers=1,
 )  # fmt: skip

@@ -95,7 +95,7 @@ def test_cat_with_the_large_model_logs_the_shares_of_agreement(large, tmp_path):
 
 
 def test_a_decoder_learns_from_packs_in_bfloat16_and_goes_on_from_its_checkpoint(tmp_path):
-  small = decoder.Config(
+  small = decoder.DecoderConfig(
     vocab_size=24, emb_dim=16, num_heads=2, num_kv_heads=1, num_layers=1, head_dim=8, mlp_dim=32,
     dtype='bfloat16',
   )  # fmt: skip
@@ -144,7 +144,7 @@ def adapted(large, tmp_path_factory):
   """Adapters beside the large model in eight bits, trained by CAT beside it in eight bits."""
   directory = tmp_path_factory.mktemp('adapted')
   settings = tiny.settings(
-    directory, small=tiny.LARGE, adapters=lora.Config(rank=2, dtype='int8'), large_dtype='int8',
+    directory, small=tiny.LARGE, adapters=lora.LoraConfig(rank=2, dtype='int8'), large_dtype='int8',
     initial_checkpoint_path=str(large[0] / 'run'), large_checkpoint_path=str(large[0] / 'run'),
     loss=losses.cat_xent, validation=train.Validation(every=3, rows=16, decoded_rows=8),
     optimizer=optimizers.adamw,
@@ -181,12 +181,12 @@ def test_adapters_go_on_bit_by_bit_without_the_run_that_they_started_from(adapte
 
 
 def test_adapters_without_weights_to_stand_beside_are_refused(tmp_path):
-  refused('INITIAL_CHECKPOINT_PATH is None', tmp_path, adapters=lora.Config())
+  refused('INITIAL_CHECKPOINT_PATH is None', tmp_path, adapters=lora.LoraConfig())
 
 
 def test_adapters_of_another_rank_are_refused(adapted):
   refused('lora rank is 2 there and 4 here', adapted[0],
-          small=tiny.LARGE, adapters=lora.Config(rank=4, dtype='int8'))  # fmt: skip
+          small=tiny.LARGE, adapters=lora.LoraConfig(rank=4, dtype='int8'))  # fmt: skip
 
 
 # -- refusals --------------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def restore_params(path: epath.PathLike, like: Any, *, which: Which = 'last') ->
         for part in lora.Adapter._fields
       )
   adapters = traverse_util.flatten_dict(arrays.params(state, traverse_util.unflatten_dict(thin)))
-  scale = lora.Config(**read_description(directory)[LORA]).scale
+  scale = lora.LoraConfig(**read_description(directory)[LORA]).scale
   merge = functools.partial(lora.merge, scale=scale)
   merges = {name: functools.partial(merge, adapter=pair) for name, pair in adapters.items()}
   return arrays.params(_base(directory), like, merges)

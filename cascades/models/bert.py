@@ -26,7 +26,7 @@ Embedder: TypeAlias = Callable[[Sequence[str]], Float[np.ndarray, 'X D']]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class BertConfig:
   """BERT base by default. MPNet has relative buckets, and neither segments nor positions 0 and 1.
 
   An encoder reads and does not write: it is no `types.LanguageModel`, and has no `architecture`.
@@ -96,10 +96,10 @@ class LayerNorm(nnx.Module):
     return (wide * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
-class Block(nnx.Module):
+class BertBlock(nnx.Module):
   """Self-attention, then the MLP; each adds to x, and the sum is normalised."""
 
-  def __init__(self, config: Config, key: Array):
+  def __init__(self, config: BertConfig, key: Array):
     keys = jax.random.split(key, 6)
     embed, mlp = {'embed': config.emb_dim}, {'mlp': config.mlp_dim}
     heads = {'heads': config.num_heads, 'head_dim': config.emb_dim // config.num_heads}
@@ -128,7 +128,7 @@ class Block(nnx.Module):
 class Bert(nnx.Module):
   """Every token sees the whole text."""
 
-  def __init__(self, config: Config, key: Array):
+  def __init__(self, config: BertConfig, key: Array):
     keys = jax.random.split(key, 5)
     self.config = config
     table = functools.partial(layers.normal, stddev=0.02)
@@ -152,7 +152,7 @@ class Bert(nnx.Module):
       if config.relative_attention_num_buckets
       else None
     )
-    self.blocks = layers.stack(functools.partial(Block, config), keys[4], config.num_layers)
+    self.blocks = layers.stack(functools.partial(BertBlock, config), keys[4], config.num_layers)
 
   def hidden(self, tokens: Int[Array, 'B S'], mask: Bool[Array, 'B S']) -> Float[Array, 'B S D']:
     """Final states; what `mask` leaves out, padding on the right, is not seen."""

@@ -13,28 +13,31 @@ from flax import nnx
 from cascades.models import bert, decoder, t5
 from cascades.types import ModelConfig
 
-Config: TypeAlias = t5.Config | decoder.Config
-ConfigT = TypeVar('ConfigT', t5.Config | decoder.Config, bert.Config)
+LanguageModelConfig: TypeAlias = t5.T5Config | decoder.DecoderConfig
+ConfigT = TypeVar('ConfigT', t5.T5Config | decoder.DecoderConfig, bert.BertConfig)
 
-FAMILIES: dict[str, type[Config]] = {'decoder': decoder.Config, 't5': t5.Config}
-ENCODERS: dict[str, type[bert.Config]] = {'bert': bert.Config}
+FAMILIES: dict[str, type[LanguageModelConfig]] = {
+  'decoder': decoder.DecoderConfig,
+  't5': t5.T5Config,
+}
+ENCODERS: dict[str, type[bert.BertConfig]] = {'bert': bert.BertConfig}
 
 
-def describe(config: ModelConfig | bert.Config) -> dict[str, Any]:
+def describe(config: ModelConfig | bert.BertConfig) -> dict[str, Any]:
   """All fields of a configuration and its family; `json.dumps` takes it."""
   known = {**FAMILIES, **ENCODERS}
   family = next((name for name, kind in known.items() if kind is type(config)), None)
-  if family is None or not isinstance(config, Config | bert.Config):
+  if family is None or not isinstance(config, LanguageModelConfig | bert.BertConfig):
     raise ValueError(f'{type(config).__name__} is not a model configuration ({", ".join(known)}).')
   return {'family': family, **dataclasses.asdict(config)}
 
 
-def from_description(description: Mapping[str, Any]) -> Config:
+def from_description(description: Mapping[str, Any]) -> LanguageModelConfig:
   """The configuration of the language model that `describe` described."""
   return _from_description(description, FAMILIES)
 
 
-def encoder(description: Mapping[str, Any]) -> bert.Config:
+def encoder(description: Mapping[str, Any]) -> bert.BertConfig:
   """The configuration of the encoder that `describe` described."""
   return _from_description(description, ENCODERS)
 
@@ -60,7 +63,7 @@ def _from_description(
   return families[family](**fields)
 
 
-def count_parameters(config: ModelConfig | bert.Config) -> int:
+def count_parameters(config: ModelConfig | bert.BertConfig) -> int:
   """How many numbers a model holds, without making them."""
   state = jax.eval_shape(lambda: nnx.state(config.build(jax.random.key(0))))
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))

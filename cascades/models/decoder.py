@@ -28,7 +28,7 @@ NO_WINDOW = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class DecoderConfig:
   """Llama style by default. Tuples named `..._pattern` repeat over the layers."""
 
   architecture: ClassVar[Architecture] = 'decoder_only'
@@ -77,17 +77,20 @@ class Config:
     return Decoder(self, key)
 
 
-class Cache(NamedTuple):
+Config = DecoderConfig  # of gin: decoder.Config.emb_dim = 8
+
+
+class DecoderCache(NamedTuple):
   """Keys and values of the tokens read so far."""
 
   length: Int[Array, 'B']
   past: Source  # of every layer
 
 
-class Block(nnx.Module):
+class TransformerBlock(nnx.Module):
   """Self-attention, then the MLP; each reads the normalised x and adds to x."""
 
-  def __init__(self, config: Config, key: Array):
+  def __init__(self, config: DecoderConfig, key: Array):
     self.config = config
     norm = functools.partial(layers.RMSNorm, eps=config.norm_eps, offset=config.norm_offset)
     keys = jax.random.split(key)
@@ -154,18 +157,18 @@ class Block(nnx.Module):
     return layers.constrain(x, 'batch', 'length', 'activation_embed'), new
 
 
-def _windows(config: Config) -> list[int | None]:
+def _windows(config: DecoderConfig) -> list[int | None]:
   """How many tokens layers see, each number once."""
   return list(dict.fromkeys(config.window_pattern))
 
 
-def _scores(config: Config) -> dict[str, Any]:
+def _scores(config: DecoderConfig) -> dict[str, Any]:
   """What happens to the inner products of queries and keys."""
   scale = config.query_scale or config.head_dim**-0.5
   return {'scale': scale, 'cap': config.attention_softcap}
 
 
-def _query_stddev(config: Config) -> float | None:
+def _query_stddev(config: DecoderConfig) -> float | None:
   """Of initial queries, so that query_scale and they make up 1 / sqrt(H)."""
   if config.query_scale is None:
     return None
@@ -195,7 +198,7 @@ def _repeat(pattern: Sequence[Any], num: int) -> list[Any]:
 class Decoder(nnx.Module):
   """A `types.LanguageModel` whose prompt stands left of the targets."""
 
-  def __init__(self, config: Config, key: Array):
+  def __init__(self, config: DecoderConfig, key: Array):
     keys = jax.random.split(key, 3)
     self.config = config
     # So that the logits of a new model have unit variance, however they are scaled.
@@ -206,7 +209,9 @@ class Decoder(nnx.Module):
     self.relative_bias = positions.relative_bias(
       config, jax.random.fold_in(key, 3), bidirectional=False, per_layer=False
     )
-    self.blocks = layers.stack(functools.partial(Block, config), keys[2], config.num_layers)
+    self.blocks = layers.stack(
+      functools.partial(TransformerBlock, config), keys[2], config.num_layers
+    )
     self.norm = layers.RMSNorm(config.emb_dim, eps=config.norm_eps, offset=config.norm_offset)
 
   def hidden(self, batch: Batch, key: Array | None = None) -> Float[Array, 'B T D']:
@@ -246,7 +251,7 @@ class Decoder(nnx.Module):
     logits = layers.unembed(self.table if table is None else table, scaled)
     return layers.softcap(logits, self.config.logit_softcap)
 
-  def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], Cache]:
+  def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], DecoderCache]:
     """Read the prompt. Its padding enters the cache beyond `length`, where nothing looks."""
     B, S = prompt.tokens.shape
     view = attention.causal(attention.view(jnp.arange(S)[None], None))
@@ -254,14 +259,16 @@ class Decoder(nnx.Module):
       view = view._replace(mask=jnp.arange(S) < prompt.length[:, None, None])
     x, past = self._run(prompt.tokens, view)
     last = x[jnp.arange(B), jnp.maximum(prompt.length - 1, 0)]
-    return self.readout(last), Cache(prompt.length, attention.room(past, max_len))
+    return self.readout(last), DecoderCache(prompt.length, attention.room(past, max_len))
 
-  def extend(self, tokens: Int[Array, 'B L'], cache: Cache) -> tuple[Float[Array, 'B L V'], Cache]:
+  def extend(
+    self, tokens: Int[Array, 'B L'], cache: DecoderCache
+  ) -> tuple[Float[Array, 'B L V'], DecoderCache]:
     L = tokens.shape[1]
     view = attention.cached_view(cache.length, cache.past[0].shape[-1], L)
     x, new = self._run(tokens, view, past=cache.past)
     past = attention.append(cache.past, new, cache.length)
-    return self.readout(x), Cache(cache.length + L, past)
+    return self.readout(x), DecoderCache(cache.length + L, past)
 
   def _run(
     self,
@@ -276,7 +283,9 @@ class Decoder(nnx.Module):
     config = self.config
     windows = _windows(config)
 
-    def step(block: Block, x: Array, scanned: Any, key: Array | None) -> tuple[Array, Source]:
+    def step(
+      block: TransformerBlock, x: Array, scanned: Any, key: Array | None
+    ) -> tuple[Array, Source]:
       which, frequencies, past = scanned
       seen = view._replace(mask=view.mask & (view.distance > -sizes[which]))
       kernel = fused and functools.partial(fused, which=which)
@@ -296,7 +305,7 @@ class Decoder(nnx.Module):
     return layers.dropout(self.norm(x), config.dropout_rate, layers.fold(key, 2)), new
 
 
-def frequencies(config: Config) -> Float[np.ndarray, 'layers H/2']:
+def frequencies(config: DecoderConfig) -> Float[np.ndarray, 'layers H/2']:
   """Rotary frequencies of every layer."""
   per_layer = zip(
     _repeat(config.rope_theta_pattern, config.num_layers),

@@ -27,7 +27,7 @@ from cascades.types import Params
 Path: TypeAlias = tuple[str, ...]
 
 
-class Config(NamedTuple):
+class LoraConfig(NamedTuple):
   """Which linear maps are adapted, all if no targets are named, and how their base is held.
 
   A target is any name on a weight's path: 'query', 'mlp', 'decoder'.
@@ -41,6 +41,9 @@ class Config(NamedTuple):
   @property
   def scale(self) -> float:
     return self.alpha / self.rank
+
+
+Config = LoraConfig  # of gin: lora.Config.rank = 8
 
 
 class Adapter(NamedTuple):
@@ -57,7 +60,7 @@ class Adapted(NamedTuple):
   adapter: Adapter
 
 
-def abstract(base: Params, maps: Mapping[Path, Sequence[int]], config: Config) -> Params:
+def abstract(base: Params, maps: Mapping[Path, Sequence[int]], config: LoraConfig) -> Params:
   """Shapes and places of adapters for an abstract base.
 
   `maps` are the paths of its linear maps, with their input axes from the end. Raises ValueError,

@@ -18,17 +18,17 @@ from jax import Array
 from jaxtyping import Float
 
 from cascades.models import decoder, t5
+from cascades.models.configs import LanguageModelConfig
 from cascades.types import Batch, Params
 
-Config: TypeAlias = t5.Config | decoder.Config
 Layers: TypeAlias = Callable[[int], Sequence[int]]  # of how many there are
 Importance: TypeAlias = Mapping[str, Float[Array, 'layers F']]  # of each stack's channels
 Loss: TypeAlias = Callable[[Params, Batch], Float[Array, '']]
 
 # Where each stack of layers is, and the field of its number.
-STACKS: Mapping[type[Config], Mapping[str, str]] = {
-  decoder.Config: {'blocks': 'num_layers'},
-  t5.Config: {'encoder': 'num_encoder_layers', 'decoder': 'num_decoder_layers'},
+STACKS: Mapping[type[LanguageModelConfig], Mapping[str, str]] = {
+  decoder.DecoderConfig: {'blocks': 'num_layers'},
+  t5.T5Config: {'encoder': 'num_encoder_layers', 'decoder': 'num_decoder_layers'},
 }
 _PATTERNS = ('window_pattern', 'rope_theta_pattern', 'rope_factor_pattern')
 
@@ -86,7 +86,7 @@ def _with_written(params: Params, written: Params) -> Params:
   return changed
 
 
-def kept_layers(config: Config, layers: Layers) -> dict[str, tuple[int, ...]]:
+def kept_layers(config: LanguageModelConfig, layers: Layers) -> dict[str, tuple[int, ...]]:
   """The layers of each stack that stay. Raises ValueError if they are not some of its layers."""
   kept = {}
   for stack, field in STACKS[type(config)].items():
@@ -102,8 +102,8 @@ def kept_layers(config: Config, layers: Layers) -> dict[str, tuple[int, ...]]:
 
 
 def pruned_config(
-  config: Config, kept: Mapping[str, Sequence[int]], mlp_dim: int | None = None
-) -> Config:
+  config: LanguageModelConfig, kept: Mapping[str, Sequence[int]], mlp_dim: int | None = None
+) -> LanguageModelConfig:
   """The configuration of what stays; each layer keeps its window and its rotary frequencies."""
   mlp_dim = config.mlp_dim if mlp_dim is None else mlp_dim
   if not 1 <= mlp_dim <= config.mlp_dim:
@@ -111,7 +111,7 @@ def pruned_config(
   changes: dict[str, Any] = {
     field: len(kept[stack]) for stack, field in STACKS[type(config)].items()
   }
-  if isinstance(config, decoder.Config):
+  if isinstance(config, decoder.DecoderConfig):
     for name in _PATTERNS:
       pattern = getattr(config, name)
       changes[name] = _shortest(tuple(pattern[i % len(pattern)] for i in kept['blocks']))

@@ -26,7 +26,7 @@ START = 0  # the decoder's first input is the padding token
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class T5Config:
   """T5 1.1 small by default. 1.0: `mlp_activations=('relu',)` and `logits_via_embedding=True`."""
 
   architecture: ClassVar[Architecture] = 'encoder_decoder'
@@ -54,7 +54,10 @@ class Config:
     return T5(self, key)
 
 
-class Cache(NamedTuple):
+Config = T5Config  # of gin: t5.Config.emb_dim = 8
+
+
+class T5Cache(NamedTuple):
   """What the decoder has read, and what every layer sees of the prompt."""
 
   length: Int[Array, 'B']  # decoder inputs, the start token included
@@ -63,7 +66,7 @@ class Cache(NamedTuple):
   cross_mask: Bool[Array, 'B 1 S']
 
 
-def _attention(config: Config, key: Array) -> attention.Attention:
+def _attention(config: T5Config, key: Array) -> attention.Attention:
   # Attention divides nothing by sqrt(H): the initial queries carry it.
   stddev = (config.emb_dim * config.head_dim) ** -0.5
   return attention.Attention(
@@ -74,7 +77,7 @@ def _attention(config: Config, key: Array) -> attention.Attention:
 class EncoderBlock(nnx.Module):
   """Self-attention, then the MLP; each reads the normalised x and adds to x."""
 
-  def __init__(self, config: Config, key: Array, *, bidirectional: bool = True):
+  def __init__(self, config: T5Config, key: Array, *, bidirectional: bool = True):
     self.rate = config.dropout_rate
     self.relative_bias = positions.relative_bias(
       config, jax.random.fold_in(key, 3), bidirectional=bidirectional, per_layer=True
@@ -122,7 +125,7 @@ class EncoderBlock(nnx.Module):
 class DecoderBlock(EncoderBlock):
   """An encoder block that attends to the encoder before its MLP."""
 
-  def __init__(self, config: Config, key: Array):
+  def __init__(self, config: T5Config, key: Array):
     super().__init__(config, key, bidirectional=False)
     self.cross_norm = layers.RMSNorm(config.emb_dim, eps=EPSILON)
     self.cross_attention = _attention(config, jax.random.fold_in(key, 2))
@@ -144,7 +147,7 @@ class DecoderBlock(EncoderBlock):
 class T5(nnx.Module):
   """A `types.LanguageModel` whose prompt enters through the encoder."""
 
-  def __init__(self, config: Config, key: Array):
+  def __init__(self, config: T5Config, key: Array):
     keys = jax.random.split(key, 6)
     self.config = config
     table = functools.partial(layers.table, config.vocab_size, config.emb_dim)
@@ -195,7 +198,7 @@ class T5(nnx.Module):
     scale = self.config.emb_dim**-0.5 if self.unembedding is None else 1.0
     return layers.unembed(self.table if table is None else table, hidden * scale)
 
-  def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], Cache]:
+  def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], T5Cache]:
     """Encode the prompt and feed the start token."""
     B, S = prompt.tokens.shape
     seen = jnp.arange(S) < prompt.length[:, None]
@@ -204,11 +207,13 @@ class T5(nnx.Module):
       self.decoder, lambda block, x, *_: (x, block.cross_attention.source(x)), encoded, None
     )
     past = attention.room((cross[0][..., :0], cross[1][..., :0, :]), max_len + 1)
-    cache = Cache(jnp.zeros(B, jnp.int32), past, cross, seen[:, None])
+    cache = T5Cache(jnp.zeros(B, jnp.int32), past, cross, seen[:, None])
     logits, cache = self.extend(jnp.full((B, 1), START), cache)
     return logits[:, 0], cache
 
-  def extend(self, tokens: Int[Array, 'B L'], cache: Cache) -> tuple[Float[Array, 'B L V'], Cache]:
+  def extend(
+    self, tokens: Int[Array, 'B L'], cache: T5Cache
+  ) -> tuple[Float[Array, 'B L V'], T5Cache]:
     L = tokens.shape[1]
     view = attention.cached_view(cache.length, cache.past[0].shape[-1], L)
     x, new = self._decode(

@@ -41,7 +41,7 @@ def blueprint(
   large: ModelConfig | None,
   optimizer: optax.GradientTransformation,
   *,
-  adapters: lora.Config | None = None,
+  adapters: lora.LoraConfig | None = None,
   large_dtype: str = 'float32',
   rules: partitioning.Rules = partitioning.RULES,
   large_rules: partitioning.Rules | None = None,
@@ -52,7 +52,7 @@ def blueprint(
 
   With adapters those are the state, and the small model's own weights are frozen beside them.
   """
-  dtype = (adapters or lora.Config()).dtype
+  dtype = (adapters or lora.LoraConfig()).dtype
   graph, whole = abstract_model(small, rules, dtype=dtype)
   trained = lora.abstract(whole, configs.linear_maps(small), adapters) if adapters else whole
   init = functools.partial(train_step.init_state, optimizer=optimizer, seed=0)

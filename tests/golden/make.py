@@ -18,9 +18,9 @@ from tests.golden import theirs, twins
 
 
 def their_config(
-  name: str, config: t5.Config | decoder.Config | bert.Config
+  name: str, config: t5.T5Config | decoder.DecoderConfig | bert.BertConfig
 ) -> hf.PreTrainedConfig:
-  if isinstance(config, bert.Config):
+  if isinstance(config, bert.BertConfig):
     kind = hf.MPNetConfig if name == 'mpnet' else hf.BertConfig
     return kind(
       vocab_size=config.vocab_size,
@@ -31,7 +31,7 @@ def their_config(
       max_position_embeddings=config.num_positions,
       layer_norm_eps=config.norm_eps,
     )
-  if isinstance(config, t5.Config):
+  if isinstance(config, t5.T5Config):
     return hf.T5Config(
       vocab_size=config.vocab_size,
       d_model=config.emb_dim,
@@ -98,7 +98,7 @@ def their_config(
 def their_logits(name: str) -> Array:
   """What Hugging Face's implementation answers."""
   config = twins.CONFIGS[name]
-  kind = hf.AutoModelForSeq2SeqLM if isinstance(config, t5.Config) else hf.AutoModelForCausalLM
+  kind = hf.AutoModelForSeq2SeqLM if isinstance(config, t5.T5Config) else hf.AutoModelForCausalLM
   model = kind.from_config(their_config(name, config)).eval()
   if not config.logits_via_embedding:
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
@@ -109,7 +109,7 @@ def their_logits(name: str) -> Array:
     raise ValueError(f'{name}: missing {missing}, unexpected {unexpected}')
   rows = {key: torch.tensor(value) for key, value in twins.inputs(config).items()}
   with torch.no_grad():
-    if isinstance(config, t5.Config):
+    if isinstance(config, t5.T5Config):
       mask = (rows['encoder'] != 0).long()
       out = model(input_ids=rows['encoder'], attention_mask=mask, decoder_input_ids=rows['inputs'])
     else:

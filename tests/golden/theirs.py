@@ -119,15 +119,15 @@ BERT = _encoder(('self.query', 'self.key', 'self.value', 'output.dense'), 'outpu
 MPNET = _encoder(('attn.q', 'attn.k', 'attn.v', 'attn.o'), 'LayerNorm')
 
 
-def weights(config: t5.Config | decoder.Config | bert.Config) -> dict[str, Array]:
+def weights(config: t5.T5Config | decoder.DecoderConfig | bert.BertConfig) -> dict[str, Array]:
   """The twin's weights under Hugging Face's names; an error if one has no name there."""
-  if isinstance(config, t5.Config):
+  if isinstance(config, t5.T5Config):
     gated, whole = len(config.mlp_activations) == 2, T5_WHOLE
     stacks = {
       'encoder': ('encoder.block', _t5_layer('layer.1', gated, cross=False)),
       'decoder': ('decoder.block', _t5_layer('layer.2', gated, cross=True)),
     }
-  elif isinstance(config, bert.Config):
+  elif isinstance(config, bert.BertConfig):
     layer, whole = MPNET if config.relative_attention_num_buckets else BERT
     stacks = {'blocks': ('encoder.layer', layer)}
   else:

@@ -40,20 +40,20 @@ _GEMMA = {
   'norm_offset': 1.0,
 }
 
-CONFIGS: dict[str, t5.Config | decoder.Config] = {
-  't5_1_1': t5.Config(**_T5),
-  't5_1_0': t5.Config(**_T5, mlp_activations=('relu',), logits_via_embedding=True),
-  'llama': decoder.Config(
+CONFIGS: dict[str, t5.T5Config | decoder.DecoderConfig] = {
+  't5_1_1': t5.T5Config(**_T5),
+  't5_1_0': t5.T5Config(**_T5, mlp_activations=('relu',), logits_via_embedding=True),
+  'llama': decoder.DecoderConfig(
     **_DECODER,
     logits_via_embedding=False,
     norm_eps=1e-5,
     rope_theta_pattern=(50.0,),
     rope_llama3=(8.0, 1.0, 4.0, 16),
   ),
-  'qwen2': decoder.Config(**_DECODER, qkv_bias=True),
-  'qwen3': decoder.Config(**_DECODER, qk_norm=True, rope_theta_pattern=(1e6,)),
-  'gemma': decoder.Config(**_DECODER, **_GEMMA),
-  'gemma2': decoder.Config(
+  'qwen2': decoder.DecoderConfig(**_DECODER, qkv_bias=True),
+  'qwen3': decoder.DecoderConfig(**_DECODER, qk_norm=True, rope_theta_pattern=(1e6,)),
+  'gemma': decoder.DecoderConfig(**_DECODER, **_GEMMA),
+  'gemma2': decoder.DecoderConfig(
     **_DECODER,
     **_GEMMA,
     post_norms=True,
@@ -62,7 +62,7 @@ CONFIGS: dict[str, t5.Config | decoder.Config] = {
     logit_softcap=3.0,
     window_pattern=(4, None),
   ),
-  'gemma3': decoder.Config(
+  'gemma3': decoder.DecoderConfig(
     **(_DECODER | {'num_layers': 4}),
     **_GEMMA,
     post_norms=True,
@@ -83,9 +83,9 @@ _ENCODER = {
   'mlp_dim': 24,
   'max_length': 20,
 }
-ENCODERS: dict[str, bert.Config] = {
-  'bert': bert.Config(**_ENCODER, num_positions=20),
-  'mpnet': bert.Config(
+ENCODERS: dict[str, bert.BertConfig] = {
+  'bert': bert.BertConfig(**_ENCODER, num_positions=20),
+  'mpnet': bert.BertConfig(
     **_ENCODER,
     num_positions=22,
     first_position=2,
@@ -96,7 +96,7 @@ ENCODERS: dict[str, bert.Config] = {
 }
 
 
-def inputs(config: t5.Config | decoder.Config) -> dict[str, np.ndarray]:
+def inputs(config: t5.T5Config | decoder.DecoderConfig) -> dict[str, np.ndarray]:
   """Two rows; the second prompt of an encoder-decoder is padded."""
   random = np.random.RandomState(0)
   rows = {'inputs': random.randint(3, VOCAB, (2, TARGET))}

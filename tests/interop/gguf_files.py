@@ -40,7 +40,7 @@ def interleave(weights: np.ndarray, heads: int) -> np.ndarray:
   )
 
 
-def tensors(architecture: str, config: decoder.Config) -> dict[str, np.ndarray]:
+def tensors(architecture: str, config: decoder.DecoderConfig) -> dict[str, np.ndarray]:
   """The twin's weights under llama.cpp's names."""
   heads = {'attn_q': config.num_heads, 'attn_k': config.num_kv_heads}
   after = 'post_attention_norm' if config.post_norms else 'ffn_norm'
@@ -60,7 +60,7 @@ def tensors(architecture: str, config: decoder.Config) -> dict[str, np.ndarray]:
   return found
 
 
-def fields(architecture: str, config: decoder.Config) -> dict[str, Any]:
+def fields(architecture: str, config: decoder.DecoderConfig) -> dict[str, Any]:
   """What the converter says of the model."""
   said: dict[str, Any] = {
     'block_count': config.num_layers,

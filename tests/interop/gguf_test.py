@@ -75,7 +75,7 @@ def test_undoing_the_interleaving_is_its_inverse():
   np.testing.assert_array_equal(again, rows)
 
 
-WIDE = decoder.Config(32, 32, 4, 2, 1, 8, 64)
+WIDE = decoder.DecoderConfig(32, 32, 4, 2, 1, 8, 64)
 STORED = {
   'token_embd.weight': 'BF16',
   'blk.0.attn_q.weight': 'Q8_0',

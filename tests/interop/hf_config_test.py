@@ -233,7 +233,7 @@ def test_published_configurations_have_the_published_size(name):
 
 
 def test_what_a_published_configuration_means_in_detail():
-  assert _ours(_LLAMA_3_2) == decoder.Config(
+  assert _ours(_LLAMA_3_2) == decoder.DecoderConfig(
     vocab_size=128256,
     emb_dim=2048,
     num_heads=32,
@@ -254,7 +254,7 @@ def test_what_a_published_configuration_means_in_detail():
   assert gemma3.window_pattern == (*[1024] * 5, None)
   assert gemma3.rope_theta_pattern == (*[1e4] * 5, 1e6)
   assert gemma3.rope_factor_pattern == (*[1.0] * 5, 8.0)
-  assert _ours(_FLAN_T5_SMALL) == t5.Config(vocab_size=32128, dropout_rate=0.1)
+  assert _ours(_FLAN_T5_SMALL) == t5.T5Config(vocab_size=32128, dropout_rate=0.1)
   small = _ours(_T5_SMALL)
   assert (small.mlp_activations, small.logits_via_embedding) == (('relu',), True)
   assert _ours(_QWEN_2_5).window_pattern == (None,)

@@ -24,13 +24,13 @@ TINY_1_0 = dataclasses.replace(TINY, mlp_activations=('relu',), logits_via_embed
 
 
 class Loaded(NamedTuple):
-  config: t5.Config | decoder.Config
+  config: t5.T5Config | decoder.DecoderConfig
   params: Any
 
 
 @functools.cache
 def abstract(
-  config: t5.Config | decoder.Config, dtype: str, data: int, fsdp: int, tensor: int
+  config: t5.T5Config | decoder.DecoderConfig, dtype: str, data: int, fsdp: int, tensor: int
 ) -> tuple[Any, Any]:
   mesh = partitioning.make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
   with partitioning.use(mesh):
@@ -71,7 +71,7 @@ def write_native(path: pathlib.Path, target: Mapping[str, np.ndarray], version: 
   (path / 'checkpoint').write_bytes(content)
 
 
-def plain(config: t5.Config, theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def plain(config: t5.T5Config, theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Our parameters from T5X's names of plain T5, one by one and without a table."""
   heads = (config.num_heads, config.head_dim)
   ours = {'embedding': theirs['token_embedder/embedding']}
@@ -104,7 +104,7 @@ def plain(config: t5.Config, theirs: Mapping[str, np.ndarray]) -> dict[str, np.n
   return ours
 
 
-def shapes(config: t5.Config) -> dict[str, tuple[int, ...]]:
+def shapes(config: t5.T5Config) -> dict[str, tuple[int, ...]]:
   """All names and shapes of plain T5, from the format's description."""
   E, M, J = config.emb_dim, config.mlp_dim, config.num_heads * config.head_dim
   found: dict[str, tuple[int, ...]] = {'token_embedder/embedding': (config.vocab_size, E)}
@@ -133,7 +133,7 @@ def shapes(config: t5.Config) -> dict[str, tuple[int, ...]]:
   return found
 
 
-def decoder_shapes(config: decoder.Config) -> dict[str, tuple[int, ...]]:
+def decoder_shapes(config: decoder.DecoderConfig) -> dict[str, tuple[int, ...]]:
   """All names and shapes of the decoder-only example, from its code."""
   E, M, J = config.emb_dim, config.mlp_dim, config.num_heads * config.head_dim
   bias = {'relpos_bias/rel_embedding': (config.num_heads, config.relative_attention_num_buckets)}
@@ -157,15 +157,15 @@ def decoder_shapes(config: decoder.Config) -> dict[str, tuple[int, ...]]:
 
 
 def random_arrays(
-  config: t5.Config | decoder.Config, dtype: Any = np.float32
+  config: t5.T5Config | decoder.DecoderConfig, dtype: Any = np.float32
 ) -> dict[str, np.ndarray]:
   random = np.random.RandomState(0)
-  named = shapes(config) if isinstance(config, t5.Config) else decoder_shapes(config)
+  named = shapes(config) if isinstance(config, t5.T5Config) else decoder_shapes(config)
   return {name: random.standard_normal(shape).astype(dtype) for name, shape in named.items()}
 
 
 def scanned(
-  config: t5.Config, theirs: Mapping[str, np.ndarray], *, layers: Mapping[str, str]
+  config: t5.T5Config, theirs: Mapping[str, np.ndarray], *, layers: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
   """The arrays as the scanned variant keeps them: all layers on axis 1, the heads apart."""
   found, groups = {}, {}

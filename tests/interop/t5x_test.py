@@ -36,7 +36,7 @@ from tests.interop.t5x_arrays import (
 FIXTURE = 't5x_checkpoints/micro_t5_1_1'
 
 
-def as_t5x(config: t5.Config, params: Any) -> dict[str, np.ndarray]:
+def as_t5x(config: t5.T5Config, params: Any) -> dict[str, np.ndarray]:
   """By T5X's names."""
   tensors = tensor_tables.unload(t5x.table(configs.describe(config)), jax.device_get(params))
   return {name: tensor.make() for name, tensor in tensors.items()}
@@ -82,7 +82,7 @@ def test_the_configuration_is_found_in_both_layouts(fixture):
   written = json.loads((fixture / 'expected.json').read_text())['config']
   for layout in ('native', 'orbax'):
     config = configs.from_description(t5x.open_checkpoint(fixture / layout / 'checkpoint_30').model)
-    assert config == t5.Config(**written)
+    assert config == t5.T5Config(**written)
 
 
 def test_every_array_of_both_layouts_is_there_and_equal(fixture):

@@ -35,7 +35,7 @@ OURS = [
   dataclasses.replace(config, num_decoder_layers=3, relative_bias_per_layer=True)
   for config in (TINY, TINY_1_0)
 ]
-UNTIED = decoder.Config(
+UNTIED = decoder.DecoderConfig(
   vocab_size=24,
   emb_dim=16,
   num_heads=2,

@@ -160,7 +160,7 @@ def test_bfloat16_is_nearly_the_same():
 )
 def test_a_configuration_that_cannot_be_is_refused(options, message):
   with pytest.raises(ValueError, match=message):
-    bert.Config(vocab_size=9, **options)
+    bert.BertConfig(vocab_size=9, **options)
 
 
 def test_what_does_not_fit_the_encoder_is_refused():

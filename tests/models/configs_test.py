@@ -21,7 +21,7 @@ def test_a_description_survives_json(config):
 
 
 def test_what_has_a_default_may_be_left_out():
-  assert configs.from_description({'family': 't5', 'vocab_size': 9}) == t5.Config(vocab_size=9)
+  assert configs.from_description({'family': 't5', 'vocab_size': 9}) == t5.T5Config(vocab_size=9)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from cascades.types import Batch
 from tests import testing
 from tests.golden import twins
 
-NAMES = [name for name, config in twins.CONFIGS.items() if isinstance(config, decoder.Config)]
+NAMES = [
+  name for name, config in twins.CONFIGS.items() if isinstance(config, decoder.DecoderConfig)
+]
 
 
-def _logits(config: decoder.Config, name: str) -> jax.Array:
+def _logits(config: decoder.DecoderConfig, name: str) -> jax.Array:
   model = testing.build(config)
   batch = Batch(twins.load(name)['inputs'], None, None)
   return jax.jit(lambda batch: model.readout(model.hidden(batch)))(batch)
@@ -72,8 +74,8 @@ def test_heads_that_do_not_share_evenly_are_refused():
 
 def _published(
   vocab: int, width: int, layers: int, heads: int, kv_heads: int, size: int, mlp: int
-) -> decoder.Config:
-  return decoder.Config(vocab, width, heads, kv_heads, layers, size, mlp)
+) -> decoder.DecoderConfig:
+  return decoder.DecoderConfig(vocab, width, heads, kv_heads, layers, size, mlp)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from cascades.runtime import partitioning
 from cascades.training import optimizers, train_step
 from tests import testing
 
-CONFIG = lora.Config(rank=3, alpha=6.0)
+CONFIG = lora.LoraConfig(rank=3, alpha=6.0)
 ONE = functools.cache(lambda: partitioning.make_mesh(devices=jax.devices()[:1]))
 
 every = pytest.mark.parametrize('name', ['t5', 'everything'])

@@ -109,7 +109,7 @@ def fresh_gin():
 def preset(name):
   """The configuration; how much of it is recomputed is no part of the model."""
   cli.configure('cascades.train', [f'models/{name}.gin'], [])
-  config = gin.get_configurable(decoder.Config)()
+  config = gin.get_configurable(decoder.DecoderConfig)()
   return dataclasses.replace(config, remat_policy='elementwise')
 
 

@@ -9,11 +9,11 @@ from flax import nnx
 from cascades.models import decoder, pruning, t5
 from cascades.types import Batch
 
-DECODER = decoder.Config(
+DECODER = decoder.DecoderConfig(
   vocab_size=11, emb_dim=8, num_heads=2, num_kv_heads=1, num_layers=4, head_dim=4, mlp_dim=6,
   window_pattern=(3, None), rope_theta_pattern=(10.0, 100.0),
 )  # fmt: skip
-T5 = t5.Config(
+T5 = t5.T5Config(
   vocab_size=11, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=6, num_encoder_layers=3,
   num_decoder_layers=4,
 )  # fmt: skip

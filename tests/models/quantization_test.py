@@ -115,7 +115,7 @@ def test_matrices_and_tables_are_quantised_and_nothing_else():
 
 
 def test_eight_bits_take_a_quarter_of_the_bytes():
-  config = decoder.Config(
+  config = decoder.DecoderConfig(
     vocab_size=4096, emb_dim=256, num_heads=4, num_kv_heads=2, num_layers=4, head_dim=64,
     mlp_dim=1024,
   )  # fmt: skip

@@ -59,7 +59,7 @@ def test_every_device_attends_for_its_own_rows_and_heads():
   assert 'all-gather' not in compiled.as_text()
 
 
-WINDOWED = decoder.Config(
+WINDOWED = decoder.DecoderConfig(
   **{**vars(testing.TINY_DECODER), 'window_pattern': (3, None, 3), 'num_layers': 3}
 )
 
@@ -70,7 +70,7 @@ def hidden(config, length, key=None):
 
 
 def test_only_rows_and_models_that_the_kernel_fits_have_it_as_a_choice():
-  changed = lambda **fields: decoder.Config(**{**vars(testing.TINY_DECODER), **fields})
+  changed = lambda **fields: decoder.DecoderConfig(**{**vars(testing.TINY_DECODER), **fields})
   assert 'pallas_call' in str(hidden(testing.TINY_DECODER, 128))
   assert str(hidden(WINDOWED, 128)).count('name=splash') >= 2
   for jaxpr in (

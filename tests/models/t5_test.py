@@ -20,7 +20,7 @@ DATA = pathlib.Path(os.environ.get('CASCADES_TEST_DATA', ROOT.parent / 'shared' 
 T5X = DATA / 't5x_checkpoints' / 'micro_t5_1_1'
 
 
-def _logits(config: t5.Config, name: str, *, rounding: int = 0) -> jax.Array:
+def _logits(config: t5.T5Config, name: str, *, rounding: int = 0) -> jax.Array:
   """Logits of the twin, then of `rounding` copies whose weights are rounded once more."""
   golden = twins.load(name)
   graphdef, params = testing.split(testing.build(config))
@@ -85,7 +85,7 @@ def test_a_batch_of_the_wrong_kind_is_refused_in_a_sentence():
 
 
 def test_t5_1_1_small_has_its_published_size():
-  assert configs.count_parameters(t5.Config(vocab_size=32128)) == 76_961_152
+  assert configs.count_parameters(t5.T5Config(vocab_size=32128)) == 76_961_152
 
 
 def _t5x_params() -> dict[str, np.ndarray]:
@@ -106,7 +106,7 @@ def _t5x_params() -> dict[str, np.ndarray]:
   return {path: read(path, flat.get(path)) for path in paths if not path.startswith('state')}
 
 
-def _from_t5x(theirs: dict[str, np.ndarray], config: t5.Config) -> t5.T5:
+def _from_t5x(theirs: dict[str, np.ndarray], config: t5.T5Config) -> t5.T5:
   """Our model with T5X's parameters."""
   heads = (config.num_heads, config.head_dim)
   attention = {'self_attention': {}, 'cross_attention': {}}
@@ -150,7 +150,7 @@ def _from_t5x(theirs: dict[str, np.ndarray], config: t5.Config) -> t5.T5:
 @pytest.mark.skipif(not T5X.exists(), reason=f'no T5X fixture at {T5X}; set CASCADES_TEST_DATA')
 def test_logits_and_packing_equal_t5x():
   expected = np.load(T5X / 'expected.npz', allow_pickle=False)
-  config = t5.Config(
+  config = t5.T5Config(
     vocab_size=384,
     emb_dim=48,
     num_heads=3,

@@ -20,10 +20,10 @@ from cascades.types import Batch
 from tests import testing
 
 B, S, T, V = 16, 6, 7, 24
-SMALL = t5.Config(
+SMALL = t5.T5Config(
   V, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1, num_decoder_layers=1
 )
-LARGE = t5.Config(
+LARGE = t5.T5Config(
   V, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2
 )
 ONE = functools.cache(lambda: partitioning.make_mesh(devices=jax.devices()[:1]))
@@ -97,7 +97,7 @@ def plain():
 def test_the_state_comes_out_as_it_went_in_so_that_the_step_compiles_once(config, optimizer):
   optimizer = optimizer(optimizers.cosine(1e-3, total_steps=9))
   batch = next(batches(1))
-  batch = batch if isinstance(config, t5.Config) else batch._replace(encoder=None)
+  batch = batch if isinstance(config, t5.T5Config) else batch._replace(encoder=None)
   with partitioning.use(ONE()):
     graph, _ = abstract_model(config)
     params = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(config.build(jax.random.key(0)))))

@@ -45,7 +45,7 @@ def test_what_the_models_need_is_three_passes_of_the_small_one_and_one_of_the_la
     assert needed(blueprint(), batch) == 3 * once
     assert needed(blueprint(large=CONFIG), batch) == 4 * once
     assert utilization.needs(blueprint(), batch).token == 3 * 2 * CONFIG.emb_dim * testing.VOCAB
-    adapted = needed(blueprint(adapters=lora.Config(rank=1)), batch)
+    adapted = needed(blueprint(adapters=lora.LoraConfig(rank=1)), batch)
   assert 2 * once < adapted < 2.6 * once
 
 
