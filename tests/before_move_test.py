@@ -27,20 +27,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from cascades import (
-  bootstrap,
-  costs,
-  curves,
-  deferral,
-  losses,
-  masks,
-  metrics,
-  optimizers,
-  partitioning,
-  teachers,
-  train_step,
-)
+from cascades import bootstrap, costs, curves, deferral, losses, masks, metrics, teachers
 from cascades.models import t5
+from cascades.models.abstract import abstract_model, init_params
+from cascades.runtime import partitioning
+from cascades.training import optimizers, train_step
 from cascades.types import Batch
 from tests import synthetic_tables
 
@@ -104,7 +95,7 @@ def initial_parameters() -> tuple[Any, Any]:
   """Of the small and of the large model."""
   with partitioning.use(_one_device()):
     return tuple(
-      partitioning.init_params(config, seed, partitioning.abstract_model(config)[1])
+      init_params(config, seed, abstract_model(config)[1])
       for seed, config in enumerate((SMALL, LARGE))
     )
 
@@ -114,7 +105,7 @@ def two_steps(loss: str, small: Any, large: Any) -> tuple[Any, list[Any], Any]:
   optimizer = optimizers.adamw(optimizers.constant(1e-2))
   with partitioning.use(_one_device()):
     models = {
-      name: train_step.Definition(partitioning.abstract_model(config)[0], V)
+      name: train_step.Definition(abstract_model(config)[0], V)
       for name, config in (('small', SMALL), ('large', LARGE))
     }
     frozen = train_step.Frozen(large)
