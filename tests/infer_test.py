@@ -23,7 +23,7 @@ from tests import tiny
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   directory = tmp_path_factory.mktemp('trained')
-  train.train(**tiny.settings(directory, train_steps=30, save_every=30))
+  train.train(**tiny.settings(directory, train_steps=100, save_every=100))
   return directory
 
 
@@ -76,7 +76,7 @@ def test_the_manifest_says_what_made_the_table(answered, trained):
   assert manifest['parameters'] == sum(leaf.size for leaf in params)
   assert manifest['flops_per_token'] == 2 * manifest['parameters']
   assert manifest['checkpoint'] == str(trained / 'run')
-  assert (manifest['step'], manifest['precision'], manifest['rows']) == (30, 'float32', 32)
+  assert (manifest['step'], manifest['precision'], manifest['rows']) == (100, 'float32', 32)
   assert manifest['vocabulary'] == tiny.VOCABULARY.fingerprint
   assert manifest['decoding'] == {
     'temperature': 0.0, 'top_k': None, 'top_p': None, 'seed': 0, 'max_tokens': 8
@@ -97,6 +97,7 @@ def test_answers_are_the_models_own_and_rescoring_finds_the_same_logprobs(answer
   output, table = answered
   model = model_of(trained)
   rows = raw_rows(output / 'test')
+  assert len(set(table.predictions)) > 5  # or the prompts could be ignored
   prompts = [tiny.VOCABULARY.encode(text) for text in table.inputs]
   padded = converters.pad([(np.array(p), (1,)) for p in prompts], 8)
   answer = decoding.generate(model, Prompt(*map(jnp.asarray, padded)), max_len=8, eos_id=1)

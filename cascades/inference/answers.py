@@ -1,0 +1,285 @@
+"""Answers of a trained model: decoded or scored batches, and rows of tables made of them.
+
+`Generator` and `Scorer` read batches of tokens and know neither tasks nor tables: a server or a
+stream calls them directly. `predictor` and `scorer` turn their answers into rows of a table.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from cascades import decoding, metrics
+from cascades.data import prompts as prompting
+from cascades.data.converters import Tokens
+from cascades.data.corpus import Corpus
+from cascades.data.records import Records
+from cascades.inference import trained_model
+from cascades.predictions import rows
+from cascades.runtime import partitioning, profiling
+from cascades.tasks.task import Record, Task
+from cascades.types import Batch, Generation, Params, Prompt
+
+# Rows of a table for the numbered rows of a task's split, in any order, each with its number.
+RowReader: TypeAlias = Callable[[Corpus, Records, Sequence[int]], Iterator[tuple[int, rows.Row]]]
+Candidates: TypeAlias = Literal['targets', 'options']
+
+CANDIDATES: Mapping[str, Callable[[Record], Sequence[Tokens]]] = MappingProxyType(
+  {'targets': prompting.given_targets, 'options': prompting.given_options}
+)
+NORMALIZED = metrics.length_normalized_accuracy.name
+
+
+class TokenScores(NamedTuple):
+  """Target tokens of a batch under teacher forcing; 0 and False where its weights are 0."""
+
+  logprobs: Float[np.ndarray, 'B T']  # of the untempered softmax
+  correct: Bool[np.ndarray, 'B T']  # True where the target is the model's first choice
+
+
+class ScoredCandidate(NamedTuple):
+  """A given answer of n tokens, end of sequence included, under teacher forcing."""
+
+  tokens: Int[np.ndarray, 'n']
+  logprobs: Float[np.ndarray, 'n']
+  correct: Bool[np.ndarray, 'n']  # True where a token is the model's first choice
+
+
+class Generator:
+  """Decodes answers to batches of prompts.
+
+  The program is compiled once for each shape of prompts and reused by later calls. Calls must be
+  inside `partitioning.use`, on the mesh that holds the model.
+  """
+
+  def __init__(
+    self,
+    model: trained_model.Model,
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+  ) -> None:
+    """Prepares a program that decodes at most `max_tokens` tokens per answer.
+
+    Args:
+      model: A loaded model.
+      max_tokens: Longest answer in tokens, end of sequence included.
+      temperature: 0 decodes greedily; above 0, tokens are sampled at this temperature.
+      top_k: Number of most probable tokens to sample from; None for all.
+      top_p: Probability mass of the nucleus to sample from; None for all.
+      seed: Seed of the samples.
+    """
+    sampler: decoding.Sampler = decoding.greedy
+    if temperature:
+      sampler = functools.partial(
+        decoding.sample, temperature=temperature, top_k=top_k, top_p=top_p
+      )
+
+    @jax.jit
+    def generate(params: Params, prompts: Prompt, row_ids: Array) -> Generation:
+      return decoding.generate(
+        nnx.merge(model.graph, params),
+        prompts,
+        max_len=max_tokens,
+        eos_id=model.vocabulary.eos_ids,
+        sampler=sampler,
+        key=jax.random.key(seed),
+        row_ids=row_ids,
+      )
+
+    self.model = model
+    self._generate = generate
+
+  def generate(self, prompts: Prompt, row_ids: Int[np.ndarray, 'B']) -> Generation:
+    """Decode one answer for each prompt.
+
+    Args:
+      prompts: Prompts padded on the right; a prompt of length 0 gets no answer.
+      row_ids: Number of each prompt. A sample depends on the seed, the row id and the prompt, not
+        on the other prompts of the batch.
+
+    Returns:
+      Tokens, log-probabilities and mask, [B, max_tokens] each, as NumPy arrays on every process.
+    """
+    placed = partitioning.place_whole((prompts, np.asarray(row_ids, np.int32)))
+    return partitioning.fetch(self._generate(self.model.params, *placed))
+
+
+class Scorer:
+  """Scores target tokens of batches under teacher forcing.
+
+  The program is compiled once for each shape of batches and reused by later calls. Calls must be
+  inside `partitioning.use`, on the mesh that holds the model.
+  """
+
+  def __init__(self, model: trained_model.Model) -> None:
+    @jax.jit
+    def score(params: Params, batch: Batch) -> tuple[Array, Array]:
+      return decoding.score(nnx.merge(model.graph, params), batch)
+
+    self.model = model
+    self._score = score
+
+  def score(self, batch: Batch) -> TokenScores:
+    """Log-probabilities of the batch's targets, as NumPy arrays on every process."""
+    placed = partitioning.place_whole(batch)
+    return TokenScores(*partitioning.fetch(self._score(self.model.params, placed)))
+
+
+def predictor(
+  model: trained_model.Model, batch_size: int, profiler: profiling.Profiler, **options: Any
+) -> RowReader:
+  """Rows of answers that a `Generator` with these options decodes, prompts of like length together.
+
+  Args:
+    model: A loaded model.
+    batch_size: Prompts of a batch; the last one of a length is repeated to fill it.
+    profiler: Traces batches.
+    **options: Options of `Generator`.
+  """
+  generator = Generator(model, **options)
+
+  def read(
+    corpus: Corpus, split: Records, numbers: Sequence[int]
+  ) -> Iterator[tuple[int, rows.Row]]:
+    (task,) = corpus.tasks
+    for count, bucket in enumerate(corpus.buckets(split, numbers, batch_size=batch_size), 1):
+      prompts = corpus.prompts(split, bucket, batch_size=batch_size)
+      with profiler.step(count):
+        generation = generator.generate(prompts, np.resize(bucket.indices, batch_size))
+      for number, record, tokens, logprobs, mask in zip(
+        bucket.indices.tolist(), split.read(bucket.indices), *generation, strict=False
+      ):
+        text = model.vocabulary.decode(tokens[mask])
+        yield (
+          number,
+          _row(
+            record,
+            answer=text,
+            tokens=tokens[mask],
+            logprobs=logprobs[mask],
+            statistics=_statistics(task.metrics, record, text),
+          ),
+        )
+
+  return read
+
+
+def scorer(
+  model: trained_model.Model,
+  batch_size: int,
+  profiler: profiling.Profiler,
+  *,
+  candidates: Candidates,
+  max_tokens: int,
+) -> RowReader:
+  """Rows of scores of given answers, of which a row names the best.
+
+  Args:
+    model: A loaded model.
+    batch_size: Candidates of a batch.
+    profiler: Traces batches.
+    candidates: 'targets' scores the target of each row; 'options' ranks its options.
+    max_tokens: Longest answer in tokens; the corpus applies it.
+
+  Raises:
+    ValueError: if `candidates` is neither.
+  """
+  del max_tokens
+  if candidates not in CANDIDATES:
+    raise ValueError(f'candidates is {candidates!r}; it must be one of {", ".join(CANDIDATES)}.')
+  token_scorer = Scorer(model)
+  given = CANDIDATES[candidates]
+
+  def scored(
+    corpus: Corpus, split: Records, numbers: Sequence[int]
+  ) -> Iterator[tuple[int, ScoredCandidate]]:
+    batches = corpus.candidates(split, numbers, batch_size=batch_size, of=given)
+    for count, (row_numbers, _, batch) in enumerate(batches, 1):
+      with profiler.step(count):
+        scores = token_scorer.score(batch)
+      for number, weights, *columns in zip(
+        row_numbers.tolist(), batch.weights, batch.targets, *scores, strict=False
+      ):
+        yield number, ScoredCandidate(*(column[weights > 0] for column in columns))
+
+  def read(
+    corpus: Corpus, split: Records, numbers: Sequence[int]
+  ) -> Iterator[tuple[int, rows.Row]]:
+    (task,) = corpus.tasks
+    pairs = scored(corpus, split, numbers)
+    for number, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
+      (record,) = split.read([number])
+      yield number, _best_row(task, record, [scores for _, scores in group], candidates)
+
+  return read
+
+
+def metric_names(names: Sequence[str], candidates: Candidates | None) -> list[str]:
+  """Metrics of a table, of the task's metrics and of what is scored; None for decoded answers."""
+  if candidates == 'targets':
+    return [metrics.token_accuracy.name]
+  return [*names, NORMALIZED] if candidates == 'options' else list(names)
+
+
+def size(numbered: tuple[int, rows.Row]) -> tuple[int, int]:
+  """Number of rows (1) and of tokens of a numbered row, for progress reports."""
+  return 1, numbered[1]['aux']['length']
+
+
+def _best_row(
+  task: Task, record: Record, scored: Sequence[ScoredCandidate], candidates: Candidates
+) -> rows.Row:
+  """The row of the candidate of highest total log-probability."""
+  totals = [float(candidate.logprobs.sum(dtype=np.float64)) for candidate in scored]
+  best = rows.best_option(totals)
+  tokens, logprobs, correct = scored[best]
+  columns: dict[str, Any] = {
+    'statistics': {metrics.token_accuracy.name: [correct.sum(), correct.size]}
+  }
+  if candidates == 'options':
+    options, lengths = record.row.options, [len(candidate.tokens) for candidate in scored]
+    best_per_token = options[rows.best_option(totals, lengths)]
+    statistics = _statistics(task.metrics, record, options[best])
+    statistics[NORMALIZED] = _statistics(['accuracy'], record, best_per_token)['accuracy']
+    columns = {
+      'statistics': statistics,
+      'options': options,
+      'option_scores': totals,
+      'option_lengths': lengths,
+    }
+  return _row(
+    record,
+    answer=totals[best],
+    tokens=tokens,
+    logprobs=logprobs,
+    correct=correct.tolist(),
+    **columns,
+  )
+
+
+def _statistics(names: Sequence[str], record: Record, text: str) -> dict[str, Any]:
+  """Statistics of these metrics; zeros, which add nothing, for a row without a label."""
+  named = [metrics.by_name(name) for name in names]
+  if record.row.answers:
+    return {metric.name: metric.statistics(record.row.answers, text) for metric in named}
+  return {metric.name: 0 * metric.statistics([''], '') for metric in named}
+
+
+def _row(record: Record, **columns: Any) -> rows.Row:
+  row = record.row
+  return rows.build(
+    id=row.id, inputs=row.inputs, targets=row.answers or ('',), group=row.group, **columns
+  )

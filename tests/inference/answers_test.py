@@ -1,0 +1,145 @@
+"""Generators and scorers: infer's answers without tables, compiled once for each shape."""
+
+import numpy as np
+import pytest
+
+from cascades import decoding, infer, train
+from cascades.data import converters
+from cascades.inference import answers, trained_model
+from cascades.predictions import shards
+from cascades.runtime import partitioning
+from cascades.types import Batch
+from tests import tiny
+
+MAX_TOKENS = tiny.LENGTHS['targets']
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('trained')
+  train.train(**tiny.settings(directory, train_steps=100, save_every=100))
+  return directory
+
+
+@pytest.fixture
+def model(trained):
+  with partitioning.use(tiny.one_device()):
+    yield trained_model.load(
+      str(trained / 'run'), 'last', rules=partitioning.RULES, precision='float32', weights=None
+    )
+
+
+def prompts(*texts, width=8):
+  """As an encoder-decoder model reads them; an empty text is filler."""
+  tokens = [[*tiny.VOCABULARY.encode(text), 1] if text else [] for text in texts]
+  return converters.pad([(np.array(row, np.int32),) for row in tokens], width)
+
+
+def batch(texts, targets):
+  """The targets under teacher forcing, padded to equal length."""
+  length = max(map(len, targets))
+  padded = np.array([np.pad(row, (0, length - len(row))) for row in targets], np.int32)
+  weights = np.array([np.arange(length) < len(row) for row in targets], np.float32)
+  shifted = np.pad(padded, ((0, 0), (1, 0)))[:, :-1]
+  return Batch(shifted, padded, weights, prompts(*texts).tokens)
+
+
+def test_a_generator_gives_the_answers_of_infers_table(trained, model, tmp_path):
+  infer.infer(
+    str(trained / 'run'),
+    str(tmp_path),
+    task=tiny.task(trained),
+    task_feature_lengths=tiny.LENGTHS,
+    batch_size=8,
+    mesh=tiny.one_device,
+    records_dir=str(trained / 'records'),
+  )
+  (table,) = shards.read(tmp_path / 'test')
+  assert len(set(table.predictions)) > 5
+  generator = answers.Generator(model, max_tokens=MAX_TOKENS)
+  for first in range(0, len(table.ids), 8):
+    chunk = slice(first, first + 8)
+    generation = generator.generate(prompts(*table.inputs[chunk]), np.arange(8))
+    for text, logprobs, mask, *generated in zip(
+      table.predictions[chunk], table.logprobs[chunk], table.mask[chunk], *generation, strict=True
+    ):
+      tokens, generated_logprobs, generated_mask = generated
+      assert model.vocabulary.decode(tokens[generated_mask]) == text
+      np.testing.assert_allclose(generated_logprobs[generated_mask], logprobs[mask], atol=1e-5)
+
+
+def test_a_scorer_finds_the_log_probabilities_that_a_generator_gave(model):
+  texts = ['a b', 'c d e', 'f', 'h g f e']
+  tokens, logprobs, mask = answers.Generator(model, max_tokens=MAX_TOKENS).generate(
+    prompts(*texts), np.arange(4)
+  )
+  scored = answers.Scorer(model).score(
+    batch(texts, [row[m] for row, m in zip(tokens, mask, strict=True)])
+  )
+  for i, row in enumerate(mask):
+    np.testing.assert_allclose(scored.logprobs[i, : row.sum()], logprobs[i, row], atol=1e-5)
+    assert scored.correct[i, : row.sum()].all()  # greedy answers are first choices
+    assert not scored.correct[i, row.sum() :].any()
+    assert not scored.logprobs[i, row.sum() :].any()
+
+
+@pytest.mark.parametrize('name', ['generate', 'score'])
+def test_calls_of_one_shape_compile_once(model, monkeypatch, name):
+  function, traces = getattr(decoding, name), []
+
+  def traced(*args, **kwargs):
+    traces.append(name)
+    return function(*args, **kwargs)
+
+  monkeypatch.setattr(decoding, name, traced)
+  generator, scorer = answers.Generator(model, max_tokens=3), answers.Scorer(model)
+
+  def call(*texts):
+    if name == 'generate':
+      return generator.generate(prompts(*texts), np.arange(len(texts)))
+    return scorer.score(batch(texts, [[3, 4, 1]] * len(texts)))
+
+  first, second = call('a b', 'c'), call('d', 'e f')
+  assert len(traces) == 1
+  assert not np.array_equal(first.logprobs, second.logprobs)
+  call('a', 'b', 'c')
+  assert len(traces) == 2
+
+
+def test_a_sample_depends_on_its_row_id_and_not_on_its_neighbors(model):
+  generator = answers.Generator(model, max_tokens=MAX_TOKENS, temperature=3.0, seed=1)
+  first = generator.generate(prompts('a b', 'c d', 'a b'), np.array([7, 8, 9]))
+  second = generator.generate(prompts('e f', 'a b', 'h'), np.array([1, 7, 2]))
+  np.testing.assert_array_equal(first.tokens[0], second.tokens[1])
+  assert not np.array_equal(first.tokens[0], first.tokens[2])
+  other_seed = answers.Generator(model, max_tokens=MAX_TOKENS, temperature=3.0, seed=2)
+  again = other_seed.generate(prompts('a b', 'c d', 'a b'), np.array([7, 8, 9]))
+  assert not np.array_equal(first.tokens, again.tokens)
+
+
+def test_an_empty_prompt_gets_no_answer(model):
+  generator = answers.Generator(model, max_tokens=MAX_TOKENS)
+  generation = generator.generate(prompts('a b', ''), np.arange(2))
+  assert generation.mask.any(axis=1).tolist() == [True, False]
+
+
+def test_answers_need_the_mesh_of_their_model(trained):
+  with partitioning.use(tiny.one_device()):
+    model = trained_model.load(
+      str(trained / 'run'), 'last', rules=partitioning.RULES, precision='float32', weights=None
+    )
+  generator = answers.Generator(model, max_tokens=MAX_TOKENS)
+  with pytest.raises(ValueError, match='no mesh is in use'):
+    generator.generate(prompts('a'), np.arange(1))
+
+
+@pytest.mark.parametrize(
+  ('candidates', 'expected'),
+  [
+    (None, ['bleu', 'accuracy']),
+    ('targets', ['token_accuracy']),
+    ('options', ['bleu', 'accuracy', 'length_normalized_accuracy']),
+  ],
+)
+def test_a_table_has_the_metrics_of_what_is_scored(candidates, expected):
+  assert answers.metric_names(['bleu', 'accuracy'], candidates) == expected
