@@ -28,8 +28,8 @@ Attend = Callable[[Array, Array, Array], Array]
 
 def ours(query: Array, keys: Array, values: Array) -> Array:
   places = jnp.arange(query.shape[1])[None]
-  seen = attention.causal(attention.view(places, None)).mask
-  return attention.attend(query, [attention.source(keys, values)], seen, scale=SIZE**-0.5)
+  seen = attention.causal(attention.self_attention_mask(places, None)).visible
+  return attention.attend(query, [attention.key_value(keys, values)], seen, scale=SIZE**-0.5)
 
 
 WAYS: dict[str, Attend] = {

@@ -104,7 +104,7 @@ def main() -> None:
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     graph, abstract = abstract_model(large)
     whole = store.restore_params(directory, abstract, which=step)
-    everything = pruning.kept_layers(large, lambda num: range(num))
+    everything = pruning.select_layers(large, lambda num: range(num))
 
     def measure(name: str, kept: Mapping[str, Sequence[int]], *width: Any) -> None:
       small = pruning.pruned_config(large, kept, *width[:1])
@@ -113,7 +113,7 @@ def main() -> None:
       measured.append(Measured(name, bits, 'bits/byte', note=size))
 
     for name, layers in choices(max(map(len, everything.values()))).items():
-      measure(name, pruning.kept_layers(large, layers))
+      measure(name, pruning.select_layers(large, layers))
     single = (jax.tree.map(lambda x, i=i: x[i : i + 1], seen) for i in range(options.rows))
     loss = token_loss(train_step.Definition(graph, large.vocab_size))
     by_loss = pruning.channel_importance(loss, whole, single, everything)

@@ -40,7 +40,7 @@ def prune(
   checkpoint_path: str,
   model_dir: str,
   *,
-  layers: pruning.Layers,
+  layers: pruning.LayerChoice,
   mlp_dim: int | None = None,
   task: Task | Mixture | None = None,
   task_feature_lengths: Mapping[str, int] | None = None,
@@ -66,7 +66,7 @@ def prune(
   described = store.read_description(source)
   large = configs.from_description(described['model'])
   vocabulary = vocabularies.load(source)
-  kept = pruning.kept_layers(large, layers)
+  kept = pruning.select_layers(large, layers)
   small = pruning.pruned_config(large, kept, mlp_dim)
   description = {**described, 'model': configs.describe(small)}
   description.pop(store.LORA, None)  # merged
@@ -96,7 +96,7 @@ def prune(
         map(partitioning.place_batch, some),
         kept,
       )
-    keep = functools.partial(pruning.prune, kept=kept, mlp_dim=mlp_dim)
+    keep = functools.partial(pruning.prune, layers=kept, mlp_dim=mlp_dim)
     params = jax.jit(keep, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, places))(
       whole, importance=importance
     )

@@ -6,7 +6,17 @@ Axes: B batch, T target, S source, V vocabulary, D width, N examples, K statisti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import (
+  TYPE_CHECKING,
+  Any,
+  ClassVar,
+  Literal,
+  NamedTuple,
+  Protocol,
+  Self,
+  TypeAlias,
+  TypeVar,
+)
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -44,8 +54,34 @@ class Prompt(NamedTuple):
   length: Int[Array, 'B']
 
 
-Cache: TypeAlias = Any  # a NamedTuple with `length` [B]: how much each row has read
-CacheT = TypeVar('CacheT')
+class Cache(Protocol):
+  """State of decoding, one row per prompt. Implementations are NamedTuples of arrays.
+
+  `length` alone decides which entries are read: `cache._replace(length=shorter)` rejects tokens.
+  """
+
+  @property
+  def length(self) -> Int[Array, 'B']:
+    """Number of tokens that the decoder has read in each row."""
+    ...
+
+  def insert(self, row: int | Array, other: Self, other_row: int | Array = 0) -> Self:
+    """Replace a row by a row of another cache, so that a new prompt joins a running batch.
+
+    The other rows keep their values, and the new row decodes as it would alone.
+
+    Args:
+      row: Index of the row to replace; may be traced.
+      other: Cache of the same model, with at most the capacity of this one (prompt and answer).
+      other_row: Index of the row of `other` to insert; may be traced.
+
+    Raises:
+      ValueError: The capacity of `other` is larger.
+    """
+    ...
+
+
+CacheT = TypeVar('CacheT', bound=Cache)
 
 
 class LanguageModel(Protocol[CacheT]):

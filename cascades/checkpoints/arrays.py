@@ -33,7 +33,7 @@ def params(
     scale = shapes.get((*name, 'scale'))
     if name not in changes and isinstance(leaf, quantization.Quantized) == (scale is not None):
       return leaf
-    wide = quantization.wide(leaf)
+    wide = quantization.as_float32(leaf)
     return wide if scale is None else quantization.abstract(wide, scale)
 
   there = {name: stored(name, leaf) for name, leaf in flat.items()}
@@ -45,7 +45,7 @@ def params(
   found = load(alike) if alike else {}
   for name in (name for name in flat if name not in alike):
     (weight,) = load({name: there[name]}).values()
-    found[name] = quantization.held_as(changes.get(name, lambda same: same)(weight), flat[name])
+    found[name] = quantization.convert(changes.get(name, lambda same: same)(weight), flat[name])
   return traverse_util.unflatten_dict(found)
 
 

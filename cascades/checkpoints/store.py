@@ -228,7 +228,7 @@ def restore_params(path: epath.PathLike, like: Any, *, which: Which = 'last') ->
   thin = {}
   for name, leaf in flat.items():
     if (*name, 'down') in shapes:
-      place = NamedSharding(quantization.wide(leaf).sharding.mesh, PartitionSpec())
+      place = NamedSharding(quantization.as_float32(leaf).sharding.mesh, PartitionSpec())
       thin[name] = lora.Adapter._make(
         jax.ShapeDtypeStruct(shapes[*name, part], 'float32', sharding=place)
         for part in lora.Adapter._fields

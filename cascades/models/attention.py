@@ -1,4 +1,4 @@
-"""Attention with grouped queries: its projections, who sees whom, and what is remembered.
+"""Attention with grouped queries: projections, masks, and the cache of keys and values.
 
 Axes: B batch, T queries, S keys, D width, N heads, K key-value heads (N = K x G), H head size.
 """
@@ -9,7 +9,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,23 @@ from jaxtyping import Bool, Float, Int
 
 from cascades.models import layers
 
-# Keys and values, each laid out as its product reads it: a cache is not transposed at every step.
-Source: TypeAlias = tuple[Float[Array, '*layers B K H S'], Float[Array, '*layers B K S H']]
+MASKED = -1e30  # a logit; not -inf, which would turn a row without any key into NaN
+
+
+class KeyValue(NamedTuple):
+  """Keys and values, each in the layout its product reads: decoding steps transpose no cache."""
+
+  key: Float[Array, '*layers B K H S']
+  value: Float[Array, '*layers B K S H']
+
+  @property
+  def capacity(self) -> int:
+    """The number of tokens S."""
+    return self.key.shape[-1]
 
 
 class Attention(nnx.Module):
-  """The four projections of attention; `attend` is what lies between them."""
+  """The query, key, value and output projections around `attend`."""
 
   def __init__(
     self,
@@ -45,33 +56,33 @@ class Attention(nnx.Module):
     self.value = layers.Projection(keys[2], embed, kv_heads, bias=qkv_bias)
     self.out = layers.Projection(keys[3], heads, embed)
 
-  def source(self, x: Float[Array, 'B S D']) -> Source:
-    """What others attend to in `x`."""
-    return source(self.key(x), self.value(x))
+  def key_value(self, x: Float[Array, 'B S D']) -> KeyValue:
+    """Project `x` to keys and values."""
+    return key_value(self.key(x), self.value(x))
 
   def __call__(
     self,
     x: Float[Array, 'B T D'],
-    sources: Sequence[Source],
-    mask: Bool[Array, '#B #T S'],
+    key_values: Sequence[KeyValue],
+    visible: Bool[Array, '#B #T S'],
     *,
     bias: Float[Array, '#B N T S'] | None = None,
     rate: float = 0.0,
     key: Array | None = None,
   ) -> Float[Array, 'B T D']:
-    """What `x` finds in the sources, without positions or scaling of its own."""
-    return self.out(attend(self.query(x), sources, mask, bias=bias, rate=rate, key=key))
+    """Attend from `x` to the visible keys, without rotary positions or scaling."""
+    return self.out(attend(self.query(x), key_values, visible, bias=bias, rate=rate, key=key))
 
 
-def source(keys: Float[Array, 'B S K H'], values: Float[Array, 'B S K H']) -> Source:
-  """Lay out what projections give."""
-  return jnp.einsum('BSKH->BKHS', keys), jnp.einsum('BSKH->BKSH', values)
+def key_value(key: Float[Array, 'B S K H'], value: Float[Array, 'B S K H']) -> KeyValue:
+  """Transpose projected keys and values into the layout of `KeyValue`."""
+  return KeyValue(jnp.einsum('BSKH->BKHS', key), jnp.einsum('BSKH->BKSH', value))
 
 
 def attend(
   query: Float[Array, 'B T N H'],
-  sources: Sequence[Source],
-  mask: Bool[Array, '#B #T S'],
+  key_values: Sequence[KeyValue],
+  visible: Bool[Array, '#B #T S'],
   *,
   scale: float = 1.0,
   cap: float | None = None,
@@ -79,88 +90,131 @@ def attend(
   rate: float = 0.0,
   key: Array | None = None,
 ) -> Float[Array, 'B T N H']:
-  """softmax(softcap(scale q k) + bias) v, over the keys of all sources one after the other.
+  """Grouped-query attention: softmax(softcap(scale q k) + bias) v.
 
-  Each of the K key-value heads serves G neighbouring queries, without being repeated. A query that
-  sees no key gets the mean of all values, not NaN.
+  A query without any visible key gets the mean of all values, not NaN.
+
+  Args:
+    query: Queries. Head n reads key-value head n // G; keys and values are never repeated.
+    key_values: Keys and values that are read as if concatenated along S, such as a cache and the
+      new tokens, without copying them into one array.
+    visible: Keys that each query may attend to.
+    scale: Factor of the inner products.
+    cap: Bound of `layers.softcap`; None for no cap.
+    bias: Added to the logits after the cap.
+    rate: Dropout rate of the attention weights.
+    key: Random key of dropout; None switches it off.
+
+  Returns:
+    The weighted means of the values, in the dtype of `query`.
   """
   B, T, N, H = query.shape
-  K = sources[0][0].shape[1]
+  K = key_values[0].key.shape[1]
   query = layers.constrain(query, 'batch', 'length', 'activation_heads', 'head_dim')
   grouped = jnp.einsum('BTKGH->BKGTH', (query * scale).reshape(B, T, K, N // K, H))
-  scores = [
+  products = [
     jnp.einsum('BKGTH,BKHS->BKGTS', grouped, keys, preferred_element_type=jnp.float32)
-    for keys, _ in sources
+    for keys, _ in key_values
   ]
-  logits = layers.softcap(jnp.concatenate(scores, -1), cap)
+  logits = layers.softcap(jnp.concatenate(products, -1), cap)
   if bias is not None:
     logits += bias.reshape(bias.shape[0], K, N // K, *bias.shape[2:])
-  logits = jnp.where(mask[:, None, None], logits, -1e30)
+  logits = jnp.where(visible[:, None, None], logits, MASKED)
   weights = layers.dropout(jax.nn.softmax(logits).astype(query.dtype), rate, key)
-  ends = itertools.accumulate(part.shape[-1] for part in scores[:-1])
-  read = [
-    jnp.einsum('BKGTS,BKSH->BKGTH', part, values)
-    for part, (_, values) in zip(jnp.split(weights, tuple(ends), -1), sources, strict=True)
+  splits = tuple(itertools.accumulate(product.shape[-1] for product in products[:-1]))
+  outputs = [
+    jnp.einsum('BKGTS,BKSH->BKGTH', block, values)
+    for block, (_, values) in zip(jnp.split(weights, splits, -1), key_values, strict=True)
   ]
-  joined = jnp.einsum('BKGTH->BTKGH', functools.reduce(operator.add, read)).reshape(B, T, N, H)
-  return layers.constrain(joined, 'batch', 'length', 'activation_heads', 'head_dim')
+  output = jnp.einsum('BKGTH->BTKGH', functools.reduce(operator.add, outputs))
+  return layers.constrain(
+    output.reshape(B, T, N, H), 'batch', 'length', 'activation_heads', 'head_dim'
+  )
 
 
-class View(NamedTuple):
-  """Where the queries stand, how far each key is from them (key less query), and which they see."""
+class AttentionMask(NamedTuple):
+  """The keys that each query sees, with the positions that biases and rotations need."""
 
-  positions: Int[Array, '#B T']
-  distance: Int[Array, '#B T S']
-  mask: Bool[Array, '#B T S']
-
-
-def view(positions: Int[Array, '#B T'], segments: Int[Array, '#B T'] | None) -> View:
-  """Every token sees its own segment; None is one segment."""
-  distance = positions[:, None, :] - positions[:, :, None]
-  mask = jnp.ones_like(distance, bool) if segments is None else same(segments, segments)
-  return View(positions, distance, mask)
+  positions: Int[Array, '#B T']  # of the queries
+  relative_positions: Int[Array, '#B T S']  # key less query, as in T5
+  visible: Bool[Array, '#B T S']
 
 
-def same(query: Int[Array, '#B T'], key: Int[Array, '#B S']) -> Bool[Array, '#B T S']:
-  """Which queries and keys belong to the same segment."""
-  return query[:, :, None] == key[:, None, :]
+def self_attention_mask(
+  positions: Int[Array, '#B T'], segments: Int[Array, '#B T'] | None
+) -> AttentionMask:
+  """Bidirectional attention within segments; None is one segment."""
+  relative_positions = positions[:, None, :] - positions[:, :, None]
+  visible = (
+    jnp.ones_like(relative_positions, bool)
+    if segments is None
+    else segment_mask(segments, segments)
+  )
+  return AttentionMask(positions, relative_positions, visible)
 
 
-def causal(view: View) -> View:
-  """Nothing sees what comes after it."""
-  return view._replace(mask=view.mask & (view.distance <= 0))
+def segment_mask(
+  query_segments: Int[Array, '#B T'], key_segments: Int[Array, '#B S']
+) -> Bool[Array, '#B T S']:
+  """True where query and key belong to the same segment."""
+  return query_segments[:, :, None] == key_segments[:, None, :]
 
 
-def cached_view(length: Int[Array, 'B'], capacity: int, num: int) -> View:
-  """`num` new tokens see the first `length` of `capacity` cached ones, themselves and before.
+def causal(mask: AttentionMask) -> AttentionMask:
+  """Hide the keys that come after their query."""
+  return mask._replace(visible=mask.visible & (mask.relative_positions <= 0))
 
-  Only `length` decides, never what the cache holds beyond it: shortening it forgets tokens.
+
+def decoding_mask(length: Int[Array, 'B'], capacity: int, num_tokens: int) -> AttentionMask:
+  """Causal attention of `num_tokens` new tokens to the cache and to themselves.
+
+  The keys are the `capacity` entries of the cache, of which the first `length` are visible, then
+  the new tokens. Entries beyond `length` are never read, so shortening it rejects tokens.
   """
-  positions = length[:, None] + jnp.arange(num)
+  positions = length[:, None] + jnp.arange(num_tokens)
   cached = jnp.broadcast_to(jnp.arange(capacity), (len(length), capacity))
-  keys = jnp.concatenate([cached, positions], 1)
+  key_positions = jnp.concatenate([cached, positions], 1)
   written = jnp.concatenate([cached < length[:, None], jnp.ones_like(positions, bool)], 1)
-  distance = keys[:, None, :] - positions[:, :, None]
-  return causal(View(positions, distance, written[:, None, :]))
+  relative_positions = key_positions[:, None, :] - positions[:, :, None]
+  return causal(AttentionMask(positions, relative_positions, written[:, None, :]))
 
 
-def room(cache: Source, num: int) -> Source:
-  """Space for `num` more entries."""
-  pad = lambda x, axis: jnp.pad(x, [(0, num if i == axis else 0) for i in range(x.ndim)])
-  keys, values = cache
-  return pad(keys, keys.ndim - 1), pad(values, values.ndim - 2)
+def allocate(cache: KeyValue, num_tokens: int) -> KeyValue:
+  """Pad the cache with room for `num_tokens` more tokens."""
+  key, value = cache
+  pad = lambda x, axis: jnp.pad(x, [(0, num_tokens * (i == axis)) for i in range(x.ndim)])
+  return KeyValue(pad(key, key.ndim - 1), pad(value, value.ndim - 2))
 
 
-def append(cache: Source, new: Source, length: Int[Array, 'B']) -> Source:
-  """Write `new` behind the first `length` entries of each row, in all layers; drop what overflows.
+def append(cache: KeyValue, new: KeyValue, length: Int[Array, 'B']) -> KeyValue:
+  """Write `new` after the first `length` tokens of each row, in all layers; overflow is dropped.
 
-  X is the layers, L the new entries.
+  Axes: X layers, L new tokens.
   """
-  keys, values = cache
-  rows = jnp.arange(keys.shape[1])[:, None]
-  columns = length[:, None] + jnp.arange(new[0].shape[-1])
-  fresh_keys, fresh_values = jnp.einsum('XBKHL->BLXKH', new[0]), jnp.einsum('XBKLH->BLXKH', new[1])
-  return (
-    keys.at[:, rows, :, :, columns].set(fresh_keys, mode='drop'),
-    values.at[:, rows, :, columns].set(fresh_values, mode='drop'),
+  key, value = cache
+  rows = jnp.arange(key.shape[1])[:, None]
+  columns = length[:, None] + jnp.arange(new.capacity)
+  new_key, new_value = jnp.einsum('XBKHL->BLXKH', new.key), jnp.einsum('XBKLH->BLXKH', new.value)
+  return KeyValue(
+    key.at[:, rows, :, :, columns].set(new_key, mode='drop'),
+    value.at[:, rows, :, columns].set(new_value, mode='drop'),
+  )
+
+
+def insert(
+  cache: KeyValue, row: int | Array, other: KeyValue, other_row: int | Array = 0
+) -> KeyValue:
+  """Overwrite the start of row `row` with row `other_row` of `other`, in all layers.
+
+  Entries beyond the capacity of `other` keep their values: the length of the row hides them.
+  Both rows may be traced. Raises ValueError if `other` has the larger capacity.
+  """
+  if other.capacity > cache.capacity:
+    raise ValueError(
+      f'a cache with a capacity of {other.capacity} tokens does not fit into one of '
+      f'{cache.capacity}: prefill the running batch with the longest prompt and max_len.'
+    )
+  return KeyValue(
+    cache.key.at[:, row, :, :, : other.capacity].set(other.key[:, other_row], mode='drop'),
+    cache.value.at[:, row, :, : other.capacity].set(other.value[:, other_row], mode='drop'),
   )

@@ -1,4 +1,4 @@
-"""BERT encoder: BERT, MiniLM and MPNet are configurations of it. Texts become vectors.
+"""Text embeddings from BERT encoders; BERT, MiniLM and MPNet are configurations of it.
 
 Devlin et al. 2019, https://arxiv.org/abs/1810.04805; MiniLM https://arxiv.org/abs/2002.10957; MPNet
 https://arxiv.org/abs/2004.09297; pooling as in https://arxiv.org/abs/1908.10084.
@@ -27,12 +27,31 @@ Embedder: TypeAlias = Callable[[Sequence[str]], Float[np.ndarray, 'X D']]
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-  """BERT base by default. MPNet has relative buckets, and neither segments nor positions 0 and 1.
+  """Configuration of a BERT encoder, BERT base by default.
 
-  An encoder reads and does not write: it is no `types.LanguageModel`, and has no `architecture`.
+  MPNet has relative biases, no segments, and starts at position 2. An encoder generates no text:
+  it is no `types.LanguageModel`, and has no `architecture`.
+
+  Attributes:
+    vocab_size: Number of rows of the embedding table, padding rows included.
+    emb_dim: Width D of the residual stream, and size of the vectors.
+    num_heads: Number of attention heads; divides emb_dim.
+    num_layers: Number of blocks.
+    mlp_dim: Number of hidden channels of each MLP.
+    num_positions: Number of learned positions.
+    first_position: Position of the first token.
+    num_segments: Number of learned segments, of which texts use the first; 0 for none.
+    relative_attention_num_buckets: Number of buckets of relative biases; None for no biases.
+    relative_attention_max_distance: Distance in tokens from which all share the last bucket.
+    norm_eps: Added to the variance in norms.
+    pooling: How states become one vector, a name in `POOLINGS`.
+    normalize: Scale vectors to length 1.
+    max_length: Longest text in tokens, [CLS] and [SEP] included; the rest is cut.
+    dtype: Dtype of the activations, 'float32' or 'bfloat16'.
+    remat_policy: What the backward pass recomputes, a name in `layers.REMAT_POLICIES`.
   """
 
-  mlp_activations: ClassVar[tuple[str, ...]] = ()  # the exact GELU, always
+  mlp_activations: ClassVar[tuple[str, ...]] = ()  # always the exact GELU
 
   vocab_size: int
   emb_dim: int = 768
@@ -46,34 +65,38 @@ class BertConfig:
   relative_attention_max_distance: int = 128
   norm_eps: float = 1e-12
   pooling: str = 'mean'
-  normalize: bool = False  # vectors to length 1
-  max_length: int = 512  # of a text, in tokens, with the two around it; the rest is cut
-  dtype: str = 'float32'  # of the activations
+  normalize: bool = False
+  max_length: int = 512
+  dtype: str = 'float32'
   remat_policy: str = 'elementwise'
 
   def __post_init__(self) -> None:
-    layers.settle(self)
+    layers.validate_config(self)
     if self.emb_dim % self.num_heads:
-      raise ValueError(f'emb_dim={self.emb_dim} does not split over num_heads={self.num_heads}.')
+      raise ValueError(
+        f'emb_dim={self.emb_dim} is not a multiple of num_heads={self.num_heads}: choose a number '
+        'of heads that divides it.'
+      )
     if self.pooling not in POOLINGS:
       raise ValueError(f'Unknown pooling {self.pooling!r}; choose one of {", ".join(POOLINGS)}.')
-    known = self.num_positions - self.first_position
-    if not 2 <= self.max_length <= known:
+    longest = self.num_positions - self.first_position
+    if not 2 <= self.max_length <= longest:
       raise ValueError(
-        f'max_length={self.max_length}, but this model has positions for 2 to {known} tokens.'
+        f'max_length={self.max_length} must be from 2 to {longest}, the number of positions.'
       )
 
   def build(self, key: Array) -> Bert:
+    """Build the encoder with random float32 parameters."""
     return Bert(self, key)
 
 
 def mean(hidden: Float[Array, 'B S D'], mask: Bool[Array, 'B S']) -> Float[Array, 'B D']:
-  """Over the tokens of `mask`; 0 without any."""
+  """Average the states of the tokens in `mask`; 0 without any."""
   return jnp.einsum('BSD,BS->BD', hidden, mask) / jnp.maximum(mask.sum(1, keepdims=True), 1)
 
 
 def first(hidden: Float[Array, 'B S D'], mask: Bool[Array, 'B S']) -> Float[Array, 'B D']:
-  """The state of [CLS]."""
+  """Take the state of the first token, [CLS]."""
   del mask
   return hidden[:, 0]
 
@@ -82,22 +105,25 @@ POOLINGS = {'mean': mean, 'cls': first}
 
 
 class LayerNorm(nnx.Module):
-  """(x - mean) / sqrt(variance + eps) times scale, plus bias, https://arxiv.org/abs/1607.06450."""
+  """Layer norm: (x - mean) / sqrt(variance + eps) * scale + bias.
+
+  https://arxiv.org/abs/1607.06450.
+  """
 
   def __init__(self, size: int, *, eps: float):
-    self.scale = layers.named(jnp.ones((size,)), 'norm')
-    self.bias = layers.named(jnp.zeros((size,)), 'norm')
+    self.scale = layers.parameter(jnp.ones((size,)), 'norm')
+    self.bias = layers.parameter(jnp.zeros((size,)), 'norm')
     self.eps = eps
 
   def __call__(self, x: Float[Array, '*n D']) -> Float[Array, '*n D']:
-    wide = x.astype(jnp.float32)
-    wide -= jnp.mean(wide, -1, keepdims=True)
-    wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.eps)
-    return (wide * self.scale[...] + self.bias[...]).astype(x.dtype)
+    y = x.astype(jnp.float32)
+    y -= jnp.mean(y, -1, keepdims=True)
+    y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+    return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 class BertBlock(nnx.Module):
-  """Self-attention, then the MLP; each adds to x, and the sum is normalised."""
+  """Self-attention and MLP, each with a residual connection around it and a norm after it."""
 
   def __init__(self, config: BertConfig, key: Array):
     keys = jax.random.split(key, 6)
@@ -117,21 +143,21 @@ class BertBlock(nnx.Module):
     mask: Bool[Array, 'B 1 S'],
     bias: Float[Array, '1 N S S'] | None,
   ) -> Float[Array, 'B S D']:
-    query, source = self.query(x), attention.source(self.key(x), self.value(x))
-    read = attention.attend(query, [source], mask, bias=bias, scale=query.shape[-1] ** -0.5)
-    x = self.attention_norm(x + self.out(read))
+    query, key_value = self.query(x), attention.key_value(self.key(x), self.value(x))
+    y = attention.attend(query, [key_value], mask, bias=bias, scale=query.shape[-1] ** -0.5)
+    x = self.attention_norm(x + self.out(y))
     inner = jax.nn.gelu(self.wi(x), approximate=False)
     x = self.mlp_norm(x + self.wo(layers.constrain(inner, 'batch', 'length', 'activation_mlp')))
     return layers.constrain(x, 'batch', 'length', 'activation_embed')
 
 
 class Bert(nnx.Module):
-  """Every token sees the whole text."""
+  """BERT encoder: every token attends to the entire text."""
 
   def __init__(self, config: BertConfig, key: Array):
     keys = jax.random.split(key, 5)
     self.config = config
-    table = functools.partial(layers.normal, stddev=0.02)
+    table = functools.partial(layers.normal_parameter, stddev=0.02)
     width = config.emb_dim
     self.embedding = table(keys[0], (config.vocab_size, width), 'vocab', 'embed')
     self.positions = table(keys[1], (config.num_positions, width), 'positions', 'embed')
@@ -152,23 +178,25 @@ class Bert(nnx.Module):
       if config.relative_attention_num_buckets
       else None
     )
-    self.blocks = layers.stack(functools.partial(BertBlock, config), keys[4], config.num_layers)
+    self.blocks = layers.stack_layers(
+      functools.partial(BertBlock, config), keys[4], config.num_layers
+    )
 
   def hidden(self, tokens: Int[Array, 'B S'], mask: Bool[Array, 'B S']) -> Float[Array, 'B S D']:
-    """Final states; what `mask` leaves out, padding on the right, is not seen."""
+    """Compute final states; `mask` is False on padding, which must be on the right."""
     config, length = self.config, tokens.shape[1]
     begin, end = config.first_position, config.first_position + length
     if end > config.num_positions:
       raise ValueError(
-        f'{length} tokens, but this model has positions for {config.num_positions - begin}: cut '
-        'the texts.'
+        f'a text has {length} tokens, but this model has {config.num_positions - begin} positions: '
+        'cut the texts.'
       )
     x = layers.embed(self.embedding[...], tokens, config.dtype)
     x += self.positions[begin:end].astype(x.dtype)
-    if self.segments is not None:  # a text by itself is the first segment
+    if self.segments is not None:  # a single text is the first segment
       x += self.segments[0].astype(x.dtype)
-    view = attention.view(jnp.arange(length)[None], None)
-    bias = positions.bias(self.bias, view.distance)
+    relative = attention.self_attention_mask(jnp.arange(length)[None], None).relative_positions
+    bias = positions.bias(self.bias, relative)
     x, _ = layers.scan_layers(
       self.blocks,
       lambda block, x, *_: (block(x, mask[:, None], bias), None),
@@ -179,7 +207,7 @@ class Bert(nnx.Module):
     return x
 
   def embed(self, tokens: Int[Array, 'B S'], mask: Bool[Array, 'B S']) -> Float[Array, 'B D']:
-    """One float32 vector for each row, pooled as the configuration says."""
+    """Compute one float32 vector per row, by the pooling of the configuration."""
     pooled = POOLINGS[self.config.pooling](self.hidden(tokens, mask).astype(jnp.float32), mask)
     if not self.config.normalize:
       return pooled
@@ -187,38 +215,49 @@ class Bert(nnx.Module):
 
 
 def embedder(model: Bert, vocabulary: Vocabulary, *, batch_size: int = 64) -> Embedder:
-  """Texts to vectors, in order; compiled once for each power of two of rows and of tokens.
+  """Build a function from texts to vectors.
 
-  The vocabulary is the model's own: its beginning and end of sequence, [CLS] and [SEP], stand
-  around each text.
+  It compiles once for each power of two of rows and of tokens.
+
+  Args:
+    model: The encoder.
+    vocabulary: The tokenizer of the encoder, whose beginning and end of sequence are [CLS] and
+      [SEP].
+    batch_size: Number of texts that are encoded together, sorted by length.
+
+  Returns:
+    A function of texts that returns their float32 vectors [X, D] in the order of the texts.
+
+  Raises:
+    ValueError: The vocabulary has more entries than the encoder.
   """
   if vocabulary.size > model.config.vocab_size:
     raise ValueError(
       f'the vocabulary has {vocabulary.size} entries and the encoder {model.config.vocab_size}: '
-      'give the tokenizer that lies beside its weights.'
+      "use the encoder's own tokenizer, from the folder of its weights."
     )
   graph, params = nnx.split(model)
-  run = jax.jit(lambda params, tokens, mask: nnx.merge(graph, params).embed(tokens, mask))
+  encode = jax.jit(lambda params, tokens, mask: nnx.merge(graph, params).embed(tokens, mask))
   start = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
-  room = model.config.max_length - len(start) - 1
+  max_tokens = model.config.max_length - len(start) - 1
 
   def embed(texts: Sequence[str]) -> Float[np.ndarray, 'X D']:
-    rows = [[*start, *ids[:room], vocabulary.eos_id] for ids in vocabulary.encode_all(texts)]
+    rows = [[*start, *ids[:max_tokens], vocabulary.eos_id] for ids in vocabulary.encode_all(texts)]
     vectors = np.zeros((len(rows), model.config.emb_dim), np.float32)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for begin in range(0, len(rows), batch_size):
-      chosen = by_length[begin : begin + batch_size]
-      tokens, mask = _padded([rows[i] for i in chosen], vocabulary.pad_id, model.config.max_length)
-      vectors[chosen] = run(params, tokens, mask)[: len(chosen)]
+      batch = by_length[begin : begin + batch_size]
+      tokens, mask = _pad([rows[i] for i in batch], vocabulary.pad_id, model.config.max_length)
+      vectors[batch] = encode(params, tokens, mask)[: len(batch)]
     return vectors
 
   return embed
 
 
-def _padded(
+def _pad(
   rows: Sequence[Sequence[int]], pad_id: int, max_length: int
 ) -> tuple[Int[np.ndarray, 'B S'], Bool[np.ndarray, 'B S']]:
-  """Few shapes: rows and tokens up to the next power of two."""
+  """Pad rows and tokens to powers of two, so that few shapes are compiled."""
   lengths = np.array([len(row) for row in rows])
   shape = _power_of_two(len(rows)), min(_power_of_two(max(lengths)), max_length)
   mask = np.zeros(shape, bool)

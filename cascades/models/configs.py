@@ -1,4 +1,4 @@
-"""Model configurations as JSON and back, so that a checkpoint can carry its own description."""
+"""Model configurations as JSON and back: every checkpoint contains the description of its model."""
 
 from __future__ import annotations
 
@@ -24,21 +24,31 @@ ENCODERS: dict[str, type[bert.BertConfig]] = {'bert': bert.BertConfig}
 
 
 def describe(config: ModelConfig | bert.BertConfig) -> dict[str, Any]:
-  """All fields of a configuration and its family; `json.dumps` takes it."""
-  known = {**FAMILIES, **ENCODERS}
-  family = next((name for name, kind in known.items() if kind is type(config)), None)
+  """Describe a configuration as a JSON object: its family and all of its fields."""
+  classes = {**FAMILIES, **ENCODERS}
+  family = next((name for name, cls in classes.items() if cls is type(config)), None)
   if family is None or not isinstance(config, LanguageModelConfig | bert.BertConfig):
-    raise ValueError(f'{type(config).__name__} is not a model configuration ({", ".join(known)}).')
+    raise ValueError(
+      f'{type(config).__name__} is not a model configuration ({", ".join(classes)}).'
+    )
   return {'family': family, **dataclasses.asdict(config)}
 
 
 def from_description(description: Mapping[str, Any]) -> LanguageModelConfig:
-  """The configuration of the language model that `describe` described."""
+  """Build the configuration of a language model from the JSON object of `describe`.
+
+  Raises:
+    ValueError: The family or a field is unknown, or a field without default is missing.
+  """
   return _from_description(description, FAMILIES)
 
 
 def encoder(description: Mapping[str, Any]) -> bert.BertConfig:
-  """The configuration of the encoder that `describe` described."""
+  """Build the configuration of an encoder from the JSON object of `describe`.
+
+  Raises:
+    ValueError: As `from_description`.
+  """
   return _from_description(description, ENCODERS)
 
 
@@ -49,30 +59,30 @@ def _from_description(
   family: Any = description.get('family')
   if family not in families:
     raise ValueError(f'Unknown model family {family!r}; this version knows {", ".join(families)}.')
-  known = {field.name: field for field in dataclasses.fields(families[family])}
-  required = {name for name, field in known.items() if field.default is dataclasses.MISSING}
+  defaults = {field.name: field.default for field in dataclasses.fields(families[family])}
+  required = {name for name, default in defaults.items() if default is dataclasses.MISSING}
   for problem, names in (
-    ('has unknown', fields.keys() - known.keys()),
+    ('has unknown', fields.keys() - defaults.keys()),
     ('lacks the', required - fields.keys()),
   ):
     if names:
       raise ValueError(
         f'The description of a {family} model {problem} fields {", ".join(sorted(names))}; it was '
-        'written by another version, or by hand. Its fields are ' + ', '.join(known) + '.'
+        'written by another version, or by hand. Its fields are ' + ', '.join(defaults) + '.'
       )
   return families[family](**fields)
 
 
 def count_parameters(config: ModelConfig | bert.BertConfig) -> int:
-  """How many numbers a model holds, without making them."""
+  """Count the parameters of a model without allocating them."""
   state = jax.eval_shape(lambda: nnx.state(config.build(jax.random.key(0))))
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
 
 
 def linear_maps(config: ModelConfig) -> dict[tuple[Any, ...], tuple[int, ...]]:
-  """The paths of a model's linear maps, each with the axes, from the end, that are its inputs.
+  """Input axes, counted from the end, of each linear map of a model by path.
 
-  Tables are none, though they are multiplied with: their rows belong to tokens.
+  Embedding tables are not included: their rows belong to tokens.
   """
   state = jax.eval_shape(lambda: nnx.state(config.build(jax.random.key(0))))
   described = {path: leaf.get_metadata() for path, leaf in nnx.to_flat_state(state)}

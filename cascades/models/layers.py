@@ -1,7 +1,8 @@
 """Building blocks of every model. Parameters and activations carry logical axis names.
 
-Axes: B batch, T length, V vocabulary, D width, F mlp. Parameters stay float32 and are cast to the
-type of the activations they meet; frozen ones may be held otherwise, see `product`.
+Trained parameters are float32 and are cast to the dtype of the activations. Frozen weights may be
+bfloat16, int8 or adapted by LoRA: see `matmul`.
+Axes: B batch, T length, V vocabulary, D width, F mlp, I inputs and O outputs of a linear map.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from cascades.models import lora, quantization
+from cascades.models import lora
+from cascades.models.quantization import Quantized, dequantize
 from cascades.runtime import partitioning
 
 Layer = TypeVar('Layer', bound=nnx.Module)
@@ -48,37 +50,38 @@ REMAT_POLICIES: dict[str, Callable[[Callable], Callable]] = {
 }
 
 
-def settle(config: Any) -> None:
-  """Finish a new configuration: lists become tuples, names that no table here has are refused.
+def validate_config(config: Any) -> None:
+  """Make a new model configuration hashable, and raise ValueError for an unknown option.
 
-  JSON and gin give lists; a model's definition is hashed with its configuration.
+  Lists, which JSON and gin give, become tuples: model definitions are hashed with their
+  configurations.
   """
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     object.__setattr__(config, field.name, tuple(value) if isinstance(value, list) else value)
-  for name, values, known in (
+  for name, values, choices in (
     ('mlp_activations', config.mlp_activations, ACTIVATIONS),
     ('dtype', (config.dtype,), ('float32', 'bfloat16')),
     ('remat_policy', (config.remat_policy,), REMAT_POLICIES),
   ):
-    unknown = [value for value in values if value not in known]
+    unknown = [value for value in values if value not in choices]
     if unknown:
-      raise ValueError(f'Unknown {name} {unknown[0]!r}; choose one of {", ".join(known)}.')
+      raise ValueError(f'Unknown {name} {unknown[0]!r}; choose one of {", ".join(choices)}.')
 
 
-def constrain(x: Array, *names: str) -> Array:
-  """Lay out an activation as the active logical axis rules say; without rules, do nothing."""
-  spec = partitioning.active_spec(x.shape, names)
+def constrain(x: Array, *axes: str) -> Array:
+  """Constrain an activation's sharding by the active logical axis rules; without any, return it."""
+  spec = partitioning.active_spec(x.shape, axes)
   return x if spec is None else jax.lax.with_sharding_constraint(x, spec)
 
 
-def fold(key: Array | None, data: int | Array) -> Array | None:
-  """A key of its own for `data`; no key stays no key."""
+def fold_in(key: Array | None, data: int | Array) -> Array | None:
+  """Derive the key of `data`; None stays None."""
   return None if key is None else jax.random.fold_in(key, data)
 
 
 def dropout(x: Float[Array, '*n T D'], rate: float, key: Array | None) -> Float[Array, '*n T D']:
-  """Drop features, the same ones at every position of a row as T5X does; no key, no dropout."""
+  """Drop features, the same ones at every position of a row, as T5X does; None for no dropout."""
   if key is None or rate == 0.0:
     return x
   keep = jax.random.bernoulli(key, 1.0 - rate, (*x.shape[:-2], 1, x.shape[-1]))
@@ -90,38 +93,42 @@ def softcap(x: Float[Array, '*n'], cap: float | None) -> Float[Array, '*n']:
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def named(value: Array, *names: str, inputs: Sequence[int] = ()) -> nnx.Param[Array]:
-  """A parameter with logical axis names. Whoever places it knows the mesh; its maker does not.
+def parameter(value: Array, *axes: str, inputs: Sequence[int] = ()) -> nnx.Param[Array]:
+  """Parameter with logical axis names, which sharding rules map to a mesh.
 
-  `inputs` are the axes, from the end, that a product with it sums over, if it is a matrix.
+  `inputs` are the axes of a matrix, counted from the end, that its product sums over.
   """
-  return nnx.Param(value, out_sharding=names, eager_sharding=False, inputs=tuple(inputs))
+  return nnx.Param(value, out_sharding=axes, eager_sharding=False, inputs=tuple(inputs))
 
 
-def normal(
-  key: Array, shape: Sequence[int], *names: str, stddev: float, inputs: Sequence[int] = ()
+def normal_parameter(
+  key: Array, shape: Sequence[int], *axes: str, stddev: float, inputs: Sequence[int] = ()
 ) -> nnx.Param[Array]:
-  """A normally distributed parameter."""
-  return named(stddev * jax.random.normal(key, tuple(shape)), *names, inputs=inputs)
+  """Normally distributed parameter with logical axis names."""
+  return parameter(stddev * jax.random.normal(key, tuple(shape)), *axes, inputs=inputs)
 
 
-def table(vocab_size: int, emb_dim: int, key: Array, *, stddev: float) -> nnx.Param[Array]:
-  """One row per token, for `embed` and `unembed`."""
-  return normal(key, (vocab_size, emb_dim), 'vocab', 'embed', stddev=stddev, inputs=(-1,))
+def embedding_table(
+  vocab_size: int, emb_dim: int, key: Array, *, stddev: float
+) -> nnx.Param[Array]:
+  """Table of one row per token, for `embed` and `unembed`."""
+  return normal_parameter(key, (vocab_size, emb_dim), 'vocab', 'embed', stddev=stddev, inputs=(-1,))
 
 
-def embed(table: Any, tokens: Int[Array, 'B T'], dtype: str) -> Float[Array, 'B T D']:
-  """The rows of `tokens`, however the table is held; NaN for a token outside the vocabulary."""
-  rows = jax.tree.map(lambda part: jnp.take(part, tokens, axis=0, mode='fill'), table)
-  x = quantization.widen(rows, dtype)
-  return constrain(x, 'batch', 'length', 'activation_embed')
+def embed(
+  table: Float[Array, 'V D'] | Quantized, tokens: Int[Array, 'B T'], dtype: str
+) -> Float[Array, 'B T D']:
+  """Look up the rows of `tokens`; NaN for a token outside the vocabulary."""
+  rows = jax.tree.map(lambda leaf: jnp.take(leaf, tokens, axis=0, mode='fill'), table)
+  return constrain(dequantize(rows, dtype), 'batch', 'length', 'activation_embed')
 
 
-def unembed(table: Any, hidden: Float[Array, '*n D']) -> Float[Array, '*n V']:
-  """Float32 logits: the inner products of `hidden` with every row, however the table is held."""
-  quantized = isinstance(table, quantization.Quantized)
-  rows, scale = (table.values, table.scale) if quantized else (table, None)
-  # As one matrix, for the same reason as in `product`.
+def unembed(
+  table: Float[Array, 'V D'] | Quantized, hidden: Float[Array, '*n D']
+) -> Float[Array, '*n V']:
+  """Compute float32 logits: the inner products of `hidden` with every row of the table."""
+  rows, scale = (table.values, table.scale) if isinstance(table, Quantized) else (table, None)
+  # As one matrix, for the same reason as in `matmul`.
   logits = jnp.matmul(
     hidden.reshape(-1, hidden.shape[-1]),
     rows.astype(hidden.dtype).T,
@@ -133,78 +140,81 @@ def unembed(table: Any, hidden: Float[Array, '*n D']) -> Float[Array, '*n V']:
   return constrain(logits, *('batch', 'length')[: logits.ndim - 1], 'activation_vocab')
 
 
-def product(x: Float[Array, 'n I'], weight: Any) -> Float[Array, 'n O']:
-  """x W, for a W of any number of axes I and O, as it is held: wide, in eight bits, or adapted.
+def matmul(
+  x: Float[Array, 'n I'], weight: Float[Array, '*IO'] | Quantized | lora.Adapted
+) -> Float[Array, 'n O']:
+  """Compute x W for a weight of any number of axes: dense, int8, or with an adapter beside it.
 
-  The scales of eight bits belong to outputs, so they multiply those, and W is never formed.
+  The scales of int8 weights belong to outputs, so they multiply those; W is never dequantized.
   """
   if isinstance(weight, lora.Adapted):
     down, up = weight.adapter
-    return product(x, weight.base) + product(product(x, down), up)
-  if isinstance(weight, quantization.Quantized):
-    return (product(x, weight.values) * weight.scale.reshape(-1)).astype(x.dtype)
+    return matmul(x, weight.base) + matmul(matmul(x, down), up)
+  if isinstance(weight, Quantized):
+    return (matmul(x, weight.values) * weight.scale.reshape(-1)).astype(x.dtype)
   # As one matrix: the gradient of an einsum over more axes takes XLA's CPU backend twice as long.
   return x @ weight.astype(x.dtype).reshape(x.shape[-1], -1)
 
 
 class Projection(nnx.Module):
-  """A linear map of the features that follow axes B and T: x kernel + bias.
+  """Linear map of the feature axes, which follow B and T: x kernel + bias.
 
-  `into` and `out` give the feature axes' sizes by logical name.
+  `inputs` and `outputs` map the logical names of the feature axes to their sizes.
   """
 
   def __init__(
     self,
     key: Array,
-    into: Mapping[str, int],
-    out: Mapping[str, int],
+    inputs: Mapping[str, int],
+    outputs: Mapping[str, int],
     *,
     stddev: float | None = None,
     bias: bool = False,
   ):
-    self.fan_in = math.prod(into.values())
-    self.out = tuple(out.values())
-    shape = (*into.values(), *self.out)
+    self.fan_in = math.prod(inputs.values())
+    self.output_shape = tuple(outputs.values())
+    shape = (*inputs.values(), *self.output_shape)
     stddev = self.fan_in**-0.5 if stddev is None else stddev
-    inputs = range(-len(shape), -len(self.out))
-    self.kernel = normal(key, shape, *into, *out, stddev=stddev, inputs=inputs)
-    self.bias = named(jnp.zeros(self.out), *out) if bias else None
+    input_axes = range(-len(shape), -len(self.output_shape))
+    self.kernel = normal_parameter(key, shape, *inputs, *outputs, stddev=stddev, inputs=input_axes)
+    self.bias = parameter(jnp.zeros(self.output_shape), *outputs) if bias else None
 
-  def __call__(self, x: Float[Array, 'B T *into']) -> Float[Array, 'B T *out']:
-    y = product(x.reshape(-1, self.fan_in), self.kernel.get_value())
-    y = y.reshape(*x.shape[:2], *self.out)
+  def __call__(self, x: Float[Array, 'B T *inputs']) -> Float[Array, 'B T *outputs']:
+    y = matmul(x.reshape(-1, self.fan_in), self.kernel.get_value())
+    y = y.reshape(*x.shape[:2], *self.output_shape)
     return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
-  """x / sqrt(mean(x^2) + eps) times (offset + scale), https://arxiv.org/abs/1910.07467.
+  """Root mean square norm: x / sqrt(mean(x^2) + eps) * (offset + scale).
 
-  Gemma stores its scale less one: offset 1.
+  https://arxiv.org/abs/1910.07467. Gemma stores its scales less one: offset 1.
   """
 
   def __init__(self, size: int, *, eps: float, offset: float = 0.0):
-    self.scale = named(jnp.full((size,), 1.0 - offset, jnp.float32), 'norm')
+    self.scale = parameter(jnp.full((size,), 1.0 - offset, jnp.float32), 'norm')
     self.eps = eps
     self.offset = offset
 
   def __call__(self, x: Float[Array, '*n D']) -> Float[Array, '*n D']:
-    wide = x.astype(jnp.float32)
-    wide *= jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.eps)
-    return (wide * (self.offset + self.scale[...])).astype(x.dtype)
+    y = x.astype(jnp.float32)
+    y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+    return (y * (self.offset + self.scale[...])).astype(x.dtype)
 
 
 class MLP(nnx.Module):
-  """wo(prod_i activation_i(wi_i(x))): ('relu',) in T5 1.0; ('gelu', 'linear') is GeGLU.
+  """Gated feed-forward layer: wo(prod_i activation_i(wi_i(x))).
 
-  Shazeer 2020, https://arxiv.org/abs/2002.05202.
+  ('relu',) is T5 1.0's; ('gelu', 'linear') is GeGLU. Shazeer 2020,
+  https://arxiv.org/abs/2002.05202.
   """
 
   def __init__(self, key: Array, emb_dim: int, mlp_dim: int, activations: Sequence[str]):
     self.activations = tuple(activations)
-    out, *into = jax.random.split(key, 1 + len(activations))
-    for i, into_key in enumerate(into):
-      setattr(self, f'wi_{i}', Projection(into_key, {'embed': emb_dim}, {'mlp': mlp_dim}))
-    self.wo = Projection(out, {'mlp': mlp_dim}, {'embed': emb_dim})
+    wo_key, *wi_keys = jax.random.split(key, 1 + len(activations))
+    for i, wi_key in enumerate(wi_keys):
+      setattr(self, f'wi_{i}', Projection(wi_key, {'embed': emb_dim}, {'mlp': mlp_dim}))
+    self.wo = Projection(wo_key, {'mlp': mlp_dim}, {'embed': emb_dim})
 
   def __call__(
     self, x: Float[Array, 'B T D'], *, rate: float = 0.0, key: Array | None = None
@@ -216,10 +226,10 @@ class MLP(nnx.Module):
     return self.wo(dropout(inner, rate, key))
 
 
-def stack(make: Callable[[Array], Layer], key: Array, num: int) -> Layer:
-  """`num` layers as one module whose parameters have a leading axis 'layers'."""
-  vmapped = nnx.vmap(make, transform_metadata={nnx.PARTITION_NAME: 'layers'})
-  return vmapped(jax.random.split(key, num))
+def stack_layers(build: Callable[[Array], Layer], key: Array, num_layers: int) -> Layer:
+  """Build one module of `num_layers` layers: its parameters have a leading axis 'layers'."""
+  vmapped = nnx.vmap(build, transform_metadata={nnx.PARTITION_NAME: 'layers'})
+  return vmapped(jax.random.split(key, num_layers))
 
 
 def scan_layers(
@@ -231,12 +241,24 @@ def scan_layers(
   key: Array | None = None,
   remat_policy: str = 'elementwise',
 ) -> tuple[Array, Any]:
-  """Fold `step(layer, carry, x, key) -> (carry, y)` over layers and the leading axis of `xs`."""
+  """Fold `step` over stacked layers, compiling its body once.
+
+  Args:
+    stacked: Layers from `stack_layers`.
+    step: `step(layer, carry, x, key) -> (carry, y)` of one layer.
+    carry: Input of the first layer.
+    xs: Tree of arrays with a leading axis of layers; each layer gets its slice.
+    key: Random key, folded with the index of the layer; None stays None.
+    remat_policy: Name in `REMAT_POLICIES`: what the backward pass recomputes.
+
+  Returns:
+    The last carry, and the ys stacked over layers.
+  """
   graphdef, params = nnx.split(stacked)
 
   def body(carry: Array, scanned: Any) -> tuple[Array, Any]:
     index, params, x = scanned
-    return step(nnx.merge(graphdef, params), carry, x, fold(key, index))
+    return step(nnx.merge(graphdef, params), carry, x, fold_in(key, index))
 
-  num = jax.tree.leaves(params)[0].shape[0]
-  return jax.lax.scan(REMAT_POLICIES[remat_policy](body), carry, (jnp.arange(num), params, xs))
+  indices = jnp.arange(jax.tree.leaves(params)[0].shape[0])
+  return jax.lax.scan(REMAT_POLICIES[remat_policy](body), carry, (indices, params, xs))

@@ -1,10 +1,11 @@
-"""LoRA: a frozen model learns through a product of two thin matrices beside each of its own.
+"""LoRA: low-rank adapters that are trained beside the frozen weights of linear maps.
 
     y = x W + (alpha / rank) x A B
 
-Hu et al. 2021, https://arxiv.org/abs/2106.09685. A is drawn and B zero, so a run starts with
-exactly its base. Adapters are a nested dict with the paths of the weights that they stand beside.
-Axes: X layers that are stacked, I inputs and O outputs of a linear map, r rank.
+Hu et al. 2021, https://arxiv.org/abs/2106.09685. A is random and B zero, so that training starts
+with exactly the base model. Adapters are a nested dict with the paths of their weights. qwix 0.1.8
+was tried and is not used: its LoRA fails on stacked (scanned) layers.
+Axes: X stacked layers, I inputs and O outputs of a linear map, r rank.
 """
 
 from __future__ import annotations
@@ -28,18 +29,24 @@ Path: TypeAlias = tuple[str, ...]
 
 
 class LoraConfig(NamedTuple):
-  """Which linear maps are adapted, all if no targets are named, and how their base is held.
+  """Configuration of LoRA.
 
-  A target is any name on a weight's path: 'query', 'mlp', 'decoder'.
+  Attributes:
+    rank: Rank r of the adapters.
+    alpha: Adapters are multiplied by alpha / rank.
+    targets: Linear maps to adapt, each a name on the path of a weight such as 'query', 'mlp' or
+      'decoder'; all linear maps if empty.
+    dtype: Dtype of the frozen base weights: 'float32', 'bfloat16' or 'int8'.
   """
 
   rank: int = 8
   alpha: float = 16.0
   targets: Sequence[str] = ()
-  dtype: str = 'float32'  # of the base; also 'bfloat16' and 'int8'
+  dtype: str = 'float32'
 
   @property
   def scale(self) -> float:
+    """Factor of the adapters."""
     return self.alpha / self.rank
 
 
@@ -47,29 +54,37 @@ Config = LoraConfig  # of gin: lora.Config.rank = 8
 
 
 class Adapter(NamedTuple):
-  """A and B."""
+  """Matrices A (`down`) and B (`up`) of one linear map."""
 
   down: Float[Array, '*X I r']
   up: Float[Array, '*X r O']
 
 
 class Adapted(NamedTuple):
-  """A weight, however it is held, and what stands beside it."""
+  """Weight, dense or quantized, with its adapter."""
 
   base: Any
   adapter: Adapter
 
 
 def abstract(base: Params, maps: Mapping[Path, Sequence[int]], config: LoraConfig) -> Params:
-  """Shapes and places of adapters for an abstract base.
+  """Describe the adapters of an abstract base model.
 
-  `maps` are the paths of its linear maps, with their input axes from the end. Raises ValueError,
-  naming what there is, for a target that is on no path.
+  Args:
+    base: Nested dict of abstract weights.
+    maps: Input axes, counted from the end, of each linear map by path: `configs.linear_maps`.
+    config: Rank and targets.
+
+  Returns:
+    A nested dict of abstract `Adapter`s by the paths of their weights.
+
+  Raises:
+    ValueError: A target is on no path.
   """
   names = dict.fromkeys(name for path in maps for name in path)
   if unknown := [name for name in config.targets if name not in names]:
     raise ValueError(
-      f'no linear map is called {unknown[0]!r}: choose the targets of LoRA among '
+      f'no linear map has {unknown[0]!r} on its path: choose the targets of LoRA among '
       f'{", ".join(names)}.'
     )
   adapters: dict[str, Any] = {}
@@ -77,26 +92,28 @@ def abstract(base: Params, maps: Mapping[Path, Sequence[int]], config: LoraConfi
     if not config.targets or {*path} & {*config.targets}:
       node = functools.reduce(lambda node, name: node.setdefault(name, {}), path[:-1], adapters)
       weight = functools.reduce(operator.getitem, path, base)
-      node[path[-1]] = _beside(quantization.wide(weight), axes, config.rank)
+      node[path[-1]] = _abstract_adapter(quantization.as_float32(weight), axes, config.rank)
   return adapters
 
 
-def _beside(weight: Any, axes: Sequence[int], rank: int) -> Adapter:
-  """Features that are several axes of the weight become one, which lies as the first of them."""
-  num = len(weight.shape)
-  first, last = num + axes[0], num + axes[-1] + 1
-  spec = (*weight.sharding.spec, *[None] * num)
+def _abstract_adapter(weight: Any, axes: Sequence[int], rank: int) -> Adapter:
+  """Several axes of inputs or outputs become one, which is sharded as the first of them."""
+  num_axes = len(weight.shape)
+  first, last = num_axes + axes[0], num_axes + axes[-1] + 1
+  spec = (*weight.sharding.spec, *[None] * num_axes)
 
-  def thin(shape: tuple[int, ...], *places: Any) -> Any:
-    place = NamedSharding(weight.sharding.mesh, PartitionSpec(*spec[:first], *places))
-    return jax.ShapeDtypeStruct((*weight.shape[:first], *shape), jnp.float32, sharding=place)
+  def describe(shape: tuple[int, ...], *axis_specs: Any) -> Any:
+    sharding = NamedSharding(weight.sharding.mesh, PartitionSpec(*spec[:first], *axis_specs))
+    return jax.ShapeDtypeStruct((*weight.shape[:first], *shape), jnp.float32, sharding=sharding)
 
   inputs, outputs = math.prod(weight.shape[first:last]), math.prod(weight.shape[last:])
-  return Adapter(thin((inputs, rank), spec[first], None), thin((rank, outputs), None, spec[last]))
+  return Adapter(
+    describe((inputs, rank), spec[first], None), describe((rank, outputs), None, spec[last])
+  )
 
 
 def init(key: Array, abstract: Params) -> Params:
-  """A is normally distributed with variance 1 / I; B is zero."""
+  """Draw adapters: A is normally distributed with variance 1 / I, B is zero."""
   shapes, tree = jax.tree.flatten(abstract, is_leaf=lambda node: isinstance(node, Adapter))
 
   def draw(key: Array, like: Adapter) -> Adapter:
@@ -107,17 +124,17 @@ def init(key: Array, abstract: Params) -> Params:
 
 
 def adapt(base: Params, adapters: Params, *, scale: float) -> Params:
-  """`base` with the adapters beside its weights, which stay as they are held."""
+  """Put adapters beside the weights of `base`; products then use both (`layers.matmul`)."""
   if isinstance(adapters, Adapter):
     return Adapted(base, adapters._replace(up=scale * adapters.up))
   return {
-    name: adapt(part, adapters[name], scale=scale) if name in adapters else part
-    for name, part in base.items()
+    name: adapt(node, adapters[name], scale=scale) if name in adapters else node
+    for name, node in base.items()
   }
 
 
 def merge(weight: Any, adapter: Adapter, *, scale: float) -> Float[Array, '*n']:
-  """The plain weight that computes what the adapted one does."""
-  wide = quantization.widen(weight, jnp.float32)
-  product = jnp.matmul(adapter.down, adapter.up, precision='highest')
-  return wide + scale * product.reshape(wide.shape)
+  """Merge an adapter into its weight: W + scale A B, in float32."""
+  dense = quantization.dequantize(weight, jnp.float32)
+  update = jnp.matmul(adapter.down, adapter.up, precision='highest')
+  return dense + scale * update.reshape(dense.shape)

@@ -1,4 +1,4 @@
-"""Causal attention that never forms its scores: JAX's Splash kernel on TPU, plain elsewhere.
+"""Causal attention without [T, T] arrays: JAX's Splash kernel on TPU, plain attention elsewhere.
 
 Axes: B batch, T length, N heads, K key-value heads, H head size.
 """
@@ -18,47 +18,47 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
-from cascades.models.attention import Source
+from cascades.models.attention import KeyValue
 from cascades.runtime import partitioning
 
-LANES = 128  # rows are multiples of it
+LANES = 128  # row lengths are multiples of it
 BLOCK = 512
 
 
-def fits(length: int) -> bool:
-  """Whether the kernel takes rows of this length."""
+def supports(length: int) -> bool:
+  """True if the kernel takes rows of this length."""
   return length % LANES == 0
 
 
-def attend_or(
-  plain: Callable[[Array, Source], Array],
+def attend_on_tpu(
+  fallback: Callable[[Array, KeyValue], Array],
   query: Float[Array, 'B T N H'],
-  source: Source,
+  key_value: KeyValue,
   segments: Int[Array, 'B T'] | None,
   *,
   windows: Sequence[int | None],
-  which: Int[Array, ''],
+  window: Int[Array, ''],
   scale: float,
   cap: float | None,
 ) -> Float[Array, 'B T N H']:
-  """The kernel where the program is compiled for TPU, `plain(query, source)` anywhere else.
+  """Run the kernel in programs compiled for TPU, `fallback(query, key_value)` in all others.
 
-  A layer sees `windows[which]` tokens, itself included, None for all: each is a kernel of its own,
-  of which the layer runs one.
+  A layer attends to `windows[window]` tokens, itself included; None is all. Each size is a kernel
+  of its own, and a layer runs one of them.
   """
-  kernels = [functools.partial(attend, window=w, scale=scale, cap=cap) for w in windows]
+  kernels = [functools.partial(attend, window=size, scale=scale, cap=cap) for size in windows]
 
-  def fused(query: Array, source: Source) -> Array:
+  def kernel(query: Array, key_value: KeyValue) -> Array:
     if len(kernels) == 1:
-      return kernels[0](query, source, segments)
-    return jax.lax.switch(which, kernels, query, source, segments)
+      return kernels[0](query, key_value, segments)
+    return jax.lax.switch(window, kernels, query, key_value, segments)
 
-  return jax.lax.platform_dependent(query, source, tpu=fused, default=plain)
+  return jax.lax.platform_dependent(query, key_value, tpu=kernel, default=fallback)
 
 
 def attend(
   query: Float[Array, 'B T N H'],
-  source: Source,
+  key_value: KeyValue,
   segments: Int[Array, 'B T'] | None,
   *,
   window: int | None,
@@ -66,26 +66,28 @@ def attend(
   cap: float | None,
   interpret: bool = False,
 ) -> Float[Array, 'B T N H']:
-  """softmax(softcap(scale q k)) v over what is not later, in the same segment and in the window.
+  """Causal attention within segments and window: softmax(softcap(scale q k)) v.
 
-  Every device attends for its own rows and heads.
+  Every device computes its own rows and heads.
   """
   arrays = (
     jnp.einsum('BTNH->BNTH', query * scale),
-    jnp.einsum('BKHS->BKSH', source[0]),
-    source[1],
+    jnp.einsum('BKHS->BKSH', key_value.key),
+    key_value.value,
     jnp.ones(query.shape[:2], jnp.int32) if segments is None else segments,
   )
-  run = functools.partial(_on_device, window=window, cap=cap, interpret=interpret)
-  # Heads are split as their keys are: a group of queries stays with the one that it reads.
+  kernel = functools.partial(_attend_on_device, window=window, cap=cap, interpret=interpret)
+  # Query heads are sharded as their key heads are, so that groups stay on one device.
   spec = partitioning.active_spec(arrays[1].shape, ('batch', 'activation_heads', None, None))
   if spec is not None:
     rows = PartitionSpec(spec[0], None)
-    run = jax.shard_map(run, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)
-  return jnp.einsum('BNTH->BTNH', run(*arrays)).astype(query.dtype)
+    kernel = jax.shard_map(
+      kernel, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False
+    )
+  return jnp.einsum('BNTH->BTNH', kernel(*arrays)).astype(query.dtype)
 
 
-def _on_device(
+def _attend_on_device(
   query: Float[Array, 'B N T H'],
   keys: Float[Array, 'B K T H'],
   values: Float[Array, 'B K T H'],

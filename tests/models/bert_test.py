@@ -83,7 +83,7 @@ def test_masked_tokens_get_no_gradient():
   np.testing.assert_array_equal(np.asarray(gradient).any(-1), MASK)
 
 
-def test_vectors_have_length_one_if_they_are_normalised():
+def test_vectors_have_length_one_if_they_are_normalized():
   golden = twins.load('bert')
   unit, first = (
     _with(**options).embed(golden['tokens'], golden['mask'])
@@ -132,11 +132,11 @@ def test_a_text_stands_between_the_special_tokens_and_is_cut_to_the_longest_leng
 
 def test_batches_have_few_shapes():
   rows = [[5, 6, 7], [8], [9, 9, 9, 9, 9]]
-  tokens, mask = bert._padded(rows, 2, 20)
+  tokens, mask = bert._pad(rows, 2, 20)
   assert tokens.shape == mask.shape == (4, 8)
   assert [list(row[seen]) for row, seen in zip(tokens, mask, strict=True)] == [*rows, []]
   assert (tokens[~mask] == 2).all()
-  assert bert._padded([[1] * 19], 0, 20)[0].shape == (1, 20)
+  assert bert._pad([[1] * 19], 0, 20)[0].shape == (1, 20)
 
 
 def test_bfloat16_is_nearly_the_same():
@@ -152,9 +152,9 @@ def test_bfloat16_is_nearly_the_same():
   ('options', 'message'),
   [
     ({'pooling': 'max'}, "Unknown pooling 'max'; choose one of mean, cls"),
-    ({'max_length': 513}, 'max_length=513, but this model has positions for 2 to 512 tokens'),
-    ({'max_length': 511, 'first_position': 2}, 'positions for 2 to 510 tokens'),
-    ({'num_heads': 5}, 'emb_dim=768 does not split over num_heads=5'),
+    ({'max_length': 513}, 'max_length=513 must be from 2 to 512'),
+    ({'max_length': 511, 'first_position': 2}, 'must be from 2 to 510'),
+    ({'num_heads': 5}, 'emb_dim=768 is not a multiple of num_heads=5'),
     ({'dtype': 'int8'}, "Unknown dtype 'int8'"),
   ],
 )
@@ -165,7 +165,7 @@ def test_a_configuration_that_cannot_be_is_refused(options, message):
 
 def test_what_does_not_fit_the_encoder_is_refused():
   model = testing.build(twins.ENCODERS['mpnet'])
-  with pytest.raises(ValueError, match='21 tokens, but this model has positions for 20'):
+  with pytest.raises(ValueError, match='21 tokens, but this model has 20 positions'):
     model.hidden(jnp.zeros((1, 21), int), jnp.ones((1, 21), bool))
-  with pytest.raises(ValueError, match='has 259 entries and the encoder 20: give the tokenizer'):
+  with pytest.raises(ValueError, match='has 259 entries and the encoder 20: use the encoder'):
     bert.embedder(model, vocabularies.bytes_vocabulary())

@@ -56,7 +56,7 @@ def _functions(config):
     model = nnx.merge(graphdef, params)
     return model.readout(model.hidden(batch, key))
 
-  prefill = lambda params, prompt, room: nnx.merge(graphdef, params).prefill(prompt, room)
+  prefill = lambda params, prompt, max_len: nnx.merge(graphdef, params).prefill(prompt, max_len)
   extend = lambda params, tokens, cache: nnx.merge(graphdef, params).extend(tokens, cache)
   bind = lambda function: functools.partial(function, params)
   return (
@@ -86,7 +86,7 @@ def _close(got, expected, atol=2e-5):
 
 @functools.cache
 def _ragged(config):
-  """Prompts of different lengths, what follows them, and its teacher-forced logits row by row."""
+  """Prompts of different lengths, tokens that follow them, and teacher-forced logits by row."""
   logits, *_ = _functions(config)
   lengths, rest = [6, 3, 5], np.asarray(testing.tokens((3, 4), seed=5))
   tokens = np.asarray(testing.tokens((3, 6), seed=4)) * (np.arange(6) < np.array(lengths)[:, None])
@@ -131,12 +131,96 @@ def test_shortening_the_cache_rejects_tokens(config):
   prompt, rest, expected = _ragged(config)
   start = prefill(prompt, 8)[1]
   # Each row keeps another number of right tokens; what follows them is wrong.
-  kept = jnp.asarray([0, 2, 1])
-  drafts = jnp.where(jnp.arange(3) < kept[:, None], rest[:, :3], 3)
+  accepted = jnp.asarray([0, 2, 1])
+  drafts = jnp.where(jnp.arange(3) < accepted[:, None], rest[:, :3], 3)
   _, cache = extend(drafts, start)
-  cache = cache._replace(length=start.length + kept)
-  logits, _ = extend(jnp.take_along_axis(rest, kept[:, None] + jnp.arange(1), 1), cache)
-  _close(logits[:, 0], np.stack([expected[b, k + 1] for b, k in enumerate(kept)]))
+  cache = cache._replace(length=start.length + accepted)
+  logits, _ = extend(jnp.take_along_axis(rest, accepted[:, None], 1), cache)
+  _close(logits[:, 0], np.stack([expected[b, n + 1] for b, n in enumerate(accepted)]))
+
+
+def _running(config):
+  """A batch that has read two tokens after its prompts, and prompt 1 alone with less capacity."""
+  _, prefill, extend = _functions(config)
+  prompt, rest, _ = _ragged(config)
+  _, running = extend(rest[:, :2], prefill(prompt, 8)[1])
+  _, single = prefill(Prompt(prompt.tokens[1:2, :4], prompt.length[1:2]), 3)
+  return running, single
+
+
+_insert = jax.jit(lambda cache, row, other, other_row=0: cache.insert(row, other, other_row))
+
+
+@both
+@pytest.mark.parametrize('row', [0, 2])
+def test_an_inserted_row_decodes_as_it_does_alone(config, row):
+  extend = _functions(config)[2]
+  _, rest, expected = _ragged(config)
+  running, single = _running(config)
+  cache = _insert(running, row, single)  # the row had read more tokens, which must stay hidden
+  for i in range(3):
+    tokens = rest[:, i : i + 1]
+    logits, cache = extend(tokens.at[row].set(rest[1, i]), cache)
+    alone, single = extend(tokens[1:2], single)
+    _close(logits[row, 0], alone[0, 0])
+    _close(logits[row, 0], expected[1, i + 1])
+  assert cache.length[row] == single.length[0]
+
+
+@both
+def test_insertion_changes_no_other_row(config):
+  extend = _functions(config)[2]
+  _, rest, expected = _ragged(config)
+  running, single = _running(config)
+  inserted = _insert(running, 1, single)
+  before, _ = extend(rest[:, 2:3], running)
+  after, _ = extend(rest[:, 2:3], inserted)
+  others = np.array([0, 2])
+  np.testing.assert_array_equal(after[others], before[others])
+  np.testing.assert_array_equal(inserted.length[others], running.length[others])
+  _close(after[others, 0], expected[others, 3])
+  assert jnp.abs(after[1] - before[1]).max() > 1e-3
+
+
+@both
+def test_inserting_every_row_permutes_the_batch(config):
+  _, prefill, extend = _functions(config)
+  prompt, rest, expected = _ragged(config)
+  other, order = prefill(prompt, 8)[1], np.array([2, 0, 1])
+  cache = extend(rest[:, :2], other)[1]
+  for row, other_row in enumerate(order):
+    cache = _insert(cache, row, other, other_row)
+  np.testing.assert_array_equal(cache.length, other.length[order])
+  logits, _ = extend(rest[order, :1], cache)
+  np.testing.assert_array_equal(logits, extend(rest[:, :1], other)[0][order])
+  _close(logits[:, 0], expected[order, 1])
+
+
+@both
+def test_tokens_after_an_insertion_are_rejected_as_before_it(config):
+  extend = _functions(config)[2]
+  _, rest, expected = _ragged(config)
+  running, single = _running(config)
+  start = _insert(running, 0, single)
+  right = rest.at[0].set(rest[1])
+  read = jnp.asarray([0, 2, 2])  # of these
+  _, cache = extend(jnp.full((3, 3), 3), start)  # wrong drafts
+  cache = cache._replace(length=start.length)
+  logits, _ = extend(jnp.take_along_axis(right, read[:, None], 1), cache)
+  _close(logits[:, 0], np.stack([expected[1, 1], expected[1, 3], expected[2, 3]]))
+
+
+@both
+def test_a_cache_of_larger_capacity_is_not_inserted(config):
+  _, prefill, _ = _functions(config)
+  prompt, *_ = _ragged(config)
+  cache = prefill(prompt, 8)[1]
+  for longer in (
+    prefill(prompt, 9)[1],
+    prefill(prompt._replace(tokens=jnp.ones((3, 9), int)), 8)[1],
+  ):
+    with pytest.raises(ValueError, match='does not fit into one of'):
+      cache.insert(0, longer)
 
 
 @both
@@ -162,7 +246,7 @@ def test_what_comes_later_changes_nothing_before(config):
 
 
 @both
-def test_packed_neighbours_change_nothing(config):
+def test_packed_neighbors_change_nothing(config):
   logits, *_ = _functions(config)
   rows = testing.batch(config, rows=2, source=5, target=4)
   expected, length = logits(rows), rows.inputs.shape[1]
@@ -254,7 +338,7 @@ def test_a_model_on_a_mesh_answers_as_on_one_device(config):
 
 
 def test_a_new_model_is_near_uniform_but_not_flat():
-  initialise = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(ENCODER.build(key))))
-  params = initialise(jax.random.key(0))
+  initialize = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(ENCODER.build(key))))
+  params = initialize(jax.random.key(0))
   logits = _functions(ENCODER)[0].func(params, testing.batch(ENCODER))
   assert 0.02 < logits.std() < 3.0

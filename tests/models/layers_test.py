@@ -170,7 +170,7 @@ def test_mlp_against_its_oracle(activations):
 
 class _Affine(nnx.Module):
   def __init__(self, key: jax.Array):
-    self.weight = layers.normal(key, (3, 3), 'embed', 'mlp', stddev=1.0)
+    self.weight = layers.normal_parameter(key, (3, 3), 'embed', 'mlp', stddev=1.0)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return jnp.tanh(x @ self.weight[...])
@@ -178,7 +178,7 @@ class _Affine(nnx.Module):
 
 @functools.cache
 def _stacked() -> _Affine:
-  return layers.stack(_Affine, KEY, 4)
+  return layers.stack_layers(_Affine, KEY, 4)
 
 
 def test_stacked_layers_differ_and_are_named_by_layer():

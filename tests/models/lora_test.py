@@ -58,13 +58,13 @@ def hold(name, dtype):
   """A tiny model's weights as a frozen base holds them."""
   with partitioning.use(ONE()):
     _, like = abstract_model(testing.CONFIGS[name], dtype=dtype)
-  pairs = lambda like, leaf: quantization.held_as(leaf, like)
+  pairs = lambda like, leaf: quantization.convert(leaf, like)
   return jax.tree.map(pairs, like, adapted(name)[1], is_leaf=is_quantized)
 
 
 def widened(params):
   return jax.tree.map(
-    lambda leaf: quantization.widen(leaf, 'float32'), params, is_leaf=is_quantized
+    lambda leaf: quantization.dequantize(leaf, 'float32'), params, is_leaf=is_quantized
   )
 
 
@@ -79,7 +79,7 @@ def test_by_hand():
   adapter = lora.Adapter(jnp.array([[1.0], [2.0]]), jnp.array([[3.0, -1.0]]))
   adapted = lora.adapt({'w': weight}, {'w': adapter}, scale=0.5)['w']
   # x W = (1, 1); x A = 3; (x A) B / 2 = (4.5, -1.5)
-  np.testing.assert_allclose(layers.product(jnp.ones((1, 2)), adapted), [[5.5, -0.5]])
+  np.testing.assert_allclose(layers.matmul(jnp.ones((1, 2)), adapted), [[5.5, -0.5]])
   np.testing.assert_allclose(lora.merge(weight, adapter, scale=0.5), [[2.5, -0.5], [3.0, 0.0]])
 
 
@@ -214,7 +214,7 @@ def test_a_run_directory_gives_merged_weights_in_any_form(tmp_path, held, wanted
     found = store.restore_params(tmp_path, like)
 
   def close(found, expected):
-    wide, step = quantization.widen(found, 'float32'), getattr(found, 'scale', 0.0)
+    wide, step = quantization.dequantize(found, 'float32'), getattr(found, 'scale', 0.0)
     relative = 2**-8 if wanted == 'bfloat16' else 1e-6
     assert (np.abs(wide - expected) <= 0.5 * step + relative * (np.abs(expected) + 1)).all()
 

@@ -34,7 +34,7 @@ def batch_of(length):
 
 
 def pruned(config, layers, mlp_dim=None):
-  kept = pruning.kept_layers(config, layers)
+  kept = pruning.select_layers(config, layers)
   importance = {
     stack: np.ones((getattr(config, field), config.mlp_dim))
     for stack, field in pruning.STACKS[type(config)].items()
@@ -60,11 +60,11 @@ def test_choices_of_six_layers(layers, expected):
 def test_a_choice_that_is_none_is_refused(numbers):
   choice = functools.partial(pruning.chosen, numbers=numbers)
   with pytest.raises(ValueError, match=r'num_layers is 4, and layers \[.*from 0 to 3'):
-    pruning.kept_layers(DECODER, choice)
+    pruning.select_layers(DECODER, choice)
 
 
 def test_a_wider_mlp_is_refused():
-  kept = pruning.kept_layers(DECODER, functools.partial(pruning.ends, head=2))
+  kept = pruning.select_layers(DECODER, functools.partial(pruning.ends, head=2))
   with pytest.raises(ValueError, match='mlp_dim=7 must be from 1 to 6'):
     pruning.pruned_config(DECODER, kept, 7)
 
@@ -88,7 +88,7 @@ def test_what_layers_computed_they_still_compute():
   for gone in (1, 2):
     for kernel in (params['blocks']['attention']['out'], params['blocks']['mlp']['wo']):
       kernel['kernel'] = kernel['kernel'].at[gone].set(0)
-  kept = pruning.kept_layers(DECODER, functools.partial(pruning.chosen, numbers=[0, 3]))
+  kept = pruning.select_layers(DECODER, functools.partial(pruning.chosen, numbers=[0, 3]))
   smaller = pruning.pruned_config(DECODER, kept)
   assert (smaller.window_pattern, smaller.rope_theta_pattern) == ((3, None), (10.0, 100.0))
   np.testing.assert_allclose(
@@ -99,7 +99,7 @@ def test_what_layers_computed_they_still_compute():
 
 
 def test_layers_of_one_kind_have_one_pattern():
-  kept = pruning.kept_layers(DECODER, functools.partial(pruning.every, step=2))
+  kept = pruning.select_layers(DECODER, functools.partial(pruning.every, step=2))
   smaller = pruning.pruned_config(DECODER, kept)
   assert (smaller.window_pattern, smaller.rope_theta_pattern) == ((3,), (10.0,))
 
@@ -143,7 +143,7 @@ def test_the_least_important_channels_go_and_nothing_is_lost():
   for stack in ('encoder', 'decoder'):
     written = params[stack]['mlp']['wo']
     written['kernel'] = written['kernel'].at[np.arange(2)[:, None], gone].set(0)
-  kept = pruning.kept_layers(config, functools.partial(pruning.ends, head=2))
+  kept = pruning.select_layers(config, functools.partial(pruning.ends, head=2))
   narrow = pruning.pruned_config(config, kept, 4)
   batch = batch_of(6)._replace(encoder=batch_of(6).inputs)
   loss = lambda params, batch: (model(config, params).hidden(batch) ** 3).sum()

@@ -60,7 +60,7 @@ def test_no_entry_moves_by_more_than_half_a_step_and_zeros_stay(seed):
   weight = random(9, 6, seed=seed) * 10.0 ** np.arange(-3, 3)
   weight[:, 2] = 0.0
   found = quantization.quantize(jnp.asarray(weight), (0,))
-  wide = quantization.widen(found, jnp.float32)
+  wide = quantization.dequantize(found, jnp.float32)
   assert (np.abs(wide - weight) <= found.scale * (0.5 + 1e-5)).all()
   assert (wide[:, 2] == 0).all()
   again = quantization.quantize(wide, (0,))
@@ -73,7 +73,7 @@ def in_eight_bits(config):
   with partitioning.use(ONE()):
     _, like = abstract_model(config, dtype='int8')
   held = jax.tree.map(
-    lambda like, weight: quantization.held_as(weight, like),
+    lambda like, weight: quantization.convert(weight, like),
     like,
     params,
     is_leaf=lambda node: isinstance(node, quantization.Quantized),
@@ -92,7 +92,7 @@ def test_a_model_in_eight_bits_is_the_model_of_the_rounded_weights_and_near_the_
   config = testing.CONFIGS[name]
   graph, params, held = in_eight_bits(config)
   rounded = jax.tree.map(
-    lambda leaf: quantization.widen(leaf, jnp.float32),
+    lambda leaf: quantization.dequantize(leaf, jnp.float32),
     held,
     is_leaf=lambda node: isinstance(node, quantization.Quantized),
   )

@@ -1,4 +1,4 @@
-"""The kernel, interpreted, against plain attention; and that only TPU programs hold it."""
+"""The kernel, interpreted, against plain attention; only TPU programs contain it."""
 
 import functools
 
@@ -19,13 +19,13 @@ SEGMENTS = jnp.asarray(np.stack([np.repeat([1, 2, 0], [100, 120, 36]), np.repeat
 def draw():
   rng = np.random.default_rng(0)
   normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
-  return normal(B, T, N, H), (normal(B, K, H, T), normal(B, K, T, H))
+  return normal(B, T, N, H), attention.KeyValue(normal(B, K, H, T), normal(B, K, T, H))
 
 
-def plain(query, source, *, segments=SEGMENTS, window=None, scale=0.3, cap=None):
-  view = attention.causal(attention.view(jnp.arange(T)[None], segments))
-  seen = view.mask if window is None else view.mask & (view.distance > -window)
-  return attention.attend(query, [source], seen, scale=scale, cap=cap)
+def plain(query, key_value, *, segments=SEGMENTS, window=None, scale=0.3, cap=None):
+  mask = attention.causal(attention.self_attention_mask(jnp.arange(T)[None], segments))
+  in_window = mask.relative_positions > -(window or T)
+  return attention.attend(query, [key_value], mask.visible & in_window, scale=scale, cap=cap)
 
 
 OPTIONS = {'window': None, 'scale': 0.3, 'cap': None}
@@ -38,9 +38,9 @@ def test_the_kernel_and_its_gradient_are_those_of_plain_attention(changes):
   kernel = functools.partial(splash.attend, segments=SEGMENTS, interpret=True)
   results = []
   for attend in (plain, kernel):
-    asked = functools.partial(attend, **OPTIONS | changes)
-    of = lambda query, source, asked=asked: jnp.sum(weight * asked(query, source))
-    results.append(jax.jit(jax.value_and_grad(of, (0, 1)))(*draw()))
+    attend = functools.partial(attend, **OPTIONS | changes)
+    loss = lambda query, key_value, attend=attend: jnp.sum(weight * attend(query, key_value))
+    results.append(jax.jit(jax.value_and_grad(loss, (0, 1)))(*draw()))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *results)
 
 
@@ -49,8 +49,8 @@ def test_every_device_attends_for_its_own_rows_and_heads():
   with partitioning.use(
     partitioning.make_mesh(data=2, fsdp=1, tensor=2, devices=jax.devices()[:4])
   ):
-    run = jax.jit(functools.partial(splash.attend, interpret=True, **OPTIONS))
-    compiled = run.lower(*draw(), SEGMENTS).compile()
+    attend = jax.jit(functools.partial(splash.attend, interpret=True, **OPTIONS))
+    compiled = attend.lower(*draw(), SEGMENTS).compile()
     np.testing.assert_allclose(
       compiled(*draw(), SEGMENTS) * (SEGMENTS > 0)[:, :, None, None],
       expected * (SEGMENTS > 0)[:, :, None, None],
@@ -69,7 +69,7 @@ def hidden(config, length, key=None):
   return jax.make_jaxpr(testing.build(config).hidden)(batch, key)
 
 
-def test_only_rows_and_models_that_the_kernel_fits_have_it_as_a_choice():
+def test_only_rows_and_models_that_the_kernel_supports_contain_it():
   changed = lambda **fields: decoder.DecoderConfig(**{**vars(testing.TINY_DECODER), **fields})
   assert 'pallas_call' in str(hidden(testing.TINY_DECODER, 128))
   assert str(hidden(WINDOWED, 128)).count('name=splash') >= 2
@@ -81,10 +81,10 @@ def test_only_rows_and_models_that_the_kernel_fits_have_it_as_a_choice():
     assert 'pallas_call' not in str(jaxpr)
 
 
-def test_on_cpu_the_choice_is_plain_attention():
+def test_on_cpu_attention_is_plain():
   config = WINDOWED
   tokens = jnp.asarray(np.random.default_rng(0).integers(1, testing.VOCAB, (2, 128)))
   model = testing.build(config)
-  whole = model.hidden(Batch(tokens, tokens, None))
-  cut = model.hidden(Batch(tokens[:, :100], tokens[:, :100], None))
-  np.testing.assert_allclose(whole[:, :100], cut, atol=1e-5)
+  with_kernel = model.hidden(Batch(tokens, tokens, None))
+  without_kernel = model.hidden(Batch(tokens[:, :100], tokens[:, :100], None))
+  np.testing.assert_allclose(with_kernel[:, :100], without_kernel, atol=1e-5)

@@ -180,11 +180,11 @@ def test_tables_in_eight_bits_reach_the_blocks_as_they_are():
   def of(table, hidden, large_table, rows):
     assert large_table.values.dtype == jnp.int8
     assert large_table.scale.dtype == jnp.float32
-    wide = quantization.widen(large_table, jnp.float32)
+    wide = quantization.dequantize(large_table, jnp.float32)
     return totals_of(losses.cat_dist, table, hidden, wide, rows)
 
   total = blocked(of, length=2)(table, hidden, narrow, rows)['loss']
-  wide = quantization.widen(narrow, jnp.float32)
+  wide = quantization.dequantize(narrow, jnp.float32)
   expected = totals_of(losses.cat_dist, table, hidden, wide, rows)['loss']
   np.testing.assert_allclose(total, expected, rtol=1e-6)
 
