@@ -1,4 +1,4 @@
-"""Adapters beside frozen weights."""
+"""Low-rank adapters beside frozen weights."""
 
 import functools
 
@@ -30,19 +30,19 @@ def abstract(config, adaptation=CONFIG, mesh=None):
 
 
 @functools.cache
-def adapted(name, *, learned=True):
-  """A tiny model's definition, weights, and adapters; not those of a start if they have learned."""
+def adapted(name, *, trained=True):
+  """Definition, weights and adapters of a tiny model; untrained adapters are those of `init`."""
   config = testing.CONFIGS[name]
   graph, base = testing.split(testing.build(config))
   adapters = lora.init(jax.random.key(1), abstract(config))
-  if learned:
+  if trained:
     draw = np.random.RandomState(2).standard_normal
     adapters = jax.tree.map(lambda leaf: leaf + 0.1 * np.float32(draw(leaf.shape)), adapters)
   return train_step.Definition(graph, testing.VOCAB, CONFIG.scale), base, adapters
 
 
 def merged(base, adapters):
-  """Plain weights, in the slow way."""
+  """Merged weights by an oracle."""
   weights = nnx.traversals.flatten_mapping(base)
   for path, adapter in nnx.traversals.flatten_mapping(adapters).items():
     product = np.einsum('...ir,...ro->...io', *adapter)
@@ -54,15 +54,15 @@ def is_quantized(node):
   return isinstance(node, quantization.Quantized)
 
 
-def hold(name, dtype):
-  """A tiny model's weights as a frozen base holds them."""
+def frozen_base(name, dtype):
+  """Weights of a tiny model in `dtype`."""
   with partitioning.use(ONE()):
     _, like = abstract_model(testing.CONFIGS[name], dtype=dtype)
-  pairs = lambda like, leaf: quantization.convert(leaf, like)
-  return jax.tree.map(pairs, like, adapted(name)[1], is_leaf=is_quantized)
+  convert = lambda like, leaf: quantization.convert(leaf, like)
+  return jax.tree.map(convert, like, adapted(name)[1], is_leaf=is_quantized)
 
 
-def widened(params):
+def dequantized(params):
   return jax.tree.map(
     lambda leaf: quantization.dequantize(leaf, 'float32'), params, is_leaf=is_quantized
   )
@@ -85,7 +85,7 @@ def test_by_hand():
 
 @every
 def test_a_run_starts_with_exactly_its_base(name):
-  definition, base, adapters = adapted(name, learned=False)
+  definition, base, adapters = adapted(name, trained=False)
   batch = testing.batch(testing.CONFIGS[name])
   np.testing.assert_array_equal(
     logits(definition, adapters, base, batch), logits(definition, base, None, batch)
@@ -96,17 +96,17 @@ def test_a_run_starts_with_exactly_its_base(name):
 def test_adapters_compute_what_the_merged_weights_do(name):
   definition, base, adapters = adapted(name)
   batch = testing.batch(testing.CONFIGS[name])
-  found = logits(definition, adapters, base, batch)
+  actual = logits(definition, adapters, base, batch)
   np.testing.assert_allclose(
-    found, logits(definition, merged(base, adapters), None, batch), atol=1e-3, rtol=1e-3
+    actual, logits(definition, merged(base, adapters), None, batch), atol=1e-3, rtol=1e-3
   )
-  assert np.abs(found - logits(definition, base, None, batch)).max() > 0.1
+  assert np.abs(actual - logits(definition, base, None, batch)).max() > 0.1
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'int8'])
 def test_gradients_follow_from_those_of_the_merged_weights(dtype):
   definition, _, adapters = adapted('decoder')
-  base = hold('decoder', dtype)
+  base = frozen_base('decoder', dtype)
   batch = testing.batch(testing.TINY_DECODER)
 
   def loss(params, base):
@@ -117,19 +117,19 @@ def test_gradients_follow_from_those_of_the_merged_weights(dtype):
     return total / count
 
   gradient = jax.jit(jax.grad(loss))
-  whole = nnx.traversals.flatten_mapping(gradient(merged(widened(base), adapters), None))
-  found = nnx.traversals.flatten_mapping(gradient(adapters, base))
-  assert set(found) == {path for path in whole if path[-1] == 'kernel'}
-  for path, (down, up) in found.items():
+  of_weights = nnx.traversals.flatten_mapping(gradient(merged(dequantized(base), adapters), None))
+  of_adapters = nnx.traversals.flatten_mapping(gradient(adapters, base))
+  assert set(of_adapters) == {path for path in of_weights if path[-1] == 'kernel'}
+  for path, (down, up) in of_adapters.items():
     adapter = nnx.traversals.flatten_mapping(adapters)[path]
-    g = np.reshape(whole[path], (len(down), down.shape[1], up.shape[2]))
+    g = np.reshape(of_weights[path], (len(down), down.shape[1], up.shape[2]))
     close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-3)
     close(down, CONFIG.scale * np.einsum('xio,xro->xir', g, adapter.up))
     close(up, CONFIG.scale * np.einsum('xir,xio->xro', adapter.down, g))
 
 
 def test_only_adapters_are_trained_and_have_optimizer_state():
-  definition, base, adapters = adapted('decoder', learned=False)
+  definition, base, adapters = adapted('decoder', trained=False)
   large, large_params, _ = adapted('decoder')
   before = jax.tree.map(np.array, base)
   optimizer = optimizers.adamw(optimizers.constant(1e-2))
@@ -172,11 +172,13 @@ def test_all_linear_maps_are_adapted_unless_targets_are_named():
     for name in ('query', 'value')
   }
   assert len(paths('encoder')) == 4 + 3
-  with pytest.raises(ValueError, match="no linear map is called 'q_proj': choose the targets"):
+  with pytest.raises(
+    ValueError, match="no linear map has 'q_proj' on its path: choose the targets"
+  ):
     paths('query', 'q_proj')
 
 
-def test_adapters_are_thin_and_lie_as_their_features_do():
+def test_adapters_have_low_rank_and_are_sharded_as_their_features():
   mesh = partitioning.make_mesh(data=2, fsdp=2, tensor=2)
   blocks = abstract(testing.TINY_DECODER, mesh=mesh)['blocks']
   down, up = blocks['attention']['out']['kernel']
@@ -185,37 +187,37 @@ def test_adapters_are_thin_and_lie_as_their_features_do():
   assert up.sharding.spec == PartitionSpec(None, None, 'fsdp')
 
 
-def test_a_starts_with_unit_variance_and_b_with_zero():
-  wide = lora.Adapter(
+def test_inputs_times_a_start_with_unit_variance_and_b_with_zero():
+  shapes = lora.Adapter(
     jax.ShapeDtypeStruct((2, 64, 32), 'f4'), jax.ShapeDtypeStruct((2, 32, 8), 'f4')
   )
-  found = lora.init(jax.random.key(0), {'a': {'w': wide}, 'b': {'w': wide}})
-  down, up = found['a']['w']
+  adapters = lora.init(jax.random.key(0), {'a': {'w': shapes}, 'b': {'w': shapes}})
+  down, up = adapters['a']['w']
   assert np.var(down) * 64 == pytest.approx(1.0, rel=0.1)
   assert (up == 0).all()
-  assert (found['b']['w'].down != down).all()
+  assert (adapters['b']['w'].down != down).all()
 
 
 @pytest.mark.parametrize(
-  ('held', 'wanted'),
+  ('dtype', 'restored_dtype'),
   [('float32', 'bfloat16'), ('bfloat16', 'float32'), ('int8', 'float32'), ('int8', 'int8')],
 )
-def test_a_run_directory_gives_merged_weights_in_any_form(tmp_path, held, wanted):
+def test_a_run_directory_gives_merged_weights_in_any_dtype(tmp_path, dtype, restored_dtype):
   _, _, adapters = adapted('decoder')
-  base = hold('decoder', held)
-  store.write_description(tmp_path, {store.LORA: CONFIG._replace(dtype=held)._asdict()})
+  base = frozen_base('decoder', dtype)
+  store.write_description(tmp_path, {store.LORA: CONFIG._replace(dtype=dtype)._asdict()})
   with partitioning.use(ONE()), store.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save_base(base)
     checkpoints.save(4, {'params': jax.tree.map(jnp.asarray, adapters)})
-    _, like = abstract_model(testing.TINY_DECODER, dtype=held)
+    _, like = abstract_model(testing.TINY_DECODER, dtype=dtype)
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_base(like), base)
   with partitioning.use(ONE()):
-    _, like = abstract_model(testing.TINY_DECODER, dtype=wanted)
-    found = store.restore_params(tmp_path, like)
+    _, like = abstract_model(testing.TINY_DECODER, dtype=restored_dtype)
+    restored = store.restore_params(tmp_path, like)
 
-  def close(found, expected):
-    wide, step = quantization.dequantize(found, 'float32'), getattr(found, 'scale', 0.0)
-    relative = 2**-8 if wanted == 'bfloat16' else 1e-6
-    assert (np.abs(wide - expected) <= 0.5 * step + relative * (np.abs(expected) + 1)).all()
+  def close(weight, expected):
+    dense, step = quantization.dequantize(weight, 'float32'), getattr(weight, 'scale', 0.0)
+    relative = 2**-8 if restored_dtype == 'bfloat16' else 1e-6
+    assert (np.abs(dense - expected) <= 0.5 * step + relative * (np.abs(expected) + 1)).all()
 
-  jax.tree.map(close, found, merged(widened(base), adapters), is_leaf=is_quantized)
+  jax.tree.map(close, restored, merged(dequantized(base), adapters), is_leaf=is_quantized)

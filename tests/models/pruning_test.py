@@ -2,12 +2,14 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from cascades.models import decoder, pruning, t5
 from cascades.types import Batch
+from tests import testing
 
 DECODER = decoder.DecoderConfig(
   vocab_size=11, emb_dim=8, num_heads=2, num_kv_heads=1, num_layers=4, head_dim=4, mlp_dim=6,
@@ -20,12 +22,13 @@ T5 = t5.T5Config(
 
 
 def params_of(config):
-  return nnx.to_pure_dict(nnx.state(config.build(jax.random.key(0))))
+  return jax.tree.map(jnp.asarray, testing.split(testing.build(config))[1])
 
 
-def model(config, params):
-  graph, _ = nnx.split(nnx.eval_shape(lambda: config.build(jax.random.key(0))))
-  return nnx.merge(graph, params)
+@functools.partial(jax.jit, static_argnums=0)
+def hidden(config, params, batch):
+  graph, _ = testing.split(testing.build(config))
+  return nnx.merge(graph, params).hidden(batch)
 
 
 def batch_of(length):
@@ -34,13 +37,13 @@ def batch_of(length):
 
 
 def pruned(config, layers, mlp_dim=None):
-  kept = pruning.select_layers(config, layers)
+  selected = pruning.select_layers(config, layers)
   importance = {
     stack: np.ones((getattr(config, field), config.mlp_dim))
     for stack, field in pruning.STACKS[type(config)].items()
   }
-  params = pruning.prune(params_of(config), kept, mlp_dim, importance)
-  return pruning.pruned_config(config, kept, mlp_dim), params
+  params = pruning.prune(params_of(config), selected, mlp_dim, importance)
+  return pruning.pruned_config(config, selected, mlp_dim), params
 
 
 @pytest.mark.parametrize(
@@ -57,16 +60,16 @@ def test_choices_of_six_layers(layers, expected):
 
 
 @pytest.mark.parametrize('numbers', [[], [0, 0], [4], [-1]])
-def test_a_choice_that_is_none_is_refused(numbers):
+def test_an_impossible_choice_of_layers_is_refused(numbers):
   choice = functools.partial(pruning.chosen, numbers=numbers)
   with pytest.raises(ValueError, match=r'num_layers is 4, and layers \[.*from 0 to 3'):
     pruning.select_layers(DECODER, choice)
 
 
 def test_a_wider_mlp_is_refused():
-  kept = pruning.select_layers(DECODER, functools.partial(pruning.ends, head=2))
+  selected = pruning.select_layers(DECODER, functools.partial(pruning.ends, head=2))
   with pytest.raises(ValueError, match='mlp_dim=7 must be from 1 to 6'):
-    pruning.pruned_config(DECODER, kept, 7)
+    pruning.pruned_config(DECODER, selected, 7)
 
 
 @pytest.mark.parametrize('config', [DECODER, T5], ids=['decoder', 't5'])
@@ -82,25 +85,24 @@ def test_keeping_everything_keeps_the_model(config):
   jax.tree.map(np.testing.assert_array_equal, params, params_of(config))
 
 
-def test_what_layers_computed_they_still_compute():
-  """A layer that adds nothing can go; those that stay keep their windows and rotations."""
+def test_remaining_layers_compute_what_they_did():
+  """Removed layers add nothing; the others keep their windows and rotary frequencies."""
   params = params_of(DECODER)
-  for gone in (1, 2):
-    for kernel in (params['blocks']['attention']['out'], params['blocks']['mlp']['wo']):
-      kernel['kernel'] = kernel['kernel'].at[gone].set(0)
-  kept = pruning.select_layers(DECODER, functools.partial(pruning.chosen, numbers=[0, 3]))
-  smaller = pruning.pruned_config(DECODER, kept)
+  for output in (params['blocks']['attention']['out'], params['blocks']['mlp']['wo']):
+    output['kernel'] = output['kernel'].at[1:3].set(0)
+  selected = pruning.select_layers(DECODER, functools.partial(pruning.chosen, numbers=[0, 3]))
+  smaller = pruning.pruned_config(DECODER, selected)
   assert (smaller.window_pattern, smaller.rope_theta_pattern) == ((3, None), (10.0, 100.0))
   np.testing.assert_allclose(
-    model(smaller, pruning.prune(params, kept)).hidden(batch_of(8)),
-    model(DECODER, params).hidden(batch_of(8)),
+    hidden(smaller, pruning.prune(params, selected), batch_of(8)),
+    hidden(DECODER, params, batch_of(8)),
     atol=1e-6,
   )
 
 
-def test_layers_of_one_kind_have_one_pattern():
-  kept = pruning.select_layers(DECODER, functools.partial(pruning.every, step=2))
-  smaller = pruning.pruned_config(DECODER, kept)
+def test_equal_layers_have_a_pattern_of_length_1():
+  selected = pruning.select_layers(DECODER, functools.partial(pruning.every, step=2))
+  smaller = pruning.pruned_config(DECODER, selected)
   assert (smaller.window_pattern, smaller.rope_theta_pattern) == ((3,), (10.0,))
 
 
@@ -117,39 +119,39 @@ def test_the_importance_of_a_channel_by_hand():
     return 2 * first[0] + 3 * first[1] + second[0] * x
 
   batches = [np.float32(0), np.float32(2)]
-  found = pruning.channel_importance(loss, params, batches, ['blocks'])
-  np.testing.assert_allclose(found['blocks'], [[2 * 64.0, 100.0]])
+  importance = pruning.channel_importance(loss, params, batches, ['blocks'])
+  np.testing.assert_allclose(importance['blocks'], [[2 * 64.0, 100.0]])
 
 
 def test_importance_is_the_slope_of_the_loss_as_a_channel_fades():
   params, batch = params_of(DECODER), batch_of(8)
-  loss = lambda params, batch: (model(DECODER, params).hidden(batch) ** 3).sum()
-  found = pruning.channel_importance(loss, params, [batch], ['blocks'])['blocks']
+  loss = lambda params, batch: (hidden(DECODER, params, batch) ** 3).sum()
+  importance = pruning.channel_importance(loss, params, [batch], ['blocks'])['blocks']
   kernel = wo({'blocks': params['blocks']})['blocks']
 
-  def at(strength):
+  def loss_at(strength):
     faded = kernel.at[1, 4].multiply(strength)
     blocks = {**params['blocks'], 'mlp': {**params['blocks']['mlp'], 'wo': {'kernel': faded}}}
     return float(loss({**params, 'blocks': blocks}, batch))
 
-  slope = (at(1.01) - at(0.99)) / 0.02
-  assert found[1, 4] == pytest.approx(slope**2, rel=0.02)
+  slope = (loss_at(1.01) - loss_at(0.99)) / 0.02
+  assert importance[1, 4] == pytest.approx(slope**2, rel=0.02)
 
 
 def test_the_least_important_channels_go_and_nothing_is_lost():
   config = dataclasses.replace(T5, num_encoder_layers=2, num_decoder_layers=2)
   params = params_of(config)
-  gone = np.array([[0, 3], [2, 5]])  # of either layer
+  unused = np.array([[0, 3], [2, 5]])  # channels, by layer
   for stack in ('encoder', 'decoder'):
-    written = params[stack]['mlp']['wo']
-    written['kernel'] = written['kernel'].at[np.arange(2)[:, None], gone].set(0)
-  kept = pruning.select_layers(config, functools.partial(pruning.ends, head=2))
-  narrow = pruning.pruned_config(config, kept, 4)
+    output = params[stack]['mlp']['wo']
+    output['kernel'] = output['kernel'].at[np.arange(2)[:, None], unused].set(0)
+  selected = pruning.select_layers(config, functools.partial(pruning.ends, head=2))
+  narrow = pruning.pruned_config(config, selected, 4)
   batch = batch_of(6)._replace(encoder=batch_of(6).inputs)
-  loss = lambda params, batch: (model(config, params).hidden(batch) ** 3).sum()
-  importance = pruning.channel_importance(loss, params, [batch], kept)
+  loss = lambda params, batch: (hidden(config, params, batch) ** 3).sum()
+  importance = pruning.channel_importance(loss, params, [batch], selected)
   np.testing.assert_allclose(
-    model(narrow, pruning.prune(params, kept, 4, importance)).hidden(batch),
-    model(config, params).hidden(batch),
+    hidden(narrow, pruning.prune(params, selected, 4, importance), batch),
+    hidden(config, params, batch),
     atol=1e-6,
   )

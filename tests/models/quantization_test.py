@@ -1,4 +1,4 @@
-"""Weights in eight bits, and the models that are held so."""
+"""Int8 weights, and models of them."""
 
 import functools
 import math
@@ -25,14 +25,14 @@ def random(*shape, seed=0):
 
 def test_by_hand():
   weight = jnp.array([[1.27, -0.5], [-0.63, 0.1]])
-  found = quantization.quantize(weight, (0,))
-  np.testing.assert_allclose(found.scale, [[0.01, 0.5 / 127]], rtol=1e-6)
-  np.testing.assert_array_equal(found.values, [[127, -127], [-63, 25]])  # 0.1 x 127 / 0.5 = 25.4
-  assert found.values.dtype == jnp.int8
+  quantized = quantization.quantize(weight, (0,))
+  np.testing.assert_allclose(quantized.scale, [[0.01, 0.5 / 127]], rtol=1e-6)
+  # 0.1 x 127 / 0.5 = 25.4
+  np.testing.assert_array_equal(quantized.values, [[127, -127], [-63, 25]])
+  assert quantized.values.dtype == jnp.int8
 
 
-def slowly(weight, axes):
-  """One feature after another."""
+def oracle(weight, axes):
   values, scale = np.zeros(weight.shape, np.int8), np.zeros(weight.shape, np.float32)
   for index in np.ndindex(*weight.shape):
     group = tuple(slice(None) if i in axes else index[i] for i in range(weight.ndim))
@@ -47,38 +47,39 @@ def slowly(weight, axes):
 )
 def test_against_its_oracle(shape, axes, wrap):
   weight = random(*shape)
-  found = wrap(functools.partial(quantization.quantize, axes=axes))(weight)
-  values, scale = slowly(weight, axes)
+  quantized = wrap(functools.partial(quantization.quantize, axes=axes))(weight)
+  values, scale = oracle(weight, axes)
   # A compiler may multiply by 1 / 127: where that is a rounding error, the next step is as right.
-  assert np.abs(found.values.astype(int) - values).max() <= 1
-  assert (found.values == values).mean() > 0.95
-  np.testing.assert_allclose(np.broadcast_to(found.scale, shape), scale, rtol=1e-6)
+  assert np.abs(quantized.values.astype(int) - values).max() <= 1
+  assert (quantized.values == values).mean() > 0.95
+  np.testing.assert_allclose(np.broadcast_to(quantized.scale, shape), scale, rtol=1e-6)
 
 
 @pytest.mark.parametrize('seed', range(5))
 def test_no_entry_moves_by_more_than_half_a_step_and_zeros_stay(seed):
   weight = random(9, 6, seed=seed) * 10.0 ** np.arange(-3, 3)
   weight[:, 2] = 0.0
-  found = quantization.quantize(jnp.asarray(weight), (0,))
-  wide = quantization.dequantize(found, jnp.float32)
-  assert (np.abs(wide - weight) <= found.scale * (0.5 + 1e-5)).all()
-  assert (wide[:, 2] == 0).all()
-  again = quantization.quantize(wide, (0,))
-  np.testing.assert_array_equal(again.values, found.values)
+  quantized = quantization.quantize(jnp.asarray(weight), (0,))
+  dense = quantization.dequantize(quantized, jnp.float32)
+  assert (np.abs(dense - weight) <= quantized.scale * (0.5 + 1e-5)).all()
+  assert (dense[:, 2] == 0).all()
+  again = quantization.quantize(dense, (0,))
+  np.testing.assert_array_equal(again.values, quantized.values)
 
 
-def in_eight_bits(config):
-  """A tiny model's graph, its parameters, and those in eight bits."""
+@functools.cache
+def int8_model(config):
+  """Graph definition of a tiny model, its parameters, and those in int8."""
   graph, params = testing.split(testing.build(config))
   with partitioning.use(ONE()):
     _, like = abstract_model(config, dtype='int8')
-  held = jax.tree.map(
+  quantized = jax.tree.map(
     lambda like, weight: quantization.convert(weight, like),
     like,
     params,
     is_leaf=lambda node: isinstance(node, quantization.Quantized),
   )
-  return graph, params, held
+  return graph, params, quantized
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -88,33 +89,33 @@ def logits(graph, params, batch):
 
 
 @pytest.mark.parametrize('name', testing.CONFIGS)
-def test_a_model_in_eight_bits_is_the_model_of_the_rounded_weights_and_near_the_exact_one(name):
+def test_an_int8_model_is_the_model_of_the_rounded_weights_and_near_the_exact_one(name):
   config = testing.CONFIGS[name]
-  graph, params, held = in_eight_bits(config)
+  graph, params, quantized = int8_model(config)
   rounded = jax.tree.map(
     lambda leaf: quantization.dequantize(leaf, jnp.float32),
-    held,
+    quantized,
     is_leaf=lambda node: isinstance(node, quantization.Quantized),
   )
   batch = testing.batch(config)
-  found, expected = (logits(graph, some, batch) for some in (held, rounded))
-  np.testing.assert_allclose(found, expected, atol=2e-4)
+  actual = logits(graph, quantized, batch)
+  np.testing.assert_allclose(actual, logits(graph, rounded, batch), atol=2e-4)
   exact = logits(graph, params, batch)
-  assert 0 < np.abs(found - exact).mean() < 0.05 * np.std(exact)
+  assert 0 < np.abs(actual - exact).mean() < 0.05 * np.std(exact)
 
 
-def test_matrices_and_tables_are_quantised_and_nothing_else():
-  _, _, held = in_eight_bits(testing.TINY_EVERYTHING)
-  flat = nnx.traversals.flatten_mapping(held, sep='/')
+def test_only_matrices_and_tables_are_quantized():
+  _, _, quantized = int8_model(testing.TINY_EVERYTHING)
+  flat = nnx.traversals.flatten_mapping(quantized, sep='/')
   for path, leaf in flat.items():
     matrix = path.endswith(('kernel', 'embedding'))
     assert isinstance(leaf, quantization.Quantized) == matrix, path
-  assert flat['embedding'].scale.shape == (24, 1)  # one for each row
+  assert flat['embedding'].scale.shape == (24, 1)  # a scale per row
   assert flat['blocks/attention/out/kernel'].scale.shape == (3, 1, 1, 16)  # of each layer
   assert flat['blocks/attention/query/kernel'].scale.shape == (3, 1, 4, 6)
 
 
-def test_eight_bits_take_a_quarter_of_the_bytes():
+def test_int8_takes_a_quarter_of_the_bytes():
   config = decoder.DecoderConfig(
     vocab_size=4096, emb_dim=256, num_heads=4, num_kv_heads=2, num_layers=4, head_dim=64,
     mlp_dim=1024,
@@ -138,7 +139,7 @@ def test_a_token_outside_the_vocabulary_embeds_as_nan():
   assert np.isnan(rows[0, 1]).all()
 
 
-def test_scales_lie_where_their_features_do():
+def test_scales_are_sharded_as_their_features():
   with partitioning.use(partitioning.make_mesh(data=2, fsdp=2, tensor=2)):
     _, like = abstract_model(testing.TINY_DECODER, dtype='int8')
   kernel = like['blocks']['mlp']['wo']['kernel']
@@ -150,24 +151,24 @@ def test_scales_lie_where_their_features_do():
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-def test_a_wide_checkpoint_is_read_as_eight_bits(tmp_path, devices):
+def test_a_float32_checkpoint_is_read_as_int8(tmp_path, devices):
   config = testing.TINY_DECODER
-  _, params, held = in_eight_bits(config)
+  _, params, quantized = int8_model(config)
   with store.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, {'params': jax.tree.map(jnp.asarray, params)})
   sizes = {'data': 2, 'fsdp': 2, 'tensor': 2} if devices == 8 else {}
   mesh = partitioning.make_mesh(**sizes, devices=jax.devices()[:devices])
   with partitioning.use(mesh):
     _, like = abstract_model(config, dtype='int8')
-    found = store.restore_params(tmp_path, like)
-  jax.tree.map(np.testing.assert_array_equal, found, held)
-  as_told = jax.tree.map(lambda x, a: x.sharding.is_equivalent_to(a.sharding, x.ndim), found, like)
-  assert all(jax.tree.leaves(as_told))
+    restored = store.restore_params(tmp_path, like)
+  jax.tree.map(np.testing.assert_array_equal, restored, quantized)
+  equivalent = lambda x, like: x.sharding.is_equivalent_to(like.sharding, x.ndim)
+  assert all(jax.tree.leaves(jax.tree.map(equivalent, restored, like)))
 
 
-def test_a_type_that_weights_are_not_held_in_is_refused():
+def test_an_unknown_dtype_of_weights_is_refused():
   with (
     partitioning.use(ONE()),
-    pytest.raises(ValueError, match="'int4': choose one of float32, bfloat16, int8"),
+    pytest.raises(ValueError, match="'int4'; choose one of float32, bfloat16, int8"),
   ):
     abstract_model(testing.TINY_DECODER, dtype='int4')
