@@ -1,4 +1,4 @@
-"""F1 of classes, from confusion counts: of one class, or the mean over several."""
+"""F1 from confusion counts: of one class, or the mean over several classes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from cascades.types import Metric
 def f1(positive: str, *others: str) -> Metric:
   """F1 of one class: 2 tp / (2 tp + fp + fn).
 
-  Of MRPC and QQP with 'yes', and F1a of MultiRC with 'True'. An answer that is no label misses a
-  positive target. To know that it also is wrong for another target, a false positive as in T5, it
-  takes the names of all `others`; without them it counts there as a true negative.
+  The metric of MRPC and QQP with 'yes', and F1a of MultiRC with 'True'. An answer that is no label
+  is a false negative where the target is positive. Where it is not, the answer is a false positive,
+  as in T5, if the `others` are given, and a true negative without them.
+
+  Args:
+    positive: Name of the class.
+    *others: Names of all other classes.
+
+  Raises:
+    ValueError: if names are empty, repeated or surrounded by spaces.
   """
   labels = _distinct(positive, *others)
 
@@ -31,9 +38,15 @@ def f1(positive: str, *others: str) -> Metric:
 
 
 def macro_f1(*labels: str) -> Metric:
-  """Unweighted mean of the F1 of each class, as for CB; a class that never occurs has 0.
+  """Unweighted mean of the F1 of each class, as for CB; a class that never occurs has F1 0.
 
   An answer that is no label is a false negative of the target's class, and no false positive.
+
+  Args:
+    *labels: Names of all classes.
+
+  Raises:
+    ValueError: if names are empty, repeated or surrounded by spaces.
   """
   labels = _distinct(*labels)
 
@@ -46,27 +59,30 @@ def macro_f1(*labels: str) -> Metric:
 
 
 def f1_by_class(sums: Float[np.ndarray, '*M K']) -> Float[np.ndarray, '*M C']:
-  """Of each class, in the order of its counts: tp, fp, fn of the first, of the second, ..."""
-  hits, false_alarms, misses = (sums[..., start::3] for start in range(3))
-  bottom = 2 * hits + false_alarms + misses
-  return np.divide(2 * hits, bottom, out=np.zeros(bottom.shape), where=bottom != 0)
+  """F1 of each class, from sums (tp, fp, fn) of the first class, of the second, and so on."""
+  true_positives, false_positives, false_negatives = (sums[..., start::3] for start in range(3))
+  denominator = 2 * true_positives + false_positives + false_negatives
+  return np.divide(
+    2 * true_positives, denominator, out=np.zeros(denominator.shape), where=denominator != 0
+  )
 
 
 def mean_f1(sums: Float[np.ndarray, '*M K']) -> Float[np.ndarray, '*M']:
+  """Unweighted mean of `f1_by_class`."""
   return f1_by_class(sums).mean(axis=-1)
 
 
 def _counts(labels: Sequence[str], target: str, answer: str) -> Float[np.ndarray, 'K']:
-  """Of each class whether this is a true positive, a false positive, a false negative."""
+  """Counts (true positive, false positive, false negative) of each class for one example."""
   pairs = [(target == label, answer == label) for label in labels]
-  counts = [(wanted and given, given > wanted, wanted > given) for wanted, given in pairs]
+  counts = [(actual and given, given > actual, actual > given) for actual, given in pairs]
   return np.array(counts, float).ravel()
 
 
 def _distinct(*labels: str) -> tuple[str, ...]:
   if not all(labels) or len(set(labels)) < len(labels) or any(x != x.strip() for x in labels):
     raise ValueError(
-      f'F1 needs different names of classes without space around them, found {list(labels)}; '
+      f'F1 needs distinct names of classes without surrounding spaces, found {list(labels)}; '
       "write them as in 'f1[yes|no]' or 'macro_f1[a|b|c]'."
     )
   return labels
@@ -75,6 +91,6 @@ def _distinct(*labels: str) -> tuple[str, ...]:
 def _check(target: str, labels: Sequence[str]) -> None:
   if target and target not in labels:  # a row without label has an empty target
     raise ValueError(
-      f'The target {target!r} is none of the classes {list(labels)} that its F1 is to be taken '
-      'over; name all classes of the task.'
+      f'The target {target!r} is none of the classes {list(labels)} of its F1; name all classes of '
+      'the task.'
     )

@@ -1,4 +1,4 @@
-"""What answering costs, in floating-point operations.
+"""Cost of answers in floating-point operations.
 
 A forward pass costs about two operations for each parameter and token (a multiplication and an
 addition); attention over long contexts comes on top and is not counted. Wang et al. 2024,
@@ -12,16 +12,24 @@ from jaxtyping import Float, Int
 
 
 def flops_per_token(parameters: int) -> float:
-  """2 P."""
+  """FLOPs of a forward pass per token, 2 P."""
   return 2.0 * parameters
 
 
 def cascade(
   deferral_rate: Float[np.ndarray, '*M'], *, small: float, large: float
 ) -> Float[np.ndarray, '*M']:
-  """C_S + d C_L: the small model always runs, so deferring everything costs C_S + C_L.
+  """Cost of a cascade at deferral rate d: C_S + d C_L.
 
-  FLOPs per token if `small` and `large` are; the curve is then the deferral rate relabelled.
+  The small model always runs, so deferring everything costs C_S + C_L.
+
+  Args:
+    deferral_rate: Fraction d of the examples that the large model answers.
+    small: Cost C_S of the small model, for example in FLOPs per token.
+    large: Cost C_L of the large model, in the same unit.
+
+  Returns:
+    Costs in the unit of the arguments.
   """
   return small + np.asarray(deferral_rate) * large
 
@@ -29,7 +37,7 @@ def cascade(
 def deferral_rate(
   cost: Float[np.ndarray, '*M'], *, small: float, large: float
 ) -> Float[np.ndarray, '*M']:
-  """The rate at which a cascade costs so much, (C - C_S) / C_L; not cut to [0, 1]."""
+  """Deferral rate of a cascade of cost C, (C - C_S) / C_L, not clipped to [0, 1]: see `cascade`."""
   return (np.asarray(cost) - small) / large
 
 
@@ -39,9 +47,17 @@ def query(
   *,
   flops_per_token: float,
 ) -> Float[np.ndarray, 'N']:
-  """FLOPs of each query: every token read and every token written passes the model once.
+  """FLOPs of each query: each token read and each token generated passes the model once.
 
-  Another axis than `cascade`: here long answers cost more. The curve's cost per query is again a
-  curve, of the statistics (C_S(x), 1) for the small model and (C_S(x) + C_L(x), 1) for the large.
+  Unlike `cascade`, it charges more for long answers. Its mean over a deferral curve is a curve of
+  the statistics (C_S(x), 1) for the small model and (C_S(x) + C_L(x), 1) for the large one.
+
+  Args:
+    prompt_tokens: Number of tokens of each prompt.
+    generated_tokens: Number of tokens of each answer.
+    flops_per_token: FLOPs of a forward pass per token.
+
+  Returns:
+    FLOPs of each query.
   """
   return flops_per_token * (np.asarray(prompt_tokens) + np.asarray(generated_tokens))

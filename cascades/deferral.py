@@ -1,12 +1,13 @@
-"""Deferral rules: from the log-probabilities of the small model's own answer to one score a row.
+"""Deferral rules: one score per example, from the log-probabilities of the small model's answer.
 
-Higher defers first, so a rule is minus a confidence (the paper's r). With l_1 .. l_n the
-log-probabilities of the answer's tokens, end of sequence included, Wang et al. 2024,
+The highest score defers first, so a rule is a negative confidence (the paper's r). With l_1 .. l_n
+the log-probabilities of the answer's tokens, end of sequence included, Wang et al. 2024,
 https://arxiv.org/abs/2406.00060 (appendix C.1) compare the average, the sum, the extremes and two
 quantiles; quantiles are from Gupta et al. 2024, https://arxiv.org/abs/2404.10136.
 
-An answer without a single token gives no evidence for itself and defers first: its score is
-`NO_TOKENS`, the largest finite number, whatever the rule.
+All rules take `logprobs`, the log-probabilities of each answer's tokens, and `mask`, True on those
+tokens and False on padding, and return the score of each answer. An answer without tokens has no
+evidence for it and defers first: its score is `NO_TOKENS`, the largest finite number.
 """
 
 from __future__ import annotations
@@ -27,24 +28,36 @@ NO_TOKENS = float(np.finfo(np.float64).max)
 
 
 def average(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
-  """Minus the mean log-probability: r = -(1/n) sum_i l_i. The order of the perplexity."""
+  """Negative mean log-probability: r = -(1/n) sum_i l_i. Orders answers by perplexity."""
   return _defer_empty(-_sum(logprobs, mask) / np.maximum(mask.sum(axis=-1), 1), mask)
 
 
 def total(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
-  """Minus the log-probability of the whole answer: r = -sum_i l_i. Defers long answers first."""
+  """Negative log-probability of the answer: r = -sum_i l_i. Defers long answers first."""
   return _defer_empty(-_sum(logprobs, mask), mask)
 
 
 def quantile(logprobs: Logprobs, mask: Mask, *, q: float) -> Float[np.ndarray, 'N']:
-  """Minus the q-quantile of the log-probabilities; q = 0 looks at the least likely token.
+  """Negative q-quantile of the log-probabilities, linear between order statistics.
 
-  Linear between order statistics: with l sorted upwards and h = q (n - 1),
-  r = -(l_floor(h) + (h - floor(h)) (l_floor(h)+1 - l_floor(h))).
+  With l sorted ascending, counted from 0, and h = q (n - 1),
+
+      r = -(l_floor(h) + (h - floor(h)) (l_floor(h)+1 - l_floor(h))).
+
+  Args:
+    logprobs: Log-probabilities of the tokens of each answer.
+    mask: True on those tokens, False on padding.
+    q: Level in [0, 1]; 0 is the least likely token and 1 the most likely.
+
+  Returns:
+    The score of each answer.
+
+  Raises:
+    ValueError: if q is outside [0, 1].
   """
   if not 0 <= q <= 1:
-    raise ValueError(f'A quantile level lies in [0, 1], got {q}.')
-  empty = ~mask.any(axis=-1, keepdims=True)  # any finite number will do there
+    raise ValueError(f'q is {q}; the level of a quantile lies in [0, 1].')
+  empty = ~mask.any(axis=-1, keepdims=True)  # any finite number will do for these rows
   ordered = np.sort(np.where(mask | empty, logprobs.astype(np.float64), np.inf), axis=-1)
   last = np.maximum(mask.sum(axis=-1), 1) - 1
   below = np.floor(q * last).astype(np.intp)
@@ -54,17 +67,17 @@ def quantile(logprobs: Logprobs, mask: Mask, *, q: float) -> Float[np.ndarray, '
 
 
 def minimum(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
-  """Minus the log-probability of the least likely token."""
+  """Negative log-probability of the least likely token: r = -min_i l_i."""
   return quantile(logprobs, mask, q=0.0)
 
 
 def maximum(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
-  """Minus the log-probability of the most likely token."""
+  """Negative log-probability of the most likely token: r = -max_i l_i."""
   return quantile(logprobs, mask, q=1.0)
 
 
 def random(logprobs: Logprobs, mask: Mask, *, seed: int = 0) -> Float[np.ndarray, 'N']:
-  """A control that knows nothing: row i gets the i-th number of a stream, the same every time."""
+  """Uniform random scores, as a control: row i gets the i-th number of the seed's stream."""
   del mask
   return np.random.default_rng(seed).random(len(logprobs))
 
@@ -81,7 +94,14 @@ PAPER: Mapping[str, DeferralRule] = MappingProxyType({
 
 
 def as_score(rule: DeferralRule) -> Score:
-  """A rule as a score, which is what a curve is drawn from."""
+  """Score of a table of predictions by a rule.
+
+  Args:
+    rule: Deferral rule.
+
+  Returns:
+    A function from a table to one score per row, for `curves.deferral_curve`.
+  """
 
   def score(table: Predictions) -> Float[np.ndarray, 'N']:
     return rule(table.logprobs, table.mask)
@@ -90,7 +110,7 @@ def as_score(rule: DeferralRule) -> Score:
 
 
 def _sum(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
-  """From left to right: other orders round differently in tables of another width."""
+  """Sum from left to right: in other orders, the width of the padding changes the rounding."""
   return np.cumsum(np.where(mask, logprobs.astype(np.float64), 0.0), axis=-1)[:, -1]
 
 

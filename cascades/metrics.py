@@ -1,8 +1,11 @@
-"""Quality metrics: K additive numbers an example, and what finishes their sums.
+"""Quality metrics: K additive statistics per example, and a function of their sums.
 
 A metric of a whole corpus (BLEU, chrF, the phoneme error rate, F1, a correlation) is a function of
-sums over examples, as an average is; so a curve over every threshold is exact for all of them.
-Shares and ROUGE lie in 0..1; BLEU and chrF in 0..100, as sacrebleu prints them.
+sums over examples, as an average is, so curves over every threshold are exact for all of them.
+Accuracies, F1 and ROUGE lie in [0, 1]; BLEU and chrF in [0, 100], as sacrebleu prints them.
+
+`statistics(targets, prediction)` of a metric takes all accepted targets and the answer; `finalize`
+maps sums of statistics, [..., K], to values, [...].
 """
 
 from __future__ import annotations
@@ -27,46 +30,62 @@ if TYPE_CHECKING:
   from rouge_score.rouge_scorer import RougeScorer
   from sacrebleu.metrics import BLEU
 
-Sums = Float[np.ndarray, '*M K']
-Values = Float[np.ndarray, '*M']
+SummedStatistics = Float[np.ndarray, '*M K']
+Quality = Float[np.ndarray, '*M']
 
-ORDER = 4  # of BLEU's n-grams
-CHARACTERS = 6  # of chrF's
-BETA = 2.0
+BLEU_ORDER = 4  # longest n-gram, in tokens
+CHRF_ORDER = 6  # longest n-gram, in characters
+CHRF_BETA = 2.0
 SQUAD_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, ''))
 TRIVIAQA_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + '\u2018\u2019\u00b4', ' '))
 
 
 def by_name(name: str) -> Metric:
-  """The metric that a table's manifest or a task's row names."""
-  found = find(name)
-  if found is None:
+  """Metric of a name, as manifests and tasks spell it.
+
+  Args:
+    name: A key of `METRICS`, or `f1[POSITIVE|OTHER|...]` or `macro_f1[A|B|...]` with the names of
+      classes.
+
+  Raises:
+    ValueError: if there is no such metric; the message lists all and suggests the nearest.
+  """
+  metric = find(name)
+  if metric is None:
     near = get_close_matches(name, METRICS, n=1)
     hint = f' (did you mean {near[0]!r}?)' if near else ''
-    known = ', '.join([*METRICS, 'f1[POSITIVE]', 'f1[POSITIVE|OTHER|...]', 'macro_f1[A|B|...]'])
-    raise ValueError(f'No metric is called {name!r}{hint}; known: {known}.')
-  return found
+    names = ', '.join([*METRICS, 'f1[POSITIVE]', 'f1[POSITIVE|OTHER|...]', 'macro_f1[A|B|...]'])
+    raise ValueError(f'There is no metric {name!r}{hint}; choose one of {names}.')
+  return metric
 
 
 @cache
 def find(name: str) -> Metric | None:
-  """The metric of this name, if there is one. F1s carry their classes in their names."""
-  if of_classes := re.fullmatch(r'(f1|macro_f1)\[(.*)\]', name, re.DOTALL):
-    labels = of_classes[2].split('|')
-    return confusion.f1(*labels) if of_classes[1] == 'f1' else confusion.macro_f1(*labels)
+  """Metric of a name, or None; see `by_name`."""
+  if classes := re.fullmatch(r'(f1|macro_f1)\[(.*)\]', name, re.DOTALL):
+    labels = classes[2].split('|')
+    return confusion.f1(*labels) if classes[1] == 'f1' else confusion.macro_f1(*labels)
   return METRICS.get(name)
 
 
-def ratio(sums: Sums) -> Values:
-  """First statistic over the second; 0 where the second is 0."""
-  top, bottom = sums[..., 0], sums[..., 1]
-  return np.divide(top, bottom, out=np.zeros(np.shape(top)), where=bottom != 0)
+def ratio(sums: SummedStatistics) -> Quality:
+  """First statistic divided by the second; 0 where the second is 0."""
+  numerator, denominator = sums[..., 0], sums[..., 1]
+  return np.divide(
+    numerator, denominator, out=np.zeros(np.shape(numerator)), where=denominator != 0
+  )
 
 
 def best_of(
   name: str, quality: Callable[[str, str], float], *, normalize: Callable[[str], str] = str.strip
 ) -> Metric:
-  """A mean over examples of the quality against the best of the accepted targets."""
+  """Metric that averages the quality of each answer against the best of its accepted targets.
+
+  Args:
+    name: Name of the metric.
+    quality: Maps a normalized target and a normalized answer to a number; higher is better.
+    normalize: Applied to targets and answers.
+  """
 
   def statistics(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
     answer = normalize(prediction)
@@ -76,11 +95,12 @@ def best_of(
 
 
 def equal(target: str, prediction: str) -> float:
+  """1 for equal texts, else 0."""
   return float(target == prediction)
 
 
 def squad_normalize(text: str) -> str:
-  """Lower case, no punctuation, no English article, single spaces.
+  """Text in lower case without punctuation and English articles, single-spaced.
 
   Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250, the official evaluation script.
   """
@@ -88,10 +108,10 @@ def squad_normalize(text: str) -> str:
 
 
 def triviaqa_normalize(text: str) -> str:
-  """Lower case, a space for each punctuation mark, no English article, single spaces.
+  """Text in lower case, punctuation replaced by spaces, without English articles, single-spaced.
 
-  Joshi et al. 2017, https://arxiv.org/abs/1705.03551, the official evaluation script: "O'Neill" is
-  two words here and one for SQuAD; curly quotes and the acute accent are punctuation too.
+  Joshi et al. 2017, https://arxiv.org/abs/1705.03551, the official evaluation script. "O'Neill" is
+  two words here and one for SQuAD; curly quotes and the acute accent are punctuation.
   """
   return _without_articles(text.lower().translate(TRIVIAQA_PUNCTUATION))
 
@@ -101,22 +121,23 @@ def _without_articles(text: str) -> str:
 
 
 def word_overlap(target: str, prediction: str) -> float:
-  """F1 of two bags of words: 2 |common| / (|target| + |prediction|); 0 of two empty texts."""
-  wanted, given = Counter(target.split()), Counter(prediction.split())
-  return 2 * (wanted & given).total() / max(1, wanted.total() + given.total())
+  """F1 of two bags of words: 2 |common| / (|target| + |prediction|); 0 for two empty texts."""
+  expected, actual = Counter(target.split()), Counter(prediction.split())
+  return 2 * (expected & actual).total() / max(1, expected.total() + actual.total())
 
 
 def token_overlap(target: str, prediction: str) -> float:
-  """The same as SQuAD 2 counts it, for which two empty texts agree."""
+  """F1 of two bags of words as in SQuAD 2: 1 for two empty texts."""
   return word_overlap(target, prediction) if target or prediction else 1.0
 
 
 def without_stress(phonemes: str) -> str:
-  """ARPAbet vowels end in 0, 1 or 2 for their stress: 'HH AH0 L OW1' becomes 'HH AH L OW'."""
+  """ARPAbet without the stress marks of vowels: 'HH AH0 L OW1' becomes 'HH AH L OW'."""
   return ' '.join(symbol.rstrip('012') for symbol in phonemes.split())
 
 
 def single_spaced(text: str) -> str:
+  """Text with one space between words."""
   return ' '.join(text.split())
 
 
@@ -131,21 +152,22 @@ def edits(target: Sequence[str], prediction: Sequence[str]) -> int:
 
 
 def words_and_gaps(text: str) -> list[str]:
-  """Words, and an empty word where two characters that are in no word meet: 'a, b' is a,,b.
+  """Words as T5 splits a text for its edit distance, at each character that is in no word.
 
-  So T5 cuts texts for its edit distance; thus punctuation counts, though not which.
+  Two such characters in a row leave an empty word between them: 'a, b' gives a, '' and b. The
+  amount of punctuation counts therefore, its characters do not.
   """
   return re.split(r'\W', text)
 
 
 def _word_edits(*, cased: bool) -> Callable[[Sequence[str], str], Float[np.ndarray, 'K']]:
-  """Edits to the closest target."""
+  """Statistics (edits to the closest target, 1), in words."""
 
   def statistics(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
-    answer, *wanted = (
+    answer, *references = (
       words_and_gaps(text if cased else text.lower()) for text in (prediction, *targets)
     )
-    return np.array([min(edits(words, answer) for words in wanted), 1.0])
+    return np.array([min(edits(reference, answer) for reference in references), 1.0])
 
   return statistics
 
@@ -153,30 +175,34 @@ def _word_edits(*, cased: bool) -> Callable[[Sequence[str], str], Float[np.ndarr
 def _symbol_errors(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
   """Edits to the closest target and that target's length; of equally close ones, the longest."""
   answer = prediction.split()
-  wanted = [target.split() for target in targets]
-  fewest, negative_length = min((edits(symbols, answer), -len(symbols)) for symbols in wanted)
+  references = [target.split() for target in targets]
+  fewest, negative_length = min((edits(symbols, answer), -len(symbols)) for symbols in references)
   return np.array([fewest, -negative_length], float)
 
 
 @cache
-def _rouge_scorer(kind: str) -> RougeScorer:
+def _rouge_scorer(name: str) -> RougeScorer:
   from rouge_score.rouge_scorer import RougeScorer  # here, since it takes seconds to import
 
-  return RougeScorer([kind], use_stemmer=True)
+  return RougeScorer([name], use_stemmer=True)
 
 
-def rouge(kind: str) -> Metric:
-  """Mean F-measure against the best reference, with Porter's stemmer, by the library rouge-score.
+def rouge(name: str) -> Metric:
+  """Mean ROUGE F-measure against the best reference, with Porter's stemmer, by rouge-score.
 
-  Lin 2004, https://aclanthology.org/W04-1013. For English only: all but a-z and 0-9 separates
-  words. `rougeLsum` compares line by line, and as in T5, which does not stem, ' . ' ends a line.
+  Lin 2004, https://aclanthology.org/W04-1013. For English only: all characters but a-z and 0-9
+  separate words. `rougeLsum` compares line by line, and as in T5, which does not stem, ' . ' ends
+  a line.
+
+  Args:
+    name: 'rouge1', 'rouge2', 'rougeL' or 'rougeLsum'.
   """
 
   def f_measure(target: str, prediction: str) -> float:
     lines = (text.replace(' . ', ' .\n') for text in (target, prediction))
-    return float(_rouge_scorer(kind).score(*lines)[kind].fmeasure)
+    return float(_rouge_scorer(name).score(*lines)[name].fmeasure)
 
-  return best_of(kind, f_measure)
+  return best_of(name, f_measure)
 
 
 @cache
@@ -187,10 +213,13 @@ def _sacrebleu(tokenize: str) -> BLEU:
 
 
 def bleu(tokenize: str = '13a') -> Metric:
-  """Corpus BLEU as sacrebleu computes it, with its tokenisers and its default smoothing.
+  """Corpus BLEU as sacrebleu computes it, with its tokenizers and its default smoothing.
 
-  Statistics: length, closest reference's length, ORDER matches, ORDER totals. Papineni et al.
-  2002; Post 2018, https://arxiv.org/abs/1804.08771.
+  Statistics: length, length of the closest reference, matches of each order, n-grams of each order.
+  Papineni et al. 2002; Post 2018, https://arxiv.org/abs/1804.08771.
+
+  Args:
+    tokenize: Name of a tokenizer of sacrebleu.
   """
 
   def statistics(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
@@ -201,62 +230,72 @@ def bleu(tokenize: str = '13a') -> Metric:
   return Metric(name, statistics, finalize_bleu, scale=100.0)
 
 
-def finalize_bleu(sums: Sums) -> Values:
-  """100 min(1, exp(1 - r/c)) (prod_n p_n)^(1/4), with p_n = matches / totals.
+def finalize_bleu(sums: SummedStatistics) -> Quality:
+  """BLEU = 100 min(1, exp(1 - r/c)) (prod_n p_n)^(1/4), with p_n = matches / n-grams of order n.
 
-  The i-th order without a match counts as 2^-i matches (smoothing 'exp'); no match at all, or no
-  n-gram of some order, is 0.
+  The i-th order without a match counts as 2^-i matches (smoothing 'exp'). BLEU is 0 without any
+  match, or without an n-gram of the highest order.
   """
   length, reference = sums[..., 0], sums[..., 1]
   product, credit = np.ones(np.shape(length)), np.ones(np.shape(length))
-  for n in range(2, 2 + ORDER):
-    matches, total = sums[..., n], sums[..., n + ORDER]
+  for n in range(2, 2 + BLEU_ORDER):
+    matches, total = sums[..., n], sums[..., n + BLEU_ORDER]
     credit = np.where(matches == 0, credit / 2, credit)
     product *= np.where(matches == 0, credit, matches) / np.maximum(total, 1)
-  defined = (sums[..., 2] > 0) & (sums[..., 1 + 2 * ORDER] > 0)
+  defined = (sums[..., 2] > 0) & (sums[..., 1 + 2 * BLEU_ORDER] > 0)
   brevity = np.exp(np.minimum(1 - reference / np.maximum(length, 1), 0))
   return np.where(defined, 100 * brevity * np.sqrt(np.sqrt(product)), 0.0)
 
 
 def _character_ngrams(text: str) -> list[Counter[str]]:
+  """N-grams of each order from 1 to CHRF_ORDER, without spaces."""
   text = ''.join(text.split())
   return [
-    Counter(text[i : i + n] for i in range(len(text) - n + 1)) for n in range(1, CHARACTERS + 1)
+    Counter(text[i : i + n] for i in range(len(text) - n + 1)) for n in range(1, CHRF_ORDER + 1)
   ]
 
 
 def _chrf_statistics(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
-  """For each order: n-grams of the answer, of the target, common; against the best target."""
-  given = _character_ngrams(prediction)
+  """Number of n-grams of the answer, of the best target, and common ones, for each order."""
+  answer_ngrams = _character_ngrams(prediction)
   candidates = []
   for target in targets:
     counts = []
-    for ours, theirs in zip(given, _character_ngrams(target), strict=True):
+    for answer, reference in zip(answer_ngrams, _character_ngrams(target), strict=True):
       # sacrebleu skips an order that the target is too short for.
-      counts += [ours.total() if theirs else 0, theirs.total(), (ours & theirs).total()]
+      counts += [
+        answer.total() if reference else 0,
+        reference.total(),
+        (answer & reference).total(),
+      ]
     candidates.append(np.array(counts, float))
   return max(candidates, key=lambda counts: float(finalize_chrf(counts)))
 
 
-def finalize_chrf(sums: Sums) -> Values:
-  """100 (1 + b^2) P R / (b^2 P + R): P and R averaged over the orders that both sides have.
+def finalize_chrf(sums: SummedStatistics) -> Quality:
+  """chrF = 100 (1 + b^2) P R / (b^2 P + R), P and R averaged over the orders that both texts have.
 
   Popovic 2015, https://aclanthology.org/W15-3049, with b = 2 and character 6-grams.
   """
-  given, wanted, common = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
-  both = (given > 0) & (wanted > 0)
+  answers, references, common = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
+  both = (answers > 0) & (references > 0)
   orders = np.maximum(both.sum(axis=-1), 1)
-  precision = np.sum(common / np.maximum(given, 1), axis=-1, where=both) / orders
-  recall = np.sum(common / np.maximum(wanted, 1), axis=-1, where=both) / orders
-  bottom = BETA**2 * precision + recall
-  top = 100 * (1 + BETA**2) * precision * recall
-  return np.divide(top, bottom, out=np.zeros(np.shape(top)), where=bottom > 0)
+  precision = np.sum(common / np.maximum(answers, 1), axis=-1, where=both) / orders
+  recall = np.sum(common / np.maximum(references, 1), axis=-1, where=both) / orders
+  denominator = CHRF_BETA**2 * precision + recall
+  numerator = 100 * (1 + CHRF_BETA**2) * precision * recall
+  return np.divide(numerator, denominator, out=np.zeros(np.shape(numerator)), where=denominator > 0)
 
 
-def _found_by_inference(name: str) -> Callable[[Sequence[str], str], Float[np.ndarray, 'K']]:
+def _of_token_scores(name: str) -> Callable[[Sequence[str], str], Float[np.ndarray, 'K']]:
+  """Statistics that only inference can compute, from log-probabilities of tokens."""
+
   def statistics(targets: Sequence[str], prediction: str) -> Float[np.ndarray, 'K']:
     del targets, prediction
-    raise ValueError(f'{name} is what inference in mode `score` finds; texts do not tell it.')
+    raise ValueError(
+      f'{name} needs log-probabilities of tokens, and cannot be computed from texts: run inference '
+      'in mode `score`.'
+    )
 
   return statistics
 
@@ -270,18 +309,18 @@ triviaqa_em = best_of('triviaqa_em', equal, normalize=triviaqa_normalize)
 triviaqa_f1 = best_of('triviaqa_f1', word_overlap, normalize=triviaqa_normalize)
 wsc_referent = best_of('wsc_referent', wsc.quality)
 phoneme_error_rate = Metric('phoneme_error_rate', _symbol_errors, ratio, higher_is_better=False)
-# As T5 and FLAN have it, blind to case: for true-casing see the other.
+# Ignores case, as in T5 and FLAN; edit_distance_cased is for true-casing.
 edit_distance = Metric(
   'edit_distance', _word_edits(cased=False), ratio, higher_is_better=False, scale=math.inf
 )
 edit_distance_cased = edit_distance._replace(
   name='edit_distance_cased', statistics=_word_edits(cased=True)
 )
-# Right tokens and tokens.
-token_accuracy = Metric('token_accuracy', _found_by_inference('token_accuracy'), ratio)
-# Of the option of highest log-probability per token; `accuracy` is of the highest in all.
+# Statistics: correct tokens, tokens.
+token_accuracy = Metric('token_accuracy', _of_token_scores('token_accuracy'), ratio)
+# Of the option of highest log-probability per token; `accuracy` is of the highest total.
 length_normalized_accuracy = Metric(
-  'length_normalized_accuracy', _found_by_inference('length_normalized_accuracy'), ratio
+  'length_normalized_accuracy', _of_token_scores('length_normalized_accuracy'), ratio
 )
 chrf = Metric('chrf', _chrf_statistics, finalize_chrf, scale=100.0)
 

@@ -1,11 +1,11 @@
-"""Whether an answer names what a pronoun refers to: WSC as T5 asks it.
+"""Quality of answers that name the referent of a pronoun: WSC in T5's format.
 
 Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.4; determiners as in their code.
 """
 
 from __future__ import annotations
 
-# Begins the target of a candidate that the pronoun does not refer to.
+# Prefix of the target where the pronoun does not refer to the candidate.
 OTHER_THAN = 'other than '
 
 _DETERMINERS = frozenset({
@@ -15,9 +15,13 @@ _DETERMINERS = frozenset({
 
 
 def quality(target: str, answer: str) -> float:
-  """1 if the answer names the target, or if it names another where that is asked; else 0.
+  """1 if the answer names the target, or another referent for a target of `OTHER_THAN`; else 0.
 
-  Determiners alone name nothing, and are never right. The target itself is, of either kind.
+  An answer of determiners alone names nothing and is wrong. The target itself is always right.
+
+  Args:
+    target: The referent, or `OTHER_THAN` and a candidate that is not the referent.
+    answer: The model's answer.
   """
   if not _words(answer):
     return 0.0
@@ -27,16 +31,16 @@ def quality(target: str, answer: str) -> float:
   return float(same(candidate, answer) == (candidate == target))
 
 
-def same(one: str, other: str) -> bool:
-  """Whether the words of either are among the words of the other, but for determiners and case.
+def same(first: str, second: str) -> bool:
+  """True if the words of one text contain those of the other, without determiners and case.
 
   'bunny' may be 'the fuzzy bunny', but 'hat' is not "Bob's hat": both have an apostrophe or
   neither has.
   """
-  ours, theirs = _words(one), _words(other)
-  if any("'" in word for word in ours) != any("'" in word for word in theirs):
+  left, right = _words(first), _words(second)
+  if any("'" in word for word in left) != any("'" in word for word in right):
     return False
-  return bool(ours and theirs) and (ours <= theirs or theirs <= ours)
+  return bool(left and right) and (left <= right or right <= left)
 
 
 def _words(text: str) -> set[str]:

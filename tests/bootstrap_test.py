@@ -26,33 +26,35 @@ def examples(n, *, width=2, ties=None, seed=0):
 def test_resampled_curves_equal_curves_of_the_written_out_resamples(finalize, width, ties):
   score, small, large = examples(23, width=width, ties=ties)
   counts = bootstrap.draw([23], resamples=9, seed=1)
-  found = bootstrap.resample(counts, score, small, large, finalize, rates=RATES)
+  resampled = bootstrap.resample(counts, score, small, large, finalize, rates=RATES)
   quality, area = literal_resamples(counts, score, small, large, finalize, RATES)
-  np.testing.assert_allclose(found.quality, quality, atol=1e-9)
-  np.testing.assert_allclose(found.area, area, atol=1e-9)
+  np.testing.assert_allclose(resampled.quality, quality, atol=1e-9)
+  np.testing.assert_allclose(resampled.area, area, atol=1e-9)
   np.testing.assert_allclose(
-    found.above_chord, area - (quality[:, 0] + quality[:, -1]) / 2, atol=1e-9
+    resampled.above_chord, area - (quality[:, 0] + quality[:, -1]) / 2, atol=1e-9
   )
 
 
 def test_a_resample_that_holds_each_example_once_is_the_curve_itself():
   score, small, large = examples(40, ties=6)
-  found = bootstrap.resample(np.ones((1, 40), int), score, small, large, metrics.ratio, rates=RATES)
+  resampled = bootstrap.resample(
+    np.ones((1, 40), int), score, small, large, metrics.ratio, rates=RATES
+  )
   curve = curves.deferral_curve(score, small, large, metrics.ratio, by_rate)
-  np.testing.assert_allclose(found.area, [curves.area(curve)])
-  np.testing.assert_allclose(found.above_chord, [curves.area_above_chord(curve)])
+  np.testing.assert_allclose(resampled.area, [curves.area(curve)])
+  np.testing.assert_allclose(resampled.above_chord, [curves.area_above_chord(curve)])
   expected = np.interp(RATES, curve.deferral_rate, curve.quality)
-  np.testing.assert_allclose(found.quality, [expected])
+  np.testing.assert_allclose(resampled.quality, [expected])
 
 
 def test_blocks_of_resamples_change_nothing(monkeypatch):
   score, small, large = examples(50, ties=20)
   counts = bootstrap.draw([50], resamples=11, seed=0)
-  whole = bootstrap.resample(counts, score, small, large, metrics.ratio, rates=RATES)
+  at_once = bootstrap.resample(counts, score, small, large, metrics.ratio, rates=RATES)
   monkeypatch.setattr(bootstrap, 'BLOCK', 150)
-  parts = bootstrap.resample(counts, score, small, large, metrics.ratio, rates=RATES)
-  for one, other in zip(whole, parts, strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-12)
+  in_blocks = bootstrap.resample(counts, score, small, large, metrics.ratio, rates=RATES)
+  for column, in_block in zip(at_once, in_blocks, strict=True):
+    np.testing.assert_allclose(in_block, column, rtol=1e-12)
 
 
 def test_totals_are_the_sums_over_the_written_out_resamples():
@@ -64,8 +66,8 @@ def test_totals_are_the_sums_over_the_written_out_resamples():
 
 def test_draws_keep_the_size_of_every_task_and_repeat_with_the_seed():
   counts = bootstrap.draw([30, 1, 70], resamples=200, seed=5)
-  for part, size in zip(np.split(counts, [30, 31], axis=1), (30, 1, 70), strict=True):
-    np.testing.assert_array_equal(part.sum(axis=1), size)
+  for task_counts, size in zip(np.split(counts, [30, 31], axis=1), (30, 1, 70), strict=True):
+    np.testing.assert_array_equal(task_counts.sum(axis=1), size)
   np.testing.assert_array_equal(counts, bootstrap.draw([30, 1, 70], resamples=200, seed=5))
   assert (counts != bootstrap.draw([30, 1, 70], resamples=200, seed=6)).any()
 
@@ -79,9 +81,9 @@ def test_every_example_is_drawn_equally_often_and_as_a_multinomial():
 def test_the_spread_of_a_mean_is_its_standard_error():
   score, small, _ = examples(400)
   counts = bootstrap.draw([400], resamples=2000, seed=0)
-  found = bootstrap.resample(counts, score, small, small, metrics.ratio, rates=RATES)
+  resampled = bootstrap.resample(counts, score, small, small, metrics.ratio, rates=RATES)
   expected = small[:, 0].std() / np.sqrt(400)
-  assert found.area.std() == pytest.approx(expected, rel=0.07)
+  assert resampled.area.std() == pytest.approx(expected, rel=0.07)
 
 
 def test_the_interval_leaves_out_equal_shares_and_minds_what_is_out_of_reach():
@@ -112,15 +114,15 @@ def test_equal_models_do_not_differ_and_paired_bands_are_narrower_than_single_on
   better = small.copy()
   better[:30, 0] += 1
   counts = bootstrap.draw([300], resamples=500, seed=0)
-  one, other = (
+  first, second = (
     bootstrap.resample(counts, score, side, large, metrics.ratio, rates=RATES)
     for side in (better, small)
   )
-  assert bootstrap.difference(0, one.area - one.area).p == 1
-  apart = bootstrap.difference(0.05, one.area - other.area)
+  assert bootstrap.difference(0, first.area - first.area).p == 1
+  apart = bootstrap.difference(0.05, first.area - second.area)
   assert apart.low > 0
   assert apart.p < 0.01
-  single = bootstrap.estimate(0, one.area)
+  single = bootstrap.estimate(0, first.area)
   assert apart.high - apart.low < 0.5 * (single.high - single.low)
 
 

@@ -31,26 +31,26 @@ def test_f1_agrees_with_a_number_worked_by_hand():
 def test_an_answer_that_is_no_label_is_wrong_if_the_labels_are_known():
   np.testing.assert_array_equal(confusion.f1('yes').statistics(['yes'], 'x'), [0, 0, 1])
   np.testing.assert_array_equal(confusion.f1('yes').statistics(['no'], 'x'), [0, 0, 0])
-  known = confusion.f1('yes', 'no')
-  np.testing.assert_array_equal(known.statistics(['yes'], 'x'), [0, 0, 1])
-  np.testing.assert_array_equal(known.statistics(['no'], 'x'), [0, 1, 0])
-  np.testing.assert_array_equal(known.statistics(['no'], 'no'), [0, 0, 0])
+  with_others = confusion.f1('yes', 'no')
+  np.testing.assert_array_equal(with_others.statistics(['yes'], 'x'), [0, 0, 1])
+  np.testing.assert_array_equal(with_others.statistics(['no'], 'x'), [0, 1, 0])
+  np.testing.assert_array_equal(with_others.statistics(['no'], 'no'), [0, 0, 0])
 
 
 @given(pairs)
 def test_f1_equals_scikit_learn(rows):
   targets, given_answers = zip(*rows, strict=True)
-  found = finished(confusion.f1('yes'), rows)
+  value = finished(confusion.f1('yes'), rows)
   binary = [[text == 'yes' for text in column] for column in (targets, given_answers)]
-  assert found == pytest.approx(f1_score(*binary, zero_division=0))
+  assert value == pytest.approx(f1_score(*binary, zero_division=0))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(['True', 'False', 'x'])), min_size=1))
 def test_f1_with_invalid_answers_equals_scikit_learn_on_the_opposite_of_the_target(rows):
-  """As T5 computes F1a of MultiRC."""
-  found = finished(confusion.f1('True', 'False'), [(str(target), text) for target, text in rows])
+  """F1a of MultiRC as T5 computes it."""
+  value = finished(confusion.f1('True', 'False'), [(str(target), text) for target, text in rows])
   read = [{'True': True, 'False': False}.get(text, not target) for target, text in rows]
-  assert found == pytest.approx(f1_score([target for target, _ in rows], read, zero_division=0))
+  assert value == pytest.approx(f1_score([target for target, _ in rows], read, zero_division=0))
 
 
 @given(pairs)
@@ -76,23 +76,25 @@ def test_many_sums_are_finished_at_once():
   every = confusion.mean_f1(counts)
   assert every.shape == (4, 5)
   assert confusion.f1_by_class(counts).shape == (4, 5, 3)
-  for place in np.ndindex(4, 5):
-    assert every[place] == pytest.approx(float(confusion.mean_f1(counts[place])))
+  for index in np.ndindex(4, 5):
+    assert every[index] == pytest.approx(float(confusion.mean_f1(counts[index])))
 
 
 def test_f1s_are_found_by_a_name_that_holds_their_classes():
   for name in ('f1[True]', 'f1[yes|no]', "macro_f1[Yes|No|It's impossible to say]"):
     assert metrics.by_name(name).name == name
   target = ["It's impossible to say"]
-  found = metrics.by_name("macro_f1[Yes|No|It's impossible to say]").statistics(target, target[0])
-  np.testing.assert_array_equal(found, [0, 0, 0, 0, 0, 0, 1, 0, 0])
-  with pytest.raises(ValueError, match=r"called 'macro_f1'.*macro_f1\[A\|B\|...\]"):
+  statistics = metrics.by_name("macro_f1[Yes|No|It's impossible to say]").statistics(
+    target, target[0]
+  )
+  np.testing.assert_array_equal(statistics, [0, 0, 0, 0, 0, 0, 1, 0, 0])
+  with pytest.raises(ValueError, match=r"no metric 'macro_f1'.*macro_f1\[A\|B\|...\]"):
     metrics.by_name('macro_f1')
 
 
 @pytest.mark.parametrize('name', ['f1[]', 'f1[a|a]', 'macro_f1[a||b]', 'macro_f1[a| b]'])
 def test_classes_without_a_name_of_their_own_are_refused(name):
-  with pytest.raises(ValueError, match='different names of classes'):
+  with pytest.raises(ValueError, match='distinct names of classes'):
     metrics.by_name(name)
 
 
@@ -109,19 +111,20 @@ def test_curves_of_f1a_on_real_rows_equal_scikit_learn_at_each_threshold():
   small, large = (multirc.guesses(targets, right, generator) for right in (0.6, 0.85))
   score = generator.integers(0, 20, size=len(targets)).astype(float)
   metric = metrics.by_name('f1[True|False]')
-  ours, theirs = (
+  small_statistics, large_statistics = (
     np.stack(
       [metric.statistics([target], text) for target, text in zip(targets, side, strict=True)]
     )
     for side in (small, large)
   )
-  curve = curves.deferral_curve(score, ours, theirs, metric.finalize, lambda rate: rate)
+  curve = curves.deferral_curve(
+    score, small_statistics, large_statistics, metric.finalize, lambda rate: rate
+  )
   truth = np.array([target == 'True' for target in targets])
   for threshold, quality in zip(curve.threshold, curve.quality, strict=True):
     mixed = [b if r >= threshold else a for a, b, r in zip(small, large, score, strict=True)]
     read = [
-      {'True': 1, 'False': 0}.get(text, 1 - wanted)
-      for text, wanted in zip(mixed, truth, strict=True)
+      {'True': 1, 'False': 0}.get(text, 1 - label) for text, label in zip(mixed, truth, strict=True)
     ]
     assert quality == pytest.approx(f1_score(truth, read))
   assert len(curve.quality) == 21

@@ -8,9 +8,9 @@ from hypothesis import assume, given
 
 from cascades import correlation, curves, metrics
 
-whole = st.integers(0, 5).map(str)
+integers = st.integers(0, 5).map(str)
 decimal = st.floats(0, 5).map(lambda value: f'{value:.1f}')
-texts = st.one_of(whole, st.sampled_from(['x', '', '9', '-3', 'nan', 'inf', '4 5']))
+texts = st.one_of(integers, st.sampled_from(['x', '', '9', '-3', 'nan', 'inf', '4 5']))
 
 
 def finished(metric, rows):
@@ -18,7 +18,7 @@ def finished(metric, rows):
 
 
 def expected(function, rows):
-  """What scipy says; 0 where it finds no spread."""
+  """Value of scipy; 0 where it finds no spread."""
   columns = [list(map(correlation.similarity, column)) for column in zip(*rows, strict=True)]
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
@@ -100,11 +100,13 @@ def test_curves_equal_scipy_at_each_threshold(metric):
     np.clip(truth + generator.normal(0, spread, size=400).round(), -1, 5) for spread in (3, 1)
   )
   score = generator.integers(0, 40, size=400).astype(float)
-  ours, theirs = (
+  small_statistics, large_statistics = (
     np.stack([metric.statistics([str(a)], str(b)) for a, b in zip(truth, side, strict=True)])
     for side in (small, large)
   )
-  curve = curves.deferral_curve(score, ours, theirs, metric.finalize, lambda rate: rate)
+  curve = curves.deferral_curve(
+    score, small_statistics, large_statistics, metric.finalize, lambda rate: rate
+  )
   assert len(curve.quality) == 41
   for threshold, quality in zip(curve.threshold, curve.quality, strict=True):
     mixed = np.where(score >= threshold, large, small)

@@ -27,9 +27,9 @@ def test_the_cost_per_query_is_a_curve_of_its_own():
   small = costs.query(prompt, short, flops_per_token=2.0)
   large = small + costs.query(prompt, long, flops_per_token=16.0)
   score = generator.integers(0, 9, size=40).astype(float)
-  one = np.ones(40)
+  ones = np.ones(40)
   curve = curves.deferral_curve(
-    score, np.stack([small, one], 1), np.stack([large, one], 1), metrics.ratio, lambda rate: rate
+    score, np.stack([small, ones], 1), np.stack([large, ones], 1), metrics.ratio, lambda rate: rate
   )
   for threshold, cost in zip(curve.threshold, curve.quality, strict=True):
     expected = np.where(score >= threshold, large, small).mean()

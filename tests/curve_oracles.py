@@ -16,10 +16,10 @@ def literal_curve(
   points = []
   for threshold in [np.inf, *sorted(set(score.tolist()), reverse=True)]:
     total, deferred = np.zeros(small.shape[1]), 0
-    for one, ours, theirs in zip(score, small, large, strict=True):
-      defers = one >= threshold
+    for value, small_row, large_row in zip(score, small, large, strict=True):
+      defers = value >= threshold
       deferred += int(defers)
-      total = total + (theirs if defers else ours)
+      total = total + (large_row if defers else small_row)
     rate = deferred / len(score)
     points.append((threshold, rate, float(finalize(total)), float(cost(rate))))
   return Curve(*(np.array(column) for column in zip(*points, strict=True)))

@@ -1,3 +1,4 @@
+import doctest
 import itertools
 
 import hypothesis.strategies as st
@@ -15,7 +16,7 @@ def by_rate(rate):
 
 
 def statistics(quality):
-  """Of a mean over examples."""
+  """Statistics of a mean over examples."""
   quality = np.asarray(quality, float)
   return np.stack([quality, np.ones(len(quality))], axis=1)
 
@@ -34,6 +35,12 @@ def cascades(draw, *, ties=True, largest=12):
   score = draw(st.lists(values, min_size=n, max_size=n, unique=not ties))
   quality = st.lists(st.floats(0, 1, width=16), min_size=n, max_size=n)
   return np.array(score, float), np.array(draw(quality)), np.array(draw(quality))
+
+
+def test_the_worked_example_of_the_module_is_right():
+  results = doctest.testmod(curves)
+  assert results.attempted >= 10
+  assert not results.failed
 
 
 SMALL, LARGE, CONFIDENCE = [1, 0, 0, 1], [1, 1, 1, 0], np.array([0.9, 0.1, 0.5, 0.3])
@@ -61,8 +68,8 @@ def test_the_best_and_the_worst_order_agree_with_numbers_worked_by_hand():
 def test_a_curve_equals_the_rule_applied_literally_at_every_threshold(cascade):
   score, small, large = cascade
   literal = literal_curve(score, statistics(small), statistics(large), metrics.ratio, by_rate)
-  for ours, theirs in zip(curve_of(score, small, large), literal, strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=1e-12)
+  for actual, expected in zip(curve_of(score, small, large), literal, strict=True):
+    np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 
 @given(cascades(), st.integers(0, 2**31))
@@ -71,10 +78,10 @@ def test_a_curve_of_a_corpus_metric_equals_the_rule_applied_literally(cascade, s
   generator = np.random.default_rng(seed)
   small, large = generator.integers(0, 9, size=(2, len(score), 10)).astype(float)
   finalize = metrics.finalize_bleu
-  ours = curves.deferral_curve(score, small, large, finalize, by_rate)
-  theirs = literal_curve(score, small, large, finalize, by_rate)
-  np.testing.assert_allclose(ours.quality, theirs.quality, atol=1e-9)
-  np.testing.assert_array_equal(ours.threshold, theirs.threshold)
+  actual = curves.deferral_curve(score, small, large, finalize, by_rate)
+  expected = literal_curve(score, small, large, finalize, by_rate)
+  np.testing.assert_allclose(actual.quality, expected.quality, atol=1e-9)
+  np.testing.assert_array_equal(actual.threshold, expected.threshold)
 
 
 @given(cascades())
@@ -147,26 +154,28 @@ def test_a_constant_score_reaches_two_points():
 @given(cascades())
 def test_the_two_parts_add_up_to_the_curve(cascade):
   score, small, large = cascade
-  kept, deferred = curves.decomposition(score, small, large)
-  np.testing.assert_allclose(kept + deferred, curve_of(score, small, large).quality, atol=1e-12)
-  assert (kept[0], deferred[0]) == (pytest.approx(small.mean()), 0)
-  assert (kept[-1], deferred[-1]) == (0, pytest.approx(large.mean()))
+  small_part, large_part = curves.decomposition(score, small, large)
+  np.testing.assert_allclose(
+    small_part + large_part, curve_of(score, small, large).quality, atol=1e-12
+  )
+  assert (small_part[0], large_part[0]) == (pytest.approx(small.mean()), 0)
+  assert (small_part[-1], large_part[-1]) == (0, pytest.approx(large.mean()))
 
 
 def test_the_two_parts_agree_with_numbers_worked_by_hand():
-  kept, deferred = curves.decomposition(-CONFIDENCE, np.array(SMALL), np.array(LARGE))
-  np.testing.assert_allclose(kept, [0.5, 0.5, 0.25, 0.25, 0])
-  np.testing.assert_allclose(deferred, [0, 0.25, 0.25, 0.5, 0.75])
+  small_part, large_part = curves.decomposition(-CONFIDENCE, np.array(SMALL), np.array(LARGE))
+  np.testing.assert_allclose(small_part, [0.5, 0.5, 0.25, 0.25, 0])
+  np.testing.assert_allclose(large_part, [0, 0.25, 0.25, 0.5, 0.75])
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_not_finite_is_refused(bad):
-  with pytest.raises(ValueError, match='of 3 numbers, 1 are not finite'):
+  with pytest.raises(ValueError, match='1 of 3 scores are not finite'):
     curve_of([0, bad, 1], [0, 0, 0], [1, 1, 1])
 
 
 def test_no_examples_are_refused():
-  with pytest.raises(ValueError, match='of 0 numbers'):
+  with pytest.raises(ValueError, match=r'0 of 0 scores .* needs one or more examples'):
     curve_of([], [], [])
 
 
@@ -203,24 +212,33 @@ def test_cost_at_quality_goes_down_where_lower_is_better():
 )
 def test_first_reaching_equals_a_walk_along_the_line(lines, level):
   x = np.arange(lines.shape[1], dtype=float)
-  for line, found in zip(lines, curves.first_reaching(x, lines, level), strict=True):
+  for line, reached in zip(lines, curves.first_reaching(x, lines, level), strict=True):
     expected = np.nan
     for k, value in enumerate(line):
       if value >= level:
         expected = k if k == 0 else k - 1 + (level - line[k - 1]) / (value - line[k - 1])
         break
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(reached, expected, atol=1e-12)
 
 
 def test_savings_at_equal_quality_agree_with_numbers_worked_by_hand():
   def straight(start):
     return curve_of([2, 1], [start] * 2, [1, 1], cost=lambda rate: 10 + 100 * rate)
 
-  ours, theirs = straight(0.5), straight(0.0)  # quality 0.75 at rates 0.5 and 0.75
-  assert curves.deferrals_saved(ours, theirs, 0.75) == pytest.approx(0.25)
-  assert curves.flops_saved(ours, theirs, 0.75) == pytest.approx(1 - 60 / 85)
-  assert curves.deferrals_saved(theirs, ours, 0.75) == pytest.approx(-0.25)
-  assert np.isnan(curves.flops_saved(ours, theirs, 1.5))
+  model, baseline = straight(0.5), straight(0.0)  # quality 0.75 at rates 0.5 and 0.75
+  assert curves.deferrals_saved(model, baseline, 0.75) == pytest.approx(0.25)
+  assert curves.flops_saved(model, baseline, 0.75) == pytest.approx(1 - 60 / 85)
+  assert curves.deferrals_saved(baseline, model, 0.75) == pytest.approx(-0.25)
+  assert np.isnan(curves.flops_saved(model, baseline, 1.5))
+
+
+def test_savings_in_an_error_rate_are_those_in_its_opposite():
+  model, baseline = (
+    curve_of([2, 1], [start] * 2, [0, 0], cost=lambda rate: 10 + 100 * rate) for start in (0.5, 1.0)
+  )  # error rate 0.25 at rates 0.5 and 0.75
+  lower = {'higher_is_better': False}
+  assert curves.deferrals_saved(model, baseline, 0.25, **lower) == pytest.approx(0.25)
+  assert curves.flops_saved(model, baseline, 0.25, **lower) == pytest.approx(1 - 60 / 85)
 
 
 @given(cascades(), st.floats(0, 1))
@@ -233,17 +251,16 @@ def test_the_threshold_for_a_budget_defers_as_much_as_it_can_within_it(cascade, 
   assert not larger.size or larger[0] > budget
 
 
-def test_thinning_keeps_the_ends_and_short_curves_whole():
-  assert curves.thinned(3, 10).tolist() == [0, 1, 2]
-  kept = curves.thinned(1000, 10)
-  assert (kept[0], kept[-1], len(kept)) == (0, 999, 10)
-  assert curves.thinned(1, 5).tolist() == [0]
+def test_evenly_spaced_points_have_both_ends_and_equal_steps():
+  assert curves.evenly_spaced(3, 10).tolist() == [0, 1, 2]
+  assert curves.evenly_spaced(1000, 10).tolist() == list(range(0, 1000, 111))
+  assert curves.evenly_spaced(1, 5).tolist() == [0]
 
 
 def test_stacked_tasks_have_rows_and_columns_of_their_own():
-  one, other = np.array([[1.0, 2], [3, 4]]), np.array([[5.0, 6, 7]])
+  first, second = np.array([[1.0, 2], [3, 4]]), np.array([[5.0, 6, 7]])
   expected = [[1, 2, 0, 0, 0], [3, 4, 0, 0, 0], [0, 0, 5, 6, 7]]
-  np.testing.assert_array_equal(curves.stack_tasks([one, other]), expected)
+  np.testing.assert_array_equal(curves.stack_tasks([first, second]), expected)
 
 
 def test_pooled_tasks_are_the_weighted_mean_of_the_tasks_at_a_common_threshold():
@@ -252,14 +269,14 @@ def test_pooled_tasks_are_the_weighted_mean_of_the_tasks_at_a_common_threshold()
   scores = [generator.integers(0, 12, size=n).astype(float) for n in sizes]
   small, large = ([statistics(generator.random(n) < p) for n in sizes] for p in (0.4, 0.8))
   score = np.concatenate(scores)
-  stacked = [curves.stack_tasks(part) for part in (small, large)]
+  stacked = [curves.stack_tasks(side) for side in (small, large)]
   for weights in (sizes, (1, 1, 1)):
     finalize = curves.mean_over_tasks([metrics.ratio] * 3, [2, 2, 2], weights)
     pooled = curves.deferral_curve(score, *stacked, finalize, by_rate)
     for threshold, quality in zip(pooled.threshold, pooled.quality, strict=True):
       each = [
-        np.where(one >= threshold, theirs[:, 0], ours[:, 0]).mean()
-        for one, ours, theirs in zip(scores, small, large, strict=True)
+        np.where(task_score >= threshold, task_large[:, 0], task_small[:, 0]).mean()
+        for task_score, task_small, task_large in zip(scores, small, large, strict=True)
       ]
       assert quality == pytest.approx(np.average(each, weights=weights))
   by_size = curves.mean_over_tasks([metrics.ratio] * 3, [2, 2, 2], sizes)

@@ -95,10 +95,10 @@ def test_sum_and_average_order_equal_lengths_alike_and_unequal_ones_differently(
   generator = np.random.default_rng(0)
   logprobs = -generator.exponential(size=(50, 6))
   everywhere = np.ones_like(logprobs, bool)
-  one, other = (
+  by_total, by_average = (
     np.argsort(rule(logprobs, everywhere)) for rule in (deferral.total, deferral.average)
   )
-  np.testing.assert_array_equal(one, other)
+  np.testing.assert_array_equal(by_total, by_average)
 
   long_and_sure, short_and_unsure = [-0.2] * 6, [-0.9]
   rows = padded([long_and_sure, short_and_unsure])
@@ -134,7 +134,7 @@ def test_the_control_is_repeatable_and_knows_nothing():
 
 
 def test_a_quantile_level_outside_the_unit_interval_is_refused():
-  with pytest.raises(ValueError, match=r'level lies in \[0, 1\], got 80'):
+  with pytest.raises(ValueError, match=r'q is 80; the level of a quantile lies in \[0, 1\]'):
     deferral.quantile(*padded([[-1.0]]), q=80)
 
 

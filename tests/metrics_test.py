@@ -25,24 +25,24 @@ def total(metric, rows):
   return float(metric.finalize(sum(metric.statistics(*row) for row in rows)))
 
 
-def one(metric, target, prediction):
+def single(metric, target, prediction):
   return total(metric, [([target], prediction)])
 
 
 def test_accuracy_compares_stripped_texts_with_every_target():
-  assert one(metrics.accuracy, 'yes', ' yes\n') == 1
-  assert one(metrics.accuracy, 'yes', 'Yes') == 0
+  assert single(metrics.accuracy, 'yes', ' yes\n') == 1
+  assert single(metrics.accuracy, 'yes', 'Yes') == 0
   assert total(metrics.accuracy, [(['a', 'b'], 'b'), (['a'], 'b'), (['c'], 'c')]) == 2 / 3
   np.testing.assert_array_equal(metrics.accuracy.statistics(['a', 'b'], 'b'), [1, 1])
 
 
 def test_exact_match_and_token_f1_follow_the_squad_script():
-  assert one(metrics.exact_match, 'The Eiffel Tower!', 'eiffel  tower') == 1
-  assert one(metrics.exact_match, 'An anthem', 'them') == 0
-  assert one(metrics.token_f1, 'in the big red house', 'red house') == pytest.approx(2 * 2 / 6)
-  assert one(metrics.token_f1, 'x x y', 'x z') == pytest.approx(2 / 5)
-  assert one(metrics.token_f1, 'the', 'a') == 1
-  assert one(metrics.token_f1, 'the', 'b') == 0
+  assert single(metrics.exact_match, 'The Eiffel Tower!', 'eiffel  tower') == 1
+  assert single(metrics.exact_match, 'An anthem', 'them') == 0
+  assert single(metrics.token_f1, 'in the big red house', 'red house') == pytest.approx(2 * 2 / 6)
+  assert single(metrics.token_f1, 'x x y', 'x z') == pytest.approx(2 / 5)
+  assert single(metrics.token_f1, 'the', 'a') == 1
+  assert single(metrics.token_f1, 'the', 'b') == 0
   assert total(metrics.token_f1, [(['a b', 'b c'], 'c b')]) == 1
 
 
@@ -70,7 +70,7 @@ CURLY = '\u2018\u2019\u00b4'  # both single quotes and the acute accent
     ('?!', '', ''),
   ],
 )
-def test_texts_are_normalised_as_the_official_scripts_do(text, squad, triviaqa):
+def test_texts_are_normalized_as_the_official_scripts_do(text, squad, triviaqa):
   assert metrics.squad_normalize(text) == squad
   assert metrics.triviaqa_normalize(text) == triviaqa
 
@@ -78,18 +78,20 @@ def test_texts_are_normalised_as_the_official_scripts_do(text, squad, triviaqa):
 def official_triviaqa(text):
   """The steps of the script, one by one."""
   text = text.replace('_', ' ').lower()
-  text = ''.join(' ' if one in string.punctuation + '`' + CURLY else one for one in text)
+  text = ''.join(
+    ' ' if character in string.punctuation + '`' + CURLY else character for character in text
+  )
   text = re.sub(r'\b(a|an|the)\b', ' ', text)
   return ' '.join(text.split()).strip()
 
 
 def official_f1(target, prediction):
-  """As in the scripts of SQuAD 1 and TriviaQA, which give two empty texts 0."""
-  wanted, given_words = target.split(), prediction.split()
-  common = sum((collections.Counter(wanted) & collections.Counter(given_words)).values())
+  """F1 of the scripts of SQuAD 1 and TriviaQA, which give two empty texts 0."""
+  target_words, answer_words = target.split(), prediction.split()
+  common = sum((collections.Counter(target_words) & collections.Counter(answer_words)).values())
   if common == 0:
     return 0
-  precision, recall = common / len(given_words), common / len(wanted)
+  precision, recall = common / len(answer_words), common / len(target_words)
   return 2 * precision * recall / (precision + recall)
 
 
@@ -99,10 +101,11 @@ tricky = st.text(st.sampled_from(list("aAnT the_-.'`X\n\t" + CURLY)), max_size=1
 @given(st.lists(tricky, min_size=1, max_size=3), tricky)
 def test_triviaqa_equals_the_official_script_step_by_step(targets, prediction):
   assert metrics.triviaqa_normalize(prediction) == official_triviaqa(prediction)
-  wanted, answer = [official_triviaqa(target) for target in targets], official_triviaqa(prediction)
+  accepted = [official_triviaqa(target) for target in targets]
+  answer = official_triviaqa(prediction)
   exact, overlap = metrics.by_name('triviaqa_em'), metrics.by_name('triviaqa_f1')
-  assert exact.statistics(targets, prediction).tolist() == [answer in wanted, 1]
-  best = max(official_f1(target, answer) for target in wanted)
+  assert exact.statistics(targets, prediction).tolist() == [answer in accepted, 1]
+  best = max(official_f1(target, answer) for target in accepted)
   np.testing.assert_allclose(overlap.statistics(targets, prediction), [best, 1])
 
 
@@ -116,11 +119,11 @@ def test_real_aliases_of_triviaqa_match_themselves_and_what_the_script_matches()
     aliases = row['aliases']
     alias = aliases[generator.integers(len(aliases))]
     assert metrics.triviaqa_em.statistics(aliases, f'The {alias.swapcase()}!').tolist() == [1, 1]
-    wanted = [official_triviaqa(text) for text in aliases]
+    accepted = [official_triviaqa(text) for text in aliases]
     for answer in (f'{alias} or {other["target"]}', other['target'], alias.split()[0]):
       read = official_triviaqa(answer)
-      exact.append((metrics.triviaqa_em.statistics(aliases, answer)[0], read in wanted))
-      best = max(official_f1(text, read) for text in wanted)
+      exact.append((metrics.triviaqa_em.statistics(aliases, answer)[0], read in accepted))
+      best = max(official_f1(text, read) for text in accepted)
       overlap.append((metrics.triviaqa_f1.statistics(aliases, answer)[0], best))
   for pairs in (exact, overlap):
     np.testing.assert_allclose(*zip(*pairs, strict=True))
@@ -163,20 +166,20 @@ def test_edits_equal_the_recursive_definition_and_are_symmetric(a, b):
 
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_the_edit_distance_is_t5s(target, prediction):
-  """Which the package editdistance finds between pieces cut at every character of no word."""
-  pieces = [re.split(r'[^\w]', text) for text in (target, prediction)]
+  """The package editdistance, applied to pieces split at each character that is in no word."""
+  split = [re.split(r'[^\w]', text) for text in (target, prediction)]
   small = [re.split(r'[^\w]', text.lower()) for text in (target, prediction)]
-  assert one(metrics.edit_distance_cased, target, prediction) == editdistance.eval(*pieces)
-  assert one(metrics.edit_distance, target, prediction) == editdistance.eval(*small)
+  assert single(metrics.edit_distance_cased, target, prediction) == editdistance.eval(*split)
+  assert single(metrics.edit_distance, target, prediction) == editdistance.eval(*small)
 
 
 def test_the_edit_distance_agrees_with_numbers_worked_by_hand():
   distance, cased = metrics.edit_distance, metrics.by_name('edit_distance_cased')
-  assert one(distance, 'We saw Bonn.', 'we saw bonn.') == 0  # it is blind to case,
-  assert one(cased, 'We saw Bonn.', 'we saw bonn.') == 2
-  assert one(distance, 'Yes, we can.', 'yes we can') == 2  # and sees that a mark is missing,
-  assert one(distance, 'Yes, we can.', 'yes; we can!') == 0  # but not which
-  assert one(distance, 'one two three', 'onetwo three') == 2
+  assert single(distance, 'We saw Bonn.', 'we saw bonn.') == 0  # it is blind to case,
+  assert single(cased, 'We saw Bonn.', 'we saw bonn.') == 2
+  assert single(distance, 'Yes, we can.', 'yes we can') == 2  # and sees that a mark is missing,
+  assert single(distance, 'Yes, we can.', 'yes; we can!') == 0  # but not which
+  assert single(distance, 'one two three', 'onetwo three') == 2
   assert total(distance, [(['a b', 'a b c d'], 'a b c'), (['x'], 'x y z')]) == (1 + 2) / 2
   assert not distance.higher_is_better
   assert not cased.higher_is_better
@@ -187,18 +190,18 @@ def test_rouge_agrees_with_numbers_worked_by_hand():
   # Stemmed: the cat sat on mat, and the cat wa on the mat. Four words and one pair are common.
   expected = {'rouge1': 8 / 11, 'rouge2': 2 / 9, 'rougeL': 8 / 11, 'rougeLsum': 8 / 11}
   for name, value in expected.items():
-    assert one(metrics.by_name(name), target, prediction) == pytest.approx(value)
+    assert single(metrics.by_name(name), target, prediction) == pytest.approx(value)
     best = total(metrics.by_name(name), [(['nothing', target, 'x'], prediction), (['a'], 'b')])
     assert best == pytest.approx(value / 2)
-    assert one(metrics.by_name(name), '日本', '日本') == 0  # it knows English alone
+    assert single(metrics.by_name(name), '日本', '日本') == 0  # it knows English alone
 
 
 def test_sentences_of_a_summary_may_change_places_for_rouge_lsum_only():
   target, prediction = 'one two three . four five six', 'four five six . one two three'
-  assert one(metrics.rouge('rougeLsum'), target, prediction) == 1
-  assert one(metrics.rouge('rougeL'), target, prediction) == 0.5
+  assert single(metrics.rouge('rougeLsum'), target, prediction) == 1
+  assert single(metrics.rouge('rougeL'), target, prediction) == 0.5
   lines = [text.replace(' . ', '\n') for text in (target, prediction)]
-  assert one(metrics.rouge('rougeLsum'), *lines) == 1
+  assert single(metrics.rouge('rougeLsum'), *lines) == 1
 
 
 words_of_summaries = st.lists(
@@ -208,13 +211,13 @@ words_of_summaries = st.lists(
 
 @given(st.lists(words_of_summaries, min_size=1, max_size=3), words_of_summaries)
 def test_rouge_equals_the_library_with_several_references(targets, prediction):
-  kinds = ['rouge1', 'rouge2', 'rougeL', 'rougeLsum']
-  scorer = rouge_scorer.RougeScorer(kinds, use_stemmer=True)
+  names = ['rouge1', 'rouge2', 'rougeL', 'rougeLsum']
+  scorer = rouge_scorer.RougeScorer(names, use_stemmer=True)
   *cut, answer = (text.strip().replace(' . ', ' .\n') for text in (*targets, prediction))
   expected = scorer.score_multi(cut, answer)
-  for kind in kinds:
-    found = metrics.by_name(kind).statistics(targets, prediction)
-    np.testing.assert_allclose(found, [expected[kind].fmeasure, 1])
+  for name in names:
+    statistics = metrics.by_name(name).statistics(targets, prediction)
+    np.testing.assert_allclose(statistics, [expected[name].fmeasure, 1])
 
 
 @given(pairs)
@@ -244,9 +247,9 @@ def test_several_references_are_used_as_sacrebleu_uses_them():
 def test_bleu_agrees_with_a_number_worked_by_hand():
   # 4 of 5 words, 2 of 4 pairs, 1 of 3 triples, and 0 of 2 quadruples smoothed to half of one.
   expected = 100 * (4 / 5 * 2 / 4 * 1 / 3 * 0.5 / 2) ** 0.25
-  assert one(metrics.bleu(), 'a b c x d', 'a b c y d') == pytest.approx(expected)
-  assert one(metrics.bleu(), 'a b c d e f', 'a b c d e') == pytest.approx(100 * np.exp(-1 / 5))
-  assert one(metrics.bleu(), 'a b c', 'a b c') == 0  # without a quadruple
+  assert single(metrics.bleu(), 'a b c x d', 'a b c y d') == pytest.approx(expected)
+  assert single(metrics.bleu(), 'a b c d e f', 'a b c d e') == pytest.approx(100 * np.exp(-1 / 5))
+  assert single(metrics.bleu(), 'a b c', 'a b c') == 0  # without a quadruple
 
 
 def test_finalizing_many_sums_at_once_equals_one_by_one():
@@ -256,8 +259,8 @@ def test_finalizing_many_sums_at_once_equals_one_by_one():
     sums = generator.integers(0, 9, size=(3, 4, width)).astype(float)
     every = metric.finalize(sums)
     assert every.shape == (3, 4)
-    for place in np.ndindex(3, 4):
-      assert every[place] == pytest.approx(float(metric.finalize(sums[place])))
+    for index in np.ndindex(3, 4):
+      assert every[index] == pytest.approx(float(metric.finalize(sums[index])))
 
 
 def test_no_statistics_at_all_finish_as_zero():
@@ -275,10 +278,10 @@ def test_bleu_of_any_counts_lies_between_0_and_100(counts):
 
 
 @pytest.mark.parametrize('tokenize', ['13a', 'intl', 'char', 'zh'])
-def test_bleu_uses_sacrebleus_tokenisers(tokenize):
+def test_bleu_uses_sacrebleus_tokenizers(tokenize):
   target, prediction = "It's 3.5 km, 我喜欢猫。 right?", "It's 3.5 km; 我喜欢狗。 right?"
   expected = BLEU(tokenize=tokenize, force=True).corpus_score([prediction], [[target]]).score
-  assert one(metrics.bleu(tokenize), target, prediction) == pytest.approx(expected)
+  assert single(metrics.bleu(tokenize), target, prediction) == pytest.approx(expected)
   assert 0 < expected < 100
 
 
@@ -286,7 +289,9 @@ def test_metrics_are_found_by_name_and_the_nearest_name_is_suggested():
   for name, metric in metrics.METRICS.items():
     assert metric.name == name
     assert metrics.by_name(name) is metric
-  with pytest.raises(ValueError, match=r"'accurracy' \(did you mean 'accuracy'\?\); known: acc"):
+  with pytest.raises(
+    ValueError, match=r"'accurracy' \(did you mean 'accuracy'\?\); choose one of acc"
+  ):
     metrics.by_name('accurracy')
 
 
@@ -301,10 +306,12 @@ def test_a_name_that_is_none_may_be_asked_for():
 
 
 @pytest.mark.parametrize('name', ['token_accuracy', 'length_normalized_accuracy'])
-def test_some_ratios_are_not_told_by_texts(name):
+def test_metrics_of_token_scores_cannot_be_computed_from_texts(name):
   metric = metrics.by_name(name)
   assert metric.finalize(np.array([3.0, 4.0])) == 0.75
-  with pytest.raises(ValueError, match=f'{name} is what inference .* texts do not tell it'):
+  with pytest.raises(
+    ValueError, match=f'{name} needs log-probabilities .* run inference in mode `score`'
+  ):
     metric.statistics(['a'], 'a')
 
 
@@ -312,10 +319,10 @@ def test_shares_have_scale_1_and_bleu_and_chrf_100():
   perfect = 'A1 B2 C0 D1 E'
   untold = ('token_accuracy', 'length_normalized_accuracy', 'pearson', 'spearman')
   for metric in metrics.METRICS.values():
-    if metric.name in ('bleu_ja_mecab', 'bleu_ko_mecab'):  # optional tokenisers
+    if metric.name in ('bleu_ja_mecab', 'bleu_ko_mecab'):  # optional tokenizers
       assert metric.scale == 100
     elif metric.higher_is_better and metric.name not in untold:
-      assert one(metric, perfect, perfect) == metric.scale
+      assert single(metric, perfect, perfect) == metric.scale
 
 
 @pytest.mark.parametrize('name', ['rougeL', 'edit_distance', 'edit_distance_cased'])
@@ -328,18 +335,20 @@ def test_curves_on_real_translations_equal_the_libraries_at_each_threshold(name)
   small = [' '.join(text.split()[:-4]) for text in other]
   score = np.random.default_rng(0).integers(0, 9, size=60).astype(float)
   metric = metrics.by_name(name)
-  ours, theirs = (
+  small_statistics, large_statistics = (
     np.stack([metric.statistics([a], b) for a, b in zip(targets, side, strict=True)])
     for side in (small, large)
   )
-  curve = curves.deferral_curve(score, ours, theirs, metric.finalize, lambda rate: rate)
+  curve = curves.deferral_curve(
+    score, small_statistics, large_statistics, metric.finalize, lambda rate: rate
+  )
   scorer = rouge_scorer.RougeScorer(['rougeL'], use_stemmer=True)
 
   def literal(target, text):
     if name.startswith('rouge'):
       return scorer.score(target, text)[name].fmeasure
     both = (target, text) if name == 'edit_distance_cased' else (target.lower(), text.lower())
-    return editdistance.eval(*(re.split(r'\W', one) for one in both))
+    return editdistance.eval(*(re.split(r'\W', single) for single in both))
 
   for threshold, quality in zip(curve.threshold, curve.quality, strict=True):
     mixed = [b if r >= threshold else a for a, b, r in zip(small, large, score, strict=True)]
@@ -358,17 +367,19 @@ def test_curves_of_bleu_on_real_translations_equal_sacrebleu_at_each_threshold(l
   generator = np.random.default_rng(0)
 
   def damaged(text, rate):
-    kept = [word for word in text.split() if generator.random() > rate]
-    return ' '.join(kept[:3][::-1] + kept[3:] if generator.random() < rate else kept)
+    words = [word for word in text.split() if generator.random() > rate]
+    return ' '.join(words[:3][::-1] + words[3:] if generator.random() < rate else words)
 
   small, large = ([damaged(text, rate) for text in texts] for rate in (0.4, 0.15))
   score = generator.integers(0, 24, size=500).astype(float)
   metric = metrics.bleu(tokenize)
-  ours, theirs = (
+  small_statistics, large_statistics = (
     np.stack([metric.statistics([target], text) for target, text in zip(texts, side, strict=True)])
     for side in (small, large)
   )
-  curve = curves.deferral_curve(score, ours, theirs, metric.finalize, lambda rate: rate)
+  curve = curves.deferral_curve(
+    score, small_statistics, large_statistics, metric.finalize, lambda rate: rate
+  )
   assert len(curve.threshold) >= 20
   for threshold, quality in zip(curve.threshold, curve.quality, strict=True):
     mixed = [b if r >= threshold else a for a, b, r in zip(small, large, score, strict=True)]

@@ -11,16 +11,16 @@ from tests.real_data import real
 
 
 def rows() -> tuple[Sequence[str], Sequence[str]]:
-  """Whether each answer of the validation set is right, as text, and its question."""
+  """Label of each answer of the validation set, 'True' or 'False', and its question."""
   path = real('superglue/MultiRC/val.jsonl')
-  found = [
+  labeled = [
     (str(bool(answer['label'])), f'{passage["idx"]}-{question["idx"]}')
     for passage in map(json.loads, path.read_text('utf-8').rstrip('\n').split('\n'))
     for question in passage['passage']['questions']
     for answer in question['answers']
   ]
-  assert len(found) == 4848
-  targets, groups = zip(*found, strict=True)
+  assert len(labeled) == 4848
+  targets, groups = zip(*labeled, strict=True)
   return targets, groups
 
 

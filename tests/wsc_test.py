@@ -39,16 +39,16 @@ def test_where_the_candidate_is_wrong_another_is_to_be_named(answer, right):
 
 
 @given(phrases, phrases)
-def test_the_words_of_one_are_all_in_the_other(one, other):
+def test_texts_are_the_same_if_the_words_of_one_are_all_in_the_other(first, second):
   def clean(text):
     determiners = ('the', 'a', 'his', 'their')
     return [word for word in text.lower().split() if word not in determiners]
 
-  ours, theirs = clean(one), clean(other)
-  inside = all(word in theirs for word in ours) or all(word in ours for word in theirs)
-  apostrophes = ("'" in ' '.join(ours)) == ("'" in ' '.join(theirs))
-  expected = bool(ours) and bool(theirs) and inside and apostrophes
-  assert wsc.same(one, other) == wsc.same(other, one) == expected
+  left, right = clean(first), clean(second)
+  inside = all(word in right for word in left) or all(word in left for word in right)
+  apostrophes = ("'" in ' '.join(left)) == ("'" in ' '.join(right))
+  expected = bool(left) and bool(right) and inside and apostrophes
+  assert wsc.same(first, second) == wsc.same(second, first) == expected
 
 
 @given(phrases, phrases)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from cascades import bootstrap, curves
 from cascades.bootstrap import Estimate
-from cascades.curves import Score, Statistics
+from cascades.curves import Scores, Statistics
 from cascades.metrics import ratio
 
 
@@ -30,7 +30,7 @@ class Shares(NamedTuple):
 
 
 def statistics(
-  score: Score,
+  score: Scores,
   groups: Sequence[str],
   small: Bool[np.ndarray, 'N'],
   large: Bool[np.ndarray, 'N'],
@@ -61,7 +61,7 @@ def statistics(
 
 
 def shares(
-  score: Score,
+  score: Scores,
   groups: Sequence[str],
   small: Bool[np.ndarray, 'N'],
   large: Bool[np.ndarray, 'N'],

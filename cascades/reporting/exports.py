@@ -95,7 +95,7 @@ def _estimates(shares: Shares) -> dict[str, Estimate]:
 
 
 def _cascade_json(cascade: Cascade, points: int | None) -> dict[str, Any]:
-  keep = curves.thinned(len(cascade.kept), points or len(cascade.kept))
+  keep = curves.evenly_spaced(len(cascade.kept), points or len(cascade.kept))
   curve = {name: _finite(column[keep]) for name, column in cascade.curve._asdict().items()}
   curve |= {'kept': _finite(cascade.kept[keep]), 'deferred': _finite(cascade.deferred[keep])}
   return {

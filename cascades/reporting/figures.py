@@ -237,7 +237,7 @@ def _add_rates(axes: Axes, *, small: float, large: float) -> None:
 
 
 def _thin(curve: Curve) -> Curve:
-  keep = curves.thinned(len(curve.cost), POINTS)
+  keep = curves.evenly_spaced(len(curve.cost), POINTS)
   return Curve(*(column[keep] for column in curve))
 
 
