@@ -78,10 +78,13 @@ _USUAL = (
   'cascades.tasks.wmt22',
 )
 _MODULES = {
-  'cascades.evaluate': ('cascades.deferral', 'cascades.metrics'),  # starts without JAX
+  'cascades.evaluate': (  # starts without JAX
+    'cascades.deferral', 'cascades.metrics', 'cascades.evaluation.comparison',
+    'cascades.evaluation.tables', 'cascades.reporting.report',
+  ),
   'cascades.prune': (*_USUAL, 'cascades.models.pruning'),
   'cascades.plan': ('cascades.train', *_USUAL),
-}
+}  # fmt: skip
 _LIKE = {'cascades.plan': 'train.train'}  # programs that take another's bindings
 _VERSIONS = ('cascades', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sacrebleu')
 

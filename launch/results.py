@@ -14,7 +14,7 @@ import rich.console
 import rich.table
 from etils import epath
 
-from cascades.evaluation.comparison import ABOVE_CHORD, AREA, LARGE, SMALL
+from cascades.evaluation.quantities import ABOVE_CHORD, AREA, LARGE, SMALL
 from cascades.runtime import files, progress
 
 HISTORY = 'stages.jsonl'  # beside the logs of a run, one line for each time that a stage was run

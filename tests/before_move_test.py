@@ -163,17 +163,17 @@ def curve_numbers(given: Numbers) -> dict[str, Any]:
 
 
 def compared_numbers() -> dict[str, Any]:
-  """Two small models beside a large one on two tasks, by `comparison.compare`."""
-  compared = synthetic_tables.compared()
+  """Two small models beside a large one on two tasks, by `compare.compare`."""
+  compared = synthetic_tables.comparison()
   numbers = {}
   for cascade in compared.cascades:
     name = f'{cascade.model}, {cascade.score}, {cascade.task}'
     numbers[f'{name}: estimates'] = [list(x) for x in cascade.estimates.values()]
     if cascade.task not in compared.sizes:
       numbers[f'{name}: band'] = [cascade.low, cascade.high]
-  for pair in compared.versus:
+  for pair in compared.differences:
     name = f'{pair.model} - {pair.baseline}, {pair.score}'
-    numbers[f'{name}: differences'] = [list(x) for x in pair.differences.values()]
+    numbers[f'{name}: differences'] = [list(x) for x in pair.estimates.values()]
   return numbers
 
 

@@ -8,6 +8,8 @@ from orbax.checkpoint._src.path import gcs_utils
 
 from cascades import evaluate, infer, train
 from cascades.checkpoints import store
+from cascades.evaluation.comparison import Settings
+from cascades.evaluation.tables import Tables
 from tests import object_store, tiny
 from tests.runtime.progress_test import read_events
 
@@ -40,13 +42,12 @@ def test_the_whole_job_runs_in_an_object_store(bucket, tmp_path):
       batch_size=16,
       **common,
     )
-  compared = evaluate.evaluate(
-    {'small': f'{BUCKET}/small/predictions'},
-    f'{BUCKET}/large/predictions',
+  comparison = evaluate.evaluate(
+    Tables({'small': f'{BUCKET}/small/predictions'}, f'{BUCKET}/large/predictions'),
     f'{BUCKET}/evaluation',
-    resamples=50,
+    settings=Settings(resamples=50),
   )
-  assert compared.cascades
+  assert comparison.cascades
   assert '<html' in (bucket / 'evaluation' / 'report.html').read_text()
   assert (bucket / 'large' / 'checkpoint_4' / 'commit_success.txt').exists()
   assert read_events(f'{BUCKET}/large/train')

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from cascades import deferral, metrics
-from cascades.evaluation import comparison
+from cascades.evaluation.compare import compare
+from cascades.evaluation.comparison import Comparison, Settings
 from cascades.predictions import rows, shards
 from cascades.types import Metric, Predictions
 
@@ -29,7 +30,7 @@ def records(
   """Rows as inference would write them; `seed` is the model's, the questions are the task's."""
   questions = np.random.default_rng(sum(task.encode()))
   model = np.random.default_rng((seed, sum(task.encode())))
-  made = []
+  table_rows = []
   for i in range(size):
     difficulty = questions.normal()
     words = [f'w{questions.integers(30)}' for _ in range(questions.integers(4, 9))]
@@ -39,7 +40,7 @@ def records(
       answer = words
     logprobs = -model.exponential(0.05 + (1 - right), size=len(answer) + 1)
     target, text = ' '.join(words), ' '.join(answer)
-    made.append(
+    table_rows.append(
       rows.build(
         id=f'{task}-{i}',
         inputs=f'question {i}',
@@ -47,10 +48,12 @@ def records(
         answer=text,
         tokens=[7] * len(logprobs),
         logprobs=logprobs,
-        statistics={one.name: one.statistics([target], text).tolist() for one in judged_by},
+        statistics={
+          metric.name: metric.statistics([target], text).tolist() for metric in judged_by
+        },
       )
     )
-  return made
+  return table_rows
 
 
 def manifest(task: str, records: Sequence[rows.Row], **changes: Any) -> dict[str, Any]:
@@ -74,21 +77,21 @@ def manifest(task: str, records: Sequence[rows.Row], **changes: Any) -> dict[str
   }
 
 
-def write(directory: Any, task: str, made: Sequence[rows.Row], **changes: Any) -> None:
-  """A complete table in files; `changes` go into its manifest."""
-  described = manifest(task, made, **changes)
+def write(directory: Any, task: str, records: Sequence[rows.Row], **changes: Any) -> None:
+  """Writes a complete table; `changes` go into its manifest."""
+  described = manifest(task, records, **changes)
   mode, count = described['mode'], described['shards']
   for index in range(count):
-    part = [made[i] for i in shards.shard_rows(len(made), index, count)]
-    shards.write_shard(directory, task, mode, index, count, part)
+    shard = [records[i] for i in shards.shard_rows(len(records), index, count)]
+    shards.write_shard(directory, task, mode, index, count, shard)
   shards.write_manifest(directory, described)
 
 
 def table(task: str, *, parameters: int = 1000, **settings: Any) -> Predictions:
-  """The same in memory."""
-  made = records(task, **settings)
-  parsed = [rows.parse(record, 'predict') for record in made]
-  described = manifest(task, made, parameters=parameters, flops_per_token=2.0 * parameters)
+  """The same table in memory."""
+  table_rows = records(task, **settings)
+  parsed = [rows.parse(row, 'predict') for row in table_rows]
+  described = manifest(task, table_rows, parameters=parameters, flops_per_token=2.0 * parameters)
   return shards.columns(parsed, described)
 
 
@@ -113,14 +116,14 @@ def small_and_large(*, judged_by: Sequence[Metric] = (metrics.accuracy,)) -> tup
 
 
 @cache
-def compared(metric: str = 'accuracy', **settings: Any) -> comparison.Comparison:
+def comparison(metric: str = 'accuracy', **settings: Any) -> Comparison:
   """A comparison of them under three rules."""
   judge = metrics.by_name(metric)
   small, large = small_and_large(judged_by=[judge])
-  return comparison.compare(
+  return compare(
     small,
     large,
     scores={name: deferral.as_score(deferral.PAPER[name]) for name in ('average', 'sum', 'random')},
-    metrics=[judge] * len(large),
-    settings=comparison.Settings(**{'resamples': 60, **settings}),
+    metric=judge,
+    settings=Settings(**{'resamples': 60, **settings}),
   )

@@ -1,4 +1,4 @@
-"""Several tasks under one threshold: one table, one matrix of statistics, one metric."""
+"""Pooling of several tasks under one threshold: one table, one matrix of statistics, one metric."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cascades import curves
 from cascades.curves import Finalize, Statistics
 from cascades.types import Metric, Predictions
 
-Weights: TypeAlias = Literal['size', 'uniform']
+TaskWeights: TypeAlias = Literal['size', 'uniform']
 
 POOLED = 'all tasks'
 
 
-class Group(NamedTuple):
-  """What one curve is drawn over: rows and columns of the matrix, and the metric of their sum."""
+class Subset(NamedTuple):
+  """Examples of one curve: their rows and columns in the matrix, and the metric of their sum."""
 
   task: str
   rows: slice
@@ -25,23 +25,29 @@ class Group(NamedTuple):
   finalize: Finalize
 
 
-class Layout(NamedTuple):
-  """How each model's statistics are stacked, and the groups: all tasks, then each if several."""
+class StatisticsLayout(NamedTuple):
+  """Arrangement of several tasks' statistics in one matrix.
 
-  weights: Weights
+  Attributes:
+    weights: Weights of the tasks in the mean over all tasks.
+    stack: Function that stacks one model's statistics, task by task, into the matrix [N, K].
+    subsets: All tasks together, then each task if there are several.
+  """
+
+  weights: TaskWeights
   stack: Callable[[Sequence[Statistics]], Statistics]
-  groups: tuple[Group, ...]
+  subsets: tuple[Subset, ...]
 
 
 def pool(tables: Sequence[Predictions]) -> Predictions:
-  """One model's tables of several tasks below each other; ids become task/id, and so do groups.
+  """Concatenates one model's tables of several tasks; ids and groups become task/name.
 
-  Beside tasks with groups, a row of one without is a group by itself. Statistics stay behind:
-  those of one metric add up only within a task.
+  If only some tasks have groups, each row of the others is a group of its own. Statistics are left
+  out: those of one metric add up only within a task.
   """
   width = max(table.logprobs.shape[1] for table in tables)
 
-  def padded(values: np.ndarray) -> np.ndarray:
+  def pad(values: np.ndarray) -> np.ndarray:
     return np.pad(values, ((0, 0), (0, width - values.shape[1])))
 
   return tables[0]._replace(
@@ -50,8 +56,8 @@ def pool(tables: Sequence[Predictions]) -> Predictions:
     inputs=[text for table in tables for text in table.inputs],
     targets=[answers for table in tables for answers in table.targets],
     predictions=[text for table in tables for text in table.predictions],
-    logprobs=np.concatenate([padded(table.logprobs) for table in tables]),
-    mask=np.concatenate([padded(table.mask) for table in tables]),
+    logprobs=np.concatenate([pad(table.logprobs) for table in tables]),
+    mask=np.concatenate([pad(table.mask) for table in tables]),
     statistics={},
     groups=[f'{table.task}/{name}' for table in tables for name in table.groups or table.ids]
     if any(table.groups for table in tables)
@@ -60,48 +66,59 @@ def pool(tables: Sequence[Predictions]) -> Predictions:
 
 
 def layout(
-  models: Sequence[Sequence[Predictions]], metrics: Sequence[Metric], weights: Weights | None
-) -> Layout:
-  """For models that answered the same tasks, each judged by its own metric.
+  models: Sequence[Sequence[Predictions]], metrics: Sequence[Metric], weights: TaskWeights | None
+) -> StatisticsLayout:
+  """Chooses the layout for models that answered the same tasks, one metric per task.
 
-  Weights of None are the tasks' sizes if every metric is a mean over examples (then all tasks
-  together are one mean, over fewer columns) and equal if not, as for BLEU.
+  Args:
+    models: Each model's tables, in the same order of tasks.
+    metrics: Metric of each task; the tables hold its statistics.
+    weights: 'size', 'uniform', or None: by size if every metric is a mean over examples (then all
+      tasks share their columns and together are one mean), else uniform, as is usual for BLEU.
+
+  Raises:
+    ValueError: The weights are unknown, or the metrics differ in scale or direction.
   """
-  _check_kind(metrics)
-  if weights not in (None, *get_args(Weights)):
+  if len({(metric.scale, metric.higher_is_better) for metric in metrics}) > 1:
     raise ValueError(
-      f'Tasks are weighted by {", ".join(get_args(Weights))} or None, not {weights!r}.'
+      f'The metrics {", ".join(sorted({metric.name for metric in metrics}))} have different scales '
+      'or directions, so their mean over tasks has no meaning. Choose one metric, or fewer tasks.'
     )
-  stored = [statistics(model, metrics) for model in models]
-  means = all(one.shape[1] == 2 and (one[:, 1] == 1).all() for own in stored for one in own)
+  if weights not in (None, *get_args(TaskWeights)):
+    raise ValueError(
+      f'Unknown task weights {weights!r}; expected {", ".join(get_args(TaskWeights))} or None.'
+    )
+  stored = [statistics(tables, metrics) for tables in models]
+  means = all(
+    matrix.shape[1] == 2 and (matrix[:, 1] == 1).all() for model in stored for matrix in model
+  )
   weights = weights or ('size' if means else 'uniform')
-  sizes, widths = zip(*(one.shape for one in stored[0]), strict=True)
+  sizes, widths = zip(*(matrix.shape for matrix in stored[0]), strict=True)
   finalizes = [metric.finalize for metric in metrics]
-  together = finalizes[0]
+  finalize_all = finalizes[0]
   stack: Callable[[Sequence[Statistics]], Statistics] = np.vstack
   columns = [slice(None)] * len(sizes)
   if not (means and weights == 'size' and len(set(finalizes)) == 1):
     stack, columns = curves.stack_tasks, list(_slices(widths))
     shares = sizes if weights == 'size' else [1] * len(sizes)
-    together = curves.mean_over_tasks(finalizes, widths, shares)
-  names = [table.task for table in models[0]]
-  single = list(map(Group, names, _slices(sizes), columns, finalizes)) if len(names) > 1 else []
-  return Layout(weights, stack, (Group(POOLED, slice(None), slice(None), together), *single))
+    finalize_all = curves.mean_over_tasks(finalizes, widths, shares)
+  subsets = [Subset(POOLED, slice(None), slice(None), finalize_all)]
+  if len(sizes) > 1:
+    names = [table.task for table in models[0]]
+    subsets += map(Subset, names, task_rows(models[0]), columns, finalizes)
+  return StatisticsLayout(weights, stack, tuple(subsets))
 
 
 def statistics(tables: Sequence[Predictions], metrics: Sequence[Metric]) -> list[Statistics]:
-  """Each task's, by its own metric."""
-  return [one.statistics[metric.name] for one, metric in zip(tables, metrics, strict=True)]
+  """Each task's statistics of its metric."""
+  return [table.statistics[metric.name] for table, metric in zip(tables, metrics, strict=True)]
+
+
+def task_rows(tables: Sequence[Predictions]) -> list[slice]:
+  """Each task's rows in the pooled table."""
+  return list(_slices([len(table.ids) for table in tables]))
 
 
 def _slices(widths: Sequence[int]) -> Iterator[slice]:
   ends = np.cumsum(widths)
   return (slice(end - width, end) for width, end in zip(widths, ends, strict=True))
-
-
-def _check_kind(metrics: Sequence[Metric]) -> None:
-  if len({(metric.scale, metric.higher_is_better) for metric in metrics}) > 1:
-    raise ValueError(
-      f'The metrics {", ".join(sorted({metric.name for metric in metrics}))} have different scales '
-      'or directions; their mean over tasks means nothing. Choose one metric, or fewer tasks.'
-    )

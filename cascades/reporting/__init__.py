@@ -1,1 +1,1 @@
-"""What people see of a comparison: figures, tables, the page. Imports nothing by itself."""
+"""Presentation of a comparison: figures, tables, the HTML report. Imports nothing by itself."""

@@ -1,7 +1,7 @@
-"""Makes foreign text harmless before it is shown: on a terminal, on a page, in a spreadsheet.
+"""Escaping of untrusted text for terminals, pages and spreadsheets.
 
-What a model wrote, or a file holds, may carry terminal sequences, right-to-left overrides or
-spreadsheet formulas. HTML is escaped where it is made, by the template engine.
+Answers of models and texts in files may hold terminal sequences, right-to-left overrides or
+spreadsheet formulas. The template engine escapes HTML.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FORMULA = re.compile(r'\s*[=+\-@\uff1d\uff0b\uff0d\uff20|%]')
 
 
 def visible(text: str) -> str:
-  r"""Characters that act instead of being seen become escapes: '\x1b', '\u202e', '\n'."""
+  r"""Replaces characters that act instead of being seen by escapes: '\x1b', '\u202e', '\n'."""
   if text.isascii() and text.isprintable():
     return text
   return ''.join(_visible(character) for character in text)
@@ -35,12 +35,12 @@ def _visible(character: str) -> str:
 
 
 def cell(text: str) -> str:
-  """Visible text that no spreadsheet takes for a formula: an apostrophe goes before one."""
+  """Escapes a spreadsheet cell: visible text, with an apostrophe in front of a formula."""
   text = visible(text)
   return f"'{text}" if FORMULA.match(text) else text
 
 
 def shorten(text: str, width: int) -> str:
-  """Visible text of at most `width` characters, with an ellipsis where it was cut."""
+  """Shortens visible text to at most `width` characters, with an ellipsis where it is cut."""
   text = visible(text)
   return text if len(text) <= width else text[: width - 1] + '…'

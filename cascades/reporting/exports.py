@@ -1,59 +1,71 @@
-"""A comparison as plain values, for programs: JSON with the curves, and flat records for tables."""
+"""Exports of a comparison for programs: curves.json, and flat records for summary.csv."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from cascades import curves
 from cascades.bootstrap import Difference, Estimate
-from cascades.evaluation.comparison import (
-  ABOVE_CHORD,
-  AREA,
-  LARGE,
-  RATES,
-  SMALL,
-  Cascade,
-  Comparison,
-  Quantity,
-  Versus,
-)
-from cascades.evaluation.grouped import Shares
+from cascades.evaluation.comparison import Cascade, Comparison, PairedDifference
+from cascades.evaluation.grouped import GroupAccuracy
 from cascades.evaluation.pooling import POOLED
+from cascades.evaluation.quantities import ABOVE_CHORD, AREA, LARGE, RATES, SMALL, Quantity
+from cascades.reporting import escaping
 
 VERSION = 1
+SETTINGS = ('weights', 'costs', 'qualities', 'baseline', 'resamples', 'confidence', 'seed')
 
 
-def records(compared: Comparison) -> Iterator[dict[str, Any]]:
-  """One flat record for each number with an interval."""
-  for cascade in compared.cascades:
+def records(comparison: Comparison) -> Iterator[dict[str, Any]]:
+  """Yields one flat record for each number with an interval."""
+  for cascade in comparison.cascades:
     for quantity, estimate in cascade.estimates.items():
       names = {'model': cascade.model, 'baseline': '', 'score': cascade.score, 'task': cascade.task}
       yield {**names, **_flat(quantity, estimate), 'p': None}
-  for pair in compared.versus:
-    for quantity, difference in pair.differences.items():
+  for pair in comparison.differences:
+    for quantity, difference in pair.estimates.items():
       names = {'model': pair.model, 'baseline': pair.baseline, 'score': pair.score, 'task': POOLED}
       yield {**names, **_flat(quantity, difference)}
-  for metric, models in compared.others.items():
+  for metric, models in comparison.other_metrics.items():
     for model, estimate in models.items():
       names = {'model': model, 'baseline': '', 'score': '', 'task': POOLED}
       yield {**names, **_flat(Quantity(f'{metric} alone'), estimate), 'p': None}
-  for task, questions in compared.questions.items():
-    for model, shares in questions.items():
-      names = {'model': model, 'baseline': '', 'score': compared.scores[0], 'task': task}
-      for name, estimate in _estimates(shares).items():
+  for task, accuracies in comparison.group_accuracy.items():
+    for model, accuracy in accuracies.items():
+      names = {'model': model, 'baseline': '', 'score': comparison.scores[0], 'task': task}
+      for name, estimate in _estimates(accuracy).items():
         yield {**names, **_flat(Quantity(f'questions, {name}'), estimate), 'p': None}
 
 
-def as_json(compared: Comparison, *, points: int | None = None) -> dict[str, Any]:
-  """Everything as JSON: curves, bands, estimates. What is not finite becomes null.
+def to_csv(records: Iterable[Mapping[str, Any]]) -> bytes:
+  """Encodes records as CSV with a header; texts are made harmless, numbers have full precision."""
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator='\n')
+  for number, record in enumerate(records):
+    if number == 0:
+      writer.writerow(record)
+    writer.writerow(
+      escaping.cell(value) if isinstance(value, str) else value for value in record.values()
+    )
+  return buffer.getvalue().encode()
 
-  The first point's threshold is null too: nothing is deferred. `points` thins long curves.
+
+def as_json(comparison: Comparison, *, points: int | None = None) -> dict[str, Any]:
+  """Converts curves, bands and estimates to JSON values; numbers that are not finite become null.
+
+  The first point's threshold is null too: nothing is deferred.
+
+  Args:
+    comparison: The comparison.
+    points: Points of each curve to keep at most, evenly spaced; None for all.
   """
-  metric = compared.metric
+  metric = comparison.metric
   return {
     'version': VERSION,
     'metric': {
@@ -61,61 +73,65 @@ def as_json(compared: Comparison, *, points: int | None = None) -> dict[str, Any
       'scale': metric.scale if math.isfinite(metric.scale) else None,
       'higher_is_better': metric.higher_is_better,
     },
-    'tasks': dict(compared.sizes),
-    'tasks_with_repeated_inputs': dict(compared.sizes_with_repeats),
-    'flops_per_token': {'small': dict(compared.flops), 'large': compared.large_flops},
-    'settings': compared.settings._asdict(),
+    'tasks': dict(comparison.sizes),
+    'tasks_with_repeated_inputs': dict(comparison.sizes_with_repeats),
+    'flops_per_token': {'small': dict(comparison.flops), 'large': comparison.large_flops},
+    'settings': {name: getattr(comparison.settings, name) for name in SETTINGS},
     'band_rates': RATES.tolist(),
-    'cascades': [_cascade_json(cascade, points) for cascade in compared.cascades],
-    'differences': [_versus_json(pair) for pair in compared.versus],
+    'cascades': [_cascade_json(cascade, points) for cascade in comparison.cascades],
+    'differences': [_difference_json(pair) for pair in comparison.differences],
     'other_metrics': {
-      metric: {model: one._asdict() for model, one in models.items()}
-      for metric, models in compared.others.items()
+      name: {model: estimate._asdict() for model, estimate in models.items()}
+      for name, models in comparison.other_metrics.items()
     },
     'questions': {
       task: {
         model: {
-          'questions': shares.groups,
-          'estimates': [_flat(Quantity(name), x) for name, x in _estimates(shares).items()],
+          'questions': accuracy.groups,
+          'estimates': [_flat(Quantity(name), x) for name, x in _estimates(accuracy).items()],
         }
-        for model, shares in models.items()
+        for model, accuracy in models.items()
       }
-      for task, models in compared.questions.items()
+      for task, models in comparison.group_accuracy.items()
     },
   }
 
 
-def _estimates(shares: Shares) -> dict[str, Estimate]:
+def _estimates(accuracy: GroupAccuracy) -> dict[str, Estimate]:
   return {
-    SMALL.name: shares.small,
-    LARGE.name: shares.large,
-    AREA.name: shares.area,
-    ABOVE_CHORD.name: shares.above_chord,
+    SMALL.name: accuracy.small,
+    LARGE.name: accuracy.large,
+    AREA.name: accuracy.area,
+    ABOVE_CHORD.name: accuracy.above_chord,
   }
 
 
 def _cascade_json(cascade: Cascade, points: int | None) -> dict[str, Any]:
-  keep = curves.evenly_spaced(len(cascade.kept), points or len(cascade.kept))
-  curve = {name: _finite(column[keep]) for name, column in cascade.curve._asdict().items()}
-  curve |= {'kept': _finite(cascade.kept[keep]), 'deferred': _finite(cascade.deferred[keep])}
+  size = len(cascade.curve.quality)
+  shown = curves.evenly_spaced(size, points or size)
+  curve = {name: _finite(column[shown]) for name, column in cascade.curve._asdict().items()}
+  curve |= {
+    'kept': _finite(cascade.small_contribution[shown]),
+    'deferred': _finite(cascade.large_contribution[shown]),
+  }
   return {
     'model': cascade.model,
     'score': cascade.score,
     'task': cascade.task,
-    'reachable_points': len(cascade.kept),
+    'reachable_points': size,
     'curve': curve,
     'band': {'low': _finite(cascade.low), 'high': _finite(cascade.high)},
-    'estimates': [_flat(quantity, one) for quantity, one in cascade.estimates.items()],
+    'estimates': [_flat(quantity, estimate) for quantity, estimate in cascade.estimates.items()],
   }
 
 
-def _versus_json(pair: Versus) -> dict[str, Any]:
+def _difference_json(pair: PairedDifference) -> dict[str, Any]:
   return {
     'model': pair.model,
     'baseline': pair.baseline,
     'score': pair.score,
     'quality': {name: _finite(getattr(pair, name)) for name in ('quality', 'low', 'high')},
-    'differences': [_flat(quantity, one) for quantity, one in pair.differences.items()],
+    'differences': [_flat(quantity, difference) for quantity, difference in pair.estimates.items()],
   }
 
 

@@ -1,6 +1,6 @@
-"""Draws a comparison of cascades: `draw` sets the style, and calls the other functions in it.
+"""Figures of a comparison: `draw` sets the style, and calls the other functions in it.
 
-Names are drawn as they are written, never as mathematics.
+Names are drawn literally, never as mathematics.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, ScalarFormatter
 
 from cascades import costs, curves
-from cascades.evaluation.comparison import RATES, Comparison
+from cascades.evaluation.comparison import Comparison
+from cascades.evaluation.quantities import RATES
 from cascades.reporting.escaping import shorten
 from cascades.types import Curve
 
-Kind: TypeAlias = Literal['png', 'svg']
+ImageFormat: TypeAlias = Literal['png', 'svg']
 
-KINDS: tuple[Kind, ...] = ('png', 'svg')
+FORMATS: tuple[ImageFormat, ...] = ('png', 'svg')
 INK, FAINT = '#24292f', '#8c959f'
 PALETTE = ('#3573d9', '#d9632b', '#2a9d6f', '#b4439c', '#8a63d2', '#b08a1e', '#c23b4b', '#1d96a8')
 POINTS = 400  # of a curve that are drawn
@@ -55,14 +56,18 @@ STYLE: dict[Any, Any] = {
   'figure.constrained_layout.use': True,
 }
 CHORD: dict[str, Any] = {'linestyle': (0, (2, 3)), 'linewidth': 1}
-# Ink is what the reader's colour scheme says, also where the image stands by itself.
+# Text and axes follow the reader's color scheme, also where the image is opened by itself.
 ADAPTIVE = (
   f'<style>svg{{color:{INK}}}@media(prefers-color-scheme:dark){{svg{{color:#e6edf3}}}}</style>'
 )
 
 
 def draw(comparison: Comparison) -> dict[str, Figure]:
-  """By file name, every figure that has something to show."""
+  """Draws every figure that the comparison has numbers for.
+
+  Returns:
+    Figures by file name without suffix, with a fixed layout.
+  """
   with mpl.rc_context(STYLE):
     drawn = {
       'curves': headline(comparison),
@@ -70,22 +75,22 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
       'decomposition': decomposition(comparison),
       'separation': separation(comparison),
     }
-    if comparison.versus:
+    if comparison.differences:
       drawn['differences'] = differences(comparison)
     if len(comparison.sizes) > 1:
       drawn['tasks'] = tasks(comparison)
     for figure in drawn.values():
       FigureCanvasAgg(figure)
       figure.draw_without_rendering()
-      figure.set_layout_engine('none')  # finding it again for each format takes seconds
+      figure.set_layout_engine('none')  # computing it again for each format takes seconds
   return drawn
 
 
-def encode(figure: Figure, kind: Kind) -> bytes:
-  """Equal bytes for equal figures. An SVG adapts to light and dark."""
+def encode(figure: Figure, image_format: ImageFormat) -> bytes:
+  """Encodes a figure, equal ones to equal bytes; SVG adapts to light and dark color schemes."""
   buffer = io.BytesIO()
   with mpl.rc_context(STYLE):
-    if kind == 'png':
+    if image_format == 'png':
       figure.savefig(buffer, format='png', dpi=160, metadata={'Software': None})
       return buffer.getvalue()
     figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None})
@@ -118,8 +123,8 @@ def headline(comparison: Comparison) -> Figure:
 
 
 def scores(comparison: Comparison) -> Figure:
-  """How far from random deferral each score is, one panel a small model."""
-  figure, panels = _panels([*comparison.flops], f'{_label(comparison)}, above the chord')
+  """Gain of each score over random deferral, one panel per small model."""
+  figure, panels = _panels([*comparison.flops], f'{_label(comparison)} above the chord')
   for axes, model in zip(panels, comparison.flops, strict=True):
     axes.axhline(0, color=FAINT, linewidth=1)
     for color, score in zip(_colors(), comparison.scores, strict=False):
@@ -137,22 +142,23 @@ def scores(comparison: Comparison) -> Figure:
 
 
 def decomposition(comparison: Comparison) -> Figure:
-  """What the kept and the deferred examples contribute: A1, A2 and their sum."""
-  titles = ['A1: kept, answered by small', 'A2: deferred, answered by large', 'A1 + A2']
-  figure, panels = _panels(titles, f'{_label(comparison)}, mean of examples')
+  """Contributions of the kept and of the deferred examples: A1, A2 and their sum."""
+  titles = ['A1: kept, small model', 'A2: deferred, large model', 'A1 + A2']
+  figure, panels = _panels(titles, f'{_label(comparison)}, mean over examples')
   for color, model in zip(_colors(), comparison.flops, strict=False):
     cascade = comparison.at(model)
-    parts = (cascade.kept, cascade.deferred, cascade.kept + cascade.deferred)
-    for axes, values in zip(panels, parts, strict=True):
-      part = _thin(cascade.curve._replace(quality=values))
-      axes.plot(part.deferral_rate, part.quality, color=color, label=shorten(model, 40))
+    small, large = cascade.small_contribution, cascade.large_contribution
+    contributions = (small, large, small + large)
+    for axes, values in zip(panels, contributions, strict=True):
+      curve = _thin(cascade.curve._replace(quality=values))
+      axes.plot(curve.deferral_rate, curve.quality, color=color, label=shorten(model, 40))
   _share_legend(figure, panels[0])
   return figure
 
 
 def differences(comparison: Comparison) -> Figure:
   """Quality of one small model minus another's at equal deferral rate, with paired bands."""
-  shown = [pair for pair in comparison.versus if pair.score == comparison.scores[0]]
+  shown = [pair for pair in comparison.differences if pair.score == comparison.scores[0]]
   titles = [
     f'{shorten(pair.model, 24)} \N{MINUS SIGN} {shorten(pair.baseline, 24)}' for pair in shown
   ]
@@ -165,7 +171,7 @@ def differences(comparison: Comparison) -> Figure:
 
 
 def tasks(comparison: Comparison) -> Figure:
-  """The first score's curves, one panel a task."""
+  """Quality against deferral rate under the first score, one panel per task."""
   figure, panels = _panels([*comparison.sizes], _label(comparison), share=False)
   for axes, task in zip(panels, comparison.sizes, strict=True):
     for color, model in zip(_colors(), comparison.flops, strict=False):
@@ -179,29 +185,31 @@ def tasks(comparison: Comparison) -> Figure:
 
 
 def separation(comparison: Comparison) -> Figure:
-  """How the first score is spread where the large model is better, as good, and worse."""
+  """Histogram of the first score where the large model is better, equal and worse."""
   figure, panels = _panels([*comparison.flops], 'examples', share=False)
   sign = 1 if comparison.metric.higher_is_better else -1
   for axes, answers in zip(panels, comparison.answers.values(), strict=True):
     gain = sign * (answers.large_quality - answers.small_quality)
     low, high = np.quantile(answers.score, [0.005, 0.995])
     edges = np.linspace(low, max(high, low + 1e-9), 41)
-    kinds = (
-      ('large is better', gain > 0),
-      ('no difference', gain == 0),
-      ('large is worse', gain < 0),
+    outcomes = (
+      ('large model better', gain > 0),
+      ('equal', gain == 0),
+      ('large model worse', gain < 0),
     )
-    for color, (label, chosen) in zip((PALETTE[0], FAINT, PALETTE[1]), kinds, strict=True):
-      counts, _ = np.histogram(answers.score[chosen], edges)
+    for color, (label, mask) in zip((PALETTE[0], FAINT, PALETTE[1]), outcomes, strict=True):
+      counts, _ = np.histogram(answers.score[mask], edges)
       axes.stairs(counts, edges, color=color, label=label, linewidth=1.3)
     axes.xaxis.set_major_formatter(ScalarFormatter())
-  figure.supxlabel(f'score: {shorten(comparison.scores[0], 40)} (higher defers first)', fontsize=10)
+  figure.supxlabel(
+    f'score: {shorten(comparison.scores[0], 40)} (higher is deferred first)', fontsize=10
+  )
   _share_legend(figure, panels[0])
   return figure
 
 
 def _panels(titles: Sequence[str], label: str, *, share: bool = True) -> tuple[Figure, list[Axes]]:
-  """Small multiples over the deferral rate, at most three in a row; four are a square."""
+  """Small multiples over the deferral rate, at most three per row; four make a square."""
   columns = 2 if len(titles) == 4 else min(3, len(titles))
   rows = math.ceil(len(titles) / columns)
   figure = Figure(figsize=(max(4.6, 3.1 * columns), 2.6 * rows + 0.7))
@@ -223,7 +231,7 @@ def _share_legend(figure: Figure, axes: Axes) -> None:
 
 
 def _add_rates(axes: Axes, *, small: float, large: float) -> None:
-  """The deferral rate on top, where all small models cost the same."""
+  """Adds an axis of the deferral rate on top; all small models must have the same cost."""
   top = axes.secondary_xaxis(
     'top',
     functions=(
@@ -237,8 +245,8 @@ def _add_rates(axes: Axes, *, small: float, large: float) -> None:
 
 
 def _thin(curve: Curve) -> Curve:
-  keep = curves.evenly_spaced(len(curve.cost), POINTS)
-  return Curve(*(column[keep] for column in curve))
+  shown = curves.evenly_spaced(len(curve.cost), POINTS)
+  return Curve(*(column[shown] for column in curve))
 
 
 def _label(comparison: Comparison) -> str:

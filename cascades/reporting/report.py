@@ -1,41 +1,53 @@
-"""The report: one page that needs nothing else, neither scripts nor files nor the network."""
+"""The report: one self-contained HTML page, without scripts, other files or network access."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 
-from cascades.evaluation.comparison import Answers, Comparison
+from cascades.evaluation.comparison import Comparison, PairedAnswers
+from cascades.reporting import summary
 from cascades.reporting.escaping import shorten, visible
-from cascades.reporting.summary import Table
 
-LARGE = 'large alone'  # the large model's name beside the small ones'
-LONGEST = 400  # characters of a text that are shown
+MAX_CHARACTERS = 400  # of a prompt, target or answer
 CAPTIONS = {
-  'curves': 'Quality against cost. Bands are pointwise; random deferral lies on the dotted lines.',
-  'differences': 'Difference of quality at equal deferral rate, with its paired pointwise band.',
-  'scores': 'How far each score lifts the curve above random deferral.',
-  'tasks': 'Each task by itself.',
-  'decomposition': 'What kept and deferred examples contribute to the mean quality of examples.',
-  'separation': 'Examples by score: a good score has "large is better" to the right.',
+  'curves': 'Quality against cost. Bands are pointwise. Dotted lines show random deferral.',
+  'differences': 'Difference in quality at equal deferral rate, with paired pointwise bands.',
+  'scores': 'Gain of each score over random deferral.',
+  'tasks': 'Quality against deferral rate on each task.',
+  'decomposition': 'Contributions of kept and deferred examples to the mean quality of examples.',
+  'separation': (
+    'Distribution of the score. A good score separates examples where the large model is better '
+    '(right) from the others.'
+  ),
 }
 
 
-class Run(NamedTuple):
-  """What made one table of predictions."""
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Options of the files that an evaluation writes.
 
-  model: str
-  task: str
-  manifest: Mapping[str, Any]
+  Attributes:
+    title: Title of report.html.
+    points: Points of each curve in curves.json at most.
+    examples: Examples of each group in report.html at most.
+  """
+
+  title: str = 'Comparison of cascades'
+  points: int = 1000
+  examples: int = 8
 
 
-class Example(NamedTuple):
+class ExampleRow(NamedTuple):
+  """One example with both answers, as texts to show."""
+
   id: str
   prompt: str
   targets: str
@@ -46,23 +58,31 @@ class Example(NamedTuple):
   large_quality: float
 
 
-class Examples(NamedTuple):
+class ExampleGroup(NamedTuple):
+  """Examples of one small model that have something in common."""
+
   model: str
   title: str
-  rows: tuple[Example, ...]
+  rows: tuple[ExampleRow, ...]
 
 
 def render(
-  compared: Comparison,
-  tables: Sequence[Table],
+  comparison: Comparison,
   figures: Mapping[str, bytes],
-  runs: Sequence[Run],
-  *,
-  title: str,
-  examples: int,
+  options: Report,
   provenance: Mapping[str, str],
 ) -> str:
-  """HTML with the figures (SVG) inside. Every text from elsewhere is escaped and made visible."""
+  """Renders the report. Texts from outside are escaped, and their control characters shown.
+
+  Args:
+    comparison: The comparison to report.
+    figures: SVG images by name; those with a caption are embedded.
+    options: Options of the report.
+    provenance: Texts that say how the comparison was made, by name.
+
+  Returns:
+    HTML.
+  """
   environment = jinja2.Environment(
     autoescape=True,
     finalize=lambda value: visible(value) if type(value) is str else value,
@@ -72,43 +92,53 @@ def render(
   )
   template = resources.files('cascades.reporting').joinpath('report.html.j2').read_text('utf-8')
   return environment.from_string(template).render(
-    title=title,
-    compared=compared,
-    tables=tables,
+    title=options.title,
+    comparison=comparison,
+    tables=summary.tables(comparison),
     figures=[
       (name, caption, base64.b64encode(figures[name]).decode())
       for name, caption in CAPTIONS.items()
       if name in figures
     ],
-    examples=list(pick(compared, examples)),
-    runs=[(run, _entries(run.manifest), _lines(run.manifest['config'])) for run in runs],
+    examples=list(pick(comparison, options.examples)),
+    manifests=[
+      (model, manifest['task'], _entries(manifest), _lines(manifest['config']))
+      for model, manifests in comparison.manifests.items()
+      for manifest in manifests
+    ],
     provenance=[(name, _lines(text)) for name, text in provenance.items() if text],
   )
 
 
-def pick(compared: Comparison, count: int) -> Iterator[Examples]:
-  """For each small model the examples that show what its score gets right and wrong."""
-  sign = 1 if compared.metric.higher_is_better else -1
-  for model, answers in compared.answers.items():
+def pick(comparison: Comparison, count: int) -> Iterator[ExampleGroup]:
+  """Yields for each small model examples that its score orders well and badly.
+
+  Args:
+    comparison: The comparison, with the answers of every small model.
+    count: Examples of each group at most.
+  """
+  sign = 1 if comparison.metric.higher_is_better else -1
+  for model, answers in comparison.answers.items():
     gain = sign * (answers.large_quality - answers.small_quality)
     order = np.argsort(-answers.score, kind='stable')
     groups = (
-      ('Deferred first', order),
-      ('Kept longest although the large model is better', order[::-1][gain[order[::-1]] > 0]),
-      ('Deferred first although the large model is worse', order[gain[order] < 0]),
+      ('highest scores', order),
+      ('lowest scores where the large model is better', order[::-1][gain[order[::-1]] > 0]),
+      ('highest scores where the large model is worse', order[gain[order] < 0]),
     )
     for title, rows in groups:
-      yield Examples(model, title, tuple(_example(answers, int(i)) for i in rows[:count]))
+      examples = tuple(_example(answers, int(row)) for row in rows[:count])
+      yield ExampleGroup(model, title, examples)
 
 
-def _example(answers: Answers, row: int) -> Example:
+def _example(answers: PairedAnswers, row: int) -> ExampleRow:
   small, large = answers.small, answers.large
-  return Example(
+  return ExampleRow(
     id=small.ids[row],
-    prompt=shorten(small.inputs[row], LONGEST),
-    targets=shorten(' | '.join(small.targets[row]), LONGEST),
-    small=shorten(small.predictions[row], LONGEST),
-    large=shorten(large.predictions[row], LONGEST),
+    prompt=shorten(small.inputs[row], MAX_CHARACTERS),
+    targets=shorten(' | '.join(small.targets[row]), MAX_CHARACTERS),
+    small=shorten(small.predictions[row], MAX_CHARACTERS),
+    large=shorten(large.predictions[row], MAX_CHARACTERS),
     score=float(answers.score[row]),
     small_quality=float(answers.small_quality[row]),
     large_quality=float(answers.large_quality[row]),
@@ -116,6 +146,7 @@ def _example(answers: Answers, row: int) -> Example:
 
 
 def _entries(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """Entries as texts; the configuration is shown apart."""
   return [
     (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     for name, value in manifest.items()

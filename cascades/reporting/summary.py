@@ -1,4 +1,4 @@
-"""Says what a comparison found, in tables to read: the same on a page and on a terminal."""
+"""Summary tables of a comparison, the same for the report and for the terminal."""
 
 from __future__ import annotations
 
@@ -8,75 +8,90 @@ from typing import NamedTuple
 
 from cascades import curves
 from cascades.bootstrap import Difference, Estimate
-from cascades.evaluation import comparison as found
-from cascades.evaluation.comparison import Cascade, Comparison, Quantity
+from cascades.evaluation import quantities
+from cascades.evaluation.comparison import Cascade, Comparison
+from cascades.evaluation.quantities import Quantity
 
-BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-Format = Callable[[float], str]
+BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # largest shares of deferred examples
+Formatter = Callable[[float], str]
 
 
 class Cell(NamedTuple):
+  """Text of a cell, and a smaller note such as an interval or a p-value."""
+
   text: str
-  note: str = ''  # an interval, a p-value
+  note: str = ''
 
 
-class Table(NamedTuple):
+class SummaryTable(NamedTuple):
+  """A table to show, with an explanation below its title."""
+
   title: str
   note: str
   header: tuple[str, ...]
   rows: tuple[tuple[Cell, ...], ...]
 
 
-def tables(compared: Comparison) -> list[Table]:
-  """Every table that has something to say."""
-  made = [models(compared), fixed_costs(compared), fixed_qualities(compared)]
-  made += [pairs(compared), savings(compared)] if compared.versus else []
-  made += [scores(compared), thresholds(compared)]
-  made += [tasks(compared)] if len(compared.sizes) > 1 else []
-  made += [questions(compared)] if compared.questions else []
-  return made + ([others(compared)] if compared.others else [])
+def tables(comparison: Comparison) -> list[SummaryTable]:
+  """Returns every table that the comparison has numbers for."""
+  summary = [models(comparison), fixed_costs(comparison), fixed_qualities(comparison)]
+  if comparison.differences:
+    summary += [differences(comparison), savings(comparison)]
+  summary += [scores(comparison), thresholds(comparison)]
+  if len(comparison.sizes) > 1:
+    summary.append(tasks(comparison))
+  if comparison.group_accuracy:
+    summary.append(group_accuracy(comparison))
+  if comparison.other_metrics:
+    summary.append(other_metrics(comparison))
+  return summary
 
 
-def models(compared: Comparison) -> Table:
-  quality = _quality(compared)
-  columns = (found.SMALL, found.AREA, found.ABOVE_CHORD)
+def models(comparison: Comparison) -> SummaryTable:
+  """Quality of each model alone and areas of its cascade."""
+  quality = _quality(comparison)
+  columns = (quantities.SMALL, quantities.AREA, quantities.ABOVE_CHORD)
   rows = [
-    (Cell(model), Cell(amount(flops)), *_estimates(compared.at(model), columns, quality))
-    for model, flops in compared.flops.items()
+    (Cell(model), Cell(amount(flops)), *_estimates(comparison.at(model), columns, quality))
+    for model, flops in comparison.flops.items()
   ]
-  large = _cell(compared.cascades[0].estimates[found.LARGE], quality)
-  rows.append((Cell('large alone'), Cell(amount(compared.large_flops)), large, Cell(''), Cell('')))
-  return Table(
+  large = _cell(comparison.cascades[0].estimates[quantities.LARGE], quality)
+  rows.append(
+    (Cell('large alone'), Cell(amount(comparison.large_flops)), large, Cell(''), Cell(''))
+  )
+  return SummaryTable(
     'Models',
-    f'Deferral by {compared.scores[0]!r}. The area is the mean quality over all deferral rates; '
-    'the chord is the line between the two models alone, what random deferral gives on average.',
-    ('model', 'FLOPs/token', f'{compared.metric.name} alone', 'area', 'above chord'),
+    f'Deferral by {comparison.scores[0]!r}. The area is the mean quality over all deferral rates; '
+    'the chord is the line between the two models alone, the expected curve of random deferral.',
+    ('model', 'FLOPs/token', f'{comparison.metric.name} alone', 'area', 'above chord'),
     tuple(rows),
   )
 
 
-def fixed_costs(compared: Comparison) -> Table:
-  first = next(iter(compared.flops.values()))
+def fixed_costs(comparison: Comparison) -> SummaryTable:
+  """Quality at fixed costs."""
+  first = next(iter(comparison.flops.values()))
   header = [
-    f'{amount(cost)} ({percent((cost - first) / compared.large_flops)})'
-    for cost in compared.settings.costs
+    f'{amount(cost)} ({percent((cost - first) / comparison.large_flops)})'
+    for cost in comparison.settings.costs
   ]
-  columns = [found.QUALITY_AT(cost) for cost in compared.settings.costs]
-  return Table(
+  columns = [quantities.QUALITY_AT(cost) for cost in comparison.settings.costs]
+  return SummaryTable(
     'Quality at fixed cost',
-    'Columns are FLOPs per token and, of the first model, the share of examples deferred.',
+    'Columns are FLOPs per token, with the deferral rate of the first model at that cost.',
     ('model', *header),
-    _per_model(compared, columns, _quality(compared)),
+    _per_model(comparison, columns, _quality(comparison)),
   )
 
 
-def fixed_qualities(compared: Comparison) -> Table:
-  levels, quality = compared.settings.qualities, _quality(compared)
-  costs = _per_model(compared, [found.COST_AT(level) for level in levels], amount)
-  rates = _per_model(compared, [found.RATE_AT(level) for level in levels], percent)
-  return Table(
+def fixed_qualities(comparison: Comparison) -> SummaryTable:
+  """Cost and deferral rate at fixed qualities."""
+  levels, quality = comparison.settings.qualities, _quality(comparison)
+  costs = _per_model(comparison, [quantities.COST_AT(level) for level in levels], amount)
+  rates = _per_model(comparison, [quantities.RATE_AT(level) for level in levels], percent)
+  return SummaryTable(
     'Cost at fixed quality',
-    'The least FLOPs per token, and the least deferral rate, that reach each quality.',
+    'Lowest FLOPs per token and lowest deferral rate that reach each quality.',
     (
       'model',
       *(f'FLOPs/token at {quality(level)}' for level in levels),
@@ -86,170 +101,181 @@ def fixed_qualities(compared: Comparison) -> Table:
   )
 
 
-def pairs(compared: Comparison) -> Table:
-  columns = (found.SMALL, found.AREA, found.ABOVE_CHORD)
-  return Table(
+def differences(comparison: Comparison) -> SummaryTable:
+  """Differences between small models with their p-values."""
+  columns = (quantities.SMALL, quantities.AREA, quantities.ABOVE_CHORD)
+  return SummaryTable(
     'Paired differences',
-    'First model minus second, on the same resamples of the same examples; p is two-sided.',
+    'First model minus second, on the same resamples of the examples; p-values are two-sided.',
     ('models', 'alone', 'area', 'above chord'),
-    _per_pair(compared, columns, [_signed(_quality(compared))] * 3),
+    _per_pair(comparison, columns, [_signed(_quality(comparison))] * 3),
   )
 
 
-def savings(compared: Comparison) -> Table:
-  levels, quality = compared.settings.qualities, _quality(compared)
-  deferrals = [found.DEFERRALS_SAVED(level) for level in levels]
-  flops = [found.FLOPS_SAVED(level) for level in levels]
-  return Table(
-    'Saved at equal quality',
-    'By the first model compared with the second: deferrals, in points of the deferral rate, and '
-    'the share of FLOPs per token.',
+def savings(comparison: Comparison) -> SummaryTable:
+  """Deferrals and FLOPs saved at equal quality."""
+  levels, quality = comparison.settings.qualities, _quality(comparison)
+  deferrals = [quantities.DEFERRALS_SAVED(level) for level in levels]
+  flops = [quantities.FLOPS_SAVED(level) for level in levels]
+  return SummaryTable(
+    'Savings at equal quality',
+    'Savings of the first model over the second: deferrals in percentage points of the deferral '
+    'rate, and the share of FLOPs per token.',
     (
       'models',
       *(f'deferrals at {quality(level)}' for level in levels),
       *(f'FLOPs at {quality(level)}' for level in levels),
     ),
-    _per_pair(compared, [*deferrals, *flops], [_signed(percent)] * 2 * len(levels)),
+    _per_pair(comparison, [*deferrals, *flops], [_signed(percent)] * 2 * len(levels)),
   )
 
 
-def scores(compared: Comparison) -> Table:
+def scores(comparison: Comparison) -> SummaryTable:
+  """Area above the chord under every score."""
   rows = [
     (
       Cell(score),
       *(
-        _cell(compared.at(model, score).estimates[found.ABOVE_CHORD], _signed(_quality(compared)))
-        for model in compared.flops
+        _cell(
+          comparison.at(model, score).estimates[quantities.ABOVE_CHORD],
+          _signed(_quality(comparison)),
+        )
+        for model in comparison.flops
       ),
     )
-    for score in compared.scores
+    for score in comparison.scores
   ]
-  return Table(
+  return SummaryTable(
     'Scores',
-    'Area above the chord under each score: what its ordering of the examples is worth.',
-    ('score', *compared.flops),
+    'Area above the chord under each score: the gain of its ordering over random deferral.',
+    ('score', *comparison.flops),
     tuple(rows),
   )
 
 
-def thresholds(compared: Comparison) -> Table:
+def thresholds(comparison: Comparison) -> SummaryTable:
+  """Thresholds of the first score for shares of deferred examples."""
   rows = [
     (
       Cell(model),
-      *(Cell(f'{curves.threshold_for(compared.at(model).curve, b):.4g}') for b in BUDGETS),
+      *(Cell(f'{curves.threshold_for(comparison.at(model).curve, b):.4g}') for b in BUDGETS),
     )
-    for model in compared.flops
+    for model in comparison.flops
   ]
-  return Table(
+  return SummaryTable(
     'Thresholds',
-    f'Deferring where {compared.scores[0]!r} is at least this defers no more than that share of '
-    'these examples. Choose on validation data, report on test data.',
+    f'Lowest threshold of {comparison.scores[0]!r} that defers at most this share of the examples '
+    '(deferred if score >= threshold). Choose on validation data, report on test data.',
     ('model', *map(percent, BUDGETS)),
     tuple(rows),
   )
 
 
-def tasks(compared: Comparison) -> Table:
-  columns = (found.SMALL, found.LARGE, found.AREA, found.ABOVE_CHORD)
+def tasks(comparison: Comparison) -> SummaryTable:
+  """Quality and areas on each task."""
+  columns = (quantities.SMALL, quantities.LARGE, quantities.AREA, quantities.ABOVE_CHORD)
   rows = [
     (
       Cell(task, f'{size} examples'),
       Cell(model),
-      *_estimates(compared.at(model, task=task), columns, _quality(compared)),
+      *_estimates(comparison.at(model, task=task), columns, _quality(comparison)),
     )
-    for task, size in compared.sizes.items()
-    for model in compared.flops
+    for task, size in comparison.sizes.items()
+    for model in comparison.flops
   ]
-  return Table(
+  return SummaryTable(
     'Tasks',
-    f'Each with its own threshold, deferral by {compared.scores[0]!r}.',
+    f'Each task with its own threshold. Deferral by {comparison.scores[0]!r}.',
     ('task', 'model', 'small alone', 'large alone', 'area', 'above chord'),
     tuple(rows),
   )
 
 
-def questions(compared: Comparison) -> Table:
+def group_accuracy(comparison: Comparison) -> SummaryTable:
+  """Accuracy of groups of rows, such as the questions of MultiRC."""
   rows = [
     (
-      Cell(task, f'{shares.groups} questions'),
+      Cell(task, f'{accuracy.groups} questions'),
       Cell(model),
-      *(_cell(one, percent) for one in (shares.small, shares.large, shares.area)),
-      _cell(shares.above_chord, _signed(percent)),
+      *(_cell(value, percent) for value in (accuracy.small, accuracy.large, accuracy.area)),
+      _cell(accuracy.above_chord, _signed(percent)),
     )
-    for task, models in compared.questions.items()
-    for model, shares in models.items()
+    for task, models in comparison.group_accuracy.items()
+    for model, accuracy in models.items()
   ]
-  return Table(
-    'Questions answered wholly right',
-    'The share of questions of which every row is right. Rows defer one by one, by '
-    f'{compared.scores[0]!r}; the area is over their deferral rate. Intervals are over questions.',
+  return SummaryTable(
+    'Question-level accuracy',
+    'Share of questions with all rows correct. Single rows are deferred by '
+    f'{comparison.scores[0]!r}. The area is over the deferral rate of rows; intervals are over '
+    'questions.',
     ('task', 'model', 'small alone', 'large alone', 'area', 'above chord'),
     tuple(rows),
   )
 
 
-def others(compared: Comparison) -> Table:
-  metrics = [*compared.others]
+def other_metrics(comparison: Comparison) -> SummaryTable:
+  """Quality of each model alone by the other metrics."""
+  names = [*comparison.other_metrics]
   rows = [
-    (Cell(model), *(_cell(compared.others[name][model], _plain) for name in metrics))
-    for model in compared.others[metrics[0]]
+    (
+      Cell(model),
+      *(_cell(comparison.other_metrics[name][model], '{:.4g}'.format) for name in names),
+    )
+    for model in comparison.other_metrics[names[0]]
   ]
-  return Table(
-    'Other metrics', 'Of each model alone, over all tasks.', ('model', *metrics), tuple(rows)
+  return SummaryTable(
+    'Other metrics', 'Each model alone, over all tasks.', ('model', *names), tuple(rows)
   )
 
 
 def _per_model(
-  compared: Comparison, columns: Sequence[Quantity], shown: Format
+  comparison: Comparison, columns: Sequence[Quantity], show: Formatter
 ) -> tuple[tuple[Cell, ...], ...]:
   return tuple(
-    (Cell(model), *_estimates(compared.at(model), columns, shown)) for model in compared.flops
+    (Cell(model), *_estimates(comparison.at(model), columns, show)) for model in comparison.flops
   )
 
 
-def _estimates(cascade: Cascade, columns: Sequence[Quantity], shown: Format) -> list[Cell]:
-  return [_cell(cascade.estimates[quantity], shown) for quantity in columns]
+def _estimates(cascade: Cascade, columns: Sequence[Quantity], show: Formatter) -> list[Cell]:
+  return [_cell(cascade.estimates[quantity], show) for quantity in columns]
 
 
 def _per_pair(
-  compared: Comparison, columns: Sequence[Quantity], formats: Sequence[Format]
+  comparison: Comparison, columns: Sequence[Quantity], formats: Sequence[Formatter]
 ) -> tuple[tuple[Cell, ...], ...]:
   return tuple(
     (
       Cell(f'{pair.model} \N{MINUS SIGN} {pair.baseline}'),
-      *(_cell(pair.differences[q], shown) for q, shown in zip(columns, formats, strict=True)),
+      *(_cell(pair.estimates[q], show) for q, show in zip(columns, formats, strict=True)),
     )
-    for pair in compared.versus
-    if pair.score == compared.scores[0]
+    for pair in comparison.differences
+    if pair.score == comparison.scores[0]
   )
 
 
-def _cell(value: Estimate | Difference, shown: Format) -> Cell:
-  note = f'[{shown(value.low)}, {shown(value.high)}]'
+def _cell(value: Estimate | Difference, show: Formatter) -> Cell:
+  note = f'[{show(value.low)}, {show(value.high)}]'
   if isinstance(value, Difference):
     note += f' p={value.p:.3f}'
-  return Cell(shown(value.value), note)
+  return Cell(show(value.value), note)
 
 
-def _plain(value: float) -> str:
-  return f'{value:.4g}'
-
-
-def _quality(compared: Comparison) -> Format:
-  digits = 4 if compared.metric.scale == 1 else 2
+def _quality(comparison: Comparison) -> Formatter:
+  digits = 4 if comparison.metric.scale == 1 else 2
   return lambda value: _or_words(value, f'{value:z.{digits}f}')
 
 
-def _signed(shown: Format) -> Format:
-  return lambda value: f'+{shown(value)}' if value > 0 and math.isfinite(value) else shown(value)
+def _signed(show: Formatter) -> Formatter:
+  return lambda value: f'+{show(value)}' if value > 0 and math.isfinite(value) else show(value)
 
 
 def percent(value: float) -> str:
+  """Formats a share: '12.3 %'."""
   return _or_words(value, f'{100 * value:z.1f} %')
 
 
 def amount(value: float) -> str:
-  """'950', '12.3 k', '4.56 M', '7.89 G', '1.2 T'."""
+  """Formats an amount with its unit prefix: '950', '12.3 k', '4.56 M', '7.89 G', '1.2 T'."""
   power = min(4, max(0, int(math.log10(abs(value)) // 3))) if value and math.isfinite(value) else 0
   return _or_words(value, f'{value / 1000**power:.4g} {["", "k", "M", "G", "T"][power]}'.rstrip())
 

@@ -16,16 +16,16 @@ def literal(score, groups, small, large):
     defers = score >= threshold
     right = np.where(defers, large, small)
     of_group = {}
-    for name, one in zip(groups, right, strict=True):
-      of_group[name] = of_group.get(name, True) and bool(one)
+    for name, correct in zip(groups, right, strict=True):
+      of_group[name] = of_group.get(name, True) and bool(correct)
     rates.append(defers.mean())
     qualities.append(sum(of_group.values()) / len(of_group))
   return np.array(rates), np.array(qualities)
 
 
 def curve_of(score, groups, small, large):
-  ours, theirs = grouped.statistics(score, groups, small, large)
-  return curves.deferral_curve(score, ours, theirs, ratio, lambda rate: rate)
+  statistics = grouped.statistics(score, groups, small, large)
+  return curves.deferral_curve(score, *statistics, ratio, lambda rate: rate)
 
 
 @st.composite
@@ -60,10 +60,10 @@ def test_a_curve_equals_asking_every_group_at_every_threshold(case):
 @given(answered(ties=False))
 def test_without_ties_too_and_the_statistics_are_small_integers(case):
   np.testing.assert_allclose(curve_of(*case).quality, literal(*case)[1], atol=1e-12)
-  ours, theirs = grouped.statistics(*case)
-  assert set(ours.ravel()) <= {0, 1}
-  assert set((theirs - ours)[:, 0]) <= {-1, 0, 1}
-  assert ours[:, 1].sum() == theirs[:, 1].sum() == len(set(case[1]))
+  small, large = grouped.statistics(*case)
+  assert set(small.ravel()) <= {0, 1}
+  assert set((large - small)[:, 0]) <= {-1, 0, 1}
+  assert small[:, 1].sum() == large[:, 1].sum() == len(set(case[1]))
 
 
 @given(answered())
@@ -103,28 +103,28 @@ def test_intervals_are_those_of_questions_drawn_and_written_out():
   groups = [f'q{i}' for i in generator.integers(0, 9, size=40)]
   score = generator.integers(0, 8, size=40).astype(float)
   small, large = generator.random(40) < 0.7, generator.random(40) < 0.9
-  found = grouped.shares(score, groups, small, large, resamples=25, confidence=0.8, seed=3)
+  accuracy = grouped.accuracy(score, groups, small, large, resamples=25, confidence=0.8, seed=3)
   names = list(dict.fromkeys(groups))
   counts = bootstrap.draw([len(names)], resamples=25, seed=3)
   ends, areas = [], []
   for row in counts:
-    drawn, name = [], []
+    drawn, copies = [], []
     for group, times in zip(names, row, strict=True):
-      rows = [i for i, one in enumerate(groups) if one == group]
+      rows = [i for i, name in enumerate(groups) if name == group]
       drawn += rows * int(times)
-      name += [f'{group}-{copy}' for copy in range(times) for _ in rows]
-    rates, qualities = literal(score[drawn], name, small[drawn], large[drawn])
+      copies += [f'{group}-{copy}' for copy in range(times) for _ in rows]
+    rates, qualities = literal(score[drawn], copies, small[drawn], large[drawn])
     ends.append((qualities[0], qualities[-1]))
     areas.append(np.trapezoid(qualities, rates))
   rates, qualities = literal(score, groups, small, large)
   ends, areas = np.array(ends), np.array(areas)
   area = np.trapezoid(qualities, rates)
   for estimate, value, resampled in [
-    (found.small, qualities[0], ends[:, 0]),
-    (found.large, qualities[-1], ends[:, 1]),
-    (found.area, area, areas),
-    (found.above_chord, area - qualities[[0, -1]].mean(), areas - ends.mean(axis=1)),
+    (accuracy.small, qualities[0], ends[:, 0]),
+    (accuracy.large, qualities[-1], ends[:, 1]),
+    (accuracy.area, area, areas),
+    (accuracy.above_chord, area - qualities[[0, -1]].mean(), areas - ends.mean(axis=1)),
   ]:
     low, high = bootstrap.interval(resampled, confidence=0.8)
     assert estimate == pytest.approx((value, low, high))
-  assert found.groups == len(names) == 9
+  assert accuracy.groups == len(names) == 9

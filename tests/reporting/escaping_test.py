@@ -53,6 +53,6 @@ def test_ordinary_cells_stay_as_they_are():
 
 @given(st.text(max_size=30), st.integers(1, 20))
 def test_shortened_text_fits_and_says_that_it_was_cut(text, width):
-  short, whole = escaping.shorten(text, width), escaping.visible(text)
+  short, full = escaping.shorten(text, width), escaping.visible(text)
   assert len(short) <= width
-  assert short == whole if len(whole) <= width else short == whole[: width - 1] + '…'
+  assert short == full if len(full) <= width else short == full[: width - 1] + '…'

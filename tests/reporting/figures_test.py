@@ -7,7 +7,7 @@ import pytest
 from matplotlib import image
 
 from cascades import costs
-from cascades.evaluation import comparison
+from cascades.evaluation import quantities
 from cascades.reporting import figures
 from tests import synthetic_tables
 
@@ -16,27 +16,30 @@ HOSTILE = '$\\frac{\x1b[31m</text><script>alert(1)</script>\u202e_%s'
 
 @pytest.fixture(scope='module')
 def drawn():
-  return figures.draw(synthetic_tables.compared())
+  return figures.draw(synthetic_tables.comparison())
 
 
 def renamed(name):
   """The comparison with that name in the place of a model, a score and a task."""
-  compared = synthetic_tables.compared()
+  comparison = synthetic_tables.comparison()
 
   def change(text):
     return name if text in ('cat', 'average', 'a') else text
 
-  return compared._replace(
-    flops={change(model): flops for model, flops in compared.flops.items()},
-    answers={change(model): answers for model, answers in compared.answers.items()},
-    sizes={change(task): size for task, size in compared.sizes.items()},
-    scores=tuple(map(change, compared.scores)),
+  return comparison._replace(
+    flops={change(model): flops for model, flops in comparison.flops.items()},
+    answers={change(model): answers for model, answers in comparison.answers.items()},
+    sizes={change(task): size for task, size in comparison.sizes.items()},
+    scores=tuple(map(change, comparison.scores)),
     cascades=tuple(
-      one._replace(model=change(one.model), score=change(one.score), task=change(one.task))
-      for one in compared.cascades
+      cascade._replace(
+        model=change(cascade.model), score=change(cascade.score), task=change(cascade.task)
+      )
+      for cascade in comparison.cascades
     ),
-    versus=tuple(
-      pair._replace(model=change(pair.model), score=change(pair.score)) for pair in compared.versus
+    differences=tuple(
+      pair._replace(model=change(pair.model), score=change(pair.score))
+      for pair in comparison.differences
     ),
   )
 
@@ -45,7 +48,7 @@ def test_figures_are_drawn_when_they_have_something_to_show(drawn):
   assert set(drawn) == {
     'curves', 'scores', 'decomposition', 'separation', 'differences', 'tasks',
   }  # fmt: skip
-  fewer = figures.draw(synthetic_tables.compared()._replace(versus=(), sizes={'a': 70}))
+  fewer = figures.draw(synthetic_tables.comparison()._replace(differences=(), sizes={'a': 70}))
   assert set(drawn) - set(fewer) == {'differences', 'tasks'}
 
 
@@ -59,17 +62,17 @@ def test_figures_are_drawn_when_they_have_something_to_show(drawn):
   ],
 )
 def test_the_axis_says_what_is_better_and_how_far_it_goes(metric, label):
-  assert figures._label(synthetic_tables.compared(metric)) == label
+  assert figures._label(synthetic_tables.comparison(metric)) == label
 
 
 def test_the_headline_shows_the_curve_its_band_its_chord_and_the_models_alone(drawn):
-  compared = synthetic_tables.compared()
+  comparison = synthetic_tables.comparison()
   axes = drawn['curves'].axes[0]
   lines = {line.get_label(): line for line in axes.lines}
-  curve = compared.at('cat').curve
+  curve = comparison.at('cat').curve
   np.testing.assert_allclose(lines['cat'].get_xydata(), np.stack([curve.cost, curve.quality], 1))
   np.testing.assert_allclose(
-    lines['large alone'].get_xydata(), [[compared.large_flops, curve.quality[-1]]]
+    lines['large alone'].get_xydata(), [[comparison.large_flops, curve.quality[-1]]]
   )
   ends = np.stack([curve.cost[[0, -1]], curve.quality[[0, -1]]], axis=1)
   assert any(
@@ -77,23 +80,24 @@ def test_the_headline_shows_the_curve_its_band_its_chord_and_the_models_alone(dr
     for line in axes.lines
   )
   band = axes.collections[1].get_paths()[0].vertices
-  cost = costs.cascade(comparison.RATES, small=compared.flops['cat'], large=compared.large_flops)
+  small, large = comparison.flops['cat'], comparison.large_flops
+  cost = costs.cascade(quantities.RATES, small=small, large=large)
   assert band[:, 0].min() == pytest.approx(cost[0])
-  assert band[:, 1].max() == pytest.approx(compared.at('cat').high.max())
+  assert band[:, 1].max() == pytest.approx(comparison.at('cat').high.max())
   texts = [text.get_text() for text in axes.get_legend().get_texts()]
   assert texts == ['xent', 'cat', 'small alone', 'random deferral', 'large alone']
 
 
 def test_the_deferral_rate_is_on_top_only_where_models_cost_the_same(drawn):
   assert len(drawn['curves'].axes[0].child_axes) == 1
-  compared = synthetic_tables.compared()
-  unequal = figures.headline(compared._replace(flops={'xent': 2000.0, 'cat': 3000.0}))
+  comparison = synthetic_tables.comparison()
+  unequal = figures.headline(comparison._replace(flops={'xent': 2000.0, 'cat': 3000.0}))
   assert len(unequal.axes[0].child_axes) == 0
 
 
 def test_the_histogram_counts_every_example_between_its_ends(drawn):
-  compared = synthetic_tables.compared()
-  score = compared.answers['xent'].score
+  comparison = synthetic_tables.comparison()
+  score = comparison.answers['xent'].score
   low, high = np.quantile(score, [0.005, 0.995])
   counted = sum(patch.get_data().values.sum() for patch in drawn['separation'].axes[0].patches)
   assert counted == ((score >= low) & (score <= high)).sum()
@@ -101,9 +105,9 @@ def test_the_histogram_counts_every_example_between_its_ends(drawn):
 
 def test_equal_figures_have_equal_bytes_and_drawing_leaves_no_settings_behind(drawn):
   before = dict(mpl.rcParams)
-  again = figures.draw(synthetic_tables.compared())
-  for kind in figures.KINDS:
-    assert figures.encode(drawn['curves'], kind) == figures.encode(again['curves'], kind)
+  again = figures.draw(synthetic_tables.comparison())
+  for name in figures.FORMATS:
+    assert figures.encode(drawn['curves'], name) == figures.encode(again['curves'], name)
   assert dict(mpl.rcParams) == before
 
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from cascades import deferral, metrics
-from cascades.evaluation import comparison
+from cascades.evaluation.compare import compare
 from cascades.evaluation.comparison import Settings
-from cascades.reporting import escaping, report, summary
+from cascades.reporting import escaping, report
+from cascades.reporting.report import Report
 from tests import synthetic_tables
 
 HOSTILE = [
@@ -61,22 +62,18 @@ def page_of(text, *, name='model', other='base'):
     'task': f'task {text}',
   }
   small, large = small._replace(**fields), large._replace(**fields)
-  compared = comparison.compare(
+  comparison = compare(
     {name: [small], other: [small]},
     [large],
     scores={f'score {text}': deferral.as_score(deferral.average)},
-    metrics=[metrics.accuracy],
+    metric=metrics.accuracy,
     settings=Settings(resamples=5),
   )
-  runs = [report.Run(name, small.task, manifest)]
   return report.render(
-    compared,
-    summary.tables(compared),
+    comparison,
     {'curves': b'<svg/>', 'tasks': b'<svg/>'},
-    runs,
-    title=f'title {text}',
-    examples=3,
-    provenance={'config': f'# {text}', 'command': f'# {text}'},
+    Report(title=f'title {text}', examples=3),
+    {'config': f'# {text}', 'command': f'# {text}'},
   )
 
 
@@ -87,11 +84,11 @@ PLAIN = Page(page_of('plain', name='model plain'))
 @given(texts)
 def test_no_text_from_outside_changes_the_structure_of_the_page(text):
   page = page_of(text, name=f'model {text}')
-  found = Page(page)
-  assert found.elements == PLAIN.elements
+  parsed = Page(page)
+  assert parsed.elements == PLAIN.elements
   assert not re.search('[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]', page)
-  shown = escaping.shorten(text, report.LONGEST)
-  assert found.text.count(shown) >= 10 if shown.strip() else True
+  shown = escaping.shorten(text, report.MAX_CHARACTERS)
+  assert parsed.text.count(shown) >= 10 if shown.strip() else True
   page.encode()
 
 
@@ -128,48 +125,48 @@ def test_tables_and_settings_are_on_the_page():
 
 
 def test_examples_are_those_that_their_titles_promise():
-  compared = synthetic_tables.compared()
-  groups = {(one.model, one.title): one.rows for one in report.pick(compared, 6)}
-  answers = compared.answers['cat']
-  first = groups['cat', 'Deferred first']
+  comparison = synthetic_tables.comparison()
+  groups = {(group.model, group.title): group.rows for group in report.pick(comparison, 6)}
+  answers = comparison.answers['cat']
+  first = groups['cat', 'highest scores']
   assert [row.score for row in first] == sorted(answers.score, reverse=True)[:6]
-  missed = groups['cat', 'Kept longest although the large model is better']
+  missed = groups['cat', 'lowest scores where the large model is better']
   assert all(row.large_quality > row.small_quality for row in missed)
   assert [row.score for row in missed] == sorted(row.score for row in missed)
   gains = answers.large_quality - answers.small_quality
   assert missed[0].score == answers.score[gains > 0].min()
-  harmed = groups['cat', 'Deferred first although the large model is worse']
+  harmed = groups['cat', 'highest scores where the large model is worse']
   assert all(row.large_quality < row.small_quality for row in harmed)
   assert harmed[0].score == answers.score[gains < 0].max()
   assert list(groups) == [
     (model, title)
     for model in ('xent', 'cat')
     for title in (
-      'Deferred first',
-      'Kept longest although the large model is better',
-      'Deferred first although the large model is worse',
+      'highest scores',
+      'lowest scores where the large model is better',
+      'highest scores where the large model is worse',
     )
   ]
 
 
 def test_an_example_shows_both_answers_beside_the_targets():
-  compared = synthetic_tables.compared()
-  row = next(report.pick(compared, 1)).rows[0]
-  answers = compared.answers['xent']
-  place = answers.small.ids.index(row.id)
-  assert row.small == answers.small.predictions[place]
-  assert row.large == answers.large.predictions[place]
-  assert row.targets == answers.small.targets[place][0]
+  comparison = synthetic_tables.comparison()
+  row = next(report.pick(comparison, 1)).rows[0]
+  answers = comparison.answers['xent']
+  index = answers.small.ids.index(row.id)
+  assert row.small == answers.small.predictions[index]
+  assert row.large == answers.large.predictions[index]
+  assert row.targets == answers.small.targets[index][0]
 
 
 def test_long_texts_are_cut():
   cut = [text for text in Page(page_of('y' * 10_000)).text.split() if text.endswith('…')]
   assert cut
-  assert {len(text) for text in cut} == {report.LONGEST}
+  assert {len(text) for text in cut} == {report.MAX_CHARACTERS}
 
 
 def test_errors_turn_the_direction_of_what_is_better():
-  compared = synthetic_tables.compared('phoneme_error_rate')
-  groups = {one.title: one.rows for one in report.pick(compared, 3) if one.model == 'cat'}
-  for row in groups['Kept longest although the large model is better']:
+  comparison = synthetic_tables.comparison('phoneme_error_rate')
+  groups = {group.title: group.rows for group in report.pick(comparison, 3) if group.model == 'cat'}
+  for row in groups['lowest scores where the large model is better']:
     assert row.large_quality < row.small_quality

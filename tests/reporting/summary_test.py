@@ -3,33 +3,35 @@ import math
 import pytest
 
 from cascades.bootstrap import Estimate
-from cascades.evaluation.grouped import Shares
+from cascades.evaluation import quantities
+from cascades.evaluation.grouped import GroupAccuracy
 from cascades.reporting import summary
 from tests import synthetic_tables
 
 
-def titles(compared):
-  return [table.title for table in summary.tables(compared)]
+def titles(comparison):
+  return [table.title for table in summary.tables(comparison)]
 
 
 def test_tables_are_there_when_they_have_something_to_say():
-  compared = synthetic_tables.compared()
-  full = titles(compared)
+  comparison = synthetic_tables.comparison()
+  full = titles(comparison)
   assert full == [
     'Models', 'Quality at fixed cost', 'Cost at fixed quality', 'Paired differences',
-    'Saved at equal quality', 'Scores', 'Thresholds', 'Tasks',
+    'Savings at equal quality', 'Scores', 'Thresholds', 'Tasks',
   ]  # fmt: skip
-  alone = titles(compared._replace(versus=(), sizes={'a': 70}))
-  assert set(full) - set(alone) == {'Paired differences', 'Saved at equal quality', 'Tasks'}
-  other = {'bleu': {'xent': compared.at('xent').estimates[summary.found.SMALL]}}
-  assert titles(compared._replace(others=other))[-1] == 'Other metrics'
+  alone = titles(comparison._replace(differences=(), sizes={'a': 70}))
+  assert set(full) - set(alone) == {'Paired differences', 'Savings at equal quality', 'Tasks'}
+  other = {'bleu': {'xent': comparison.at('xent').estimates[quantities.SMALL]}}
+  assert titles(comparison._replace(other_metrics=other))[-1] == 'Other metrics'
 
 
-def test_questions_answered_wholly_right_have_a_table_of_their_own():
+def test_question_level_accuracy_has_a_table_of_its_own():
   estimates = [Estimate(value, value - 0.1, value + 0.1) for value in (0.25, 0.5, 0.4, 0.025)]
-  compared = synthetic_tables.compared()._replace(questions={'a': {'cat': Shares(953, *estimates)}})
-  title = 'Questions answered wholly right'
-  (table,) = [one for one in summary.tables(compared) if one.title == title]
+  accuracy = GroupAccuracy(953, *estimates)
+  comparison = synthetic_tables.comparison()._replace(group_accuracy={'a': {'cat': accuracy}})
+  title = 'Question-level accuracy'
+  (table,) = [table for table in summary.tables(comparison) if table.title == title]
   ((task, model, small, *_, above),) = table.rows
   assert len(table.header) == 6
   assert (task.text, task.note, model.text) == ('a', '953 questions', 'cat')
@@ -39,28 +41,28 @@ def test_questions_answered_wholly_right_have_a_table_of_their_own():
 
 @pytest.mark.parametrize('metric', ['accuracy', 'bleu'])
 def test_every_row_has_a_cell_for_each_column(metric):
-  for table in summary.tables(synthetic_tables.compared(metric)):
+  for table in summary.tables(synthetic_tables.comparison(metric)):
     assert table.rows
     for row in table.rows:
       assert len(row) == len(table.header)
 
 
 def test_cells_show_the_numbers_of_the_comparison():
-  compared = synthetic_tables.compared()
-  row = next(row for row in summary.models(compared).rows if row[0].text == 'cat')
-  area = compared.at('cat').estimates[summary.found.AREA]
+  comparison = synthetic_tables.comparison()
+  row = next(row for row in summary.models(comparison).rows if row[0].text == 'cat')
+  area = comparison.at('cat').estimates[quantities.AREA]
   assert row[3] == (f'{area.value:.4f}', f'[{area.low:.4f}, {area.high:.4f}]')
   assert row[1].text == '2 k'
-  pair = compared.versus[0].differences[summary.found.AREA]
-  cell = summary.pairs(compared).rows[0][2]
+  pair = comparison.differences[0].estimates[quantities.AREA]
+  cell = summary.differences(comparison).rows[0][2]
   assert cell.text == f'{pair.value:+.4f}'
   assert cell.note.endswith(f'p={pair.p:.3f}')
 
 
 def test_thresholds_are_those_of_the_curve():
-  compared = synthetic_tables.compared()
-  cells = summary.thresholds(compared).rows[0][1:]
-  curve = compared.at('xent').curve
+  comparison = synthetic_tables.comparison()
+  cells = summary.thresholds(comparison).rows[0][1:]
+  curve = comparison.at('xent').curve
   for budget, cell in zip(summary.BUDGETS, cells, strict=True):
     rate = curve.deferral_rate[curve.deferral_rate <= budget][-1]
     assert float(cell.text) == pytest.approx(

@@ -1,0 +1,307 @@
+"""Compares cascades: several small models, one large, every score, over all tasks and each.
+
+Takes tables whose rows agree (`tables.Tables.read`) and returns numbers with bootstrap intervals.
+All models and scores see the same resamples, so their differences are paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from cascades import bootstrap, costs, curves
+from cascades import metrics as metric_library
+from cascades.bootstrap import Estimate
+from cascades.evaluation import grouped, pooling, quantities
+from cascades.evaluation.comparison import (
+  Cascade,
+  Column,
+  Comparison,
+  PairedAnswers,
+  PairedDifference,
+  Settings,
+)
+from cascades.evaluation.pooling import StatisticsLayout, Subset
+from cascades.evaluation.quantities import LARGE, QUALITY, RATES, Measurements
+from cascades.predictions import alignment
+from cascades.types import Metric, Predictions, Score
+
+
+class _ModelPair(NamedTuple):
+  """One small model and the large one: statistics [N, K] and scores of the rows of all tasks."""
+
+  name: str
+  cost: curves.Cost
+  small: curves.Statistics
+  large: curves.Statistics
+  scores: Mapping[str, Column]
+  answers: PairedAnswers
+
+
+def compare(
+  small: Mapping[str, Sequence[Predictions]],
+  large: Sequence[Predictions],
+  *,
+  scores: Mapping[str, Score],
+  settings: Settings,
+  metric: Metric | str | None = None,
+) -> Comparison:
+  """Compares every small model under every score.
+
+  Args:
+    small: Each small model's tables by name, with the tasks and rows of `large`.
+    large: The large model's tables, one per task.
+    scores: Scores by name; the first is the one that reports lead with.
+    settings: Settings of the comparison.
+    metric: Metric, or its name, of all tasks; None for the first metric of each table. Answers are
+      judged from their texts where the tables do not hold its statistics.
+
+  Returns:
+    Every number that a report shows.
+
+  Raises:
+    ValueError: There is no score, a score is not one finite number per row, the baseline is
+      unknown, the metric cannot judge the answers, or intervals are impossible.
+  """
+  _check(settings, scores)
+  pairs = _pairs([*small], settings.baseline)
+  sizes_with_repeats = _sizes(large) if settings.dedupe_inputs else {}
+  if settings.dedupe_inputs:
+    distinct = list(map(alignment.distinct_inputs, large))
+    large = list(map(alignment.select, large, distinct))
+    small = {name: list(map(alignment.select, own, distinct)) for name, own in small.items()}
+  metrics = [_metric(metric, table) for table in large]
+  models = {**small, LARGE.name: large}
+  judged = {name: list(map(alignment.judge, own, metrics)) for name, own in models.items()}
+  layout = pooling.layout([*judged.values()], metrics, settings.weights)
+  model_pairs = [
+    _model_pair(name, judged[name], judged[LARGE.name], scores, metrics, layout) for name in small
+  ]
+  settings = _resolve(
+    dataclasses.replace(settings, weights=layout.weights), model_pairs[0], layout.subsets[0]
+  )
+  counts = _draw(large, settings)
+  cascades, measurements = [], {}
+  for pair in model_pairs:
+    for score in scores:
+      for subset in layout.subsets:
+        cascade, measured = _cascade(pair, score, subset, counts, settings, metrics[0])
+        cascades.append(cascade)
+        if subset.task == pooling.POOLED:
+          measurements[pair.name, score] = measured
+  return Comparison(
+    metric=metrics[0],
+    sizes=_sizes(large),
+    sizes_with_repeats=sizes_with_repeats,
+    scores=tuple(scores),
+    flops={name: _flops(own) for name, own in small.items()},
+    large_flops=_flops(large),
+    settings=settings,
+    manifests={name: [table.manifest for table in own] for name, own in models.items()},
+    cascades=tuple(cascades),
+    differences=tuple(_differences(measurements, pairs, scores, settings.confidence)),
+    answers={pair.name: pair.answers for pair in model_pairs},
+    other_metrics=_other_metrics(models, metrics, settings),
+    group_accuracy=grouped.accuracy_by_task(
+      {pair.name: pair.answers.score for pair in model_pairs},
+      small,
+      large,
+      resamples=settings.resamples,
+      confidence=settings.confidence,
+      seed=settings.seed,
+    ),
+  )
+
+
+def alone(
+  models: Mapping[str, Sequence[Predictions]], metrics: Sequence[Metric], settings: Settings
+) -> dict[str, Estimate]:
+  """Quality of each model by itself over all tasks.
+
+  Args:
+    models: Each model's tables by name; they hold the statistics of the metrics.
+    metrics: Metric of each task.
+    settings: Settings of the comparison, for the weights of the tasks and the resamples.
+  """
+  layout = pooling.layout([*models.values()], metrics, settings.weights)
+  finalize = layout.subsets[0].finalize
+  counts = _draw(next(iter(models.values())), settings)
+  estimates = {}
+  for name, tables in models.items():
+    statistics = layout.stack(pooling.statistics(tables, metrics))
+    estimates[name] = bootstrap.estimate(
+      float(finalize(statistics.sum(axis=0))),
+      finalize(bootstrap.totals(counts, statistics)),
+      confidence=settings.confidence,
+    )
+  return estimates
+
+
+def _check(settings: Settings, scores: Mapping[str, Score]) -> None:
+  if not scores:
+    raise ValueError('There is no score to defer by: give one or more rules or scores by name.')
+  if settings.resamples < 1 or not 0 < settings.confidence < 1:
+    raise ValueError(
+      'Intervals need one or more resamples and a confidence between 0 and 1, found '
+      f'{settings.resamples} and {settings.confidence}.'
+    )
+
+
+def _pairs(models: Sequence[str], baseline: str | None) -> list[tuple[str, str]]:
+  """(model, baseline): each model with every earlier one, or all others with the one named."""
+  if baseline is None:
+    return [(model, earlier) for earlier, model in combinations(models, 2)]
+  if baseline not in models:
+    raise ValueError(f'The baseline {baseline!r} is none of the small models: {", ".join(models)}.')
+  return [(name, baseline) for name in models if name != baseline]
+
+
+def _sizes(tables: Sequence[Predictions]) -> dict[str, int]:
+  return {table.task: len(table.ids) for table in tables}
+
+
+def _draw(tables: Sequence[Predictions], settings: Settings) -> Int[np.ndarray, 'R N']:
+  sizes = [len(table.ids) for table in tables]
+  return bootstrap.draw(sizes, resamples=settings.resamples, seed=settings.seed)
+
+
+def _metric(metric: Metric | str | None, table: Predictions) -> Metric:
+  """Metric of one task."""
+  if isinstance(metric, Metric):
+    return metric
+  name = metric or table.manifest['metrics'][0]
+  if table.manifest['mode'] == 'score' and name not in table.statistics:
+    raise ValueError(
+      f'Scored answers of task {table.task!r} were not written by the model, so that {name!r} '
+      f'cannot judge them; the table has {", ".join(table.statistics)}.'
+    )
+  return metric_library.by_name(name)
+
+
+def _model_pair(
+  name: str,
+  small: Sequence[Predictions],
+  large: Sequence[Predictions],
+  scores: Mapping[str, Score],
+  metrics: Sequence[Metric],
+  layout: StatisticsLayout,
+) -> _ModelPair:
+  pooled = pooling.pool(small)
+  by_small, by_large = pooling.statistics(small, metrics), pooling.statistics(large, metrics)
+  small_quality, large_quality = (
+    np.concatenate(
+      [metric.finalize(statistics) for metric, statistics in zip(metrics, by_task, strict=True)]
+    )
+    for by_task in (by_small, by_large)
+  )
+  columns = {key: _score(score, pooled, key) for key, score in scores.items()}
+  return _ModelPair(
+    name=name,
+    cost=partial(costs.cascade, small=_flops(small), large=_flops(large)),
+    small=layout.stack(by_small),
+    large=layout.stack(by_large),
+    scores=columns,
+    answers=PairedAnswers(
+      small=pooled,
+      large=pooling.pool(large),
+      small_quality=small_quality,
+      large_quality=large_quality,
+      score=next(iter(columns.values())),
+    ),
+  )
+
+
+def _score(score: Score, table: Predictions, name: str) -> Column:
+  values = np.asarray(score(table), float)
+  if values.shape != (len(table.ids),):
+    raise ValueError(
+      f'The score {name!r} must give one number for each of {len(table.ids)} rows; its result has '
+      f'shape {values.shape}.'
+    )
+  return values
+
+
+def _flops(tables: Sequence[Predictions]) -> float:
+  flops = {float(table.manifest['flops_per_token']) for table in tables}
+  if len(flops) > 1:
+    raise ValueError(
+      f'One model has {sorted(flops)} FLOPs per token in the manifests of its tasks; infer all '
+      'tasks with the same model.'
+    )
+  return flops.pop()
+
+
+def _resolve(settings: Settings, pair: _ModelPair, pooled: Subset) -> Settings:
+  """Chooses the costs and qualities to report from the first model, if none are given."""
+  ends = pooled.finalize(np.stack([pair.small.sum(axis=0), pair.large.sum(axis=0)]))
+  levels = ends[0] + np.array([0.25, 0.5, 0.75]) * (ends[1] - ends[0])
+  defaults = pair.cost(np.array([0.1, 0.2, 0.3, 0.5]))
+  return dataclasses.replace(
+    settings,
+    costs=tuple(settings.costs) or tuple(defaults.tolist()),
+    qualities=tuple(settings.qualities) or tuple(float(f'{level:.3g}') for level in levels),
+  )
+
+
+def _cascade(
+  pair: _ModelPair,
+  score: str,
+  subset: Subset,
+  counts: Int[np.ndarray, 'R N'],
+  settings: Settings,
+  metric: Metric,
+) -> tuple[Cascade, Measurements]:
+  rows, columns = subset.rows, subset.columns
+  order, answers = pair.scores[score][rows], pair.answers
+  statistics = pair.small[rows, columns], pair.large[rows, columns]
+  curve = curves.deferral_curve(order, *statistics, subset.finalize, pair.cost)
+  rates = np.append(RATES, np.interp(settings.costs, curve.cost, curve.deferral_rate))
+  resamples = bootstrap.resample(counts[:, rows], order, *statistics, subset.finalize, rates=rates)
+  measurements = quantities.measure(
+    curve, resamples, pair.cost, metric, costs=settings.costs, qualities=settings.qualities
+  )
+  low, high = bootstrap.interval(measurements[QUALITY].resampled, confidence=settings.confidence)
+  contributions = curves.decomposition(
+    order, answers.small_quality[rows], answers.large_quality[rows]
+  )
+  estimates = {
+    quantity: bootstrap.estimate(float(value), resampled, confidence=settings.confidence)
+    for quantity, (value, resampled) in measurements.items()
+    if quantity != QUALITY
+  }
+  cascade = Cascade(pair.name, score, subset.task, curve, *contributions, low, high, estimates)
+  return cascade, measurements
+
+
+def _differences(
+  measurements: Mapping[tuple[str, str], Measurements],
+  pairs: Sequence[tuple[str, str]],
+  scores: Iterable[str],
+  confidence: float,
+) -> Iterator[PairedDifference]:
+  for name, baseline in pairs:
+    for score in scores:
+      minuend, subtrahend = measurements[name, score], measurements[baseline, score]
+      quality, resampled = map(np.subtract, minuend[QUALITY], subtrahend[QUALITY])
+      low, high = bootstrap.interval(resampled, confidence=confidence)
+      estimates = quantities.differences(minuend, subtrahend, confidence=confidence)
+      yield PairedDifference(name, baseline, score, quality, low, high, estimates)
+
+
+def _other_metrics(
+  models: Mapping[str, Sequence[Predictions]], metrics: Sequence[Metric], settings: Settings
+) -> dict[str, dict[str, Estimate]]:
+  """Every model alone by the metrics that all tables hold, besides those that are compared."""
+  stored = [set(table.statistics) for tables in models.values() for table in tables]
+  names = sorted(set.intersection(*stored) - {metric.name for metric in metrics})
+  return {
+    name: alone(models, [metric_library.by_name(name)] * len(metrics), settings)
+    for name in names
+    if metric_library.find(name)
+  }

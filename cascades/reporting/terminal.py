@@ -1,0 +1,40 @@
+"""Printing of tables on a terminal, or as text of fixed width in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import rich.box
+import rich.console
+import rich.table
+from rich.text import Text
+
+from cascades.evaluation.comparison import Comparison
+from cascades.reporting import escaping, summary
+from cascades.reporting.summary import SummaryTable
+
+LOG_WIDTH = 140  # characters, where the output is no terminal
+
+
+def show(comparison: Comparison) -> None:
+  """Prints the main tables, and the number of rows that repeated inputs took away."""
+  for task, size in comparison.sizes_with_repeats.items():
+    line = f'Task {task}: {comparison.sizes[task]} of {size} rows have distinct inputs.'
+    print(escaping.visible(line))
+  paired = [summary.differences(comparison)] if comparison.differences else []
+  print_tables([summary.models(comparison), *paired])
+
+
+def print_tables(tables: Sequence[SummaryTable]) -> None:
+  """Prints tables; names and texts cannot act on the terminal."""
+  console = rich.console.Console(highlight=False, markup=False, emoji=False)
+  if not console.is_terminal:
+    console = rich.console.Console(width=LOG_WIDTH, no_color=True)
+  for table in tables:
+    title = Text(escaping.visible(table.title))
+    grid = rich.table.Table(title=title, title_justify='left', box=rich.box.SIMPLE)
+    for name in table.header:
+      grid.add_column(Text(escaping.visible(name)))
+    for row in table.rows:
+      grid.add_row(*(Text(escaping.visible(f'{cell.text} {cell.note}'.rstrip())) for cell in row))
+    console.print(grid)

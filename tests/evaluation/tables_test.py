@@ -1,0 +1,73 @@
+import pytest
+
+from cascades.evaluation.tables import Tables
+from tests import synthetic_tables
+
+SKILLS = {'xent': 0.0, 'cat': 0.5, 'large': 1.6}
+
+
+@pytest.fixture(scope='module')
+def directories(tmp_path_factory):
+  """Directories of tables of two tasks by model; the small models' rows are in another order."""
+  root = tmp_path_factory.mktemp('tables')
+  for name, skill in SKILLS.items():
+    for task, size in (('a', 7), ('b', 5)):
+      rows = synthetic_tables.records(task, size=size, skill=skill)
+      if name != 'large':
+        rows = rows[::-1]
+      synthetic_tables.write(root / name / 'test', task, rows)
+  return {name: str(root / name) for name in SKILLS}
+
+
+def test_small_models_get_the_large_ones_order_of_tasks_and_rows(directories):
+  small, large = Tables({'x': directories['xent']}, directories['large'], tasks=['b', 'a']).read()
+  assert list(small) == ['x']
+  assert [table.task for table in small['x']] == [table.task for table in large] == ['b', 'a']
+  for table, reference in zip(small['x'], large, strict=True):
+    assert table.ids == reference.ids
+    assert table.targets == reference.targets
+    assert table.predictions != reference.predictions
+
+
+def test_all_tasks_of_the_large_model_are_read_unless_some_are_chosen(directories):
+  _, large = Tables([directories['cat']], directories['large']).read()
+  assert [table.task for table in large] == ['a', 'b']
+  _, large = Tables([directories['cat']], directories['large'], tasks=['b']).read()
+  assert [table.task for table in large] == ['b']
+
+
+def test_models_without_names_are_named_by_their_directories(directories):
+  large = directories['large']
+  small, _ = Tables([directories['cat'], directories['xent']], large).read()
+  assert list(small) == ['cat', 'xent']
+  with pytest.raises(ValueError, match='2 small models have only the names cat: name them'):
+    Tables([directories['cat'], '/elsewhere/cat'], large).read()
+
+
+@pytest.mark.parametrize(
+  ('names', 'reported'), [((), 'none'), (('cat', 'large alone'), 'cat, large alone')]
+)
+def test_no_model_and_the_large_ones_name_are_refused(directories, names, reported):
+  small = dict.fromkeys(names, directories['cat'])
+  with pytest.raises(ValueError, match=f"none of them called 'large alone'; found {reported}"):
+    Tables(small, directories['large']).read()
+
+
+def test_tables_of_other_tasks_are_refused_by_name(directories, tmp_path):
+  synthetic_tables.write(tmp_path / 'test', 'a', synthetic_tables.records('a', size=7))
+  with pytest.raises(
+    ValueError, match=r"answers the tasks \['a'\] and the large model \['a', 'b'\]"
+  ):
+    Tables({'x': str(tmp_path)}, directories['large']).read()
+  with pytest.raises(FileNotFoundError, match='validation does not exist'):
+    Tables([directories['cat']], directories['large'], split='validation').read()
+
+
+@pytest.mark.parametrize('model', ['cat', 'large'])
+def test_rows_without_targets_are_refused(directories, tmp_path, model):
+  rows = synthetic_tables.records('a')
+  for name in ('cat', 'large'):
+    entries = {'unlabelled': 3} if name == model else {}
+    synthetic_tables.write(tmp_path / name / 'test', 'a', rows, **entries)
+  with pytest.raises(ValueError, match=r"3 of 60 rows of task 'a' in .* have no target"):
+    Tables([str(tmp_path / 'cat')], str(tmp_path / 'large')).read()
