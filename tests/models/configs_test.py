@@ -61,10 +61,10 @@ def test_parameters_are_a_plain_dict_of_names():
 
 
 def test_linear_maps_are_the_projections_with_their_inputs():
-  found = {'/'.join(path): axes for path, axes in configs.linear_maps(testing.TINY_T5).items()}
+  inputs = {'/'.join(path): axes for path, axes in configs.linear_maps(testing.TINY_T5).items()}
   _, params = testing.split(testing.build(testing.TINY_T5))
   paths = nnx.traversals.flatten_mapping(params, sep='/')
-  assert set(found) == {path for path in paths if path.endswith('kernel')}
-  assert found['encoder/self_attention/query/kernel'] == (-3,)
-  assert found['encoder/self_attention/out/kernel'] == (-3, -2)
-  assert found['encoder/mlp/wo/kernel'] == (-2,)
+  assert set(inputs) == {path for path in paths if path.endswith('kernel')}
+  assert inputs['encoder/self_attention/query/kernel'] == (-3,)
+  assert inputs['encoder/self_attention/out/kernel'] == (-3, -2)
+  assert inputs['encoder/mlp/wo/kernel'] == (-2,)

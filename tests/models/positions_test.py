@@ -76,11 +76,11 @@ def test_llama3_scaling_against_its_oracle(options):
 
 def test_rotation_is_multiplication_by_a_complex_unit():
   x = np.random.RandomState(0).standard_normal((2, 3, 2, 6)).astype(np.float32)
-  places = np.array([[0, 1, 5], [2, 2, 9]])
+  at = np.array([[0, 1, 5], [2, 2, 9]])
   frequencies = positions.inverse_frequencies(6, 50.0)
-  turned = (x[..., :3] + 1j * x[..., 3:]) * np.exp(1j * places[..., None, None] * frequencies)
-  got = _rotate(x, places, frequencies)
-  np.testing.assert_allclose(got, np.concatenate([turned.real, turned.imag], -1), atol=1e-5)
+  expected = (x[..., :3] + 1j * x[..., 3:]) * np.exp(1j * at[..., None, None] * frequencies)
+  rotated = _rotate(x, at, frequencies)
+  np.testing.assert_allclose(rotated, np.concatenate([expected.real, expected.imag], -1), atol=1e-5)
 
 
 @settings(deadline=None, max_examples=30)
@@ -91,8 +91,8 @@ def test_rotated_products_depend_on_the_distance_only(query_at, key_at, shift):
   frequencies = np.float32(positions.inverse_frequencies(8, 10_000.0))
 
   def product(query_at, key_at):
-    turn = lambda x, place: np.asarray(_rotate(x, np.array([[place]]), frequencies))
-    return (turn(query, query_at) * turn(key, key_at)).sum()
+    rotate = lambda x, position: np.asarray(_rotate(x, np.array([[position]]), frequencies))
+    return (rotate(query, query_at) * rotate(key, key_at)).sum()
 
   np.testing.assert_allclose(
     product(query_at + shift, key_at + shift), product(query_at, key_at), atol=2e-3

@@ -107,15 +107,15 @@ def fresh_gin():
 
 
 def preset(name):
-  """The configuration; how much of it is recomputed is no part of the model."""
+  """Configuration of a preset with the default recomputation, which is no part of the model."""
   cli.configure('cascades.train', [f'models/{name}.gin'], [])
   config = gin.get_configurable(decoder.DecoderConfig)()
   return dataclasses.replace(config, remat_policy='elementwise')
 
 
 def test_every_preset_of_a_decoder_is_checked():
-  found = {path.stem for path in PRESETS.glob('*.gin') if 't5' not in path.stem}
-  assert found == PARAMETERS.keys() == RELEASED.keys()
+  names = {path.stem for path in PRESETS.glob('*.gin') if 't5' not in path.stem}
+  assert names == PARAMETERS.keys() == RELEASED.keys()
 
 
 @pytest.mark.parametrize('name', PARAMETERS)

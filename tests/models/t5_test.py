@@ -89,7 +89,7 @@ def test_t5_1_1_small_has_its_published_size():
 
 
 def _t5x_params() -> dict[str, np.ndarray]:
-  """The fixture's parameters by T5X's path."""
+  """Parameters of the fixture by T5X's path."""
   import tensorstore
 
   folder = T5X / 'native' / 'checkpoint_30'
@@ -106,8 +106,8 @@ def _t5x_params() -> dict[str, np.ndarray]:
   return {path: read(path, flat.get(path)) for path in paths if not path.startswith('state')}
 
 
-def _from_t5x(theirs: dict[str, np.ndarray], config: t5.T5Config) -> t5.T5:
-  """Our model with T5X's parameters."""
+def _from_t5x(arrays: dict[str, np.ndarray], config: t5.T5Config) -> t5.T5:
+  """Build a model with T5X's parameters."""
   heads = (config.num_heads, config.head_dim)
   attention = {'self_attention': {}, 'cross_attention': {}}
   names = {
@@ -120,29 +120,29 @@ def _from_t5x(theirs: dict[str, np.ndarray], config: t5.T5Config) -> t5.T5:
     },
   }
   flat = {
-    'embedding': theirs['token_embedder/embedding'],
-    'unembedding': theirs['decoder/logits_dense/kernel'].T,
+    'embedding': arrays['token_embedder/embedding'],
+    'unembedding': arrays['decoder/logits_dense/kernel'].T,
   }
   for stack, num in (
     ('encoder', config.num_encoder_layers),
     ('decoder', config.num_decoder_layers),
   ):
-    flat[f'{stack}_bias/table'] = theirs[f'{stack}/relpos_bias/rel_embedding'].T
-    flat[f'{stack}_norm/scale'] = theirs[f'{stack}/{stack}_norm/scale']
+    flat[f'{stack}_bias/table'] = arrays[f'{stack}/relpos_bias/rel_embedding'].T
+    flat[f'{stack}_norm/scale'] = arrays[f'{stack}/{stack}_norm/scale']
     gather = lambda name, stack=stack, num=num: np.stack(
-      [theirs[f'{stack}/layers_{i}/{name}'] for i in range(num)]
+      [arrays[f'{stack}/layers_{i}/{name}'] for i in range(num)]
     )
-    for ours, name in (names[stack] | {'mlp_norm': 'pre_mlp_layer_norm'}).items():
-      if ours not in attention:
-        flat[f'{stack}/{ours}/scale'] = gather(f'{name}/scale')
+    for layer, name in (names[stack] | {'mlp_norm': 'pre_mlp_layer_norm'}).items():
+      if layer not in attention:
+        flat[f'{stack}/{layer}/scale'] = gather(f'{name}/scale')
         continue
-      for part in ('query', 'key', 'value'):
-        kernel = gather(f'{name}/{part}/kernel')
-        flat[f'{stack}/{ours}/{part}/kernel'] = kernel.reshape(*kernel.shape[:2], *heads)
+      for projection in ('query', 'key', 'value'):
+        kernel = gather(f'{name}/{projection}/kernel')
+        flat[f'{stack}/{layer}/{projection}/kernel'] = kernel.reshape(*kernel.shape[:2], *heads)
       kernel = gather(f'{name}/out/kernel')
-      flat[f'{stack}/{ours}/out/kernel'] = kernel.reshape(num, *heads, -1)
-    for part in ('wi_0', 'wi_1', 'wo'):
-      flat[f'{stack}/mlp/{part}/kernel'] = gather(f'mlp/{part}/kernel')
+      flat[f'{stack}/{layer}/out/kernel'] = kernel.reshape(num, *heads, -1)
+    for projection in ('wi_0', 'wi_1', 'wo'):
+      flat[f'{stack}/mlp/{projection}/kernel'] = gather(f'mlp/{projection}/kernel')
   graphdef, _ = nnx.split(config.build(jax.random.key(0)))
   return nnx.merge(graphdef, nnx.traversals.unflatten_mapping(flat, sep='/'))
 
@@ -162,8 +162,8 @@ def test_logits_and_packing_equal_t5x():
   model = _from_t5x(_t5x_params(), config)
   logits = jax.jit(lambda batch: model.readout(model.hidden(batch)))
 
-  def batch(part: str) -> Batch:
-    get = lambda name: expected.get(f'{part}/{name}')
+  def batch(layout: str) -> Batch:
+    get = lambda name: expected.get(f'{layout}/{name}')
     segments, encoder_segments = get('decoder_segment_ids'), get('encoder_segment_ids')
     if segments is None:  # the same compiled function then serves both
       segments = np.ones_like(get('decoder_input_tokens'))
@@ -177,7 +177,7 @@ def test_logits_and_packing_equal_t5x():
       encoder_segments=encoder_segments,
     )
 
-  for part, name in (('batch', 'logits'), ('packed', 'packed_logits')):
-    rows = batch(part)
-    real = np.asarray(rows.weights, bool)
-    np.testing.assert_allclose(logits(rows)[real], expected[name][real], atol=1e-4)
+  for layout, name in (('batch', 'logits'), ('packed', 'packed_logits')):
+    rows = batch(layout)
+    targets = np.asarray(rows.weights, bool)
+    np.testing.assert_allclose(logits(rows)[targets], expected[name][targets], atol=1e-4)
