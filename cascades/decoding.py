@@ -1,6 +1,12 @@
-"""Generating and scoring over the `LanguageModel` protocol. Confidence is born here.
+"""Generation and scoring with any `types.LanguageModel`, with the confidence of every token.
 
-Log-probabilities are those of the untempered float32 softmax, whatever the sampler.
+Log-probabilities are those of the untempered float32 softmax, for every sampler.
+
+    answer = generate(model, prompt, max_len=32, eos_id=1)
+    answer.tokens    [B, 32]  greedy answers, padded
+    answer.logprobs  [B, 32]  log p(token | prompt, earlier tokens), 0 after the end
+    answer.mask      [B, 32]  True up to and including the end of sequence
+
 Axes: B batch, S prompt, T target, L one block of T, V vocabulary, D width.
 """
 
@@ -16,12 +22,12 @@ from jaxtyping import Bool, Float, Int
 
 from cascades.types import Batch, Cache, Generation, LanguageModel, Prompt
 
-# From float32 logits and one key per row (None if the caller gave none) to tokens.
+# Maps float32 logits and one key per row, or None, to tokens.
 Sampler: TypeAlias = Callable[[Float[Array, 'B V'], Array | None], Int[Array, 'B']]
 
 
 def greedy(logits: Float[Array, 'B V'], keys: Array | None = None) -> Int[Array, 'B']:
-  """The most probable token; of several, the lowest."""
+  """Choose the most probable token; of equal ones, the lowest."""
   del keys
   return jnp.argmax(logits, -1).astype(jnp.int32)
 
@@ -34,11 +40,19 @@ def sample(
   top_k: int | None = None,
   top_p: float | None = None,
 ) -> Int[Array, 'B']:
-  """Draw from softmax(logits / temperature), cut to the `top_k` tokens, then to the nucleus.
+  """Draw a token from softmax(logits / temperature), truncated by `nucleus`.
 
-  The nucleus is the shortest run of most probable tokens whose probabilities, after temperature
-  and top_k, reach `top_p` (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751). Among equal
-  tokens the lowest enter first.
+  As a sampler of `generate`: `functools.partial(sample, temperature=0.7, top_p=0.95)`.
+
+  Args:
+    logits: Logits of the next token.
+    keys: One random key per row.
+    temperature: Divisor of the logits, positive.
+    top_k: Number of most probable tokens to draw from; None for all.
+    top_p: Probability of the nucleus to draw from, after temperature and top_k; None for all.
+
+  Raises:
+    ValueError: There is no key, or an option is out of range.
   """
   if keys is None:
     raise ValueError('Sampling needs a random key: pass `key` to generate, or decode with greedy.')
@@ -47,15 +61,34 @@ def sample(
   draw = jax.vmap(jax.random.categorical)
   if top_k is None and top_p is None:
     return draw(keys, logits / temperature).astype(jnp.int32)
-  kept, tokens = nucleus(logits / temperature, top_k=top_k, top_p=top_p)
-  chosen = draw(keys, kept)
-  return jnp.take_along_axis(tokens, chosen[:, None], -1)[:, 0].astype(jnp.int32)
+  truncated, tokens = nucleus(logits / temperature, top_k=top_k, top_p=top_p)
+  rank = draw(keys, truncated)
+  return jnp.take_along_axis(tokens, rank[:, None], -1)[:, 0].astype(jnp.int32)
 
 
 def nucleus(
   logits: Float[Array, 'B V'], *, top_k: int | None = None, top_p: float | None = None
 ) -> tuple[Float[Array, 'B K'], Int[Array, 'B K']]:
-  """The logits that stay, best first, -inf for those that go, and their tokens."""
+  """Truncate logits to the `top_k` tokens, then to the nucleus.
+
+  The nucleus is the shortest prefix of the most probable tokens whose probabilities add up to
+  `top_p` (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751). Of equal tokens the lowest come
+  first. For example, probabilities (0.1, 0.5, 0.1, 0.3) and top_p = 0.7 leave tokens 1 and 3:
+
+      logits  (log 0.5, log 0.3, -inf, -inf)
+      tokens  (1, 3, 0, 2)
+
+  Args:
+    logits: Logits of the next token.
+    top_k: Number K of tokens to keep; None for all.
+    top_p: Probability to reach, in (0, 1]; None keeps all.
+
+  Returns:
+    The K largest logits in descending order, -inf outside of the nucleus, and their tokens.
+
+  Raises:
+    ValueError: An option is out of range.
+  """
   if top_k is not None and top_k < 1:
     raise ValueError(f'top_k={top_k} must be at least 1; None keeps every token.')
   if top_p is not None and not 0.0 < top_p <= 1.0:
@@ -85,16 +118,29 @@ def generate(
   key: Array | None = None,
   row_ids: Int[Array, 'B'] | None = None,
 ) -> Generation:
-  """Answer every prompt with at most `max_len` tokens; stop when all rows have ended: each with
-  `eos_id`, or the first of several.
+  """Answer every prompt; decoding stops when all rows have ended.
 
-  Row b draws from `key` folded with `row_ids[b]` (default b) and the step, so what it draws depends
-  neither on its neighbours nor on padding. A prompt of length 0 is filler and gets no answer.
+  Args:
+    model: The language model.
+    prompt: Prompts; rows of length 0 are padding of the batch and get an empty answer.
+    max_len: Largest number of tokens of an answer, the end of sequence included.
+    eos_id: Token that ends an answer, or several of them.
+    pad_id: Token after the end of an answer.
+    sampler: Chooses the next tokens from float32 logits and keys: `greedy`, or a partial `sample`.
+    key: Random key of the sampler. Row b draws from it folded with `row_ids[b]` and the step, so
+      that samples depend neither on the other rows nor on padding.
+    row_ids: Ids of the rows for their keys; None for 0, 1, ...
+
+  Returns:
+    The answers, [B, max_len], with the untempered log-probability of every token.
+
+  Raises:
+    ValueError: `max_len` is less than 1, or the sampler needs a key and there is none.
   """
   if max_len < 1:
     raise ValueError(f'max_len={max_len} must be at least 1: an answer ends with one token, EOS.')
   B = prompt.tokens.shape[0]
-  ends = jnp.asarray(eos_id)
+  eos_ids = jnp.asarray(eos_id)
   row_ids = jnp.arange(B) if row_ids is None else row_ids
   row_keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
 
@@ -106,10 +152,10 @@ def generate(
     column = Generation(
       tokens=jnp.where(ended, pad_id, token), logprobs=jnp.where(ended, 0.0, logprob), mask=~ended
     )
-    answer = jax.tree.map(lambda whole, new: whole.at[:, step].set(new), answer, column)
-    return _State(step + 1, ended | jnp.isin(token, ends), answer, cache)
+    answer = jax.tree.map(lambda x, new: x.at[:, step].set(new), answer, column)
+    return _State(step + 1, ended | jnp.isin(token, eos_ids), answer, cache)
 
-  def more(state: _State) -> Bool[Array, '']:
+  def unfinished(state: _State) -> Bool[Array, '']:
     return (state.step < max_len) & ~jnp.all(state.ended)
 
   def extend(state: _State) -> _State:
@@ -124,7 +170,7 @@ def generate(
   )
   logits, cache = model.prefill(prompt, max_len)
   start = _State(jnp.zeros((), jnp.int32), prompt.length == 0, empty, cache)
-  return jax.lax.while_loop(more, extend, append(start, logits, cache)).answer
+  return jax.lax.while_loop(unfinished, extend, append(start, logits, cache)).answer
 
 
 def score(

@@ -16,7 +16,7 @@ from cascades import decoding
 from cascades.types import Batch, Generation, Prompt
 from tests import testing
 
-EOS, NEVER, ROOM = 1, -1, 6
+EOS, NEVER, MAX_LEN = 1, -1, 6
 CONFIGS = {'t5': testing.TINY_T5, 'decoder': testing.TINY_EVERYTHING}
 both = pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
 draw = functools.partial(decoding.sample, temperature=2.0)
@@ -28,7 +28,7 @@ def _compiled(config, sampler):
   graphdef, params = testing.split(testing.build(config))
 
   def generate(params, prompt, eos_id, key, row_ids):
-    options = {'max_len': ROOM, 'eos_id': eos_id, 'sampler': sampler, 'row_ids': row_ids}
+    options = {'max_len': MAX_LEN, 'eos_id': eos_id, 'sampler': sampler, 'row_ids': row_ids}
     return decoding.generate(nnx.merge(graphdef, params), prompt, key=key, **options)
 
   return functools.partial(jax.jit(generate), params)
@@ -70,12 +70,12 @@ def _teacher_forced(config, prompt: Prompt, answer: Generation) -> Batch:
     inputs = np.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
     return Batch(inputs, tokens, mask.astype(np.float32), prompt.tokens)
   B, width = len(tokens), prompt.tokens.shape[1] + tokens.shape[1]
-  whole, weights = np.zeros((B, width), np.int32), np.zeros((B, width), np.float32)
+  text, weights = np.zeros((B, width), np.int32), np.zeros((B, width), np.float32)
   for b, length in enumerate(prompt.length):
     end = length + tokens.shape[1]
-    whole[b, :length], whole[b, length:end] = prompt.tokens[b, :length], tokens[b]
+    text[b, :length], text[b, length:end] = prompt.tokens[b, :length], tokens[b]
     weights[b, length:end] = mask[b]
-  return Batch(whole[:, :-1], whole[:, 1:], weights[:, 1:])
+  return Batch(text[:, :-1], text[:, 1:], weights[:, 1:])
 
 
 @both
@@ -86,7 +86,7 @@ def test_scoring_greedy_answers_finds_their_logprobs_again(config):
   batch = _teacher_forced(config, prompt, answer)
   logprobs, correct = map(np.asarray, _score(config)(batch))
   counts = batch.weights > 0
-  assert 6 < counts.sum() < 6 * ROOM  # some rows ended early
+  assert 6 < counts.sum() < 6 * MAX_LEN  # some rows ended early
   np.testing.assert_allclose(logprobs[counts], answer.logprobs[answer.mask], atol=1e-5)
   assert correct[counts].all()  # greedy is the first choice
   assert (logprobs[~counts] == 0).all()
@@ -111,8 +111,8 @@ def test_an_answer_ends_with_its_first_end_of_sequence(config):
   assert free.mask.all()
   for b in range(6):
     hits = np.flatnonzero(free.tokens[b] == eos_id)
-    length = hits[0] + 1 if len(hits) else ROOM
-    np.testing.assert_array_equal(ended.mask[b], np.arange(ROOM) < length)
+    length = hits[0] + 1 if len(hits) else MAX_LEN
+    np.testing.assert_array_equal(ended.mask[b], np.arange(MAX_LEN) < length)
     np.testing.assert_array_equal(ended.tokens[b, :length], free.tokens[b, :length])
     assert (ended.tokens[b, length:] == 0).all()
     assert (ended.logprobs[b, length:] == 0).all()
@@ -120,13 +120,13 @@ def test_an_answer_ends_with_its_first_end_of_sequence(config):
 
 
 @both
-def test_padding_order_and_neighbours_change_no_answer(config):
+def test_padding_order_and_other_rows_change_no_answer(config):
   prompt, order = _prompt(), np.array([3, 0, 5, 2])
   wider = Prompt(np.pad(prompt.tokens, ((0, 0), (0, 4)))[order], prompt.length[order])
-  whole = _generate(config, prompt, sampler=draw)
-  part = _generate(config, wider, sampler=draw, row_ids=order)
-  np.testing.assert_array_equal(part.tokens, whole.tokens[order])
-  np.testing.assert_allclose(part.logprobs, whole.logprobs[order], atol=2e-5)
+  expected = _generate(config, prompt, sampler=draw)
+  answer = _generate(config, wider, sampler=draw, row_ids=order)
+  np.testing.assert_array_equal(answer.tokens, expected.tokens[order])
+  np.testing.assert_allclose(answer.logprobs, expected.logprobs[order], atol=2e-5)
 
 
 def test_rows_draw_apart_and_again_the_same():
@@ -140,7 +140,7 @@ def test_rows_draw_apart_and_again_the_same():
   assert (twins.tokens == twins.tokens[:1]).all()
 
 
-def test_a_row_without_prompt_is_filler():
+def test_a_row_without_prompt_gets_no_answer():
   prompt, others = _prompt(), np.arange(6) != 2
   answer, expected = (
     _generate(CONFIGS['decoder'], p)
@@ -156,7 +156,7 @@ class _Countdown(NamedTuple):
 
 
 class Countdown:
-  """Row b says token 2 until it has said `prompt[b, 0]` tokens, then EOS. Counts its steps."""
+  """Model whose row b generates `prompt[b, 0]` tokens, the last EOS; it counts its steps."""
 
   def __init__(self) -> None:
     self.steps = 0
@@ -192,17 +192,17 @@ def test_decoding_stops_when_all_rows_have_ended(lengths, max_len, steps):
 
 
 def _support(logits, temperature, top_k, top_p):
-  """The tokens that may be drawn, by the definition."""
+  """Tokens that may be drawn, by the definition."""
   scaled = np.float64(logits) / temperature
   order = sorted(range(len(logits)), key=lambda v: (-scaled[v], v))[: top_k or len(logits)]
   weights = np.exp(scaled[order] - scaled.max())
-  kept, total = [], 0.0
+  support, total = [], 0.0
   for token, weight in zip(order, weights / weights.sum(), strict=True):
-    kept.append(token)
+    support.append(token)
     total += weight
     if top_p is not None and total >= top_p:
       break
-  return kept
+  return support
 
 
 @settings(deadline=None, max_examples=60)
@@ -214,12 +214,19 @@ def _support(logits, temperature, top_k, top_p):
 def test_the_nucleus_against_its_oracle(logits, top_k, top_p):
   # Odd steps keep cumulative probabilities away from top_p, where rounding would decide.
   logits = np.float32(logits) * np.float32(0.7321)
-  kept, tokens = (
+  truncated, tokens = (
     np.asarray(x)[0] for x in _nucleus(logits[None], top_k=top_k, top_p=top_p)
   )  # fmt: skip
-  support = _support(logits, 1.0, top_k, top_p)
-  np.testing.assert_array_equal(tokens[np.isfinite(kept)], support)
-  np.testing.assert_array_equal(kept[np.isfinite(kept)], logits[support])
+  inside, support = np.isfinite(truncated), _support(logits, 1.0, top_k, top_p)
+  np.testing.assert_array_equal(tokens[inside], support)
+  np.testing.assert_array_equal(truncated[inside], logits[support])
+
+
+def test_the_nucleus_of_the_worked_example():
+  logits = np.log(np.float32([[0.1, 0.5, 0.1, 0.3]]))
+  truncated, tokens = decoding.nucleus(logits, top_p=0.7)
+  np.testing.assert_array_equal(tokens, [[1, 3, 0, 2]])
+  np.testing.assert_allclose(np.exp(truncated), [[0.5, 0.3, 0.0, 0.0]], rtol=1e-6)
 
 
 _nucleus = jax.jit(decoding.nucleus, static_argnames=('top_k', 'top_p'))
