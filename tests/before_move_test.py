@@ -591,6 +591,10 @@ def test_old_tables_give_the_old_report(outcome, mode):
   assert_same(estimates(new / 'summary.csv'), estimates(old / 'summary.csv'))
   if (old / 'curves.json').exists():
     assert_same(*(json.loads((folder / 'curves.json').read_text()) for folder in (new, old)))
+  if exact():
+    for file in ('summary.csv', 'curves.json'):
+      if (old / file).exists():
+        assert (new / file).read_bytes() == (old / file).read_bytes()
 
 
 def estimates(summary: pathlib.Path) -> list[Any]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib import image
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / 'examples'
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob('*.py'))
@@ -54,6 +55,24 @@ def test_a_loss_of_ones_own_trains(tmp_path):
   losses = [float(loss) for loss in re.findall(r'loss ([\d.e-]+) .*\(validation\)', output)]
   assert losses[-1] < 0.1
   assert 'add_a_loss.focal' in (tmp_path / 'run' / 'config.gin').read_text()
+
+
+def test_a_curve_is_drawn_from_a_table_of_ones_own(tmp_path):
+  # Deferring the two least confident rows corrects one answer and spoils none.
+  rows = ['a,1,1,0.9', 'b,0,1,0.2', 'c,1,1,0.4', 'd,0,0,0.6', 'e,1,0,0.8', 'f,1,1,0.7']
+  table, picture = tmp_path / 'mine.csv', tmp_path / 'curve.png'
+  table.write_text('id,small_correct,large_correct,confidence\n' + '\n'.join(rows) + '\n')
+  lines = run(str(EXAMPLES / 'curve_from_table.py'), str(table), str(picture), cwd=tmp_path)
+  assert lines.splitlines() == [
+    'accuracy: small 0.6667, large 0.6667',
+    # Qualities 4, 5, 5, 5, 5, 4, 4 sixths: the trapezoids sum to 28 / 36.
+    'area under the curve: 0.7778',
+    'area above random deferral: +0.1111',
+    'threshold: defer if confidence <= 0.2',
+    'there: 16.7% deferred, accuracy 0.8333',
+    f'picture: {picture}',
+  ]
+  assert image.imread(picture).std() > 0.05
 
 
 @pytest.mark.parametrize('name', NOTEBOOKS)

@@ -124,7 +124,7 @@ def headline(comparison: Comparison) -> Figure:
 
 def scores(comparison: Comparison) -> Figure:
   """Gain of each score over random deferral, one panel per small model."""
-  figure, panels = _panels([*comparison.flops], f'{_label(comparison)} above the chord')
+  figure, panels = _panels([*comparison.flops], f'gain in {_label(comparison)}')
   for axes, model in zip(panels, comparison.flops, strict=True):
     axes.axhline(0, color=FAINT, linewidth=1)
     for color, score in zip(_colors(), comparison.scores, strict=False):
@@ -162,7 +162,7 @@ def differences(comparison: Comparison) -> Figure:
   titles = [
     f'{shorten(pair.model, 24)} \N{MINUS SIGN} {shorten(pair.baseline, 24)}' for pair in shown
   ]
-  figure, panels = _panels(titles, f'difference of {_label(comparison)}')
+  figure, panels = _panels(titles, f'difference in {_label(comparison)}')
   for axes, pair in zip(panels, shown, strict=True):
     axes.axhline(0, color=FAINT, linewidth=1)
     axes.fill_between(RATES, pair.low, pair.high, color=PALETTE[0], alpha=0.2, linewidth=0)
