@@ -100,7 +100,7 @@ def main() -> None:
       Measured(f'{name}: parameters and gradients', parameters / 1e6, 'MB'),
       Measured(f'{name}: hidden states', activations / 1e6, 'MB'),
       *(
-        Measured(f'  {one.kind} over {one.devices}, {one.times} times', one.sent / 1e6, 'MB',
+        Measured(f'  {one.op} over {one.devices}, {one.times} times', one.sent / 1e6, 'MB',
                  note=f'{[*one.shapes[0].dims]} {one.source[-70:]}')
         for one in found[:8]
       ),

@@ -57,7 +57,7 @@ def model(name: str) -> configs.LanguageModelConfig:
 
 def made(setting: Setting, *, compiles: bool) -> roofline.Plan:
   small, large = model(setting.small), model(setting.large)
-  found = topologies.of(setting.topology)._replace(compiles=compiles)
+  found = topologies.of(setting.topology)._replace(can_compile=compiles)
   optimizer = optimizers.adafactor(optimizers.constant(1e-3))
   with partitioning.use(partitioning.make_mesh(**setting.mesh, devices=found.devices)):
     parts = setup.blueprint(small, large, optimizer, large_dtype=setting.large_dtype)
@@ -85,8 +85,8 @@ def main() -> None:
     setting = SETTINGS[number]
     found = made(setting, compiles=not options.abstract)
     print(f'{setting.name}, batch {setting.batch_size}, {setting.lengths}, {setting.mesh}')
-    print(roofline.table(found), flush=True)
-    records.append({'setting': setting._asdict(), 'plan': roofline.record(found)})
+    print(roofline.format_table(found), flush=True)
+    records.append({'setting': setting._asdict(), 'plan': roofline.to_json(found)})
     options.output.write_text(json.dumps(records, indent=2))
 
 

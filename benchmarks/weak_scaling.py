@@ -24,7 +24,7 @@ def measure(topology: str, fsdp: int, rows: int, length: int) -> dict[str, float
   mesh = compiling.mesh(topology, fsdp=fsdp)
   with partitioning.use(mesh):
     cell = compiling.cell(losses.cat_dist, rows=rows * mesh.size, length=length)
-    found = roofline.read(cell.compile())
+    found = roofline.analyze(cell.compile())
   return {
     'TFLOP': found.flops / 1e12,
     'GB of memory traffic': found.traffic / 1e9,

@@ -23,7 +23,7 @@ from cascades.checkpoints import store
 from cascades.models import configs, lora
 from cascades.performance import flops, roofline, topologies
 from cascades.performance.roofline import Plan
-from cascades.performance.topologies import Machines
+from cascades.performance.topologies import Topology
 from cascades.runtime import files, partitioning
 from cascades.training import optimizers, setup, train_step, utilization
 from cascades.training.setup import Blueprint
@@ -93,9 +93,9 @@ def plan(
     sizes = {'small': small, 'large': large}
     counts = {k: configs.count_parameters(v) for k, v in sizes.items() if v is not None}
     made = measure(step, parts, batch, found, counts, effort=effort)
-  log.info('%s\n%s', topology, roofline.table(made))
+  log.info('%s\n%s', topology, roofline.format_table(made))
   if output:
-    files.write(files.absolute(output), json.dumps(roofline.record(made), indent=2))
+    files.write(files.absolute(output), json.dumps(roofline.to_json(made), indent=2))
   return made
 
 
@@ -103,7 +103,7 @@ def measure(
   step: jax.stages.Wrapped,
   parts: Blueprint,
   batch: Batch,
-  found: Machines,
+  found: Topology,
   counts: Mapping[str, int],
   *,
   effort: float = 0.0,
@@ -115,26 +115,26 @@ def measure(
     found,
     counts,
     {
-      'trained parameters': roofline.held(parts.state.params),
-      'optimiser state': roofline.held(parts.state.opt_state),
-      'frozen parameters': roofline.held(parts.frozen),
-      'batch': roofline.held(batch),
+      'trained parameters': roofline.device_bytes(parts.state.params),
+      'optimiser state': roofline.device_bytes(parts.state.opt_state),
+      'frozen parameters': roofline.device_bytes(parts.frozen),
+      'batch': roofline.device_bytes(batch),
     },
     flops.flops_of(step, *arguments),
     needs.step + needs.token * batch.targets.size,
     batch.targets.size,
   )
-  if not found.compiles:
+  if not found.can_compile:
     return result
   options: Any = {'exec_time_optimization_effort': effort} if effort else None
   try:
     compiled = step.lower(*arguments).compile(compiler_options=options)
-    return result._replace(compiled=roofline.read(compiled))
+    return result._replace(compiled=roofline.analyze(compiled))
   except jax.errors.JaxRuntimeError as error:
     refused = roofline.out_of_memory(error)
     if refused is None:
       raise
-    return result._replace(refused=refused)
+    return result._replace(compile_error=refused)
 
 
 def batch_shapes(

@@ -20,7 +20,7 @@ def here(monkeypatch):
   monkeypatch.setattr(
     topologies,
     'of',
-    lambda name: topologies.Machines(name, chips.CHIPS[1], jax.devices()[:8], name != 'no libtpu'),
+    lambda name: topologies.Topology(name, chips.CHIPS[1], jax.devices()[:8], name != 'no libtpu'),
   )
 
 
@@ -44,7 +44,7 @@ def made(tmp_path_factory):
     patch.setattr(
       topologies,
       'of',
-      lambda name: topologies.Machines(name, chips.CHIPS[1], jax.devices()[:8], True),
+      lambda name: topologies.Topology(name, chips.CHIPS[1], jax.devices()[:8], True),
     )
     return plan.plan('v5e:2x4', **settings(output=str(path))), json.loads(path.read_text())
 
@@ -66,7 +66,7 @@ def test_a_plan_counts_models_memory_work_and_collectives(made):
 
 def test_the_arguments_of_the_compiled_step_are_what_the_rules_place(made):
   found, _ = made
-  placed = sum(found.held.values())
+  placed = sum(found.device_bytes.values())
   assert found.compiled.memory.arguments == pytest.approx(placed, rel=0.01)
 
 
@@ -80,8 +80,8 @@ def test_eight_bits_and_adapters_shrink_what_a_device_holds():
   wide = plan.plan('no libtpu', **settings())
   narrow = plan.plan('no libtpu', **settings(large_dtype='int8', adapters=lora.LoraConfig(rank=2)))
   assert narrow.models == wide.models
-  assert narrow.held['optimiser state'] < wide.held['optimiser state']
-  assert narrow.held['trained parameters'] < wide.held['trained parameters'] / 2
+  assert narrow.device_bytes['optimiser state'] < wide.device_bytes['optimiser state']
+  assert narrow.device_bytes['trained parameters'] < wide.device_bytes['trained parameters'] / 2
 
 
 def test_a_step_that_does_not_fit_is_a_result(monkeypatch):
@@ -98,7 +98,7 @@ def test_a_step_that_does_not_fit_is_a_result(monkeypatch):
   monkeypatch.setattr(setup, 'compiled_step', lambda *_, **__: Refusing())
   found = plan.plan('v5e:2x4', **settings())
   assert found.fits is False
-  assert found.refused == 'needs 20.0G of 15.75G'
+  assert found.compile_error == 'needs 20.0G of 15.75G'
 
 
 def test_the_large_model_comes_from_its_checkpoint_if_it_is_there(tmp_path):

@@ -1,9 +1,9 @@
-"""What a TPU chip can do, as its maker states it, and which chip a device of JAX is.
+"""Peak rates and memory of TPU chips, as published by Google, and the chip of a JAX device.
 
-v5e, v5p and v6e: https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e, whose "interchip
-interconnect bandwidth" in Gbps is here in bytes. v4: the peak and the memory's bandwidth are those
-of `jax.experimental.pallas.tpu.get_tpu_info`; its 32 GiB and six links of 50 GB/s (Jouppi et al.
-2023, https://arxiv.org/abs/2304.01433) are from memory, unchecked.
+v5e, v5p and v6e: https://cloud.google.com/tpu/docs/v5e, /v5p and /v6e; "interchip interconnect
+bandwidth" in Gbps is converted to bytes. v4: peak and memory bandwidth are those of
+`jax.experimental.pallas.tpu.get_tpu_info`; 32 GiB and six links of 50 GB/s (Jouppi et al. 2023,
+https://arxiv.org/abs/2304.01433) have not been checked against the source.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 
 class Chip(NamedTuple):
-  """Of one chip, all its cores together."""
+  """Rates and memory of one chip, all of its cores together."""
 
   name: str
-  flops: float  # bfloat16 products a second, two operations each
+  flops: float  # bfloat16 FLOP/s, two for each multiplication
   hbm: int  # bytes
-  hbm_bandwidth: float  # bytes a second
-  ici_bandwidth: float  # bytes a second that all links together send
+  hbm_bandwidth: float  # bytes per second
+  ici_bandwidth: float  # bytes per second, sent over all links together
 
 
 CHIPS = (
@@ -28,8 +28,8 @@ CHIPS = (
   Chip('v6e', 918e12, 32 << 30, 1600e9, 400e9),
 )
 
-# As `jax.Device.device_kind` says it.
-KINDS = {
+# Chip names by `jax.Device.device_kind`.
+DEVICE_KINDS = {
   'TPU v4': 'v4',
   'TPU v5 lite': 'v5e',
   'TPU v5e': 'v5e',
@@ -41,6 +41,6 @@ KINDS = {
 
 
 def of(device: Any) -> Chip | None:
-  """The chip of a `jax.Device`; None for what is not listed, as a CPU is not."""
-  name = KINDS.get(device.device_kind)
+  """Look up the chip of a `jax.Device`; None for a CPU or any other unlisted device."""
+  name = DEVICE_KINDS.get(device.device_kind)
   return next((chip for chip in CHIPS if chip.name == name), None)

@@ -1,7 +1,7 @@
-"""Operations and bytes of a JAX function, counted from its jaxpr: nothing is run or compiled.
+"""Operations and bytes of a JAX function, counted from its jaxpr without running or compiling it.
 
-A loop's body counts as often as it runs. XLA's own cost analysis counts it once, which for layers
-under a scan is wrong by their number.
+The body of a loop counts once per iteration. XLA's own cost analysis counts it once in total, which
+is wrong by the number of layers if they are scanned.
 """
 
 from __future__ import annotations
@@ -16,32 +16,35 @@ from jax.interpreters import partial_eval
 
 
 class Work(NamedTuple):
-  """What a function does, on all devices together."""
+  """Operation counts of a function, on all devices together."""
 
-  flops: float = 0.0  # of matrix products and convolutions: two for each multiplication
-  elementwise: float = 0.0  # one for each number that any other arithmetic makes or reduces
-  bytes: float = 0.0  # that matrix products read and write, as if each went through memory
+  flops: float = 0.0  # of matrix products and convolutions: two per multiplication
+  elementwise: float = 0.0  # one per number that any other arithmetic outputs or reduces
+  bytes: float = 0.0  # read and written by matrix products, as if all operands were in memory
 
   def __add__(self, other: Any) -> Work:
     return Work(*(a + b for a, b in zip(self, other, strict=True)))
 
   def times(self, count: float) -> Work:
+    """Multiply all counts."""
     return Work(*(count * a for a in self))
 
 
 def flops_of(function: Callable[..., Any], *arguments: Any) -> float:
-  """Operations of the matrix products, forward and backward, recomputed ones included.
+  """Count the FLOPs of matrix products, forward and backward, recomputed ones included.
 
-  `arguments` may be `jax.ShapeDtypeStruct`s.
+  Args:
+    function: A function of arrays, jitted or not.
+    *arguments: Its arguments, arrays or `jax.ShapeDtypeStruct`s.
+
+  Raises:
+    ValueError: A matrix product is inside a loop whose length is data.
   """
   return work_of(function, *arguments).flops
 
 
 def work_of(function: Callable[..., Any], *arguments: Any) -> Work:
-  """All that is counted. What no result needs is left out, as XLA leaves it out.
-
-  Raises ValueError for a matrix product inside a loop whose length the program decides.
-  """
+  """Count all operations of a function except those that no result needs; see `flops_of`."""
   compiled = function if isinstance(function, jax.stages.Wrapped) else jax.jit(function)
   jaxpr = compiled.trace(*arguments).jaxpr.jaxpr
   needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -49,11 +52,11 @@ def work_of(function: Callable[..., Any], *arguments: Any) -> Work:
 
 
 def count(jaxpr: core.Jaxpr) -> Work:
-  """The work of one evaluation."""
-  return sum(map(_of_equation, jaxpr.eqns), Work())
+  """Count the operations of one evaluation of a jaxpr."""
+  return sum(map(_count_equation, jaxpr.eqns), Work())
 
 
-def _of_equation(equation: Any) -> Work:
+def _count_equation(equation: Any) -> Work:
   name, params = equation.primitive.name, equation.params
   if name in PRODUCTS:
     arrays = [v.aval for v in (*equation.invars, *equation.outvars)]
@@ -63,7 +66,7 @@ def _of_equation(equation: Any) -> Work:
   if name == 'cond':
     return max(inner)
   if name == 'while':
-    return _unknown_length(inner)
+    return _count_while(inner)
   if name == 'scan':
     return inner[0].times(params['length'])
   if name == 'shard_map':
@@ -77,21 +80,21 @@ def _of_equation(equation: Any) -> Work:
 
 
 def _bodies(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-  """The jaxprs among an equation's parameters, alone or in tuples."""
+  """Yield the jaxprs among an equation's parameters, alone or in tuples."""
   for value in params.values():
-    for one in value if isinstance(value, tuple | list) else (value,):
-      if isinstance(one, core.ClosedJaxpr | core.Jaxpr):
-        yield one.jaxpr if isinstance(one, core.ClosedJaxpr) else one
+    for element in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(element, core.ClosedJaxpr | core.Jaxpr):
+        yield element.jaxpr if isinstance(element, core.ClosedJaxpr) else element
 
 
-def _unknown_length(inner: list[Work]) -> Work:
-  whole = sum(inner, Work())
-  if whole.flops:
+def _count_while(inner: list[Work]) -> Work:
+  work = sum(inner, Work())
+  if work.flops:
     raise ValueError(
-      'a while loop of unknown length holds matrix products, which cannot be counted: give the '
+      'a while loop of unknown length contains matrix products, which cannot be counted: give the '
       'loop a fixed length (jax.lax.scan, or jax.lax.fori_loop between constants).'
     )
-  return whole
+  return work
 
 
 def _elementwise(equation: Any) -> float:
@@ -109,13 +112,13 @@ def _dot(equation: Any) -> float:
 
 
 def _ragged_dot(equation: Any) -> float:
-  """[m, k] rows, each by the [k, n] matrix of its group."""
+  """Rows [m, k], each multiplied by the [k, n] matrix of its group."""
   left, right = (v.aval for v in equation.invars[:2])
   return 2.0 * left.size * right.shape[-1]
 
 
 def _convolution(equation: Any) -> float:
-  """As if the padding were read too; exact without padding."""
+  """Padding counts as input, so this is exact without padding only."""
   kernel, out = equation.invars[1].aval, equation.outvars[0].aval
   features = kernel.shape[equation.params['dimension_numbers'].rhs_spec[0]]
   return 2.0 * out.size * kernel.size / features

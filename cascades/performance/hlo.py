@@ -1,6 +1,6 @@
-"""Reads the text of a compiled XLA program: its computations, and how often each one runs.
+"""Parser of compiled XLA programs: computations, and the number of times that each one runs.
 
-`compiled.as_text()` of CPU and TPU programs alike; what the numbers are is in `hlo_costs`.
+It reads `compiled.as_text()` of CPU and TPU programs; `hlo_costs` counts operations and bytes.
 """
 
 from __future__ import annotations
@@ -9,28 +9,32 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-BITS = {'pred': 8, 'c64': 64, 'c128': 128}  # the other types carry theirs in their names
+BITS = {'pred': 8, 'c64': 64, 'c128': 128}  # of types whose names do not contain their size
 
 
 class Shape(NamedTuple):
+  """Shape of an array."""
+
   dtype: str
   dims: tuple[int, ...]
-  space: int = 0  # 0 is a TPU's main memory, 1 what lies on the chip
+  space: int = 0  # 0 is a TPU's main memory, 1 its on-chip memory
 
   @property
   def size(self) -> int:
+    """Number of elements."""
     return math.prod(self.dims)
 
   @property
   def bytes(self) -> int:
+    """Bytes of all elements."""
     bits = BITS.get(self.dtype) or int((re.search(r'\d+', self.dtype) or '0')[0])
     return math.ceil(self.size * bits / 8)
 
 
 class Instruction(NamedTuple):
-  """`name = shapes op(arguments), attributes`; a tuple's shapes are flat."""
+  """Instruction `name = shapes op(arguments), attributes`; shapes of nested tuples are flat."""
 
   name: str
   op: str
@@ -40,42 +44,51 @@ class Instruction(NamedTuple):
 
   @property
   def operands(self) -> list[str]:
+    """Names of the instructions that it reads."""
     return re.findall(r'%([\w.\-]+)', self.arguments)
 
   @property
   def number(self) -> int:
-    """Of a get-tuple-element or a parameter."""
-    found = re.search(r'index=(\d+)', self.attributes) or re.search(r'(\d+)', self.arguments)
-    return int(found[1]) if found else 0
+    """Index of a get-tuple-element or a parameter."""
+    match = re.search(r'index=(\d+)', self.attributes) or re.search(r'(\d+)', self.arguments)
+    return int(match[1]) if match else 0
 
   def called(self, role: str) -> str | None:
-    """The computation that an attribute such as `body` or `calls` names."""
-    found = re.search(rf'\b{role}=%([\w.\-]+)', self.attributes)
-    return found[1] if found else None
+    """Name of the computation in an attribute such as `body` or `calls`."""
+    match = re.search(rf'\b{role}=%([\w.\-]+)', self.attributes)
+    return match[1] if match else None
 
 
 class Computation(NamedTuple):
+  """Instructions by name, and the one that is the result."""
+
   instructions: Mapping[str, Instruction]
   root: Instruction
 
 
 class Program(NamedTuple):
+  """Computations by name, and the number of devices that run the program together."""
+
   computations: Mapping[str, Computation]
   entry: str
   devices: int
 
 
 class Execution(NamedTuple):
-  """A computation, how often it runs, and whether its results stay inside another's instruction."""
+  """Computation with the number of times that a program runs it."""
 
   name: str
   computation: Computation
   times: int
-  fused: bool
+  fused: bool  # inside a fusion, so that only the result reaches memory
 
 
 def parse(text: str) -> Program:
-  """Raises ValueError for text that is no compiled module."""
+  """Parse the text of a compiled module.
+
+  Raises:
+    ValueError: The text is not a compiled module.
+  """
   computations, entry, lines = {}, '', iter(text.splitlines())
   for line in lines:
     head = re.match(r'(ENTRY )?%([\w.\-]+) \(.*\{$', line)
@@ -83,7 +96,7 @@ def parse(text: str) -> Program:
       computations[head[2]] = _computation(lines)
       entry = head[2] if head[1] else entry
   if not entry:
-    raise ValueError('this text has no ENTRY computation: give `compiled.as_text()`.')
+    raise ValueError('The text has no ENTRY computation: pass `compiled.as_text()`.')
   shards = {
     int(n) for n in re.findall(r'(?:num_partitions|replica_count)=(\d+)', text.partition('\n')[0])
   }
@@ -95,102 +108,101 @@ def _computation(lines: Iterator[str]) -> Computation:
   for line in lines:
     if re.match(r'\}(,|$)', line):  # '})' and '}}' end constants of several lines
       break
-    found = re.match(r'\s*(ROOT )?%([\w.\-]+) = (.*)', line)
-    if found:
-      one = _instruction(found[2], re.sub(r'/\*.*?\*/', '', found[3]))
-      instructions[one.name] = one
-      root = one if found[1] else root
+    match = re.match(r'\s*(ROOT )?%([\w.\-]+) = (.*)', line)
+    if match:
+      instruction = _instruction(match[2], re.sub(r'/\*.*?\*/', '', match[3]))
+      instructions[instruction.name] = instruction
+      root = instruction if match[1] else root
   if root is None:
-    raise ValueError(f'a computation of this text has no ROOT: it ends in {line[:160]!r}.')
+    raise ValueError(f'A computation of the text has no ROOT: it ends in {line[:160]!r}.')
   return Computation(instructions, root)
 
 
 def _instruction(name: str, text: str) -> Instruction:
-  kind, rest = _closed(text) if text.startswith('(') else text.split(' ', 1)
+  result, rest = _split_parentheses(text) if text.startswith('(') else text.split(' ', 1)
   op, _, rest = rest.strip().partition('(')
-  arguments, attributes = _closed(f'({rest}')
-  return Instruction(name, op, shapes(kind), arguments, attributes)
+  arguments, attributes = _split_parentheses(f'({rest}')
+  return Instruction(name, op, shapes(result), arguments, attributes)
 
 
-def _closed(text: str) -> tuple[str, str]:
-  """What the first bracket encloses, itself included, and what follows."""
+def _split_parentheses(text: str) -> tuple[str, str]:
+  """Split after the parenthesis that closes the first one."""
   depth = 0
-  for place, character in enumerate(text):
+  for i, character in enumerate(text):
     depth += (character == '(') - (character == ')')
     if not depth:
-      return text[: place + 1], text[place + 1 :]
+      return text[: i + 1], text[i + 1 :]
   return text, ''
 
 
 def shapes(text: str) -> tuple[Shape, ...]:
-  """`(bf16[8,128]{1,0:T(8,128)S(1)}, u32[])`, in order."""
-  found = re.finditer(r'\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?', text)
+  """Parse all shapes in a text such as `(bf16[8,128]{1,0:T(8,128)S(1)}, u32[])`, in order."""
+  matches = re.finditer(r'\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?', text)
   return tuple(
     Shape(
-      one[1],
-      tuple(int(n) for n in re.findall(r'\d+', one[2])),
-      int((re.search(r'S\((\d+)\)', one[3] or '') or '00')[1]),
+      match[1],
+      tuple(int(n) for n in re.findall(r'\d+', match[2])),
+      int((re.search(r'S\((\d+)\)', match[3] or '') or '00')[1]),
     )
-    for one in found
+    for match in matches
   )
 
 
 def executions(program: Program) -> list[Execution]:
-  """Every computation that runs, once, with its total count; of a condition's branches, all."""
+  """List every computation that runs with its total count; conditions count all branches."""
   counts: Counter[tuple[str, bool]] = Counter()
 
   def visit(name: str, times: int, fused: bool) -> None:
     counts[name, fused] += times
     computation = program.computations[name]
-    for one in computation.instructions.values():
-      if one.op == 'while':
-        body = one.called('body')
-        visit(body or '', times * trips(program, computation, one), fused)
-      elif one.op in ('call', 'async-start'):
-        visit(one.called('to_apply') or one.called('calls') or '', times, fused)
-      elif one.op == 'conditional':
-        for branch in _branches(one):
+    for instruction in computation.instructions.values():
+      called = instruction.called
+      if instruction.op == 'while':
+        visit(called('body') or '', times * trip_count(program, computation, instruction), fused)
+      elif instruction.op in ('call', 'async-start'):
+        visit(called('to_apply') or called('calls') or '', times, fused)
+      elif instruction.op == 'conditional':
+        for branch in _branches(instruction):
           visit(branch, times, fused)
-      elif one.op == 'fusion':
-        visit(one.called('calls') or '', times, True)
+      elif instruction.op == 'fusion':
+        visit(called('calls') or '', times, True)
 
   visit(program.entry, 1, False)
   return [Execution(n, program.computations[n], times, f) for (n, f), times in counts.items()]
 
 
-def _branches(one: Instruction) -> list[str]:
-  listed = re.search(r'branch_computations=\{([^}]*)\}', one.attributes)
-  named = [one.called('true_computation'), one.called('false_computation')]
-  found = re.findall(r'%([\w.\-]+)', listed[1]) if listed else named
-  return [name for name in found if name]
+def _branches(conditional: Instruction) -> list[str]:
+  match = re.search(r'branch_computations=\{([^}]*)\}', conditional.attributes)
+  if match:
+    return re.findall(r'%([\w.\-]+)', match[1])
+  names = (conditional.called('true_computation'), conditional.called('false_computation'))
+  return [name for name in names if name]
 
 
-def trips(program: Program, around: Computation, loop: Instruction) -> int:
-  """How often a loop's body runs: as XLA says, else from its counter's start, step and bound.
+def trip_count(program: Program, caller: Computation, loop: Instruction) -> int:
+  """Count the iterations of a loop: XLA's annotation, or start, step and bound of its counter.
 
-  Raises ValueError for a loop that counts in another way.
+  Raises:
+    ValueError: The loop is not annotated and has no such counter.
   """
-  known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-  if known:
-    return int(known[1])
+  annotation = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+  if annotation:
+    return int(annotation[1])
   body = program.computations[loop.called('body') or '']
   condition = program.computations[loop.called('condition') or '']
-  found = _comparison(program, condition)
-  if found is not None:
-    index, bound, direction = found
-    start = _integer(program, around, _element(around, loop.operands[0], index))
+  comparison = _comparison(program, condition)
+  if comparison is not None:
+    index, bound, direction = comparison
+    start = _integer(program, caller, _element(caller, loop.operands[0], index))
     step = _increment(program, body, index)
     if start is not None and step:
       last = bound + (direction == 'LE') - (direction == 'GE')
       return max(0, math.ceil((last - start) / step))
-  raise ValueError(f'the loop {loop.name} does not say how often it runs.')
-
-
-Value: TypeAlias = tuple[Computation, Instruction]
+  raise ValueError(f'The number of iterations of the loop {loop.name} is not a constant.')
 
 
 def _comparison(program: Program, condition: Computation) -> tuple[int, int, str] | None:
-  """`element index < bound` of a loop's condition."""
+  """Index, bound and direction of a loop's condition `element index < bound`."""
   computation, compare = condition, condition.root
   outside: list[str] = []
   if compare.op == 'fusion':
@@ -201,11 +213,13 @@ def _comparison(program: Program, condition: Computation) -> tuple[int, int, str
   if compare.op != 'compare' or not direction:
     return None
 
-  def trace(name: str) -> Instruction:
-    one = computation.instructions[name]
-    return condition.instructions[outside[one.number]] if outside and one.op == 'parameter' else one
+  def resolve(name: str) -> Instruction:
+    operand = computation.instructions[name]
+    if outside and operand.op == 'parameter':
+      return condition.instructions[outside[operand.number]]
+    return operand
 
-  left, right = (trace(name) for name in compare.operands)
+  left, right = (resolve(name) for name in compare.operands)
   bound = _integer(program, condition, right)
   if left.op != 'get-tuple-element' or bound is None:
     return None
@@ -213,36 +227,39 @@ def _comparison(program: Program, condition: Computation) -> tuple[int, int, str
 
 
 def _element(computation: Computation, name: str, index: int) -> Instruction | None:
-  """What a tuple holds at `index`."""
-  one = computation.instructions[name]
-  if one.op == 'tuple':
-    return computation.instructions[one.operands[index]]
+  """Element `index` of a tuple instruction; None if `name` is another instruction."""
+  instruction = computation.instructions[name]
+  if instruction.op == 'tuple':
+    return computation.instructions[instruction.operands[index]]
   return None
 
 
-def _integer(program: Program, around: Computation, one: Instruction | None) -> int | None:
-  """A scalar that the program states."""
-  while one is not None and one.op in ('copy', 'bitcast', 'convert'):
-    one = around.instructions[one.operands[0]]
-  if one is not None and one.op == 'fusion':
-    inner = program.computations[one.called('calls') or '']
+def _integer(program: Program, computation: Computation, scalar: Instruction | None) -> int | None:
+  """Value of a constant scalar, also behind copies and fusions; None if it is not constant."""
+  while scalar is not None and scalar.op in ('copy', 'bitcast', 'convert'):
+    scalar = computation.instructions[scalar.operands[0]]
+  if scalar is not None and scalar.op == 'fusion':
+    inner = program.computations[scalar.called('calls') or '']
     return _integer(program, inner, inner.root)
-  found = re.fullmatch(r'\((-?\d+)\)', one.arguments) if one and one.op == 'constant' else None
-  return int(found[1]) if found else None
+  if scalar is None or scalar.op != 'constant':
+    return None
+  match = re.fullmatch(r'\((-?\d+)\)', scalar.arguments)
+  return int(match[1]) if match else None
 
 
 def _increment(program: Program, body: Computation, index: int) -> int | None:
-  """What a loop's body adds to an element of its state."""
-  one = _element(body, body.root.name, index)
+  """Constant that the body of a loop adds to an element of its state; None if there is none."""
+  value = _element(body, body.root.name, index)
   computation = body
-  while one is not None and one.op in ('copy', 'bitcast', 'fusion'):
-    if one.op == 'fusion':
-      computation = program.computations[one.called('calls') or '']
-      one = computation.root
+  while value is not None and value.op in ('copy', 'bitcast', 'fusion'):
+    if value.op == 'fusion':
+      computation = program.computations[value.called('calls') or '']
+      value = computation.root
     else:
-      one = computation.instructions[one.operands[0]]
-  if one is None or one.op not in ('add', 'subtract'):
+      value = computation.instructions[value.operands[0]]
+  if value is None or value.op not in ('add', 'subtract'):
     return None
-  steps = [_integer(program, computation, computation.instructions[name]) for name in one.operands]
+  operands = [computation.instructions[name] for name in value.operands]
+  steps = [_integer(program, computation, operand) for operand in operands]
   step = next((step for step in steps if step is not None), None)
-  return -step if step is not None and one.op == 'subtract' else step
+  return -step if step is not None and value.op == 'subtract' else step

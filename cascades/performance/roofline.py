@@ -1,8 +1,8 @@
-"""What a training step will cost on given machines, and how to say it.
+"""Resource use of a compiled training step, and the roofline of its time.
 
-The roofline: no step is faster than its products at the chip's peak, its memory traffic at the
-memory's bandwidth, or its collectives at that of all links. It takes the longest of the three if
-they overlap fully, and their sum if not at all.
+A step is not faster than its matrix products at the chip's peak, its memory traffic at the memory
+bandwidth, or its collectives at the bandwidth of all links. It takes the longest of the three times
+if they overlap fully, and their sum if they do not overlap.
 """
 
 from __future__ import annotations
@@ -15,108 +15,123 @@ import jax
 
 from cascades.performance import hlo, hlo_costs
 from cascades.performance.chips import Chip
-from cascades.performance.topologies import INSTALL, Machines
+from cascades.performance.topologies import INSTALL, Topology
 
 GIB = 1 << 30
 
 
 class Memory(NamedTuple):
-  """Bytes on a device, as XLA lays them out. What is aliased is an argument's and an output's."""
+  """Bytes on a device, by XLA's buffer assignment."""
 
   arguments: int
   outputs: int
-  aliased: int
+  aliased: int  # counted in arguments and in outputs
   temporaries: int
   program: int
 
   @property
   def total(self) -> int:
+    """Bytes in use, aliased buffers counted once."""
     return self.arguments + self.outputs - self.aliased + self.temporaries + self.program
 
 
-class Moved(NamedTuple):
-  """Collectives of a kind: how often a step runs one, and the bytes that a device sends."""
+class CollectiveTotals(NamedTuple):
+  """Executions per step of a type of collective, and bytes that a device sends."""
 
   times: int
   bytes: float
 
 
-class Compiled(NamedTuple):
-  """What the program of one device does in a step."""
+class CompiledStep(NamedTuple):
+  """Resource use of a training step on one device."""
 
   memory: Memory
   flops: float
   traffic: float  # bytes to and from main memory
-  collectives: Mapping[str, Moved]
-  largest: list[str]  # the collectives that send most
+  collectives: Mapping[str, CollectiveTotals]  # by operation
+  largest: list[str]  # descriptions of the collectives that send most
 
 
 class Seconds(NamedTuple):
+  """Time of a step on each resource at its peak rate."""
+
   compute: float
   memory: float
   network: float
 
   @property
   def at_least(self) -> float:
+    """Lower bound of the step's time: full overlap."""
     return max(self)
 
   @property
   def without_overlap(self) -> float:
+    """Time of the step if nothing overlaps."""
     return sum(self)
 
 
 class Plan(NamedTuple):
-  """Everything that is known without running. Without libtpu `compiled` is None."""
+  """Resources of a training run, as far as they are known without running it.
 
-  machines: Machines
-  models: Mapping[str, int]  # parameters
-  held: Mapping[str, int]  # bytes on a device, by the sharding rules
-  flops: float  # of a step on all devices, recomputed products included
-  needed: float  # of them by the models: what is recomputed is not
-  tokens: int  # target positions of a step
-  compiled: Compiled | None = None
-  refused: str | None = None  # what the compiler says if the step does not fit
+  Attributes:
+    topology: Chips to train on.
+    models: Number of parameters by model.
+    device_bytes: Bytes on a device by purpose, from the sharding rules.
+    flops: FLOPs of a step on all devices, recomputed ones included.
+    model_flops: FLOPs of a step that the models need, without recomputation.
+    tokens: Target positions of a step.
+    compiled: Resource use of the compiled step; None without libtpu, or if it was rejected.
+    compile_error: Message of the compiler if the step does not fit into memory.
+  """
+
+  topology: Topology
+  models: Mapping[str, int]
+  device_bytes: Mapping[str, int]
+  flops: float
+  model_flops: float
+  tokens: int
+  compiled: CompiledStep | None = None
+  compile_error: str | None = None
 
   @property
   def fits(self) -> bool | None:
-    """None if nothing was compiled."""
+    """True if the step fits into memory; None if it was not compiled."""
     if self.compiled is None:
-      return False if self.refused else None
-    return self.compiled.memory.total <= self.machines.chip.hbm
+      return False if self.compile_error else None
+    return self.compiled.memory.total <= self.topology.chip.hbm
 
   @property
   def seconds(self) -> Seconds | None:
+    """Roofline of the step; None if it was not compiled."""
     if self.compiled is None:
       return None
-    # The program's text does not say what kernels, such as attention's, do within.
-    share = self.flops / len(self.machines.devices)
-    whole = self.compiled._replace(flops=max(self.compiled.flops, share))
-    return roofline(whole, self.machines.chip)
+    # The text of a program does not contain the FLOPs of kernels such as attention's.
+    flops = max(self.compiled.flops, self.flops / len(self.topology.devices))
+    return roofline(self.compiled._replace(flops=flops), self.topology.chip)
 
   @property
   def mfu_bound(self) -> float | None:
-    """The share of the peak that a step at the roofline reaches."""
+    """Upper bound of the model FLOPs utilization; None if the step was not compiled."""
     if self.seconds is None:
       return None
-    peak = self.machines.chip.flops * len(self.machines.devices)
-    return self.needed / (peak * self.seconds.at_least)
+    peak = self.topology.chip.flops * len(self.topology.devices)
+    return self.model_flops / (peak * self.seconds.at_least)
 
 
-def roofline(compiled: Compiled, chip: Chip) -> Seconds:
-  """How long each resource is needed. Products count as bfloat16, as TPUs compute them."""
-  sent = sum(moved.bytes for moved in compiled.collectives.values())
+def roofline(step: CompiledStep, chip: Chip) -> Seconds:
+  """Divide the resource use of a step by the chip's rates; products count as bfloat16."""
+  sent = sum(totals.bytes for totals in step.collectives.values())
   return Seconds(
-    compiled.flops / chip.flops, compiled.traffic / chip.hbm_bandwidth, sent / chip.ici_bandwidth
+    step.flops / chip.flops, step.traffic / chip.hbm_bandwidth, sent / chip.ici_bandwidth
   )
 
 
-def read(compiled: Any) -> Compiled:
-  """Reads a `jax.stages.Compiled`."""
+def analyze(compiled: Any) -> CompiledStep:
+  """Read the resource use of a `jax.stages.Compiled` from its text."""
   stats = compiled.memory_analysis()
   program = hlo.parse(compiled.as_text())
-  found = hlo_costs.collectives(program)
-  kinds = dict.fromkeys(one.kind for one in found)
-  return Compiled(
+  collectives = hlo_costs.collectives(program)
+  return CompiledStep(
     Memory(
       stats.argument_size_in_bytes,
       stats.output_size_in_bytes,
@@ -127,18 +142,18 @@ def read(compiled: Any) -> Compiled:
     hlo_costs.flops(program),
     hlo_costs.traffic(program),
     {
-      kind: Moved(
-        sum(one.times for one in found if one.kind == kind),
-        sum(one.sent for one in found if one.kind == kind),
+      op: CollectiveTotals(
+        sum(collective.times for collective in collectives if collective.op == op),
+        sum(collective.sent for collective in collectives if collective.op == op),
       )
-      for kind in kinds
+      for op in dict.fromkeys(collective.op for collective in collectives)
     },
-    [f'{_size(one.sent)}  {one}' for one in found[:5]],
+    [f'{_size(collective.sent)}  {collective}' for collective in collectives[:5]],
   )
 
 
-def held(tree: Any) -> int:
-  """Bytes of a device's shards of arrays, or of their descriptions."""
+def device_bytes(tree: Any) -> int:
+  """Count the bytes of one device's shards of arrays or `jax.ShapeDtypeStruct`s."""
   return sum(
     jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype).size
     * leaf.dtype.itemsize
@@ -147,7 +162,7 @@ def held(tree: Any) -> int:
 
 
 def out_of_memory(error: Exception) -> str | None:
-  """What a refusal to compile says of memory: how much, and the biggest buffers. Else None."""
+  """Extract memory use and largest buffers from a compiler error; None if memory sufficed."""
   text = str(error)
   if 'RESOURCE_EXHAUSTED' not in text:
     return None
@@ -156,20 +171,20 @@ def out_of_memory(error: Exception) -> str | None:
   blocks = re.findall(
     r'Size: ([\d.]+\w)\n(?:.*\n)*?\s*(?:XLA label|Shape): (.*)', text.partition('Largest')[2]
   )
-  return '\n'.join([*lines, *(f'    {size:>8}  {what[:100]}' for size, what in blocks[:8])])
+  return '\n'.join([*lines, *(f'    {size:>8}  {label[:100]}' for size, label in blocks[:8])])
 
 
-def table(plan: Plan) -> str:
-  """For people."""
-  chip, compiled, seconds = plan.machines.chip, plan.compiled, plan.seconds
+def format_table(plan: Plan) -> str:
+  """Format a plan as a table of two columns."""
+  chip, compiled, seconds = plan.topology.chip, plan.compiled, plan.seconds
   rows = [
-    ('machines', f'{plan.machines.topology}: {len(plan.machines.devices)} chips {chip.name}, '
+    ('topology', f'{plan.topology.name}: {len(plan.topology.devices)} chips {chip.name}, '
      f'{_size(chip.hbm)}, {chip.flops / 1e12:.0f} TFLOP/s, {chip.hbm_bandwidth / 1e9:.0f} GB/s, '
      f'links {chip.ici_bandwidth / 1e9:.0f} GB/s'),
     *((f'{name} model', f'{count:,} parameters') for name, count in plan.models.items()),
-    *((f'{name}, a device', _size(size)) for name, size in plan.held.items()),
-    ('FLOPs, a step', f'{plan.flops / 1e12:,.2f} T on all devices'),
-    ('FLOPs, needed', f'{plan.needed / 1e12:,.2f} T, without what is recomputed'),
+    *((f'{name} per device', _size(size)) for name, size in plan.device_bytes.items()),
+    ('FLOPs per step', f'{plan.flops / 1e12:,.2f} T on all devices'),
+    ('model FLOPs per step', f'{plan.model_flops / 1e12:,.2f} T, without recomputation'),
   ]  # fmt: skip
   if compiled is None or seconds is None:
     rows.append(('verdict', _verdict(plan)))
@@ -177,19 +192,19 @@ def table(plan: Plan) -> str:
   memory = compiled.memory
   rows += [
     *((f'{name}, compiled', _size(size)) for name, size in memory._asdict().items()),
-    ('FLOPs, a device', f'{compiled.flops / 1e12:,.3f} T'),
-    ('memory traffic, a device', _size(compiled.traffic)),
+    ('FLOPs per device', f'{compiled.flops / 1e12:,.3f} T'),
+    ('memory traffic per device', _size(compiled.traffic)),
     *(
-      (kind, f'{moved.times:,} times, {_size(moved.bytes)} sent by a device')
-      for kind, moved in compiled.collectives.items()
+      (op, f'{totals.times:,} times, {_size(totals.bytes)} sent per device')
+      for op, totals in compiled.collectives.items()
     ),
     *(('  largest', line) for line in compiled.largest[:3]),
     ('compute, memory, network', ', '.join(f'{1e3 * s:,.2f} ms' for s in seconds)),
     (
-      'a step takes at least',
+      'lower bound of the step time',
       f'{1e3 * seconds.at_least:,.2f} ms; without overlap {1e3 * seconds.without_overlap:,.2f} ms',
     ),
-    ('target positions a second', f'at most {plan.tokens / seconds.at_least:,.0f}'),
+    ('target positions per second', f'at most {plan.tokens / seconds.at_least:,.0f}'),
     ('MFU', f'at most {100 * (plan.mfu_bound or 0):.1f} %'),
     ('verdict', _verdict(plan)),
   ]
@@ -197,9 +212,9 @@ def table(plan: Plan) -> str:
 
 
 def _verdict(plan: Plan) -> str:
-  hbm = plan.machines.chip.hbm
-  if plan.refused:
-    return f'DOES NOT FIT: {plan.refused}'
+  hbm = plan.topology.chip.hbm
+  if plan.compile_error:
+    return f'DOES NOT FIT: {plan.compile_error}'
   if plan.compiled is None:
     return f'not compiled, libtpu is not installed: {INSTALL}'
   total = plan.compiled.memory.total
@@ -207,17 +222,17 @@ def _verdict(plan: Plan) -> str:
   return f'fits: {share}' if plan.fits else f'DOES NOT FIT: {share}'
 
 
-def record(plan: Plan) -> dict[str, Any]:
-  """For programs; JSON takes it."""
-  machines, compiled, seconds = plan.machines, plan.compiled, plan.seconds
+def to_json(plan: Plan) -> dict[str, Any]:
+  """Convert a plan to a JSON object."""
+  topology, compiled, seconds = plan.topology, plan.compiled, plan.seconds
   return {
-    'topology': machines.topology,
-    'chips': len(machines.devices),
-    'chip': machines.chip._asdict(),
+    'topology': topology.name,
+    'chips': len(topology.devices),
+    'chip': topology.chip._asdict(),
     'models': dict(plan.models),
-    'held': dict(plan.held),
+    'held': dict(plan.device_bytes),
     'flops': plan.flops,
-    'needed_flops': plan.needed,
+    'needed_flops': plan.model_flops,
     'tokens': plan.tokens,
     'fits': plan.fits,
     'verdict': _verdict(plan),
@@ -225,7 +240,7 @@ def record(plan: Plan) -> dict[str, Any]:
     and {
       **compiled._asdict(),
       'memory': {**compiled.memory._asdict(), 'total': compiled.memory.total},
-      'collectives': {kind: moved._asdict() for kind, moved in compiled.collectives.items()},
+      'collectives': {op: totals._asdict() for op, totals in compiled.collectives.items()},
     },
     'seconds': seconds
     and {**seconds._asdict(), 'at_least': seconds.at_least, 'sum': seconds.without_overlap},

@@ -1,7 +1,7 @@
-"""Machines that are not there: TPU devices to compile for, from a topology's name.
+"""TPU topologies by name, to compile for without the hardware.
 
-`libtpu` compiles TPU programs on any Linux machine. Without it there are as many virtual CPU
-devices, which place arrays the same way but say nothing of a TPU program.
+`libtpu` compiles TPU programs on any Linux machine. Without it, a topology has as many virtual CPU
+devices: arrays are sharded alike, but no TPU program can be compiled.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from jax.experimental import topologies
 from cascades.performance import chips
 from cascades.performance.chips import Chip
 
-# libtpu asks no metadata server which machine this is, nor complains that it does not know; several
-# plans, and a plan beside a training run, load it at the same time.
+# With these, libtpu does not query a metadata server for the machine or warn about its absence, and
+# several processes, such as a plan beside a training run, can load it at the same time.
 ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
@@ -29,46 +29,52 @@ ENVIRONMENT = {
 INSTALL = "pip install 'cascades[plan]'"
 
 
-class Machines(NamedTuple):
-  """`compiles` tells whether programs for the chip can be compiled here."""
+class Topology(NamedTuple):
+  """Chips of one type, with devices to shard and compile for."""
 
-  topology: str
+  name: str  # v5e:4x4
   chip: Chip
   devices: list[jax.Device]
-  compiles: bool
+  can_compile: bool  # programs for the chip, on this machine
 
 
-def of(name: str) -> Machines:
-  """`v5e:4x4` is a kind of chip and how many of them stand along each axis of the torus.
+def of(name: str) -> Topology:
+  """Look up a topology such as v5e:4x4.
 
-  Call before JAX has used a device: this process is kept off accelerators that are there.
-  Raises ValueError for a name that is no topology.
+  Call it before JAX has used a device: it keeps this process off local accelerators.
+
+  Args:
+    name: Name of the chip, and number of chips along each axis of the torus.
+
+  Raises:
+    ValueError: The chip is not in `chips.CHIPS`, or libtpu rejects the topology.
   """
-  found = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', name)
-  known = {chip.name: chip for chip in chips.CHIPS}
-  if not found or found[1] not in known:
+  match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', name)
+  chip_by_name = {chip.name: chip for chip in chips.CHIPS}
+  if not match or match[1] not in chip_by_name:
     raise ValueError(
-      f'{name!r} is no topology that is known here: say a chip ({", ".join(known)}) and its counts '
-      'along the axes, such as --topology=v4:2x2x4 or v5e:4x4.'
+      f'Unknown topology {name!r}: give a chip ({", ".join(chip_by_name)}) and the number of chips '
+      'along each axis, such as v4:2x2x4 or v5e:4x4.'
     )
+  chip = chip_by_name[match[1]]
   jax.config.update('jax_platforms', 'cpu')
-  counts = [int(count) for count in found[2].split('x')]
+  counts = [int(count) for count in match[2].split('x')]
   if importlib.util.find_spec('libtpu') is None:
-    return Machines(name, known[found[1]], _virtual(math.prod(counts)), False)
+    return Topology(name, chip, _virtual_devices(math.prod(counts)), False)
   for variable, value in ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
-  # A v4 chip has two cores, which programs use as one; libtpu lists them apart unless told.
-  cores = {'chip_config_name': 'megacore'} if found[1] == 'v4' else {}
-  # It takes hosts to have four chips, which one chip or two are part of.
-  part = {'chips_per_host_bounds': [*counts, 1, 1][:3]} if math.prod(counts) < 4 else {}
+  # A v4 chip has two cores that programs use as one; libtpu lists them separately by default.
+  cores = {'chip_config_name': 'megacore'} if chip.name == 'v4' else {}
+  # libtpu assumes four chips per host, which rejects topologies of one or two.
+  bounds = {'chips_per_host_bounds': [*counts, 1, 1][:3]} if math.prod(counts) < 4 else {}
   try:
-    made = topologies.get_topology_desc(name, 'tpu', **cores, **part)
+    description = topologies.get_topology_desc(name, 'tpu', **cores, **bounds)
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).partition('\n')[0]
-    raise ValueError(f'libtpu knows no topology {name!r}: {reason}') from error
-  return Machines(name, known[found[1]], made.devices, True)
+    raise ValueError(f'libtpu rejects the topology {name!r}: {reason}') from error
+  return Topology(name, chip, description.devices, True)
 
 
-def _virtual(count: int) -> list[jax.Device]:
+def _virtual_devices(count: int) -> list[jax.Device]:
   jax.config.update('jax_num_cpu_devices', count)
   return jax.devices()

@@ -1,4 +1,4 @@
-"""The counter of operations against closed forms."""
+"""Counts of operations against closed forms."""
 
 import functools
 
@@ -70,7 +70,7 @@ def test_a_gradient_is_twice_the_forward_pass_and_what_is_recomputed(remat_polic
   assert flops.flops_of(gradient, *MLP) == (forwards + 2) * MLP_FLOPS
 
 
-def test_the_gradient_of_weights_alone_spares_the_first_layer_s_input():
+def test_the_gradient_of_weights_alone_omits_that_of_the_input():
   gradient = jax.grad(lambda w, x: jnp.sum(jnp.tanh(x @ w)))
   assert flops.flops_of(gradient, shape(D, F), shape(B, D)) == 2 * (2 * B * D * F)
 
@@ -89,17 +89,17 @@ def test_attention_is_two_products_and_its_gradient_four():
   )
 
 
-def test_what_no_result_needs_is_not_counted():
+def test_unused_products_are_not_counted():
   product = lambda a, b: (a @ b, a @ b @ b.T)[0]
   assert flops.flops_of(product, shape(B, D), shape(D, F)) == 2 * B * D * F
   inside = lambda a, b: jax.lax.scan(lambda c, _: (c, a @ b), 0.0, None, length=3)[0]
   assert flops.flops_of(inside, shape(B, D), shape(D, F)) == 0
 
 
-def test_a_condition_costs_its_dearer_branch():
+def test_a_condition_counts_its_most_expensive_branch():
   choose = lambda p, a, b: jax.lax.cond(p, lambda: a @ b, lambda: 0 * (a @ b @ b.T @ b))
-  one = 2 * B * D * F
-  assert flops.flops_of(choose, shape(dtype='bool'), shape(B, D), shape(D, F)) == 3 * one
+  product = 2 * B * D * F
+  assert flops.flops_of(choose, shape(dtype='bool'), shape(B, D), shape(D, F)) == 3 * product
 
 
 def test_loops_between_constants_are_counted_and_others_refused():
@@ -112,7 +112,7 @@ def test_loops_between_constants_are_counted_and_others_refused():
   assert flops.flops_of(harmless, shape(dtype='int32'), shape(B, D)) == 0
 
 
-def test_functions_with_gradients_of_their_own_count_what_runs():
+def test_custom_gradients_count_their_own_products():
   @jax.custom_vjp
   def product(a, b):
     return a @ b
@@ -123,9 +123,10 @@ def test_functions_with_gradients_of_their_own_count_what_runs():
 
   product.defvjp(lambda a, b: (a @ b, (a, b)), backward)
   arguments = shape(B, D), shape(D, F)
-  one = 2 * B * D * F
-  assert flops.flops_of(product, *arguments) == one
-  assert flops.flops_of(lambda a, b: jax.vjp(product, a, b)[1](jnp.ones((B, F))), *arguments) == one
+  expected = 2 * B * D * F
+  assert flops.flops_of(product, *arguments) == expected
+  pullback = lambda a, b: jax.vjp(product, a, b)[1](jnp.ones((B, F)))
+  assert flops.flops_of(pullback, *arguments) == expected
 
 
 def test_every_device_of_a_shard_map_counts():
@@ -150,18 +151,18 @@ def test_convolutions_and_grouped_products_are_counted():
 
 
 def forward_flops(config, rows, length):
-  """Of the hidden states of a decoder, and of its readout."""
+  """FLOPs of the hidden states of a decoder, and of its readout."""
   heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
   weights = config.emb_dim * (2 * heads + 2 * kv_heads + 3 * config.mlp_dim)
-  attended = 2 * length * heads  # every query with every key, then every value
+  attention = 2 * length * heads  # every query with every key, then every value
   tokens = rows * length
-  hidden = config.num_layers * 2 * tokens * (weights + attended)
+  hidden = config.num_layers * 2 * tokens * (weights + attention)
   return hidden, 2 * tokens * config.emb_dim * config.vocab_size
 
 
 @pytest.mark.parametrize('block_length', [8, 2])
-def test_a_whole_training_step_is_three_forward_passes_and_the_large_model_s(block_length):
-  """A readout that goes block by block may recompute the logits of both models for the gradient."""
+def test_a_training_step_is_three_forward_passes_and_the_large_model_s(block_length):
+  """Readout in blocks may recompute the logits of both models for the gradient."""
   config, rows, length = testing.TINY_DECODER, 8, 8
   batch = train_step.Batch(*(shape(rows, length, dtype=d) for d in ('int32', 'int32', 'float32')))
   optimizer = optax.sgd(0.1)
@@ -179,7 +180,7 @@ def test_a_whole_training_step_is_three_forward_passes_and_the_large_model_s(blo
       optimizer=optimizer,
       block_length=block_length,
     )
-    found = flops.flops_of(step, state, train_step.Frozen(params), batch)
+    counted = flops.flops_of(step, state, train_step.Frozen(params), batch)
   hidden, readout = forward_flops(config, rows, length)
   least = 3 * (hidden + readout) + hidden + readout
-  assert least <= found <= least + 2 * readout * (block_length < length)
+  assert least <= counted <= least + 2 * readout * (block_length < length)

@@ -1,4 +1,4 @@
-"""What compiled programs do, against closed forms and the counter of jaxprs."""
+"""Costs of compiled programs, against closed forms and the counts of their jaxprs."""
 
 import jax
 import jax.numpy as jnp
@@ -15,38 +15,38 @@ def compiled(function, *arguments):
   return hlo.parse(jax.jit(function).lower(*arguments).compile().as_text())
 
 
-def test_shards_that_go_round_a_ring_count_every_time():
-  (found,) = hlo_costs.collectives(hlo.parse(hlo_programs.WINDOWED))
-  assert found.kind == 'collective-permute'
-  assert found.times == 4
-  assert found.sent == 4 * 80 * 64 * 2
-  assert found.source == 'jit(f)/dot_general'
+def test_a_ring_of_permutes_counts_every_iteration():
+  (permute,) = hlo_costs.collectives(hlo.parse(hlo_programs.WINDOWED))
+  assert permute.op == 'collective-permute'
+  assert permute.times == 4
+  assert permute.sent == 4 * 80 * 64 * 2
+  assert permute.source == 'jit(f)/dot_general'
 
 
-def test_collectives_are_told_apart_and_counted_once():
-  found = hlo_costs.collectives(hlo.parse(hlo_programs.COLLECTIVES))
-  assert [(one.kind, one.devices, one.sent) for one in found] == [
+def test_collectives_are_distinguished_and_counted_once():
+  collectives = hlo_costs.collectives(hlo.parse(hlo_programs.COLLECTIVES))
+  assert [(collective.op, collective.devices, collective.sent) for collective in collectives] == [
     ('reduce-scatter', 8, 7 / 8 * 64 * 100 * 4),
     ('all-gather', 8, 7 * 100 * 8 * 2),
     ('all-gather', 4, 3 * 8 * 100 * 4),
     ('all-reduce', 8, 2 * 7 / 8 * 4),
   ]
-  assert 'readout' in str(found[1])
+  assert 'readout' in str(collectives[1])
 
 
 @pytest.mark.parametrize(
   ('groups', 'devices'),
   [('{{0,2},{1,3},{4,6},{5,7}}', 2), ('[2,4]<=[8]', 4), ('[4,2]<=[2,4]T(1,0)', 2), ('{}', 8)],
 )
-def test_groups_of_devices_are_read_however_they_are_written(groups, devices):
+def test_groups_of_devices_are_read_in_every_notation(groups, devices):
   text = hlo_programs.COLLECTIVES.replace('replica_groups={}', f'replica_groups={groups}')
-  *_, found = hlo_costs.collectives(hlo.parse(text))
-  assert found.devices == devices
+  *_, smallest = hlo_costs.collectives(hlo.parse(text))
+  assert smallest.devices == devices
 
 
 def test_groups_in_a_new_notation_are_refused():
   text = hlo_programs.COLLECTIVES.replace('replica_groups={}', 'replica_groups=<all>')
-  with pytest.raises(ValueError, match='unknown way'):
+  with pytest.raises(ValueError, match='Unknown notation'):
     hlo_costs.collectives(hlo.parse(text))
 
 
@@ -66,7 +66,7 @@ def test_padding_is_not_counted():
   text = hlo_programs.BATCHED.replace(
     'window={size=4 stride=3 lhs_dilate=4}', 'window={size=4 pad=2_1}'
   )
-  pairs = 2 + 3 + 4 + 3  # of output places 0 to 3 and kernel places that meet the four inputs
+  pairs = 2 + 3 + 4 + 3  # of outputs 0 to 3 and kernel positions that read one of the four inputs
   assert hlo_costs.flops(hlo.parse(text)) == 2 * pairs * 5 * 6 * 16
 
 
@@ -74,43 +74,43 @@ def test_padding_is_not_counted():
 def sharded():
   """The gradient of three scanned layers, rows over `data`, weights over `fsdp`."""
   mesh = partitioning.make_mesh(data=2, fsdp=4, devices=jax.devices()[:8])
-  place = lambda shape, *spec: jax.ShapeDtypeStruct(
+  struct = lambda shape, *spec: jax.ShapeDtypeStruct(
     shape, 'float32', sharding=NamedSharding(mesh, PartitionSpec(*spec))
   )
 
   rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
   def layer(x, w):
-    whole = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, PartitionSpec()))
-    return jax.lax.with_sharding_constraint(jnp.tanh(x @ whole), rows), None
+    w = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, PartitionSpec()))
+    return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), rows), None
 
   def loss(weights, x):
     return jnp.sum(jax.lax.scan(layer, x, weights)[0])
 
-  weights = place((3, 32, 32), None, 'fsdp')
-  arguments = weights, place((16, 32), ('data', 'fsdp'))
+  weights = struct((3, 32, 32), None, 'fsdp')
+  arguments = weights, struct((16, 32), ('data', 'fsdp'))
   step = jax.jit(jax.grad(loss), out_shardings=weights.sharding)
   return flops.flops_of(step, *arguments), hlo.parse(step.lower(*arguments).compile().as_text())
 
 
 def test_the_program_of_a_device_does_its_share_of_the_jaxpr_s_work(sharded):
-  whole, program = sharded
+  jaxpr_flops, program = sharded
   assert program.devices == 8
-  assert hlo_costs.flops(program) == whole / 8
+  assert hlo_costs.flops(program) == jaxpr_flops / 8
 
 
-def test_the_collectives_of_a_sharded_loop_count_its_trips(sharded):
-  found = hlo_costs.collectives(sharded[1])
+def test_the_collectives_of_a_sharded_loop_count_its_iterations(sharded):
+  collectives = hlo_costs.collectives(sharded[1])
   layer = 32 * 32 * 4
-  gathered = [one for one in found if one.kind == 'all-gather']
-  reduced = [one for one in found if one.kind in ('all-reduce', 'reduce-scatter')]
-  assert {one.times for one in found} == {3}
-  assert {one.devices for one in gathered} == {4}
-  assert sum(one.sent for one in gathered) == 3 * layer * 3 / 4
-  assert sum(one.sent for one in reduced) == 3 * 2 * layer * 7 / 8
+  gathers = [c for c in collectives if c.op == 'all-gather']
+  reductions = [c for c in collectives if c.op in ('all-reduce', 'reduce-scatter')]
+  assert {c.times for c in collectives} == {3}
+  assert {c.devices for c in gathers} == {4}
+  assert sum(c.sent for c in gathers) == 3 * layer * 3 / 4
+  assert sum(c.sent for c in reductions) == 3 * 2 * layer * 7 / 8
 
 
-def test_traffic_is_what_enters_and_leaves_once():
+def test_traffic_counts_inputs_and_outputs_once():
   program = compiled(lambda x: jnp.tanh(x) * 2 + x, jnp.ones((64, 128)))
   assert hlo_costs.traffic(program) == 2 * 64 * 128 * 4
 
@@ -128,15 +128,15 @@ def test_stacked_outputs_are_written_in_place():
   assert hlo_costs.traffic(program) < 12 * xs.size * 4
 
 
-def test_what_stays_on_the_chip_is_no_traffic():
+def test_on_chip_memory_is_no_traffic():
   text = hlo_programs.BATCHED
-  everything = 4 * (4 * 5 * 16 + 4 * 6 * 16 + 4 * 5 * 6)
-  assert hlo_costs.traffic(hlo.parse(text)) == everything
-  near = text.replace('%q.1 = f32[4,5,16]{2,1,0}', '%q.1 = f32[4,5,16]{2,1,0:T(8,128)S(1)}')
-  assert hlo_costs.traffic(hlo.parse(near)) == everything - 4 * 4 * 5 * 16
+  all_bytes = 4 * (4 * 5 * 16 + 4 * 6 * 16 + 4 * 5 * 6)
+  assert hlo_costs.traffic(hlo.parse(text)) == all_bytes
+  on_chip = text.replace('%q.1 = f32[4,5,16]{2,1,0}', '%q.1 = f32[4,5,16]{2,1,0:T(8,128)S(1)}')
+  assert hlo_costs.traffic(hlo.parse(on_chip)) == all_bytes - 4 * 4 * 5 * 16
 
 
-def test_buffers_are_results_that_leave_their_instruction():
+def test_buffers_are_the_results_outside_of_fusions():
   x = jnp.ones((8, 100))
   fused = compiled(lambda x: jnp.sum(jnp.tanh(x[:, :, None] * x[:, None, :])), x)
   assert max(np.prod(s.dims) for s in hlo_costs.buffers(fused)) < 8 * 100 * 100

@@ -1,4 +1,4 @@
-"""The reader of compiled programs: shapes, computations, and how often loops run."""
+"""Parsing of compiled programs: shapes, computations, and iterations of loops."""
 
 import jax
 import jax.numpy as jnp
@@ -33,15 +33,15 @@ def test_a_program_is_read_into_computations():
 
 
 def test_a_loop_runs_from_its_start_to_its_bound_by_its_step():
-  found = {e.name: e.times for e in hlo.executions(hlo.parse(hlo_programs.WINDOWED))}
-  assert found == {'main': 1, 'body': 4}
+  times = {e.name: e.times for e in hlo.executions(hlo.parse(hlo_programs.WINDOWED))}
+  assert times == {'main': 1, 'body': 4}
   later = hlo_programs.WINDOWED.replace('%zero = u32[] constant(0)', '%zero = u32[] constant(3)')
   assert {e.name: e.times for e in hlo.executions(hlo.parse(later))}['body'] == 3
 
 
-def test_a_loop_that_does_not_say_how_often_it_runs_is_refused():
+def test_a_loop_without_a_constant_trip_count_is_refused():
   text = hlo_programs.WINDOWED.replace('add(%count, %two)', 'multiply(%count, %two)')
-  with pytest.raises(ValueError, match='loop does not say'):
+  with pytest.raises(ValueError, match='number of iterations of the loop loop is not a constant'):
     hlo.executions(hlo.parse(text))
 
 
@@ -61,13 +61,13 @@ def test_the_trips_of_nested_scans_multiply():
   products = sum(
     execution.times
     for execution in hlo.executions(program)
-    for one in execution.computation.instructions.values()
-    if one.op == 'dot'
+    for instruction in execution.computation.instructions.values()
+    if instruction.op == 'dot'
   )
   assert products == 15
 
 
-def test_a_counter_that_fusions_hide_is_found():
+def test_a_counter_inside_fusions_is_read():
   """TPU programs compare and add inside fusions, whose constants are passed in or their own."""
   text = hlo_programs.WINDOWED.replace(
     'u32[]{:T(128)} add(%count, %two)',
@@ -81,10 +81,13 @@ def test_a_counter_that_fusions_hide_is_found():
   assert {e.name: e.times for e in hlo.executions(program)}['body'] == 4
 
 
-def test_xla_s_own_word_counts():
+def test_the_annotation_of_xla_takes_precedence():
   scan = lambda xs: jax.lax.scan(lambda c, x: (jnp.sin(c + x), c), jnp.ones(4), xs)
   text = jax.jit(scan).lower(jnp.ones((7, 4))).compile().as_text()
   assert max(e.times for e in hlo.executions(hlo.parse(text))) == 7
+  assert '"known_trip_count":{"n":"7"' in text
+  text = text.replace('"known_trip_count":{"n":"7"', '"known_trip_count":{"n":"9"')
+  assert max(e.times for e in hlo.executions(hlo.parse(text))) == 9
 
 
 def test_constants_of_several_lines_do_not_end_a_computation():

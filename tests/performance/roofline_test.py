@@ -1,4 +1,4 @@
-"""Rooflines, verdicts and refusals of plans, by hand."""
+"""Rooflines, verdicts and compiler errors of plans, by hand."""
 
 import json
 
@@ -6,22 +6,22 @@ import jax
 import pytest
 
 from cascades.performance import chips, roofline, topologies
-from cascades.performance.roofline import Compiled, Memory, Moved, Plan, Seconds
+from cascades.performance.roofline import CollectiveTotals, CompiledStep, Memory, Plan, Seconds
 from cascades.runtime import partitioning
 
 CHIP = chips.Chip('toy', flops=1e12, hbm=1000, hbm_bandwidth=1e9, ici_bandwidth=1e8)
-MACHINES = topologies.Machines('toy:2x2', CHIP, [None] * 4, True)
-COMPILED = Compiled(
+TOPOLOGY = topologies.Topology('toy:2x2', CHIP, [None] * 4, True)
+COMPILED = CompiledStep(
   Memory(arguments=600, outputs=500, aliased=450, temporaries=200, program=50),
   flops=2e12,
   traffic=3e9,
-  collectives={'all-gather': Moved(3, 4e8), 'all-reduce': Moved(1, 1e8)},
-  largest=['some'],
+  collectives={'all-gather': CollectiveTotals(3, 4e8), 'all-reduce': CollectiveTotals(1, 1e8)},
+  largest=['all-gather'],
 )
-PLAN = Plan(MACHINES, {'small': 7, 'large': 9}, {'batch': 8}, 8e12, 4e12, 64, COMPILED)
+PLAN = Plan(TOPOLOGY, {'small': 7, 'large': 9}, {'batch': 8}, 8e12, 4e12, 64, COMPILED)
 
 
-def test_memory_counts_what_is_given_away_once():
+def test_aliased_memory_counts_once():
   assert COMPILED.memory.total == 600 + (500 - 450) + 200 + 50
 
 
@@ -34,36 +34,36 @@ def test_the_roofline_is_the_slowest_resource():
 
 
 @pytest.mark.parametrize(
-  ('temporaries', 'fits', 'said'),
+  ('temporaries', 'fits', 'verdict'),
   [(200, True, 'fits: 900 B of 1,000 B, 90 %'), (301, False, 'DOES NOT FIT: 1,001 B')],
 )
-def test_a_step_fits_if_its_memory_does(temporaries, fits, said):
+def test_a_step_fits_if_its_memory_does(temporaries, fits, verdict):
   memory = COMPILED.memory._replace(temporaries=temporaries)
   plan = PLAN._replace(compiled=COMPILED._replace(memory=memory))
   assert plan.fits is fits
-  assert said in roofline.table(plan)
-  assert roofline.record(plan)['fits'] is fits
+  assert verdict in roofline.format_table(plan)
+  assert roofline.to_json(plan)['fits'] is fits
 
 
-def test_a_plan_is_a_table_for_people_and_json_for_programs():
-  text = roofline.table(PLAN)
+def test_a_plan_as_table_and_as_json():
+  text = roofline.format_table(PLAN)
   assert 'all-gather' in text
   assert '3 times' in text
   assert '5,000.00 ms; without overlap 10,000.00 ms' in text
   assert 'at most 13\n' in text  # 64 positions in 5 seconds
-  record = json.loads(json.dumps(roofline.record(PLAN)))
+  record = json.loads(json.dumps(roofline.to_json(PLAN)))
   assert record['compiled']['memory']['total'] == 900
   assert record['compiled']['collectives']['all-gather'] == {'times': 3, 'bytes': 4e8}
   assert record['seconds']['at_least'] == 5.0
 
 
-def test_without_a_compiler_the_abstract_figures_stay_and_the_way_to_get_one_is_said():
+def test_without_a_compiler_a_plan_has_abstract_figures_and_says_how_to_install_one():
   plan = PLAN._replace(compiled=None)
   assert plan.fits is plan.seconds is plan.mfu_bound is None
-  text = roofline.table(plan)
+  text = roofline.format_table(plan)
   assert "pip install 'cascades[plan]'" in text
   assert '7 parameters' in text
-  assert json.loads(json.dumps(roofline.record(plan)))['compiled'] is None
+  assert json.loads(json.dumps(roofline.to_json(plan)))['compiled'] is None
 
 
 REFUSAL = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. \
@@ -92,26 +92,26 @@ Total hbm usage >= 45.45G:
 """
 
 
-def test_a_compiler_s_refusal_becomes_a_verdict_that_names_the_biggest_buffers():
-  said = roofline.out_of_memory(RuntimeError(REFUSAL))
-  assert said.splitlines()[0] == 'needs 45.20G of 15.75G'
-  assert '31.25G  f32[64,512,256000]' in said
-  assert '9.77G  bf16[4608,36864]' in said
-  plan = PLAN._replace(compiled=None, refused=said)
+def test_running_out_of_memory_is_a_verdict_that_names_the_largest_buffers():
+  verdict = roofline.out_of_memory(RuntimeError(REFUSAL))
+  assert verdict.splitlines()[0] == 'needs 45.20G of 15.75G'
+  assert '31.25G  f32[64,512,256000]' in verdict
+  assert '9.77G  bf16[4608,36864]' in verdict
+  plan = PLAN._replace(compiled=None, compile_error=verdict)
   assert plan.fits is False
-  assert 'DOES NOT FIT: needs 45.20G of 15.75G' in roofline.table(plan)
+  assert 'DOES NOT FIT: needs 45.20G of 15.75G' in roofline.format_table(plan)
 
 
-def test_other_errors_of_the_compiler_are_no_verdict():
+def test_other_compiler_errors_are_not_about_memory():
   assert roofline.out_of_memory(RuntimeError('INTERNAL: mosaic failed')) is None
 
 
-def test_what_a_device_holds_is_its_shards():
-  with partitioning.use(partitioning.make_mesh(2, 4, 1, devices=jax.devices()[:8])) as _:
+def test_a_device_has_the_bytes_of_its_shards():
+  with partitioning.use(partitioning.make_mesh(2, 4, 1, devices=jax.devices()[:8])):
     mesh = jax.sharding.get_mesh()
-    place = lambda *spec: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    sharding = lambda *spec: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
     tree = {
-      'split': jax.ShapeDtypeStruct((16, 4), 'bfloat16', sharding=place('fsdp')),
-      'whole': jax.ShapeDtypeStruct((3,), 'float32', sharding=place()),
+      'sharded': jax.ShapeDtypeStruct((16, 4), 'bfloat16', sharding=sharding('fsdp')),
+      'replicated': jax.ShapeDtypeStruct((3,), 'float32', sharding=sharding()),
     }
-    assert roofline.held(tree) == 16 * 4 * 2 // 4 + 3 * 4
+    assert roofline.device_bytes(tree) == 16 * 4 * 2 // 4 + 3 * 4
