@@ -97,7 +97,7 @@ def build(config: t5.T5Config | decoder.DecoderConfig) -> Any:
 
 
 def split(model: LanguageModel) -> tuple[Any, Params]:
-  """What programs do once: the graph, and the parameters as a nested dict."""
+  """Split a model into graph definition and nested dict of parameters, as programs do."""
   graphdef, state = nnx.split(model)
   return graphdef, nnx.to_pure_dict(state)
 
@@ -121,9 +121,9 @@ def batch(
   if config.architecture == 'encoder_decoder':
     inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
     return Batch(inputs, targets, jnp.ones(targets.shape), prompt)
-  whole = jnp.concatenate([prompt, targets], 1)
+  text = jnp.concatenate([prompt, targets], 1)
   weights = jnp.arange(source + target - 1) >= source - 1
-  return Batch(whole[:, :-1], whole[:, 1:], jnp.tile(weights * 1.0, (rows, 1)))
+  return Batch(text[:, :-1], text[:, 1:], jnp.tile(weights * 1.0, (rows, 1)))
 
 
 def prompt(*, rows: int = 3, length: int = 7, seed: int = 0) -> Prompt:

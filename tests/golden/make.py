@@ -1,7 +1,7 @@
-"""Make the golden logits and states: `python -m tests.golden.make`, with the extra `reference`.
+"""Compute the golden logits and states: `python -m tests.golden.make`, with the extra `reference`.
 
-Hugging Face's implementations get the weights of our twins and answer the same inputs in float32.
-Beside the logits lie the configurations that it writes for them.
+Hugging Face's implementations get the weights of the twins and the same inputs in float32. Their
+configurations are stored beside the logits.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 import transformers as hf
 
 from cascades.models import bert, decoder, t5
-from tests.golden import theirs, twins
+from tests.golden import hf_weights, twins
 
 
-def their_config(
+def reference_config(
   name: str, config: t5.T5Config | decoder.DecoderConfig | bert.BertConfig
 ) -> hf.PreTrainedConfig:
   if isinstance(config, bert.BertConfig):
-    kind = hf.MPNetConfig if name == 'mpnet' else hf.BertConfig
-    return kind(
+    config_class = hf.MPNetConfig if name == 'mpnet' else hf.BertConfig
+    return config_class(
       vocab_size=config.vocab_size,
       hidden_size=config.emb_dim,
       num_hidden_layers=config.num_layers,
@@ -76,12 +76,12 @@ def their_config(
     return hf.Qwen3Config(**shared, rope_parameters=rope(theta))
   if name == 'gemma':
     return hf.GemmaConfig(**shared, rope_parameters=rope(theta))
-  kinds = [
+  layer_types = [
     'sliding_attention' if w else 'full_attention'
     for w in (config.window_pattern * config.num_layers)[: config.num_layers]
   ]
   gemma = {
-    'layer_types': kinds,
+    'layer_types': layer_types,
     'sliding_window': config.window_pattern[0],
     'query_pre_attn_scalar': round(config.query_scale**-2),
     'attn_logit_softcapping': config.attention_softcap,
@@ -89,20 +89,22 @@ def their_config(
   }
   if name == 'gemma2':
     return hf.Gemma2Config(**shared, **gemma, rope_parameters=rope(theta))
-  whole = rope(config.rope_theta_pattern[2])
-  whole |= {'rope_type': 'linear', 'factor': config.rope_factor_pattern[2]}
-  ropes = {'sliding_attention': rope(theta), 'full_attention': whole}
+  full = rope(config.rope_theta_pattern[2])
+  full |= {'rope_type': 'linear', 'factor': config.rope_factor_pattern[2]}
+  ropes = {'sliding_attention': rope(theta), 'full_attention': full}
   return hf.Gemma3TextConfig(**shared, **gemma, rope_parameters=ropes)
 
 
-def their_logits(name: str) -> Array:
-  """What Hugging Face's implementation answers."""
+def reference_logits(name: str) -> Array:
+  """Logits of Hugging Face's implementation."""
   config = twins.CONFIGS[name]
-  kind = hf.AutoModelForSeq2SeqLM if isinstance(config, t5.T5Config) else hf.AutoModelForCausalLM
-  model = kind.from_config(their_config(name, config)).eval()
+  model_class = (
+    hf.AutoModelForSeq2SeqLM if isinstance(config, t5.T5Config) else hf.AutoModelForCausalLM
+  )
+  model = model_class.from_config(reference_config(name, config)).eval()
   if not config.logits_via_embedding:
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
-  weights = {key: torch.tensor(value) for key, value in theirs.weights(config).items()}
+  weights = {key: torch.tensor(value) for key, value in hf_weights.weights(config).items()}
   missing, unexpected = model.load_state_dict(weights, strict=False)
   aliases = {'encoder.embed_tokens.weight', 'decoder.embed_tokens.weight', 'lm_head.weight'}
   if unexpected or set(missing) - aliases:
@@ -117,11 +119,13 @@ def their_logits(name: str) -> Array:
   return out.logits.numpy()
 
 
-def their_states(name: str) -> np.ndarray:
-  """The final states of Hugging Face's encoder."""
+def reference_states(name: str) -> np.ndarray:
+  """Final states of Hugging Face's encoder."""
   config = twins.ENCODERS[name]
-  model = hf.AutoModel.from_config(their_config(name, config), add_pooling_layer=False).eval()
-  model.load_state_dict({key: torch.tensor(value) for key, value in theirs.weights(config).items()})
+  model = hf.AutoModel.from_config(reference_config(name, config), add_pooling_layer=False).eval()
+  model.load_state_dict(
+    {key: torch.tensor(value) for key, value in hf_weights.weights(config).items()}
+  )
   rows = {key: torch.tensor(value) for key, value in twins.texts().items()}
   with torch.no_grad():
     out = model(input_ids=rows['tokens'], attention_mask=rows['mask'].long())
@@ -133,12 +137,12 @@ def main() -> None:
     target = twins.FOLDER / f'{name}.npz'
     unfinished = target.with_suffix('.unfinished.npz')
     if name in twins.ENCODERS:
-      arrays = {'states': their_states(name), **twins.texts()}
+      arrays = {'states': reference_states(name), **twins.texts()}
     else:
-      arrays = {'logits': their_logits(name), **twins.inputs(config)}
+      arrays = {'logits': reference_logits(name), **twins.inputs(config)}
     np.savez_compressed(unfinished, **arrays)
     os.replace(unfinished, target)
-    described = their_config(name, config).to_dict()
+    described = reference_config(name, config).to_dict()
     target.with_suffix('.json').write_text(json.dumps(described, indent=1, sort_keys=True) + '\n')
     print(target.name, target.stat().st_size, 'bytes')
 

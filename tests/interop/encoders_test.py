@@ -16,7 +16,7 @@ from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
 from tests import testing
-from tests.golden import theirs, twins
+from tests.golden import hf_weights, twins
 from tests.interop import twin_folders
 
 _MINILM = {
@@ -63,7 +63,7 @@ def load(folder, mesh=None):
 
 
 def tensors(name):
-  return theirs.weights(twins.ENCODERS[name])
+  return hf_weights.weights(twins.ENCODERS[name])
 
 
 def write(folder, name, stored=None):

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 
 from cascades.models import decoder
-from tests.golden import theirs
+from tests.golden import hf_weights
 
 NAMES = {
   'model.embed_tokens': 'token_embd',
@@ -45,7 +45,7 @@ def tensors(architecture: str, config: decoder.DecoderConfig) -> dict[str, np.nd
   heads = {'attn_q': config.num_heads, 'attn_k': config.num_kv_heads}
   after = 'post_attention_norm' if config.post_norms else 'ffn_norm'
   found = {}
-  for name, value in theirs.weights(config).items():
+  for name, value in hf_weights.weights(config).items():
     stem, kind = name.rsplit('.', 1)
     layer = ''
     if stem.startswith('model.layers.'):

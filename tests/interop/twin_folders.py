@@ -17,7 +17,7 @@ from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
 from cascades.types import Batch, Params
-from tests.golden import theirs, twins
+from tests.golden import hf_weights, twins
 
 
 def config(name: str) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def tensors(name: str) -> dict[str, np.ndarray]:
-  return theirs.weights(twins.CONFIGS[name])
+  return hf_weights.weights(twins.CONFIGS[name])
 
 
 def write(

@@ -1,4 +1,4 @@
-"""The twins' weights under Hugging Face's names, written down apart from our own tables."""
+"""Weights of the twins under Hugging Face's names, independent of the tables of `interop`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ into_heads: Layout = lambda x: x.reshape(x.shape[0], -1).T  # (D, N, H) -> (N H,
 out_of_heads: Layout = lambda x: x.reshape(-1, x.shape[-1]).T  # (N, H, D) -> (D, N H)
 flat: Layout = lambda x: x.reshape(-1)
 
-# Ours below a stack of layers; Hugging Face's below one layer; how ours becomes theirs.
+# Path below a stack of layers; Hugging Face's name below a layer; layout there.
 DECODER_LAYER: list[tuple[str, str, Layout]] = [
   ('attention/query/kernel', 'self_attn.q_proj.weight', into_heads),
   ('attention/key/kernel', 'self_attn.k_proj.weight', into_heads),
@@ -43,7 +43,7 @@ POST_NORMS: list[tuple[str, str, Layout]] = [
   ('mlp_norm/scale', 'pre_feedforward_layernorm.weight', same),
   ('post_mlp_norm/scale', 'post_feedforward_layernorm.weight', same),
 ]
-DECODER_WHOLE: list[tuple[str, str, Layout]] = [
+DECODER_MODEL: list[tuple[str, str, Layout]] = [
   ('embedding', 'model.embed_tokens.weight', same),
   ('unembedding', 'lm_head.weight', same),
   ('norm/scale', 'model.norm.weight', same),
@@ -51,13 +51,13 @@ DECODER_WHOLE: list[tuple[str, str, Layout]] = [
 
 
 def _t5_layer(feed_forward: str, gated: bool, cross: bool) -> list[tuple[str, str, Layout]]:
-  def attention(ours: str, theirs: str) -> list[tuple[str, str, Layout]]:
+  def attention(path: str, target: str) -> list[tuple[str, str, Layout]]:
     return [
-      (f'{ours}_attention/query/kernel', f'{theirs}.q.weight', into_heads),
-      (f'{ours}_attention/key/kernel', f'{theirs}.k.weight', into_heads),
-      (f'{ours}_attention/value/kernel', f'{theirs}.v.weight', into_heads),
-      (f'{ours}_attention/out/kernel', f'{theirs}.o.weight', out_of_heads),
-      (f'{ours}_norm/scale', f'{theirs.rsplit(".", 1)[0]}.layer_norm.weight', same),
+      (f'{path}_attention/query/kernel', f'{target}.q.weight', into_heads),
+      (f'{path}_attention/key/kernel', f'{target}.k.weight', into_heads),
+      (f'{path}_attention/value/kernel', f'{target}.v.weight', into_heads),
+      (f'{path}_attention/out/kernel', f'{target}.o.weight', out_of_heads),
+      (f'{path}_norm/scale', f'{target.rsplit(".", 1)[0]}.layer_norm.weight', same),
     ]
 
   wi = ['wi_0', 'wi_1'] if gated else ['wi']
@@ -72,7 +72,7 @@ def _t5_layer(feed_forward: str, gated: bool, cross: bool) -> list[tuple[str, st
 
 
 _BIAS = 'block.0.layer.0.SelfAttention.relative_attention_bias.weight'
-T5_WHOLE: list[tuple[str, str, Layout]] = [
+T5_MODEL: list[tuple[str, str, Layout]] = [
   ('embedding', 'shared.weight', same),
   ('unembedding', 'lm_head.weight', same),
   ('encoder_norm/scale', 'encoder.final_layer_norm.weight', same),
@@ -85,34 +85,34 @@ T5_WHOLE: list[tuple[str, str, Layout]] = [
 def _encoder(
   attention: tuple[str, str, str, str], norm: str
 ) -> tuple[list[tuple[str, str, Layout]], list[tuple[str, str, Layout]]]:
-  """Of one layer, and of the whole."""
+  """Names of one layer, and of the rest of the model."""
 
-  def both(ours: str, theirs: str, layout: Layout, bias: Layout) -> list[tuple[str, str, Layout]]:
-    kernel = 'scale' if 'norm' in ours else 'kernel'
+  def affine(path: str, target: str, layout: Layout, bias: Layout) -> list[tuple[str, str, Layout]]:
+    kernel = 'scale' if 'norm' in path else 'kernel'
     return [
-      (f'{ours}/{kernel}', f'{theirs}.weight', layout),
-      (f'{ours}/bias', f'{theirs}.bias', bias),
+      (f'{path}/{kernel}', f'{target}.weight', layout),
+      (f'{path}/bias', f'{target}.bias', bias),
     ]
 
   query, key, value, out = attention
   layer = [
-    *both('query', f'attention.{query}', into_heads, flat),
-    *both('key', f'attention.{key}', into_heads, flat),
-    *both('value', f'attention.{value}', into_heads, flat),
-    *both('out', f'attention.{out}', out_of_heads, same),
-    *both('attention_norm', f'attention.{norm}', same, same),
-    *both('wi', 'intermediate.dense', transposed, same),
-    *both('wo', 'output.dense', transposed, same),
-    *both('mlp_norm', 'output.LayerNorm', same, same),
+    *affine('query', f'attention.{query}', into_heads, flat),
+    *affine('key', f'attention.{key}', into_heads, flat),
+    *affine('value', f'attention.{value}', into_heads, flat),
+    *affine('out', f'attention.{out}', out_of_heads, same),
+    *affine('attention_norm', f'attention.{norm}', same, same),
+    *affine('wi', 'intermediate.dense', transposed, same),
+    *affine('wo', 'output.dense', transposed, same),
+    *affine('mlp_norm', 'output.LayerNorm', same, same),
   ]
-  whole = [
+  rest = [
     ('embedding', 'embeddings.word_embeddings.weight', same),
     ('positions', 'embeddings.position_embeddings.weight', same),
     ('segments', 'embeddings.token_type_embeddings.weight', same),
     ('bias/table', 'encoder.relative_attention_bias.weight', same),
-    *both('norm', 'embeddings.LayerNorm', same, same),
+    *affine('norm', 'embeddings.LayerNorm', same, same),
   ]
-  return layer, whole
+  return layer, rest
 
 
 BERT = _encoder(('self.query', 'self.key', 'self.value', 'output.dense'), 'output.LayerNorm')
@@ -120,27 +120,27 @@ MPNET = _encoder(('attn.q', 'attn.k', 'attn.v', 'attn.o'), 'LayerNorm')
 
 
 def weights(config: t5.T5Config | decoder.DecoderConfig | bert.BertConfig) -> dict[str, Array]:
-  """The twin's weights under Hugging Face's names; an error if one has no name there."""
+  """Weights of a twin under Hugging Face's names; ValueError if a weight has no name there."""
   if isinstance(config, t5.T5Config):
-    gated, whole = len(config.mlp_activations) == 2, T5_WHOLE
+    gated, model = len(config.mlp_activations) == 2, T5_MODEL
     stacks = {
       'encoder': ('encoder.block', _t5_layer('layer.1', gated, cross=False)),
       'decoder': ('decoder.block', _t5_layer('layer.2', gated, cross=True)),
     }
   elif isinstance(config, bert.BertConfig):
-    layer, whole = MPNET if config.relative_attention_num_buckets else BERT
+    layer, model = MPNET if config.relative_attention_num_buckets else BERT
     stacks = {'blocks': ('encoder.layer', layer)}
   else:
-    norms, whole = POST_NORMS if config.post_norms else PRE_NORMS, DECODER_WHOLE
+    norms, model = POST_NORMS if config.post_norms else PRE_NORMS, DECODER_MODEL
     stacks = {'blocks': ('model.layers', DECODER_LAYER + norms)}
-  ours, theirs = testing.weights(config), {}
-  for name, target, layout in whole:
-    if name in ours:
-      theirs[target] = layout(ours.pop(name))
+  weights, renamed = testing.weights(config), {}
+  for name, target, layout in model:
+    if name in weights:
+      renamed[target] = layout(weights.pop(name))
   for stack, (block, table) in stacks.items():
     for name, target, layout in table:
-      for i, layer in enumerate(ours.pop(f'{stack}/{name}', ())):
-        theirs[f'{block}.{i}.{target}'] = layout(layer)
-  if ours:
-    raise ValueError(f'no name in Hugging Face for {", ".join(ours)}')
-  return {name: np.ascontiguousarray(value) for name, value in theirs.items()}
+      for i, layer in enumerate(weights.pop(f'{stack}/{name}', ())):
+        renamed[f'{block}.{i}.{target}'] = layout(layer)
+  if weights:
+    raise ValueError(f'no name in Hugging Face for {", ".join(weights)}')
+  return {name: np.ascontiguousarray(value) for name, value in renamed.items()}
