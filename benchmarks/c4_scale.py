@@ -30,7 +30,7 @@ from scipy import stats
 from benchmarks import bars, tokenizing
 from benchmarks.bars import Measured
 from cascades.data import materialize
-from cascades.data.records import Joined, Records
+from cascades.data.records import MixtureRecords, Records
 from cascades.data.workers import Workers
 from cascades.tasks import c4
 from cascades.tasks.sources import Sources
@@ -84,7 +84,7 @@ def measure(directory: pathlib.Path, model: str, rows_per_shard: int) -> dict[st
     'bytes': sum(file.stat().length for file in made.directory.iterdir()),
   }
   tracemalloc.start()
-  opened = Joined([Records(made.directory)])
+  opened = MixtureRecords([Records(made.directory)])
   found['memory of the feed'] = tracemalloc.get_traced_memory()[0]
   assert len(opened) == len(made)
   return found

@@ -32,10 +32,10 @@ import numpy as np
 
 from benchmarks import bars, mixture
 from benchmarks.bars import Measured
-from cascades.data import batches as feeding
 from cascades.data import converters
+from cascades.data.batches import train_batches
 from cascades.data.corpus import Corpus
-from cascades.data.records import Joined
+from cascades.data.records import MixtureRecords
 from cascades.tokenizers import vocabularies
 from cascades.tokenizers.conventions import EOS_ID
 from cascades.types import Batch
@@ -102,7 +102,7 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
     found['by turns'] = turns
 
   def feed(step: int) -> Iterator[Batch]:
-    return feeding.train_batches(
+    return train_batches(
       joined,
       convert=converters.CONVERTERS[corpus.architecture],
       lengths=LENGTHS,
@@ -153,7 +153,7 @@ def digest(batch: Batch) -> str:
   return content.hexdigest()
 
 
-def row_by_row(records: Joined, batch_size: int) -> Iterator[Any]:
+def row_by_row(records: MixtureRecords, batch_size: int) -> Iterator[Any]:
   """What a pipeline does that shuffles, mixes and pads one row after the other, in two threads."""
 
   def row(tokens: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
@@ -167,7 +167,7 @@ def row_by_row(records: Joined, batch_size: int) -> Iterator[Any]:
 
   class Source:
     def __init__(self, part: int) -> None:
-      self._records = records.parts[part]
+      self._records = records.per_task[part]
 
     def __len__(self) -> int:
       return len(self._records)
@@ -177,9 +177,9 @@ def row_by_row(records: Joined, batch_size: int) -> Iterator[Any]:
 
   sources = [
     grain.MapDataset.source(Source(part)).shuffle(seed=part).repeat().map(row)
-    for part in range(len(records.parts))
+    for part in range(len(records.per_task))
   ]
-  rates = [float(min(len(part), mixture.suite.LARGEST_RATE)) for part in records.parts]
+  rates = [float(min(len(part), mixture.suite.LARGEST_RATE)) for part in records.per_task]
   mixed = grain.MapDataset.mix(sources, weights=rates).batch(batch_size)
   return iter(mixed.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 

@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from cascades.tasks import catalog, local
-from cascades.tasks.task import Mixture, Origin, Task, both
+from cascades.tasks.task import DataSource, Mixture, Task, both
 from cascades.tokenizers import vocabularies
 from cascades.types import Vocabulary
 
@@ -91,7 +91,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     print(f'{origin.dataset.builder}: {counts} rows in {root}')
 
 
-def _origins(tasks: Iterable[Task]) -> Iterator[Origin]:
+def _origins(tasks: Iterable[Task]) -> Iterator[DataSource]:
   """What the tasks are made from, each data set once."""
   seen: set[str] = set()
   for task in tasks:
@@ -110,7 +110,9 @@ def download(arguments: argparse.Namespace) -> None:
   for origin in _origins(_tasks(arguments.tasks, arguments)):
     name = origin.dataset.builder
     if not origin.dataset.in_tfds:
-      raise ValueError(f'TFDS has no builder for {name}: put {origin.needs} below a data_dir.')
+      raise ValueError(
+        f'TFDS has no builder for {name}: put {origin.required_files} below a data_dir.'
+      )
     if sources.prepared_directory(origin.dataset, places):
       print(f'{name}: is there already')
     else:

@@ -89,9 +89,9 @@ def cache_teacher(
       'dtype': dtype,
       'shard_rows': shard_rows,
     }
-    for one in corpus.tasks:
-      for split in (name for name in splits if task.has(one, name)):
-        (part,) = corpus.open(split, tasks=[one]).parts
+    for one, task_splits in task.task_splits(splits):
+      for split in task_splits:
+        (part,) = corpus.open(split, tasks=[one]).per_task
         place = teacher_cache.location(directory, one.name, split)
         lengths = corpus.target_lengths(part)
         identity = made_by | corpus.identity(one, split) | _sizes(lengths, shard_rows, held)

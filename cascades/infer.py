@@ -50,7 +50,7 @@ def infer(
   top_k: int | None = None,
   top_p: float | None = None,
   seed: int = 0,
-  prompts: chats.Form | None = None,
+  prompts: chats.PromptFormat | None = None,
   precision: str = 'float32',
   weights: str | None = None,
   batch_size: int = 256,
@@ -89,14 +89,14 @@ def infer(
     )
     answer = read_out[mode](model, batch_size, profiler, **settings)
     beside = store.locate(checkpoint_path, which)[0] / huggingface.COMPANIONS
-    for one in task.tasks if isinstance(task, Mixture) else (task,):
+    for one, task_splits in task.task_splits(splits):
       asked = prompts(one, beside) if prompts else one
       corpus = Corpus(
         asked, model.vocabulary, model.architecture, task_feature_lengths, records_dir
       )
       answer_one = functools.partial(answer, corpus)
       judges = answers.metric_names(one.metrics, candidates if mode == 'score' else None)
-      for split in (name for name in splits if task.has(one, name)):
+      for split in task_splits:
         described = {
           **model.described,
           'task': one.name,
@@ -106,7 +106,7 @@ def infer(
           'decoding': settings,
           'metrics': judges,
         }
-        (part,) = corpus.open(split).parts
+        (part,) = corpus.open(split).per_task
         _write_table(directory / split, part, described, shard_rows, answer_one, provenance)
 
 
@@ -141,7 +141,7 @@ def _write_table(
       shards.write_shard(directory, task, mode, index, count, ordered, fingerprint=fingerprint)
   if jax.process_index() == 0:
     manifest = {'config': '', **provenance(), **described, 'fingerprint': fingerprint}
-    unlabelled = split.manifest.unlabelled
+    unlabelled = split.manifest.unlabeled
     sizes = {'rows': total, 'shards': count, 'unlabelled': unlabelled}
     shards.write_manifest(directory, manifest | sizes)
   log.info(

@@ -1,1 +1,1 @@
-"""From task rows to batches: records, mixing, packing, converters. Imports nothing by itself."""
+"""Records, mixing, packing and conversion: task rows to batches. Imports nothing by itself."""

@@ -1,11 +1,12 @@
 """Batches for training and validation, each a function of (records, rates, seed, step, process).
 
-Grain computes them ahead in threads. The data position is the step: resuming starts there, with
-nothing to restore and nothing to skip through.
+Grain computes them ahead in threads. The step is the data position: resuming starts there, with
+no state to restore and no batches to skip.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -18,8 +19,8 @@ import numpy as np
 from jaxtyping import Int
 
 from cascades.data import converters, mixing, packing
-from cascades.data.converters import Convert, Layout, Lengths
-from cascades.data.records import Indices, Joined, Readable, Records
+from cascades.data.converters import Convert, FeatureConverter, Lengths
+from cascades.data.records import AnyRecords, Indices, Records, split_by_task
 from cascades.tasks import shuffling
 from cascades.types import Batch
 
@@ -29,23 +30,34 @@ _TASK_SHIFT = 40  # epochs stay below
 _DRAWN_TOGETHER = 2048  # rows: NumPy takes hardly longer for these than for one batch's
 
 Members: TypeAlias = Sequence[Int[np.ndarray, 'k']]  # the examples in each row of a batch
-# What is known of the target tokens of some examples, one example after the other: a tree of
-# arrays [tokens, ...], as a teacher cache has them.
+# Values of the target tokens of examples, one example after the other: a tree of arrays
+# [tokens, ...], as a teacher cache stores them.
 TokenValues: TypeAlias = Callable[[Int[np.ndarray, 'n']], Any]
 
 
-class _Plan(NamedTuple):
-  """What the tasks' epochs have: how many rows each, and which examples are in given rows."""
+@dataclasses.dataclass(frozen=True)
+class Process:
+  """One of the processes that share every batch."""
+
+  index: int = 0
+  count: int = 1
+
+
+ONLY_PROCESS = Process()
+
+
+class _EpochPlan(NamedTuple):
+  """Rows of the tasks' epochs: their numbers, and the examples in given rows."""
 
   rows: Int[np.ndarray, 'K']
-  # (tasks, rows of theirs, epochs, seed), elementwise
+  # (tasks, rows of these tasks, epochs, seed), elementwise
   members: Callable[
     [Int[np.ndarray, 'n'], Int[np.ndarray, 'n'], Int[np.ndarray, 'n'], int], Members
   ]
 
 
 def train_batches(
-  records: Readable,
+  records: AnyRecords,
   *,
   convert: Convert,
   lengths: Lengths,
@@ -53,43 +65,57 @@ def train_batches(
   seed: int,
   rates: Sequence[float] | None = None,
   start_step: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  process: Process = ONLY_PROCESS,
   pack: int | None = None,
   teacher: TokenValues | None = None,
   threads: int = 1,
   prefetch: int = 4,
 ) -> Iterator[Batch]:
-  """This process's rows of batch `start_step`, of the next one, and so on without end.
+  """Yields this process's rows of the batches of `start_step` and all later steps, without end.
 
-  `batch_size` counts the rows of all processes, and concatenating theirs gives the batch that one
-  process would see. Epochs follow each other without a seam, each in an order of its own; within
-  one, every example comes once. Of several tasks, `rates` says how many rows of each come
-  in the same time, before packing; their numbers of rows, if None. `pack` is the length of rows
-  into which whole examples of one task are packed. What `teacher` knows of the targets' tokens goes
-  into the batch with them.
+  Epochs follow each other without a seam, each in its own order; within one, every example comes
+  once.
+
+  Args:
+    records: training records of one task or of several.
+    convert: `converters.encoder_decoder` or `converters.decoder_only`.
+    lengths: maximum tokens of 'inputs' and 'targets', end of sequence included.
+    batch_size: rows of all processes together. Concatenating the rows of all processes gives the
+      batch that a single process would see.
+    seed: seed of the order of examples and of tasks.
+    rates: relative numbers of rows of each task, before packing; None takes the tasks' sizes.
+    start_step: step of the first batch.
+    process: which share of each batch to read.
+    pack: length of rows into which whole examples of one task are packed; None does not pack.
+    teacher: gives values of the examples' target tokens, which are added to the batch.
+    threads: number of reading threads.
+    prefetch: number of batches computed ahead.
+
+  Raises:
+    ValueError: if rows have no answer, the batch cannot be shared equally, or packing is asked for
+      with an encoder.
   """
-  parts = records.parts if isinstance(records, Joined) else (records,)
-  for part in parts:
-    if part.manifest.unlabelled:
+  per_task = split_by_task(records)
+  for task_records in per_task:
+    if task_records.manifest.unlabeled:
       raise ValueError(
-        f'{part.name}: {part.manifest.unlabelled} rows have no answer to learn. Train on another '
-        'split.'
+        f'{task_records.name}: {task_records.manifest.unlabeled} rows have no answer to learn. '
+        'Train on another split.'
       )
-  layout = _layout(records, convert, lengths)
-  width = layout.width if pack is None else pack
-  local = _share(batch_size, process_index, process_count)
-  members = _drawing(parts, layout, batch_size, local, seed, rates, pack)
+  converter = _converter(records, convert, lengths)
+  width = converter.width if pack is None else pack
+  local = _local_rows(batch_size, process)
+  members = _members(per_task, converter, batch_size, local, seed, rates, pack)
 
   def batch(step: int) -> Batch:
-    packed = _read(records, layout, members(step), width, teacher)
-    return converters.unpacked(packed) if pack is None else packed
+    packed = _read(records, converter, members(step), width, teacher)
+    return converters.without_segments(packed) if pack is None else packed
 
   return _ahead(batch, range(start_step, sys.maxsize), threads, prefetch)
 
 
 def train_ids(
-  records: Readable,
+  records: AnyRecords,
   step: int,
   *,
   convert: Convert,
@@ -99,34 +125,35 @@ def train_ids(
   rates: Sequence[float] | None = None,
   pack: int | None = None,
 ) -> list[str]:
-  """Which examples all processes' rows of batch `step` hold; of several tasks, behind their names.
+  """Ids of the examples in batch `step` of all processes, for example to look up a bad step.
 
-  The arguments are those of `train_batches`.
+  The other arguments are those of `train_batches`. Of several tasks, ids follow the task's name.
   """
-  parts = records.parts if isinstance(records, Joined) else (records,)
-  layout = _layout(records, convert, lengths)
-  members = _drawing(parts, layout, batch_size, np.arange(batch_size), seed, rates, pack)(step)
+  per_task = split_by_task(records)
+  converter = _converter(records, convert, lengths)
+  rows = np.arange(batch_size)
+  members = _members(per_task, converter, batch_size, rows, seed, rates, pack)(step)
   ids = []
-  ends = np.cumsum([len(part) for part in parts])
+  ends = np.cumsum([len(task_records) for task_records in per_task])
   numbers = np.concatenate(members)
   for number, record in zip(numbers, records.read(numbers), strict=True):
-    part = parts[int(np.searchsorted(ends, number, side='right'))]
-    ids.append(record.row.id if len(parts) == 1 else f'{part.manifest.task}: {record.row.id}')
+    task = per_task[int(np.searchsorted(ends, number, side='right'))].manifest.task
+    ids.append(record.row.id if len(per_task) == 1 else f'{task}: {record.row.id}')
   return ids
 
 
-def _drawing(
-  parts: Sequence[Records],
-  layout: Layout,
+def _members(
+  per_task: Sequence[Records],
+  converter: FeatureConverter,
   batch_size: int,
   local: Int[np.ndarray, 'n'],
   seed: int,
   rates: Sequence[float] | None,
   pack: int | None,
 ) -> Callable[[int], Members]:
-  """The examples in the rows `local` of a step's batch."""
-  plan = _singly(parts) if pack is None else _packed(parts, layout, pack)
-  examples = np.array([len(part) for part in parts])
+  """A function of the step to the examples in the rows `local` of its batch."""
+  plan = _plan_single(per_task) if pack is None else _plan_packed(per_task, converter, pack)
+  examples = np.array([len(records) for records in per_task])
   counts = mixing.block(np.asarray(rates or examples) * (plan.rows / examples))
   together = max(_DRAWN_TOGETHER // len(local), 1)
 
@@ -134,120 +161,145 @@ def _drawing(
   def drawn(block: int) -> Members:
     steps = block * together + np.arange(together)
     task, number = mixing.draw((steps[:, None] * batch_size + local).ravel(), counts, seed)
-    epochs, places = np.divmod(number, plan.rows[task])
+    epochs, positions = np.divmod(number, plan.rows[task])
     # Every task shuffles in its own way; of one task alone the key is the epoch.
     keys = shuffling.mix(seed, epochs + (task << _TASK_SHIFT))
-    order = shuffling.shuffled(places, plan.rows[task], keys)
+    order = shuffling.shuffled(positions, plan.rows[task], keys)
     return plan.members(task, order, epochs, seed)
 
   def members(step: int) -> Members:
-    block, place = divmod(step, together)
-    return drawn(block)[place * len(local) : (place + 1) * len(local)]
+    block, offset = divmod(step, together)
+    return drawn(block)[offset * len(local) : (offset + 1) * len(local)]
 
   return members
 
 
 def evaluation_batches(
-  records: Readable,
+  records: AnyRecords,
   *,
   convert: Convert,
   lengths: Lengths,
   batch_size: int,
   indices: Indices | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
+  process: Process = ONLY_PROCESS,
   teacher: TokenValues | None = None,
   threads: int = 1,
   prefetch: int = 4,
 ) -> Iterator[Batch]:
-  """This process's share of these rows, of all if None, in order and each once.
+  """Yields this process's share of rows, in order and each once.
 
-  The last batch is filled up with rows of weight 0, so that all processes take equally many steps.
+  Args:
+    records: records of one task or of several.
+    convert: `converters.encoder_decoder` or `converters.decoder_only`.
+    lengths: maximum tokens of 'inputs' and 'targets', end of sequence included.
+    batch_size: rows of all processes together.
+    indices: numbers of the rows to read; None reads all.
+    process: which share of each batch to read.
+    teacher: gives values of the examples' target tokens, which are added to the batch.
+    threads: number of reading threads.
+    prefetch: number of batches computed ahead.
+
+  Returns:
+    Batches, the last one filled up with rows of weight 0, so that all processes take equally many
+    steps.
+
+  Raises:
+    ValueError: if the batch cannot be shared equally.
   """
-  layout = _layout(records, convert, lengths)
-  local = _share(batch_size, process_index, process_count)
-  chosen = np.asarray(range(len(records)) if indices is None else indices, np.int64)
+  converter = _converter(records, convert, lengths)
+  local = _local_rows(batch_size, process)
+  rows = np.asarray(range(len(records)) if indices is None else indices, np.int64)
 
   def batch(step: int) -> Batch:
-    members = [chosen[n : n + 1] for n in (step * batch_size + local).tolist()]
-    return converters.unpacked(_read(records, layout, members, layout.width, teacher))
+    members = [rows[n : n + 1] for n in (step * batch_size + local).tolist()]
+    packed = _read(records, converter, members, converter.width, teacher)
+    return converters.without_segments(packed)
 
-  return _ahead(batch, range(-(-len(chosen) // batch_size)), threads, prefetch)
-
-
-def evenly_spaced(records: Readable, rows: int) -> Int[np.ndarray, 'n']:
-  """So many of the rows, from all over; all of them if there are no more."""
-  wanted = min(rows, len(records))
-  return np.arange(wanted) * len(records) // wanted
+  return _ahead(batch, range(-(-len(rows) // batch_size)), threads, prefetch)
 
 
-def _layout(records: Readable, convert: Convert, lengths: Lengths) -> Layout:
-  """The layout, having said how many examples it trims."""
-  layout = converters.of(records, convert, lengths)
-  for part in records.parts if isinstance(records, Joined) else (records,):
-    inputs, targets = layout.trimmed(part.lengths)
+def evenly_spaced(records: AnyRecords, rows: int) -> Int[np.ndarray, 'n']:
+  """Numbers of `rows` evenly spaced rows, or of all rows if there are no more."""
+  count = min(rows, len(records))
+  return np.arange(count) * len(records) // count
+
+
+def _converter(records: AnyRecords, convert: Convert, lengths: Lengths) -> FeatureConverter:
+  """Makes the converter; warns if it trims examples."""
+  converter = converters.feature_converter(records, convert, lengths)
+  for task_records in split_by_task(records):
+    inputs, targets = converter.count_trimmed(task_records.lengths)
     if inputs or targets:
       _warn_once(
-        f'{part.name}: {inputs} inputs and {targets} targets of {len(part)} rows are longer than '
-        f'{dict(lengths)} and are trimmed.'
+        f'{task_records.name}: {inputs} inputs and {targets} targets of {len(task_records)} rows '
+        f'are longer than {dict(lengths)} and are trimmed.'
       )
-  return layout
+  return converter
 
 
 @functools.cache
 def _warn_once(message: str) -> None:
-  """Validation goes over the same rows again and again."""
+  """Validation reads the same rows again and again."""
   log.warning('%s', message)
 
 
-def _share(batch_size: int, process_index: int, process_count: int) -> Int[np.ndarray, 'n']:
-  """Which rows of a batch are this process's: a contiguous part."""
-  if batch_size < 1 or batch_size % process_count:
+def _local_rows(batch_size: int, process: Process) -> Int[np.ndarray, 'n']:
+  """Rows of a batch that belong to a process: a contiguous range."""
+  if batch_size < 1 or batch_size % process.count:
     raise ValueError(
-      f'A batch of {batch_size} rows cannot be shared equally by {process_count} processes.'
+      f'A batch of {batch_size} rows cannot be shared equally by {process.count} processes: make '
+      'the batch size a multiple of their number.'
     )
-  count = batch_size // process_count
-  return process_index * count + np.arange(count)
+  count = batch_size // process.count
+  return process.index * count + np.arange(count)
 
 
-def _singly(parts: Sequence[Records]) -> _Plan:
-  rows = np.array([len(part) for part in parts])
+def _plan_single(per_task: Sequence[Records]) -> _EpochPlan:
+  """One example a row."""
+  rows = np.array([len(records) for records in per_task])
   starts = np.cumsum(rows) - rows
-  return _Plan(rows, lambda task, order, _epochs, _seed: list((starts[task] + order)[:, None]))
+  return _EpochPlan(rows, lambda task, order, _epochs, _seed: list((starts[task] + order)[:, None]))
 
 
-def _packed(parts: Sequence[Records], layout: Layout, capacity: int) -> _Plan:
-  if layout.encoder_width is not None:
+def _plan_packed(
+  per_task: Sequence[Records], converter: FeatureConverter, capacity: int
+) -> _EpochPlan:
+  """Packs of whole examples of one task."""
+  if converter.encoder_width is not None:
     raise ValueError('Only decoder-only models read packed rows: leave `pack` None.')
   plans = []
-  for part in parts:
-    packs = packing.plan(layout.row_lengths(part.lengths), capacity)
+  for records in per_task:
+    packs = packing.plan(converter.row_lengths(records.lengths), capacity)
     log.info(
       '%s: %d rows in %d packs of %d tokens, %.1f %% full.',
-      *(part.name, len(part), len(packs), capacity, 100 * packs.fill),
+      *(records.name, len(records), len(packs), capacity, 100 * packs.fill),
     )
     plans.append(packs)
   rows = np.array([len(packs) for packs in plans])
-  starts, joined = np.cumsum(rows) - rows, packing.join(plans)
-  return _Plan(
-    rows, lambda task, order, epochs, seed: joined.members(starts[task] + order, epochs, seed)
+  starts, packs = np.cumsum(rows) - rows, packing.concatenate(plans)
+  return _EpochPlan(
+    rows, lambda task, order, epochs, seed: packs.members(starts[task] + order, epochs, seed)
   )
 
 
 def _read(
-  records: Readable, layout: Layout, members: Members, width: int, teacher: TokenValues | None
+  records: AnyRecords,
+  converter: FeatureConverter,
+  members: Members,
+  width: int,
+  teacher: TokenValues | None,
 ) -> Batch:
-  chosen = np.concatenate(members)
-  examples = iter(layout.examples(records.tokens(chosen)))
-  rows = [list(itertools.islice(examples, len(some))) for some in members]
-  batch = converters.assemble(rows, width=width, encoder_width=layout.encoder_width)
-  return batch if teacher is None else converters.with_teacher(batch, teacher(chosen))
+  numbers = np.concatenate(members)
+  examples = iter(converter.examples(records.tokens(numbers)))
+  rows = [list(itertools.islice(examples, len(row))) for row in members]
+  batch = converters.assemble(rows, width=width, encoder_width=converter.encoder_width)
+  return batch if teacher is None else converters.with_teacher(batch, teacher(numbers))
 
 
 def _ahead(
   batch: Callable[[int], Batch], steps: range, threads: int, prefetch: int
 ) -> Iterator[Batch]:
-  """The batches of these steps in order, computed ahead."""
+  """Batches of these steps in order, computed ahead."""
   source = grain.MapDataset.range(steps.start, steps.stop).map(batch)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch))
   return iter(source.to_iter_dataset(options))

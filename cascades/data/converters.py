@@ -1,8 +1,8 @@
-"""How prompts and answers become the token rows that models read. The one place that knows.
+"""Conversion of tokenized prompts and answers to the arrays that models read.
 
-A prompt ends with an end of sequence in both architectures: the encoder's last token, and the mark
-by which a decoder-only model knows where the answer starts. One without it, as chats have, is never
-trimmed: the model goes on from its last token.
+A prompt ends with an end of sequence in both architectures: it is the encoder's last token, and it
+shows a decoder-only model where the answer starts. A prompt without one, as chats have, is never
+trimmed, because the model continues from its last token.
 """
 
 from __future__ import annotations
@@ -16,35 +16,46 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from cascades.data.records import Readable
+from cascades.data.records import AnyRecords
+from cascades.tokenizers.conventions import Tokens
 from cascades.types import Architecture, Batch, Prompt
 
 Lengths: TypeAlias = Mapping[str, int]  # of 'inputs' and 'targets', end of sequence included
-Tokens: TypeAlias = Int[np.ndarray, 'n']
-Pieces: TypeAlias = tuple[Sequence[int] | Tokens, ...]  # not yet concatenated
+Pieces: TypeAlias = tuple[Sequence[int] | Tokens, ...]  # a sequence that is not yet concatenated
 Counts: TypeAlias = Int[np.ndarray, 'n 2']  # tokens of inputs and targets, as stored
 
 
-class Example(NamedTuple):
-  """One example as a model reads it, in pieces: `right` is to be predicted, after `left`."""
+class ExampleTokens(NamedTuple):
+  """One example as a model reads it.
+
+  Fields:
+    encoder: the encoder's tokens; None for a decoder-only model.
+    context: the decoder's tokens before the first one that is predicted.
+    targets: the tokens to be predicted.
+  """
 
   encoder: Pieces | None
-  left: Pieces
-  right: Pieces
+  context: Pieces
+  targets: Pieces
+
+  @property
+  def prompt(self) -> Pieces:
+    """The tokens that decoding starts from: the encoder's, or the decoder's context."""
+    return self.context if self.encoder is None else self.encoder
 
 
 # (prompt, answer, the decoder's first input); prompt and answer end with an end of sequence.
-Convert: TypeAlias = Callable[[Pieces, Pieces, Pieces], Example]
+Convert: TypeAlias = Callable[[Pieces, Pieces, Pieces], ExampleTokens]
 
 
-def encoder_decoder(prompt: Pieces, answer: Pieces, start: Pieces) -> Example:
-  """The prompt goes into the encoder, the answer into the decoder."""
-  return Example(prompt, start, answer)
+def encoder_decoder(prompt: Pieces, answer: Pieces, start: Pieces) -> ExampleTokens:
+  """Puts the prompt into the encoder and the answer into the decoder."""
+  return ExampleTokens(prompt, start, answer)
 
 
-def decoder_only(prompt: Pieces, answer: Pieces, start: Pieces) -> Example:
-  """The prompt stands left of the answer."""
-  return Example(None, start + prompt, answer)
+def decoder_only(prompt: Pieces, answer: Pieces, start: Pieces) -> ExampleTokens:
+  """Puts the prompt to the left of the answer."""
+  return ExampleTokens(None, start + prompt, answer)
 
 
 CONVERTERS: Mapping[Architecture, Convert] = {
@@ -54,33 +65,47 @@ CONVERTERS: Mapping[Architecture, Convert] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-  """A converter with the lengths and special ids that one split's rows need."""
+class FeatureConverter:
+  """A converter with the feature lengths and special ids of one split's records.
+
+  Fields:
+    convert: `encoder_decoder` or `decoder_only`.
+    lengths: maximum tokens of 'inputs' and 'targets', end of sequence included.
+    start: the decoder's first input, or no token.
+    inputs_end: the token that ends every prompt, or no token.
+    targets_end: the token that ends every answer, or no token.
+
+  >>> convert = FeatureConverter(
+  ...   decoder_only, {'inputs': 3, 'targets': 4}, start=[0], inputs_end=[1], targets_end=[1]
+  ... )
+  >>> convert.example([7, 8, 9], [5, 6])  # 9 is trimmed, so that the prompt can end
+  ExampleTokens(encoder=None, context=([0], [7, 8], [1]), targets=([5, 6], [1]))
+  """
 
   convert: Convert
   lengths: Lengths
-  start: Tokens  # the decoder's first input
+  start: Tokens
   inputs_end: Tokens
   targets_end: Tokens
 
   def __post_init__(self) -> None:
-    fits = set(self.lengths) == {'inputs', 'targets'} and min(self._room) >= 0
+    fits = set(self.lengths) == {'inputs', 'targets'} and min(self._limits) >= 0
     if not fits or self.lengths['targets'] < 1:
       raise ValueError(
         f"Feature lengths are {dict(self.lengths)}, expected positive 'inputs' and 'targets'."
       )
-    if self._shortest.encoder is not None and not self.starts:
+    if self._shortest.encoder is not None and not self.has_start:
       raise ValueError(
-        'The decoder has no first input: the vocabulary names no beginning of sequence.'
+        'The decoder has no first input: the vocabulary defines no beginning of sequence.'
       )
 
-  def example(self, prompt: Tokens, answer: Tokens) -> Example:
-    """Trims stored tokens so that an end of sequence still fits, and lays them out."""
+  def example(self, prompt: Tokens, answer: Tokens) -> ExampleTokens:
+    """Converts one stored prompt and answer, trimmed so that an end of sequence still fits."""
     return self.examples([(prompt, answer)])[0]
 
-  def examples(self, tokens: Iterable[tuple[Tokens, Tokens]]) -> list[Example]:
-    """The same of many prompts and answers, with less to do for each."""
-    (inputs, targets), convert, start = self._room, self.convert, (self.start,)
+  def examples(self, tokens: Iterable[tuple[Tokens, Tokens]]) -> list[ExampleTokens]:
+    """Converts many stored prompts and answers, faster than one by one."""
+    (inputs, targets), convert, start = self._limits, self.convert, (self.start,)
     inputs_end, targets_end = self.inputs_end, self.targets_end
     return [
       convert((prompt[:inputs], inputs_end), (answer[:targets], targets_end), start)
@@ -88,132 +113,172 @@ class Layout:
     ]
 
   @property
-  def starts(self) -> bool:
-    """Whether the decoder has a first input even if a prompt is empty."""
-    return bool(_count(self._shortest.left))
+  def has_start(self) -> bool:
+    """True if the decoder has a first input even for an empty prompt."""
+    return bool(_count(self._shortest.context))
 
   @property
-  def _shortest(self) -> Example:
-    nothing = np.zeros(0, np.int32)
-    return self.example(nothing, nothing)
+  def _shortest(self) -> ExampleTokens:
+    empty = np.zeros(0, np.int32)
+    return self.example(empty, empty)
 
   def row_lengths(self, counts: Counts) -> Int[np.ndarray, 'n']:
-    """How many positions of the decoder each example takes."""
+    """Number of decoder positions of each example."""
     shortest = self._shortest
-    prompts, answers = self._kept(counts)
-    row = _count(shortest.left) + _count(shortest.right) - 1 + answers
+    prompts, answers = self._trimmed_counts(counts)
+    row = _count(shortest.context) + _count(shortest.targets) - 1 + answers
     return row + prompts if shortest.encoder is None else row
 
   def target_lengths(self, counts: Counts) -> Int[np.ndarray, 'n']:
-    """How many tokens of each example are to be predicted."""
-    return _count(self._shortest.right) + self._kept(counts)[1]
+    """Number of predicted tokens of each example."""
+    return _count(self._shortest.targets) + self._trimmed_counts(counts)[1]
 
   def prompt_lengths(self, counts: Counts) -> Int[np.ndarray, 'n']:
-    """How many tokens each example's prompt has, wherever the model reads it."""
-    return _count(prompt_of(self._shortest)) + self._kept(counts)[0]
+    """Number of prompt tokens of each example, in the encoder or in the decoder."""
+    return _count(self._shortest.prompt) + self._trimmed_counts(counts)[0]
 
-  def trimmed(self, counts: Counts) -> tuple[int, int]:
-    """How many examples lose tokens of their inputs, and of their targets."""
-    inputs, targets = (counts != np.stack(self._kept(counts), axis=1)).sum(axis=0)
+  def count_trimmed(self, counts: Counts) -> tuple[int, int]:
+    """Numbers of examples whose inputs, and whose targets, lose tokens."""
+    inputs, targets = (counts != np.stack(self._trimmed_counts(counts), axis=1)).sum(axis=0)
     return int(inputs), int(targets)
 
   @property
   def width(self) -> int:
-    """The decoder's positions that the longest example takes."""
+    """Number of decoder positions of the longest possible example."""
     longest = np.array([[self.lengths['inputs'], self.lengths['targets']]])
     return int(self.row_lengths(longest)[0])
 
   @property
   def encoder_width(self) -> int | None:
+    """Number of encoder positions; None without an encoder."""
     return None if self._shortest.encoder is None else self.lengths['inputs']
 
-  def _kept(self, counts: Counts) -> tuple[Int[np.ndarray, 'n'], Int[np.ndarray, 'n']]:
-    inputs, targets = self._room
+  def _trimmed_counts(self, counts: Counts) -> tuple[Int[np.ndarray, 'n'], Int[np.ndarray, 'n']]:
+    inputs, targets = self._limits
     return np.minimum(counts[:, 0], inputs), np.minimum(counts[:, 1], targets)
 
   @functools.cached_property
-  def _room(self) -> tuple[int, int]:
-    """How many stored tokens of inputs and of targets fit."""
+  def _limits(self) -> tuple[int, int]:
+    """Maximum stored tokens of inputs and of targets."""
     return (
       self.lengths['inputs'] - len(self.inputs_end),
       self.lengths['targets'] - len(self.targets_end),
     )
 
 
-def of(records: Readable, convert: Convert, lengths: Lengths) -> Layout:
-  """The layout for a split's records, whose manifest knows the special ids."""
-  made = records.manifest
-  ids = (made.bos_id, made.inputs_eos_id, made.eos_id)
-  start, inputs_end, targets_end = (np.array([] if one is None else [one], np.int32) for one in ids)
-  layout = Layout(convert, dict(lengths), start, inputs_end, targets_end)
-  longest = int(records.lengths[:, 0].max()) if made.inputs_eos_id is None else 0
+def feature_converter(records: AnyRecords, convert: Convert, lengths: Lengths) -> FeatureConverter:
+  """Makes the converter for a split's records, whose manifest has the special ids.
+
+  Args:
+    records: the split's records.
+    convert: `encoder_decoder` or `decoder_only`.
+    lengths: maximum tokens of 'inputs' and 'targets', end of sequence included.
+
+  Returns:
+    The converter for rows of `records`.
+
+  Raises:
+    ValueError: if a prompt that may not be trimmed is longer than `lengths['inputs']`, or if the
+      decoder would have no first input.
+  """
+  manifest = records.manifest
+  special = (manifest.bos_id, manifest.inputs_eos_id, manifest.eos_id)
+  start, inputs_end, targets_end = (
+    np.array([] if token is None else [token], np.int32) for token in special
+  )
+  converter = FeatureConverter(convert, dict(lengths), start, inputs_end, targets_end)
+  longest = int(records.lengths[:, 0].max()) if manifest.inputs_eos_id is None else 0
   if longest > lengths['inputs']:
     raise ValueError(
       f'{records.name} has prompts of up to {longest} tokens, more than the feature length of '
-      f"'inputs', {lengths['inputs']}. The model goes on from where a prompt ends, so none can be "
-      f"trimmed: raise task_feature_lengths['inputs'] to {longest}, or leave long rows out."
+      f"'inputs', {lengths['inputs']}. The model continues from the end of a prompt, so none can "
+      f"be trimmed: raise task_feature_lengths['inputs'] to {longest}, or leave long rows out."
     )
-  if not layout.starts and not records.lengths[:, 0].all():
+  if not converter.has_start and not records.lengths[:, 0].all():
     raise ValueError(
-      f'{records.name} has empty prompts, and the decoder no first input: the vocabulary names no '
-      'beginning of sequence.'
+      f'{records.name} has empty prompts, and the decoder no first input: the vocabulary defines '
+      'no beginning of sequence.'
     )
-  return layout
+  return converter
 
 
-def assemble(rows: Sequence[Sequence[Example]], *, width: int, encoder_width: int | None) -> Batch:
-  """Rows of examples, one after the other, as arrays. A row without examples is padding."""
+def assemble(
+  rows: Sequence[Sequence[ExampleTokens]], *, width: int, encoder_width: int | None
+) -> Batch:
+  """Builds a batch with one or more examples in each row.
+
+  Two examples share the first row; the second row is padding.
+
+  >>> first = ExampleTokens(encoder=None, context=([0, 7, 1],), targets=([5, 1],))
+  >>> second = ExampleTokens(encoder=None, context=([0, 1],), targets=([6, 1],))
+  >>> batch = assemble([[first, second], []], width=8, encoder_width=None)
+  >>> batch.inputs
+  array([[0, 7, 1, 5, 0, 1, 6, 0],
+         [0, 0, 0, 0, 0, 0, 0, 0]], dtype=int32)
+  >>> batch.targets
+  array([[7, 1, 5, 1, 1, 6, 1, 0],
+         [0, 0, 0, 0, 0, 0, 0, 0]], dtype=int32)
+  >>> batch.weights.astype(int)
+  array([[0, 0, 1, 1, 0, 1, 1, 0],
+         [0, 0, 0, 0, 0, 0, 0, 0]])
+  >>> batch.segments
+  array([[1, 1, 1, 1, 2, 2, 2, 0],
+         [0, 0, 0, 0, 0, 0, 0, 0]], dtype=int32)
+
+  Args:
+    rows: the examples of each row, in order; a row without examples is padding.
+    width: number of decoder positions of a row.
+    encoder_width: number of encoder positions; None for a decoder-only model.
+
+  Returns:
+    A batch of `len(rows)` rows, with weight 1 on the tokens to be predicted.
+  """
   examples = [example for row in rows for example in row]
-  tokens = _concatenate([piece for e in examples for piece in (*e.left, *e.right)])
-  left = _counts([example.left for example in examples])
-  size = left + _counts([example.right for example in examples]) - 1  # positions; one token more
-  ends = np.cumsum(size + 1)
+  tokens = _concatenate([piece for e in examples for piece in (*e.context, *e.targets)])
+  context = _counts([example.context for example in examples])
+  size = context + _counts([example.targets for example in examples]) - 1  # positions
+  ends = np.cumsum(size + 1)  # of the tokens, of which there is one more than positions
   position = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
   per_row = [len(row) for row in rows]
   used = np.bincount(np.repeat(np.arange(len(rows)), per_row), size, minlength=len(rows))
-  taken = np.arange(width) < used[:, None]
+  mask = np.arange(width) < used[:, None]
 
   inputs, targets, segments, positions = _zeros(4, len(rows), width)
   weights = _zeros(len(rows), width, dtype=np.float32)
-  inputs[taken] = np.delete(tokens, ends - 1)
-  targets[taken] = np.delete(tokens, ends - size - 1)
-  weights[taken] = position >= np.repeat(left - 1, size)
-  segments[taken] = np.repeat([s for n in per_row for s in range(1, n + 1)], size)
-  positions[taken] = position
+  inputs[mask] = np.delete(tokens, ends - 1)
+  targets[mask] = np.delete(tokens, ends - size - 1)
+  weights[mask] = position >= np.repeat(context - 1, size)
+  segments[mask] = np.repeat([s for n in per_row for s in range(1, n + 1)], size)
+  positions[mask] = position
   encoder = None
   if encoder_width is not None:
     encoder = pad([row[0].encoder or () if row else () for row in rows], encoder_width).tokens
   return Batch(inputs, targets, weights, encoder, segments, positions)
 
 
-def unpacked(batch: Batch) -> Batch:
-  """The batch of rows with one example each, for models that then need no segments."""
+def without_segments(batch: Batch) -> Batch:
+  """Drops segments and positions, which rows of one example each do not need."""
   return batch._replace(segments=None, positions=None)
 
 
 def with_teacher(batch: Batch, values: Any) -> Batch:
-  """The batch with what is known of its targets' tokens, given in the order of its examples."""
-  taken = np.asarray(batch.weights) > 0
+  """Adds a teacher's values of the target tokens, given in the order of the batch's examples."""
+  mask = np.asarray(batch.weights) > 0
 
-  def placed(column: np.ndarray) -> np.ndarray:
-    found = np.zeros((*taken.shape, *column.shape[1:]), column.dtype)
-    found[taken] = column
-    return found
+  def scatter(column: np.ndarray) -> np.ndarray:
+    scattered = np.zeros((*mask.shape, *column.shape[1:]), column.dtype)
+    scattered[mask] = column
+    return scattered
 
-  return batch._replace(teacher=jax.tree.map(placed, values))
-
-
-def prompt_of(example: Example) -> Pieces:
-  """The tokens that decoding starts from: the encoder's, or the decoder's left context."""
-  return example.left if example.encoder is None else example.encoder
+  return batch._replace(teacher=jax.tree.map(scatter, values))
 
 
 def pad(prompts: Sequence[Pieces], width: int) -> Prompt:
-  """Prompts padded on the right."""
+  """Pads prompts on the right to `width` tokens."""
   length = _counts(prompts).astype(np.int32)
   tokens = _zeros(len(prompts), width)
-  taken = np.arange(width) < length[:, None]
-  tokens[taken] = _concatenate([piece for prompt in prompts for piece in prompt])
+  mask = np.arange(width) < length[:, None]
+  tokens[mask] = _concatenate([piece for prompt in prompts for piece in prompt])
   return Prompt(tokens, length)
 
 
@@ -221,8 +286,8 @@ def _count(pieces: Pieces) -> int:
   return sum(map(len, pieces))
 
 
-def _counts(examples: Sequence[Pieces]) -> Any:
-  return np.array([_count(pieces) for pieces in examples], np.int64)
+def _counts(sequences: Sequence[Pieces]) -> Any:
+  return np.array([_count(pieces) for pieces in sequences], np.int64)
 
 
 def _concatenate(pieces: Sequence[Sequence[int] | Tokens]) -> Tokens:

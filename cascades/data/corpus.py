@@ -1,4 +1,4 @@
-"""A task as one kind of model reads it: its token records, as batches, prompts and candidates."""
+"""A task as one kind of model reads it: its token records as batches, prompts and candidates."""
 
 from __future__ import annotations
 
@@ -11,18 +11,34 @@ import numpy as np
 from jaxtyping import Int
 
 from cascades.data import batches, converters, materialize
-from cascades.data import prompts as prompting
 from cascades.data.batches import TokenValues
-from cascades.data.prompts import Bucket, Scored
-from cascades.data.records import Indices, Joined, Readable
+from cascades.data.prompts import (
+  Bucket,
+  ScoringBatch,
+  buckets,
+  given_targets,
+  prompt_lengths,
+  read_prompts,
+  score_batches,
+)
+from cascades.data.records import AnyRecords, Indices, MixtureRecords, Records
 from cascades.data.workers import Workers
 from cascades.tasks.task import Mixture, Record, Task, both
+from cascades.tokenizers.conventions import Tokens
 from cascades.types import Architecture, Batch, Prompt, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Everything that training and inference ask of a task, with their common settings said once."""
+  """Everything that training and inference read of a task, with their common settings.
+
+  Fields:
+    task: a task or a mixture.
+    vocabulary: vocabulary of inputs and targets.
+    architecture: 'encoder_decoder' or 'decoder_only'.
+    lengths: maximum tokens of 'inputs' and 'targets', end of sequence included.
+    directory: directory of the token records of all tasks.
+  """
 
   task: Task | Mixture
   vocabulary: Vocabulary
@@ -32,13 +48,25 @@ class Corpus:
 
   @property
   def tasks(self) -> tuple[Task, ...]:
-    """The task, or those of the mixture."""
+    """The task, or the tasks of the mixture."""
     return self.task.tasks if isinstance(self.task, Mixture) else (self.task,)
 
-  def open(self, split: str, *, tasks: Sequence[Task] | None = None) -> Joined:
-    """The split's records of all tasks, materialised by process 0 if they are not there yet."""
+  def open(self, split: str, *, tasks: Sequence[Task] | None = None) -> MixtureRecords:
+    """Opens the split's records; process 0 materializes them first if they are missing.
+
+    Args:
+      split: name of a split of every task.
+      tasks: the tasks to read; None reads all of the corpus.
+
+    Returns:
+      The records of all tasks.
+
+    Raises:
+      ValueError: if a task does not have the split, or its rows cannot be used.
+      FileNotFoundError: if a task's data are missing.
+    """
     with Workers() as workers:
-      return Joined(
+      return MixtureRecords(
         [
           materialize.materialize(
             task,
@@ -53,15 +81,18 @@ class Corpus:
       )
 
   def identity(self, task: Task, split: str) -> dict[str, Any]:
-    """What decides about the target tokens of a split's rows, and what a model sees before them."""
-    decided = materialize.identity(task, split, both(self.vocabulary))
-    kept = {name: decided[name] for name in ('definition', 'source', 'vocabulary')}
-    asked = {'task': task.name, 'split': split, **kept}
-    return asked | {'lengths': dict(self.lengths), 'architecture': self.architecture}
+    """Everything that determines the target tokens of a split's rows and their contexts, as JSON.
 
-  def target_lengths(self, split: Readable) -> Int[np.ndarray, 'N']:
-    """How many tokens of each row are to be predicted."""
-    return converters.of(split, **self._layout).target_lengths(split.lengths)
+    A cache of a teacher's answers is valid for records of the same identity.
+    """
+    identity = materialize.identity(task, split, both(self.vocabulary))
+    content = {name: identity[name] for name in ('definition', 'source', 'vocabulary')}
+    settings = {'lengths': dict(self.lengths), 'architecture': self.architecture}
+    return {'task': task.name, 'split': split} | content | settings
+
+  def target_lengths(self, split: AnyRecords) -> Int[np.ndarray, 'N']:
+    """Number of predicted tokens of each row."""
+    return converters.feature_converter(split, **self._features).target_lengths(split.lengths)
 
   def training(
     self,
@@ -70,94 +101,112 @@ class Corpus:
     batch_size: int,
     seed: int,
     pack: int | None = None,
-    teacher: Callable[[Joined], TokenValues] | None = None,
+    teacher: Callable[[MixtureRecords], TokenValues] | None = None,
   ) -> Iterator[Batch]:
-    """This process's rows of the batch of step `start`, and of all that follow.
+    """Yields this process's rows of the batch of step `start` and of all later steps.
 
-    Of the records, `teacher` gives what is known of their targets' tokens.
+    Args:
+      start: step of the first batch, counted from 0.
+      batch_size: rows of all processes together.
+      seed: seed of the order of examples and of tasks.
+      pack: length of packed rows; None puts one example into a row.
+      teacher: gives, for the records, a function to the values of their target tokens.
     """
     joined = self.open('train')
     return batches.train_batches(
       joined,
-      **self._layout,
+      **self._features,
       batch_size=batch_size,
       seed=seed,
       rates=self._rates(joined),
       start_step=start,
       pack=pack,
       teacher=teacher and teacher(joined),
-      **_share(),
+      process=_process(),
     )
 
   def training_ids(
     self, step: int, *, batch_size: int, seed: int, pack: int | None = None
   ) -> list[str]:
-    """The examples of all processes in the batch of step `step`, counted from 0 as `start` is."""
-    joined = Joined(
+    """Ids of the examples of all processes in the batch of step `step`, counted from 0."""
+    vocabularies = both(self.vocabulary)
+    joined = MixtureRecords(
       [
-        materialize.Records(
-          materialize.location(task, 'train', both(self.vocabulary), self.directory)
-        )
+        Records(materialize.location(task, 'train', vocabularies, self.directory))
         for task in self.tasks
       ]
     )
     return batches.train_ids(
       joined,
       step,
-      **self._layout,
+      **self._features,
       batch_size=batch_size,
       seed=seed,
       rates=self._rates(joined),
       pack=pack,
     )
 
-  def _rates(self, joined: Joined) -> list[float]:
-    return [task.rate or len(part) for task, part in zip(self.tasks, joined.parts, strict=True)]
+  def _rates(self, joined: MixtureRecords) -> list[float]:
+    return [
+      task.rate or len(records) for task, records in zip(self.tasks, joined.per_task, strict=True)
+    ]
 
   def evaluation(
     self,
-    split: Readable,
+    split: AnyRecords,
     *,
     batch_size: int,
     rows: int | None,
     teacher: TokenValues | None = None,
   ) -> Iterator[Batch]:
-    """This process's share of `rows` rows from all over the split, or of all, each once."""
+    """Yields this process's share of `rows` evenly spaced rows, or of all rows, each once."""
     indices = batches.evenly_spaced(split, rows) if rows else None
     return batches.evaluation_batches(
-      split, **self._layout, batch_size=batch_size, indices=indices, teacher=teacher, **_share()
+      split,
+      **self._features,
+      batch_size=batch_size,
+      indices=indices,
+      teacher=teacher,
+      process=_process(),
     )
 
-  def ordered(self, split: Readable, indices: Indices, *, batch_size: int) -> Iterator[Batch]:
-    """These rows in order, the same batches in every process."""
-    return batches.evaluation_batches(split, **self._layout, batch_size=batch_size, indices=indices)
+  def ordered(self, split: AnyRecords, indices: Indices, *, batch_size: int) -> Iterator[Batch]:
+    """Yields batches of these rows in order, the same batches in every process."""
+    return batches.evaluation_batches(
+      split, **self._features, batch_size=batch_size, indices=indices
+    )
 
-  def buckets(self, split: Readable, indices: Indices, *, batch_size: int) -> list[Bucket]:
-    """These rows' prompts, grouped by length."""
-    widths = prompting.prompt_lengths(split, **self._layout)
-    return prompting.buckets(widths, indices, batch_size=batch_size)
+  def buckets(self, split: AnyRecords, indices: Indices, *, batch_size: int) -> list[Bucket]:
+    """Groups the prompts of these rows by length."""
+    lengths = prompt_lengths(split, **self._features)
+    return buckets(lengths, indices, batch_size=batch_size)
 
-  def prompts(self, split: Readable, bucket: Bucket, *, batch_size: int) -> Prompt:
-    """A bucket's prompts, padded to one shape."""
-    return prompting.prompts(split, bucket, **self._layout, batch_size=batch_size)
+  def prompts(self, split: AnyRecords, bucket: Bucket, *, batch_size: int) -> Prompt:
+    """Reads a bucket's prompts, padded to one shape."""
+    return read_prompts(split, bucket, **self._features, batch_size=batch_size)
 
   def candidates(
     self,
-    split: Readable,
+    split: AnyRecords,
     indices: Indices,
     *,
     batch_size: int,
-    of: Callable[[Record], Sequence[converters.Tokens]] = prompting.given_targets,
-  ) -> Iterator[Scored]:
-    """These rows' given answers, to be scored under teacher forcing."""
-    return prompting.score_batches(
-      split, indices, **self._layout, batch_size=batch_size, candidates=of
-    )
+    of: Callable[[Record], Sequence[Tokens]] = given_targets,
+  ) -> Iterator[ScoringBatch]:
+    """Yields given answers of these rows, to be scored under teacher forcing.
+
+    Args:
+      split: the records.
+      indices: numbers of rows.
+      batch_size: rows of a batch.
+      of: gives a record's candidates: `prompts.given_targets` or `prompts.given_options`.
+    """
+    return score_batches(split, indices, **self._features, batch_size=batch_size, candidates=of)
 
   @property
-  def _layout(self) -> dict[str, Any]:
+  def _features(self) -> dict[str, Any]:
     return {'convert': converters.CONVERTERS[self.architecture], 'lengths': self.lengths}
 
 
-def _share() -> dict[str, Any]:
-  return {'process_index': jax.process_index(), 'process_count': jax.process_count()}
+def _process() -> batches.Process:
+  return batches.Process(jax.process_index(), jax.process_count())

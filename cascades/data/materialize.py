@@ -1,14 +1,13 @@
-"""A task's split as token records: materialised once, then read at random by everyone.
+"""Materialization of a task's split as token records: written once, then read at random.
 
-A directory holds shards of rows and tokens, and `manifest.json`, written last. Its name carries a
-fingerprint of all that went in, so that a changed task, source or vocabulary gets a directory of
-its own. No TensorFlow.
+A directory has shards of rows and tokens, and `manifest.json`, written last. Its name carries a
+fingerprint of everything the records depend on, so that a changed task, source or vocabulary gets a
+directory of its own. No TensorFlow.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import functools
@@ -28,6 +27,7 @@ from etils import epath
 
 from cascades.data import records, shards
 from cascades.data.records import Manifest, Records
+from cascades.data.shards import Shard
 from cascades.data.workers import Workers
 from cascades.tasks.task import Row, Task, Vocabularies
 from cascades.tasks.tokenize import ROWS_PER_SHARD, blocks
@@ -37,9 +37,9 @@ log = logging.getLogger(__name__)
 DIRECTORY = '~/.cache/cascades/records'
 
 _LOCK = 'lock'
-_CHECKED_BYTES = 1 << 22  # what is larger takes too long to read at every start, of 69 tasks
+_CHECKED_BYTES = 1 << 22  # larger records take too long to read at every start, of 69 tasks
 _SECONDS_BETWEEN_REPORTS = 10.0
-_SECONDS_BETWEEN_LOOKS = 0.5
+_POLL_SECONDS = 0.5
 
 
 def materialize(
@@ -53,43 +53,62 @@ def materialize(
   rows_per_shard: int = ROWS_PER_SHARD,
   workers: Workers | None = None,
 ) -> Records:
-  """The split's token records below `directory`, written first if they are not there yet.
+  """Opens the split's token records below `directory`; writes them first if they are missing.
 
-  Of several processes that share the directory, process 0 writes and the others wait for at most
-  `timeout` seconds. Of several jobs that write the same records one does, and the others wait for
-  it. An interrupted job's finished shards are kept. `workers` tokenise what is more than one shard.
+  Of several processes that share the directory, process 0 writes and the others wait. Of several
+  jobs that write the same records one does, and the others wait for it. Finished shards of an
+  interrupted job are reused.
+
+  Args:
+    task: the task.
+    split: one of its splits.
+    vocabularies: vocabularies of inputs and targets.
+    directory: a local directory, shared by all processes.
+    process_index: number of this process.
+    timeout: seconds that a process other than 0 waits at most.
+    rows_per_shard: rows of a shard.
+    workers: processes that tokenize if there is more than one shard; None starts them if needed.
+
+  Returns:
+    The records.
+
+  Raises:
+    ValueError: if the task does not have the split, its rows cannot be used, there are none, two
+      have the same id, or records written earlier are damaged.
+    FileNotFoundError: if the task's data are missing.
+    TimeoutError: if process 0 does not finish in time.
   """
-  place = location(task, split, vocabularies, directory)
-  if records.is_complete(place):
-    if sum(file.bytes for file in records.read_manifest(place).files.values()) <= _CHECKED_BYTES:
-      records.check_content(place)
+  path = location(task, split, vocabularies, directory)
+  if records.is_complete(path):
+    if sum(file.bytes for file in records.read_manifest(path).files.values()) <= _CHECKED_BYTES:
+      records.check_content(path)
   elif process_index == 0:
-    _report_others(task, split, vocabularies, place)
+    _report_others(task, split, vocabularies, path)
     with contextlib.ExitStack() as stack:
       workers = workers or stack.enter_context(Workers())
-      _write(task, split, vocabularies, place, rows_per_shard, workers)
+      _write(task, split, vocabularies, path, rows_per_shard, workers)
   else:
-    _wait_for(place, timeout)
-  return Records(place)
+    _wait_for(path, timeout)
+  return Records(path)
 
 
 def location(
   task: Task, split: str, vocabularies: Vocabularies, directory: epath.PathLike
 ) -> epath.Path:
-  """Where the records lie: <directory>/<task>/<split>-<fingerprint>."""
+  """Directory of the records: <directory>/<task>/<split>-<fingerprint>."""
   task.require(split)
   if '://' in os.fspath(directory):
     raise ValueError(
-      f'Token records cannot lie in {os.fspath(directory)}: they are read at random, which needs a '
-      'local or mounted file system. Name a local directory for them.'
+      f'Token records cannot be stored in {os.fspath(directory)}: they are read at random, which '
+      'needs a local or mounted file system. Give a local directory for them.'
     )
-  what = json.dumps(identity(task, split, vocabularies), sort_keys=True)
-  fingerprint = hashlib.sha256(what.encode()).hexdigest()
+  content = json.dumps(identity(task, split, vocabularies), sort_keys=True)
+  fingerprint = hashlib.sha256(content.encode()).hexdigest()
   return epath.Path(directory).expanduser() / task.name / f'{split}-{fingerprint[:16]}'
 
 
 def identity(task: Task, split: str, vocabularies: Vocabularies) -> dict[str, str]:
-  """What decides about the records of a split; other records are other ones by name."""
+  """Everything that determines the content of a split's records; their directory is named by it."""
   return {
     'format': str(shards.FORMAT),
     'definition': task.version,
@@ -99,15 +118,15 @@ def identity(task: Task, split: str, vocabularies: Vocabularies) -> dict[str, st
   }
 
 
-def _report_others(task: Task, split: str, vocabularies: Vocabularies, place: epath.Path) -> None:
-  """Says why records that lie beside are not the ones that were asked for."""
-  wanted = identity(task, split, vocabularies)
-  for manifest in sorted(place.parent.glob(f'{split}-*/{records.MANIFEST}')):
+def _report_others(task: Task, split: str, vocabularies: Vocabularies, path: epath.Path) -> None:
+  """Logs why existing records of the split are not read."""
+  expected = identity(task, split, vocabularies)
+  for manifest in sorted(path.parent.glob(f'{split}-*/{records.MANIFEST}')):
     try:
-      found: Mapping[str, str] = records.read_manifest(manifest.parent).identity
-    except ValueError:  # of a version that wrote manifests otherwise, or damaged
-      found = {**wanted, 'format': ''}
-    differing = [name for name in wanted if found.get(name) != wanted[name]]
+      actual: Mapping[str, str] = records.read_manifest(manifest.parent).identity
+    except ValueError:  # damaged, or of a version with other manifests
+      actual = {**expected, 'format': ''}
+    differing = [name for name in expected if actual.get(name) != expected[name]]
     log.info('Not reading %s: made with another %s.', manifest.parent, ' and '.join(differing))
 
 
@@ -115,65 +134,80 @@ def _write(
   task: Task,
   split: str,
   vocabularies: Vocabularies,
-  place: epath.Path,
+  path: epath.Path,
   rows_per_shard: int,
   workers: Workers,
 ) -> None:
-  """The shards that are missing, the manifest, and at last the name."""
-  partial = place.with_name(f'.{place.name}.partial')
-  with _only_writer(partial, place) as mine:
+  """Writes missing shards, then the manifest; renames the directory to `path` last."""
+  partial = path.with_name(f'.{path.name}.partial')
+  with _only_writer(partial, path) as mine:
     if not mine:
       return
     name = f'{task.name}, split {split}'
-    made = shards.finished(partial)
-    if made:
-      log.info('%s: going on after %d finished shards.', name, len(made))
-    rows = task.rows(split)
-    if task.tokenize is None:  # else ids are counted, and there may be too many to remember
-      rows = _distinct(rows, name)
-    with _progress(name, task.sizes.get(split)) as advance:
-      jobs = {}
-      for index, block in enumerate(blocks(rows, rows_per_shard)):
-        if index in made:
-          advance(len(block))
-          continue
-        arguments = (block, vocabularies, os.fspath(partial), index, task.tokenize)
-        if index == 0 and len(block) < rows_per_shard:  # not worth a process
-          made[index] = shards.write(*arguments)
-          advance(len(block))
-        else:
-          jobs[index] = workers.submit(shards.write, *arguments)
-          jobs[index].add_done_callback(functools.partial(_after, advance, len(block)))
-      made |= {index: job.result() for index, job in jobs.items()}
-    if not sum(shard.rows for shard in made.values()):
+    written = _write_shards(task, split, vocabularies, partial, rows_per_shard, workers)
+    if not sum(shard.rows for shard in written.values()):
       shutil.rmtree(partial)
       raise ValueError(f'{name} has no rows: there is nothing to learn from or to evaluate.')
     inputs, targets = vocabularies
+    special = task.special_tokens
     manifest = Manifest(
       task=task.name,
       split=split,
       identity=identity(task, split, vocabularies),
-      bos_id=targets.bos_id if task.marks.start else None,
-      inputs_eos_id=inputs.eos_id if task.marks.prompt_end else None,
-      eos_id=targets.eos_id if task.marks.answer_end else None,
-      shards=[made[index] for index in sorted(made)],
+      bos_id=targets.bos_id if special.start else None,
+      inputs_eos_id=inputs.eos_id if special.prompt_end else None,
+      eos_id=targets.eos_id if special.answer_end else None,
+      shards=[written[index] for index in sorted(written)],
     )
-    (partial / records.MANIFEST).write_text(
-      json.dumps(dataclasses.asdict(manifest), indent=2) + '\n'
-    )
-    if place.exists():  # what an interrupted copy left; moved first, as a rename is atomic
+    (partial / records.MANIFEST).write_text(manifest.to_json())
+    if path.exists():  # left by an interrupted copy; moved first, as a rename is atomic
       remains = partial.with_name(f'{partial.name}.remains')
-      place.rename(remains)
+      path.rename(remains)
       shutil.rmtree(remains)
     (partial / _LOCK).unlink()
-    partial.rename(place)
+    partial.rename(path)
+
+
+def _write_shards(
+  task: Task,
+  split: str,
+  vocabularies: Vocabularies,
+  partial: epath.Path,
+  rows_per_shard: int,
+  workers: Workers,
+) -> dict[int, Shard]:
+  """All shards by number, of which those that are finished already are not written again."""
+  name = f'{task.name}, split {split}'
+  written = shards.finished(partial)
+  if written:
+    log.info('%s: resuming after %d finished shards.', name, len(written))
+  rows = task.rows(split)
+  if task.tokenize is None:  # otherwise ids are numbers, and may be too many to remember
+    rows = _distinct(rows, name)
+  with _progress(name, task.sizes.get(split)) as advance:
+    jobs = {}
+    for index, block in enumerate(blocks(rows, rows_per_shard)):
+      if index in written:
+        advance(len(block))
+        continue
+      arguments = (block, vocabularies, os.fspath(partial), index, task.tokenize)
+      if index == 0 and len(block) < rows_per_shard:  # not worth a process
+        written[index] = shards.write(*arguments)
+        advance(len(block))
+      else:
+        jobs[index] = workers.submit(shards.write, *arguments)
+        jobs[index].add_done_callback(functools.partial(_advance_after, advance, len(block)))
+    return written | {index: job.result() for index, job in jobs.items()}
 
 
 @contextlib.contextmanager
-def _only_writer(partial: epath.Path, place: epath.Path) -> Iterator[bool]:
-  """Whether this process is to write; waits while another one does. Its end frees the lock."""
+def _only_writer(partial: epath.Path, path: epath.Path) -> Iterator[bool]:
+  """Yields True to the one process that writes, whose exit frees the lock.
+
+  Others wait until the records are complete, and get False.
+  """
   waited = False
-  while not records.is_complete(place):
+  while not records.is_complete(path):
     partial.mkdir(parents=True, exist_ok=True)
     try:
       lock = open(partial / _LOCK, 'w')  # noqa: SIM115
@@ -186,27 +220,27 @@ def _only_writer(partial: epath.Path, place: epath.Path) -> Iterator[bool]:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
           raise
         if not waited:
-          log.info('Waiting for the process that writes %s', place)
+          log.info('Waiting for the process that writes %s', path)
           waited = True
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_POLL_SECONDS)
         continue
-      if records.is_complete(place) or not (partial / _LOCK).exists():
+      if records.is_complete(path) or not (partial / _LOCK).exists():
         continue
       yield True
       return
   yield False
 
 
-def _wait_for(place: epath.Path, timeout: float) -> None:
-  log.info('Waiting for process 0 to write %s', place)
+def _wait_for(path: epath.Path, timeout: float) -> None:
+  log.info('Waiting for process 0 to write %s', path)
   deadline = time.monotonic() + timeout
-  while not records.is_complete(place):
+  while not records.is_complete(path):
     if time.monotonic() > deadline:
       raise TimeoutError(
-        f'Process 0 has not written {place} within {timeout:.0f} s. If the processes do not share '
-        'this file system, materialise the records on each machine first.'
+        f'Process 0 has not written {path} within {timeout:.0f} s. If the processes do not share '
+        'this file system, materialize the records on each machine first.'
       )
-    time.sleep(_SECONDS_BETWEEN_LOOKS)
+    time.sleep(_POLL_SECONDS)
 
 
 def _distinct(rows: Iterator[Row], name: str) -> Iterator[Row]:
@@ -214,20 +248,20 @@ def _distinct(rows: Iterator[Row], name: str) -> Iterator[Row]:
   for row in rows:
     if row.id in seen:
       raise ValueError(
-        f'{name} has two rows with the id {row.id!r}; an id must name one row, since predictions '
-        'are joined by it.'
+        f'{name} has two rows with the id {row.id!r}; ids must be distinct, since predictions are '
+        'joined by them.'
       )
     seen.add(row.id)
     yield row
 
 
-def _after(advance: Callable[[int], None], rows: int, _: object) -> None:
+def _advance_after(advance: Callable[[int], None], rows: int, _: object) -> None:
   advance(rows)
 
 
 @contextlib.contextmanager
 def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-  """Told of rows that are done: a bar on a terminal, else a line now and then."""
+  """Yields a function to be called with numbers of finished rows: shows a bar or logs lines."""
   began = last = time.monotonic()
   done = 0
 
@@ -239,11 +273,15 @@ def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
       last = now
       show(done, done / (now - began))
 
+  def show_line(done: int, rate: float) -> None:
+    left = f', {(total - done) / rate:.0f} s left' if total and total > done else ''
+    log.info('%s: %d rows tokenized, %.0f rows/s%s', name, done, rate, left)
+
   bar = _bar(name, total) if sys.stderr.isatty() else None
-  show = bar.show if bar else _lines(name, total)
+  show = bar.show if bar else show_line
   with bar.progress if bar else contextlib.nullcontext():
     yield advance
-  log.info('%s: %d rows tokenised in %.1f s', name, done, time.monotonic() - began)
+  log.info('%s: %d rows tokenized in %.1f s', name, done, time.monotonic() - began)
 
 
 class _Bar(NamedTuple):
@@ -264,11 +302,3 @@ def _bar(name: str, total: int | None) -> _Bar:
     progress.update(bar, completed=done, rate=f'{done:,} rows, {rate:,.0f} rows/s')
 
   return _Bar(progress, show)
-
-
-def _lines(name: str, total: int | None) -> Callable[[int, float], None]:
-  def show(done: int, rate: float) -> None:
-    left = f', {(total - done) / rate:.0f} s left' if total and total > done else ''
-    log.info('%s: %d rows tokenised, %.0f rows/s%s', name, done, rate, left)
-
-  return show

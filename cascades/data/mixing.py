@@ -1,8 +1,11 @@
-"""Which of several tasks each training row comes from, by given rates, without keeping any state.
+"""Mixing of tasks by rates, without state: the task and the example of any row of the mixture.
 
 Rows come in blocks. In each, task k has exactly `counts[k]` rows, in an order drawn anew, so the
-rates hold over every block and not on average only; the block and the place in it say which row.
-A task's epochs that meet in a block interleave there, and at its end each row has had its turn.
+rates hold over every block and not on average only; a row's block and its position there determine
+its task and its example. A task's epochs that meet in a block interleave there.
+
+Grain's `MapDataset.mix` is not used, because it interleaves tasks in one pattern for every seed and
+looks up one row at a time, where a block of rows needs one NumPy call.
 """
 
 from __future__ import annotations
@@ -20,17 +23,30 @@ _BLOCK = 1 << 20  # of rates that are no counts
 _SALT = 0x6D697865
 
 
-class Drawn(NamedTuple):
-  """For each row: the task, and how many of its rows came before."""
+class TaskRows(NamedTuple):
+  """Rows of a mixture.
+
+  Fields:
+    task: the task of each row.
+    number: the number of earlier rows of the same task.
+  """
 
   task: Int[np.ndarray, 'n']
   number: Int[np.ndarray, 'n']
 
 
 def block(rates: Sequence[float]) -> Int[np.ndarray, 'K']:
-  """How many rows of a block each task has: the rates themselves if they are moderate counts.
+  """Counts of rows of each task in a block.
 
-  Other rates are rounded to a block of 2^20 rows by largest remainder, and no task gets none.
+  Args:
+    rates: positive rates of the tasks.
+
+  Returns:
+    The rates themselves if they are whole numbers with a sum of at most 2^24. Other rates are
+    rounded to a block of 2^20 rows by largest remainder, and each task gets at least one row.
+
+  Raises:
+    ValueError: if there are no rates, or one is not a positive number.
   """
   given = np.asarray(rates, float)
   if not len(given) or not np.isfinite(given).all() or (given <= 0).any():
@@ -45,12 +61,21 @@ def block(rates: Sequence[float]) -> Int[np.ndarray, 'K']:
   return counts
 
 
-def draw(rows: Int[np.ndarray, 'n'], counts: Int[np.ndarray, 'K'], seed: int) -> Drawn:
-  """The task and the number within the task of these rows of the endless mixture."""
+def draw(rows: Int[np.ndarray, 'n'], counts: Int[np.ndarray, 'K'], seed: int) -> TaskRows:
+  """Draws the task, and the number within the task, of rows of the endless mixture.
+
+  Args:
+    rows: numbers of rows of the mixture, from 0.
+    counts: rows of each task in a block, as `block` gives them.
+    seed: the seed of the order within blocks.
+
+  Returns:
+    Task and number of each row, a function of the arguments alone.
+  """
   if len(counts) == 1:
-    return Drawn(np.zeros_like(rows), rows)
+    return TaskRows(np.zeros_like(rows), rows)
   ends = np.cumsum(counts)
-  blocks, places = np.divmod(rows, ends[-1])
-  slots = shuffling.shuffled(places, int(ends[-1]), shuffling.mix(_SALT, seed, blocks))
+  blocks, positions = np.divmod(rows, ends[-1])
+  slots = shuffling.shuffled(positions, int(ends[-1]), shuffling.mix(_SALT, seed, blocks))
   task = np.searchsorted(ends, slots, side='right')
-  return Drawn(task, blocks * counts[task] + slots - (ends - counts)[task])
+  return TaskRows(task, blocks * counts[task] + slots - (ends - counts)[task])

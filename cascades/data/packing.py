@@ -1,8 +1,11 @@
-"""Several short examples in one row, planned from token counts alone.
+"""Packing of several short examples into one row, planned from token counts alone.
 
-Which lengths go together is planned once, from the histogram of the lengths; an epoch only redraws
-which example of a length takes which of its places. So every epoch has equally many packs, and pack
-i of epoch e is known without building the epochs, or the packs, before it.
+The plan, made once from the histogram of the lengths, says which lengths share a row; an epoch only
+redraws which example of a length takes which of its slots. So every epoch has equally many packs,
+and pack i of epoch e is known without building the epochs, or the packs, before it.
+
+Grain's packing (`experimental.BestFitPackIterDataset`) is not used, because it fills rows from a
+stream: batch i is only reached by packing all batches before it or from an iterator's saved state.
 """
 
 from __future__ import annotations
@@ -18,23 +21,35 @@ from jaxtyping import Int
 
 from cascades.tasks import shuffling
 
-_SALT = 0x7061636B  # who shares a pack is drawn apart from the order of the packs
+_SALT = 0x7061636B  # draws the members of a pack apart from the order of the packs
 
-_Slots: TypeAlias = tuple[tuple[int, int], ...]  # a pack's lengths: (index into values, how many)
+# The lengths in a pack: (index into the distinct lengths, number of examples of that length).
+_Composition: TypeAlias = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Packs:
-  """P packs of N examples. Places of one length are neighbours, as are the examples for them."""
+class PackingPlan:
+  """P packs of N examples. Slots are sorted by length, and so are the examples that fill them.
+
+  Fields:
+    capacity: tokens of a row.
+    starts: pack p has `slots[starts[p] : starts[p + 1]]`.
+    slots: a permutation of the N slots, pack by pack.
+    examples: the examples, ordered by length.
+    first: of each slot, the first slot of the same length ...
+    alike: ... and the number of slots of that length.
+    salt: of each slot, an integer that differs between the lengths of a task.
+    fill: share of the rows' positions that belong to an example.
+  """
 
   capacity: int
-  starts: Int[np.ndarray, 'P+1']  # pack p has places[starts[p] : starts[p + 1]]
-  places: Int[np.ndarray, 'N']
-  examples: Int[np.ndarray, 'N']  # ordered by length
-  first: Int[np.ndarray, 'N']  # of each place: where its length begins ...
-  alike: Int[np.ndarray, 'N']  # ... and how many examples have it
-  salt: Int[np.ndarray, 'N']  # tells the lengths of a task apart
-  fill: float  # share of the rows' positions that hold an example
+  starts: Int[np.ndarray, 'P+1']
+  slots: Int[np.ndarray, 'N']
+  examples: Int[np.ndarray, 'N']
+  first: Int[np.ndarray, 'N']
+  alike: Int[np.ndarray, 'N']
+  salt: Int[np.ndarray, 'N']
+  fill: float
 
   def __len__(self) -> int:
     return len(self.starts) - 1
@@ -42,25 +57,34 @@ class Packs:
   def members(
     self, packs: Int[np.ndarray, 'n'], epochs: Int[np.ndarray, 'n'], seed: int
   ) -> list[Int[np.ndarray, 'k']]:
-    """The examples of each pack in its epoch; within an epoch every example is in one pack."""
+    """Draws the examples of each pack in its epoch.
+
+    Args:
+      packs: numbers of packs.
+      epochs: the epoch of each.
+      seed: the seed of the shuffle.
+
+    Returns:
+      The examples of each pack. In an epoch every example is in exactly one pack.
+    """
     counts = self.starts[packs + 1] - self.starts[packs]
-    place = self.places[_ranges(self.starts[packs], counts)]
-    first = self.first[place]
-    key = shuffling.mix(_SALT, seed, np.repeat(epochs, counts), self.salt[place])
-    chosen = self.examples[first + shuffling.shuffled(place - first, self.alike[place], key)]
+    slot = self.slots[_ranges(self.starts[packs], counts)]
+    first = self.first[slot]
+    key = shuffling.mix(_SALT, seed, np.repeat(epochs, counts), self.salt[slot])
+    drawn = self.examples[first + shuffling.shuffled(slot - first, self.alike[slot], key)]
     ends = np.cumsum(counts).tolist()
-    return [chosen[begin:end] for begin, end in itertools.pairwise([0, *ends])]
+    return [drawn[begin:end] for begin, end in itertools.pairwise([0, *ends])]
 
 
-def join(plans: Sequence[Packs]) -> Packs:
-  """The packs of all, one after the other, as are their examples; each filled as if alone."""
-  sizes = [len(plan.places) for plan in plans]
+def concatenate(plans: Sequence[PackingPlan]) -> PackingPlan:
+  """Concatenates plans, and the examples that they number; no pack mixes examples of two plans."""
+  sizes = [len(plan.slots) for plan in plans]
   before = np.repeat(np.cumsum(sizes) - sizes, sizes)
   counts = np.concatenate([np.diff(plan.starts) for plan in plans])
-  return Packs(
+  return PackingPlan(
     capacity=plans[0].capacity,
     starts=np.cumsum([0, *counts]),
-    places=np.concatenate([plan.places for plan in plans]) + before,
+    slots=np.concatenate([plan.slots for plan in plans]) + before,
     examples=np.concatenate([plan.examples for plan in plans]) + before,
     first=np.concatenate([plan.first for plan in plans]) + before,
     alike=np.concatenate([plan.alike for plan in plans]),
@@ -69,10 +93,31 @@ def join(plans: Sequence[Packs]) -> Packs:
   )
 
 
-def plan(lengths: Int[np.ndarray, 'N'], capacity: int) -> Packs:
-  """Best-fit decreasing on the histogram of the lengths.
+def plan(lengths: Int[np.ndarray, 'N'], capacity: int) -> PackingPlan:
+  """Plans packs by best-fit decreasing on the histogram of the lengths.
 
   After the histogram packing of Krell et al. 2021, https://arxiv.org/abs/2107.02027.
+
+  Examples 0 to 4 have 5, 2, 3, 5 and 3 tokens. In rows of 8, each 5 goes with a 3, and which one is
+  drawn anew in every epoch:
+
+  >>> packs = plan(np.array([5, 2, 3, 5, 3]), capacity=8)
+  >>> len(packs), packs.fill
+  (3, 0.75)
+  >>> for epoch in (0, 1):
+  ...   [pack.tolist() for pack in packs.members(np.arange(3), np.full(3, epoch), seed=0)]
+  [[3, 2], [0, 4], [1]]
+  [[0, 4], [3, 2], [1]]
+
+  Args:
+    lengths: number of tokens of each example.
+    capacity: number of tokens of a row.
+
+  Returns:
+    The plan, which is the same for every epoch and seed.
+
+  Raises:
+    ValueError: if an example is longer than a row.
   """
   if lengths.max() > capacity:
     raise ValueError(
@@ -85,70 +130,74 @@ def plan(lengths: Int[np.ndarray, 'N'], capacity: int) -> Packs:
   values = np.flatnonzero(histogram)
   counts = histogram[values]
   first = np.cumsum(counts) - counts
-  found = _best_fit(values.tolist(), counts.tolist(), capacity)
-  widths = np.repeat([_width(slots) for slots, _ in found], [copies for _, copies in found])
-  return Packs(
+  compositions = _best_fit(values.tolist(), counts.tolist(), capacity)
+  sizes = np.repeat(
+    [_size(composition) for composition, _ in compositions], [copies for _, copies in compositions]
+  )
+  return PackingPlan(
     capacity=capacity,
-    starts=np.cumsum([0, *widths]),
-    places=_places(found, first.tolist()),
+    starts=np.cumsum([0, *sizes]),
+    slots=_slots(compositions, first.tolist()),
     examples=examples,
     first=np.repeat(first, counts),
     alike=np.repeat(counts, counts),
     salt=np.repeat(first, counts),
-    fill=float(lengths.sum() / (capacity * len(widths))),
+    fill=float(lengths.sum() / (capacity * len(sizes))),
   )
 
 
-def _width(slots: _Slots) -> int:
-  """How many examples such a pack has."""
-  return sum(times for _, times in slots)
+def _size(composition: _Composition) -> int:
+  """Number of examples in such a pack."""
+  return sum(times for _, times in composition)
 
 
-def _places(found: list[tuple[_Slots, int]], free: list[int]) -> Int[np.ndarray, 'N']:
-  """The place of every slot, pack by pack; `free` is the next place of each length."""
-  begins: list[int] = []  # of each slot in the first of some equal packs ...
-  strides: list[int] = []  # ... and from each of these packs to the next one
-  for slots, copies in found:
-    for kind, times in slots:
-      begins += range(free[kind], free[kind] + times)
+def _slots(compositions: list[tuple[_Composition, int]], free: list[int]) -> Int[np.ndarray, 'N']:
+  """Slots of all packs, pack by pack; `free` is the next free slot of each length."""
+  begins: list[int] = []  # the slots of the first of several equal packs ...
+  strides: list[int] = []  # ... and the distance from each of these packs to the next one
+  for composition, copies in compositions:
+    for length, times in composition:
+      begins += range(free[length], free[length] + times)
       strides += [times] * times
-      free[kind] += copies * times
-  equal = np.array([copies for _, copies in found])
-  width = np.array([_width(slots) for slots, _ in found])
-  widths = np.repeat(width, equal)
-  slot = _ranges(np.repeat(np.cumsum(width) - width, equal), widths)
-  copy = np.repeat(_ranges(np.zeros_like(equal), equal), widths)
+      free[length] += copies * times
+  equal = np.array([copies for _, copies in compositions])
+  size = np.array([_size(composition) for composition, _ in compositions])
+  sizes = np.repeat(size, equal)
+  slot = _ranges(np.repeat(np.cumsum(size) - size, equal), sizes)
+  copy = np.repeat(_ranges(np.zeros_like(equal), equal), sizes)
   return np.array(begins)[slot] + np.array(strides)[slot] * copy
 
 
-def _best_fit(values: list[int], counts: list[int], capacity: int) -> list[tuple[_Slots, int]]:
-  """Packs as (their lengths, how many such packs), longest lengths placed first."""
-  by_room: dict[int, list[tuple[_Slots, int]]] = {}
-  rooms: list[int] = []  # sorted
-  for kind in reversed(range(len(values))):
-    value, left = values[kind], counts[kind]
+def _best_fit(
+  values: list[int], counts: list[int], capacity: int
+) -> list[tuple[_Composition, int]]:
+  """Packs as (lengths, number of such packs); longest examples first."""
+  by_free: dict[int, list[tuple[_Composition, int]]] = {}  # packs by their free positions
+  free_sizes: list[int] = []  # the keys of by_free, sorted
+  for length in reversed(range(len(values))):
+    value, left = values[length], counts[length]
     while left:
-      least = bisect.bisect_left(rooms, value)
-      room = rooms[least] if least < len(rooms) else capacity
-      packs = by_room.pop(room, [((), left)])  # none has room: as many new packs as it takes
-      slots, copies = packs.pop()
-      times = min(room // value, left)
+      best = bisect.bisect_left(free_sizes, value)
+      free = free_sizes[best] if best < len(free_sizes) else capacity
+      packs = by_free.pop(free, [((), left)])  # nothing fits: as many new packs as needed
+      composition, copies = packs.pop()
+      times = min(free // value, left)
       used = min(copies, left // times)
-      if slots and used < copies:
-        packs.append((slots, copies - used))
+      if composition and used < copies:
+        packs.append((composition, copies - used))
       if packs:
-        by_room[room] = packs
-      elif slots:
-        rooms.pop(least)
-      rest = room - times * value
-      if rest not in by_room:
-        bisect.insort(rooms, rest)
-      by_room.setdefault(rest, []).append(((*slots, (kind, times)), used))
+        by_free[free] = packs
+      elif composition:
+        free_sizes.pop(best)
+      rest = free - times * value
+      if rest not in by_free:
+        bisect.insort(free_sizes, rest)
+      by_free.setdefault(rest, []).append(((*composition, (length, times)), used))
       left -= used * times
-  return [pack for packs in by_room.values() for pack in packs]
+  return [pack for packs in by_free.values() for pack in packs]
 
 
 def _ranges(begins: Int[np.ndarray, 'n'], counts: Int[np.ndarray, 'n']) -> Int[np.ndarray, 'k']:
-  """Integers from each begin on, so many, one range after the other."""
+  """Concatenated ranges of `counts` integers from `begins` on."""
   ends = np.cumsum(counts)
   return np.repeat(begins - ends + counts, counts) + np.arange(counts.sum())

@@ -1,4 +1,4 @@
-"""What inference reads: prompts to be answered, and given answers to be scored."""
+"""Rows for inference: prompts to be answered, and given answers to be scored."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy as np
 from jaxtyping import Int
 
 from cascades.data import converters
-from cascades.data.converters import Convert, Example, Layout, Lengths, Tokens
-from cascades.data.records import Indices, Readable
+from cascades.data.converters import Convert, ExampleTokens, FeatureConverter, Lengths
+from cascades.data.records import AnyRecords, Indices
 from cascades.tasks.task import Record
+from cascades.tokenizers.conventions import Tokens
 from cascades.types import Batch, Prompt
 
 log = logging.getLogger(__name__)
 
-_NOTHING = np.zeros(0, np.int32)
+_NO_ANSWER = np.zeros(0, np.int32)
 
 
 class Bucket(NamedTuple):
@@ -28,26 +29,32 @@ class Bucket(NamedTuple):
   width: int
 
 
-class Scored(NamedTuple):
-  """Candidate answers under teacher forcing. Rows of the batch beyond `rows` are padding."""
+class ScoringBatch(NamedTuple):
+  """Candidate answers under teacher forcing. Rows of the batch beyond `rows` are padding.
 
-  rows: Int[np.ndarray, 'k']  # whose candidate each row of the batch is
-  candidates: Int[np.ndarray, 'k']  # and which one
+  Fields:
+    rows: the record of each row of the batch.
+    candidates: the number of the candidate among its record's candidates.
+    batch: prompts and candidates.
+  """
+
+  rows: Int[np.ndarray, 'k']
+  candidates: Int[np.ndarray, 'k']
   batch: Batch
 
 
 def prompt_lengths(
-  records: Readable, *, convert: Convert, lengths: Lengths
+  records: AnyRecords, *, convert: Convert, lengths: Lengths
 ) -> Int[np.ndarray, 'N']:
-  """Every row's prompt length as the model reads it, special tokens included."""
-  layout = converters.of(records, convert, lengths)
-  trimmed, _ = layout.trimmed(records.lengths)
+  """Number of tokens of every row's prompt as the model reads it, special tokens included."""
+  converter = converters.feature_converter(records, convert, lengths)
+  trimmed, _ = converter.count_trimmed(records.lengths)
   if trimmed:
     log.warning(
       '%s: %d of %d prompts are longer than %d tokens and are trimmed.',
       *(records.name, trimmed, len(records), lengths['inputs']),
     )
-  return layout.prompt_lengths(records.lengths)
+  return converter.prompt_lengths(records.lengths)
 
 
 def buckets(
@@ -57,9 +64,19 @@ def buckets(
   batch_size: int,
   widths: Sequence[int] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
 ) -> list[Bucket]:
-  """These rows in order of length, in batches padded to few widths: few shapes are compiled."""
-  chosen = np.asarray(indices, np.int64)
-  ordered = chosen[np.argsort(prompt_lengths[chosen], kind='stable')]
+  """Groups rows by length into batches of few widths, so that few shapes are compiled.
+
+  Args:
+    prompt_lengths: number of tokens of every prompt.
+    indices: numbers of the rows to group.
+    batch_size: maximum rows of a bucket.
+    widths: permitted widths; a longer prompt gets a bucket of its own length.
+
+  Returns:
+    Buckets in order of length.
+  """
+  numbers = np.asarray(indices, np.int64)
+  ordered = numbers[np.argsort(prompt_lengths[numbers], kind='stable')]
   batches = [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
   longest = [int(prompt_lengths[batch].max()) for batch in batches]
   return [
@@ -68,14 +85,15 @@ def buckets(
   ]
 
 
-def prompts(
-  records: Readable, bucket: Bucket, *, convert: Convert, lengths: Lengths, batch_size: int
+def read_prompts(
+  records: AnyRecords, bucket: Bucket, *, convert: Convert, lengths: Lengths, batch_size: int
 ) -> Prompt:
-  """The bucket's prompts; short of a batch, the last one is repeated to keep the shape."""
-  layout = converters.of(records, convert, lengths)
-  examples = [layout.example(inputs, _NOTHING) for inputs, _ in records.tokens(bucket.indices)]
-  found = [converters.prompt_of(example) for example in examples]
-  return converters.pad(found + found[-1:] * (batch_size - len(found)), bucket.width)
+  """Reads a bucket's prompts; repeats the last one up to `batch_size`, to keep the shape."""
+  converter = converters.feature_converter(records, convert, lengths)
+  prompts = [
+    converter.example(inputs, _NO_ANSWER).prompt for inputs, _ in records.tokens(bucket.indices)
+  ]
+  return converters.pad(prompts + prompts[-1:] * (batch_size - len(prompts)), bucket.width)
 
 
 def given_targets(record: Record) -> Sequence[Tokens]:
@@ -91,38 +109,43 @@ def given_options(record: Record) -> Sequence[Tokens]:
 
 
 def score_batches(
-  records: Readable,
+  records: AnyRecords,
   indices: Indices,
   *,
   convert: Convert,
   lengths: Lengths,
   batch_size: int,
   candidates: Callable[[Record], Sequence[Tokens]] = given_targets,
-) -> Iterator[Scored]:
-  """Each row's candidates in order, as batches of equal shape."""
-  layout = converters.of(records, convert, lengths)
-  laid_out = _candidates(records, np.asarray(indices), layout, candidates, chunk=batch_size)
-  while some := list(itertools.islice(laid_out, batch_size)):
-    rows, numbers, examples = zip(*some, strict=True)
-    padded = [[example] for example in examples] + [[]] * (batch_size - len(some))
-    batch = converters.assemble(padded, width=layout.width, encoder_width=layout.encoder_width)
-    yield Scored(np.array(rows), np.array(numbers), converters.unpacked(batch))
+) -> Iterator[ScoringBatch]:
+  """Yields each row's candidates in order, as batches of equal shape."""
+  converter = converters.feature_converter(records, convert, lengths)
+  examples = _candidates(records, np.asarray(indices), converter, candidates, chunk=batch_size)
+  while chunk := list(itertools.islice(examples, batch_size)):
+    rows, numbers, tokens = zip(*chunk, strict=True)
+    padded = [[example] for example in tokens] + [[]] * (batch_size - len(chunk))
+    batch = converters.assemble(
+      padded, width=converter.width, encoder_width=converter.encoder_width
+    )
+    yield ScoringBatch(np.array(rows), np.array(numbers), converters.without_segments(batch))
 
 
 def _candidates(
-  records: Readable,
+  records: AnyRecords,
   indices: Int[np.ndarray, 'n'],
-  layout: Layout,
+  converter: FeatureConverter,
   candidates: Callable[[Record], Sequence[Tokens]],
   *,
   chunk: int,
-) -> Iterator[tuple[int, int, Example]]:
+) -> Iterator[tuple[int, int, ExampleTokens]]:
+  """(row, number of the candidate, its tokens), read `chunk` rows at a time."""
   trimmed = 0
   for begin in range(0, len(indices), chunk):
-    some = indices[begin : begin + chunk]
-    for index, record in zip(some.tolist(), records.read(some), strict=True):
+    rows = indices[begin : begin + chunk]
+    for index, record in zip(rows.tolist(), records.read(rows), strict=True):
       for number, answer in enumerate(candidates(record)):
-        trimmed += len(answer) + len(layout.targets_end) > layout.lengths['targets']
-        yield index, number, layout.example(record.inputs, answer)
+        trimmed += len(answer) + len(converter.targets_end) > converter.lengths['targets']
+        yield index, number, converter.example(record.inputs, answer)
   if trimmed:
-    log.warning('%d scored answers are longer than %s and were trimmed.', trimmed, layout.lengths)
+    log.warning(
+      '%d scored answers are longer than %s and were trimmed.', trimmed, converter.lengths
+    )

@@ -1,6 +1,6 @@
-"""Token records that have been materialised, read at random; of one task or of several.
+"""Random access to materialized token records of one task or of several.
 
-A directory holds shards of rows and tokens, and `manifest.json`, written last.
+A directory has shards of rows and tokens, and `manifest.json`, written last.
 """
 
 from __future__ import annotations
@@ -26,14 +26,24 @@ MANIFEST = 'manifest.json'
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """What a directory of records holds, and how it was made."""
+  """Description of a directory of records, stored as JSON.
+
+  Fields:
+    task: name of the task.
+    split: name of the split.
+    identity: versions and fingerprints of the definition, the source and the vocabularies.
+    bos_id: the decoder's first input, or None.
+    inputs_eos_id: the token that ends every prompt, or None.
+    eos_id: the token that ends every answer, or None.
+    shards: the shards, in order.
+  """
 
   task: str
   split: str
-  identity: Mapping[str, str]  # of the definition, the source and the vocabularies
+  identity: Mapping[str, str]
   bos_id: int | None
-  inputs_eos_id: int | None  # ends every prompt
-  eos_id: int | None  # ends every answer
+  inputs_eos_id: int | None
+  eos_id: int | None
   shards: Sequence[Shard]
 
   @property
@@ -41,32 +51,47 @@ class Manifest:
     return sum(shard.rows for shard in self.shards)
 
   @property
-  def unlabelled(self) -> int:
-    return sum(shard.unlabelled for shard in self.shards)
+  def unlabeled(self) -> int:
+    """Number of rows without an answer."""
+    return sum(shard.unlabeled for shard in self.shards)
 
   @property
   def files(self) -> dict[str, File]:
     return {name: file for shard in self.shards for name, file in shard.files.items()}
+
+  def to_json(self) -> str:
+    """The content of `manifest.json`."""
+    fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    fields['shards'] = [shards.describe(shard) for shard in self.shards]
+    return json.dumps(fields, indent=2) + '\n'
 
 
 class Records:
   """A split's records with random access by row number; `lengths` are token counts."""
 
   def __init__(self, directory: epath.PathLike) -> None:
-    """Opens a complete directory; one that lost or gained rows or bytes is refused."""
+    """Opens a complete directory.
+
+    Args:
+      directory: a directory that `materialize` has written.
+
+    Raises:
+      FileNotFoundError: if there is no manifest.
+      ValueError: if files have lost or gained rows or bytes since they were written.
+    """
     self.directory = epath.Path(directory)
     self.manifest = read_manifest(self.directory)
     for name, file in self.manifest.files.items():
       path = self.directory / name
-      _check(path, 'bytes', expected=file.bytes, found=path.stat().length if path.exists() else 0)
+      _check(path, 'bytes', expected=file.bytes, actual=path.stat().length if path.exists() else 0)
     self._reader = shards.Reader(self.directory, self.manifest.shards)
     lengths, tokens = [], []
     for shard in self.manifest.shards:
       lengths.append(shards.lengths(self.directory, shard))
       tokens.append(shards.map_tokens(self.directory, shard))
-      _check(self.directory, 'rows', expected=shard.rows, found=len(lengths[-1]))
-    self.stored = Stored.of(lengths, tokens)
-    self.lengths: Int[np.ndarray, 'n 2'] = self.stored.lengths
+      _check(self.directory, 'rows', expected=shard.rows, actual=len(lengths[-1]))
+    self.token_store = TokenStore.from_lengths(lengths, tokens)
+    self.lengths: Int[np.ndarray, 'n 2'] = self.token_store.lengths
 
   def __len__(self) -> int:
     return len(self.lengths)
@@ -76,11 +101,11 @@ class Records:
     return f'{self.manifest.task}, split {self.manifest.split}'
 
   def tokens(self, indices: Indices) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Tokens of inputs and targets of these rows, in this order."""
-    return self.stored.read(indices)
+    """Reads the tokens of inputs and targets of rows, in the order of `indices`."""
+    return self.token_store.read(indices)
 
   def read(self, indices: Indices) -> list[Record]:
-    """These rows in this order, with their text."""
+    """Reads rows with their text, in the order of `indices`."""
     tokens = self.tokens(indices)
     rows = self._reader.read(np.asarray(indices))
     return [
@@ -90,19 +115,26 @@ class Records:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
-  """Where the tokens of rows lie; 16 bytes a row in memory, so that all of C4 fits too."""
+class TokenStore:
+  """Token arrays with the position of each row: 16 bytes a row in memory, so that C4 fits too.
+
+  Fields:
+    arrays: token arrays, one a shard.
+    first: number of the first row of each array, and of all rows.
+    starts: start of each row in its array, which has inputs, then targets.
+    lengths: token counts of inputs and targets of each row.
+  """
 
   arrays: Sequence[Int[np.ndarray, 'k']]
-  first: Int[np.ndarray, 'A+1']  # row of each array
-  starts: Int[np.ndarray, 'n']  # of a row in its array: inputs, then targets
+  first: Int[np.ndarray, 'A+1']
+  starts: Int[np.ndarray, 'n']
   lengths: Int[np.ndarray, 'n 2']
 
   @classmethod
-  def of(
+  def from_lengths(
     cls, lengths: Sequence[Int[np.ndarray, 'k 2']], arrays: Sequence[Int[np.ndarray, 'k']]
-  ) -> Stored:
-    """From each array's token counts."""
+  ) -> TokenStore:
+    """Builds the store from the token counts of each array's rows."""
     sizes = [counts.sum(axis=1, dtype=np.int64) for counts in lengths]
     return cls(
       arrays,
@@ -112,19 +144,19 @@ class Stored:
     )
 
   @classmethod
-  def join(cls, parts: Sequence[Stored]) -> Stored:
-    """The rows of all, one after the other."""
-    if len(parts) == 1:  # nothing to copy
-      return parts[0]
+  def concatenate(cls, stores: Sequence[TokenStore]) -> TokenStore:
+    """The rows of all stores, one store after the other."""
+    if len(stores) == 1:  # nothing to copy
+      return stores[0]
     return cls(
-      [array for part in parts for array in part.arrays],
-      np.cumsum([0, *(rows for part in parts for rows in np.diff(part.first))]),
-      np.concatenate([part.starts for part in parts]),
-      np.concatenate([part.lengths for part in parts]),
+      [array for store in stores for array in store.arrays],
+      np.cumsum([0, *(rows for store in stores for rows in np.diff(store.first))]),
+      np.concatenate([store.starts for store in stores]),
+      np.concatenate([store.lengths for store in stores]),
     )
 
   def read(self, indices: Indices) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and targets of these rows, in this order."""
+    """Reads inputs and targets of rows, in the order of `indices`."""
     starts, lengths = self.starts[indices], self.lengths[indices]
     array = np.searchsorted(self.first, indices, side='right') - 1
     middles = starts + lengths[:, 0]
@@ -136,85 +168,100 @@ class Stored:
     ]
 
 
-class Joined:
-  """Records of several tasks, read as one: the first one's rows, then the second one's."""
+class MixtureRecords:
+  """Records of several tasks, numbered one task after the other.
 
-  def __init__(self, parts: Sequence[Records]) -> None:
-    if not parts:
-      raise ValueError('There are no records to join.')
-    self.parts = tuple(parts)
-    ids = {(p.manifest.bos_id, p.manifest.inputs_eos_id, p.manifest.eos_id) for p in parts}
-    if len(ids) > 1:
-      raise ValueError(f'{self.name}: tasks end their rows differently and cannot be mixed.')
-    self.starts: Int[np.ndarray, 'P+1'] = np.cumsum([0, *map(len, parts)])
-    self.stored = Stored.join([part.stored for part in parts])
-    self.lengths: Int[np.ndarray, 'n 2'] = self.stored.lengths
+  `per_task` has the records of each task, `starts` the number of each task's first row.
+  """
+
+  def __init__(self, per_task: Sequence[Records]) -> None:
+    """Concatenates records.
+
+    Raises:
+      ValueError: if there are none, or tasks begin or end their rows with different tokens.
+    """
+    if not per_task:
+      raise ValueError('There are no records to mix: name at least one task.')
+    self.per_task = tuple(per_task)
+    manifests = [records.manifest for records in per_task]
+    if len({(m.bos_id, m.inputs_eos_id, m.eos_id) for m in manifests}) > 1:
+      raise ValueError(
+        f'{self.name}: tasks begin or end their rows with different tokens and cannot be mixed.'
+      )
+    self.starts: Int[np.ndarray, 'P+1'] = np.cumsum([0, *map(len, per_task)])
+    self.token_store = TokenStore.concatenate([records.token_store for records in per_task])
+    self.lengths: Int[np.ndarray, 'n 2'] = self.token_store.lengths
 
   def __len__(self) -> int:
     return int(self.starts[-1])
 
   @property
   def manifest(self) -> Manifest:
-    """Of the first part; all agree in how rows begin and end."""
-    return self.parts[0].manifest
+    """The first task's manifest; all have the same special ids."""
+    return self.per_task[0].manifest
 
   @property
   def name(self) -> str:
-    return ' + '.join(part.name for part in self.parts)
+    return ' + '.join(records.name for records in self.per_task)
 
   def tokens(self, indices: Indices) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Tokens of inputs and targets of these rows, in this order."""
-    return self.stored.read(indices)
+    """Reads the tokens of inputs and targets of rows, in the order of `indices`."""
+    return self.token_store.read(indices)
 
   def read(self, indices: Indices) -> list[Record]:
-    """These rows in this order, with their text; one bulk read a part."""
+    """Reads rows with their text, in the order of `indices`; one bulk read per task."""
     numbers = np.asarray(indices)
-    part = np.searchsorted(self.starts, numbers, side='right') - 1
-    found: dict[int, Record] = {}
-    for i in np.unique(part):
-      places = np.flatnonzero(part == i)
-      found |= zip(
-        places.tolist(), self.parts[i].read(numbers[places] - self.starts[i]), strict=True
-      )
-    return [found[place] for place in range(len(numbers))]
+    task = np.searchsorted(self.starts, numbers, side='right') - 1
+    by_position: dict[int, Record] = {}
+    for i in np.unique(task):
+      positions = np.flatnonzero(task == i)
+      rows = self.per_task[i].read(numbers[positions] - self.starts[i])
+      by_position |= zip(positions.tolist(), rows, strict=True)
+    return [by_position[position] for position in range(len(numbers))]
 
 
-Readable: TypeAlias = Records | Joined
+AnyRecords: TypeAlias = Records | MixtureRecords
+
+
+def split_by_task(records: AnyRecords) -> tuple[Records, ...]:
+  """The records of each task."""
+  return records.per_task if isinstance(records, MixtureRecords) else (records,)
 
 
 def is_complete(directory: epath.PathLike) -> bool:
-  """Whether records were written there to the end."""
+  """True if the directory was written to the end."""
   return (epath.Path(directory) / MANIFEST).exists()
 
 
 def check_content(directory: epath.PathLike) -> None:
-  """Reads every file; raises ValueError if one is not what was written."""
+  """Reads every file; raises ValueError if a checksum differs from the manifest's."""
   for name, file in read_manifest(epath.Path(directory)).files.items():
     path = epath.Path(directory) / name
-    found = textfiles.sha256(path) if path.exists() else 'no file'
-    _check(path, 'as sha256', expected=file.sha256, found=found)
+    checksum = textfiles.sha256(path) if path.exists() else 'no file'
+    _check(path, 'as sha256', expected=file.sha256, actual=checksum)
 
 
 def read_manifest(directory: epath.Path) -> Manifest:
+  """Reads `manifest.json`; FileNotFoundError or ValueError if it is missing or unreadable."""
   try:
     fields = json.loads((directory / MANIFEST).read_text())
-    made = [shards.described(shard) for shard in fields.pop('shards')]
-    return Manifest(shards=made, **fields)
+    described = [shards.from_description(shard) for shard in fields.pop('shards')]
+    return Manifest(shards=described, **fields)
   except FileNotFoundError:
     raise FileNotFoundError(
-      f'{directory} holds no token records: {MANIFEST} is missing. Write them with '
+      f'{directory} has no token records: {MANIFEST} is missing. Write them with '
       '`python -m cascades.browse_tasks materialize`.'
     ) from None
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(
       f'{directory / MANIFEST} is not a manifest of token records ({error}). Delete the '
-      'directory, and it is written anew.'
+      'directory, and it will be written again.'
     ) from error
 
 
-def _check(path: epath.Path, what: str, *, expected: object, found: object) -> None:
-  if found != expected:
+def _check(path: epath.Path, what: str, *, expected: object, actual: object) -> None:
+  if actual != expected:
     raise ValueError(
-      f'{path} has {found} {what}, but {expected} was written: the copy is damaged. Delete the '
-      'directory, and it is written anew.'
+      f'{path} has {actual} {what}, but {expected} was written: the copy is damaged. Delete the '
+      'directory, and it will be written again.'
     )

@@ -1,8 +1,8 @@
 """Shards of token records: text in an ArrayRecord, one msgpack list a row, and tokens beside it.
 
-Training reads tokens alone, many small rows at a time. From ArrayRecord that took most of a batch's
-time; mapped into memory it takes almost none. A shard is written as a whole and described last, so
-that an interrupted job goes on with the shard that it was writing.
+Training reads only tokens, many small rows at a time. From ArrayRecord that took most of a batch's
+time; mapped into memory it takes almost none. A shard's description is written last, so that an
+interrupted job resumes with the shard that it was writing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxtyping import Int
 
 from cascades.runtime import files
 from cascades.tasks import textfiles
-from cascades.tasks.task import Record, Row, Tokenize, Vocabularies
+from cascades.tasks.task import Row, Tokenize, Vocabularies
 from cascades.tasks.tokenize import ROWS_TOGETHER, blocks, row_by_row
 from cascades.tokenizers.conventions import TOKEN
 
@@ -32,21 +32,32 @@ _TEXT, _TOKENS, _LENGTHS, _DESCRIPTION = 'array_record', 'tokens', 'lengths.npy'
 _WRITER_OPTIONS = 'group_size:1,uncompressed'  # a read fetches one row, and rows are small
 _READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 _READER_BUFFER = 4096  # bytes
+_STORED_KEYS = {'unlabeled': 'unlabelled'}  # fields that JSON spells otherwise
 
 
 class File(NamedTuple):
+  """Size and checksum of a written file."""
+
   bytes: int
   sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """What a finished shard holds."""
+  """Description of a finished shard.
+
+  Fields:
+    name: the shard's number, five digits.
+    rows: number of rows.
+    unlabeled: number of rows without an answer.
+    tokens: numbers of tokens of inputs and of targets.
+    files: size and checksum of each file.
+  """
 
   name: str
   rows: int
-  unlabelled: int  # rows without an answer
-  tokens: tuple[int, int]  # of inputs and of targets
+  unlabeled: int
+  tokens: tuple[int, int]
   files: Mapping[str, File]
 
 
@@ -57,61 +68,82 @@ def write(
   index: int,
   tokenize: Tokenize | None = None,
 ) -> Shard:
-  """Writes the shard of this number; its description last, so that it is whole or not there."""
+  """Writes shard number `index`.
+
+  Args:
+    rows: the shard's rows.
+    vocabularies: vocabularies of inputs and targets.
+    directory: an existing directory.
+    index: the shard's number.
+    tokenize: the task's own tokenization, or None for `row_by_row`.
+
+  Returns:
+    The shard's description, which is also written, after everything else.
+  """
   name = f'{index:05d}'
-  place = functools.partial(_file, epath.Path(directory), name)
+  path = functools.partial(_file, epath.Path(directory), name)
   lengths = array.array('i')
-  unlabelled = 0
-  pack = msgpack.Packer().pack  # making one costs more than packing
-  writer = array_record_module.ArrayRecordWriter(str(place(_TEXT)), _WRITER_OPTIONS)
-  with place(_TOKENS).open('wb') as tokens:
+  unlabeled = 0
+  pack = msgpack.Packer().pack  # making a packer costs more than packing
+  writer = array_record_module.ArrayRecordWriter(str(path(_TEXT)), _WRITER_OPTIONS)
+  with path(_TOKENS).open('wb') as tokens:
     records = (tokenize or row_by_row)(rows, vocabularies, index)
     for block in blocks(records, ROWS_TOGETHER):
       fields = [ids for record in block for ids in (record.inputs, record.targets)]
       tokens.write(np.concatenate(fields))
       lengths.extend(map(len, fields))
-      unlabelled += sum(not record.row.answers for record in block)
+      unlabeled += sum(not record.row.answers for record in block)
       for record in block:
-        writer.write(pack(_fields(record)))
+        writer.write(pack((*record.row, [ids.tobytes() for ids in record.options])))
   writer.close()
   counts = np.array(lengths, np.int32).reshape(-1, 2)
-  with place(_LENGTHS).open('wb') as stream:
+  with path(_LENGTHS).open('wb') as stream:
     np.save(stream, counts, allow_pickle=False)
   totals = counts.sum(axis=0, dtype=np.int64).tolist()
-  made = [place(kind) for kind in (_TEXT, _TOKENS, _LENGTHS)]
-  written = {file.name: File(file.stat().length, textfiles.sha256(file)) for file in made}
-  shard = Shard(name, len(counts), unlabelled, (totals[0], totals[1]), written)
-  files.write(place(_DESCRIPTION), json.dumps(dataclasses.asdict(shard)).encode())
+  written = {
+    file.name: File(file.stat().length, textfiles.sha256(file))
+    for file in (path(_TEXT), path(_TOKENS), path(_LENGTHS))
+  }
+  shard = Shard(name, len(counts), unlabeled, (totals[0], totals[1]), written)
+  files.write(path(_DESCRIPTION), json.dumps(describe(shard)).encode())
   return shard
 
 
 def finished(directory: epath.PathLike) -> dict[int, Shard]:
-  """The shards that an interrupted job has left whole, by number."""
-  found = {}
+  """The complete shards that an interrupted job has left, by number."""
+  shards = {}
   for file in epath.Path(directory).glob(f'*.{_DESCRIPTION}'):
-    shard = described(json.loads(file.read_text()))
-    places = {name: epath.Path(directory) / name for name in shard.files}
-    if all(p.exists() and p.stat().length == shard.files[n].bytes for n, p in places.items()):
-      found[int(shard.name)] = shard
-  return found
+    shard = from_description(json.loads(file.read_text()))
+    paths = {name: epath.Path(directory) / name for name in shard.files}
+    if all(p.exists() and p.stat().length == shard.files[n].bytes for n, p in paths.items()):
+      shards[int(shard.name)] = shard
+  return shards
 
 
-def described(fields: Mapping[str, object]) -> Shard:
-  """A shard from its description as JSON."""
-  shard = Shard(**fields)  # type: ignore[arg-type]
-  made = {name: File(*file) for name, file in shard.files.items()}
+def describe(shard: Shard) -> dict[str, object]:
+  """A shard's description as JSON stores it."""
+  fields = dataclasses.asdict(shard)
+  return {_STORED_KEYS.get(name, name): value for name, value in fields.items()}
+
+
+def from_description(fields: Mapping[str, object]) -> Shard:
+  """A shard from its description as JSON stores it."""
+  names = {key: name for name, key in _STORED_KEYS.items()}
+  named = {names.get(key, key): value for key, value in dict(fields).items()}
+  shard = Shard(**named)  # type: ignore[arg-type]
   inputs, targets = shard.tokens
-  return dataclasses.replace(shard, tokens=(inputs, targets), files=made)
+  described = {name: File(*file) for name, file in shard.files.items()}
+  return dataclasses.replace(shard, tokens=(inputs, targets), files=described)
 
 
 def lengths(directory: epath.Path, shard: Shard) -> Int[np.ndarray, 'n 2']:
-  """Token counts of inputs and targets of each row."""
+  """Reads the token counts of inputs and targets of each row."""
   with _file(directory, shard.name, _LENGTHS).open('rb') as stream:
     return np.load(stream, allow_pickle=False)
 
 
 def map_tokens(directory: epath.Path, shard: Shard) -> Int[np.ndarray, 'n']:
-  """The tokens of all rows, inputs then targets, mapped into memory."""
+  """Maps the tokens of all rows, inputs then targets, into memory."""
   if not sum(shard.tokens):  # nothing can be mapped
     return np.zeros(0, TOKEN)
   mapped = np.memmap(_file(directory, shard.name, _TOKENS), TOKEN, 'r')
@@ -126,15 +158,15 @@ class Reader:
     self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
 
   def read(self, indices: Int[np.ndarray, 'n']) -> list[tuple[Row, tuple[np.ndarray, ...]]]:
-    """These rows with their options' tokens, in this order; one bulk read a shard."""
+    """Reads rows with their options' tokens, in the order of `indices`; one bulk read a shard."""
     shard = np.searchsorted(self._starts, indices, side='right') - 1
-    found: list[bytes] = [b''] * len(indices)
+    contents: list[bytes] = [b''] * len(indices)
     for i in np.unique(shard):
-      places = np.flatnonzero(shard == i)
-      contents = self._open(i).read((indices[places] - self._starts[i]).tolist())
-      for place, content in zip(places, contents, strict=True):
-        found[place] = content
-    return [_unpack(content) for content in found]
+      positions = np.flatnonzero(shard == i)
+      block = self._open(i).read((indices[positions] - self._starts[i]).tolist())
+      for position, content in zip(positions, block, strict=True):
+        contents[position] = content
+    return [_unpack(content) for content in contents]
 
   # Opened when first read, since training reads no text.
   @functools.cache  # noqa: B019
@@ -144,12 +176,8 @@ class Reader:
     )
 
 
-def _file(directory: epath.Path, name: str, kind: str) -> epath.Path:
-  return directory / f'{name}.{kind}'
-
-
-def _fields(record: Record) -> tuple[object, ...]:
-  return (*record.row, [ids.tobytes() for ids in record.options])
+def _file(directory: epath.Path, name: str, suffix: str) -> epath.Path:
+  return directory / f'{name}.{suffix}'
 
 
 def _unpack(content: bytes) -> tuple[Row, tuple[np.ndarray, ...]]:

@@ -1,7 +1,7 @@
-"""Processes that write shards side by side.
+"""Processes that write shards in parallel.
 
-They are commands of their own that speak over pipes: multiprocessing's would import the main
-program once more in each, with JAX and all, or fork under JAX's threads.
+They are separate commands that communicate over pipes: multiprocessing would import the main
+program again in each process, including JAX, or fork while JAX's threads run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _COMMAND = 'from cascades.data import workers; workers.serve()'
 
 
 class Workers:
-  """At most `count` processes, started when first needed and ended on exit."""
+  """A pool of `count` processes, started when first needed and ended on exit."""
 
   def __init__(self, count: int | None = None) -> None:
     self.count = count or os.cpu_count() or 1
@@ -39,7 +39,7 @@ class Workers:
       process.wait()
 
   def submit(self, function: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future[Any]:
-    """Calls a function of a module in one of the processes; waits while all are busy."""
+    """Calls a function of a module in a process; blocks while all processes are busy."""
     self._slots.acquire()
     future = self._threads.submit(self._call, function, arguments)
     future.add_done_callback(lambda _: self._slots.release())
@@ -52,15 +52,15 @@ class Workers:
     try:
       pickle.dump((function, arguments), process.stdin)
       process.stdin.flush()
-      found, error = pickle.load(process.stdout)  # noqa: S301
+      returned, error = pickle.load(process.stdout)  # noqa: S301
     except (EOFError, BrokenPipeError) as lost:
       raise ChildProcessError(
-        'A process that tokenises was ended from outside (out of memory?). The same command goes '
-        'on with the shards that are missing.'
+        'A tokenizing process was killed (out of memory?). Rerun the same command: it resumes with '
+        'the missing shards.'
       ) from lost
     if error is not None:
       raise error
-    return found
+    return returned
 
   def _process(self) -> subprocess.Popen[bytes]:
     if not hasattr(self._own, 'process'):
@@ -75,9 +75,9 @@ class Workers:
 
 
 def serve() -> None:
-  """Calls what comes over standard input until it is closed."""
+  """Serves calls from standard input until it is closed."""
   requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), 'wb')
-  os.dup2(2, 1)  # whatever a library prints must not get between the replies
+  os.dup2(2, 1)  # output of libraries must not get between the replies
   while True:
     try:
       function, arguments = pickle.load(requests)  # noqa: S301

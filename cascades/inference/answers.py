@@ -19,9 +19,9 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from cascades import decoding, metrics
-from cascades.data import prompts as prompting
 from cascades.data.converters import Tokens
 from cascades.data.corpus import Corpus
+from cascades.data.prompts import given_options, given_targets
 from cascades.data.records import Records
 from cascades.inference import trained_model
 from cascades.predictions import rows
@@ -34,7 +34,7 @@ RowReader: TypeAlias = Callable[[Corpus, Records, Sequence[int]], Iterator[tuple
 Candidates: TypeAlias = Literal['targets', 'options']
 
 CANDIDATES: Mapping[str, Callable[[Record], Sequence[Tokens]]] = MappingProxyType(
-  {'targets': prompting.given_targets, 'options': prompting.given_options}
+  {'targets': given_targets, 'options': given_options}
 )
 NORMALIZED = metrics.length_normalized_accuracy.name
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from cascades.tasks import corruption
 from cascades.tasks.features import Example
 from cascades.tasks.sources import Dataset, Published, Sources
-from cascades.tasks.task import MARKED, Marks, Record, Row, Task, Vocabularies
+from cascades.tasks.task import ALL_SPECIAL_TOKENS, Record, Row, SpecialTokens, Task, Vocabularies
 from cascades.tokenizers.conventions import Tokens
 from cascades.types import Vocabulary
 
@@ -24,7 +24,7 @@ _SIZES = {
   'en': {'train': 364_868_901, 'validation': 364_608},
   'realnewslike': {'train': 13_799_838, 'validation': 13_863},
 }
-_UNMARKED = Marks(prompt_end=False, answer_end=False)
+_UNMARKED = SpecialTokens(prompt_end=False, answer_end=False)
 _SHARD_SHIFT = 32  # chunks of a shard are fewer
 
 
@@ -68,7 +68,9 @@ def prefix_lm(
 
 def causal_lm(sources: Sources | None = None, *, length: int = 512, config: str = 'en') -> Task:
   """Nothing -> the next token, at every token of a chunk; each document ends with an EOS."""
-  return _task('c4_causal_lm', sources, config, length, _whole, 'every token', marks=_UNMARKED)
+  return _task(
+    'c4_causal_lm', sources, config, length, _whole, 'every token', special_tokens=_UNMARKED
+  )
 
 
 def _task(
@@ -79,7 +81,7 @@ def _task(
   make: Callable[..., tuple[Tokens, Tokens]],
   description: str,
   *,
-  marks: Marks = MARKED,
+  special_tokens: SpecialTokens = ALL_SPECIAL_TOKENS,
 ) -> Task:
   data = dataset(config)
   origin = Published(data, {split: split for split in SPLITS}, where or Sources())
@@ -90,8 +92,8 @@ def _task(
     fingerprint=origin.fingerprint,
     metrics=('token_accuracy',),
     version=f'1 {chunk} {getattr(make, "keywords", "")}',
-    tokenize=functools.partial(_chunks, length=chunk, make=make, joined=marks.answer_end),
-    marks=marks,
+    tokenize=functools.partial(_chunks, length=chunk, make=make, joined=special_tokens.answer_end),
+    special_tokens=special_tokens,
     description=f'{chunk} tokens of English web text a row; {description}',
     suite='c4',
     sizes=data.sizes,

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from cascades.tasks import tokenize
-from cascades.tasks.task import Marks, Record, Row, Task, Vocabularies
+from cascades.tasks.task import Record, Row, SpecialTokens, Task, Vocabularies
 from cascades.tokenizers import huggingface_folder
 from cascades.tokenizers.conventions import TOKEN
 from cascades.tokenizers.sentencepiece import SentencePiece
@@ -31,7 +31,7 @@ _ANSWER = '\N{ASTERISM}'  # that no template writes by itself
 _SPELLED = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 
 # A task as a model with that folder of Hugging Face beside it wants to be asked.
-Form: TypeAlias = Callable[[Task, epath.PathLike], Task]
+PromptFormat: TypeAlias = Callable[[Task, epath.PathLike], Task]
 Tokens: TypeAlias = dict[str, str]  # how special tokens are spelled, by their names in templates
 
 
@@ -92,7 +92,9 @@ def chat(task: Task, folder: epath.PathLike, *, system: str | None = None) -> Ta
     task,
     version=f'{task.version} chat {_FORM} {_fingerprint(template)}',
     tokenize=functools.partial(_templated, template=template),
-    marks=Marks(start=False, prompt_end=False, answer_end=False),  # the template writes them
+    special_tokens=SpecialTokens(
+      start=False, prompt_end=False, answer_end=False
+    ),  # the template writes them
   )
 
 
@@ -100,7 +102,9 @@ def continuation(task: Task, folder: epath.PathLike) -> Task:
   """The same rows, with nothing between a prompt and what the model goes on with."""
   del folder
   return dataclasses.replace(
-    task, version=f'{task.version} continued', marks=task.marks._replace(prompt_end=False)
+    task,
+    version=f'{task.version} continued',
+    special_tokens=task.special_tokens._replace(prompt_end=False),
   )
 
 

@@ -38,7 +38,7 @@ def check(task: Task) -> Iterator[Checked]:
   """Reads every split; the task should pass over malformed rows, so that all are found."""
   for split in task.splits:
     try:
-      where = task.origin.where(split) if task.origin else task.description
+      where = task.origin.location(split) if task.origin else task.description
     except FileNotFoundError:
       yield Checked(task.name, split, '', 0, task.sizes.get(split), [])
       continue

@@ -59,11 +59,11 @@ def _data(task: Task) -> Text:
   found, missing = {}, []
   for split in task.splits:
     try:
-      found[task.origin.where(split)] = split
+      found[task.origin.location(split)] = split
     except FileNotFoundError:
       missing.append(split)
   if not found:
-    return Text(f'missing: {task.origin.needs}', 'yellow')
+    return Text(f'missing: {task.origin.required_files}', 'yellow')
   where = next(iter(found))
   more = f' (no {", ".join(missing)})' if missing else ''
   return Text(f'{where}{" ..." if len(found) > 1 else ""}{more}', 'green')
@@ -78,7 +78,7 @@ def print_rows(
   out.print(Text(f'{task.name}, split {split}', 'bold'))
   out.print(Text(task.description, 'dim'))
   if task.origin is not None:
-    out.print(Text(f'from {task.origin.where(split)}', 'dim'))
+    out.print(Text(f'from {task.origin.location(split)}', 'dim'))
     source = split if split in task.origin.splits else task.origin.splits[0]
     for example in itertools.islice(task.origin.examples(source), count):
       _print(out, 'published', json.dumps(example, ensure_ascii=False))
@@ -104,7 +104,9 @@ def _print_record(
     ('targets', row.targets, record.targets, 'green'),
   ]
   for name, text, tokens, colour in fields:
-    end = int(task.marks.prompt_end if name == 'inputs' else task.marks.answer_end)
+    end = int(
+      task.special_tokens.prompt_end if name == 'inputs' else task.special_tokens.answer_end
+    )
     room = lengths[name] - end
     _print(out, name, text or vocabulary.decode(tokens.tolist()), colour)
     kept = min(len(tokens), room) + end

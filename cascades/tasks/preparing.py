@@ -12,12 +12,12 @@ from etils import epath
 
 from cascades.tasks.features import Example, Feature
 from cascades.tasks.sources import Dataset
-from cascades.tasks.task import Origin
+from cascades.tasks.task import DataSource
 
 _SCALARS: Mapping[type, Any] = {int: np.int64, float: np.float32, bool: np.bool_}
 
 
-def prepare(origin: Origin, tfds_data_dir: epath.PathLike) -> dict[str, int]:
+def prepare(origin: DataSource, tfds_data_dir: epath.PathLike) -> dict[str, int]:
   """Writes `<tfds_data_dir>/<builder>/<version>` from local rows; rows by split.
 
   Splits of which there are no rows are left out. A directory that is there already is refused, and
@@ -48,7 +48,7 @@ def features(dataset: Dataset) -> dict[str, Any]:
   return {name: _feature(feature) for name, feature in dataset.features.items()}
 
 
-def _by_split(origin: Origin) -> dict[str, Iterator[Example]]:
+def _by_split(origin: DataSource) -> dict[str, Iterator[Example]]:
   """The examples of the splits that there are, of which the first one is read to know.
 
   Also of those that only other tasks read, since the directory serves them all.

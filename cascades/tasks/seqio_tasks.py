@@ -41,8 +41,12 @@ def register(task: Task, vocabularies: Vocabularies) -> seqio.Task:
   as C4's chunks are, has them without the text.
   """
   features = {
-    'inputs': seqio.Feature(vocabulary(vocabularies.inputs), add_eos=task.marks.prompt_end),
-    'targets': seqio.Feature(vocabulary(vocabularies.targets), add_eos=task.marks.answer_end),
+    'inputs': seqio.Feature(
+      vocabulary(vocabularies.inputs), add_eos=task.special_tokens.prompt_end
+    ),
+    'targets': seqio.Feature(
+      vocabulary(vocabularies.targets), add_eos=task.special_tokens.answer_end
+    ),
   }
   if task.name not in names():
     seqio.TaskRegistry.add(

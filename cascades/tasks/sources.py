@@ -135,16 +135,16 @@ class Published:
   """What a task is made from: each of its splits is a split of a data set, or a slice of one."""
 
   dataset: Dataset
-  parts: Mapping[str, str]  # by the task's split
+  slices: Mapping[str, str]  # by the task's split
   sources: Sources
 
   def read(self, split: str, form: Callable[[int, Example], Iterable[T]]) -> Iterator[T]:
-    return read(self.dataset, self.parts[split], self.sources, form)
+    return read(self.dataset, self.slices[split], self.sources, form)
 
   def fingerprint(self, split: str) -> str:
-    return f'{self.parts[split]} of {self._backend(split).fingerprint()}'
+    return f'{self.slices[split]} of {self._backend(split).fingerprint()}'
 
-  def where(self, split: str) -> str:
+  def location(self, split: str) -> str:
     return self._backend(split).where
 
   def examples(self, split: str) -> Iterator[Example]:
@@ -152,14 +152,14 @@ class Published:
 
   @property
   def splits(self) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(parse_slice(part)[0] for part in self.parts.values()))
+    return tuple(dict.fromkeys(parse_slice(part)[0] for part in self.slices.values()))
 
   @property
-  def needs(self) -> str:
+  def required_files(self) -> str:
     return names(self.dataset, self.splits)
 
   def _backend(self, split: str) -> Backend:
-    return locate(self.dataset, parse_slice(self.parts[split])[0], self.sources)
+    return locate(self.dataset, parse_slice(self.slices[split])[0], self.sources)
 
 
 def _check_count(dataset: Dataset, part: str, split: str, where: str, count: int) -> None:

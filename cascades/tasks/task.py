@@ -1,11 +1,11 @@
-"""What a task is: named splits of rows, and how answers to them are judged."""
+"""Tasks: named splits of rows, and the metrics of answers to them."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 from cascades.tasks.features import Example
@@ -18,24 +18,34 @@ log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-  """One example as text."""
+  """One example as text.
 
-  id: str  # unique within a split, and the same in every run
+  Fields:
+    id: unique within a split, and the same in every run.
+    inputs: the prompt.
+    answers: all right answers; none in an unlabeled split.
+    options: the permitted answers of a classification, in label order.
+    label: index into options; -1 in an unlabeled split.
+    group: rows of one group are also scored together.
+    template: number of the prompt's wording, where a task has several.
+  """
+
+  id: str
   inputs: str
-  answers: tuple[str, ...]  # all that are right; none in an unlabelled split
-  options: tuple[str, ...] = ()  # the permitted answers of a classification, in label order
-  label: int | None = None  # index into options; -1 in an unlabelled split
-  group: str | None = None  # rows of one group are also judged together
-  template: int | None = None  # the number of the wording, where a task has several
+  answers: tuple[str, ...]
+  options: tuple[str, ...] = ()
+  label: int | None = None
+  group: str | None = None
+  template: int | None = None
 
   @property
   def targets(self) -> str:
-    """What training teaches: the first right answer."""
+    """The answer that training teaches: the first right one."""
     return self.answers[0] if self.answers else ''
 
 
 class Record(NamedTuple):
-  """A row and its tokens, neither trimmed nor ended by an end of sequence."""
+  """A row and its tokens, not trimmed and without an end of sequence."""
 
   row: Row
   inputs: Tokens
@@ -44,7 +54,7 @@ class Record(NamedTuple):
 
 
 class Vocabularies(NamedTuple):
-  """How the two text fields become tokens; usually twice the same."""
+  """Vocabularies of inputs and of targets; usually the same one."""
 
   inputs: Vocabulary
   targets: Vocabulary
@@ -55,42 +65,50 @@ def both(vocabulary: Vocabulary) -> Vocabularies:
   return Vocabularies(vocabulary, vocabulary)
 
 
-class Origin(Protocol):
-  """A published data set, for those who look at data rather than at rows."""
+class DataSource(Protocol):
+  """The published data set behind a task, for programs that read data rather than rows."""
 
   @property
-  def dataset(self) -> Dataset: ...
+  def dataset(self) -> Dataset:
+    """The data set."""
+    ...
 
   @property
   def splits(self) -> tuple[str, ...]:
-    """Of the data set, which a task's splits are made from."""
+    """The splits of the data set that the task's splits are taken from."""
     ...
 
   @property
-  def needs(self) -> str:
-    """The files that hold it."""
+  def required_files(self) -> str:
+    """Names of the files with these splits, separated by spaces."""
     ...
 
-  def where(self, split: str) -> str:
-    """Where a task's split is read from; FileNotFoundError, naming every place, if nowhere."""
+  def location(self, split: str) -> str:
+    """The file or directory of a task's split; FileNotFoundError, naming candidates, if none."""
     ...
 
   def examples(self, split: str) -> Iterable[Example]:
-    """A split of the data set as it is."""
+    """The examples of a split of the data set, as published."""
     ...
 
 
-class Marks(NamedTuple):
-  """Which special tokens stand around the text of a row."""
+class SpecialTokens(NamedTuple):
+  """Special tokens around the text of a row.
 
-  start: bool = True  # the decoder's first input, if the vocabulary has one
-  prompt_end: bool = True  # an end of sequence behind every prompt
-  answer_end: bool = True  # and behind every answer
+  Fields:
+    start: give the decoder a first input, if the vocabulary has one.
+    prompt_end: put an end of sequence after every prompt.
+    answer_end: put an end of sequence after every answer.
+  """
+
+  start: bool = True
+  prompt_end: bool = True
+  answer_end: bool = True
 
 
-MARKED = Marks()
+ALL_SPECIAL_TOKENS = SpecialTokens()
 
-# The records of a shard's rows; takes the shard's number too, for what is drawn at random.
+# Gives the records of a shard's rows; takes the shard's number as well, for random draws.
 Tokenize: TypeAlias = Callable[[Iterable[Row], Vocabularies, int], Iterator[Record]]
 
 
@@ -98,24 +116,38 @@ Tokenize: TypeAlias = Callable[[Iterable[Row], Vocabularies, int], Iterator[Reco
 class Task:
   """Rows by split. Reading is lazy: defining or listing a task touches no data.
 
-  `fingerprint` identifies what a split's rows are read from, and `version` the code that forms
-  them: when either changes, token records are written anew.
+  Fields:
+    name: letters, digits, '_', '.', ':' and '-'; names the task's files.
+    splits: names of the splits.
+    read: gives the rows of a split, always in the same order.
+    fingerprint: identifies the data that a split's rows are read from. When it or `version`
+      changes, token records are written again.
+    metrics: names in `cascades.metrics`.
+    version: identifies the code that forms rows from data.
+    vocabulary: gives the task's own vocabulary, unless the user gives one.
+    description: one line.
+    suite: name of the group of tasks that the task belongs to.
+    sizes: published numbers of rows by split.
+    tokenize: the task's own tokenization; None for row by row.
+    special_tokens: special tokens around the text of a row.
+    rate: share in a mixture; None for the number of training rows.
+    origin: the published data set behind the task.
   """
 
   name: str
   splits: tuple[str, ...]
   read: Callable[[str], Iterable[Row]]
   fingerprint: Callable[[str], str]
-  metrics: tuple[str, ...] = ('accuracy',)  # names in cascades.metrics
+  metrics: tuple[str, ...] = ('accuracy',)
   version: str = '1'
-  vocabulary: Callable[[], Vocabulary] = vocabularies.bytes_vocabulary  # unless the user names one
+  vocabulary: Callable[[], Vocabulary] = vocabularies.bytes_vocabulary
   description: str = ''
   suite: str = ''
-  sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # published rows by split
-  tokenize: Tokenize | None = None  # of another kind than row by row
-  marks: Marks = MARKED
-  rate: int | None = None  # its share in a mixture; its number of training rows, if None
-  origin: Origin | None = None  # the published data set that it is made from
+  sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  tokenize: Tokenize | None = None
+  special_tokens: SpecialTokens = ALL_SPECIAL_TOKENS
+  rate: int | None = None
+  origin: DataSource | None = None
 
   def __post_init__(self) -> None:
     if not re.fullmatch(r'\w[\w.:-]*', self.name):
@@ -131,39 +163,59 @@ class Task:
         f'Task {self.name} has no split {split!r}; its splits are {", ".join(self.splits)}.'
       )
 
-  def has(self, task: Task, split: str) -> bool:
-    """True for the task itself. Raises ValueError unless it has the split."""
-    task.require(split)
-    return True
+  def task_splits(self, splits: Sequence[str]) -> list[tuple[Task, tuple[str, ...]]]:
+    """Pairs the task with the splits, as `Mixture.task_splits` does for each of its tasks.
+
+    Raises:
+      ValueError: if the task does not have one of the splits.
+    """
+    for split in splits:
+      self.require(split)
+    return [(self, tuple(splits))]
 
   def rows(self, split: str) -> Iterator[Row]:
-    """The split's rows, in an order that never changes."""
+    """Reads the split's rows, in an order that never changes.
+
+    Args:
+      split: one of `splits`.
+
+    Raises:
+      ValueError: if the task does not have the split, or a row cannot be used.
+      FileNotFoundError: if the split's data are missing.
+    """
     self.require(split)
     return iter(self.read(split))
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-  """Tasks that are trained on together, each at its rate, and evaluated one by one."""
+  """Tasks that are trained on together, each at its rate, and evaluated one by one.
+
+  Fields:
+    name: name of the mixture.
+    tasks: its tasks, each with its rate.
+  """
 
   name: str
   tasks: tuple[Task, ...]
 
   @property
   def splits(self) -> tuple[str, ...]:
-    """Those that every task has."""
+    """The splits that every task has."""
     return tuple(s for s in self.tasks[0].splits if all(s in task.splits for task in self.tasks))
 
   @property
   def vocabulary(self) -> Callable[[], Vocabulary]:
-    """The one that all tasks have of their own."""
+    """The vocabulary that all tasks share; ValueError if they differ."""
     own = {task.vocabulary for task in self.tasks}
     if len(own) > 1:
-      raise ValueError(f'The tasks of {self.name} have several vocabularies: name one for all.')
+      raise ValueError(f'The tasks of {self.name} have several vocabularies: give one for all.')
     return self.tasks[0].vocabulary
 
-  def has(self, task: Task, split: str) -> bool:
-    """True if the task has the split; not every task of a mixture must."""
-    if split not in task.splits:
-      log.warning('%s has no split %s and is left out.', task.name, split)
-    return split in task.splits
+  def task_splits(self, splits: Sequence[str]) -> list[tuple[Task, tuple[str, ...]]]:
+    """Pairs each task with those of the splits that it has; warns of splits that it lacks."""
+    for task in self.tasks:
+      for split in splits:
+        if split not in task.splits:
+          log.warning('%s has no split %s and is left out.', task.name, split)
+    return [(task, tuple(s for s in splits if s in task.splits)) for task in self.tasks]

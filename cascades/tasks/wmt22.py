@@ -91,14 +91,14 @@ class Direction:
     return ('train', *EDITIONS)
 
   @property
-  def needs(self) -> str:
+  def required_files(self) -> str:
     names = (_names(EDITIONS[s], self.a, self.b, self.reference) for s in self.dataset.sizes)
     return ' '.join([f'wmt22/{self.a}-{self.b}/train.tsv', *(name.text[0] for name in names)])
 
   def locate(self, split: str) -> Located:
     return locate((self.a, self.b), split, sources=self.sources, reference=self.reference)
 
-  def where(self, split: str) -> str:
+  def location(self, split: str) -> str:
     return self.locate(split).where
 
   def fingerprint(self, split: str) -> str:

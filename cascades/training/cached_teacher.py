@@ -14,7 +14,7 @@ from cascades import losses
 from cascades.checkpoints import store
 from cascades.data.batches import TokenValues
 from cascades.data.corpus import Corpus
-from cascades.data.records import Joined, Records
+from cascades.data.records import MixtureRecords, Records
 from cascades.tasks.task import Mixture, Task
 from cascades.tokenizers import vocabularies
 from cascades.training import teacher_cache
@@ -38,13 +38,13 @@ class Cache(NamedTuple):
     """How many entries the large model's choices are among."""
     return self.made['vocab_size']
 
-  def answers(self, split: Joined) -> TokenValues:
+  def answers(self, split: MixtureRecords) -> TokenValues:
     """The answers to all target tokens of given rows of a split.
 
     Raises ValueError if they are of other rows, or not whole.
     """
     tasks = {task.name: task for task in self.corpus.tasks}
-    parts = [self._part(tasks[part.manifest.task], part) for part in split.parts]
+    parts = [self._part(tasks[part.manifest.task], part) for part in split.per_task]
     return Answers.join(parts).read
 
   def holds(self, tasks: Sequence[Task], split: str) -> bool:

@@ -90,7 +90,7 @@ def validator(
 def _decoder(
   corpus: Corpus,
   tasks: Sequence[Task],
-  split: records.Joined,
+  split: records.MixtureRecords,
   small: Definition,
   base: Params,
   rows: int,
@@ -117,7 +117,7 @@ def _decoder(
 
   def decode(params: Params) -> loop.Values:
     found = {}
-    for task, part in zip(tasks, split.parts, strict=True):
+    for task, part in zip(tasks, split.per_task, strict=True):
       answered = list(answers(params, part)) if rows else []
       for judge in map(metrics.by_name, task.metrics if answered else ()):
         name = judge.name if len(tasks) == 1 else f'{task.name}/{judge.name}'

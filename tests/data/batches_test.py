@@ -1,5 +1,6 @@
 import collections
 import itertools
+import json
 import logging
 import subprocess
 import sys
@@ -10,26 +11,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascades.data import batches as feeding
 from cascades.data import converters, materialize, packing
-from cascades.tasks import shuffling
+from cascades.data.batches import (
+  Process,
+  evaluation_batches,
+  evenly_spaced,
+  train_batches,
+  train_ids,
+)
+from cascades.data.records import MixtureRecords, Records
+from cascades.tasks import local, shuffling
 from cascades.tasks.task import Row, both
 from cascades.tokenizers import vocabularies
+from tests.real_data import real
 from tests.tiny_tasks import spelling, tiny_task
 
 LENGTHS = {'inputs': 16, 'targets': 8}
 N = 37  # rows of tiny_records
 
 
-def train(made, count, **settings):
+def train(records, count, **settings):
   settings = {'convert': converters.encoder_decoder, 'lengths': LENGTHS, 'seed': 0, **settings}
-  batches = feeding.train_batches(made, **{'batch_size': 8, **settings})
+  batches = train_batches(records, **{'batch_size': 8, **settings})
   return list(itertools.islice(batches, count))
 
 
-def evaluation(made, **settings):
+def evaluation(records, **settings):
   settings = {'convert': converters.encoder_decoder, 'lengths': LENGTHS, **settings}
-  return list(feeding.evaluation_batches(made, **{'batch_size': 8, **settings}))
+  return list(evaluation_batches(records, **{'batch_size': 8, **settings}))
 
 
 def same(first, second):
@@ -44,11 +53,11 @@ def answers(batches):
   vocabulary = vocabularies.bytes_vocabulary()
   for batch in batches:
     for targets, weights in zip(batch.targets, batch.weights, strict=True):
-      kept = targets[weights == 1].tolist()
-      while kept:
-        end = kept.index(1) + 1
-        yield vocabulary.decode(kept[:end])
-        kept = kept[end:]
+      ids = targets[weights == 1].tolist()
+      while ids:
+        end = ids.index(1) + 1
+        yield vocabulary.decode(ids[:end])
+        ids = ids[end:]
 
 
 def epoch_of_answers(count=N):
@@ -56,10 +65,10 @@ def epoch_of_answers(count=N):
 
 
 def test_every_row_comes_once_an_epoch_and_epochs_follow_without_a_seam(tiny_records):
-  found = list(answers(train(tiny_records, 2 * N, batch_size=1)))
-  assert collections.Counter(found[:N]) == epoch_of_answers()
-  assert collections.Counter(found[N:]) == epoch_of_answers()
-  assert found[:N] != found[N:]
+  order = list(answers(train(tiny_records, 2 * N, batch_size=1)))
+  assert collections.Counter(order[:N]) == epoch_of_answers()
+  assert collections.Counter(order[N:]) == epoch_of_answers()
+  assert order[:N] != order[N:]
 
 
 def test_batches_cross_from_one_epoch_into_the_next(tiny_records):
@@ -89,10 +98,10 @@ ways = pytest.mark.parametrize(
 
 @ways
 def test_resuming_at_a_step_gives_the_same_bytes(tiny_records, way):
-  whole = train(tiny_records, 12, **way)
+  expected = train(tiny_records, 12, **way)
   for start in (0, 1, 5, 11):
     resumed = train(tiny_records, 12 - start, start_step=start, **way)
-    assert all(map(same, whole[start:], resumed))
+    assert all(map(same, expected[start:], resumed))
 
 
 @ways
@@ -114,7 +123,7 @@ def test_drawing_several_batches_together_does_not_change_them(
   tiny_records, way, together, monkeypatch
 ):
   expected = train(tiny_records, 12, **way)
-  monkeypatch.setattr(feeding, '_DRAWN_TOGETHER', together)
+  monkeypatch.setattr('cascades.data.batches._DRAWN_TOGETHER', together)
   assert all(map(same, expected, train(tiny_records, 12, **way)))
 
 
@@ -122,26 +131,37 @@ def test_drawing_several_batches_together_does_not_change_them(
 @pytest.mark.parametrize('processes', [2, 4])
 def test_processes_together_see_the_batch_of_one(tiny_records, way, processes):
   alone = train(tiny_records, 6, **way)
-  shares = [
-    train(tiny_records, 6, process_index=i, process_count=processes, **way)
-    for i in range(processes)
-  ]
+  shares = [train(tiny_records, 6, process=Process(i, processes), **way) for i in range(processes)]
   for step, batch in enumerate(alone):
-    together = jax.tree.map(lambda *parts: np.concatenate(parts), *(s[step] for s in shares))
+    together = jax.tree.map(lambda *arrays: np.concatenate(arrays), *(s[step] for s in shares))
     assert same(batch, together)
 
 
 @given(st.integers(1, 40), st.integers(0, 2**40), st.integers(0, 10**9))
 @settings(max_examples=20)
-def test_far_steps_cost_no_more_and_hold_valid_rows(tiny_records, batch_size, seed, step):
+def test_batches_of_far_steps_have_valid_rows(tiny_records, batch_size, seed, step):
   (batch,) = train(tiny_records, 1, batch_size=batch_size, seed=seed, start_step=step)
   assert set(answers([batch])) <= set(epoch_of_answers())
   assert len(list(answers([batch]))) == batch_size
 
 
+def test_a_far_step_reads_its_own_rows_and_none_before_it(tiny_records, monkeypatch):
+  counts = []
+  read = Records.tokens
+
+  def counted(self, indices):
+    counts.append(len(indices))
+    return read(self, indices)
+
+  monkeypatch.setattr(Records, 'tokens', counted)
+  train(tiny_records, 1, start_step=10**9, batch_size=8, prefetch=2)
+  assert set(counts) == {8}
+  assert len(counts) <= 4  # batches: the first, and those that are read ahead
+
+
 def test_packed_rows_hold_every_example_once_an_epoch(tiny_records):
-  layout = converters.of(tiny_records, converters.decoder_only, LENGTHS)
-  count = len(packing.plan(layout.row_lengths(tiny_records.lengths), 32))
+  converter = converters.feature_converter(tiny_records, converters.decoder_only, LENGTHS)
+  count = len(packing.plan(converter.row_lengths(tiny_records.lengths), 32))
   batches = train(tiny_records, 2 * count, batch_size=1, **packed)
   first, second = list(answers(batches[:count])), list(answers(batches[count:]))
   assert collections.Counter(first) == collections.Counter(second) == epoch_of_answers()
@@ -158,10 +178,10 @@ def test_packed_rows_equal_their_examples_alone(tiny_records):
   for batch in train(tiny_records, 5, **packed):
     for row in range(len(batch.inputs)):
       for segment in range(1, batch.segments[row].max() + 1):
-        here = batch.segments[row] == segment
-        parts = (batch.inputs[row][here], batch.targets[row][here], batch.weights[row][here])
-        assert (*parts[0], -1, *parts[1], -1, *parts[2]) in alone
-        assert batch.positions[row][here].tolist() == list(range(here.sum()))
+        mask = batch.segments[row] == segment
+        columns = [field[row][mask] for field in (batch.inputs, batch.targets, batch.weights)]
+        assert (*columns[0], -1, *columns[1], -1, *columns[2]) in alone
+        assert batch.positions[row][mask].tolist() == list(range(mask.sum()))
 
 
 def test_packing_reports_how_full_the_rows_are(tiny_records, caplog):
@@ -198,15 +218,15 @@ def test_nothing_is_logged_when_everything_fits(tiny_records, caplog):
 def test_rows_without_answers_cannot_be_trained_on(tmp_path):
   rows = [Row('1', 'a', ('b',)), Row('2', 'a', ())]
   vocabulary = both(vocabularies.bytes_vocabulary())
-  made = materialize.materialize(tiny_task(rows), 'train', vocabulary, tmp_path)
+  records = materialize.materialize(tiny_task(rows), 'train', vocabulary, tmp_path)
   with pytest.raises(ValueError, match='tiny, split train: 1 rows have no answer to learn'):
-    train(made, 1)
+    train(records, 1)
 
 
 @pytest.mark.parametrize(('batch_size', 'processes'), [(8, 3), (0, 1), (2, 4)])
 def test_a_batch_that_cannot_be_shared_is_an_error(tiny_records, batch_size, processes):
   with pytest.raises(ValueError, match='cannot be shared equally'):
-    train(tiny_records, 1, batch_size=batch_size, process_count=processes)
+    train(tiny_records, 1, batch_size=batch_size, process=Process(0, processes))
 
 
 def test_evaluation_reads_every_row_once_in_order(tiny_records):
@@ -223,21 +243,20 @@ def test_the_last_evaluation_batch_is_filled_with_rows_of_no_weight(tiny_records
 
 def test_evaluation_may_read_some_rows_from_all_over_the_split(tiny_records):
   # A dictionary is sorted: its first rows are no sample of it.
-  some = feeding.evenly_spaced(tiny_records, 10)
-  found = list(answers(evaluation(tiny_records, indices=some)))
-  assert found == [spelling(N)[i * N // 10].targets for i in range(10)]
-  assert len(feeding.evenly_spaced(tiny_records, 1000)) == N
+  indices = evenly_spaced(tiny_records, 10)
+  assert list(answers(evaluation(tiny_records, indices=indices))) == [
+    spelling(N)[i * N // 10].targets for i in range(10)
+  ]
+  assert len(evenly_spaced(tiny_records, 1000)) == N
 
 
 @pytest.mark.parametrize('processes', [2, 4, 8])
 def test_processes_take_equally_many_evaluation_steps(tiny_records, processes):
   alone = evaluation(tiny_records)
-  shares = [
-    evaluation(tiny_records, process_index=i, process_count=processes) for i in range(processes)
-  ]
+  shares = [evaluation(tiny_records, process=Process(i, processes)) for i in range(processes)]
   assert {len(share) for share in shares} == {len(alone)}
   for step, batch in enumerate(alone):
-    together = jax.tree.map(lambda *parts: np.concatenate(parts), *(s[step] for s in shares))
+    together = jax.tree.map(lambda *arrays: np.concatenate(arrays), *(s[step] for s in shares))
     assert same(batch, together)
 
 
@@ -247,7 +266,97 @@ def test_evaluation_never_packs(tiny_records):
     assert batch.positions is None
 
 
-def test_importing_the_feed_does_not_import_tensorflow():
+def test_importing_batches_does_not_import_tensorflow():
   code = 'import sys; import cascades.data.batches; print("tensorflow" in sys.modules)'
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert out.stdout.strip() == 'False'
+
+
+ROWS, BATCH = 1024, 16
+QUESTION_LENGTHS = {'inputs': 160, 'targets': 8}
+
+
+def materialized(directory, name, lines):
+  rows = [
+    {'id': f'q{n}', 'inputs': f'{n}: {json.loads(line)["question"]}', 'targets': str(n % 2)}
+    for n, line in enumerate(lines)
+  ]
+  (directory / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  task = local.local_jsonl(name, {'train': str(directory / f'{name}.jsonl')})
+  vocabulary = both(vocabularies.bytes_vocabulary())
+  return materialize.materialize(task, 'train', vocabulary, directory / 'records')
+
+
+@pytest.fixture(scope='module')
+def questions(tmp_path_factory):
+  """Real questions of BoolQ, numbered, so that no two are equal."""
+  lines = itertools.islice(real('superglue/BoolQ/val.jsonl').open(), ROWS)
+  return materialized(tmp_path_factory.mktemp('questions'), 'boolq', lines)
+
+
+def numbers(batches):
+  """Numbers of the questions in these batches."""
+  text = vocabularies.bytes_vocabulary()
+  return [
+    int(text.decode(row[row > 0]).split(':')[0]) for batch in batches for row in batch.encoder
+  ]
+
+
+@pytest.mark.parametrize('processes', [1, 2, 4])
+def test_the_processes_shares_of_an_epoch_are_disjoint_and_complete(questions, processes):
+  shares = [
+    numbers(
+      itertools.islice(
+        train_batches(
+          questions, convert=converters.encoder_decoder, lengths=QUESTION_LENGTHS,
+          batch_size=BATCH, seed=3,
+          process=Process(index, processes),
+        ),
+        ROWS // BATCH,
+      )
+    )
+    for index in range(processes)
+  ]  # fmt: skip
+  assert [len(share) for share in shares] == [ROWS // processes] * processes
+  assert collections.Counter(itertools.chain(*shares)) == dict.fromkeys(range(ROWS), 1)
+
+
+@pytest.mark.parametrize('processes', [1, 2, 4])
+def test_every_row_is_validated_by_one_process(questions, processes):
+  counts = collections.Counter()
+  for index in range(processes):
+    batches = evaluation_batches(
+      questions, convert=converters.encoder_decoder, lengths=QUESTION_LENGTHS, batch_size=96,
+      process=Process(index, processes),
+    )  # fmt: skip
+    for batch in batches:
+      used = batch.weights.any(axis=1)
+      counts.update(numbers([batch._replace(encoder=batch.encoder[used])]))
+  assert counts == dict.fromkeys(range(ROWS), 1)
+
+
+@pytest.mark.parametrize('pack', [None, 400])
+def test_the_examples_of_a_step_are_those_of_its_batch(tmp_path, pack):
+  """The examples of a bad step can be looked up afterwards, packed or not."""
+  lines = [json.dumps({'question': 'why ' * (n % 5 + 1)}) for n in range(40)]
+  joined = MixtureRecords(
+    [materialized(tmp_path, name, lines[: 20 + i]) for i, name in enumerate('ab')]
+  )
+  common = {
+    'convert': converters.decoder_only,
+    'lengths': QUESTION_LENGTHS,
+    'batch_size': 4,
+    'seed': 1,
+  }
+  text = vocabularies.bytes_vocabulary()
+  batches = train_batches(joined, pack=pack, **common)
+  for step, batch in enumerate(itertools.islice(batches, 12)):
+    ids = train_ids(joined, step, pack=pack, **common)
+    assert {name.split(':')[0] for name in ids} <= {'a', 'b'}
+    segments = np.ones_like(batch.inputs) if batch.segments is None else batch.segments
+    read = [
+      text.decode(row[(of == n) & (row > 1)]).split(':')[0]
+      for row, of in zip(batch.inputs, segments, strict=True)
+      for n in range(1, of.max() + 1)
+    ]
+    assert [f'q{n}' for n in read] == [name.split(': ')[1] for name in ids]

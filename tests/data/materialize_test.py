@@ -28,30 +28,30 @@ def write(folder, rows=None, *, name='tiny', fingerprint='one', **settings):
 
 
 def test_records_hold_text_and_tokens_of_every_row(tmp_path):
-  made = write(tmp_path, rows_per_shard=4)
-  assert len(made) == 11
-  for row, record in zip(spelling(11), made.read(range(11)), strict=True):
+  written = write(tmp_path, rows_per_shard=4)
+  assert len(written) == 11
+  for row, record in zip(spelling(11), written.read(range(11)), strict=True):
     assert record.row == row
     assert record.inputs.tolist() == BYTES.inputs.encode(row.inputs)
     assert record.targets.tolist() == BYTES.targets.encode(row.targets)
 
 
 def test_tokens_can_be_read_without_text_in_any_order(tmp_path):
-  made = write(tmp_path)
+  written = write(tmp_path)
   order = np.array([7, 0, 7, 10])
-  for index, (inputs, targets) in zip(order, made.tokens(order), strict=True):
+  for index, (inputs, targets) in zip(order, written.tokens(order), strict=True):
     assert inputs.tolist() == BYTES.inputs.encode(spelling(11)[index].inputs)
     assert targets.tolist() == BYTES.targets.encode(spelling(11)[index].targets)
 
 
 def test_the_manifest_describes_the_split(tmp_path):
-  made = write(tmp_path, [Row('1', 'ab', ('c',)), Row('2', 'd', ())]).manifest
-  assert (made.task, made.split) == ('tiny', 'train')
-  assert made.identity['definition'] == '1'
-  assert (made.rows, made.unlabelled) == (2, 1)
-  assert [list(shard.tokens) for shard in made.shards] == [[3, 1]]
-  assert (made.bos_id, made.inputs_eos_id, made.eos_id) == (0, 1, 1)
-  assert made.identity['vocabulary'] == BYTES.inputs.fingerprint
+  written = write(tmp_path, [Row('1', 'ab', ('c',)), Row('2', 'd', ())]).manifest
+  assert (written.task, written.split) == ('tiny', 'train')
+  assert written.identity['definition'] == '1'
+  assert (written.rows, written.unlabeled) == (2, 1)
+  assert [list(shard.tokens) for shard in written.shards] == [[3, 1]]
+  assert (written.bos_id, written.inputs_eos_id, written.eos_id) == (0, 1, 1)
+  assert written.identity['vocabulary'] == BYTES.inputs.fingerprint
 
 
 def test_complete_records_are_read_not_written_again(tmp_path, monkeypatch):
@@ -79,14 +79,14 @@ def test_the_directory_names_task_and_split(tmp_path):
 
 
 def test_nothing_temporary_is_left(tmp_path):
-  made = write(tmp_path)
-  assert [path.name for path in (tmp_path / 'tiny').iterdir()] == [made.directory.name]
-  assert sorted(path.name for path in made.directory.iterdir()) == [
+  written = write(tmp_path)
+  assert [path.name for path in (tmp_path / 'tiny').iterdir()] == [written.directory.name]
+  assert sorted(path.name for path in written.directory.iterdir()) == [
     '00000.array_record', '00000.json', '00000.lengths.npy', '00000.tokens', 'manifest.json',
   ]  # fmt: skip
 
 
-def test_an_incomplete_directory_is_written_anew(tmp_path):
+def test_an_incomplete_directory_is_written_again(tmp_path):
   directory = write(tmp_path).directory
   (directory / 'manifest.json').unlink()
   (directory / '00000.tokens').write_bytes(b'')
@@ -117,20 +117,20 @@ def test_an_interrupted_write_goes_on_after_the_finished_shards(tmp_path, caplog
   with pytest.raises(KeyboardInterrupt):
     write(tmp_path, interrupted(), rows_per_shard=4)
   (partial,) = (tmp_path / 'tiny').iterdir()
-  kept = {path.name: path.read_bytes() for path in partial.glob('0000[01].*')}
-  assert len(kept) == 8
+  finished = {path.name: path.read_bytes() for path in partial.glob('0000[01].*')}
+  assert len(finished) == 8
   written = []
   write_shard = materialize.shards.write
   monkeypatch.setattr(
     materialize, 'Workers', lambda: contextlib.nullcontext(Inline(written, write_shard))
   )
   with caplog.at_level(logging.INFO):
-    made = write(tmp_path, rows_per_shard=4)
+    resumed = write(tmp_path, rows_per_shard=4)
   assert written == [2]
-  assert 'going on after 2 finished shards' in caplog.text
-  assert {name: (made.directory / name).read_bytes() for name in kept} == kept
-  assert [record.row for record in made.read(range(11))] == spelling(11)
-  assert [path.name for path in (tmp_path / 'tiny').iterdir()] == [made.directory.name]
+  assert 'resuming after 2 finished shards' in caplog.text
+  assert {name: (resumed.directory / name).read_bytes() for name in finished} == finished
+  assert [record.row for record in resumed.read(range(11))] == spelling(11)
+  assert [path.name for path in (tmp_path / 'tiny').iterdir()] == [resumed.directory.name]
 
 
 class Inline:
@@ -147,13 +147,13 @@ class Inline:
 
 
 def test_processes_write_what_one_process_writes(tmp_path):
-  one = write(tmp_path / 'one', spelling(50), rows_per_shard=50)
+  single = write(tmp_path / 'single', spelling(50), rows_per_shard=50)
   several = write(tmp_path / 'several', spelling(50), rows_per_shard=8)
   assert len(several.manifest.shards) == 7
-  for ours, theirs in zip(several.read(range(50)), one.read(range(50)), strict=True):
-    assert ours.row == theirs.row
-    assert np.array_equal(ours.inputs, theirs.inputs)
-    assert np.array_equal(ours.targets, theirs.targets)
+  for record, expected in zip(several.read(range(50)), single.read(range(50)), strict=True):
+    assert record.row == expected.row
+    assert np.array_equal(record.inputs, expected.inputs)
+    assert np.array_equal(record.targets, expected.targets)
 
 
 def test_records_that_another_version_wrote_are_in_nobodys_way(tmp_path, caplog):
@@ -174,8 +174,8 @@ def test_records_of_another_definition_are_refused_by_name(tmp_path, caplog):
 
 
 def test_joined_records_are_read_as_one(tmp_path):
-  parts = [write(tmp_path, spelling(n), name=f'task{n}') for n in (3, 5)]
-  joined = records.Joined(parts)
+  per_task = [write(tmp_path, spelling(n), name=f'task{n}') for n in (3, 5)]
+  joined = records.MixtureRecords(per_task)
   assert len(joined) == 8
   expected = [*spelling(3), *spelling(5)]
   order = [7, 0, 3, 2, 7]
@@ -212,10 +212,11 @@ def test_very_large_files_are_checked_by_size_alone(tmp_path, monkeypatch):
     write(tmp_path)
 
 
-def test_opening_notices_other_sizes_without_reading_the_files(tmp_path):
+def test_opening_notices_other_sizes_without_reading_the_files(tmp_path, monkeypatch):
   directory = write(tmp_path).directory
   with (directory / '00000.tokens').open('ab') as stream:
     stream.write(b'more')
+  monkeypatch.setattr(records.textfiles, 'sha256', lambda _: pytest.fail('a file was read'))
   with pytest.raises(ValueError, match=r'00000\.tokens has \d+ bytes, but \d+ was written'):
     records.Records(directory)
 
@@ -259,7 +260,7 @@ def test_an_unknown_split_is_an_error_that_names_the_splits(tmp_path):
 
 
 def test_a_remote_directory_is_refused():
-  with pytest.raises(ValueError, match='Name a local directory'):
+  with pytest.raises(ValueError, match='Give a local directory'):
     write('gs://bucket/records')
 
 
@@ -279,15 +280,15 @@ def test_rows_whose_tokens_are_all_empty_can_be_stored(tmp_path):
 
 
 def test_threads_may_read_at_once(tmp_path):
-  made = write(tmp_path, spelling(200), rows_per_shard=50)
+  written = write(tmp_path, spelling(200), rows_per_shard=50)
   orders = [np.random.default_rng(i).integers(0, 200, 64) for i in range(20)]
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    found = list(pool.map(made.read, orders))
-  for order, some in zip(orders, found, strict=True):
-    assert [record.row.id for record in some] == [f'row-{i}' for i in order]
+    results = list(pool.map(written.read, orders))
+  for order, read in zip(orders, results, strict=True):
+    assert [record.row.id for record in read] == [f'row-{i}' for i in order]
 
 
-def _materialize_in_process(folder, barrier):
+def write_in_process(folder, barrier):
   barrier.wait()
   return len(write(folder, spelling(300)))
 
@@ -296,21 +297,21 @@ def test_two_jobs_may_write_the_same_records_at_once(tmp_path):
   context = multiprocessing.get_context('spawn')
   with context.Manager() as manager, concurrent.futures.ProcessPoolExecutor(2, context) as pool:
     barrier = manager.Barrier(2)
-    jobs = [pool.submit(_materialize_in_process, tmp_path, barrier) for _ in range(2)]
+    jobs = [pool.submit(write_in_process, tmp_path, barrier) for _ in range(2)]
     assert [job.result(timeout=60) for job in jobs] == [300, 300]
   records.check_content(write(tmp_path, spelling(300)).directory)
   assert len(list((tmp_path / 'tiny').iterdir())) == 1
 
 
 def test_another_process_waits_for_the_first(tmp_path):
+  opened = []
   waiting = threading.Thread(
-    target=lambda: found.append(write(tmp_path, process_index=1, timeout=30))
+    target=lambda: opened.append(write(tmp_path, process_index=1, timeout=30))
   )
-  found = []
   waiting.start()
   write(tmp_path)
   waiting.join(30)
-  assert len(found[0]) == 11
+  assert len(opened[0]) == 11
 
 
 def test_waiting_for_a_process_that_never_writes_ends_with_a_sentence(tmp_path):
@@ -322,7 +323,7 @@ def test_large_splits_report_their_progress(tmp_path, caplog, monkeypatch):
   monkeypatch.setattr(materialize, '_SECONDS_BETWEEN_REPORTS', 0.0)
   with caplog.at_level(logging.INFO):
     write(tmp_path)
-  assert 'tiny, split train: 11 rows tokenised, ' in caplog.text
+  assert 'tiny, split train: 11 rows tokenized, ' in caplog.text
   assert 'rows/s' in caplog.text
 
 

@@ -1,3 +1,5 @@
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -29,8 +31,10 @@ def best_fit_slowly(lengths, capacity):
 def test_a_plan_worked_by_hand():
   # 6 leaves 4: filled by 4. 5 + 5. 3 + 2 + 2 is what remains.
   packs = packing.plan(np.array([5, 2, 6, 4, 2, 5, 3]), 10)
-  found = sorted(sorted(np.array([5, 2, 6, 4, 2, 5, 3])[some].tolist()) for some in epoch(packs))
-  assert found == [[2, 2, 3], [4, 6], [5, 5]]
+  lengths = np.array([5, 2, 6, 4, 2, 5, 3])
+  assert sorted(sorted(lengths[pack].tolist()) for pack in epoch(packs)) == [
+    [2, 2, 3], [4, 6], [5, 5],
+  ]  # fmt: skip
   assert packs.fill == pytest.approx(27 / 30)
 
 
@@ -40,32 +44,32 @@ examples = st.lists(st.integers(1, 20), min_size=1, max_size=60)
 @given(examples, st.integers(20, 50))
 def test_the_plan_is_that_of_the_slow_oracle(lengths, capacity):
   packs = packing.plan(np.array(lengths), capacity)
-  found = sorted(int(np.array(lengths)[some].sum()) for some in epoch(packs))
-  assert found == best_fit_slowly(lengths, capacity)
+  filled = sorted(int(np.array(lengths)[pack].sum()) for pack in epoch(packs))
+  assert filled == best_fit_slowly(lengths, capacity)
 
 
 @given(examples, st.integers(20, 50), st.integers(0, 5), st.integers(0, 2**31))
 def test_every_example_is_in_one_pack_of_every_epoch_and_all_fit(lengths, capacity, number, seed):
   packs = packing.plan(np.array(lengths), capacity)
-  found = epoch(packs, number, seed)
-  assert sorted(np.concatenate(found).tolist()) == list(range(len(lengths)))
-  assert all(0 < np.array(lengths)[some].sum() <= capacity for some in found)
+  members = epoch(packs, number, seed)
+  assert sorted(np.concatenate(members).tolist()) == list(range(len(lengths)))
+  assert all(0 < np.array(lengths)[pack].sum() <= capacity for pack in members)
 
 
 @given(examples, st.integers(0, 2**31), st.data())
 def test_a_pack_is_known_without_the_packs_before_it(lengths, seed, data):
   packs = packing.plan(np.array(lengths), 40)
-  place = data.draw(st.integers(0, len(packs) - 1))
+  pack = data.draw(st.integers(0, len(packs) - 1))
   number = data.draw(st.integers(0, 3))
-  (alone,) = packs.members(np.array([place]), np.array([number]), seed)
-  assert alone.tolist() == epoch(packs, number, seed)[place].tolist()
+  (alone,) = packs.members(np.array([pack]), np.array([number]), seed)
+  assert alone.tolist() == epoch(packs, number, seed)[pack].tolist()
 
 
 def test_packs_of_several_epochs_may_be_asked_for_at_once():
   packs = packing.plan(np.arange(1, 30) % 7 + 1, 16)
   together = packs.members(np.array([3, 0, 3]), np.array([0, 5, 1]), 9)
   apart = [packs.members(np.array([p]), np.array([e]), 9)[0] for p, e in ((3, 0), (0, 5), (3, 1))]
-  assert [some.tolist() for some in together] == [some.tolist() for some in apart]
+  assert [pack.tolist() for pack in together] == [pack.tolist() for pack in apart]
 
 
 def test_epochs_and_seeds_redraw_who_shares_a_pack():
@@ -77,25 +81,25 @@ def test_epochs_and_seeds_redraw_who_shares_a_pack():
 def test_examples_of_one_length_share_packs_with_all_others():
   packs = packing.plan(np.full(8, 4), 8)
   partners = {
-    next(i for i in some.tolist() if i != 0)
+    next(i for i in pack.tolist() if i != 0)
     for number in range(60)
-    for some in epoch(packs, number)
-    if 0 in some
+    for pack in epoch(packs, number)
+    if 0 in pack
   }
   assert partners == set(range(1, 8))
 
 
 @given(st.lists(examples, min_size=1, max_size=3), st.integers(0, 5), st.integers(0, 2**31))
-def test_joined_plans_fill_their_packs_as_if_alone(tasks, number, seed):
+def test_concatenated_plans_fill_their_packs_as_if_alone(tasks, number, seed):
   plans = [packing.plan(np.array(lengths), 40) for lengths in tasks]
   before = np.cumsum([0, *map(len, tasks)])
   expected = [
-    (some + start).tolist()
+    (pack + start).tolist()
     for plan, start in zip(plans, before, strict=False)
-    for some in epoch(plan, number, seed)
+    for pack in epoch(plan, number, seed)
   ]
-  joined = packing.join(plans)
-  assert [some.tolist() for some in epoch(joined, number, seed)] == expected
+  joined = packing.concatenate(plans)
+  assert [pack.tolist() for pack in epoch(joined, number, seed)] == expected
   assert joined.fill == pytest.approx(sum(map(sum, tasks)) / (40 * len(joined)))
 
 
@@ -114,4 +118,10 @@ def test_a_single_example_is_one_pack():
   packs = packing.plan(np.array([7]), 7)
   assert len(packs) == 1
   assert packs.fill == 1.0
-  assert [some.tolist() for some in epoch(packs)] == [[0]]
+  assert [pack.tolist() for pack in epoch(packs)] == [[0]]
+
+
+def test_the_worked_plan_of_the_docstring_is_right():
+  results = doctest.testmod(packing)
+  assert results.attempted == 3
+  assert not results.failed

@@ -3,15 +3,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascades.data import batches, materialize, prompts
-from cascades.data import converters as layouts
+from cascades.data import batches, converters, materialize, prompts
 from cascades.tasks.task import Row, both
 from cascades.tokenizers import vocabularies
 from tests.tiny_tasks import spelling, tiny_task
 
 LENGTHS = {'inputs': 16, 'targets': 8}
 BYTES = vocabularies.bytes_vocabulary()
-converters = pytest.mark.parametrize('convert', [layouts.encoder_decoder, layouts.decoder_only])
+architectures = pytest.mark.parametrize(
+  'convert', [converters.encoder_decoder, converters.decoder_only]
+)
 
 
 @pytest.fixture(scope='module')
@@ -28,36 +29,38 @@ def text(prompt, row):
   return BYTES.decode(prompt.tokens[row, : prompt.length[row]].tolist())
 
 
-@converters
+@architectures
 def test_prompts_hold_the_inputs_of_their_rows(tiny_records, convert):
-  found = {}
+  grouped = {}
   settings = {'convert': convert, 'lengths': LENGTHS}
   lengths = prompts.prompt_lengths(tiny_records, **settings)
   for bucket in prompts.buckets(lengths, range(37), batch_size=8):
-    prompt = prompts.prompts(tiny_records, bucket, batch_size=8, **settings)
+    prompt = prompts.read_prompts(tiny_records, bucket, batch_size=8, **settings)
     assert prompt.tokens.shape == (8, bucket.width)
     for i, index in enumerate(bucket.indices.tolist()):
       assert prompt.length[i] == lengths[index]
-      found[index] = text(prompt, i)
-  assert found == {i: row.inputs for i, row in enumerate(spelling(37))}
+      grouped[index] = text(prompt, i)
+  assert grouped == {i: row.inputs for i, row in enumerate(spelling(37))}
 
 
 def test_a_prompt_by_hand_for_each_architecture(tiny_records):
   # Row 2 of the tiny task spells 'opqr'.
   expected = {
-    layouts.encoder_decoder: [*BYTES.encode(spelling(3)[2].inputs), 1],
-    layouts.decoder_only: [0, *BYTES.encode(spelling(3)[2].inputs), 1],
+    converters.encoder_decoder: [*BYTES.encode(spelling(3)[2].inputs), 1],
+    converters.decoder_only: [0, *BYTES.encode(spelling(3)[2].inputs), 1],
   }
   for convert, tokens in expected.items():
     bucket = prompts.Bucket(np.array([2]), 16)
-    prompt = prompts.prompts(tiny_records, bucket, convert=convert, lengths=LENGTHS, batch_size=1)
+    prompt = prompts.read_prompts(
+      tiny_records, bucket, convert=convert, lengths=LENGTHS, batch_size=1
+    )
     assert prompt.tokens[0, : prompt.length[0]].tolist() == tokens
 
 
 def test_a_bucket_short_of_a_batch_repeats_its_last_prompt(tiny_records):
   bucket = prompts.Bucket(np.array([3, 4]), 16)
-  prompt = prompts.prompts(
-    tiny_records, bucket, convert=layouts.decoder_only, lengths=LENGTHS, batch_size=4
+  prompt = prompts.read_prompts(
+    tiny_records, bucket, convert=converters.decoder_only, lengths=LENGTHS, batch_size=4
   )
   assert prompt.tokens.shape == (4, 16)
   np.testing.assert_array_equal(prompt.tokens[2:], prompt.tokens[[1, 1]])
@@ -70,12 +73,12 @@ def test_a_bucket_short_of_a_batch_repeats_its_last_prompt(tiny_records):
   st.lists(st.sampled_from([8, 16, 32, 64]), unique=True),
 )
 def test_buckets_hold_every_row_once_and_every_prompt_whole(lengths, batch_size, widths):
-  found = prompts.buckets(
+  grouped = prompts.buckets(
     np.array(lengths), range(len(lengths)), batch_size=batch_size, widths=sorted(widths)
   )
-  indices = np.concatenate([bucket.indices for bucket in found])
+  indices = np.concatenate([bucket.indices for bucket in grouped])
   assert sorted(indices.tolist()) == list(range(len(lengths)))
-  for bucket in found:
+  for bucket in grouped:
     longest = max(lengths[i] for i in bucket.indices)
     assert len(bucket.indices) <= batch_size
     assert bucket.width >= longest
@@ -84,9 +87,9 @@ def test_buckets_hold_every_row_once_and_every_prompt_whole(lengths, batch_size,
 
 def test_buckets_compile_few_shapes():
   lengths = np.arange(1, 513)
-  found = prompts.buckets(lengths, range(512), batch_size=8)
-  assert {bucket.width for bucket in found} == {16, 32, 64, 128, 256, 512}
-  assert sum(bucket.width * 8 for bucket in found) < 0.4 * 512 * 512 * 2
+  grouped = prompts.buckets(lengths, range(512), batch_size=8)
+  assert {bucket.width for bucket in grouped} == {16, 32, 64, 128, 256, 512}
+  assert sum(bucket.width * 8 for bucket in grouped) < 0.4 * 512 * 512 * 2
 
 
 def test_buckets_take_only_the_rows_asked_for():
@@ -99,20 +102,20 @@ def test_no_rows_make_no_buckets():
   assert prompts.buckets(np.array([3, 4]), np.zeros(0, int), batch_size=2) == []
 
 
-@converters
+@architectures
 def test_scoring_the_targets_reads_what_evaluation_reads(tiny_records, convert):
   settings = {'convert': convert, 'lengths': LENGTHS, 'batch_size': 8}
   scored = list(prompts.score_batches(tiny_records, range(37), **settings))
   evaluated = list(batches.evaluation_batches(tiny_records, **settings))
   assert len(scored) == len(evaluated)
-  for some, batch in zip(scored, evaluated, strict=True):
-    for found, expected in zip(some.batch, batch, strict=True):
-      np.testing.assert_array_equal(found, expected)
-  assert np.concatenate([some.rows for some in scored]).tolist() == list(range(37))
-  assert not np.concatenate([some.candidates for some in scored]).any()
+  for scoring, batch in zip(scored, evaluated, strict=True):
+    for actual, expected in zip(scoring.batch, batch, strict=True):
+      np.testing.assert_array_equal(actual, expected)
+  assert np.concatenate([batch.rows for batch in scored]).tolist() == list(range(37))
+  assert not np.concatenate([batch.candidates for batch in scored]).any()
 
 
-@converters
+@architectures
 def test_every_option_of_every_row_is_scored_in_order(classified, convert):
   scored = list(
     prompts.score_batches(
@@ -120,15 +123,15 @@ def test_every_option_of_every_row_is_scored_in_order(classified, convert):
       candidates=prompts.given_options,
     )
   )  # fmt: skip
-  assert [some.batch.targets.shape[0] for some in scored] == [4, 4]
-  rows = np.concatenate([some.rows for some in scored])
-  candidates = np.concatenate([some.candidates for some in scored])
+  assert [scoring.batch.targets.shape[0] for scoring in scored] == [4, 4]
+  rows = np.concatenate([batch.rows for batch in scored])
+  candidates = np.concatenate([batch.candidates for batch in scored])
   assert rows.tolist() == [4, 4, 1, 1, 1, 2, 2]
   assert candidates.tolist() == [0, 1, 0, 1, 2, 0, 1]
   texts = [
     BYTES.decode(targets[weights == 1].tolist())
-    for some in scored
-    for targets, weights in zip(some.batch.targets, some.batch.weights, strict=True)
+    for scoring in scored
+    for targets, weights in zip(scoring.batch.targets, scoring.batch.weights, strict=True)
   ]
   assert texts == ['no', 'yes', 'no', 'yes', 'perhaps', 'no', 'yes', '']
 
@@ -137,7 +140,7 @@ def test_a_row_without_options_cannot_be_ranked(tiny_records):
   with pytest.raises(ValueError, match='Row row-0 has no options to rank'):
     list(
       prompts.score_batches(
-        tiny_records, [0], convert=layouts.decoder_only, lengths=LENGTHS, batch_size=1,
+        tiny_records, [0], convert=converters.decoder_only, lengths=LENGTHS, batch_size=1,
         candidates=prompts.given_options,
       )
     )  # fmt: skip
@@ -147,7 +150,7 @@ def test_any_answers_can_be_scored(tiny_records):
   # As a model's own greedy outputs are, to check their log-probabilities by teacher forcing.
   generated = {'row-0': [50, 51], 'row-1': [60]}
   (scored,) = prompts.score_batches(
-    tiny_records, [0, 1], convert=layouts.encoder_decoder, lengths=LENGTHS, batch_size=2,
+    tiny_records, [0, 1], convert=converters.encoder_decoder, lengths=LENGTHS, batch_size=2,
     candidates=lambda record: [np.array(generated[record.row.id])],
   )  # fmt: skip
   assert scored.batch.targets[:, :3].tolist() == [[50, 51, 1], [60, 1, 0]]
@@ -156,9 +159,22 @@ def test_any_answers_can_be_scored(tiny_records):
 def test_scored_answers_that_are_trimmed_are_counted(classified, caplog):
   list(
     prompts.score_batches(
-      classified, range(7), convert=layouts.decoder_only, lengths={'inputs': 9, 'targets': 7},
+      classified, range(7), convert=converters.decoder_only, lengths={'inputs': 9, 'targets': 7},
       batch_size=4, candidates=prompts.given_options,
     )
   )  # fmt: skip
   # 'perhaps' has seven tokens, and its end of sequence would be the eighth.
   assert '3 scored answers are longer than' in caplog.text
+
+
+def test_prompts_longer_than_the_model_are_trimmed_and_counted(tiny_records, caplog):
+  lengths = {'inputs': 4, 'targets': 8}
+  widths = prompts.prompt_lengths(tiny_records, convert=converters.encoder_decoder, lengths=lengths)
+  longer = int((tiny_records.lengths[:, 0] > 3).sum())  # an end of sequence takes one position
+  assert widths.max() == 4
+  assert f'{longer} of 37 prompts are longer than 4 tokens and are trimmed' in caplog.text
+  caplog.clear()
+  prompts.prompt_lengths(
+    tiny_records, convert=converters.encoder_decoder, lengths={'inputs': 99, 'targets': 8}
+  )
+  assert not caplog.text

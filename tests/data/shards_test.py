@@ -32,7 +32,7 @@ def reader(directory, written):
   return shards.Reader(epath.Path(directory), written)
 
 
-def test_a_row_is_tokenised_field_by_field():
+def test_a_row_is_tokenized_field_by_field():
   (record,) = row_by_row([Row('id', 'ab', ('c', 'd'), ('c', 'dd'), 0)], BYTES, 0)
   assert record.inputs.tolist() == [100, 101]
   assert record.targets.tolist() == [102]
@@ -58,11 +58,19 @@ def test_rows_come_back_from_any_number_of_shards(tmp_path, rows_per_shard):
 
 
 def test_a_shard_has_four_files_and_its_description_is_the_last(tmp_path, monkeypatch):
+  present = []
+  write_file = shards.files.write
+
+  def observed(path, content):
+    present.extend(sorted(file.name for file in tmp_path.iterdir()))
+    write_file(path, content)
+
+  monkeypatch.setattr(shards.files, 'write', observed)
   shard = shards.write(spelling(5), BYTES, tmp_path, 3)
   assert shard.name == '00003'
   names = ['00003.array_record', '00003.json', '00003.lengths.npy', '00003.tokens']
   assert sorted(path.name for path in tmp_path.iterdir()) == names
-  assert sorted(shard.files) == [name for name in names if not name.endswith('json')]
+  assert sorted(shard.files) == present == [name for name in names if not name.endswith('json')]
 
 
 def test_what_an_interrupted_shard_leaves_does_not_count_as_finished(tmp_path):
@@ -99,10 +107,10 @@ def test_the_tokens_file_holds_inputs_then_targets_row_by_row(tmp_path):
 
 def test_rows_without_answers_are_counted(tmp_path):
   rows = [Row('1', 'a', ('b',)), Row('2', 'a', ()), Row('3', 'a', ())]
-  assert write(rows, tmp_path)[0].unlabelled == 2
+  assert write(rows, tmp_path)[0].unlabeled == 2
 
 
-def test_another_tokeniser_gets_the_shards_number_and_makes_its_own_records(tmp_path):
+def test_another_tokenization_gets_the_shards_number_and_makes_its_own_records(tmp_path):
   def twice(rows, vocabularies, shard):
     for row in rows:
       yield from [tokenize(row._replace(id=f'{row.id}-{shard}'), vocabularies)] * 2
@@ -113,19 +121,21 @@ def test_another_tokeniser_gets_the_shards_number_and_makes_its_own_records(tmp_
   assert row.id == 'row-2-7'
 
 
-def test_rows_tokenised_together_equal_rows_tokenised_one_by_one():
+def test_rows_tokenized_together_equal_rows_tokenized_one_by_one():
   rows = [Row(str(i), 'ab' * i, (str(i),), ('x', 'yz')[: i % 3]) for i in range(600)]
-  for found, row in zip(row_by_row(rows, BYTES, 0), rows, strict=True):
-    one = tokenize(row, BYTES)
-    assert found.row == row
-    for ours, theirs in zip([*found[1:3], *found.options], [*one[1:3], *one.options], strict=True):
-      assert np.array_equal(ours, theirs)
+  for record, row in zip(row_by_row(rows, BYTES, 0), rows, strict=True):
+    expected = tokenize(row, BYTES)
+    assert record.row == row
+    for together, alone in zip(
+      [*record[1:3], *record.options], [*expected[1:3], *expected.options], strict=True
+    ):
+      assert np.array_equal(together, alone)
 
 
 def test_options_come_back_with_their_tokens(tmp_path):
   row = Row('1', 'a', ('yes',), ('no', 'yes'), 1)
-  ((found, options),) = reader(tmp_path, write([row], tmp_path)).read(np.array([0]))
-  assert found == row
+  ((stored, options),) = reader(tmp_path, write([row], tmp_path)).read(np.array([0]))
+  assert stored == row
   assert [ids.tolist() for ids in options] == [BYTES.targets.encode(o) for o in row.options]
 
 
@@ -146,4 +156,4 @@ row = st.builds(
 def test_any_row_survives_storage(tmp_path_factory, rows, rows_per_shard):
   directory = tmp_path_factory.mktemp('shards')
   read = reader(directory, write(rows, directory, rows_per_shard))
-  assert [found for found, _ in read.read(np.arange(len(rows)))] == rows
+  assert [stored for stored, _ in read.read(np.arange(len(rows)))] == rows

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascades.data import converters, prompts
 from cascades.tasks import catalog, sources
 from cascades.tasks import features as features_lib
 
@@ -235,19 +234,6 @@ def test_files_that_a_separator_puts_out_of_step_do_not_pair(tmp_path, separator
   reference.write_text('a\nb\nc\n')  # as `str.splitlines` would make of it
   with pytest.raises(ValueError, match=r'\.src\.en has 2 lines and .*\.ref\.A\.ja has 3'):
     rows(tmp_path, 'wmt22_en_ja', split='validation')
-
-
-def test_prompts_longer_than_the_model_are_trimmed_and_counted(tiny_records, caplog):
-  lengths = {'inputs': 4, 'targets': 8}
-  widths = prompts.prompt_lengths(tiny_records, convert=converters.encoder_decoder, lengths=lengths)
-  longer = int((tiny_records.lengths[:, 0] > 3).sum())  # an end of sequence takes one place
-  assert widths.max() == 4
-  assert f'{longer} of 37 prompts are longer than 4 tokens and are trimmed' in caplog.text
-  caplog.clear()
-  prompts.prompt_lengths(
-    tiny_records, convert=converters.encoder_decoder, lengths={'inputs': 99, 'targets': 8}
-  )
-  assert not caplog.text
 
 
 @pytest.mark.parametrize('name', ['superglue_rte', 'flan_rte', 'wmt22_en_zh', 'c4_prefix_lm'])

@@ -126,10 +126,12 @@ def test_the_model_reads_the_template_and_the_table_the_text(
   folder(tmp_path, template, bos_token=bos_token)
   task = chats.chat(tiny_task(ROWS), tmp_path)
   found = materialize.materialize(task, 'train', both(made), tmp_path / 'records')
-  layout = converters.of(found, converters.decoder_only, {'inputs': 200, 'targets': 8})
+  converter = converters.feature_converter(
+    found, converters.decoder_only, {'inputs': 200, 'targets': 8}
+  )
   for record, row in zip(found.read(range(len(found))), tiny_task(ROWS).rows('train'), strict=True):
     assert record.row == row
-    read = [i for piece in layout.example(record.inputs, record.targets).left for i in piece]
+    read = [i for piece in converter.example(record.inputs, record.targets).context for i in piece]
     token = made._tokenizer.id_to_token
     assert ''.join(token(int(i)) for i in read) == expected.replace('{}', row.inputs)
 
@@ -170,8 +172,10 @@ def test_answers_and_options_end_as_the_template_ends_them(template, end, tmp_pa
   (record,) = found.read([0])
   expected = [made.encode(f'{answer}{end}') for answer in ('No.', 'Yes.', 'No.')]
   assert [ids.tolist() for ids in (record.targets, *record.options)] == expected
-  layout = converters.of(found, converters.decoder_only, {'inputs': 200, 'targets': 8})
-  assert [i for piece in layout.example(*record[1:3]).right for i in piece] == expected[0]
+  converter = converters.feature_converter(
+    found, converters.decoder_only, {'inputs': 200, 'targets': 8}
+  )
+  assert [i for piece in converter.example(*record[1:3]).targets for i in piece] == expected[0]
 
 
 @pytest.mark.parametrize('room', [0, 1])
@@ -204,11 +208,13 @@ def test_a_continued_prompt_is_followed_by_nothing(tmp_path):
   made = vocabulary(tmp_path)(eos=['<|im_end|>'])
   task = chats.continuation(tiny_task(ROWS), tmp_path)
   found = materialize.materialize(task, 'train', both(made), tmp_path / 'records')
-  layout = converters.of(found, converters.decoder_only, {'inputs': 200, 'targets': 8})
+  converter = converters.feature_converter(
+    found, converters.decoder_only, {'inputs': 200, 'targets': 8}
+  )
   (record,) = found.read([0])
-  example = layout.example(record.inputs, record.targets)
-  assert [i for piece in example.left for i in piece] == made.encode(record.row.inputs)
-  assert [i for piece in example.right for i in piece][-1] == made.eos_id
+  example = converter.example(record.inputs, record.targets)
+  assert [i for piece in example.context for i in piece] == made.encode(record.row.inputs)
+  assert [i for piece in example.targets for i in piece][-1] == made.eos_id
 
 
 def test_other_templates_make_other_records(tmp_path):

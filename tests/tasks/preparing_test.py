@@ -55,7 +55,9 @@ def test_a_prepared_directory_has_the_local_examples(name, tmp_path):
   counts = preparing.prepare(local, tmp_path)
   task = catalog.get(name, tfds_data_dir=str(tmp_path))
   read = task.origin
-  assert read.where(task.splits[0]) == str(tmp_path / local.dataset.builder / local.dataset.version)
+  assert read.location(task.splits[0]) == str(
+    tmp_path / local.dataset.builder / local.dataset.version
+  )
   for split in local.splits:
     examples = list(local.examples(split))
     assert counts[split] == len(examples) > 0

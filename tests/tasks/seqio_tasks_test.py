@@ -10,8 +10,8 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from cascades.data import batches as feeding
 from cascades.data import converters, materialize
+from cascades.data.batches import evaluation_batches
 from cascades.data.corpus import Corpus
 from cascades.tasks import (
   c4,
@@ -79,14 +79,14 @@ def theirs(task, vocabulary, split, lengths):
 def compare(task, vocabulary, split, folder, count=200):
   """Tokens of our records, ended and trimmed, against SeqIO's own output, row by row."""
   made = materialize.materialize(task, split, both(vocabulary), folder)
-  layout = converters.of(made, converters.encoder_decoder, LENGTHS)
+  layout = converters.feature_converter(made, converters.encoder_decoder, LENGTHS)
   examples = itertools.islice(theirs(task, vocabulary, split, LENGTHS), count)
   compared = 0
   for index, example in enumerate(examples):
     (record,) = made.read([index])
     laid_out = layout.example(record.inputs, record.targets)
     assert np.concatenate(laid_out.encoder).tolist() == example['inputs'].tolist()
-    assert np.concatenate(laid_out.right).tolist() == example['targets'].tolist()
+    assert np.concatenate(laid_out.targets).tolist() == example['targets'].tolist()
     assert record.row.inputs == example['inputs_pretokenized'].decode()
     assert record.row.id == example['id'].decode()
     compared += 1
@@ -187,7 +187,7 @@ def converted(task, vocabulary, converter, features, split='train'):
 
 def ours(task, vocabulary, convert, folder):
   made = materialize.materialize(task, 'train', both(vocabulary), folder)
-  batches = feeding.evaluation_batches(made, convert=convert, lengths=LENGTHS, batch_size=len(made))
+  batches = evaluation_batches(made, convert=convert, lengths=LENGTHS, batch_size=len(made))
   return next(batches)
 
 
@@ -317,7 +317,7 @@ def test_chunks_of_c4_come_as_the_tokens_of_our_records(tmp_path, monkeypatch, k
   task = getattr(c4, kind)(sources.Sources(sample=True))
   made = materialize.materialize(task, 'train', both(vocabulary), tmp_path, rows_per_shard=3)
   assert len(made.manifest.shards) > 1
-  end = [vocabulary.eos_id] if task.marks.answer_end else []
+  end = [vocabulary.eos_id] if task.special_tokens.answer_end else []
   examples = list(theirs(task, vocabulary, 'train', None))
   for record, example in zip(made.read(range(len(made))), examples, strict=True):
     assert example['id'].decode() == record.row.id

@@ -89,14 +89,14 @@ def test_rows_keep_the_order_of_the_file(tmp_path):
 def test_files_are_found_below_the_data_directory_or_one_folder_deeper(tmp_path, name):
   file = write(tmp_path / 'deeper', name, emotion('x', 1))
   for folder in (tmp_path, tmp_path / 'deeper'):
-    assert streams.task('stream_imdb', places(folder)).origin.where('train') == str(file)
+    assert streams.task('stream_imdb', places(folder)).origin.location('train') == str(file)
     assert rows(folder, 'stream_imdb')[0].targets == 'positive'
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])
 def test_missing_files_are_one_error_without_promise_of_a_download(tmp_path, split):
   task = streams.task('stream_imdb', places(tmp_path, allow_download=True))
-  for ask in (lambda split: next(task.rows(split)), task.origin.where, task.fingerprint):
+  for ask in (lambda split: next(task.rows(split)), task.origin.location, task.fingerprint):
     with pytest.raises(FileNotFoundError) as caught:
       ask(split)
     message = str(caught.value)

@@ -121,7 +121,7 @@ def test_every_hand_written_row_is_a_row_of_the_task(config, split):
     elif row.options:
       assert row.label == (row.options.index(row.targets) if row.answers else -1)
   named = SAMPLES / f'{task.origin.dataset.builder}.jsonl'
-  assert task.origin.where(split) == str(named)
+  assert task.origin.location(split) == str(named)
 
 
 def test_the_tasks_and_how_they_are_judged():
@@ -182,7 +182,7 @@ def test_each_task_has_a_function_for_gin(config, hand_written):
     gin.clear_config()
   assert task.name == f'superglue_{config}'
   if config in ('boolq', 'multirc', 'record', 'rte', 'wsc', 'wsc_referent'):
-    assert task.origin.where('train').startswith(str(hand_written))
+    assert task.origin.location('train').startswith(str(hand_written))
     assert task.fingerprint('train') != task.fingerprint('validation')
 
 

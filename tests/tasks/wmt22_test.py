@@ -294,9 +294,9 @@ def test_a_directory_that_tfds_has_prepared_is_found_after_local_files(tmp_path)
   prepared = tmp_path / 'tfds' / 'wmt22_translate' / 'en-ja' / '1.0.0'
   write(prepared, 'dataset_info.json', '{}')
   task = wmt22.task('en-ja', Sources(tmp_path, tmp_path / 'tfds'))
-  assert task.origin.where('train') == task.origin.where('test') == str(prepared)
+  assert task.origin.location('train') == task.origin.location('test') == str(prepared)
   file = write(tmp_path, 'wmt22/en-ja/train.tsv', 'one\t一')
-  assert task.origin.where('train') == str(file)
+  assert task.origin.location('train') == str(file)
 
 
 def test_missing_files_are_one_error_that_names_every_place_and_the_archive(tmp_path):
