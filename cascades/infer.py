@@ -115,7 +115,7 @@ def _write_table(
   split: Records,
   described: Mapping[str, Any],
   shard_rows: int,
-  answer: Callable[[Records, Sequence[int]], Iterator[tuple[int, rows.Row]]],
+  answer: Callable[[Records, Sequence[int]], Iterator[tuple[int, rows.JsonRow]]],
   provenance: Callable[[], Mapping[str, str]],
 ) -> None:
   """The shards that are missing, then the manifest."""

@@ -26,7 +26,7 @@ def records(
   skill: float = 0.0,
   seed: int = 0,
   judged_by: Sequence[Metric] = (metrics.accuracy,),
-) -> list[rows.Row]:
+) -> list[rows.JsonRow]:
   """Rows as inference would write them; `seed` is the model's, the questions are the task's."""
   questions = np.random.default_rng(sum(task.encode()))
   model = np.random.default_rng((seed, sum(task.encode())))
@@ -56,7 +56,7 @@ def records(
   return table_rows
 
 
-def manifest(task: str, records: Sequence[rows.Row], **changes: Any) -> dict[str, Any]:
+def manifest(task: str, records: Sequence[rows.JsonRow], **changes: Any) -> dict[str, Any]:
   return {
     'task': task,
     'split': 'test',
@@ -77,7 +77,7 @@ def manifest(task: str, records: Sequence[rows.Row], **changes: Any) -> dict[str
   }
 
 
-def write(directory: Any, task: str, records: Sequence[rows.Row], **changes: Any) -> None:
+def write(directory: Any, task: str, records: Sequence[rows.JsonRow], **changes: Any) -> None:
   """Writes a complete table; `changes` go into its manifest."""
   described = manifest(task, records, **changes)
   mode, count = described['mode'], described['shards']

@@ -30,7 +30,9 @@ from cascades.tasks.task import Record, Task
 from cascades.types import Batch, Generation, Params, Prompt
 
 # Rows of a table for the numbered rows of a task's split, in any order, each with its number.
-RowReader: TypeAlias = Callable[[Corpus, Records, Sequence[int]], Iterator[tuple[int, rows.Row]]]
+RowReader: TypeAlias = Callable[
+  [Corpus, Records, Sequence[int]], Iterator[tuple[int, rows.JsonRow]]
+]
 Candidates: TypeAlias = Literal['targets', 'options']
 
 CANDIDATES: Mapping[str, Callable[[Record], Sequence[Tokens]]] = MappingProxyType(
@@ -153,7 +155,7 @@ def predictor(
 
   def read(
     corpus: Corpus, split: Records, numbers: Sequence[int]
-  ) -> Iterator[tuple[int, rows.Row]]:
+  ) -> Iterator[tuple[int, rows.JsonRow]]:
     (task,) = corpus.tasks
     for count, bucket in enumerate(corpus.buckets(split, numbers, batch_size=batch_size), 1):
       prompts = corpus.prompts(split, bucket, batch_size=batch_size)
@@ -217,7 +219,7 @@ def scorer(
 
   def read(
     corpus: Corpus, split: Records, numbers: Sequence[int]
-  ) -> Iterator[tuple[int, rows.Row]]:
+  ) -> Iterator[tuple[int, rows.JsonRow]]:
     (task,) = corpus.tasks
     pairs = scored(corpus, split, numbers)
     for number, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
@@ -234,14 +236,14 @@ def metric_names(names: Sequence[str], candidates: Candidates | None) -> list[st
   return [*names, NORMALIZED] if candidates == 'options' else list(names)
 
 
-def size(numbered: tuple[int, rows.Row]) -> tuple[int, int]:
+def size(numbered: tuple[int, rows.JsonRow]) -> tuple[int, int]:
   """Number of rows (1) and of tokens of a numbered row, for progress reports."""
   return 1, numbered[1]['aux']['length']
 
 
 def _best_row(
   task: Task, record: Record, scored: Sequence[ScoredCandidate], candidates: Candidates
-) -> rows.Row:
+) -> rows.JsonRow:
   """The row of the candidate of highest total log-probability."""
   totals = [float(candidate.logprobs.sum(dtype=np.float64)) for candidate in scored]
   best = rows.best_option(totals)
@@ -278,7 +280,7 @@ def _statistics(names: Sequence[str], record: Record, text: str) -> dict[str, An
   return {metric.name: 0 * metric.statistics([''], '') for metric in named}
 
 
-def _row(record: Record, **columns: Any) -> rows.Row:
+def _row(record: Record, **columns: Any) -> rows.JsonRow:
   row = record.row
   return rows.build(
     id=row.id, inputs=row.inputs, targets=row.answers or ('',), group=row.group, **columns

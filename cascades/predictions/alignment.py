@@ -1,4 +1,4 @@
-"""Aligning tables of predictions."""
+"""Alignment and selection of rows of tables of predictions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,19 @@ from cascades.types import Metric, Predictions
 
 
 def join(small: Predictions, large: Predictions) -> tuple[Predictions, Predictions]:
-  """Both tables in the large one's order. Refuses tables that do not answer the same questions.
+  """Align two tables of the same examples, in the order of the large model's.
 
-  Vocabularies may differ: deferral compares texts.
+  Vocabularies may differ, since deferral compares texts.
+
+  Args:
+    small: Table of the small model.
+    large: Table of the large model.
+
+  Returns:
+    Both tables, row by row of the same example.
+
+  Raises:
+    ValueError: if task, split, metrics, examples, targets or groups of the tables differ.
   """
   where = f'task {large.task!r}, split {large.split!r}'
   if (small.task, small.split) != (large.task, large.split):
@@ -25,30 +35,30 @@ def join(small: Predictions, large: Predictions) -> tuple[Predictions, Predictio
       f'Metrics of {where} differ: small {sorted(small.statistics)}, large '
       f'{sorted(large.statistics)}; infer both with the same task definition.'
     )
-  for here, there, name in ((small, large, 'large'), (large, small, 'small')):
-    if missing := sorted(set(here.ids) - set(there.ids)):
+  for table, other, name in ((small, large, 'large'), (large, small, 'small')):
+    if missing := sorted(set(table.ids) - set(other.ids)):
       raise ValueError(
-        f'{where}: {len(missing)} of {len(here.ids)} examples have no answer by the {name} model, '
+        f'{where}: {len(missing)} of {len(table.ids)} examples have no answer by the {name} model, '
         f'such as {", ".join(map(repr, missing[:3]))}; infer both on the whole split.'
       )
   position = {name: i for i, name in enumerate(small.ids)}
   aligned = select(small, [position[name] for name in large.ids])
-  for name, ours, theirs in zip(large.ids, aligned.targets, large.targets, strict=True):
-    if set(ours) != set(theirs):
+  for name, targets, large_targets in zip(large.ids, aligned.targets, large.targets, strict=True):
+    if set(targets) != set(large_targets):
       raise ValueError(
-        f'{where}: targets of {name!r} differ: small {list(ours)!r:.200}, large '
-        f'{list(theirs)!r:.200}; the tables come from different versions of the data.'
+        f'{where}: targets of {name!r} differ: small {list(targets)!r:.200}, large '
+        f'{list(large_targets)!r:.200}; the tables come from different versions of the data.'
       )
   if aligned.groups and large.groups and list(aligned.groups) != list(large.groups):
     raise ValueError(
-      f'{where}: the two tables group their rows differently; they come from different versions '
-      'of the data.'
+      f'{where}: groups of rows differ between small and large; the tables come from different '
+      'versions of the data.'
     )
   return aligned, large
 
 
 def select(table: Predictions, rows: Sequence[int]) -> Predictions:
-  """The given rows of a table, in that order."""
+  """Table of the given rows, in that order."""
   index = np.asarray(rows, int)
   return table._replace(
     ids=[table.ids[i] for i in rows],
@@ -63,14 +73,14 @@ def select(table: Predictions, rows: Sequence[int]) -> Predictions:
 
 
 def distinct_inputs(table: Predictions) -> list[int]:
-  """The first row of each distinct input."""
+  """Index of the first row of each distinct input."""
   first = {text: row for row, text in reversed([*enumerate(table.inputs)])}
   return sorted(first.values())
 
 
 def judge(table: Predictions, metric: Metric) -> Predictions:
-  """With the metric's statistics, computed from the texts if inference did not store them."""
+  """Table with the statistics of a metric, computed from the texts unless inference stored them."""
   if metric.name in table.statistics:
     return table
-  found = np.array(list(map(metric.statistics, table.targets, table.predictions)))
-  return table._replace(statistics={**table.statistics, metric.name: found})
+  statistics = np.array(list(map(metric.statistics, table.targets, table.predictions)))
+  return table._replace(statistics={**table.statistics, metric.name: statistics})

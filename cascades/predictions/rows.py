@@ -1,6 +1,6 @@
-"""One row of a table of predictions: building and checking it.
+"""Rows of a table of predictions: built by inference, validated whenever they are read or written.
 
-The first keys are T5X's; what a cascade needs lies under `aux`:
+The first keys of a row are T5X's; those that a cascade needs lie under `aux`:
 
     {"inputs": {"inputs_pretokenized": str, "targets_pretokenized": str},
      "prediction": str (mode predict) | "score": float (mode score),
@@ -9,28 +9,37 @@ The first keys are T5X's; what a cascade needs lies under `aux`:
              "correct": [0 | 1], "options": [str], "option_scores": [float],
              "option_lengths": [int], "group": str}}
 
-The last five are optional; `option_lengths` are in tokens, and rows of one `group`, such as all
-answers to one question, are right only together. Log-probabilities are finite, in float32
-precision: minus infinity is written as the lowest float32; what is no log-probability is refused.
+The last five are optional, and other keys are ignored. `option_lengths` are in tokens. Rows of one
+`group`, such as all answers to one question, are correct only together. Log-probabilities are
+finite, in float32 precision: minus infinity is written as the lowest float32, and numbers above 0
+are refused.
 """
 
 from __future__ import annotations
 
-import math
+import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeAlias
 
+import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 Mode: TypeAlias = Literal['predict', 'score']
-Row: TypeAlias = dict[str, Any]
+JsonRow: TypeAlias = dict[str, Any]
 
 LOWEST = float(str(np.finfo(np.float32).min))
-ROUNDING = 1e-4  # a log-softmax in float32 may end so far above 0
+ROUNDING = 1e-4  # a log-softmax in float32 may exceed 0 by so much
+HIGHEST = float(np.finfo(np.float64).max)
+
+Finite = Annotated[float, msgspec.Meta(ge=-HIGHEST, le=HIGHEST)]
+LogProbability = Annotated[float, msgspec.Meta(ge=-HIGHEST, le=ROUNDING)]
+TokenCount = Annotated[float, msgspec.Meta(ge=1, le=HIGHEST)]
 
 
-class Parsed(NamedTuple):
-  """What evaluation takes from a row."""
+class PredictionRow(NamedTuple):
+  """A row as evaluation reads it."""
 
   id: str
   inputs: str
@@ -39,6 +48,44 @@ class Parsed(NamedTuple):
   logprobs: list[float]
   statistics: dict[str, list[float]]
   group: str | None = None
+
+
+class _Inputs(msgspec.Struct):
+  inputs_pretokenized: str
+  targets_pretokenized: Any = UNSET  # a text where a target is scored, and nowhere else read
+
+
+class _Aux(msgspec.Struct):
+  id: str
+  targets: Annotated[list[str], msgspec.Meta(min_length=1)]
+  tokens: list[Finite]
+  token_logprobs: list[LogProbability]
+  length: int
+  statistics: dict[str, list[Finite]]
+  correct: list[Finite] | UnsetType = UNSET
+  group: str | UnsetType = UNSET
+
+
+class _ScoredAux(_Aux):
+  options: list[str] | UnsetType = UNSET
+  option_scores: list[Finite] | UnsetType = UNSET
+  option_lengths: list[TokenCount] | UnsetType = UNSET
+
+
+class _Predicted(msgspec.Struct):
+  inputs: _Inputs
+  aux: _Aux
+  prediction: str
+
+
+class _Scored(msgspec.Struct):
+  inputs: _Inputs
+  aux: _ScoredAux
+  score: Finite
+
+
+_TYPES: Mapping[Mode, Any] = {'predict': _Predicted, 'score': _Scored}
+_DECODERS = {mode: msgspec.json.Decoder(schema) for mode, schema in _TYPES.items()}
 
 
 def build(
@@ -55,21 +102,32 @@ def build(
   option_scores: Sequence[float] | None = None,
   option_lengths: Sequence[int] | None = None,
   group: str | None = None,
-) -> Row:
-  """One row: `answer` is the text that was predicted, or the score of what was given.
+) -> JsonRow:
+  """Row as a JSON object.
 
-  `targets` are all that would be right, `logprobs` those of `tokens`, end of sequence included.
-  With options, `tokens` and `logprobs` belong to the best of them; `option_lengths` count their
-  tokens, end of sequence included.
+  Args:
+    id: Name of the example, unique in its table.
+    inputs: The prompt.
+    targets: All accepted answers, at least one.
+    answer: The predicted text (mode predict), or the log-probability of the given answer (mode
+      score).
+    tokens: Tokens of the answer, end of sequence included; of the best option if there are options.
+    logprobs: Log-probability of each of the tokens.
+    statistics: Statistics of the answer by metric name.
+    correct: True for each token that is the model's first choice.
+    options: Answers that were ranked.
+    option_scores: Log-probability of each option.
+    option_lengths: Tokens of each option, end of sequence included.
+    group: Name of the group of examples that are correct only together.
   """
-  kept = _finite(logprobs)
+  token_logprobs = _finite(logprobs)
   aux: dict[str, Any] = {
-    'scores': float(sum(kept)),
+    'scores': float(sum(token_logprobs)),
     'id': id,
     'targets': list(targets),
     'tokens': [int(token) for token in tokens],
-    'token_logprobs': kept,
-    'length': len(kept),
+    'token_logprobs': token_logprobs,
+    'length': len(token_logprobs),
     'statistics': {name: [float(x) for x in values] for name, values in statistics.items()},
   }
   if correct is not None:
@@ -88,71 +146,115 @@ def build(
 
 
 def _finite(logprobs: Sequence[float]) -> list[float]:
-  """In float32 precision and its shortest digits; nan stays, to be refused."""
+  """Shortest digits of float32, minus infinity as LOWEST; nan stays, to be refused by `parse`."""
   return [max(float(str(value)), LOWEST) for value in np.asarray(logprobs, np.float32)]
 
 
-def parse(record: Any, mode: Mode) -> Parsed:
-  """What a row says, if it says it as the module's docstring does."""
-  inputs, aux = get(record, 'inputs', dict), get(record, 'aux', dict)
-  targets = get(aux, 'targets', list)
-  if not targets or not all(isinstance(target, str) for target in targets):
-    raise ValueError(f'aux.targets must be one or more texts, found {targets!r:.80}')
-  logprobs = _numbers(aux, 'token_logprobs')
-  if logprobs and max(logprobs) > ROUNDING:
-    raise ValueError(f'{max(logprobs)} is no log-probability: it is above 0')
-  lengths = {'length': get(aux, 'length', int), 'token_logprobs': len(logprobs)}
-  lengths |= {name: len(_numbers(aux, name)) for name in ('tokens', 'correct') if name in aux}
-  if len(set(lengths.values())) > 1 or 'tokens' not in aux:
-    raise ValueError(f'tokens and their log-probabilities must be equally many, found {lengths}')
-  statistics = get(aux, 'statistics', dict)
-  return Parsed(
-    id=get(aux, 'id', str),
-    inputs=get(inputs, 'inputs_pretokenized', str),
-    targets=targets,
-    prediction=get(record, 'prediction', str) if mode == 'predict' else _best(record, inputs, aux),
-    logprobs=[min(value, 0.0) for value in logprobs],
-    statistics={name: _numbers(statistics, name) for name in statistics},
-    group=get(aux, 'group', str) if 'group' in aux else None,
-  )
+def decode(line: bytes, mode: Mode) -> PredictionRow:
+  """Row of a line of JSON.
+
+  Args:
+    line: UTF-8 text of one object.
+    mode: Mode of the table.
+
+  Raises:
+    ValueError: naming the field, the type expected and the value found.
+  """
+  try:
+    return _checked(_DECODERS[mode].decode(line))
+  except (msgspec.DecodeError, UnicodeDecodeError):
+    # Half a surrogate pair is valid JSON that msgspec refuses. Of what is invalid, the slower way
+    # names the value.
+    return parse(json.loads(line, parse_constant=refuse_constant), mode)
 
 
-def best_option(scores: Sequence[float], lengths: Sequence[int] | None = None) -> int:
-  """The option of highest log-probability, or of highest per token; of equals, the first."""
+def parse(record: Any, mode: Mode) -> PredictionRow:
+  """Row of a JSON object.
+
+  Args:
+    record: The object, of the keys in the docstring of this module.
+    mode: Mode of the table.
+
+  Raises:
+    ValueError: naming the field, the type expected and the value found.
+  """
+  return _checked(convert(record, _TYPES[mode]))
+
+
+def convert(record: Any, schema: Any) -> Any:
+  """Value of the type `schema` that a JSON value describes.
+
+  Raises:
+    ValueError: naming the field, the type expected and the value found.
+  """
+  try:
+    return msgspec.convert(record, schema)
+  except msgspec.ValidationError as error:
+    message, _, path = str(error).partition(' - at `$')
+    value = record
+    # `[...]` stands for any key of a dictionary: the value is then the dictionary.
+    for name, index in re.findall(r'\.(\w+)|\[(\d+)\]', path.partition('[...]')[0]):
+      value = value[name or int(index)]
+    field = path.strip('.`')
+    raise ValueError(f'{f"{field}: " if field else ""}{message}, found {value!r:.80}') from error
+
+
+def refuse_constant(name: str) -> NoReturn:
+  """Refuse NaN and Infinity, for `json.loads(..., parse_constant=refuse_constant)`."""
+  raise ValueError(f'{name} is not a number; log-probabilities and statistics must be finite')
+
+
+def best_option(scores: Sequence[float], lengths: Sequence[float] | None = None) -> int:
+  """Index of the option of highest log-probability, or of highest per token; the first of equals.
+
+  Args:
+    scores: Log-probability of each option.
+    lengths: Number of tokens of each option, to compare log-probabilities per token.
+  """
   return int(np.argmax(scores if lengths is None else np.divide(scores, lengths)))
 
 
-def _best(record: Row, inputs: Row, aux: Row) -> str:
-  """In score mode: the option of highest score, or the given target if there are no options."""
-  if not math.isfinite(get(record, 'score', (int, float))):
-    raise ValueError('score must be finite')
-  if 'options' not in aux:
-    return get(inputs, 'targets_pretokenized', str)
-  options, scores = get(aux, 'options', list), _numbers(aux, 'option_scores')
-  if not options or len(options) != len(scores):
-    raise ValueError(f'{len(options)} options have {len(scores)} scores')
-  if not all(isinstance(option, str) for option in options):
-    raise ValueError(f'options must be texts, found {options!r:.80}')
-  if 'option_lengths' in aux:
-    lengths = _numbers(aux, 'option_lengths')
-    if len(lengths) != len(options) or min(lengths) < 1:
-      raise ValueError(f'option_lengths must be {len(options)} counts of tokens, found {lengths}')
+def _checked(record: _Predicted | _Scored) -> PredictionRow:
+  """Row of a record of the right types, if its lists are of the right lengths."""
+  aux = record.aux
+  lengths = {'length': aux.length, 'token_logprobs': len(aux.token_logprobs)}
+  lengths['tokens'] = len(aux.tokens)
+  if aux.correct is not UNSET:
+    lengths['correct'] = len(aux.correct)
+  if len(set(lengths.values())) > 1:
+    raise ValueError(f'aux has {lengths}; all must be the number of tokens of the answer')
+  return PredictionRow(
+    id=aux.id,
+    inputs=record.inputs.inputs_pretokenized,
+    targets=aux.targets,
+    prediction=record.prediction if isinstance(record, _Predicted) else _best(record),
+    logprobs=[min(value, 0.0) for value in aux.token_logprobs],
+    statistics=aux.statistics,
+    group=None if aux.group is UNSET else aux.group,
+  )
+
+
+def _best(record: _Scored) -> str:
+  """Option of highest score, or the target that was scored if there are no options."""
+  options, scores, lengths = (
+    record.aux.options,
+    record.aux.option_scores,
+    record.aux.option_lengths,
+  )
+  if options is UNSET:
+    target = record.inputs.targets_pretokenized
+    if not isinstance(target, str):
+      raise ValueError(
+        f'inputs.targets_pretokenized: expected the text that was scored, found {target!r:.80}'
+      )
+    return target
+  if not options or scores is UNSET or len(options) != len(scores):
+    raise ValueError(
+      'aux.option_scores: expected one score for each of one or more options, found options '
+      f'{options!r:.80} and scores {scores!r:.80}'
+    )
+  if lengths is not UNSET and len(lengths) != len(options):
+    raise ValueError(
+      f'aux.option_lengths: expected {len(options)} counts of tokens, found {lengths!r:.80}'
+    )
   return options[best_option(scores)]
-
-
-def get(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:
-  """The named entry, if it is there and of that kind."""
-  if not isinstance(record, dict) or name not in record:
-    raise ValueError(f'no {name!r} in {record!r:.80}')
-  value = record[name]
-  if not isinstance(value, kind) or isinstance(value, bool):
-    wanted = getattr(kind, '__name__', 'number')
-    raise ValueError(f'{name} must be a {wanted}, found {value!r:.80}')
-  return value
-
-
-def _numbers(record: Row, name: str) -> list[float]:
-  values = get(record, name, list)
-  if not set(map(type, values)) <= {int, float} or not all(map(math.isfinite, values)):
-    raise ValueError(f'{name} must hold finite numbers, found {values!r:.80}')
-  return values

@@ -1,12 +1,12 @@
-"""Tables of predictions as sharded JSON lines: what one model answered to one task's split.
+"""Tables of predictions as sharded JSON lines: the answers of one model to one split of a task.
 
-A directory holds one split, in files that are named as T5X names them:
+A directory holds one split, in files with T5X's names:
 
     {task}-{mode}.jsonl-00000-of-00004             rows (see `rows`), in the split's order
     {task}-{mode}.jsonl-00000-of-00004.COMPLETED   written after it: count, size, digest
-    {task}-{mode}.manifest.json                    written last: what made the table
+    {task}-{mode}.manifest.json                    written last: origin of the table
 
-A table without a manifest is unfinished; a shard that differs from its marker does not count.
+A table without a manifest is unfinished; a shard that differs from its marker is written again.
 """
 
 from __future__ import annotations
@@ -15,34 +15,58 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
+import msgspec
 import numpy as np
 from etils import epath
 
 from cascades.predictions import rows
-from cascades.predictions.rows import Mode, Row
+from cascades.predictions.rows import JsonRow, Mode, PredictionRow
 from cascades.runtime import files
 from cascades.types import Predictions
 
 VERSION = 1
 MARKER = '.COMPLETED'
-NUMBER = (int, float)
-REQUIRED: Mapping[str, type | tuple[type, ...]] = {
-  'version': int, 'task': str, 'split': str, 'mode': str, 'rows': int, 'shards': int,
-  'model': dict, 'parameters': int, 'flops_per_token': NUMBER, 'checkpoint': str, 'step': int,
-  'vocabulary': str, 'decoding': dict, 'precision': str, 'metrics': list, 'config': str,
-}  # fmt: skip
+
+Positive = msgspec.Meta(gt=0)
+
+
+class _Manifest(msgspec.Struct):
+  """Required keys of a manifest; others are kept as they are."""
+
+  version: int
+  task: str
+  split: str
+  mode: str
+  rows: Annotated[int, Positive]
+  shards: Annotated[int, Positive]
+  model: dict[str, Any]
+  parameters: Annotated[int, Positive]
+  flops_per_token: Annotated[float, Positive]
+  checkpoint: str
+  step: int
+  vocabulary: str
+  decoding: dict[str, Any]
+  precision: str
+  metrics: Annotated[list[str], msgspec.Meta(min_length=1)]
+  config: str
 
 
 def shard_name(task: str, mode: Mode, index: int, count: int) -> str:
-  """A task's name may hold anything; in a file's name it is percent-encoded."""
+  """File name of a shard; the task's name is percent-encoded."""
   return f'{_stem(task, mode)}.jsonl-{index:05d}-of-{count:05d}'
 
 
 def shard_rows(total: int, index: int, count: int) -> range:
-  """Which of the split's rows a shard holds: contiguous, and as even as can be."""
+  """Rows of the split that a shard holds: contiguous, and evenly distributed.
+
+  Args:
+    total: Number of rows of the split.
+    index: Index of the shard.
+    count: Number of shards.
+  """
   return range(total * index // count, total * (index + 1) // count)
 
 
@@ -52,11 +76,24 @@ def write_shard(
   mode: Mode,
   index: int,
   count: int,
-  records: Iterable[Row],
+  records: Iterable[JsonRow],
   *,
   fingerprint: str = '',
 ) -> None:
-  """Writes a shard, then its marker. `fingerprint` names what the rows were computed from."""
+  """Write a shard, then its marker.
+
+  Args:
+    directory: Directory of the split.
+    task: Name of the task.
+    mode: Mode of the table.
+    index: Index of the shard.
+    count: Number of shards.
+    records: Rows of the shard, from `rows.build`.
+    fingerprint: Identifies the model, settings and data that the rows were computed from.
+
+  Raises:
+    ValueError: if a row is invalid; no file is written then.
+  """
   lines = []
   for record in records:
     rows.parse(record, mode)
@@ -70,10 +107,17 @@ def write_shard(
 def completed_shards(
   directory: epath.PathLike, task: str, mode: Mode, count: int, *, total: int, fingerprint: str = ''
 ) -> set[int]:
-  """The shards that a resumed run need not make again.
+  """Indices of the shards that a resumed run can keep.
 
-  One without marker, truncated or changed since, of other than its share of the split's rows, or
-  made from something else (another fingerprint) does not count.
+  A shard is complete if it equals its marker in size, digest, number of rows and fingerprint.
+
+  Args:
+    directory: Directory of the split.
+    task: Name of the task.
+    mode: Mode of the table.
+    count: Number of shards.
+    total: Number of rows of the split.
+    fingerprint: Identifies the model, settings and data of the run.
   """
   paths = [epath.Path(directory) / shard_name(task, mode, index, count) for index in range(count)]
   return {
@@ -84,7 +128,15 @@ def completed_shards(
 
 
 def write_manifest(directory: epath.PathLike, manifest: Mapping[str, Any]) -> None:
-  """Completes a table. Refuses while a shard or a required entry is missing."""
+  """Complete a table.
+
+  Args:
+    directory: Directory of the split.
+    manifest: Origin of the table, with at least the keys of `_Manifest` but for the version.
+
+  Raises:
+    ValueError: if a shard is missing or damaged, or a required key is missing or of another type.
+  """
   manifest = {'version': VERSION, **manifest}
   _check_manifest(manifest)
   path = epath.Path(directory) / f'{_stem(manifest["task"], manifest["mode"])}.manifest.json'
@@ -95,7 +147,17 @@ def write_manifest(directory: epath.PathLike, manifest: Mapping[str, Any]) -> No
 def read(
   directory: epath.PathLike, *, task: str | None = None, mode: Mode = 'predict'
 ) -> list[Predictions]:
-  """All tables of one mode, or the one of `task`, sorted by task. Refuses what is incomplete."""
+  """Tables of one mode in a directory, sorted by task.
+
+  Args:
+    directory: Directory of a split, as `python -m cascades.infer` writes it.
+    task: Name of the only task to read; None reads all.
+    mode: Mode of the tables.
+
+  Raises:
+    FileNotFoundError: if there is no such directory or table, or a table is unfinished.
+    ValueError: if a shard is damaged or a row invalid, naming file, line, field and value.
+  """
   directory = epath.Path(directory)
   if not directory.exists():
     raise FileNotFoundError(
@@ -110,31 +172,31 @@ def read(
     if name.endswith(f'-{mode}.manifest.json')
     for manifest in [_load_manifest(directory / name)]
   }
-  wanted = {task} if task is not None else begun | set(manifests)
-  if unfinished := sorted((wanted & begun) - set(manifests)):
+  requested = {task} if task is not None else begun | set(manifests)
+  if unfinished := sorted((requested & begun) - set(manifests)):
     raise FileNotFoundError(
       f'{directory}: inference of {", ".join(map(repr, unfinished))} (mode {mode}) has not '
-      'finished: there is no manifest. Run it again to continue.'
+      'finished: there is no manifest. Rerun the same command to resume it.'
     )
-  if not wanted or not wanted <= set(manifests):
+  if not requested or not requested <= set(manifests):
     raise FileNotFoundError(
       f'{directory} holds no table of mode {mode!r}{"" if task is None else f" of task {task!r}"}; '
-      f'tasks there: {", ".join(sorted(manifests)) or "none"}.'
+      f'it has tables of: {", ".join(sorted(manifests)) or "no task"}.'
     )
-  return [_read_table(directory, manifests[name]) for name in sorted(wanted)]
+  return [_read_table(directory, manifests[name]) for name in sorted(requested)]
 
 
 def _read_table(directory: epath.Path, manifest: Mapping[str, Any]) -> Predictions:
   _check_shards(directory, manifest)
   task, mode, count = manifest['task'], manifest['mode'], manifest['shards']
-  table: list[rows.Parsed] = []
+  table: list[PredictionRow] = []
   seen: set[str] = set()
   for index in range(count):
     path = directory / shard_name(task, mode, index, count)
     for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
       try:
-        row = rows.parse(json.loads(line, parse_constant=_refuse_constant), mode)
-        _check_fits(row, table[0] if table else row, manifest['metrics'])
+        row = rows.decode(line, mode)
+        _check_consistent(row, table[0] if table else row, manifest['metrics'])
         if row.id in seen:
           raise ValueError(f'id {row.id!r} occurs twice')
       except (ValueError, OverflowError, RecursionError) as error:
@@ -144,7 +206,13 @@ def _read_table(directory: epath.Path, manifest: Mapping[str, Any]) -> Predictio
   return columns(table, manifest)
 
 
-def columns(table: Sequence[rows.Parsed], manifest: Mapping[str, Any]) -> Predictions:
+def columns(table: Sequence[PredictionRow], manifest: Mapping[str, Any]) -> Predictions:
+  """Table of rows in columns, padded to the longest answer.
+
+  Args:
+    table: One or more rows.
+    manifest: Manifest of the table.
+  """
   lengths = np.array([len(row.logprobs) for row in table])
   mask = np.arange(max(1, lengths.max())) < lengths[:, None]
   logprobs = np.zeros(mask.shape)
@@ -166,7 +234,8 @@ def columns(table: Sequence[rows.Parsed], manifest: Mapping[str, Any]) -> Predic
   )
 
 
-def _check_fits(row: rows.Parsed, first: rows.Parsed, metrics: Sequence[str]) -> None:
+def _check_consistent(row: PredictionRow, first: PredictionRow, metrics: Sequence[str]) -> None:
+  """Raise ValueError unless the row has the columns of the first one."""
   if set(row.statistics) != set(metrics):
     raise ValueError(f'statistics of {sorted(row.statistics)}, but the manifest lists {metrics}')
   for name, values in row.statistics.items():
@@ -180,7 +249,7 @@ def _check_fits(row: rows.Parsed, first: rows.Parsed, metrics: Sequence[str]) ->
 
 def _load_manifest(path: epath.Path) -> Mapping[str, Any]:
   try:
-    manifest = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    manifest = json.loads(path.read_bytes(), parse_constant=rows.refuse_constant)
     _check_manifest(manifest)
   except (ValueError, OverflowError, RecursionError) as error:
     raise ValueError(f'{path}: {error}') from error
@@ -188,15 +257,9 @@ def _load_manifest(path: epath.Path) -> Mapping[str, Any]:
 
 
 def _check_manifest(manifest: Any) -> None:
-  for name, kind in REQUIRED.items():
-    rows.get(manifest, name, kind)
-  if manifest['version'] != VERSION:
-    raise ValueError(f'version {manifest["version"]} of the format; this program reads {VERSION}')
-  for name in ('rows', 'shards', 'parameters', 'flops_per_token'):
-    if not manifest[name] > 0:
-      raise ValueError(f'{name} must be above 0, found {manifest[name]}')
-  if not manifest['metrics'] or not all(isinstance(name, str) for name in manifest['metrics']):
-    raise ValueError(f'metrics must be one or more names, found {manifest["metrics"]!r:.80}')
+  version = rows.convert(manifest, _Manifest).version
+  if version != VERSION:
+    raise ValueError(f'version: expected {VERSION} of the format, found {version}')
 
 
 def _check_shards(directory: epath.Path, manifest: Mapping[str, Any]) -> None:
@@ -208,13 +271,13 @@ def _check_shards(directory: epath.Path, manifest: Mapping[str, Any]) -> None:
       defects.append(f'{path.name} {defect}')
   if defects:
     raise ValueError(
-      f'{directory}: {len(defects)} of {count} shards do not count: {"; ".join(defects[:3])}. '
-      'Run inference again to make them.'
+      f'{directory}: {len(defects)} of {count} shards are not complete: {"; ".join(defects[:3])}. '
+      'Rerun inference with the same settings to write them.'
     )
 
 
 def _defect(path: epath.Path, total: int, fingerprint: str) -> str:
-  """Why a shard does not count, or nothing."""
+  """Reason why a shard is not complete, or an empty text."""
   if not path.exists():
     return 'is missing'
   if not _marker(path).exists():
@@ -224,9 +287,9 @@ def _defect(path: epath.Path, total: int, fingerprint: str) -> str:
   except ValueError:
     return 'has an unreadable marker'
   expected = _summary(path.read_bytes(), total, fingerprint)
-  wrong = [name for name in expected if marked.get(name) != expected[name]]
+  different = [name for name in expected if marked.get(name) != expected[name]]
   return ', '.join(
-    f'has {name} {expected[name]!r} where its marker says {marked.get(name)!r}' for name in wrong
+    f'has {name} {expected[name]!r}, but its marker has {marked.get(name)!r}' for name in different
   )
 
 
@@ -247,7 +310,3 @@ def _json(value: Any, *, indent: int | None = None) -> bytes:
   text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
   # Half a surrogate pair cannot be encoded; its backslash escape is the JSON for it.
   return text.encode('utf-8', 'backslashreplace')
-
-
-def _refuse_constant(name: str) -> NoReturn:
-  raise ValueError(f'{name} is not a number; log-probabilities and statistics must be finite')

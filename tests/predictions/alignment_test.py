@@ -16,16 +16,18 @@ def large():
 
 def test_joined_tables_have_the_large_ones_order():
   shuffled = alignment.select(large(), [3, 1, 4, 0, 5, 8, 2, 6, 7])
-  ours, theirs = alignment.join(small(), shuffled)
-  assert theirs is shuffled
-  assert list(ours.ids) == list(shuffled.ids)
+  aligned_small, aligned_large = alignment.join(small(), shuffled)
+  assert aligned_large is shuffled
+  assert list(aligned_small.ids) == list(shuffled.ids)
   for name in ('inputs', 'targets'):
-    assert list(getattr(ours, name)) == list(getattr(shuffled, name))
+    assert list(getattr(aligned_small, name)) == list(getattr(shuffled, name))
   back = [small().ids.index(name) for name in shuffled.ids]
-  assert list(ours.predictions) == [small().predictions[i] for i in back]
-  np.testing.assert_array_equal(ours.logprobs, small().logprobs[back])
-  np.testing.assert_array_equal(ours.mask, small().mask[back])
-  np.testing.assert_array_equal(ours.statistics['accuracy'], small().statistics['accuracy'][back])
+  assert list(aligned_small.predictions) == [small().predictions[i] for i in back]
+  np.testing.assert_array_equal(aligned_small.logprobs, small().logprobs[back])
+  np.testing.assert_array_equal(aligned_small.mask, small().mask[back])
+  np.testing.assert_array_equal(
+    aligned_small.statistics['accuracy'], small().statistics['accuracy'][back]
+  )
 
 
 def test_vocabularies_may_differ():
@@ -47,8 +49,8 @@ def test_tables_that_do_not_fit_are_refused_by_name(change, reason):
 
 
 def test_the_order_of_accepted_targets_does_not_matter():
-  ours = small()._replace(targets=[['x', 'y']] * 9)
-  alignment.join(ours, large()._replace(targets=[['y', 'x']] * 9))
+  small_table = small()._replace(targets=[['x', 'y']] * 9)
+  alignment.join(small_table, large()._replace(targets=[['y', 'x']] * 9))
 
 
 def test_missing_examples_are_counted_and_named():
@@ -61,25 +63,25 @@ def test_missing_examples_are_counted_and_named():
 
 def test_groups_follow_their_rows_and_must_agree():
   names = list('ppqqqrrss')
-  ours, theirs = small()._replace(groups=names), large()._replace(groups=names)
-  shuffled = alignment.select(theirs, [8, 3, 0])
+  small_table, large_table = small()._replace(groups=names), large()._replace(groups=names)
+  shuffled = alignment.select(large_table, [8, 3, 0])
   assert shuffled.groups == ['s', 'q', 'p']
-  aligned, _ = alignment.join(alignment.select(ours, [0, 3, 8]), shuffled)
+  aligned, _ = alignment.join(alignment.select(small_table, [0, 3, 8]), shuffled)
   assert aligned.groups == ['s', 'q', 'p']
   assert not alignment.select(small(), [1, 2]).groups
-  alignment.join(small(), theirs)  # one of the tables may know nothing of groups
-  with pytest.raises(ValueError, match=r"task 'a', .* the two tables group their rows differently"):
-    alignment.join(ours, theirs._replace(groups=names[::-1]))
+  alignment.join(small(), large_table)  # one of the tables may be without groups
+  with pytest.raises(ValueError, match=r"task 'a', .* groups of rows differ between small"):
+    alignment.join(small_table, large_table._replace(groups=names[::-1]))
 
 
 def test_of_rows_with_the_same_input_the_first_is_kept():
   texts = ['x', 'y', 'x', 'x ', 'z', 'y', 'w', 'z', 'x']
-  kept = alignment.distinct_inputs(small()._replace(inputs=texts))
-  assert kept == [0, 1, 3, 4, 6]
+  distinct = alignment.distinct_inputs(small()._replace(inputs=texts))
+  assert distinct == [0, 1, 3, 4, 6]
   assert alignment.distinct_inputs(small()) == list(range(9))
 
 
-def test_a_table_is_judged_by_a_metric_that_it_does_not_know_yet():
+def test_a_table_without_statistics_of_a_metric_is_judged_from_its_texts():
   judged = alignment.judge(large(), metrics.token_f1)
   expected = [
     metrics.token_f1.statistics(*row)
@@ -87,5 +89,5 @@ def test_a_table_is_judged_by_a_metric_that_it_does_not_know_yet():
   ]
   np.testing.assert_array_equal(judged.statistics['token_f1'], expected)
   assert 'accuracy' in judged.statistics
-  known = large()
-  assert alignment.judge(known, metrics.accuracy) is known
+  stored = large()
+  assert alignment.judge(stored, metrics.accuracy) is stored

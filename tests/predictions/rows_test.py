@@ -1,4 +1,5 @@
 import json
+import re
 
 import hypothesis.strategies as st
 import numpy as np
@@ -24,10 +25,10 @@ def build(**changes):
 def edited(path, value, **changes):
   record = build(**changes)
   *parents, last = path.split('.')
-  place = record
+  parent = record
   for name in parents:
-    place = place[name]
-  place[last] = value
+    parent = parent[name]
+  parent[last] = value
   return record
 
 
@@ -47,9 +48,9 @@ def test_a_row_has_t5x_keys_first_and_the_cascades_under_aux():
   }
 
 
-def test_what_is_built_is_parsed_again_after_a_trip_through_json():
+def test_a_row_that_was_built_is_read_again_from_json():
   parsed = rows.parse(json.loads(json.dumps(build())), 'predict')
-  assert parsed == rows.Parsed(
+  assert parsed == rows.PredictionRow(
     id='a-1',
     inputs='h i',
     targets=['HH AY1', 'HH IY1'],
@@ -115,59 +116,113 @@ def test_rounding_above_zero_is_cut_off():
 @pytest.mark.parametrize(
   ('record', 'reason'),
   [
-    ([], "no 'inputs' in"),
-    ({'inputs': {}}, "no 'aux' in"),
-    (edited('inputs', 'text'), 'inputs must be a dict'),
-    (edited('prediction', 3), 'prediction must be a str, found 3'),
-    (edited('aux.id', 3), 'id must be a str, found 3'),
-    (edited('aux.targets', []), 'one or more texts'),
-    (edited('aux.targets', ['a', 1]), 'one or more texts'),
-    (edited('aux.token_logprobs', [0, 0.5, 0]), '0.5 is no log-probability'),
-    (edited('aux.token_logprobs', [-1, float('nan'), 0]), 'finite numbers'),
-    (edited('aux.token_logprobs', [-1, True, 0]), 'finite numbers'),
-    (edited('aux.token_logprobs', [-1, '0', 0]), 'finite numbers'),
-    (edited('aux.token_logprobs', [-1.0]), 'equally many'),
-    (edited('aux.tokens', [1, 2]), 'equally many'),
-    (edited('aux.length', 2), 'equally many'),
-    (edited('aux.length', 3.0), 'length must be a int'),
-    (edited('aux.correct', [1]), 'equally many'),
-    (edited('aux.statistics', [1]), 'statistics must be a dict'),
-    (edited('aux.statistics', {'a': [float('inf')]}), 'a must hold finite numbers'),
-    (edited('aux.statistics', {'a': 1}), 'a must be a list'),
-    (edited('aux.group', 3), 'group must be a str, found 3'),
-    (edited('aux.group', None), 'group must be a str, found None'),
+    ([], 'Expected `object`, got `array`, found []'),
+    ({'inputs': {}}, 'inputs: Object missing required field `inputs_pretokenized`, found {}'),
+    (edited('inputs', 'text'), "inputs: Expected `object`, got `str`, found 'text'"),
+    (edited('prediction', 3), 'prediction: Expected `str`, got `int`, found 3'),
+    (edited('aux.id', 3), 'aux.id: Expected `str`, got `int`, found 3'),
+    (edited('aux.targets', []), 'aux.targets: Expected `array` of length >= 1, found []'),
+    (edited('aux.targets', ['a', 1]), 'aux.targets[1]: Expected `str`, got `int`, found 1'),
+    (
+      edited('aux.token_logprobs', [0, 0.5, 0]),
+      'aux.token_logprobs[1]: Expected `float` <= 0.0001',
+    ),
+    (
+      edited('aux.token_logprobs', [-1, float('nan'), 0]),
+      'aux.token_logprobs[1]: Expected `float`',
+    ),
+    (edited('aux.token_logprobs', [-1, True, 0]), 'Expected `float`, got `bool`, found True'),
+    (edited('aux.token_logprobs', [-1, '0', 0]), "Expected `float`, got `str`, found '0'"),
+    (edited('aux.token_logprobs', [-1.0]), "{'length': 3, 'token_logprobs': 1, 'tokens': 3}"),
+    (edited('aux.tokens', [1, 2]), "'tokens': 2}; all must be the number of tokens"),
+    (edited('aux.length', 2), "{'length': 2, "),
+    (edited('aux.length', 3.0), 'aux.length: Expected `int`, got `float`, found 3.0'),
+    (edited('aux.correct', [1]), "'correct': 1}; all must be"),
+    (edited('aux.correct', None), 'aux.correct: Expected `array`, got `null`, found None'),
+    (edited('aux.statistics', [1]), 'aux.statistics: Expected `object`, got `array`, found [1]'),
+    (
+      edited('aux.statistics', {'a': [float('inf')]}),
+      'aux.statistics[...][0]: Expected `float` <=',
+    ),
+    (edited('aux.statistics', {'a': 1}), "Expected `array`, got `int`, found {'a': 1}"),
+    (edited('aux.group', 3), 'aux.group: Expected `str`, got `int`, found 3'),
+    (edited('aux.group', None), 'aux.group: Expected `str`, got `null`, found None'),
   ],
 )
-def test_what_is_no_row_is_refused_with_the_reason(record, reason):
-  with pytest.raises(ValueError, match=reason):
+def test_an_invalid_row_is_refused_by_field_and_value(record, reason):
+  with pytest.raises(ValueError, match=re.escape(reason)):
     rows.parse(record, 'predict')
+  line = json.dumps(record)
+  if 'NaN' in line or 'Infinity' in line:
+    reason = 'is not a number; log-probabilities and statistics must be finite'
+  with pytest.raises(ValueError, match=re.escape(reason)):
+    rows.decode(line.encode(), 'predict')
 
 
 @pytest.mark.parametrize(
   ('record', 'reason'),
   [
-    (build(), "no 'score' in"),
-    (edited('score', 'x', answer=-1.0), 'score must be a number'),
-    (edited('aux.options', ['a'], answer=-1.0), "no 'option_scores'"),
-    (build(answer=-1.0, options=['a', 'b'], option_scores=[-1]), '2 options have 1 scores'),
-    (build(answer=-1.0, options=['a', 2], option_scores=[-1, -2]), 'options must be texts'),
+    (build(), 'Object missing required field `score`'),
+    (edited('score', 'x', answer=-1.0), "score: Expected `float`, got `str`, found 'x'"),
+    (
+      edited('inputs.targets_pretokenized', 3, answer=-1.0),
+      'inputs.targets_pretokenized: expected the text that was scored, found 3',
+    ),
+    (
+      edited('aux.options', ['a'], answer=-1.0),
+      "one score for each of one or more options, found options ['a'] and scores UNSET",
+    ),
+    (
+      build(answer=-1.0, options=['a', 'b'], option_scores=[-1]),
+      "found options ['a', 'b'] and scores [-1.0]",
+    ),
+    (build(answer=-1.0, options=[], option_scores=[]), 'found options [] and scores []'),
+    (
+      build(answer=-1.0, options=['a', 2], option_scores=[-1, -2]),
+      'aux.options[1]: Expected `str`, got `int`, found 2',
+    ),
     (
       build(answer=-1.0, options=['a'], option_scores=[-1], option_lengths=[2, 3]),
-      r'option_lengths must be 1 counts of tokens, found \[2, 3\]',
+      'aux.option_lengths: expected 1 counts of tokens, found [2.0, 3.0]',
     ),
     (
       build(answer=-1.0, options=['a', 'b'], option_scores=[-1, -1], option_lengths=[2, 0]),
-      'option_lengths must be 2 counts of tokens',
+      'aux.option_lengths[1]: Expected `float` >= 1.0, found 0',
     ),
   ],
 )
-def test_what_is_no_scored_row_is_refused_with_the_reason(record, reason):
-  with pytest.raises(ValueError, match=reason):
+def test_an_invalid_scored_row_is_refused_by_field_and_value(record, reason):
+  with pytest.raises(ValueError, match=re.escape(reason)):
     rows.parse(record, 'score')
 
 
-def test_tokens_are_needed():
+@pytest.mark.parametrize('name', ['id', 'targets', 'tokens', 'token_logprobs', 'length'])
+def test_fields_are_required(name):
   record = build()
-  del record['aux']['tokens']
-  with pytest.raises(ValueError, match='equally many'):
+  del record['aux'][name]
+  with pytest.raises(ValueError, match=f'aux: Object missing required field `{name}`'):
     rows.parse(record, 'predict')
+
+
+def test_other_fields_are_ignored():
+  record = edited('aux.embedding', [1, None, {'a': 'b'}]) | {'time': None}
+  assert rows.parse(record, 'predict') == rows.parse(build(), 'predict')
+  assert rows.decode(json.dumps(record).encode(), 'predict') == rows.parse(build(), 'predict')
+
+
+@given(st.sampled_from(['predict', 'score']), st.text(), st.lists(st.floats(-1e9, 0), max_size=5))
+def test_a_line_is_read_as_its_object_is(mode, text, logprobs):
+  record = build(
+    answer=text if mode == 'predict' else -1.0,
+    inputs=text,
+    logprobs=logprobs,
+    tokens=[1] * len(logprobs),
+    **({} if mode == 'predict' else {'options': [text, 'b'], 'option_scores': [-1, -2]}),
+  )
+  line = json.dumps(record, ensure_ascii=bool(len(text) % 2)).encode('utf-8', 'backslashreplace')
+  assert rows.decode(line, mode) == rows.parse(record, mode)
+
+
+def test_half_a_surrogate_pair_is_read():
+  record = build(answer='x\ud800y')
+  assert rows.decode(json.dumps(record).encode(), 'predict').prediction == 'x\ud800y'

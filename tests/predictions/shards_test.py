@@ -52,24 +52,24 @@ def test_files_are_named_as_t5x_names_them(folder):
 
 
 def test_what_was_written_is_read_in_order(folder):
-  made = synthetic_tables.records('a', size=5)
+  records = synthetic_tables.records('a', size=5)
   (table,) = shards.read(folder)
   assert (table.task, table.split) == ('a', 'test')
   assert list(table.ids) == [f'a-{i}' for i in range(5)]
-  assert list(table.predictions) == [row['prediction'] for row in made]
-  assert [list(one) for one in table.targets] == [row['aux']['targets'] for row in made]
-  for row, logprobs, mask in zip(made, table.logprobs, table.mask, strict=True):
+  assert list(table.predictions) == [row['prediction'] for row in records]
+  assert [list(targets) for targets in table.targets] == [row['aux']['targets'] for row in records]
+  for row, logprobs, mask in zip(records, table.logprobs, table.mask, strict=True):
     np.testing.assert_array_equal(logprobs[mask], row['aux']['token_logprobs'])
-  expected = [row['aux']['statistics']['accuracy'] for row in made]
+  expected = [row['aux']['statistics']['accuracy'] for row in records]
   np.testing.assert_array_equal(table.statistics['accuracy'], expected)
   assert table.manifest['vocabulary'] == 'f00d'
 
 
 def test_answers_without_tokens_and_tables_without_any_are_read(tmp_path):
-  made = synthetic_tables.records('a', size=2)
-  for row in made:
+  records = synthetic_tables.records('a', size=2)
+  for row in records:
     row['aux'].update(tokens=[], token_logprobs=[], length=0)
-  synthetic_tables.write(tmp_path, 'a', made)
+  synthetic_tables.write(tmp_path, 'a', records)
   (table,) = shards.read(tmp_path)
   assert table.mask.shape == (2, 1)
   assert not table.mask.any()
@@ -77,11 +77,11 @@ def test_answers_without_tokens_and_tables_without_any_are_read(tmp_path):
 
 def test_groups_are_read_if_the_rows_have_them(folder, tmp_path_factory):
   assert not shards.read(folder)[0].groups
-  made = synthetic_tables.records('a', size=5)
-  for row, group in zip(made, 'ppqqq', strict=True):
+  records = synthetic_tables.records('a', size=5)
+  for row, group in zip(records, 'ppqqq', strict=True):
     row['aux']['group'] = group
   other = tmp_path_factory.mktemp('grouped')
-  synthetic_tables.write(other, 'a', made)
+  synthetic_tables.write(other, 'a', records)
   assert ''.join(shards.read(other)[0].groups) == 'ppqqq'
 
 
@@ -89,20 +89,20 @@ def test_groups_are_read_if_the_rows_have_them(folder, tmp_path_factory):
 @given(st.lists(st.text(), min_size=3, max_size=3))
 def test_any_text_survives_the_trip(tmp_path_factory, texts):
   folder = tmp_path_factory.mktemp('table')
-  made = synthetic_tables.records('a', size=1)
-  made[0]['inputs']['inputs_pretokenized'] = texts[0]
-  made[0]['prediction'] = texts[1]
-  made[0]['aux'].update(id=texts[2], targets=texts)
-  synthetic_tables.write(folder, 'a', made, shards=1)
+  records = synthetic_tables.records('a', size=1)
+  records[0]['inputs']['inputs_pretokenized'] = texts[0]
+  records[0]['prediction'] = texts[1]
+  records[0]['aux'].update(id=texts[2], targets=texts)
+  synthetic_tables.write(folder, 'a', records, shards=1)
   (table,) = shards.read(folder)
   assert (table.inputs[0], table.predictions[0], table.ids[0]) == tuple(texts)
   assert list(table.targets[0]) == texts
 
 
 def test_half_a_surrogate_pair_survives_and_the_file_stays_utf8(tmp_path):
-  made = synthetic_tables.records('a', size=1)
-  made[0]['prediction'] = 'x\ud800y\u2028z'
-  synthetic_tables.write(tmp_path, 'a', made, shards=1)
+  records = synthetic_tables.records('a', size=1)
+  records[0]['prediction'] = 'x\ud800y\u2028z'
+  synthetic_tables.write(tmp_path, 'a', records, shards=1)
   (tmp_path / 'a-predict.jsonl-00000-of-00001').read_text('utf-8')
   assert shards.read(tmp_path)[0].predictions == ['x\ud800y\u2028z']
 
@@ -123,29 +123,31 @@ def test_tables_are_sorted_and_chosen_by_task_and_mode(tmp_path):
     FileNotFoundError, match=r"no table of mode 'predict' of task 'c'; .*: a, b\."
   ):
     shards.read(tmp_path, task='c')
-  with pytest.raises(FileNotFoundError, match=r"no table of mode 'score'; tasks there: none"):
+  with pytest.raises(
+    FileNotFoundError, match=r"no table of mode 'score'; it has tables of: no task"
+  ):
     shards.read(tmp_path, mode='score')
 
 
 def test_scores_of_given_answers_are_another_mode(tmp_path):
-  made = synthetic_tables.records('a', size=3)
-  for row in made:
+  records = synthetic_tables.records('a', size=3)
+  for row in records:
     del row['prediction']
     row['score'] = -1.0
-  synthetic_tables.write(tmp_path, 'a', made, mode='score')
+  synthetic_tables.write(tmp_path, 'a', records, mode='score')
   (table,) = shards.read(tmp_path, mode='score')
-  assert table.predictions == [row['inputs']['targets_pretokenized'] for row in made]
+  assert table.predictions == [row['inputs']['targets_pretokenized'] for row in records]
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
 def test_shards_hold_every_row_once_and_are_even(total, count):
-  parts = [shards.shard_rows(total, index, count) for index in range(count)]
-  assert [i for part in parts for i in part] == list(range(total))
-  assert max(map(len, parts)) - min(map(len, parts)) <= 1
+  shard_ranges = [shards.shard_rows(total, index, count) for index in range(count)]
+  assert [i for shard_records in shard_ranges for i in shard_records] == list(range(total))
+  assert max(map(len, shard_ranges)) - min(map(len, shard_ranges)) <= 1
 
 
 def test_only_whole_shards_of_the_same_origin_count_as_completed(tmp_path):
-  made = synthetic_tables.records('a', size=9)
+  records = synthetic_tables.records('a', size=9)
 
   def completed(**options):
     settings = {'total': 9, 'fingerprint': 'model 7', **options}
@@ -153,16 +155,16 @@ def test_only_whole_shards_of_the_same_origin_count_as_completed(tmp_path):
 
   assert completed() == set()
   for index in (0, 2):
-    part = [made[i] for i in shards.shard_rows(9, index, 3)]
-    shards.write_shard(tmp_path, 'a', 'predict', index, 3, part, fingerprint='model 7')
+    shard_records = [records[i] for i in shards.shard_rows(9, index, 3)]
+    shards.write_shard(tmp_path, 'a', 'predict', index, 3, shard_records, fingerprint='model 7')
   assert completed() == {0, 2}
   assert completed(fingerprint='model 8') == set()
   assert completed(total=12) == set()
   path = tmp_path / 'a-predict.jsonl-00002-of-00003'
-  whole = path.read_bytes()
-  path.write_bytes(whole[:-9])
+  content = path.read_bytes()
+  path.write_bytes(content[:-9])
   assert completed() == {0}
-  path.write_bytes(whole)
+  path.write_bytes(content)
   assert completed() == {0, 2}
   (tmp_path / f'{path.name}.COMPLETED').write_text('{"rows":')
   assert completed() == {0}
@@ -171,20 +173,20 @@ def test_only_whole_shards_of_the_same_origin_count_as_completed(tmp_path):
 
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path):
-  made = synthetic_tables.records('a', size=10)
+  records = synthetic_tables.records('a', size=10)
   straight, resumed = tmp_path / 'straight', tmp_path / 'resumed'
-  synthetic_tables.write(straight, 'a', made, shards=4)
+  synthetic_tables.write(straight, 'a', records, shards=4)
   for stop in (1, 3, 4):
     done = shards.completed_shards(resumed, 'a', 'predict', 4, total=10)
     for index in sorted(set(range(stop)) - done):
-      part = [made[i] for i in shards.shard_rows(10, index, 4)]
-      shards.write_shard(resumed, 'a', 'predict', index, 4, part)
+      shard_records = [records[i] for i in shards.shard_rows(10, index, 4)]
+      shards.write_shard(resumed, 'a', 'predict', index, 4, shard_records)
     if stop < 4:
-      with pytest.raises(ValueError, match=f'{4 - stop} of 4 shards do not count'):
-        shards.write_manifest(resumed, synthetic_tables.manifest('a', made, shards=4))
+      with pytest.raises(ValueError, match=f'{4 - stop} of 4 shards are not complete'):
+        shards.write_manifest(resumed, synthetic_tables.manifest('a', records, shards=4))
       with pytest.raises(FileNotFoundError, match=r"inference of 'a' .* has not finished"):
         shards.read(resumed)
-  shards.write_manifest(resumed, synthetic_tables.manifest('a', made, shards=4))
+  shards.write_manifest(resumed, synthetic_tables.manifest('a', records, shards=4))
   for path in straight.iterdir():
     assert path.read_bytes() == (resumed / path.name).read_bytes()
   assert len(list(straight.iterdir())) == len(list(resumed.iterdir()))
@@ -193,7 +195,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path):
 def test_a_row_that_cannot_be_written_leaves_no_file(tmp_path):
   bad = synthetic_tables.records('a', size=2)
   bad[1]['aux']['token_logprobs'][0] = float('nan')
-  with pytest.raises(ValueError, match='finite numbers'):
+  with pytest.raises(ValueError, match=r'token_logprobs\[0\]: Expected `float`.*found nan'):
     shards.write_shard(tmp_path, 'a', 'predict', 0, 1, bad)
   assert list(tmp_path.iterdir()) == []
 
@@ -208,20 +210,20 @@ def test_a_missing_directory_is_an_error(tmp_path):
   [
     (lambda folder: (folder / SHARD).unlink(), f'{SHARD} is missing'),
     (lambda folder: (folder / f'{SHARD}.COMPLETED').unlink(), f'{SHARD} has no .COMPLETED marker'),
-    (lambda folder: (folder / SHARD).write_bytes(b'{}\n'), 'has bytes 3 where its marker says'),
+    (lambda folder: (folder / SHARD).write_bytes(b'{}\n'), 'has bytes 3, but its marker has'),
     (lambda folder: (folder / f'{SHARD}.COMPLETED').write_text('x'), 'unreadable marker'),
   ],
 )
 def test_a_damaged_shard_is_named(folder, damage, reason):
   damage(folder)
-  with pytest.raises(ValueError, match=f'1 of 2 shards do not count: .*{reason}'):
+  with pytest.raises(ValueError, match=f'1 of 2 shards are not complete: .*{reason}'):
     shards.read(folder)
 
 
 def test_another_row_count_than_the_manifests_is_refused(folder):
   path = folder / 'a-predict.manifest.json'
   path.write_text(json.dumps({**json.loads(path.read_text()), 'rows': 6}))
-  with pytest.raises(ValueError, match='has rows 3 where its marker says 2'):
+  with pytest.raises(ValueError, match='has rows 3, but its marker has 2'):
     shards.read(folder)
 
 
@@ -231,14 +233,20 @@ def test_another_row_count_than_the_manifests_is_refused(folder):
     (lambda lines: [lines[0], lines[1][:-5]], 'line 2: Expecting'),
     (lambda lines: [lines[0], lines[1].replace('-0.', 'NaN, -0.', 1)], 'line 2: NaN is not a num'),
     (lambda lines: [lines[0], '[' * 100000], 'line 2: .*recursion'),
-    (lambda lines: [lines[0], '[]'], "line 2: no 'inputs'"),
+    (lambda lines: [lines[0], '[]'], 'line 2: Expected `object`, got `array`'),
     (lambda lines: [lines[0], lines[0]], "line 2: id 'a-0' occurs twice"),
     (edit(id='a-4'), r"00001-of-00002, line 3: id 'a-4' occurs twice"),
     (edit(statistics={'bleu': [1.0]}), r"line 2: statistics of \['bleu'\], but the manifest lists"),
     (edit(statistics={'accuracy': [1.0]}), 'line 2: 1 statistics of accuracy, but 2 in the first'),
     (edit(group='q'), "line 2: group is 'q', but None in the first row"),
-    (edit(length=1), 'line 2: tokens and their log-probabilities must be equally many'),
-    (edit(token_logprobs=[10**400], tokens=[1], length=1), 'line 2: .*too large'),
+    (
+      edit(length=1),
+      r"line 2: aux has {'length': 1, 'token_logprobs': 9, .*all must be the number of",
+    ),
+    (
+      edit(token_logprobs=[10**400], tokens=[1], length=1),
+      r'line 2: aux.token_logprobs\[0\]: Number out of range, found 1000',
+    ),
   ],
 )
 def test_a_malformed_row_is_named_by_file_and_line(folder, change, reason):
@@ -250,14 +258,14 @@ def test_a_malformed_row_is_named_by_file_and_line(folder, change, reason):
 @pytest.mark.parametrize(
   ('name', 'value', 'reason'),
   [
-    ('version', 2, 'version 2 of the format; this program reads 1'),
-    ('rows', 0, 'rows must be above 0, found 0'),
-    ('parameters', -5, 'parameters must be above 0, found -5'),
-    ('metrics', [], 'metrics must be one or more names'),
-    ('metrics', [1], 'metrics must be one or more names'),
-    ('config', None, 'config must be a str, found None'),
-    ('decoding', 'greedy', 'decoding must be a dict'),
-    ('flops_per_token', 'many', 'flops_per_token must be a number'),
+    ('version', 2, 'version: expected 1 of the format, found 2'),
+    ('rows', 0, 'rows: Expected `int` >= 1, found 0'),
+    ('parameters', -5, 'parameters: Expected `int` >= 1, found -5'),
+    ('metrics', [], 'metrics: Expected `array` of length >= 1, found []'),
+    ('metrics', [1], 'metrics[0]: Expected `str`, got `int`, found 1'),
+    ('config', None, 'config: Expected `str`, got `null`, found None'),
+    ('decoding', 'greedy', "decoding: Expected `object`, got `str`, found 'greedy'"),
+    ('flops_per_token', 'many', "flops_per_token: Expected `float`, got `str`, found 'many'"),
   ],
 )
 def test_a_manifest_that_says_too_little_is_neither_written_nor_read(folder, name, value, reason):
@@ -273,7 +281,7 @@ def test_a_manifest_that_says_too_little_is_neither_written_nor_read(folder, nam
 def test_each_entry_of_a_manifest_is_required(folder):
   complete = synthetic_tables.manifest('a', synthetic_tables.records('a', size=5))
   for name in complete:
-    with pytest.raises(ValueError, match=f"no '{name}' in"):
+    with pytest.raises(ValueError, match=f'missing required field `{name}`'):
       shards.write_manifest(folder, {k: v for k, v in complete.items() if k != name})
 
 
@@ -285,8 +293,8 @@ def remote(tmp_path, monkeypatch):
 
 
 def test_tables_live_in_object_stores_too(remote, tmp_path):
-  made = synthetic_tables.records('a', size=5)
-  synthetic_tables.write(remote, 'a', made)
+  records = synthetic_tables.records('a', size=5)
+  synthetic_tables.write(remote, 'a', records)
   (table,) = shards.read(remote)
   assert list(table.ids) == [f'a-{i}' for i in range(5)]
   assert shards.completed_shards(remote, 'a', 'predict', 2, total=5) == {0, 1}
