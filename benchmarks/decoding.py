@@ -27,7 +27,7 @@ from benchmarks import bars
 from benchmarks.bars import Measured
 from cascades import decoding
 from cascades.checkpoints import store
-from cascades.interop import huggingface, tensor_tables
+from cascades.interop import huggingface
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
@@ -83,11 +83,11 @@ MAKERS: dict[str, Callable[[str, str, int], Decode]] = {'cascades': ours, 'trans
 
 def safetensors(folder: str, dtype: str, _: int) -> Params:
   """What `python -m cascades.convert` does before it writes."""
-  found = huggingface.open_folder(folder)
-  config = configs.from_description(found.model)
+  weights = huggingface.open_folder(folder)
+  config = configs.from_description(weights.description)
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     _, abstract = abstract_model(config, dtype=dtype)
-  return jax.block_until_ready(tensor_tables.load(found.table, found.weights, abstract))
+  return jax.block_until_ready(weights.tensors.load(abstract))
 
 
 LOADERS: dict[str, Callable[[str, str, int], object]] = {

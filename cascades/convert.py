@@ -1,14 +1,14 @@
-"""Make a run directory of a model that others trained.
+"""Convert a model that others trained to a run directory.
 
     python -m cascades.convert --gin_file=runs/convert.gin --gin.SOURCE=downloads/SmolLM2-135M
       --gin.MODEL_DIR=runs/smollm2
 
 SOURCE is a folder of Hugging Face (safetensors, config.json and a tokenizer), a GGUF file, or a
-checkpoint_N of T5X. MODEL_DIR can then be the CHECKPOINT_PATH, LARGE_CHECKPOINT_PATH or
-INITIAL_CHECKPOINT_PATH of the other programs, and its model.json names the model's sizes. Every
-device reads its own part of the weights, by the same rules that place them in training.
+checkpoint_N of T5X. MODEL_DIR is then a CHECKPOINT_PATH, LARGE_CHECKPOINT_PATH or
+INITIAL_CHECKPOINT_PATH of the other programs, and its model.json lists the model's sizes. Every
+device reads its own shards of the weights, by the same rules as in training.
 
-T5X keeps neither tokenizer nor settings beside the weights. Say them:
+T5X stores neither tokenizer nor settings beside the weights; they are arguments:
 
     --gin.VOCABULARY=@vocabularies.sentencepiece()
     --gin.vocabularies.sentencepiece.path=downloads/sentencepiece.model
@@ -17,21 +17,19 @@ T5X keeps neither tokenizer nor settings beside the weights. Say them:
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
-from etils import epath
 
 from cascades.checkpoints import store
-from cascades.interop import formats, hf_config, huggingface
-from cascades.interop import tensor_tables as conversion
+from cascades.interop import companions, tensor_tables
+from cascades.interop.pretrained import open_pretrained
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import files, partitioning
-from cascades.tokenizers import export, from_folder, gguf_files, vocabularies
+from cascades.tokenizers import vocabularies
 from cascades.types import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -48,87 +46,45 @@ def convert(
   rules: partitioning.Rules = partitioning.RULES,
   provenance: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
-  """Write `source` as checkpoint 0 of `model_dir`, in `dtype`.
+  """Writes a pretrained model as checkpoint 0 of a run directory.
 
-  `model_options` are fields of the model's configuration that the source does not say, or says
-  otherwise. Raises CheckpointError if our models do not compute its model, naming the option, or
-  if its tensors are not that model's, naming them.
+  Args:
+    source: a folder of Hugging Face, a GGUF file, or a checkpoint_N of T5X.
+    model_dir: the run directory. If it holds this conversion already, nothing is written.
+    vocabulary: the tokenizer, for T5X which stores none.
+    model_options: fields of the model's configuration that the source lacks, or to replace.
+    dtype: of the stored weights.
+    mesh: the devices that read the weights.
+    rules: how parameters are sharded over the mesh.
+    provenance: the operative configuration, stored beside the checkpoint.
+
+  Raises:
+    CheckpointError: the models here do not compute the source's, whose option is named; its
+      tensors are not that model's, and are named; or `model_dir` holds another run.
+    ValueError: there is no vocabulary, or one that is larger than the model's embedding table.
   """
-  conversion.check_dtype(dtype)
-  place, directory = files.absolute(source), files.absolute(model_dir)
-  kind = formats.recognize(place)
-  found = formats.open_source(place)
-  if found.model['family'] in configs.ENCODERS:
-    raise store.CheckpointError(
-      f'{place} holds an encoder, which answers nothing: models.bert reads it where texts become '
-      'vectors, and needs no run directory.'
-    )
-  vocabulary = vocabulary or _vocabulary(place, kind)
-  config = configs.from_description({**found.model, **(model_options or {})})
-  if config.vocab_size < vocabulary.size:
-    raise ValueError(
-      f'the model of {source} has {config.vocab_size} vocabulary entries and its tokenizer '
-      f'{vocabulary.size}: they are not of one model.'
-    )
-  model = configs.describe(config)
+  tensor_tables.check_dtype(dtype)
+  directory = files.absolute(model_dir)
+  pretrained = open_pretrained(source, vocabulary=vocabulary, model_options=model_options)
   description = {
-    'model': model,
-    'vocabulary': vocabulary.fingerprint,
-    'vocabulary_size': vocabulary.size,
+    'model': configs.describe(pretrained.config),
+    'vocabulary': pretrained.vocabulary.fingerprint,
+    'vocabulary_size': pretrained.vocabulary.size,
   }
-  origin = {'converted_from': str(place), 'dtype': dtype}
+  origin = {'converted_from': str(files.absolute(source)), 'dtype': dtype}
   if store.is_made(directory, description, origin):
-    log.info('%s holds a checkpoint already.', model_dir)
+    log.info('%s already holds this checkpoint.', model_dir)
     return
   with partitioning.use(mesh(), rules):
-    _, abstract = abstract_model(config, rules, dtype=dtype)
-    params = conversion.load(found.table, found.weights, abstract)
+    _, abstract = abstract_model(pretrained.config, rules, dtype=dtype)
+    params = pretrained.tensors.load(abstract)
     if jax.process_index() == 0:
-      vocabularies.save(vocabulary, directory)
-      for name, content in _companions(place, kind, model, vocabulary).items():
-        files.write(directory / huggingface.COMPANIONS / name, content)
+      vocabularies.save(pretrained.vocabulary, directory)
+      for name, content in pretrained.companions().items():
+        files.write(directory / companions.FOLDER / name, content)
     store.make(directory, params, description, origin, config=provenance().get('config', ''))
   size = sum(leaf.size for leaf in jax.tree.leaves(params))
   log.info('%s: %s parameters in %s', model_dir, f'{size:,}', dtype)
-
-
-def _vocabulary(place: epath.Path, kind: formats.Format) -> Vocabulary:
-  if kind == 't5x':
-    raise ValueError(
-      f'{place} holds no tokenizer, as all checkpoints of T5X: say which SentencePiece model its '
-      'text was cut with, --gin.VOCABULARY=@vocabularies.sentencepiece() '
-      '--gin.vocabularies.sentencepiece.path=FILE.'
-    )
-  return (
-    vocabularies.gguf(place, allow_remote=True) if kind == 'gguf' else from_folder.vocabulary(place)
-  )
-
-
-def _companions(
-  place: epath.Path, kind: formats.Format, model: Mapping[str, Any], vocabulary: Vocabulary
-) -> dict[str, bytes]:
-  """What export needs to give the model back to Hugging Face, by file name; made if not there."""
-  if kind == 'huggingface':
-    return {
-      **huggingface.companions(place),
-      huggingface.CONFIG: (place / huggingface.CONFIG).read_bytes(),
-    }
-  try:
-    config = hf_config.configuration(model)
-  except store.CheckpointError:
-    return {}  # T5X has models that transformers has not
-  template = None
-  if kind == 'gguf':
-    reader = gguf_files.read(place)
-    architecture = gguf_files.required(reader, 'general.architecture')
-    config['max_position_embeddings'] = gguf_files.field(reader, f'{architecture}.context_length')
-    template = gguf_files.field(reader, 'tokenizer.chat_template')
-  config = export.special_ids(vocabulary, config)
-  return {
-    **export.tokenizer_files(vocabulary, chat_template=template),
-    huggingface.CONFIG: json.dumps(config).encode(),
-    huggingface.GENERATION: huggingface.generation(config),
-  }
 
 
 if __name__ == '__main__':

@@ -1,11 +1,11 @@
-"""Write a trained model as other programs read it: Hugging Face's, servers built on them, or T5X.
+"""Export a trained model to Hugging Face (and the servers that read its format), or to T5X.
 
     python -m cascades.export --gin_file=runs/export.gin --gin.CHECKPOINT_PATH=runs/mine/small
       --gin.OUTPUT_DIR=exported/mine
 
 OUTPUT_DIR gets safetensors, config.json, generation_config.json and the files of the tokenizer,
-which are those of the model that the run started from, or of TOKENIZER, another folder. Other
-settings of its config.json, such as the length of the context, are taken along.
+copied from the model that the run started from, or from TOKENIZER, another folder. Other settings
+of its config.json, such as the length of the context, are copied too.
 
 With FORMAT 't5x', OUTPUT_DIR gets a checkpoint_N in T5X's native layout, for its models: T5 1.0 and
 1.1, the scanned T5 and the decoder-only example.
@@ -16,20 +16,18 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 from etils import epath
 
 from cascades.checkpoints import store
-from cascades.interop import families, hf_config, huggingface, t5x
-from cascades.interop import tensor_tables as conversion
+from cascades.interop import companions, families, huggingface, t5x, tensor_tables
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import files, partitioning
-from cascades.tokenizers import export as tokenizer_files
-from cascades.tokenizers import from_folder, vocabularies
-from cascades.types import Params, Vocabulary
+from cascades.tokenizers import vocabularies
+from cascades.types import Params
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +44,30 @@ def export(
   mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
   rules: partitioning.Rules = partitioning.RULES,
 ) -> None:
-  """Write the model of `checkpoint_path` into `output_dir`, in `dtype`.
+  """Writes the model of a checkpoint in the format of another program.
 
-  Raises CheckpointError if nothing that is known here of the other program computes it, or if
-  `output_dir` holds a model already.
+  Args:
+    checkpoint_path: a run directory, or one of its checkpoints.
+    output_dir: where to write the model.
+    format: of the model.
+    tokenizer: the folder of Hugging Face that the model came from, or the run directory that it
+      was converted to; by default the files that the run itself keeps.
+    which: the checkpoint of a run directory: a step, the last, or the best.
+    dtype: of the weights.
+    shard_bytes: the size of a file of weights, for Hugging Face.
+    mesh: the devices that read the weights.
+    rules: how parameters are sharded over the mesh.
+
+  Raises:
+    CheckpointError: the other program does not compute the model, or `output_dir` holds one.
   """
   if format not in ('huggingface', 't5x'):
     raise ValueError(f'FORMAT is {format!r}; it can be huggingface or t5x.')
-  conversion.check_dtype(dtype)
+  tensor_tables.check_dtype(dtype)
   output = files.absolute(output_dir)
   directory, step = store.locate(checkpoint_path, which)
-  model, primary = store.read_description(directory)['model'], jax.process_index() == 0
-  config = configs.from_description(model)
+  description, primary = store.read_description(directory)['model'], jax.process_index() == 0
+  config = configs.from_description(description)
   write: Callable[[Params], object]
   if format == 't5x':
     write = functools.partial(
@@ -70,12 +80,12 @@ def export(
       primary=primary,
     )
   else:
-    written, beside = _prepare(output, directory, model, tokenizer)
+    options, companion_files = _prepare(output, directory, description, tokenizer)
     write = lambda params: huggingface.write_folder(
       output,
-      written | {'torch_dtype': dtype},
-      conversion.unload(families.table(model), params, fetch=partitioning.fetch),
-      beside,
+      options | {'torch_dtype': dtype},
+      tensor_tables.unload(families.table(description), params, fetch=partitioning.fetch),
+      companion_files,
       shard_bytes=shard_bytes,
       primary=primary,
     )
@@ -86,68 +96,24 @@ def export(
 
 
 def _prepare(
-  output: epath.Path, directory: epath.Path, model: Mapping[str, Any], tokenizer: str | None
+  output: epath.Path, directory: epath.Path, description: Mapping[str, Any], tokenizer: str | None
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-  """config.json and what stands beside it."""
+  """The content of config.json, and the companion files."""
   if (output / huggingface.CONFIG).exists():
     raise store.CheckpointError(f'{output} holds a model already: remove it, or name another.')
-  vocabulary = vocabularies.load(directory)
-  original = _original(tokenizer, directory)
-  written = _configuration(model, vocabulary, original)
-  return written, _beside(original, vocabulary, written)
-
-
-class Original(NamedTuple):
-  """The folder that the model goes back to, and its vocabulary."""
-
-  folder: epath.Path
-  vocabulary: Vocabulary
-
-
-def _original(tokenizer: str | None, directory: epath.Path) -> Original | None:
-  path = directory if tokenizer is None else files.absolute(tokenizer)
-  kept = path / huggingface.COMPANIONS
-  if kept.exists():
-    return Original(kept, vocabularies.load(path))
-  if tokenizer is None:
-    log.warning(
-      'TOKENIZER is not given: the tokenizer is made from the vocabulary, if transformers has one '
-      'of its kind, and config.json says nothing that our programs do not need, such as the length '
-      'of the context.'
-    )
-    return None
-  if not (path / huggingface.CONFIG).exists():
+  original = companions.find_original(directory if tokenizer is None else tokenizer)
+  if original is None and tokenizer is not None:
     raise store.CheckpointError(
       f'{tokenizer} is neither a folder of Hugging Face nor a run directory that '
-      f'`python -m cascades.convert` made: it holds no {huggingface.CONFIG}.'
+      f'`python -m cascades.convert` wrote: it has no {huggingface.CONFIG}.'
     )
-  return Original(path, from_folder.vocabulary(path))
-
-
-def _configuration(
-  model: Mapping[str, Any], vocabulary: Vocabulary, original: Original | None
-) -> dict[str, Any]:
-  """config.json: what our description says, and of the original's what it does not decide."""
   if original is None:
-    return tokenizer_files.special_ids(vocabulary, hf_config.configuration(model))
-  if original.vocabulary.fingerprint != vocabulary.fingerprint:
-    raise store.CheckpointError(
-      f'the tokenizer of {original.folder} is not the vocabulary that the model was trained with: '
-      'give the folder that the model comes from.'
+    log.warning(
+      'TOKENIZER is not given: tokenizer files are generated from the vocabulary, if transformers '
+      'has a tokenizer of its type, and config.json lacks options that the description of the '
+      'model does not determine, such as the length of the context.'
     )
-  theirs = hf_config.text_part(huggingface.read_config(original.folder))
-  ours = hf_config.decided(theirs['model_type'])
-  kept = {name: value for name, value in theirs.items() if name not in ours}
-  return kept | hf_config.configuration(model, theirs['model_type'])
-
-
-def _beside(
-  original: Original | None, vocabulary: Vocabulary, config: Mapping[str, Any]
-) -> dict[str, bytes]:
-  """The tokenizer's files and generation_config.json."""
-  made = tokenizer_files.tokenizer_files
-  found = huggingface.companions(original.folder) if original else made(vocabulary)
-  return {huggingface.GENERATION: huggingface.generation(config)} | found
+  return companions.for_export(description, vocabularies.load(directory), original)
 
 
 if __name__ == '__main__':

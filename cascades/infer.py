@@ -27,7 +27,7 @@ from cascades.data import materialize
 from cascades.data.corpus import Corpus
 from cascades.data.records import Records
 from cascades.inference import answers, trained_model
-from cascades.interop import huggingface
+from cascades.interop import companions
 from cascades.predictions import rows, shards
 from cascades.runtime import files, partitioning, profiling, progress
 from cascades.tasks import chats
@@ -88,7 +88,7 @@ def infer(
       checkpoint_path, which, rules=rules, precision=precision, weights=weights
     )
     answer = read_out[mode](model, batch_size, profiler, **settings)
-    beside = store.locate(checkpoint_path, which)[0] / huggingface.COMPANIONS
+    beside = store.locate(checkpoint_path, which)[0] / companions.FOLDER
     for one, task_splits in task.task_splits(splits):
       asked = prompts(one, beside) if prompts else one
       corpus = Corpus(

@@ -24,7 +24,7 @@ from cascades import losses
 from cascades.checkpoints import store
 from cascades.data import materialize
 from cascades.data.corpus import Corpus
-from cascades.interop import huggingface
+from cascades.interop import companions
 from cascades.models import configs, pruning
 from cascades.models.abstract import abstract_model
 from cascades.runtime import files, partitioning
@@ -102,7 +102,7 @@ def prune(
     )
     if jax.process_index() == 0:
       vocabularies.save(vocabulary, directory)
-    huggingface.pass_on(source, directory)
+    companions.inherit(source, directory)
     store.make(directory, params, description, choice, config=provenance().get('config', ''))
   counts = [configs.count_parameters(config) for config in (large, small)]
   log.info('%s: layers %s; %s of %s parameters', model_dir, kept, *(f'{n:,}' for n in counts[::-1]))

@@ -28,7 +28,7 @@ from cascades import losses
 from cascades.checkpoints import finished, store
 from cascades.data import materialize
 from cascades.data.corpus import Corpus
-from cascades.interop import huggingface
+from cascades.interop import companions
 from cascades.models import configs, lora
 from cascades.models.abstract import init_params
 from cascades.runtime import files, locking, partitioning, profiling, progress, stopping
@@ -162,7 +162,7 @@ def train(
       directory, description, vocabulary, {'trained': state.params, 'frozen': frozen}
     )
     used = utilization.Usage(parts)
-    huggingface.pass_on(initial_checkpoint_path, directory)
+    companions.inherit(initial_checkpoint_path, directory)
     if base is not None and not start:
       checkpoints.save_base(base)
     with (

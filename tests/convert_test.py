@@ -13,7 +13,8 @@ from flax import nnx
 
 from cascades import cli, convert, export
 from cascades.checkpoints import store
-from cascades.interop import formats, t5x_files
+from cascades.interop import t5x_files
+from cascades.interop.pretrained import open_pretrained
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
@@ -78,7 +79,7 @@ def test_a_gguf_file_becomes_a_folder_of_hugging_face(gguf_file, from_gguf):
   theirs = from_gguf / 'theirs'
   vocabulary = vocabularies.load(from_gguf / 'run')
   assert vocabulary.fingerprint == vocabularies.gguf(gguf_file).fingerprint
-  assert from_folder.vocabulary(theirs).fingerprint == vocabulary.fingerprint
+  assert from_folder.read_vocabulary(theirs).fingerprint == vocabulary.fingerprint
   config = json.loads((theirs / 'config.json').read_text())
   assert config['max_position_embeddings'] == 77
   assert config['model_type'] == 'llama'
@@ -143,7 +144,7 @@ def test_t5x_comes_in_and_goes_out_bit_by_bit(name, tmp_path):
   assert again.keys() == {f'target/{name}' for name in stored}
   for key, value in stored.items():
     np.testing.assert_array_equal(again[f'target/{key}'], value)
-  with pytest.raises(store.CheckpointError, match='is there already'):
+  with pytest.raises(store.CheckpointError, match='exists: remove it'):
     _export(tmp_path / 'run', tmp_path / 'theirs', format='t5x')
 
 
@@ -151,8 +152,8 @@ def test_a_t5_of_t5x_becomes_one_of_hugging_face(tmp_path):
   write_native(tmp_path / 'checkpoint_5', random_arrays(TINY))
   _convert(tmp_path / 'checkpoint_5', tmp_path / 'run', vocabulary=SYMBOLS)
   _export(tmp_path / 'run', tmp_path / 'theirs')
-  found = formats.open_source(tmp_path / 'theirs')
-  assert dataclasses.replace(configs.from_description(found.model), dropout_rate=0.0) == TINY
+  config = open_pretrained(tmp_path / 'theirs', vocabulary=SYMBOLS).config
+  assert dataclasses.replace(config, dropout_rate=0.0) == TINY
   _convert(tmp_path / 'theirs', tmp_path / 'again', vocabulary=SYMBOLS)
   one, other = (_params(tmp_path / name)[1] for name in ('run', 'again'))
   jax.tree.map(np.testing.assert_array_equal, one, other)

@@ -1,4 +1,4 @@
-"""Safetensors files, read through Orbax: each device gets the bytes that it holds."""
+"""Safetensors files, read through Orbax: each device reads the bytes of its shards."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from orbax.checkpoint import v1 as ocp
 
 from cascades.checkpoints.arrays import CheckpointError
 
-T = TypeVar('T')
+ContentT = TypeVar('ContentT')
 
 
-def shapes(file: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
+def read_shapes(file: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and dtypes of all tensors of a file."""
   tensors = _read(file, lambda path: ocp.metadata(path).metadata)
   return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in tensors.items()}
 
 
-def load(file: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-  """These tensors of a file, cast and placed as `abstract` says."""
+def read_tensors(
+  file: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+  """The tensors of a file that `abstract` names, in its dtypes and shardings."""
   return _read(file, functools.partial(ocp.load, abstract_state=dict(abstract)))
 
 
-def _read(file: epath.Path, call: Callable[[epath.Path], T]) -> T:
+def _read(file: epath.Path, call: Callable[[epath.Path], ContentT]) -> ContentT:
   context = ocp.Context()
   context.checkpoint_layout = ocp.options.CheckpointLayout.SAFETENSORS
   try:

@@ -1,61 +1,52 @@
-"""How one tensor's axes become another's, written as '(n h) d -> d n h', and back.
+"""Axis layouts: einops patterns from a stored tensor to a parameter, '(n h) d -> d n h', and back.
 
-Parentheses hold axes that are stored as one, the major one first; '' leaves an array as it is.
-Sizes, mesh axes and arrays of the right side are given, those of the left side found.
+A pattern groups axes of the tensor only, so that the parameter's shape gives the size of every
+axis. The empty pattern leaves an array as it is.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+import einops
+from einops.parsing import ParsedExpression
 from jax.sharding import PartitionSpec
 
 
-def source_shape(layout: str, shape: Sequence[int]) -> tuple[int, ...]:
-  """The left side's shape."""
+def tensor_shape(layout: str, shape: Sequence[int]) -> tuple[int, ...]:
+  """Shape of the tensor that becomes a parameter of `shape`."""
   if not layout:
     return tuple(shape)
-  source, target = _axes(layout)
-  sizes = dict(zip(target, shape, strict=True))
-  return tuple(math.prod(sizes[name] for name in group) for group in source)
+  sizes = _sizes(layout, shape)
+  return tuple(math.prod(sizes[axis] for axis in group) for group in _tensor_axes(layout))
 
 
-def source_spec(layout: str, spec: Sequence[Any]) -> PartitionSpec:
-  """Where the left side's pieces must be for the right side's to be made without moving any."""
+def tensor_spec(layout: str, spec: Sequence[Any]) -> PartitionSpec:
+  """Sharding of the tensor that lets every device build its shard of the parameter locally."""
   if not layout:
     return PartitionSpec(*spec)
-  source, target = _axes(layout)
-  places = dict(zip(target, spec, strict=True))
-  return PartitionSpec(*(places[group[0]] for group in source))
+  mesh_axes = _sizes(layout, spec)
+  return PartitionSpec(*(mesh_axes[group[0]] for group in _tensor_axes(layout)))
 
 
-def forwards(layout: str, array: Any, shape: Sequence[int]) -> Any:
-  """The right side, of `shape`, from the left; of NumPy or JAX."""
-  if not layout:
-    return array
-  source, target = _axes(layout)
-  flat = [name for group in source for name in group]
-  sizes = dict(zip(target, shape, strict=True))
-  return array.reshape([sizes[name] for name in flat]).transpose([flat.index(n) for n in target])
+def to_parameter(layout: str, tensor: Any, shape: Sequence[int]) -> Any:
+  """The parameter of `shape` that a tensor, of NumPy or JAX, becomes."""
+  return einops.rearrange(tensor, layout, **_sizes(layout, shape)) if layout else tensor
 
 
-def backwards(layout: str, array: np.ndarray) -> np.ndarray:
-  """The left side from the right."""
-  if not layout:
-    return array
-  source, target = _axes(layout)
-  flat = [name for group in source for name in group]
-  return array.transpose([target.index(name) for name in flat]).reshape(
-    source_shape(layout, array.shape)
-  )
+def to_tensor(layout: str, parameter: Any) -> Any:
+  """The tensor that becomes `parameter`: the inverse of `to_parameter`."""
+  tensor_axes, _, parameter_axes = layout.partition('->')
+  return einops.rearrange(parameter, f'{parameter_axes} -> {tensor_axes}') if layout else parameter
 
 
-def _axes(layout: str) -> tuple[list[list[str]], list[str]]:
-  """'(n h) d -> d n h' as [[n, h], [d]] and [d, n, h]."""
-  source, _, target = layout.partition('->')
-  split = [(many or one).split() for many, one in re.findall(r'\(([^)]*)\)|(\S+)', source)]
-  return split, target.split()
+def _sizes(layout: str, values: Sequence[Any]) -> dict[str, Any]:
+  """The value of every axis, given those of the parameter's axes in order."""
+  return dict(zip(layout.partition('->')[2].split(), values, strict=True))
+
+
+def _tensor_axes(layout: str) -> list[list[str]]:
+  """The axes of each axis of the tensor, major first: [['n', 'h'], ['d']]."""
+  return [list(group) for group in ParsedExpression(layout.partition('->')[0]).composition]

@@ -1,6 +1,6 @@
 """The model families of Hugging Face: their options, and the names of their tensors.
 
-Models are not known here, only their descriptions, as in model.json.
+Models are represented by their descriptions, as in model.json, and not imported.
 """
 
 from __future__ import annotations
@@ -8,44 +8,55 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from cascades.interop.tensor_tables import Row, Table
+from cascades.interop.tensor_tables import TensorRule, TensorTable
 
-Config: TypeAlias = Mapping[str, Any]  # of Hugging Face
-Description: TypeAlias = Mapping[str, Any]  # ours
+HuggingFaceConfig: TypeAlias = Mapping[str, Any]  # the content of a config.json
+Description: TypeAlias = Mapping[str, Any]  # of a model of `cascades.models`, as in model.json
 
 
 class Family(NamedTuple):
-  """What sets a family apart.
+  """Properties of a model family of Hugging Face.
 
-  `only`: the values of an option that our models compute, all meaning the first. `silent`: what an
-  option is that config.json does not name. `ours`: what the family switches on in our description.
-  `slides`: whether a layer sees a window only, if `layer_types` does not say; None if none does.
+  Attributes:
+    model_type: the option of that name in config.json.
+    architecture: transformers' class.
+    supported: for options of config.json, the values that the models here compute; all of them
+      mean the same as the first.
+    defaults: values of options that a config.json leaves out.
+    fields: fields of the description that are the same for the whole family.
+    has_window: whether a layer attends to a window, where `layer_types` is not given; None if no
+      layer does.
+    optional: options that only some families have.
   """
 
   model_type: str
   architecture: str
-  only: Mapping[str, tuple[Any, ...]]
-  silent: Mapping[str, Any] = {}
-  ours: Mapping[str, Any] = {}
-  slides: Callable[[Config, int], bool] | None = None
-  optional: Sequence[str] = ()  # options that only some families have
+  supported: Mapping[str, tuple[Any, ...]]
+  defaults: Mapping[str, Any] = {}
+  fields: Mapping[str, Any] = {}
+  has_window: Callable[[HuggingFaceConfig, int], bool] | None = None
+  optional: Sequence[str] = ()
 
 
-_NEVER = (None, False)
+_OFF = (None, False)
 _LLAMA = {'num_key_value_heads': None, 'head_dim': None, 'rms_norm_eps': 1e-6}
 _QWEN = {'num_key_value_heads': 32, 'head_dim': None, 'rms_norm_eps': 1e-6}
 _GEMMA = {'head_dim': 256, 'rms_norm_eps': 1e-6, 'tie_word_embeddings': True}
-_GEMMA_OURS = {'mlp_activations': ('gelu', 'linear'), 'norm_offset': 1.0}
-_GEMMA_ONLY = {
+_GEMMA_FIELDS = {'mlp_activations': ('gelu', 'linear'), 'norm_offset': 1.0}
+_GEMMA_SUPPORTED = {
   'hidden_activation': ('gelu_pytorch_tanh',),
-  'attention_bias': _NEVER[::-1],
-  'use_bidirectional_attention': _NEVER,
+  'attention_bias': _OFF[::-1],
+  'use_bidirectional_attention': _OFF,
 }
 SCALED = ('query_pre_attn_scalar', 'attn_logit_softcapping', 'final_logit_softcapping')
-_T5_ONLY = {'layer_norm_epsilon': (1e-6,), 'pad_token_id': (0,), 'decoder_start_token_id': (0,)}
+_T5_SUPPORTED = {
+  'layer_norm_epsilon': (1e-6,),
+  'pad_token_id': (0,),
+  'decoder_start_token_id': (0,),
+}
 
 
-def _qwen_slides(config: Config, layer: int) -> bool:
+def _qwen_has_window(config: HuggingFaceConfig, layer: int) -> bool:
   return bool(config.get('use_sliding_window')) and layer >= config.get('max_window_layers', 28)
 
 
@@ -62,7 +73,7 @@ DECODERS = (
     {'hidden_act': ('silu',)},
     _QWEN,
     {'qkv_bias': True},
-    slides=_qwen_slides,
+    has_window=_qwen_has_window,
   ),
   Family(
     'qwen3',
@@ -70,41 +81,41 @@ DECODERS = (
     {'hidden_act': ('silu',), 'attention_bias': (False,)},
     _QWEN | {'head_dim': 128},
     {'qk_norm': True},
-    slides=_qwen_slides,
+    has_window=_qwen_has_window,
   ),
   Family(
     'gemma',
     'GemmaForCausalLM',
-    # The first releases say gelu and mean its tanh form.
+    # The first releases write gelu and mean its tanh form.
     {
-      **_GEMMA_ONLY,
+      **_GEMMA_SUPPORTED,
       'hidden_activation': ('gelu_pytorch_tanh', None),
       'hidden_act': ('gelu_pytorch_tanh', 'gelu'),
     },
     _GEMMA | {'num_key_value_heads': 16},
-    _GEMMA_OURS,
+    _GEMMA_FIELDS,
   ),
   Family(
     'gemma2',
     'Gemma2ForCausalLM',
-    _GEMMA_ONLY,
+    _GEMMA_SUPPORTED,
     _GEMMA
     | {'num_key_value_heads': 4, 'sliding_window': 4096, 'query_pre_attn_scalar': 256}
     | {'attn_logit_softcapping': 50.0, 'final_logit_softcapping': 30.0},
-    _GEMMA_OURS | {'post_norms': True},
-    slides=lambda _, layer: layer % 2 == 0,
+    _GEMMA_FIELDS | {'post_norms': True},
+    has_window=lambda _, layer: layer % 2 == 0,
     optional=SCALED,
   ),
   Family(
     'gemma3_text',
     'Gemma3ForCausalLM',
-    _GEMMA_ONLY,
+    _GEMMA_SUPPORTED,
     _GEMMA
     | {'num_attention_heads': 8, 'num_key_value_heads': 4, 'vocab_size': 262_208}
     | {'sliding_window': 4096, 'query_pre_attn_scalar': 256}
     | {'rope_theta': 1e6, 'rope_local_base_freq': 1e4},
-    _GEMMA_OURS | {'post_norms': True, 'qk_norm': True},
-    slides=lambda config, layer: (layer + 1) % config.get('sliding_window_pattern', 6) > 0,
+    _GEMMA_FIELDS | {'post_norms': True, 'qk_norm': True},
+    has_window=lambda config, layer: (layer + 1) % config.get('sliding_window_pattern', 6) > 0,
     optional=SCALED,
   ),
 )
@@ -112,29 +123,33 @@ T5S = (
   Family(
     't5',
     'T5ForConditionalGeneration',
-    _T5_ONLY,
+    _T5_SUPPORTED,
     {'feed_forward_proj': 'relu', 'tie_word_embeddings': True},
   ),
   Family(
     'mt5',
     'MT5ForConditionalGeneration',
-    _T5_ONLY,
+    _T5_SUPPORTED,
     {'feed_forward_proj': 'gated-gelu', 'tie_word_embeddings': False},
   ),
 )
-_ENCODER_ONLY = {'hidden_act': ('gelu',), 'is_decoder': (False,), 'add_cross_attention': (False,)}
+_ENCODER_SUPPORTED = {
+  'hidden_act': ('gelu',),
+  'is_decoder': (False,),
+  'add_cross_attention': (False,),
+}
 ENCODERS = (
   Family(
     'bert',
     'BertModel',
-    {**_ENCODER_ONLY, 'position_embedding_type': ('absolute',)},
+    {**_ENCODER_SUPPORTED, 'position_embedding_type': ('absolute',)},
     {'type_vocab_size': 2, 'layer_norm_eps': 1e-12},
   ),
   Family(
     'mpnet',
     'MPNetModel',
-    # Transformers has these numbers in its code, whatever the file says.
-    {**_ENCODER_ONLY, 'relative_attention_num_buckets': (32,), 'pad_token_id': (1,)},
+    # Constants in transformers' code, which ignores the file.
+    {**_ENCODER_SUPPORTED, 'relative_attention_num_buckets': (32,), 'pad_token_id': (1,)},
     {'layer_norm_eps': 1e-12},
     {'num_segments': 0, 'first_position': 2, 'relative_attention_num_buckets': 32},
   ),
@@ -142,29 +157,31 @@ ENCODERS = (
 FAMILIES = {family.model_type: family for family in (*DECODERS, *T5S, *ENCODERS)}
 
 
-def table(model: Description) -> Table:
-  """The tensors of the model that is described."""
+def table(model: Description) -> TensorTable:
+  """The tensors of the model with this description."""
   tables = {'decoder': _decoder_table, 't5': _t5_table, 'bert': _encoder_table}
   return tables[model['family']](model)
 
 
-def _attention(ours: str, theirs: str, names: Sequence[str]) -> list[Row]:
-  query, key, value, out = (f'{theirs}.{name}.weight' for name in names)
+def _attention(parameter: str, tensor: str, projections: Sequence[str]) -> list[TensorRule]:
+  query, key, value, out = (f'{tensor}.{projection}.weight' for projection in projections)
   return [
-    Row(query, f'{ours}/query/kernel', '(n h) d -> d n h'),
-    Row(key, f'{ours}/key/kernel', '(n h) d -> d n h'),
-    Row(value, f'{ours}/value/kernel', '(n h) d -> d n h'),
-    Row(out, f'{ours}/out/kernel', 'd (n h) -> n h d'),
+    TensorRule(query, f'{parameter}/query/kernel', '(n h) d -> d n h'),
+    TensorRule(key, f'{parameter}/key/kernel', '(n h) d -> d n h'),
+    TensorRule(value, f'{parameter}/value/kernel', '(n h) d -> d n h'),
+    TensorRule(out, f'{parameter}/out/kernel', 'd (n h) -> n h d'),
   ]
 
 
-def _decoder_table(model: Description) -> Table:
+def _decoder_table(model: Description) -> TensorTable:
   layer, tied = 'model.layers.{}', model['logits_via_embedding']
-  dense = lambda ours, theirs: Row(
-    f'{layer}.mlp.{theirs}.weight', f'blocks/mlp/{ours}/kernel', 'o i -> i o'
+  dense = lambda parameter, tensor: TensorRule(
+    f'{layer}.mlp.{tensor}.weight', f'blocks/mlp/{parameter}/kernel', 'o i -> i o'
   )
-  norm = lambda ours, theirs: Row(f'{layer}.{theirs}.weight', f'blocks/{ours}/scale')
-  # `post_attention_layernorm` stands before the MLP where nothing stands after attention.
+  norm = lambda parameter, tensor: TensorRule(
+    f'{layer}.{tensor}.weight', f'blocks/{parameter}/scale'
+  )
+  # `post_attention_layernorm` precedes the MLP in models without a norm after attention.
   norms = [norm('mlp_norm', 'post_attention_layernorm')]
   if model.get('post_norms'):
     norms = [
@@ -172,12 +189,16 @@ def _decoder_table(model: Description) -> Table:
       norm('mlp_norm', 'pre_feedforward_layernorm'),
       norm('post_mlp_norm', 'post_feedforward_layernorm'),
     ]
-  rows = [
-    Row('model.embed_tokens.weight', 'embedding', copies=('lm_head.weight',) if tied else ()),
-    *([] if tied else [Row('lm_head.weight', 'unembedding')]),
+  rules = [
+    TensorRule(
+      'model.embed_tokens.weight', 'embedding', copies=('lm_head.weight',) if tied else ()
+    ),
+    *([] if tied else [TensorRule('lm_head.weight', 'unembedding')]),
     *_attention('blocks/attention', f'{layer}.self_attn', ('q_proj', 'k_proj', 'v_proj', 'o_proj')),
     *(
-      Row(f'{layer}.self_attn.{name[0]}_proj.bias', f'blocks/attention/{name}/bias', '(n h) -> n h')
+      TensorRule(
+        f'{layer}.self_attn.{name[0]}_proj.bias', f'blocks/attention/{name}/bias', '(n h) -> n h'
+      )
       for name in ('query', 'key', 'value')
       if model.get('qkv_bias')
     ),
@@ -191,77 +212,79 @@ def _decoder_table(model: Description) -> Table:
     dense('wi_0', 'gate_proj'),
     dense('wi_1', 'up_proj'),
     dense('wo', 'down_proj'),
-    Row('model.norm.weight', 'norm/scale'),
+    TensorRule('model.norm.weight', 'norm/scale'),
   ]
-  # Frequencies that old Llama files store, which configurations give.
-  return Table(rows, ignored=('model.layers.*.self_attn.rotary_emb.inv_freq',))
+  # Old Llama files store the rotary frequencies, which follow from the configuration.
+  return TensorTable(rules, ignored=('model.layers.*.self_attn.rotary_emb.inv_freq',))
 
 
-def _t5_table(model: Description) -> Table:
+def _t5_table(model: Description) -> TensorTable:
   tied, gated = model['logits_via_embedding'], len(model['mlp_activations']) == 2
   copies = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
   bias = 'block.0.layer.0.SelfAttention.relative_attention_bias.weight'
-  rows = [
-    Row('shared.weight', 'embedding', copies=(*copies, 'lm_head.weight') if tied else copies),
-    *([] if tied else [Row('lm_head.weight', 'unembedding')]),
+  rules = [
+    TensorRule(
+      'shared.weight', 'embedding', copies=(*copies, 'lm_head.weight') if tied else copies
+    ),
+    *([] if tied else [TensorRule('lm_head.weight', 'unembedding')]),
   ]
   for stack, sublayers in (('encoder', ('self',)), ('decoder', ('self', 'cross'))):
     layer, last = f'{stack}.block.{{}}.layer', len(sublayers)
     for i, name in enumerate(sublayers):
-      theirs = 'SelfAttention' if name == 'self' else 'EncDecAttention'
-      rows += [
-        *_attention(f'{stack}/{name}_attention', f'{layer}.{i}.{theirs}', 'qkvo'),
-        Row(f'{layer}.{i}.layer_norm.weight', f'{stack}/{name}_norm/scale'),
+      tensor = 'SelfAttention' if name == 'self' else 'EncDecAttention'
+      rules += [
+        *_attention(f'{stack}/{name}_attention', f'{layer}.{i}.{tensor}', 'qkvo'),
+        TensorRule(f'{layer}.{i}.layer_norm.weight', f'{stack}/{name}_norm/scale'),
       ]
     inner = {'wi_0': 'wi_0', 'wi_1': 'wi_1'} if gated else {'wi_0': 'wi'}
-    rows += [
+    rules += [
       *(
-        Row(
-          f'{layer}.{last}.DenseReluDense.{theirs}.weight',
-          f'{stack}/mlp/{ours}/kernel',
+        TensorRule(
+          f'{layer}.{last}.DenseReluDense.{tensor}.weight',
+          f'{stack}/mlp/{parameter}/kernel',
           'o i -> i o',
         )
-        for ours, theirs in {**inner, 'wo': 'wo'}.items()
+        for parameter, tensor in {**inner, 'wo': 'wo'}.items()
       ),
-      Row(f'{layer}.{last}.layer_norm.weight', f'{stack}/mlp_norm/scale'),
-      Row(f'{stack}.{bias}', f'{stack}_bias/table'),
-      Row(f'{stack}.final_layer_norm.weight', f'{stack}_norm/scale'),
+      TensorRule(f'{layer}.{last}.layer_norm.weight', f'{stack}/mlp_norm/scale'),
+      TensorRule(f'{stack}.{bias}', f'{stack}_bias/table'),
+      TensorRule(f'{stack}.final_layer_norm.weight', f'{stack}_norm/scale'),
     ]
-  # A leftover of the first conversions from Mesh TensorFlow; no T5 looks at it.
+  # A leftover of the first conversions from Mesh TensorFlow; no T5 reads it.
   unused = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
-  return Table(rows, ignored=(unused,))
+  return TensorTable(rules, ignored=(unused,))
 
 
-def _encoder_table(model: Description) -> Table:
+def _encoder_table(model: Description) -> TensorTable:
   layer, mpnet = 'encoder.layer.{}', model.get('relative_attention_num_buckets')
-  names = ('self.query', 'self.key', 'self.value', 'output.dense')
+  projections = ('self.query', 'self.key', 'self.value', 'output.dense')
   if mpnet:
-    names = ('attn.q', 'attn.k', 'attn.v', 'attn.o')
-  dense = lambda ours, theirs: [
-    Row(f'{layer}.{theirs}.dense.weight', f'blocks/{ours}/kernel', 'o i -> i o'),
-    Row(f'{layer}.{theirs}.dense.bias', f'blocks/{ours}/bias'),
+    projections = ('attn.q', 'attn.k', 'attn.v', 'attn.o')
+  dense = lambda parameter, tensor: [
+    TensorRule(f'{layer}.{tensor}.dense.weight', f'blocks/{parameter}/kernel', 'o i -> i o'),
+    TensorRule(f'{layer}.{tensor}.dense.bias', f'blocks/{parameter}/bias'),
   ]
-  norm = lambda ours, theirs: [
-    Row(f'{theirs}.LayerNorm.weight', f'{ours}/scale'),
-    Row(f'{theirs}.LayerNorm.bias', f'{ours}/bias'),
+  norm = lambda parameter, tensor: [
+    TensorRule(f'{tensor}.LayerNorm.weight', f'{parameter}/scale'),
+    TensorRule(f'{tensor}.LayerNorm.bias', f'{parameter}/bias'),
   ]
-  rows = [
-    Row('embeddings.word_embeddings.weight', 'embedding'),
-    Row('embeddings.position_embeddings.weight', 'positions'),
-    Row('encoder.relative_attention_bias.weight', 'bias/table')
+  rules = [
+    TensorRule('embeddings.word_embeddings.weight', 'embedding'),
+    TensorRule('embeddings.position_embeddings.weight', 'positions'),
+    TensorRule('encoder.relative_attention_bias.weight', 'bias/table')
     if mpnet
-    else Row('embeddings.token_type_embeddings.weight', 'segments'),
+    else TensorRule('embeddings.token_type_embeddings.weight', 'segments'),
     *norm('norm', 'embeddings'),
-    *_attention('blocks', f'{layer}.attention', names),
+    *_attention('blocks', f'{layer}.attention', projections),
     *(
-      Row(f'{layer}.attention.{theirs}.bias', f'blocks/{ours}/bias', '(n h) -> n h')
-      for ours, theirs in zip(('query', 'key', 'value'), names, strict=False)
+      TensorRule(f'{layer}.attention.{tensor}.bias', f'blocks/{parameter}/bias', '(n h) -> n h')
+      for parameter, tensor in zip(('query', 'key', 'value'), projections, strict=False)
     ),
-    Row(f'{layer}.attention.{names[3]}.bias', 'blocks/out/bias'),
+    TensorRule(f'{layer}.attention.{projections[3]}.bias', 'blocks/out/bias'),
     *norm('blocks/attention_norm', f'{layer}.attention' + ('' if mpnet else '.output')),
     *dense('wi', 'intermediate'),
     *dense('wo', 'output'),
     *norm('blocks/mlp_norm', f'{layer}.output'),
   ]
-  # What classifies or predicts from the states, and a count from 0 that old files store.
-  return Table(rows, ignored=('pooler.*', 'cls.*', 'lm_head.*', 'embeddings.position_ids'))
+  # Heads for classification and prediction, and position ids that old files store.
+  return TensorTable(rules, ignored=('pooler.*', 'cls.*', 'lm_head.*', 'embeddings.position_ids'))

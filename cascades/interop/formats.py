@@ -1,4 +1,4 @@
-"""The one door for checkpoints of other programs: what a path holds, by its files."""
+"""Formats of pretrained models, recognized by the files at a path."""
 
 from __future__ import annotations
 
@@ -8,60 +8,57 @@ from etils import epath
 
 from cascades.checkpoints import store
 from cascades.checkpoints.store import CheckpointError
-from cascades.interop import gguf, huggingface, t5x, t5x_files
-from cascades.interop.tensor_tables import Source
+from cascades.interop import huggingface, t5x_files
 from cascades.runtime import files
 
 Format: TypeAlias = Literal['huggingface', 'gguf', 't5x']
 
 GGUF = '.gguf'
-_OPEN = {'huggingface': huggingface.open_folder, 'gguf': gguf.open_file, 't5x': t5x.open_checkpoint}
-_KNOWN = (
+_SUPPORTED = (
   'Give a folder of Hugging Face (config.json and safetensors), a .gguf file, or a checkpoint_N of '
   'T5X.'
 )
 
 
 def recognize(path: epath.PathLike) -> Format:
-  """Which format a path is of. Raises CheckpointError, saying what to give, if of none."""
-  place = files.absolute(path)
-  if place.is_dir():
-    return _of_folder(place)
-  if not place.exists():
-    raise CheckpointError(f'there is no {place}. {_KNOWN}')
-  if place.suffix == GGUF:
+  """The format of the model at a path.
+
+  Raises:
+    CheckpointError: there is no model of these formats; the message says what to give.
+  """
+  path = files.absolute(path)
+  if path.is_dir():
+    return _recognize_folder(path)
+  if not path.exists():
+    raise CheckpointError(f'there is no {path}. {_SUPPORTED}')
+  if path.suffix == GGUF:
     return 'gguf'
-  if place.suffix == '.safetensors':
+  if path.suffix == '.safetensors':
     raise CheckpointError(
-      f'{place} is one file of a model: give its folder, where config.json says what it is.'
+      f'{path} is one file of a model: give its folder, where config.json describes the model.'
     )
-  if any(place.match(pattern) for pattern in huggingface.PICKLES):
+  if any(path.match(pattern) for pattern in huggingface.PICKLES):
     raise CheckpointError(
-      f'{place} is a pickle, which runs code when it is opened, and is not read here. {_KNOWN} '
+      f'{path} is a pickle, which runs code when it is opened, and is not read here. {_SUPPORTED} '
       'Given its folder of Hugging Face, this program names the command that converts it.'
     )
-  raise CheckpointError(f'{place} is a file of no known format. {_KNOWN}')
+  raise CheckpointError(f'{path} is a file of an unsupported format. {_SUPPORTED}')
 
 
-def open_source(path: epath.PathLike) -> Source:
-  """The model at a path of any known format."""
-  return _OPEN[recognize(path)](path)
-
-
-def _of_folder(folder: epath.Path) -> Format:
+def _recognize_folder(folder: epath.Path) -> Format:
   if (folder / huggingface.CONFIG).exists():
     return 'huggingface'
   if (store.run_of(folder) / store.DESCRIPTION).exists():
     raise CheckpointError(
       f'{folder} is a run directory already, or a checkpoint in one: it needs no conversion, the '
-      'other programs take it as CHECKPOINT_PATH, LARGE_CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH.'
+      'other programs read it as CHECKPOINT_PATH, LARGE_CHECKPOINT_PATH or INITIAL_CHECKPOINT_PATH.'
     )
   if (folder / t5x_files.INDEX).exists() or (folder / t5x_files.STATE).is_dir():
     return 't5x'
-  inside = sorted(found.name for found in folder.glob(f'*{GGUF}'))
-  inside += sorted(found.name for found in folder.glob('checkpoint_*'))
-  if inside:
-    raise CheckpointError(f'{folder} is no checkpoint; give one that it holds: {inside[-1]}.')
-  names = sorted(found.name for found in folder.iterdir())
+  models = sorted(path.name for path in folder.glob(f'*{GGUF}'))
+  models += sorted(path.name for path in folder.glob('checkpoint_*'))
+  if models:
+    raise CheckpointError(f'{folder} is no checkpoint; give one that it holds: {models[-1]}.')
+  names = sorted(path.name for path in folder.iterdir())
   holds = f'holds {", ".join(names[:5])}{" ..." if len(names) > 5 else ""}' if names else 'is empty'
-  raise CheckpointError(f'{folder} {holds}, and that is no checkpoint. {_KNOWN}')
+  raise CheckpointError(f'{folder} {holds}, and that is no checkpoint. {_SUPPORTED}')

@@ -1,7 +1,7 @@
-"""GGUF files of llama.cpp: the Llama, Qwen 2, Qwen 3 and Gemma 3 architectures, dequantised.
+"""GGUF files of llama.cpp: the Llama, Qwen 2, Qwen 3 and Gemma 3 architectures, dequantized.
 
-llama.cpp's tensors become those of Hugging Face, whose tables then say which parameters they are;
-what its converter did to them on the way is undone. Read with the package `gguf`.
+Tensors are renamed to those of Hugging Face, whose tables then say which parameters they are, and
+the changes that llama.cpp's converter made to them are undone. Read with the package `gguf`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import einops
 import numpy as np
 from etils import epath
 from jaxtyping import Float
 
 from cascades.checkpoints.store import CheckpointError
 from cascades.interop import families, hf_config, tensor_tables
-from cascades.interop.tensor_tables import Source
+from cascades.interop.tensor_tables import PretrainedTensors, PretrainedWeights
 from cascades.runtime import files
 from cascades.tokenizers import gguf_files
 
 if TYPE_CHECKING:
   import gguf
 
-Undo: TypeAlias = Callable[[np.ndarray], np.ndarray]
+Transform: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
-# llama.cpp's names and Hugging Face's; {} is the layer.
+# llama.cpp's names of a layer's tensors, and Hugging Face's.
 _LAYER = {
   'attn_norm': 'input_layernorm',
   'attn_q': 'self_attn.q_proj',
@@ -47,36 +48,40 @@ _POST_NORMS = {
   'ffn_norm': 'pre_feedforward_layernorm',
   'post_ffw_norm': 'post_feedforward_layernorm',
 }
-_WHOLE = {'token_embd': 'model.embed_tokens', 'output_norm': 'model.norm', 'output': 'lm_head'}
+_OUTSIDE_LAYERS = {
+  'token_embd': 'model.embed_tokens',
+  'output_norm': 'model.norm',
+  'output': 'lm_head',
+}
 _ROPE_FACTORS = 'rope_freqs.weight'  # of Llama 3.1 and later
-# (factor, low_freq_factor, high_freq_factor, original length): the file has what follows from them.
+# (factor, low_freq_factor, high_freq_factor, original length); files store the resulting factors.
 _LLAMA3_ROPES = ((8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192))
 _GEMMA3_27B_LAYERS = 62
 
 
-class Architecture(NamedTuple):
-  """One `general.architecture`: its Hugging Face twin, and what the file does not say."""
+class GGUFArchitecture(NamedTuple):
+  """A `general.architecture`: its equivalent in Hugging Face, and constants of llama.cpp's code."""
 
   model_type: str
   norms: Mapping[str, str]
-  interleaved: bool = False  # rotary pairs are neighbours, not halves
-  norm_offset: float = 0.0  # was added to the scales of all norms
+  interleaved: bool = False  # rotary pairs are adjacent rows, not halves of a head
+  norm_offset: float = 0.0  # added by the converter to the scales of all norms
 
 
 ARCHITECTURES = {
-  'llama': Architecture('llama', _PRE_NORM, interleaved=True),
-  'qwen2': Architecture('qwen2', _PRE_NORM),
-  'qwen3': Architecture('qwen3', _PRE_NORM),
-  'gemma3': Architecture('gemma3_text', _POST_NORMS, norm_offset=1.0),
+  'llama': GGUFArchitecture('llama', _PRE_NORM, interleaved=True),
+  'qwen2': GGUFArchitecture('qwen2', _PRE_NORM),
+  'qwen3': GGUFArchitecture('qwen3', _PRE_NORM),
+  'gemma3': GGUFArchitecture('gemma3_text', _POST_NORMS, norm_offset=1.0),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
-  """One of Hugging Face's tensors, made in float32 by `np.asarray`."""
+class GGUFTensor:
+  """A tensor under Hugging Face's name, dequantized to float32 by `np.asarray`."""
 
   stored: gguf.ReaderTensor
-  undo: Undo
+  transform: Transform
 
   @property
   def dtype(self) -> np.dtype:
@@ -91,14 +96,15 @@ class Tensor:
 
     del copy
     values = gguf.quants.dequantize(self.stored.data, self.stored.tensor_type)
-    made = self.undo(values.astype(np.float32, copy=False).reshape(self.shape))
-    return made if dtype is None else made.astype(dtype)
+    array = self.transform(values.astype(np.float32, copy=False).reshape(self.shape))
+    return array if dtype is None else array.astype(dtype)
 
 
-def open_file(path: epath.PathLike) -> Source:
-  """The model in a GGUF file; a tensor is dequantised when it is read.
+def open_file(path: epath.PathLike) -> PretrainedWeights:
+  """Opens the model in a GGUF file; a tensor is dequantized when it is read.
 
-  Raises CheckpointError if our models do not compute it, naming what they lack.
+  Raises:
+    CheckpointError: the file is damaged, or of a model that the models here do not compute.
   """
   file = files.absolute(path)
   try:
@@ -106,9 +112,9 @@ def open_file(path: epath.PathLike) -> Source:
     config = read_config(reader)
   except ValueError as error:
     raise CheckpointError(str(error)) from error
-  model = hf_config.describe(config)
-  weights = tensor_tables.from_arrays(os.fspath(file), _tensors(reader, config))
-  return Source(model, families.table(model), weights)
+  description = hf_config.describe(config)
+  stored = tensor_tables.from_arrays(os.fspath(file), _tensors(reader, config))
+  return PretrainedWeights(description, PretrainedTensors(families.table(description), stored))
 
 
 def read_config(reader: gguf.GGUFReader) -> dict[str, Any]:
@@ -119,59 +125,54 @@ def read_config(reader: gguf.GGUFReader) -> dict[str, Any]:
       f'general.architecture={name!r} of the GGUF file is not supported; these are: '
       f'{", ".join(ARCHITECTURES)}. Use the safetensors of the original model.'
     )
-  said = functools.partial(_said, reader, name)
-  _refuse(reader, name)
+  option = functools.partial(_option, reader, name)
   shapes = {tensor.name: tensor.shape.tolist() for tensor in reader.tensors}
-  heads, width = said('attention.head_count'), said('embedding_length')
+  heads, width = option('attention.head_count'), option('embedding_length')
+  _check_options(name, option, head_dim=width // heads)
   config = {
     'model_type': ARCHITECTURES[name].model_type,
     'vocab_size': shapes['token_embd.weight'][1],
     'hidden_size': width,
-    'intermediate_size': said('feed_forward_length'),
-    'num_hidden_layers': said('block_count'),
+    'intermediate_size': option('feed_forward_length'),
+    'num_hidden_layers': option('block_count'),
     'num_attention_heads': heads,
-    'num_key_value_heads': said('attention.head_count_kv', heads),
-    'head_dim': said('attention.key_length', width // heads),
-    'rms_norm_eps': _decimal(said('attention.layer_norm_rms_epsilon')),
-    'rope_theta': _decimal(said('rope.freq_base', 10_000.0)),
-    'rope_scaling': _linear(said),
+    'num_key_value_heads': option('attention.head_count_kv', heads),
+    'head_dim': option('attention.key_length', width // heads),
+    'rms_norm_eps': _decimal(option('attention.layer_norm_rms_epsilon')),
+    'rope_theta': _decimal(option('rope.freq_base', 10_000.0)),
     'tie_word_embeddings': 'output.weight' not in shapes,
   }
+  if option('rope.scaling.type', None) == 'linear':
+    config['rope_scaling'] = {'rope_type': 'linear', 'factor': option('rope.scaling.factor')}
   if name == 'gemma3':
-    config |= _gemma3(config, said)
+    config |= _gemma3_options(config, option)
   if _ROPE_FACTORS in shapes:
-    config['rope_scaling'] = _llama3(reader, config)
+    config['rope_scaling'] = _llama3_scaling(reader, config)
   return config
 
 
-def _said(reader: gguf.GGUFReader, architecture: str, name: str, *default: Any) -> Any:
+def _option(reader: gguf.GGUFReader, architecture: str, name: str, *default: Any) -> Any:
   key = f'{architecture}.{name}'
   return gguf_files.field(reader, key, *default) if default else gguf_files.required(reader, key)
 
 
-def _refuse(reader: gguf.GGUFReader, architecture: str) -> None:
-  """Options that change what is computed, and that our models do not have."""
-  head = _said(reader, architecture, 'attention.key_length', None)
-  wanted = {
+def _check_options(architecture: str, option: Callable[..., Any], *, head_dim: int) -> None:
+  """Raises CheckpointError for options that change the computation and are not supported."""
+  key_dim = option('attention.key_length', None)
+  for name, supported in {
     'expert_count': (None, 0),
-    'attention.value_length': (None, head),
-    'rope.dimension_count': (None, head or _head_dim(reader, architecture)),
+    'attention.value_length': (None, key_dim),
+    'rope.dimension_count': (None, key_dim or head_dim),
     'rope.scaling.type': (None, 'none', 'linear'),
     'attention.causal': (None, True),
     'final_logit_softcapping': (None,),
-  }
-  for name, known in wanted.items():
-    value = _said(reader, architecture, name, None)
-    if value not in known:
+  }.items():
+    value = option(name, None)
+    if value not in supported:
       raise CheckpointError(
-        f'{architecture}.{name}={value!r} of the GGUF file is not supported; our models compute '
-        f'{", ".join(map(repr, known))}.'
+        f'{architecture}.{name}={value!r} of the GGUF file is not supported; supported: '
+        f'{", ".join(map(repr, supported))}.'
       )
-
-
-def _head_dim(reader: gguf.GGUFReader, architecture: str) -> int:
-  said = functools.partial(_said, reader, architecture)
-  return said('embedding_length') // said('attention.head_count')
 
 
 def _decimal(value: float) -> float:
@@ -179,27 +180,21 @@ def _decimal(value: float) -> float:
   return float(str(np.float32(value)))
 
 
-def _linear(said: Callable[..., Any]) -> dict[str, Any] | None:
-  if said('rope.scaling.type', None) != 'linear':
-    return None
-  return {'rope_type': 'linear', 'factor': said('rope.scaling.factor')}
-
-
-def _gemma3(config: Mapping[str, Any], said: Callable[..., Any]) -> dict[str, Any]:
-  """What llama.cpp knows of Gemma 3 without being told."""
+def _gemma3_options(config: Mapping[str, Any], option: Callable[..., Any]) -> dict[str, Any]:
+  """Options of Gemma 3 that are constants in llama.cpp."""
   largest = config['num_hidden_layers'] == _GEMMA3_27B_LAYERS
   width_per_head = config['hidden_size'] // config['num_attention_heads']
   return {
     'hidden_activation': 'gelu_pytorch_tanh',
     'query_pre_attn_scalar': width_per_head if largest else config['head_dim'],
-    'sliding_window': said('attention.sliding_window'),
-    'sliding_window_pattern': said('attention.sliding_window_pattern', 6),
-    'rope_local_base_freq': _decimal(said('rope.freq_base_swa', 10_000.0)),
+    'sliding_window': option('attention.sliding_window'),
+    'sliding_window_pattern': option('attention.sliding_window_pattern', 6),
+    'rope_local_base_freq': _decimal(option('rope.freq_base_swa', 10_000.0)),
   }
 
 
-def _llama3(reader: gguf.GGUFReader, config: Mapping[str, Any]) -> dict[str, Any]:
-  """The published scaling whose factors are those of the file."""
+def _llama3_scaling(reader: gguf.GGUFReader, config: Mapping[str, Any]) -> dict[str, Any]:
+  """The published scaling that gives the factors in the file."""
   stored = next(tensor for tensor in reader.tensors if tensor.name == _ROPE_FACTORS).data
   for rope in _LLAMA3_ROPES:
     if np.allclose(_llama3_factors(config, *rope), stored, rtol=1e-4):
@@ -214,10 +209,10 @@ def _llama3(reader: gguf.GGUFReader, config: Mapping[str, Any]) -> dict[str, Any
 def _llama3_factors(
   config: Mapping[str, Any], factor: float, low: float, high: float, length: int
 ) -> Float[np.ndarray, 'H/2']:
-  """What divides the frequency of each rotary pair.
+  """Divisors of the frequencies of the rotary pairs.
 
-  1 for those that turn more than `high` times in `length`, `factor` for those that turn less than
-  `low` times, and between in between (llama.cpp, convert_hf_to_gguf.py).
+  1 for pairs with more than `high` periods in `length`, `factor` for those with less than `low`,
+  interpolated in between (llama.cpp, convert_hf_to_gguf.py).
   """
   size = config['head_dim']
   frequencies = config['rope_theta'] ** (-np.arange(0, size, 2) / size)
@@ -225,35 +220,28 @@ def _llama3_factors(
   return 1 / (keep + (1 - keep) / factor)
 
 
-def _tensors(reader: gguf.GGUFReader, config: Mapping[str, Any]) -> dict[str, Tensor]:
-  """By Hugging Face's names; what has no such name keeps its own, for the table to refuse."""
+def _tensors(reader: gguf.GGUFReader, config: Mapping[str, Any]) -> dict[str, GGUFTensor]:
+  """Tensors by Hugging Face's names; unknown ones keep their own, and the table refuses them."""
   architecture = ARCHITECTURES[gguf_files.required(reader, 'general.architecture')]
   heads = {'attn_q': config['num_attention_heads'], 'attn_k': config['num_key_value_heads']}
-  found = {}
+  tensors = {}
   for tensor in reader.tensors:
     if tensor.name == _ROPE_FACTORS:
       continue
-    parts = re.fullmatch(r'(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)', tensor.name)
-    layer, name, kind = parts.groups() if parts else (None, '', '')
-    theirs = _WHOLE.get(name) if layer is None else {**_LAYER, **architecture.norms}.get(name)
+    match = re.fullmatch(r'(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)', tensor.name)
+    layer, name, suffix = match.groups() if match else (None, '', '')
+    names = _OUTSIDE_LAYERS if layer is None else {**_LAYER, **architecture.norms}
     prefix = '' if layer is None else f'model.layers.{layer}.'
-    undo: Undo = lambda x: x
+    transform: Transform = lambda x: x
     if name.endswith('norm') and architecture.norm_offset:
-      undo = functools.partial(_less, offset=architecture.norm_offset)
+      transform = lambda x: x - np.float32(architecture.norm_offset)
     elif name in heads and architecture.interleaved:
-      undo = functools.partial(_halves, heads=heads[name])
-    found[f'{prefix}{theirs}.{kind}' if theirs else tensor.name] = Tensor(tensor, undo)
-  return found
+      transform = functools.partial(_deinterleave, heads=heads[name])
+    key = f'{prefix}{names[name]}.{suffix}' if name in names else tensor.name
+    tensors[key] = GGUFTensor(tensor, transform)
+  return tensors
 
 
-def _less(x: np.ndarray, *, offset: float) -> np.ndarray:
-  return x - np.float32(offset)
-
-
-def _halves(x: np.ndarray, *, heads: int) -> np.ndarray:
-  """Rows of rotary pairs, as two halves per head.
-
-  llama.cpp turns neighbours: its row 2i of a head is row i here, 2i + 1 is i + head_dim / 2.
-  """
-  size = x.shape[0] // heads
-  return x.reshape(heads, size // 2, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+def _deinterleave(x: np.ndarray, *, heads: int) -> np.ndarray:
+  """Moves the rows of rotary pairs, adjacent in llama.cpp, to the two halves of their head."""
+  return einops.rearrange(x, '(n h pair) ... -> (n pair h) ...', n=heads, pair=2)

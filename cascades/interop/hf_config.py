@@ -1,4 +1,4 @@
-"""config.json of Hugging Face as a description of our model, as in model.json, and back."""
+"""Conversion between config.json of Hugging Face and descriptions of models, as in model.json."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cascades.interop.families import (
   FAMILIES,
   SCALED,
   T5S,
-  Config,
   Description,
   Family,
+  HuggingFaceConfig,
 )
 
-# Ours, and theirs. What is not here has a function below.
+# Fields of a description and the options that equal them. Other fields have a function below.
 DECODER_SIZES = {
   'vocab_size': 'vocab_size',
   'emb_dim': 'hidden_size',
@@ -49,8 +49,8 @@ T5_ACTIVATIONS = {
   'gated-gelu': ('gelu', 'linear'),  # the tanh form, whatever the name
   'gated-silu': ('silu', 'linear'),
 }
-# What of a config.json our description decides, with what the family says; the rest is not ours.
-_DECIDED = {
+# Options that a description determines, besides those of its family.
+_DETERMINED = {
   *DECODER_SIZES.values(),
   *T5_SIZES.values(),
   *SCALED,
@@ -64,66 +64,73 @@ _DECIDED = {
 SLIDING, FULL = 'sliding_attention', 'full_attention'
 
 
-def describe(config: Config) -> dict[str, Any]:
-  """Our description of the model that a config.json configures.
+def describe(config: HuggingFaceConfig) -> dict[str, Any]:
+  """Describes the model that a config.json configures.
 
-  Raises CheckpointError, naming the option, for one that our models do not compute.
+  Args:
+    config: the content of config.json.
+
+  Returns:
+    The description, for `configs.from_description` (or `configs.encoder`).
+
+  Raises:
+    CheckpointError: an option that the models here do not compute, or that is missing.
   """
-  config = text_part(config)
+  config = text_config(config)
   model_type = config.get('model_type')
   if model_type not in FAMILIES:
     raise CheckpointError(
       f'model_type={model_type!r} of config.json is not supported; these are: '
-      f'{", ".join(FAMILIES)} (and the text part of gemma3).'
+      f'{", ".join(FAMILIES)} (and the language model of gemma3).'
     )
   family = FAMILIES[model_type]
-  _refuse(config, family)
+  _check_options(config, family)
   readers = (DECODERS, _describe_decoder), (T5S, _describe_t5), (ENCODERS, _describe_encoder)
   read = next(read for families, read in readers if family in families)
   try:
-    return read({**family.silent, **config}, family)
+    return read({**family.defaults, **config}, family)
   except KeyError as error:
     raise CheckpointError(f'config.json of a {model_type} model lacks {error}.') from error
 
 
-def decided(model_type: str) -> set[str]:
-  """The options of a config.json that `configuration` writes, or that mean nothing once it did."""
+def determined_options(model_type: str) -> set[str]:
+  """Options of config.json that `configuration` writes, or that lose their meaning by it."""
   family = FAMILIES[model_type]
-  return {*_DECIDED, *family.only, *family.silent}
+  return {*_DETERMINED, *family.supported, *family.defaults}
 
 
-def text_part(config: Config) -> Config:
-  """The language model's part of a configuration that has others."""
+def text_config(config: HuggingFaceConfig) -> HuggingFaceConfig:
+  """The configuration of the language model in that of an image-text model."""
   if config.get('model_type') != 'gemma3':
     return config
   return {**config.get('text_config', {}), 'model_type': 'gemma3_text'}
 
 
-def _refuse(config: Config, family: Family) -> None:
+def _check_options(config: HuggingFaceConfig, family: Family) -> None:
   if config.get('quantization_config'):
     raise CheckpointError(
-      'config.json has a quantization_config: quantised weights are not read; give the folder of '
-      'the original weights, or a GGUF file.'
+      'config.json has a quantization_config: quantized weights cannot be read; give the folder '
+      'of the original weights, or a GGUF file.'
     )
-  for option, values in family.only.items():
+  for option, values in family.supported.items():
     if option in config and config[option] not in values:
       raise _unsupported(family.model_type, option, config[option], values)
 
 
 def _unsupported(
-  model_type: str, option: str, value: object, known: Sequence[object]
+  model_type: str, option: str, value: object, supported: Sequence[object]
 ) -> CheckpointError:
   return CheckpointError(
     f'{option}={value!r} in config.json of a {model_type} model is not supported; '
-    f'our models compute {", ".join(map(repr, known))}.'
+    f'supported: {", ".join(map(repr, supported))}.'
   )
 
 
-def _describe_decoder(config: Config, family: Family) -> dict[str, Any]:
-  sizes = {ours: config[theirs] for ours, theirs in DECODER_SIZES.items()}
+def _describe_decoder(config: HuggingFaceConfig, family: Family) -> dict[str, Any]:
+  sizes = {field: config[option] for field, option in DECODER_SIZES.items()}
   width, heads = sizes['emb_dim'], sizes['num_heads']
-  slides = _slides(config, family)
-  ropes = [_rope(config, SLIDING if sliding else FULL) for sliding in slides]
+  windowed = _windowed_layers(config, family)
+  ropes = [_rope(config, SLIDING if window else FULL) for window in windowed]
   scalar = config.get('query_pre_attn_scalar')
   return {
     'family': 'decoder',
@@ -132,26 +139,28 @@ def _describe_decoder(config: Config, family: Family) -> dict[str, Any]:
     'head_dim': config['head_dim'] or width // heads,
     'logits_via_embedding': config.get('tie_word_embeddings', False),
     'norm_eps': config['rms_norm_eps'],
-    'embedding_scale': width**0.5 if 'norm_offset' in family.ours else 1.0,
+    'embedding_scale': width**0.5 if 'norm_offset' in family.fields else 1.0,
     'query_scale': scalar**-0.5 if scalar else None,
     'attention_softcap': config.get('attn_logit_softcapping'),
     'logit_softcap': config.get('final_logit_softcapping'),
-    'window_pattern': _period([config['sliding_window'] if s else None for s in slides]),
+    'window_pattern': _period(
+      [config['sliding_window'] if window else None for window in windowed]
+    ),
     'rope_theta_pattern': _period([rope.theta for rope in ropes]),
     'rope_factor_pattern': _period([rope.factor for rope in ropes]),
     'rope_llama3': ropes[0].llama3,
-    **family.ours,
+    **family.fields,
   }
 
 
-def _slides(config: Config, family: Family) -> list[bool]:
-  """Which layers see a window only."""
+def _windowed_layers(config: HuggingFaceConfig, family: Family) -> list[bool]:
+  """One boolean per layer: whether it attends to a window only."""
   layers = range(config['num_hidden_layers'])
-  if family.slides is None or not config.get('use_sliding_window', True):
+  if family.has_window is None or not config.get('use_sliding_window', True):
     return [False for _ in layers]
   if config.get('layer_types'):
-    return [kind == SLIDING for kind in config['layer_types']]
-  return [family.slides(config, layer) for layer in layers]
+    return [layer_type == SLIDING for layer_type in config['layer_types']]
+  return [family.has_window(config, layer) for layer in layers]
 
 
 class _Rope(NamedTuple):
@@ -160,41 +169,40 @@ class _Rope(NamedTuple):
   llama3: tuple[float, float, float, int] | None = None
 
 
-def _rope(config: Config, kind: str) -> _Rope:
-  """Rotary positions of one kind of layer, said in today's way or in that before transformers 5."""
-  said: Config = config.get('rope_parameters') or {}
-  said = said.get(kind, {}) if {SLIDING, FULL} & said.keys() else said
-  local = kind == SLIDING and 'rope_local_base_freq' in config
-  if not said:
-    said = {} if local else config.get('rope_scaling') or {}
-  silent: float = config['rope_local_base_freq'] if local else config.get('rope_theta', 10_000.0)
-  theta = float(said.get('rope_theta', silent))
-  part = said.get('partial_rotary_factor', config.get('partial_rotary_factor', 1.0))
-  if part != 1.0:
-    raise _unsupported(config['model_type'], 'partial_rotary_factor', part, [1.0])
-  rope_type = said.get('rope_type', said.get('type', 'default'))
+def _rope(config: HuggingFaceConfig, layer_type: str) -> _Rope:
+  """Rotary positions of a type of layer, in the options of transformers 5 or of those before."""
+  options: HuggingFaceConfig = config.get('rope_parameters') or {}
+  options = options.get(layer_type, {}) if {SLIDING, FULL} & options.keys() else options
+  local = layer_type == SLIDING and 'rope_local_base_freq' in config
+  if not options:
+    options = {} if local else config.get('rope_scaling') or {}
+  default: float = config['rope_local_base_freq'] if local else config.get('rope_theta', 10_000.0)
+  theta = float(options.get('rope_theta', default))
+  rotated = options.get('partial_rotary_factor', config.get('partial_rotary_factor', 1.0))
+  if rotated != 1.0:
+    raise _unsupported(config['model_type'], 'partial_rotary_factor', rotated, [1.0])
+  rope_type = options.get('rope_type', options.get('type', 'default'))
   if rope_type == 'default':
     return _Rope(theta)
   if rope_type == 'linear':
-    return _Rope(theta, float(said['factor']))
+    return _Rope(theta, float(options['factor']))
   if rope_type == 'llama3':
     names = ('factor', 'low_freq_factor', 'high_freq_factor')
-    length = int(said['original_max_position_embeddings'])
-    factor, low, high = (float(said[name]) for name in names)
+    length = int(options['original_max_position_embeddings'])
+    factor, low, high = (float(options[name]) for name in names)
     return _Rope(theta, llama3=(factor, low, high, length))
-  known = ('default', 'linear', 'llama3')
-  raise _unsupported(config['model_type'], 'rope_type', rope_type, known)
+  raise _unsupported(config['model_type'], 'rope_type', rope_type, ('default', 'linear', 'llama3'))
 
 
-def _describe_t5(config: Config, family: Family) -> dict[str, Any]:
+def _describe_t5(config: HuggingFaceConfig, family: Family) -> dict[str, Any]:
   projection = config['feed_forward_proj']
   if projection not in T5_ACTIVATIONS:
     raise _unsupported(family.model_type, 'feed_forward_proj', projection, [*T5_ACTIVATIONS])
-  # In transformers 5 `tie_word_embeddings` is always true, and no more than a word.
+  # In transformers 5 `tie_word_embeddings` is always true and has no effect.
   scaled = config.get('scale_decoder_outputs', config['tie_word_embeddings'])
   return {
     'family': 't5',
-    **{ours: config[theirs] for ours, theirs in T5_SIZES.items()},
+    **{field: config[option] for field, option in T5_SIZES.items()},
     'num_decoder_layers': config.get('num_decoder_layers') or config['num_layers'],
     'mlp_activations': T5_ACTIVATIONS[projection],
     'dropout_rate': float(config.get('dropout_rate', 0.1)),
@@ -204,24 +212,35 @@ def _describe_t5(config: Config, family: Family) -> dict[str, Any]:
   }
 
 
-def _describe_encoder(config: Config, family: Family) -> dict[str, Any]:
+def _describe_encoder(config: HuggingFaceConfig, family: Family) -> dict[str, Any]:
   return {
     'family': 'bert',
-    **{ours: config[theirs] for ours, theirs in ENCODER_SIZES.items()},
+    **{field: config[option] for field, option in ENCODER_SIZES.items()},
     'num_segments': config.get('type_vocab_size'),
-    **family.ours,
-    'max_length': config['max_position_embeddings'] - family.ours.get('first_position', 0),
+    **family.fields,
+    'max_length': config['max_position_embeddings'] - family.fields.get('first_position', 0),
   }
 
 
 def configuration(model: Description, model_type: str | None = None) -> dict[str, Any]:
-  """The config.json of a model of ours, of the first family (or of `model_type`) that fits.
+  """Writes the config.json of a model, as the first family (or `model_type`) that computes it.
 
-  It fits if reading what is written gives the model back. Raises CheckpointError, naming the
-  fields that no family has, if none does.
+  A family computes the model if `describe` of its config.json gives the description back.
+
+  Args:
+    model: the description.
+    model_type: the family; None tries all.
+
+  Returns:
+    The content of config.json.
+
+  Raises:
+    CheckpointError: no family computes the model. The message lists the fields that differ.
   """
   if model['family'] == 'bert':
-    raise CheckpointError('encoders are not written: nothing here changes the one that was read.')
+    raise CheckpointError(
+      'encoders cannot be written: nothing here trains them, use the folder they are from.'
+    )
   model = _canonical(model)
   fitting = [
     family
@@ -234,7 +253,7 @@ def configuration(model: Description, model_type: str | None = None) -> dict[str
   for family in fitting:
     written = (_write_t5 if family in T5S else _write_decoder)(model, family)
     again = _canonical(describe(written))
-    different = [name for name in again if not _same(again[name], model.get(name))]
+    different = [name for name in again if not _equal(again[name], model.get(name))]
     if not different:
       return written
     differences[family.model_type] = [
@@ -242,7 +261,7 @@ def configuration(model: Description, model_type: str | None = None) -> dict[str
     ]
   nearest = min(differences, key=lambda name: len(differences[name]))
   raise CheckpointError(
-    'no model of transformers that is known here computes this one; nearest is '
+    'no model of transformers that is supported here computes this one; the nearest is '
     f'{nearest}, but {"; ".join(differences[nearest])}.'
   )
 
@@ -256,7 +275,7 @@ def _write_decoder(model: Description, family: Family) -> dict[str, Any]:
   )
   written = {
     **_identity(family),
-    **{theirs: model[ours] for ours, theirs in DECODER_SIZES.items()},
+    **{option: model[field] for field, option in DECODER_SIZES.items()},
     'num_key_value_heads': model['num_kv_heads'],
     'head_dim': model['head_dim'],
     'rms_norm_eps': model['norm_eps'],
@@ -264,7 +283,7 @@ def _write_decoder(model: Description, family: Family) -> dict[str, Any]:
     **{name: scaled[name] for name in family.optional},
     **_write_ropes(model, windows),
   }
-  if family.slides:
+  if family.has_window:
     written |= {
       'sliding_window': window,
       'use_sliding_window': window is not None,
@@ -274,15 +293,15 @@ def _write_decoder(model: Description, family: Family) -> dict[str, Any]:
 
 
 def _write_ropes(model: Description, windows: Sequence[int | None]) -> dict[str, Any]:
-  """In the words of before transformers 5, which later versions understand too."""
+  """Options of transformers before version 5, which later versions read too."""
   num = model['num_layers']
   thetas = _repeated(model['rope_theta_pattern'], num)
   factors = _repeated(model['rope_factor_pattern'], num)
-  whole = next((i for i, w in enumerate(windows) if not w), 0)
-  local = next((i for i, w in enumerate(windows) if w), whole)
-  written: dict[str, Any] = {'rope_theta': thetas[whole]}
-  if factors[whole] != 1.0:
-    written['rope_scaling'] = {'rope_type': 'linear', 'factor': factors[whole]}
+  full = next((i for i, w in enumerate(windows) if not w), 0)
+  local = next((i for i, w in enumerate(windows) if w), full)
+  written: dict[str, Any] = {'rope_theta': thetas[full]}
+  if factors[full] != 1.0:
+    written['rope_scaling'] = {'rope_type': 'linear', 'factor': factors[full]}
   if model['rope_llama3']:
     names = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
     values = zip(names, model['rope_llama3'], strict=True)
@@ -296,7 +315,7 @@ def _write_t5(model: Description, family: Family) -> dict[str, Any]:
   projections = {activations: name for name, activations in T5_ACTIVATIONS.items()}
   return {
     **_identity(family),
-    **{theirs: model[ours] for ours, theirs in T5_SIZES.items()},
+    **{option: model[field] for field, option in T5_SIZES.items()},
     'num_decoder_layers': model['num_decoder_layers'],
     'relative_attention_num_buckets': model['relative_attention_num_buckets'],
     'relative_attention_max_distance': model['relative_attention_max_distance'],
@@ -311,12 +330,12 @@ def _identity(family: Family) -> dict[str, Any]:
   return {
     'model_type': family.model_type,
     'architectures': [family.architecture],
-    **{option: values[0] for option, values in family.only.items()},
+    **{option: values[0] for option, values in family.supported.items()},
   }
 
 
 def _canonical(model: Description) -> dict[str, Any]:
-  """Two descriptions of what computes the same are equal so."""
+  """A description with defaults filled in: equal for models that compute the same."""
   model = {name: tuple(v) if isinstance(v, list) else v for name, v in model.items()}
   for runtime in ('dtype', 'remat_policy'):
     model.pop(runtime, None)
@@ -334,7 +353,7 @@ def _canonical(model: Description) -> dict[str, Any]:
   return model
 
 
-def _same(a: object, b: object) -> bool:
+def _equal(a: object, b: object) -> bool:
   if isinstance(a, float) and isinstance(b, int | float):
     return math.isclose(a, b, rel_tol=1e-6)
   return a == b

@@ -1,7 +1,6 @@
-"""Folders as Hugging Face's `save_pretrained` leaves them: safetensors beside a config.json.
+"""Model folders as Hugging Face's `save_pretrained` writes them: safetensors and config.json.
 
-Reading goes through Orbax, which brings every device the bytes that it holds. Nothing here
-unpickles.
+Orbax reads the tensors, every device the bytes of its own shard. Pickles are refused.
 """
 
 from __future__ import annotations
@@ -17,99 +16,84 @@ import numpy as np
 from etils import epath
 from safetensors import numpy as safetensors
 
-from cascades.checkpoints import safetensors_files, store
+from cascades.checkpoints import store
+from cascades.checkpoints.safetensors_files import read_shapes, read_tensors
 from cascades.checkpoints.store import CheckpointError
 from cascades.interop import families, hf_config, sentence_transformers
-from cascades.interop.tensor_tables import Source, Tensor, Weights
+from cascades.interop.tensor_tables import (
+  PretrainedTensors,
+  PretrainedWeights,
+  StoredTensors,
+  TensorToWrite,
+)
 from cascades.runtime import files
 
 CONFIG = 'config.json'
-GENERATION = 'generation_config.json'
 INDEX = 'model.safetensors.index.json'
 WEIGHTS = 'model.safetensors'
 SHARD_BYTES = 1 << 30
-COMPANIONS = 'huggingface'  # where a run directory keeps what was beside the weights
-_POINTER = b'version https://git-lfs'
-TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
-# What servers want beside the weights, and no fine-tuning changes.
-COMPANION_FILES = (
-  GENERATION,
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'tokenizer.model',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'spiece.model',
-  'vocab.json',
-  'merges.txt',
-  'chat_template.jinja',
-  'chat_template.json',
-)
-# Gemma 3 with eyes keeps its language model under either prefix; the rest is for images.
+_GIT_LFS_POINTER = b'version https://git-lfs'
+# Gemma 3 for images stores its language model under either prefix.
 _TEXT_PREFIXES = ('language_model.', 'model.language_model.')
-_OTHER_PARTS = ('vision_tower', 'multi_modal_projector')
+_IMAGE_MODULES = ('vision_tower', 'multi_modal_projector')
 
 
-def open_folder(folder: epath.PathLike) -> Source:
-  """The model in a folder.
+def open_folder(folder: epath.PathLike) -> PretrainedWeights:
+  """Opens the model in a folder; of its tensors only names and shapes are read.
 
-  Raises CheckpointError if there is none, if it is stored as pickles, or if our models do not
-  compute it.
+  Args:
+    folder: the folder, local or remote.
+
+  Returns:
+    The description of the model, and its tensors.
+
+  Raises:
+    CheckpointError: the folder holds no model, pickles, or a model that the models here do not
+      compute.
   """
   folder = files.absolute(folder)
   config = read_config(folder)
-  model = hf_config.describe(config)
-  weights = _weights(folder, config)
-  if hf_config.text_part(config) is not config:
-    weights = _language_part(weights)
-  if model['family'] == 'bert':
-    model |= sentence_transformers.options(functools.partial(_beside, folder))
-    weights = _encoder_part(weights, config['model_type'])
-  return Source(model, families.table(model), weights)
+  description = hf_config.describe(config)
+  stored = _stored_tensors(folder, config)
+  if hf_config.text_config(config) is not config:
+    stored = _language_model_tensors(stored)
+  if description['family'] == 'bert':
+    description |= sentence_transformers.options(functools.partial(_read_optional, folder))
+    stored = _encoder_tensors(stored, config['model_type'])
+  tensors = PretrainedTensors(families.table(description), stored)
+  return PretrainedWeights(description, tensors)
 
 
 def read_config(folder: epath.Path) -> dict[str, Any]:
+  """Reads config.json. Raises CheckpointError if there is none."""
   file = folder / CONFIG
   if not file.exists():
     raise CheckpointError(
-      f'{folder} holds no {CONFIG}; give the folder of a Hugging Face model, as '
-      '`huggingface-cli download` or `save_pretrained` leaves it.'
+      f'{folder} has no {CONFIG}; give the folder of a Hugging Face model, as '
+      '`huggingface-cli download` or `save_pretrained` writes it.'
     )
   return store.read_json(file)
-
-
-def companions(folder: epath.Path) -> dict[str, bytes]:
-  """The tokenizer and what else stands beside the weights, by file name."""
-  found = (folder / name for name in COMPANION_FILES)
-  return {file.name: file.read_bytes() for file in found if file.exists()}
-
-
-def generation(config: Mapping[str, Any]) -> bytes:
-  """generation_config.json of a model that brings none: its special ids."""
-  ids = {name: config[name] for name in TOKEN_IDS if config.get(name) is not None}
-  return _text(ids).encode()
-
-
-def pass_on(source: epath.PathLike | None, directory: epath.Path) -> None:
-  """Keep in a run directory what the run that it goes on from kept, for its export."""
-  if source is not None and jax.process_index() == 0:
-    for file in (store.run_of(source) / COMPANIONS).glob('*'):
-      files.write(directory / COMPANIONS / file.name, file.read_bytes())
 
 
 def write_folder(
   folder: epath.PathLike,
   config: Mapping[str, Any],
-  tensors: Mapping[str, Tensor],
-  beside: Mapping[str, bytes],
+  tensors: Mapping[str, TensorToWrite],
+  companions: Mapping[str, bytes],
   *,
   shard_bytes: int = SHARD_BYTES,
   primary: bool = True,
 ) -> None:
-  """Write a model: the weights first, config.json last, without which the folder is none.
+  """Writes a model: the weights first, config.json last, so that it marks a complete folder.
 
-  All processes make the tensors, the primary one writes them. A shard is held in memory.
+  Args:
+    folder: the folder, created if it does not exist.
+    config: the content of config.json.
+    tensors: the weights by name; computed by all processes, a file at a time.
+    companions: other files by name, such as the tokenizer's.
+    shard_bytes: the size of a file of weights, which is held in memory when it is written.
+    primary: whether this process writes the files.
   """
   folder = files.absolute(folder)
   shards = list(_sharded(tensors, shard_bytes))
@@ -122,19 +106,19 @@ def write_folder(
   for number, names in enumerate(shards, 1):
     name = f'model-{number:05}-of-{len(shards):05}.safetensors' if len(shards) > 1 else WEIGHTS
     index |= dict.fromkeys(names, name)
-    arrays = {one: tensors[one].make() for one in names}
-    if primary:  # transformers asks for the format
+    arrays = {tensor: tensors[tensor].compute() for tensor in names}
+    if primary:  # transformers requires the metadata
       files.write(folder / name, safetensors.save(arrays, {'format': 'pt'}))
   total = sum(map(_size, tensors.values()))
   if len(shards) > 1:
     write(INDEX, _text({'metadata': {'total_size': total}, 'weight_map': index}))
-  for file, content in beside.items():
+  for file, content in companions.items():
     write(file, content)
   write(CONFIG, _text(config))
 
 
-def _sharded(tensors: Mapping[str, Tensor], limit: int) -> Iterator[list[str]]:
-  """Names in order, as many as fit into `limit` bytes; at least one."""
+def _sharded(tensors: Mapping[str, TensorToWrite], limit: int) -> Iterator[list[str]]:
+  """Splits the names, in order, into files of at most `limit` bytes or one tensor."""
   ends = itertools.accumulate(map(_size, tensors.values()))
   starts, shard, begin = [0, *ends], list[str](), 0
   for name, start, end in zip(tensors, starts, starts[1:], strict=False):
@@ -145,43 +129,46 @@ def _sharded(tensors: Mapping[str, Tensor], limit: int) -> Iterator[list[str]]:
   yield shard
 
 
-def _size(tensor: Tensor) -> int:
+def _size(tensor: TensorToWrite) -> int:
   return int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
 
 
-def _weights(folder: epath.Path, config: Mapping[str, Any]) -> Weights:
-  stored = _files(folder, config)
-  found: dict[str, jax.ShapeDtypeStruct] = {}
-  where: dict[str, epath.Path] = {}
-  for file in stored:
-    _refuse_pointer(file)
-    tensors = safetensors_files.shapes(file)
-    if twice := found.keys() & tensors.keys():
+def _stored_tensors(folder: epath.Path, config: Mapping[str, Any]) -> StoredTensors:
+  shapes: dict[str, jax.ShapeDtypeStruct] = {}
+  file_of: dict[str, epath.Path] = {}
+  for file in _files(folder, config):
+    with file.open('rb') as content:
+      if content.read(len(_GIT_LFS_POINTER)) == _GIT_LFS_POINTER:
+        raise CheckpointError(
+          f'{file} is a Git LFS pointer to the weights, not the weights: run `git lfs pull` in its '
+          'folder.'
+        )
+    tensors = read_shapes(file)
+    if repeated := shapes.keys() & tensors.keys():
       raise CheckpointError(
-        f'{file} repeats tensors of other files: {", ".join(sorted(twice))}. Remove the files that '
-        'are not of this model.'
+        f'{file} repeats tensors of other files: {", ".join(sorted(repeated))}. Remove the files '
+        'that do not belong to the model.'
       )
-    found |= tensors
-    where |= dict.fromkeys(tensors, file)
+    shapes |= tensors
+    file_of |= dict.fromkeys(tensors, file)
 
-  def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+  def read(specs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     arrays: dict[str, jax.Array] = {}
-    for file in {where[name]: None for name in wanted}:
-      part = {name: like for name, like in wanted.items() if where[name] == file}
-      arrays |= safetensors_files.load(file, part)
+    for file in {file_of[name]: None for name in specs}:
+      arrays |= read_tensors(file, {name: x for name, x in specs.items() if file_of[name] == file})
     return arrays
 
-  return Weights(str(folder), found, read)
+  return StoredTensors(str(folder), shapes, read)
 
 
 def _files(folder: epath.Path, config: Mapping[str, Any]) -> Sequence[epath.Path]:
-  """The files that hold the weights; others of the same kind may lie beside them."""
+  """The files of the weights; the folder may have safetensors of other models too."""
   if (folder / INDEX).exists():
     names = sorted(set(store.read_json(folder / INDEX)['weight_map'].values()))
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
       raise CheckpointError(
-        f'{folder} is not whole: {INDEX} names {", ".join(missing)}, which are not there. Copy or '
+        f'{folder} is incomplete: {INDEX} lists {", ".join(missing)}, which are missing. Copy or '
         'download them again.'
       )
     return [folder / name for name in names]
@@ -189,71 +176,60 @@ def _files(folder: epath.Path, config: Mapping[str, Any]) -> Sequence[epath.Path
     return [folder / WEIGHTS]
   pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
   if pickles:
-    raise CheckpointError(_refusal(folder, pickles, config))
-  others = ''.join(f' Is {file.name} what you mean?' for file in folder.glob('*.gguf'))
-  raise CheckpointError(
-    f'{folder} holds neither {WEIGHTS} nor {INDEX}: there are no weights.{others}'
-  )
+    raise CheckpointError(_pickle_message(folder, pickles, config))
+  hints = ''.join(f' Did you mean {file.name}?' for file in folder.glob('*.gguf'))
+  raise CheckpointError(f'{folder} has neither {WEIGHTS} nor {INDEX}: there are no weights.{hints}')
 
 
-def _refuse_pointer(file: epath.Path) -> None:
-  with file.open('rb') as content:
-    if content.read(len(_POINTER)) == _POINTER:
-      raise CheckpointError(
-        f'{file} is a pointer of Git LFS to the weights, not the weights: run `git lfs pull` there.'
-      )
-
-
-def _refusal(folder: epath.Path, pickles: Sequence[str], config: Mapping[str, Any]) -> str:
-  kinds = dict.fromkeys(('t5', 'mt5'), 'AutoModelForSeq2SeqLM')
-  kinds |= dict.fromkeys((family.model_type for family in families.ENCODERS), 'AutoModel')
-  kind = kinds.get(config.get('model_type', ''), 'AutoModelForCausalLM')
+def _pickle_message(folder: epath.Path, pickles: Sequence[str], config: Mapping[str, Any]) -> str:
+  classes = dict.fromkeys(('t5', 'mt5'), 'AutoModelForSeq2SeqLM')
+  classes |= dict.fromkeys((family.model_type for family in families.ENCODERS), 'AutoModel')
+  name = classes.get(config.get('model_type', ''), 'AutoModelForCausalLM')
   return (
     f'{folder} holds its weights as {", ".join(pickles)}. These are pickles, which run code when '
-    'they are opened, and are not read here. Where you trust them, and have torch and '
-    'transformers, this writes safetensors beside them:\n'
-    f'  python -c "from transformers import {kind} as M; '
+    'they are opened, and are not read here. If you trust them, and have torch and transformers, '
+    'this command writes safetensors beside them:\n'
+    f'  python -c "from transformers import {name} as M; '
     f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
   )
 
 
-def _language_part(weights: Weights) -> Weights:
-  """The tensors of the language model alone, under the names that it has when it is alone."""
+def _language_model_tensors(stored: StoredTensors) -> StoredTensors:
+  """The tensors of an image-text model's language model, named as if it were alone."""
 
-  def renamed(name: str) -> str:
+  def rename(name: str) -> str:
     prefix = next((p for p in _TEXT_PREFIXES if name.startswith(p)), '')
-    bare = name.removeprefix(prefix).removeprefix('model.')
-    return bare if bare.startswith('lm_head.') else f'model.{bare}'
+    suffix = name.removeprefix(prefix).removeprefix('model.')
+    return suffix if suffix.startswith('lm_head.') else f'model.{suffix}'
 
   return _renamed(
-    weights,
+    stored,
     {
-      renamed(name): name
-      for name in weights.tensors
-      if name.removeprefix('model.').partition('.')[0] not in _OTHER_PARTS
+      rename(name): name
+      for name in stored.shapes
+      if name.removeprefix('model.').partition('.')[0] not in _IMAGE_MODULES
     },
   )
 
 
-def _encoder_part(weights: Weights, prefix: str) -> Weights:
-  """The tensors of an encoder under the names that it has without a head, and has today."""
-  today = lambda name: name.replace('Norm.gamma', 'Norm.weight').replace('Norm.beta', 'Norm.bias')
-  names = {today(name.removeprefix(f'{prefix}.')): name for name in weights.tensors}
-  return _renamed(weights, names)
+def _encoder_tensors(stored: StoredTensors, prefix: str) -> StoredTensors:
+  """The tensors of an encoder, named as in recent versions and without the prefix of a head."""
+  new = lambda name: name.replace('Norm.gamma', 'Norm.weight').replace('Norm.beta', 'Norm.bias')
+  return _renamed(stored, {new(name.removeprefix(f'{prefix}.')): name for name in stored.shapes})
 
 
-def _renamed(weights: Weights, names: Mapping[str, str]) -> Weights:
-  """The tensors that `names` gives, under their new names."""
+def _renamed(stored: StoredTensors, names: Mapping[str, str]) -> StoredTensors:
+  """The tensors that are the values of `names`, under the keys."""
 
-  def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    arrays = weights.read({names[name]: like for name, like in wanted.items()})
-    return {name: arrays[names[name]] for name in wanted}
+  def read(specs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    arrays = stored.read({names[name]: like for name, like in specs.items()})
+    return {name: arrays[names[name]] for name in specs}
 
-  tensors = {name: weights.tensors[original] for name, original in names.items()}
-  return Weights(weights.origin, tensors, read)
+  shapes = {name: stored.shapes[original] for name, original in names.items()}
+  return StoredTensors(stored.origin, shapes, read)
 
 
-def _beside(folder: epath.Path, name: str) -> Any:
+def _read_optional(folder: epath.Path, name: str) -> Any:
   file = folder / name
   return store.read_json(file) if file.exists() else {}
 

@@ -1,8 +1,8 @@
-"""The files of T5X's checkpoints: its native layout (version 3) and its Orbax layout.
+"""Files of T5X checkpoints: the native layout (version 3) and the Orbax layout.
 
-Native is `checkpoint_N/checkpoint`, msgpack with small arrays in it and TensorStore specs of the
-others, which lie beside it as zarr; Orbax is `checkpoint_N/state`, one store of zarr arrays.
-Nothing here unpickles, and T5X is not needed. https://github.com/google-research/t5x.
+Native: `checkpoint_N/checkpoint` is msgpack with small arrays inline and TensorStore specs of the
+others, zarr folders beside it. Orbax: `checkpoint_N/state` is a store of zarr arrays.
+Neither pickles nor T5X are needed. https://github.com/google-research/t5x.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flax import serialization, traverse_util
 
 from cascades.checkpoints.store import CheckpointError
 from cascades.interop import tensor_tables
-from cascades.interop.tensor_tables import Weights
+from cascades.interop.tensor_tables import StoredTensors
 from cascades.runtime import files
 
 VERSION = 3
@@ -32,9 +32,12 @@ _CACHED_BYTES = 256 * 2**20  # of decoded chunks, for the devices that share one
 
 
 def arrays(path: epath.PathLike) -> dict[str, ts.TensorStore]:
-  """All arrays of a `checkpoint_N` by path, read when they are sliced and asked.
+  """Opens all arrays of a `checkpoint_N`, by path; TensorStore reads the slices that are used.
 
-  `target/...` are parameters, `state/step` and `state/param_states/...` the optimiser's.
+  `target/...` are parameters, `state/step` and `state/param_states/...` the optimizer's state.
+
+  Raises:
+    CheckpointError: the directory is no checkpoint of T5X, or arrays are missing or damaged.
   """
   directory = files.absolute(path)
   stores: dict[str, Any] = {}
@@ -44,14 +47,14 @@ def arrays(path: epath.PathLike) -> dict[str, ts.TensorStore]:
   elif (directory / STATE).is_dir():
     stores = _orbax(directory / STATE)
   else:
-    there = sorted(found.name for found in directory.glob('checkpoint_*'))
+    checkpoints = sorted(path.name for path in directory.glob('checkpoint_*'))
     raise CheckpointError(
       f"{directory} is not a checkpoint of T5X: it has neither the native layout's file "
       "`checkpoint` nor the Orbax layout's folder `state`. Give a checkpoint_N"
-      f'{": " + ", ".join(there) if there else ""}.'
+      f'{": " + ", ".join(checkpoints) if checkpoints else ""}.'
     )
   context = ts.Context({'cache_pool': {'total_bytes_limit': _CACHED_BYTES}})
-  zarr = {'driver': 'zarr', 'fill_missing_data_reads': False}  # a lost file is not zeros
+  zarr = {'driver': 'zarr', 'fill_missing_data_reads': False}  # else a missing file reads as zeros
   opening = {
     name: ts.open({**zarr, 'kvstore': kvstore}, read=True, open=True, context=context)
     for name, kvstore in stores.items()
@@ -64,57 +67,57 @@ def arrays(path: epath.PathLike) -> dict[str, ts.TensorStore]:
       problems[name] = _line(error)
   if problems:
     raise CheckpointError(
-      f'{directory} is not whole. Missing or damaged: {tensor_tables.summarize(problems)} '
+      f'{directory} is incomplete. Missing or damaged: {tensor_tables.summarize(problems)} '
       f'({next(iter(problems.values()))}). Copy it again, with its folders.'
     )
   return opened
 
 
-def weights(directory: epath.Path, found: Mapping[str, ts.TensorStore]) -> Weights:
-  """The arrays as tensors, of which every device reads its piece."""
+def stored_tensors(directory: epath.Path, opened: Mapping[str, ts.TensorStore]) -> StoredTensors:
+  """The arrays as tensors, of which every device reads its shard."""
 
-  def place(name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
-    def piece(index: Any) -> np.ndarray:
+  def load(name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
+    def shard(index: Any) -> np.ndarray:
       try:
-        return found[name][index].read().result().astype(like.dtype)
+        return opened[name][index].read().result().astype(like.dtype)
       except ValueError as error:
         raise CheckpointError(f'{directory}: {name} is damaged ({_line(error)}).') from error
 
-    return jax.make_array_from_callback(like.shape, like.sharding, piece)
+    return jax.make_array_from_callback(like.shape, like.sharding, shard)
 
-  def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    with futures.ThreadPoolExecutor() as threads:  # most of the time is unpacking
-      return dict(zip(wanted, threads.map(place, wanted, wanted.values()), strict=True))
+  def read(specs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    with futures.ThreadPoolExecutor() as threads:  # most of the time is decompression
+      return dict(zip(specs, threads.map(load, specs, specs.values()), strict=True))
 
-  tensors = {
+  shapes = {
     name: jax.ShapeDtypeStruct(tuple(array.shape), array.dtype.numpy_dtype)
-    for name, array in found.items()
+    for name, array in opened.items()
   }
-  return Weights(os.fspath(directory), tensors, read)
+  return StoredTensors(os.fspath(directory), shapes, read)
 
 
 def _native(directory: epath.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """Where TensorStore finds arrays, and the inline ones, by path."""
+  """TensorStore's specs of the zarr arrays, and the inline arrays, by path."""
   file = directory / INDEX
   content = file.read_bytes()
   if content.startswith(b'model_checkpoint_path'):
     raise CheckpointError(
-      f'{file} belongs to TensorFlow: convert it with the script convert_tf_checkpoint of T5X.'
+      f"{file} is a TensorFlow checkpoint: convert it with T5X's script convert_tf_checkpoint."
     )
   try:
     tree = serialization.msgpack_restore(content)
     version, optimizer = tree['version'], tree['optimizer']
   except (ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException) as error:
-    raise CheckpointError(f"{file} is damaged, or not T5X's: {error!r}.") from error
+    raise CheckpointError(f'{file} is damaged, or not of T5X: {error!r}.') from error
   if version != VERSION:
     raise CheckpointError(
-      f'{file} has version {version!r} and {VERSION} is expected: load and save it with a T5X of '
+      f'{file} has version {version!r}, expected {VERSION}: load and save it with a T5X of '
       '2021-06-10 or later.'
     )
   stores, inline = {}, {}
   for name, leaf in _walk(optimizer, ''):
     if isinstance(leaf, dict):
-      stores[name] = _beside(directory, name, leaf)
+      stores[name] = _local_kvstore(directory, name, leaf)
     elif leaf is not None:
       inline[name] = np.asarray(leaf)
   return stores, inline
@@ -128,19 +131,19 @@ def _walk(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
     yield name, tree
 
 
-def _beside(directory: epath.Path, name: str, spec: Mapping[str, Any]) -> Any:
-  """Where an array is now; its own spec says where it was when it was written."""
+def _local_kvstore(directory: epath.Path, name: str, spec: Mapping[str, Any]) -> Any:
+  """The key-value store of an array; the path in its spec is the one at the time of writing."""
   folder = str(spec.get('kvstore', {}).get('path') or spec.get('path', '')).rstrip('/')
   if spec['driver'] != 'zarr' or '/' in folder or folder in ('', '.', '..'):
     raise CheckpointError(
-      f'{directory}: {name} is in {folder!r} (driver {spec["driver"]}), and T5X writes zarr '
-      'folders beside the file `checkpoint`: it was tampered with, or is of another program.'
+      f'{directory}: {name} is in {folder!r} (driver {spec["driver"]}), but T5X writes zarr '
+      'folders beside the file `checkpoint`: the file was manipulated, or is of another program.'
     )
   return _kvstore(directory / folder)
 
 
 def _orbax(state: epath.Path) -> dict[str, Any]:
-  """Where TensorStore finds arrays, by path: what the store lists is what can be read."""
+  """TensorStore's specs of all arrays that the store lists, by path."""
   if (state / 'manifest.ocdbt').exists():
     base = _kvstore(state)
     try:
@@ -148,23 +151,23 @@ def _orbax(state: epath.Path) -> dict[str, Any]:
     except ValueError as error:
       raise CheckpointError(f'{state} is damaged: {_line(error)}.') from error
     names = [key.decode().removesuffix('/.zarray') for key in keys if key.endswith(b'/.zarray')]
-    places = {name: {'driver': 'ocdbt', 'base': base, 'path': f'{name}/'} for name in names}
+    stores = {name: {'driver': 'ocdbt', 'base': base, 'path': f'{name}/'} for name in names}
   else:
-    places = {found.parent.name: _kvstore(found.parent) for found in state.glob('*/.zarray')}
-  return {name.replace('.', '/'): place for name, place in places.items()}
+    stores = {path.parent.name: _kvstore(path.parent) for path in state.glob('*/.zarray')}
+  return {name.replace('.', '/'): kvstore for name, kvstore in stores.items()}
 
 
 def _kvstore(folder: epath.Path) -> Any:
-  place = os.fspath(folder) + '/'
-  return place if '://' in place else {'driver': 'file', 'path': place}
+  path = os.fspath(folder) + '/'
+  return path if '://' in path else {'driver': 'file', 'path': path}
 
 
 def _line(error: Exception) -> str:
   return str(error).splitlines()[0]
 
 
-def write_array(place: epath.Path, path: str, array: np.ndarray) -> dict[str, Any]:
-  """Write an array as zarr, and give the spec that stands for it."""
+def write_array(checkpoint: epath.Path, path: str, array: np.ndarray) -> dict[str, Any]:
+  """Writes an array as zarr and returns its spec for the index."""
   folder = path.replace('/', '.')
   spec = {
     'driver': 'zarr',
@@ -175,19 +178,19 @@ def write_array(place: epath.Path, path: str, array: np.ndarray) -> dict[str, An
       'shape': list(array.shape),
     },
   }
-  here = {**spec, 'kvstore': _kvstore(place / folder)}
-  ts.open(here, create=True, delete_existing=True).result().write(array).result()
+  absolute = {**spec, 'kvstore': _kvstore(checkpoint / folder)}
+  ts.open(absolute, create=True, delete_existing=True).result().write(array).result()
   return {**spec, 'kvstore': {'driver': 'file', 'path': f'{folder}/'}}
 
 
-def write_index(place: epath.Path, tree: Mapping[str, Any]) -> None:
-  """The file that makes a checkpoint of the arrays, or of what `write_array` gave for them."""
+def write_index(checkpoint: epath.Path, tree: Mapping[str, Any]) -> None:
+  """Writes the file that completes a checkpoint: inline arrays, and specs of `write_array`."""
   content = {'version': VERSION, 'optimizer': traverse_util.unflatten_dict(dict(tree), sep='/')}
-  files.write(place / INDEX, serialization.msgpack_serialize(content))
+  files.write(checkpoint / INDEX, serialization.msgpack_serialize(content))
 
 
 def _chunks(shape: tuple[int, ...], itemsize: int) -> list[int]:
-  """Parts of at most CHUNK_BYTES that divide the shape, the longest axis cut first."""
+  """Chunks of at most CHUNK_BYTES that divide the shape, splitting the longest axis first."""
   chunks = list(shape)
   while np.prod(chunks) * itemsize > CHUNK_BYTES:
     longest = int(np.argmax(chunks))

@@ -1,7 +1,7 @@
-"""Other programs' tensors into our parameters and back, by tables of names.
+"""Tables of names that turn another program's tensors into parameters, and back.
 
-A table is data: which tensor is which parameter, and how its axes lie. The same rows read and
-write, so what was read is written back bit by bit.
+A table says which tensor is which parameter and how their axes correspond. The same rules read and
+write, so a round trip is bit-exact.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cascades.interop import axis_layouts
 from cascades.types import Params
 
 BATCH_BYTES = 1 << 28  # of tensors read together, on one device
-# Anything else is quantised, or no weight; float64 would lose digits without a word.
+# Other types are quantized or not weights; float64 would silently lose digits.
 DTYPES = ('float32', 'bfloat16', 'float16')
 STORED = ('float32', 'bfloat16')
 
@@ -34,107 +34,151 @@ def check_dtype(dtype: str) -> None:
     raise ValueError(f'DTYPE is {dtype!r}; weights are stored as {" or ".join(STORED)}.')
 
 
-class Row(NamedTuple):
-  """One parameter. `{}` in `source` is the layer, of a target whose first axis is the layers.
+class TensorRule(NamedTuple):
+  """Correspondence of one parameter and its tensor, or the tensors of its layers.
 
-  `layout` says how one tensor's axes become the parameter's: '(n h) d -> d n h' splits the first,
-  n being the major one, and moves d to the front; without it they are the same. `copies` are names
-  of tensors that may repeat the source, or stand for it.
+  Attributes:
+    tensor: name of the tensor; `{}` in it is the layer, the first axis of the parameter.
+    parameter: path of the parameter, joined by '/'.
+    layout: einops pattern from a tensor's axes to the parameter's, '(n h) d -> d n h'; empty if
+      they are the same.
+    copies: names of tensors that may repeat the tensor, or replace it.
   """
 
-  source: str
-  target: str
+  tensor: str
+  parameter: str
   layout: str = ''
   copies: tuple[str, ...] = ()
 
 
-class Table(NamedTuple):
-  """The rows of a model. Tensors `ignored` (shell patterns) may be there and mean nothing to it."""
+class TensorTable(NamedTuple):
+  """The rules of a model, and shell patterns of tensors that it does not need."""
 
-  rows: Sequence[Row]
+  rules: Sequence[TensorRule]
   ignored: Sequence[str] = ()
 
 
-class Weights(NamedTuple):
-  """Tensors by name, somewhere. `read` brings those asked for, typed and placed as asked."""
+class StoredTensors(NamedTuple):
+  """Tensors in a file, none of which is read before `read` is called.
 
-  origin: str  # for messages
-  tensors: Mapping[str, jax.ShapeDtypeStruct]
+  Attributes:
+    origin: path of the file, for messages.
+    shapes: shape and dtype of every tensor, by name.
+    read: brings the tensors that it is given by name, in the dtype and sharding given for each.
+  """
+
+  origin: str
+  shapes: Mapping[str, jax.ShapeDtypeStruct]
   read: Callable[[Mapping[str, jax.ShapeDtypeStruct]], Mapping[str, jax.Array]]
 
 
-class Source(NamedTuple):
-  """A checkpoint of another program: its model, described as in model.json, and its tensors."""
+class PretrainedTensors(NamedTuple):
+  """Stored tensors and the table that makes them parameters. Nothing is read before `load`."""
 
-  model: Mapping[str, Any]
-  table: Table
-  weights: Weights
+  table: TensorTable
+  stored: StoredTensors
+
+  def load(self, like: Params, *, batch_bytes: int = BATCH_BYTES) -> Params:
+    """Reads the parameters; see `load` of this module."""
+    return load(self.table, self.stored, like, batch_bytes=batch_bytes)
 
 
-class Tensor(NamedTuple):
-  """A tensor to be written, and how to make it."""
+class PretrainedWeights(NamedTuple):
+  """Description of a model, with the fields of model.json, and its tensors."""
+
+  description: Mapping[str, Any]
+  tensors: PretrainedTensors
+
+
+class TensorToWrite(NamedTuple):
+  """A tensor of an export; `compute` fetches and transposes it."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
-  make: Callable[[], np.ndarray]
+  compute: Callable[[], np.ndarray]
 
 
-def from_arrays(origin: str, arrays: Mapping[str, Any]) -> Weights:
-  """Arrays, or what has a shape and a dtype and becomes one by `np.asarray`, when it is read."""
+def from_arrays(origin: str, arrays: Mapping[str, Any]) -> StoredTensors:
+  """Wraps arrays, or objects with a shape and a dtype that `np.asarray` reads."""
 
-  def read(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    return {name: place(np.asarray(arrays[name]), like) for name, like in wanted.items()}
+  def read(specs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    return {name: put(np.asarray(arrays[name]), like) for name, like in specs.items()}
 
-  def place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
-    piece = lambda index: array[index].astype(like.dtype)
-    return jax.make_array_from_callback(array.shape, like.sharding, piece)
+  def put(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    shard = lambda index: array[index].astype(like.dtype)
+    return jax.make_array_from_callback(array.shape, like.sharding, shard)
 
-  tensors = {
+  shapes = {
     name: jax.ShapeDtypeStruct(tuple(array.shape), array.dtype) for name, array in arrays.items()
   }
-  return Weights(origin, tensors, read)
+  return StoredTensors(origin, shapes, read)
 
 
-def load(table: Table, weights: Weights, like: Params, *, batch_bytes: int = BATCH_BYTES) -> Params:
-  """The parameters, typed and placed as `like`.
+def load(
+  table: TensorTable, stored: StoredTensors, like: Params, *, batch_bytes: int = BATCH_BYTES
+) -> Params:
+  """Reads the parameters of a model from the tensors of another program.
 
-  Read in batches of `batch_bytes`, of several parameters or of some layers of one (a tensor is not
-  split); what a process holds of a batch is what passes through its memory.
+  Example: with the rule `('layers.{}.proj', 'blocks/kernel', 'o i -> i o')` the tensors
+  layers.0.proj and layers.1.proj of shape [2, 4] become the parameter blocks/kernel of shape
+  [2, 4, 2], whose first axis is the layer.
 
-  Raises CheckpointError, naming all of them, if tensors are missing, not known to the table, of
-  another shape or type, or copies that are none.
+  Args:
+    table: which tensor is which parameter.
+    stored: the tensors.
+    like: tree of `jax.ShapeDtypeStruct` with the parameters' shapes, dtypes and shardings.
+    batch_bytes: bytes per device to read at a time, of several parameters or of some layers of
+      one. A tensor is never split. A process holds its shards of one batch in host memory.
+
+  Returns:
+    Arrays in the structure of `like`.
+
+  Raises:
+    CheckpointError: tensors are missing, not in the table, of another shape or dtype, or copies
+      that differ from their original. The message names all of them.
   """
   leaves = _by_path(like)
-  _check(table, weights, leaves)
-  parts = [_Part(row, leaves[row.target]) for row in table.rows if row.target in leaves]
-  large = [part for part in parts if _stacked(part.row) and _bytes(part.leaf) > batch_bytes]
-  params = {part.row.target: _load_by_layers(part, weights, batch_bytes) for part in large}
-  for batch in _batches([part for part in parts if part not in large], batch_bytes):
-    params |= _load_batch(batch, weights)
-  return jax.tree_util.tree_map_with_path(lambda path, _: params[_name(path)], like)
+  _check(table, stored, leaves)
+  parameters = [
+    _Parameter(rule, leaves[rule.parameter]) for rule in table.rules if rule.parameter in leaves
+  ]
+  large = [p for p in parameters if _stacked(p.rule) and _device_bytes(p.leaf) > batch_bytes]
+  params = {p.rule.parameter: _load_by_layers(p, stored, batch_bytes) for p in large}
+  for batch in _batches([p for p in parameters if p not in large], batch_bytes):
+    params |= _load_batch(batch, stored)
+  return jax.tree_util.tree_map_with_path(lambda path, _: params[_path(path)], like)
 
 
 def unload(
-  table: Table, params: Params, *, fetch: Callable[[Any], np.ndarray] = jax.device_get
-) -> dict[str, Tensor]:
-  """What `load` would read as `params`, made tensor by tensor.
+  table: TensorTable, params: Params, *, fetch: Callable[[Any], np.ndarray] = jax.device_get
+) -> dict[str, TensorToWrite]:
+  """Turns parameters back into the tensors that `load` reads them from.
 
-  Raises CheckpointError, naming them, if parameters have no name there.
+  Args:
+    table: which tensor is which parameter.
+    params: the parameters.
+    fetch: brings an array to the host, called once for every tensor, when it is computed.
+
+  Returns:
+    The tensors by name, in the order of the table. None is computed yet.
+
+  Raises:
+    CheckpointError: the table has no name for some parameters; the message lists them.
   """
   leaves = _by_path(params)
-  _complain('the model cannot be written', {'without a name there': _nameless(table, leaves)})
+  _raise_problems('the model cannot be written', {'not in the table': _unnamed(table, leaves)})
   tensors = {}
-  for row in table.rows:
-    if row.target in leaves:
-      leaf = leaves[row.target]
-      for layer, name in enumerate(_names(row, leaf)):
-        piece = functools.partial(_piece, row, leaf, layer, fetch)
-        tensors[name] = Tensor(_source_shape(row, leaf), np.dtype(leaf.dtype), piece)
+  for rule in table.rules:
+    if rule.parameter in leaves:
+      leaf = leaves[rule.parameter]
+      for layer, name in enumerate(_tensor_names(rule, leaf)):
+        compute = functools.partial(_fetch_tensor, rule, leaf, layer, fetch)
+        tensors[name] = TensorToWrite(_tensor_shape(rule, leaf), np.dtype(leaf.dtype), compute)
   return tensors
 
 
 def summarize(names: Iterable[str]) -> str:
-  """All names, those that differ in their first number as one: `layers.{0-3,7}.weight`."""
+  """Joins names, grouping those that differ in their first number: `layers.{0-3,7}.weight`."""
   groups: dict[str, list[int]] = {}
   for name in names:
     number = re.search(r'\d+', name)
@@ -158,128 +202,126 @@ def _ranges(numbers: Sequence[int]) -> str:
   return '{' + ','.join('-'.join(map(str, run)) for run in runs) + '}'
 
 
-def _check(table: Table, weights: Weights, leaves: Mapping[str, Any]) -> None:
-  found = weights.tensors
-  wanted = {
-    _present(row, name, found): _source_shape(row, leaves[row.target])
-    for row in table.rows
-    if row.target in leaves
-    for name in _names(row, leaves[row.target])
+def _check(table: TensorTable, stored: StoredTensors, leaves: Mapping[str, Any]) -> None:
+  shapes = stored.shapes
+  rules = [rule for rule in table.rules if rule.parameter in leaves]
+  expected = {
+    _stored_name(rule, name, shapes): _tensor_shape(rule, leaves[rule.parameter])
+    for rule in rules
+    for name in _tensor_names(rule, leaves[rule.parameter])
   }
-  copies = {copy for row in table.rows for copy in row.copies if row.target in leaves}
-  misshapen = [
-    f'{name} is {tuple(found[name].shape)}, expected {shape}'
-    for name, shape in wanted.items()
-    if name in found and tuple(found[name].shape) != shape
-  ]
-  _complain(
-    f'{weights.origin} does not fit the model',
+  copies = {copy for rule in rules for copy in rule.copies}
+  _raise_problems(
+    f'{stored.origin} does not fit the model',
     {
-      'missing': [name for name in wanted if name not in found],
+      'missing': [name for name in expected if name not in shapes],
       'not known to this model': [
         name
-        for name in found
-        if name not in wanted
+        for name in shapes
+        if name not in expected
         and name not in copies
         and not any(fnmatch.fnmatchcase(name, pattern) for pattern in table.ignored)
       ],
-      'of another shape': misshapen,
-      f'of a type other than {", ".join(DTYPES)}': [
-        f'{name} ({found[name].dtype})'
-        for name in wanted
-        if name in found and found[name].dtype not in DTYPES
+      'of another shape': [
+        f'{name} is {tuple(shapes[name].shape)}, expected {shape}'
+        for name, shape in expected.items()
+        if name in shapes and tuple(shapes[name].shape) != shape
       ],
-      'parameters that no tensor fills': _nameless(table, leaves),
+      f'of a type other than {", ".join(DTYPES)}': [
+        f'{name} ({shapes[name].dtype})'
+        for name in expected
+        if name in shapes and shapes[name].dtype not in DTYPES
+      ],
+      'parameters that no tensor fills': _unnamed(table, leaves),
     },
   )
 
 
-def _complain(what: str, problems: Mapping[str, Sequence[str]]) -> None:
-  said = [f'{kind}: {summarize(names)}' for kind, names in problems.items() if names]
-  if said:
-    raise CheckpointError(f'{what}; ' + '; '.join(said) + '.')
+def _raise_problems(summary: str, problems: Mapping[str, Sequence[str]]) -> None:
+  lines = [f'{problem}: {summarize(names)}' for problem, names in problems.items() if names]
+  if lines:
+    raise CheckpointError(f'{summary}; ' + '; '.join(lines) + '.')
 
 
-def _nameless(table: Table, leaves: Mapping[str, Any]) -> list[str]:
-  named = {row.target for row in table.rows}
+def _unnamed(table: TensorTable, leaves: Mapping[str, Any]) -> list[str]:
+  named = {rule.parameter for rule in table.rules}
   return [path for path in leaves if path not in named]
 
 
-def _present(row: Row, name: str, found: Mapping[str, Any]) -> str:
-  """The name itself, or a copy's if only that is there."""
-  return next((one for one in (name, *row.copies) if one in found), name)
+def _stored_name(rule: TensorRule, name: str, stored: Mapping[str, Any]) -> str:
+  """The name itself, or that of a copy if only the copy is stored."""
+  return next((candidate for candidate in (name, *rule.copies) if candidate in stored), name)
 
 
-class _Part(NamedTuple):
-  """A row and the parameter that it fills."""
+class _Parameter(NamedTuple):
+  """A parameter to fill and the rule that fills it."""
 
-  row: Row
+  rule: TensorRule
   leaf: jax.ShapeDtypeStruct
 
 
-def _batches(parts: Sequence[_Part], limit: int) -> Iterator[list[_Part]]:
-  batch: list[_Part] = []
-  for part in parts:
-    if batch and sum(_bytes(one.leaf) for one in (*batch, part)) > limit:
+def _batches(parameters: Sequence[_Parameter], limit: int) -> Iterator[list[_Parameter]]:
+  batch: list[_Parameter] = []
+  for parameter in parameters:
+    if batch and sum(_device_bytes(p.leaf) for p in (*batch, parameter)) > limit:
       yield batch
       batch = []
-    batch.append(part)
+    batch.append(parameter)
   yield batch
 
 
-def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
-  """Of the part that one device holds."""
+def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+  """Bytes of the shard of one device."""
   return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def _load_batch(batch: Sequence[_Part], weights: Weights) -> dict[str, jax.Array]:
-  likes = [_tensor_like(part) for part in batch]
+def _load_batch(batch: Sequence[_Parameter], stored: StoredTensors) -> dict[str, jax.Array]:
   names = [
-    [_present(part.row, name, weights.tensors) for name in _names(part.row, part.leaf)]
-    for part in batch
+    [_stored_name(p.rule, name, stored.shapes) for name in _tensor_names(p.rule, p.leaf)]
+    for p in batch
   ]
   copies = [
-    [name for name in part.row.copies if name in weights.tensors and name not in mine]
-    for part, mine in zip(batch, names, strict=True)
+    [name for name in p.rule.copies if name in stored.shapes and name not in originals]
+    for p, originals in zip(batch, names, strict=True)
   ]
-  wanted = {
-    name: like
-    for like, mine, other in zip(likes, names, copies, strict=True)
-    for name in (*mine, *other)
+  specs = {
+    name: _tensor_spec(p)
+    for p, originals, repeats in zip(batch, names, copies, strict=True)
+    for name in (*originals, *repeats)
   }
-  arrays = weights.read(wanted)
-  for mine, other in zip(names, copies, strict=True):
-    for copy in other:
-      if not jnp.array_equal(arrays[copy], arrays[mine[0]]):
+  arrays = stored.read(specs)
+  for originals, repeats in zip(names, copies, strict=True):
+    for copy in repeats:
+      if not jnp.array_equal(arrays[copy], arrays[originals[0]]):
         raise CheckpointError(
-          f'{weights.origin}: {copy} should repeat {mine[0]} and differs from it: its model does '
-          'not share these weights, contrary to what its configuration says.'
+          f'{stored.origin}: {copy} should repeat {originals[0]} and differs from it: the model '
+          'does not share these weights, contrary to its configuration.'
         )
-  made = _assembling(tuple(_form(part) for part in batch))(
-    [[arrays[name] for name in mine] for mine in names]
-  )
-  # One after the other: else several batches wait in memory, beside what they become.
-  jax.block_until_ready(made)
-  return dict(zip((part.row.target for part in batch), made, strict=True))
+  assemble = _jit_assemble(tuple(_assembly(p) for p in batch))
+  params = assemble([[arrays[name] for name in originals] for originals in names])
+  # Without waiting, several batches are in memory beside the parameters that they become.
+  jax.block_until_ready(params)
+  return dict(zip((p.rule.parameter for p in batch), params, strict=True))
 
 
-def _load_by_layers(part: _Part, weights: Weights, limit: int) -> jax.Array:
-  """A parameter larger than a batch: a few layers at a time into its place."""
-  row, leaf = part
-  like, names = _tensor_like(part), _names(row, leaf)
-  count = max(1, limit * len(names) // _bytes(leaf))
+def _load_by_layers(parameter: _Parameter, stored: StoredTensors, limit: int) -> jax.Array:
+  """Fills a parameter that is larger than a batch, a few layers at a time."""
+  rule, leaf = parameter
+  spec, names = _tensor_spec(parameter), _tensor_names(rule, leaf)
+  count = max(1, limit * len(names) // _device_bytes(leaf))
   param = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
   for begin in range(0, len(names), count):
-    some = names[begin : begin + count]
-    arrays = weights.read(dict.fromkeys(some, like))
-    insert = _inserting(_form(part)._replace(shape=(len(some), *leaf.shape[1:])))
-    # One after the other: else several wait in memory.
-    param = jax.block_until_ready(insert(param, [arrays[name] for name in some], begin))
+    batch = names[begin : begin + count]
+    arrays = stored.read(dict.fromkeys(batch, spec))
+    shape = (len(batch), *leaf.shape[1:])
+    insert = _jit_insert(_assembly(parameter)._replace(shape=shape))
+    # Without waiting, several batches are in memory.
+    param = jax.block_until_ready(insert(param, [arrays[name] for name in batch], begin))
   return param
 
 
-class _Form(NamedTuple):
-  """What has to be compiled to make a parameter of its tensors."""
+class _Assembly(NamedTuple):
+  """The static arguments of the compiled function that builds a parameter of its tensors."""
 
   layout: str
   stacked: bool
@@ -287,68 +329,71 @@ class _Form(NamedTuple):
   sharding: NamedSharding
 
 
-def _form(part: _Part) -> _Form:
-  row, leaf = part
-  return _Form(row.layout, _stacked(row), tuple(leaf.shape), leaf.sharding)
+def _assembly(parameter: _Parameter) -> _Assembly:
+  rule, leaf = parameter
+  return _Assembly(rule.layout, _stacked(rule), tuple(leaf.shape), leaf.sharding)
 
 
-def _tensor_like(part: _Part) -> jax.ShapeDtypeStruct:
-  """One of the tensors, where its pieces are needed."""
-  row, leaf = part
+def _tensor_spec(parameter: _Parameter) -> jax.ShapeDtypeStruct:
+  """Shape, dtype and sharding of one of the tensors of a parameter."""
+  rule, leaf = parameter
   spec = (*leaf.sharding.spec, *(None,) * (len(leaf.shape) - len(leaf.sharding.spec)))
-  place = axis_layouts.source_spec(row.layout, spec[_stacked(row) :])
-  sharding = NamedSharding(leaf.sharding.mesh, place)
-  return jax.ShapeDtypeStruct(_source_shape(row, leaf), leaf.dtype, sharding=sharding)
+  tensor_spec = axis_layouts.tensor_spec(rule.layout, spec[_stacked(rule) :])
+  sharding = NamedSharding(leaf.sharding.mesh, tensor_spec)
+  return jax.ShapeDtypeStruct(_tensor_shape(rule, leaf), leaf.dtype, sharding=sharding)
 
 
 @functools.cache
-def _assembling(forms: tuple[_Form, ...]) -> Callable[[list[list[jax.Array]]], list[jax.Array]]:
-  """Compiled, so that it works on pieces of arrays wherever they are."""
-
+def _jit_assemble(
+  assemblies: tuple[_Assembly, ...],
+) -> Callable[[list[list[jax.Array]]], list[jax.Array]]:
+  """Compiled, so that it also works on arrays with shards on other hosts."""
   return jax.jit(
-    lambda batch: [_assembled(*pair) for pair in zip(forms, batch, strict=True)],
-    out_shardings=[form.sharding for form in forms],
+    lambda batch: [_assemble(*pair) for pair in zip(assemblies, batch, strict=True)],
+    out_shardings=[assembly.sharding for assembly in assemblies],
   )
 
 
 @functools.cache
-def _inserting(form: _Form) -> Callable[[jax.Array, list[jax.Array], int], jax.Array]:
-  """Some layers of a parameter, compiled to be written where it is."""
+def _jit_insert(assembly: _Assembly) -> Callable[[jax.Array, list[jax.Array], int], jax.Array]:
+  """Writes some layers of a parameter in place."""
 
   def insert(param: jax.Array, tensors: list[jax.Array], begin: int) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(param, _assembled(form, tensors), begin, axis=0)
+    return jax.lax.dynamic_update_slice_in_dim(param, _assemble(assembly, tensors), begin, axis=0)
 
-  return jax.jit(insert, donate_argnums=0, out_shardings=form.sharding)
-
-
-def _assembled(form: _Form, tensors: list[jax.Array]) -> jax.Array:
-  shape = form.shape[form.stacked :]
-  laid_out = [axis_layouts.forwards(form.layout, tensor, shape) for tensor in tensors]
-  return jnp.stack(laid_out) if form.stacked else laid_out[0]
+  return jax.jit(insert, donate_argnums=0, out_shardings=assembly.sharding)
 
 
-def _piece(row: Row, leaf: Any, layer: int, fetch: Callable[[Any], np.ndarray]) -> np.ndarray:
-  array = np.asarray(fetch(leaf[layer] if _stacked(row) else leaf))
-  return np.ascontiguousarray(axis_layouts.backwards(row.layout, array))
+def _assemble(assembly: _Assembly, tensors: list[jax.Array]) -> jax.Array:
+  shape = assembly.shape[assembly.stacked :]
+  layers = [axis_layouts.to_parameter(assembly.layout, tensor, shape) for tensor in tensors]
+  return jnp.stack(layers) if assembly.stacked else layers[0]
 
 
-def _names(row: Row, leaf: Any) -> list[str]:
-  if not _stacked(row):
-    return [row.source]
-  return [row.source.replace('{}', str(layer)) for layer in range(leaf.shape[0])]
+def _fetch_tensor(
+  rule: TensorRule, leaf: Any, layer: int, fetch: Callable[[Any], np.ndarray]
+) -> np.ndarray:
+  array = np.asarray(fetch(leaf[layer] if _stacked(rule) else leaf))
+  return np.ascontiguousarray(axis_layouts.to_tensor(rule.layout, array))
 
 
-def _source_shape(row: Row, leaf: Any) -> tuple[int, ...]:
-  return axis_layouts.source_shape(row.layout, tuple(leaf.shape)[_stacked(row) :])
+def _tensor_names(rule: TensorRule, leaf: Any) -> list[str]:
+  if not _stacked(rule):
+    return [rule.tensor]
+  return [rule.tensor.replace('{}', str(layer)) for layer in range(leaf.shape[0])]
 
 
-def _stacked(row: Row) -> bool:
-  return '{}' in row.source
+def _tensor_shape(rule: TensorRule, leaf: Any) -> tuple[int, ...]:
+  return axis_layouts.tensor_shape(rule.layout, tuple(leaf.shape)[_stacked(rule) :])
 
 
-def _name(path: Any) -> str:
+def _stacked(rule: TensorRule) -> bool:
+  return '{}' in rule.tensor
+
+
+def _path(path: Any) -> str:
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def _by_path(tree: Params) -> dict[str, Any]:
-  return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

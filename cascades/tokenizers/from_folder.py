@@ -11,7 +11,7 @@ from cascades.tokenizers import huggingface_folder, sentencepiece, vocabularies,
 from cascades.tokenizers.sentencepiece import SentencePiece
 
 
-def vocabulary(folder: epath.PathLike) -> Any:
+def read_vocabulary(folder: epath.PathLike) -> Any:
   """Of a Hugging Face folder; T5's SentencePiece model comes before its translation.
 
   Raises FileNotFoundError if there is none.

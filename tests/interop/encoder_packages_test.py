@@ -66,7 +66,12 @@ def encoder(request, tmp_path_factory):
   folder = find(tmp_path_factory.mktemp('encoder'))
   _, graph, params = encoders_test.load(folder)
   model = nnx.merge(graph, params)
-  return folder, model.config, bert.embedder(model, from_folder.vocabulary(folder)), _texts(count)
+  return (
+    folder,
+    model.config,
+    bert.embedder(model, from_folder.read_vocabulary(folder)),
+    _texts(count),
+  )
 
 
 def _texts(count: int) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from cascades.checkpoints import store
-from cascades.interop import families, hf_config, huggingface, tensor_tables
+from cascades.interop import families, hf_config, huggingface
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
@@ -56,10 +56,10 @@ PUBLISHED = {
 
 def load(folder, mesh=None):
   found = huggingface.open_folder(folder)
-  config = configs.encoder(found.model)
+  config = configs.encoder(found.description)
   with partitioning.use(mesh or partitioning.make_mesh(devices=jax.devices()[:1])):
     graph, abstract = abstract_model(config)
-  return config, graph, tensor_tables.load(found.table, found.weights, abstract)
+  return config, graph, found.tensors.load(abstract)
 
 
 def tensors(name):
@@ -120,7 +120,7 @@ def test_what_is_missing_or_not_known_is_named(tmp_path):
 def test_every_parameter_has_a_name_in_its_family():
   for name, config in twins.ENCODERS.items():
     table = families.table(configs.describe(config))
-    assert {row.target for row in table.rows} == testing.weights(config).keys(), name
+    assert {rule.parameter for rule in table.rules} == testing.weights(config).keys(), name
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_an_option_that_is_not_supported_is_named(config, change, words):
 
 
 def test_an_encoder_is_not_written():
-  with pytest.raises(store.CheckpointError, match='encoders are not written'):
+  with pytest.raises(store.CheckpointError, match='encoders cannot be written'):
     hf_config.configuration(configs.describe(twins.ENCODERS['bert']))
 
 

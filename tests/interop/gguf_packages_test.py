@@ -15,7 +15,6 @@ import pytest
 from flax import nnx
 
 from cascades.interop import gguf as importer
-from cascades.interop import tensor_tables
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
@@ -69,10 +68,10 @@ def _lines(language: str, count: int) -> list[str]:
 
 def _ours(path: pathlib.Path, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   found = importer.open_file(path)
-  config = configs.from_description(found.model)
+  config = configs.from_description(found.description)
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     graph, abstract = abstract_model(config)
-  params = tensor_tables.load(found.table, found.weights, abstract)
+  params = found.tensors.load(abstract)
 
   @jax.jit
   def answer(params, tokens):

@@ -8,7 +8,6 @@ import pytest
 
 from cascades.checkpoints import store
 from cascades.interop import gguf as importer
-from cascades.interop import tensor_tables
 from cascades.models import configs, decoder
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
@@ -42,11 +41,11 @@ def _write(path, name, config=None, *, said=None, tensors=None, **options):
 
 def _load(path, *, mesh=None):
   found = importer.open_file(path)
-  config = configs.from_description(found.model)
+  config = configs.from_description(found.description)
   mesh = mesh or partitioning.make_mesh(devices=jax.devices()[:1])
   with partitioning.use(mesh):
     _, abstract = abstract_model(config)
-  return config, tensor_tables.load(found.table, found.weights, abstract)
+  return config, found.tensors.load(abstract)
 
 
 @pytest.mark.parametrize('name', TWINS)
@@ -64,14 +63,16 @@ def test_a_file_is_the_twin_that_it_was_written_from(name, tmp_path):
     np.testing.assert_allclose(found[path], value, rtol=0, atol=3e-7 if 'norm' in path else 0)
 
 
-def test_rotary_neighbours_become_halves():
+def test_adjacent_rotary_rows_become_halves():
   rows = np.arange(8.0)[:, None]  # two heads of four features
-  np.testing.assert_array_equal(importer._halves(rows, heads=2)[:, 0], [0, 2, 1, 3, 4, 6, 5, 7])
+  np.testing.assert_array_equal(
+    importer._deinterleave(rows, heads=2)[:, 0], [0, 2, 1, 3, 4, 6, 5, 7]
+  )
 
 
-def test_undoing_the_interleaving_is_its_inverse():
+def test_deinterleaving_inverts_interleaving():
   rows = np.random.RandomState(0).standard_normal((24, 5))
-  again = importer._halves(gguf_files.interleave(rows, 4), heads=4)
+  again = importer._deinterleave(gguf_files.interleave(rows, 4), heads=4)
   np.testing.assert_array_equal(again, rows)
 
 
@@ -85,7 +86,7 @@ STORED = {
 }
 
 
-def test_every_tensor_is_dequantised_by_its_own_type(tmp_path):
+def test_every_tensor_is_dequantized_by_its_own_type(tmp_path):
   original = gguf_files.tensors('llama', WIDE)
   file = _write(tmp_path, 'llama', WIDE, stored_as=STORED)
   arrays = importer._tensors(
@@ -144,7 +145,7 @@ def test_llama_3_is_recognised_by_its_rotary_factors(published, tmp_path):
   }
   assert len(set(tensors['rope_freqs.weight'].tolist())) > 3
   found = importer.open_file(_write(tmp_path, 'llama', config, tensors=tensors))
-  assert tuple(found.model['rope_llama3']) == published
+  assert tuple(found.description['rope_llama3']) == published
 
 
 def test_rotary_factors_of_another_kind_are_refused(tmp_path):
@@ -159,7 +160,7 @@ def test_rotary_factors_of_another_kind_are_refused(tmp_path):
 @pytest.mark.parametrize(
   ('said', 'message'),
   [
-    ({'llama.expert_count': 8}, r'llama\.expert_count=8 .* our models compute None, 0'),
+    ({'llama.expert_count': 8}, r'llama\.expert_count=8 .* supported: None, 0'),
     ({'llama.attention.value_length': 4}, r'llama\.attention\.value_length=4'),
     ({'llama.rope.dimension_count': 4}, r'llama\.rope\.dimension_count=4'),
     ({'llama.rope.scaling.type': 'yarn'}, r"llama\.rope\.scaling\.type='yarn'"),

@@ -281,7 +281,7 @@ def test_what_is_written_means_the_same_model(name):
   config = PUBLISHED[name][0] if name in PUBLISHED else twin_folders.config(name)
   model = configs.describe(_ours(config))
   model = json.loads(json.dumps(model))  # as model.json holds it
-  written = hf_config.configuration(model, hf_config.text_part(config)['model_type'])
+  written = hf_config.configuration(model, hf_config.text_config(config)['model_type'])
   assert _ours(written) == _ours(config)
   # Without being told, the family is one that computes the same.
   again = _ours(hf_config.configuration(model))
@@ -295,7 +295,7 @@ def test_what_is_written_means_the_same_model(name):
     (_LLAMA_2, {'attention_bias': True}, 'attention_bias=True in config.json of a llama model'),
     (_LLAMA_2, {'mlp_bias': True}, 'mlp_bias=True'),
     (_LLAMA_2, {'hidden_act': 'gelu'}, "hidden_act='gelu'"),
-    (_LLAMA_2, {'quantization_config': {'bits': 4}}, 'quantised weights are not read'),
+    (_LLAMA_2, {'quantization_config': {'bits': 4}}, 'quantized weights cannot be read'),
     (_LLAMA_2, {'rope_scaling': {'type': 'yarn', 'factor': 2.0}}, "rope_type='yarn'"),
     (_QWEN_3, {'rope_parameters': {'rope_type': 'dynamic'}}, "rope_type='dynamic'"),
     (_LLAMA_2, {'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5'),
@@ -352,13 +352,13 @@ def test_every_option_that_a_family_reads_is_ours_to_decide(name):
       read.add(name)
       return super().__getitem__(name)
 
-  config = hf_config.text_part(PUBLISHED[name][0])
+  config = hf_config.text_config(PUBLISHED[name][0])
   family = families.FAMILIES[config['model_type']]
   describe = hf_config._describe_t5 if family in families.T5S else hf_config._describe_decoder
-  describe(Spy({**family.silent, **config}), family)
-  assert read - hf_config.decided(family.model_type) <= {'partial_rotary_factor'}
+  describe(Spy({**family.defaults, **config}), family)
+  assert read - hf_config.determined_options(family.model_type) <= {'partial_rotary_factor'}
 
 
 def test_what_only_other_families_decide_is_kept():
-  assert 'pad_token_id' in hf_config.decided('t5')
-  assert 'pad_token_id' not in hf_config.decided('llama')
+  assert 'pad_token_id' in hf_config.determined_options('t5')
+  assert 'pad_token_id' not in hf_config.determined_options('llama')

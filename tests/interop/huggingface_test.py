@@ -39,7 +39,7 @@ def test_reading_what_was_written_is_bit_exact(name, tmp_path):
   first = twin_folders.twin(tmp_path / 'first', name)
   found = huggingface.open_folder(first)
   _, params = twin_folders.load(first)
-  tensors = tensor_tables.unload(found.table, params)
+  tensors = tensor_tables.unload(found.tensors.table, params)
   huggingface.write_folder(tmp_path / 'second', twin_folders.config(name), tensors, {})
   again = load_file(tmp_path / 'second' / 'model.safetensors')
   expected = twin_folders.tensors(name)
@@ -94,14 +94,14 @@ def test_types_may_be_mixed_within_a_file(dtype, tmp_path):
   folder = twin_folders.write(tmp_path, twin_folders.config('gemma2'), stored)
   _, params = twin_folders.load(folder, dtype=dtype)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
-  tensors = tensor_tables.unload(huggingface.open_folder(folder).table, params)
+  tensors = tensor_tables.unload(huggingface.open_folder(folder).tensors.table, params)
   for name, value in stored.items():
-    np.testing.assert_array_equal(tensors[name].make(), value.astype(dtype), err_msg=name)
+    np.testing.assert_array_equal(tensors[name].compute(), value.astype(dtype), err_msg=name)
 
 
 def test_what_is_written_can_be_split_into_shards(tmp_path):
   _, params = twin_folders.load(twin_folders.twin(tmp_path / 'one', 'qwen3'), dtype='bfloat16')
-  table = huggingface.open_folder(tmp_path / 'one').table
+  table = huggingface.open_folder(tmp_path / 'one').tensors.table
   tensors = tensor_tables.unload(table, params)
   config = twin_folders.config('qwen3')
   huggingface.write_folder(tmp_path / 'many', config, tensors, {}, shard_bytes=2500)
@@ -174,13 +174,13 @@ def test_pickles_are_refused_with_the_command_that_converts_them(file, tmp_path)
 
 def test_a_folder_that_is_not_whole_says_what_is_missing(tmp_path):
   refused = lambda words: pytest.raises(store.CheckpointError, match=words)
-  with refused('holds no config.json'):
+  with refused('has no config.json'):
     huggingface.open_folder(tmp_path)
   (tmp_path / 'config.json').write_text('{"model_type": ')
   with refused('config.json is damaged'):
     huggingface.open_folder(tmp_path)
   (tmp_path / 'config.json').write_text(json.dumps(twin_folders.config('llama')))
-  with refused('holds neither model.safetensors nor'):
+  with refused('has neither model.safetensors nor'):
     huggingface.open_folder(tmp_path)
   tensors = twin_folders.tensors('llama')
   first = dict(itertools.islice(tensors.items(), 5))
@@ -189,7 +189,7 @@ def test_a_folder_that_is_not_whole_says_what_is_missing(tmp_path):
   with refused(r'repeats tensors of other files: model'):
     huggingface.open_folder(tmp_path)
   (tmp_path / 'model-00002-of-00002.safetensors').unlink()
-  with refused(r'names model-00002-of-00002.safetensors, which are not there'):
+  with refused(r'lists model-00002-of-00002.safetensors, which are missing'):
     huggingface.open_folder(tmp_path)
 
 
@@ -204,7 +204,7 @@ def test_a_failed_export_leaves_no_folder_that_looks_whole(tmp_path):
   def fail():
     raise RuntimeError('no more')
 
-  broken = tensor_tables.Tensor((1,), np.dtype('float32'), fail)
+  broken = tensor_tables.TensorToWrite((1,), np.dtype('float32'), fail)
   with pytest.raises(RuntimeError):
     huggingface.write_folder(tmp_path / 'new', {'model_type': 'llama'}, {'a': broken}, {})
   assert not (tmp_path / 'new' / 'config.json').exists()
@@ -213,11 +213,11 @@ def test_a_failed_export_leaves_no_folder_that_looks_whole(tmp_path):
 def test_every_parameter_has_a_name_in_its_family():
   for name, config in twins.CONFIGS.items():
     table = families.table(configs.describe(config))
-    assert {row.target for row in table.rows} == testing.weights(config).keys(), name
+    assert {rule.parameter for rule in table.rules} == testing.weights(config).keys(), name
 
 
 def test_a_pointer_of_git_lfs_is_named(tmp_path):
   folder = twin_folders.twin(tmp_path, 'llama')
   (folder / 'model.safetensors').write_text('version https://git-lfs.github.com/spec/v1\noid 1\n')
-  with pytest.raises(store.CheckpointError, match='is a pointer of Git LFS'):
+  with pytest.raises(store.CheckpointError, match='is a Git LFS pointer'):
     huggingface.open_folder(folder)

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
 
-from cascades.interop import t5x, tensor_tables
+from cascades.interop import t5x
 from cascades.models import configs, decoder, t5
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
@@ -40,9 +40,9 @@ def abstract(
 def load(path: Any, *, dtype: str = 'float32', mesh: tuple[int, int, int] = (1, 1, 1)) -> Loaded:
   """As a program does it: the configuration from the checkpoint, the parameters onto a mesh."""
   source = t5x.open_checkpoint(path)
-  config = configs.from_description(source.model)
+  config = configs.from_description(source.description)
   like = abstract(config, dtype, *mesh)[1]
-  return Loaded(config, tensor_tables.load(source.table, source.weights, like))
+  return Loaded(config, source.tensors.load(like))
 
 
 def flat(params: Any) -> dict[str, np.ndarray]:

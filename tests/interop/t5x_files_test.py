@@ -34,11 +34,11 @@ def test_a_run_directory_is_answered_with_its_checkpoints(tmp_path):
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    (b'model_checkpoint_path: "model.ckpt-1000"\n', 'belongs to TensorFlow'),
+    (b'model_checkpoint_path: "model.ckpt-1000"\n', 'is a TensorFlow checkpoint'),
     (b'\x80\x04\x95\x1a\x00\x00', 'is damaged'),  # a pickle
     (b'', 'is damaged'),
     (serialization.msgpack_serialize({'params': {}}), 'KeyError..version'),
-    (serialization.msgpack_serialize({'version': 2, 'optimizer': {}}), 'version 2 and 3 is expect'),
+    (serialization.msgpack_serialize({'version': 2, 'optimizer': {}}), 'version 2, expected 3'),
   ],
 )
 def test_a_file_of_another_kind_is_named(content, message, tmp_path):
@@ -63,7 +63,7 @@ def written(original, tmp_path):
 
 def test_a_folder_that_was_not_copied_is_named(written):
   shutil.rmtree(written / 'target.decoder.layers_1.mlp.wo.kernel')
-  message = 'not whole. Missing or damaged: target/decoder/layers_1/mlp/wo/kernel'
+  message = 'incomplete. Missing or damaged: target/decoder/layers_1/mlp/wo/kernel'
   with pytest.raises(CheckpointError, match=message):
     t5x.open_checkpoint(written)
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_is_found_wherever_it_was_written(written, tmp_path):
   spec['kvstore'] |= {'driver': 'gcs', 'bucket': 't5x-dummy-bucket'}
   index.write_bytes(serialization.msgpack_serialize(tree))
   shutil.move(written, tmp_path / 'moved')
-  assert t5x.open_checkpoint(tmp_path / 'moved').model['vocab_size'] == 24
+  assert t5x.open_checkpoint(tmp_path / 'moved').description['vocab_size'] == 24
 
 
 def test_orbax_without_ocdbt_is_read(tmp_path):
@@ -114,12 +114,13 @@ def test_orbax_without_ocdbt_is_read(tmp_path):
     spec = {'driver': 'zarr', 'kvstore': kvstore, 'metadata': {'shape': [*array.shape]}}
     store = tensorstore.open(spec, dtype=array.dtype, create=True).result()
     store.write(array).result()
-  assert configs.from_description(t5x.open_checkpoint(tmp_path / 'checkpoint_5').model) == TINY
+  description = t5x.open_checkpoint(tmp_path / 'checkpoint_5').description
+  assert configs.from_description(description) == TINY
 
 
 def test_nothing_is_overwritten_and_half_a_checkpoint_is_none(written, tmp_path):
   params = load(written).params
-  with pytest.raises(CheckpointError, match='is there already'):
+  with pytest.raises(CheckpointError, match='exists: remove it'):
     t5x.write(tmp_path, configs.describe(TINY), params, step=5)
   (written / 'checkpoint').unlink()
   with pytest.raises(CheckpointError, match='is not a checkpoint of T5X'):

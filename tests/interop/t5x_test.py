@@ -39,7 +39,7 @@ FIXTURE = 't5x_checkpoints/micro_t5_1_1'
 def as_t5x(config: t5.T5Config, params: Any) -> dict[str, np.ndarray]:
   """By T5X's names."""
   tensors = tensor_tables.unload(t5x.table(configs.describe(config)), jax.device_get(params))
-  return {name: tensor.make() for name, tensor in tensors.items()}
+  return {name: tensor.compute() for name, tensor in tensors.items()}
 
 
 # What T5X itself wrote.
@@ -81,7 +81,9 @@ def batch(expected: Mapping[str, np.ndarray], part: str) -> Batch:
 def test_the_configuration_is_found_in_both_layouts(fixture):
   written = json.loads((fixture / 'expected.json').read_text())['config']
   for layout in ('native', 'orbax'):
-    config = configs.from_description(t5x.open_checkpoint(fixture / layout / 'checkpoint_30').model)
+    config = configs.from_description(
+      t5x.open_checkpoint(fixture / layout / 'checkpoint_30').description
+    )
     assert config == t5.T5Config(**written)
 
 
@@ -303,7 +305,7 @@ def test_parameters_go_straight_to_where_the_mesh_has_them(tmp_path):
 
 def test_only_the_pieces_that_a_device_needs_are_asked_for(tmp_path, monkeypatch):
   write_native(tmp_path / 'checkpoint_5', random_arrays(TINY))
-  weights = t5x.open_checkpoint(tmp_path / 'checkpoint_5').weights
+  weights = t5x.open_checkpoint(tmp_path / 'checkpoint_5').tensors.stored
   mesh = partitioning.make_mesh(2, 2, 2)
   sharding = jax.NamedSharding(mesh, jax.P('tensor', 'fsdp'))
   asked = []
@@ -327,7 +329,7 @@ def test_only_the_pieces_that_a_device_needs_are_asked_for(tmp_path, monkeypatch
   ],
 )
 def test_new_slots_are_factored_from_128_on(rows, columns, v_row, v_col, v):
-  slots = t5x._fresh_slots('encoder/layers_0/mlp/wi/kernel', (rows, columns))
+  slots = t5x._initial_slots('encoder/layers_0/mlp/wi/kernel', (rows, columns))
   assert {name: slot.shape for name, slot in slots.items()} == {
     'v_row': (v_row,),
     'v_col': (v_col,),
@@ -371,7 +373,7 @@ def test_what_is_no_t5_says_what_it_is(tmp_path):
   ('config', 'message'),
   [
     (testing.TINY_DECODER, r'no model of T5X: it lacks decoder/relpos_bias/rel_embedding'),
-    (testing.TINY_EVERYTHING, r'without a name there: .*blocks/post_mlp_norm/scale'),
+    (testing.TINY_EVERYTHING, r'not in the table: .*blocks/post_mlp_norm/scale'),
     (testing.TINY_T5, r'relative_attention_max_distance is 12, not 128\.$'),
   ],
 )

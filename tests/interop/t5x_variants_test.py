@@ -174,7 +174,7 @@ def test_writing_and_reading_gives_the_same_bits(config, tmp_path):
 def test_slots_of_all_layers_are_factored_by_the_names_of_axes():
   """Adafactor's logical rules: the width is a row, heads and features columns, layers apart."""
   found = {
-    name: {slot: value.shape for slot, value in t5x._fresh_slots(name, shape).items()}
+    name: {slot: value.shape for slot, value in t5x._initial_slots(name, shape).items()}
     for name, shape in {
       'encoder/encoder/attention/query/kernel': (16, 3, 2, 6),
       'encoder/encoder/attention/out/kernel': (2, 3, 6, 16),

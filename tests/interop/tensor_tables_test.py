@@ -11,14 +11,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cascades.checkpoints import store
 from cascades.interop import tensor_tables
-from cascades.interop.tensor_tables import Row, Table
+from cascades.interop.tensor_tables import TensorRule, TensorTable
 from cascades.runtime import partitioning
 
-TABLE = Table(
+TABLE = TensorTable(
   (
-    Row('embed', 'table', copies=('head',)),
-    Row('layers.{}.proj', 'blocks/kernel', 'o i -> i o'),
-    Row('norm', 'scale'),
+    TensorRule('embed', 'table', copies=('head',)),
+    TensorRule('layers.{}.proj', 'blocks/kernel', 'o i -> i o'),
+    TensorRule('norm', 'scale'),
   ),
   ignored=('layers.*.cache',),
 )
@@ -77,7 +77,7 @@ def test_unloading_gives_back_the_tensors():
   assert made.keys() == _tensors().keys()
   for name, expected in _tensors().items():
     assert made[name].shape == expected.shape
-    got = made[name].make()
+    got = made[name].compute()
     assert got.flags.c_contiguous
     np.testing.assert_array_equal(got, expected)
 
@@ -110,7 +110,7 @@ def test_nothing_is_read_if_something_is_wrong():
 def test_parameters_without_a_row_are_named():
   like = _like() | {'extra': {'a': _like()['scale'], 'b': _like()['scale']}}
   _refused('parameters that no tensor fills: extra/a, extra/b', _tensors(), like=like)
-  with pytest.raises(store.CheckpointError, match='cannot be written; without a name there: extra'):
+  with pytest.raises(store.CheckpointError, match='cannot be written; not in the table: extra'):
     tensor_tables.unload(TABLE, {'extra': np.ones(2)})
 
 

@@ -82,7 +82,7 @@ def test_logits_are_equal_both_ways(hf, name, tmp_path):
   described = configs.describe(config)
   hint = huggingface.read_config(tmp_path / 'theirs')['model_type']
   written = hf_config.configuration(described, hint)
-  table = huggingface.open_folder(tmp_path / 'theirs').table
+  table = huggingface.open_folder(tmp_path / 'theirs').tensors.table
   huggingface.write_folder(tmp_path / 'ours', written, tensor_tables.unload(table, params), {})
   again, report = _kind(hf, name).from_pretrained(tmp_path / 'ours', output_loading_info=True)
   assert not any(report.values()), report
@@ -97,12 +97,12 @@ def test_a_bfloat16_export_holds_the_bits_that_were_imported(hf, tmp_path):
   for dtype in ('bfloat16', 'float32'):
     _, params = twin_folders.load(tmp_path / 'theirs', dtype=dtype)
     narrow = jax.tree.map(lambda x: x.astype('bfloat16'), params)
-    table = huggingface.open_folder(tmp_path / 'theirs').table
+    table = huggingface.open_folder(tmp_path / 'theirs').tensors.table
     tensors = tensor_tables.unload(table, narrow)
     stored = load_file(tmp_path / 'theirs' / 'model.safetensors')
     assert tensors.keys() == stored.keys()
     for key, expected in stored.items():
-      np.testing.assert_array_equal(tensors[key].make().view('u2'), expected.view('u2'))
+      np.testing.assert_array_equal(tensors[key].compute().view('u2'), expected.view('u2'))
 
 
 @pytest.mark.parametrize('name', ['t5_1_0', 'llama'])

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from cascades.interop import huggingface, tensor_tables
+from cascades.interop import huggingface
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
@@ -55,10 +55,10 @@ def load(
 ) -> tuple[Any, Params]:
   """Configuration and parameters of what the folder holds; on one device unless told otherwise."""
   found = huggingface.open_folder(folder)
-  config = configs.from_description(found.model)
+  config = configs.from_description(found.description)
   mesh = mesh or partitioning.make_mesh(devices=jax.devices()[:1])
   abstract = _abstract(config, mesh, dtype)
-  return config, tensor_tables.load(found.table, found.weights, abstract, **options)
+  return config, found.tensors.load(abstract, **options)
 
 
 @functools.cache

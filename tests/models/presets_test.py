@@ -126,7 +126,7 @@ def test_a_preset_has_the_published_number_of_parameters(name):
 @pytest.mark.parametrize('name', RELEASED)
 def test_a_preset_is_what_its_released_configuration_describes(name):
   of, sizes, changes = RELEASED[name]
-  released = hf_config.text_part(hf_config_test.PUBLISHED[of][0])
+  released = hf_config.text_config(hf_config_test.PUBLISHED[of][0])
   released = {**released, **dict(zip(SIZES, sizes, strict=True)), **changes}
   assert configs.from_description(hf_config.describe(released)) == preset(name)
 
@@ -137,4 +137,4 @@ def test_a_preset_is_what_its_released_configuration_describes(name):
 )
 def test_a_preset_is_what_the_real_file_says(name, model, tmp_path):
   file = gguf_packages_test.FILES[model](tmp_path)
-  assert configs.from_description(gguf.open_file(file).model) == preset(name)
+  assert configs.from_description(gguf.open_file(file).description) == preset(name)

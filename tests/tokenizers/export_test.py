@@ -67,7 +67,7 @@ def written(request, tmp_path_factory):
 
 def test_we_read_the_same_vocabulary_back(written):
   vocabulary, folder = written
-  again = from_folder.vocabulary(folder)
+  again = from_folder.read_vocabulary(folder)
   if vocabulary.describe()['kind'] == 'huggingface' and vocabulary.bos_id is not None:
     # The file says now that a text starts with a token.
     assert again.describe() | {'sha256': ''} == vocabulary.describe() | {'sha256': ''}

@@ -20,16 +20,16 @@ def model(tmp_path_factory):
 def test_the_sentencepiece_model_of_t5_gets_its_extra_ids(model, tmp_path):
   (tmp_path / 'spiece.model').write_bytes(model.read_bytes())
   (tmp_path / 'tokenizer.json').write_text('a translation of it, which is not looked at')
-  found = from_folder.vocabulary(tmp_path)
+  found = from_folder.read_vocabulary(tmp_path)
   assert found.size == 396
   assert found.fingerprint == vocabularies.sentencepiece(model, 100).fingerprint
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'extra_ids': 0}))
-  assert from_folder.vocabulary(tmp_path).size == 296  # mT5
+  assert from_folder.read_vocabulary(tmp_path).size == 296  # mT5
 
 
 def test_a_sentencepiece_model_is_read_where_nothing_else_is(model, tmp_path):
   (tmp_path / 'tokenizer.model').write_bytes(model.read_bytes())
-  assert from_folder.vocabulary(tmp_path).encode(TEXTS[0]) == (
+  assert from_folder.read_vocabulary(tmp_path).encode(TEXTS[0]) == (
     vocabularies.sentencepiece(model, 0).encode(TEXTS[0])
   )
 
@@ -47,12 +47,12 @@ def test_a_sentencepiece_model_ends_as_the_files_beside_it_say(name, said, model
   piece = spm.SentencePieceProcessor(model_proto=own.model).IdToPiece(7)
   written = json.dumps(said, ensure_ascii=False).replace('{piece}', piece)
   (tmp_path / f'{name}.json').write_text(written)
-  found = from_folder.vocabulary(tmp_path)
+  found = from_folder.read_vocabulary(tmp_path)
   assert found.eos_ids == ((1, 7) if name == 'generation_config' else (7,))
   vocabularies.save(found, tmp_path / 'saved')
   assert vocabularies.load(tmp_path / 'saved') == found
   (tmp_path / f'{name}.json').write_text(json.dumps({'eos_token_id': 1}))
-  assert from_folder.vocabulary(tmp_path) == vocabularies.sentencepiece(model)
+  assert from_folder.read_vocabulary(tmp_path) == vocabularies.sentencepiece(model)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_tokens_added_to_a_sentencepiece_model_are_refused(name, said, model, tm
   if name == 'added_tokens':
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'eos_token': '<|im_end|>'}))
   with pytest.raises(ValueError, match=r'has 296 pieces, .* add tokens up to id 296: save both'):
-    from_folder.vocabulary(tmp_path)
+    from_folder.read_vocabulary(tmp_path)
 
 
 @pytest.mark.parametrize('name', ['spiece.model', 'tokenizer.model', 'vocab.txt', 'tokenizer.json'])
@@ -73,9 +73,9 @@ def test_a_damaged_configuration_is_named(name, model, tmp_path):
   (tmp_path / name).write_bytes(model.read_bytes())
   (tmp_path / 'tokenizer_config.json').write_text('{"eos_token": "</')
   with pytest.raises(ValueError, match=r'tokenizer_config\.json is damaged'):
-    from_folder.vocabulary(tmp_path)
+    from_folder.read_vocabulary(tmp_path)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match='There is no'):
-    from_folder.vocabulary(tmp_path)
+    from_folder.read_vocabulary(tmp_path)
