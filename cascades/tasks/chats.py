@@ -77,7 +77,7 @@ def read(folder: epath.PathLike, *, system: str | None = None) -> Template:
       f'{huggingface_folder.CONFIG}): the model is not for chats, or was converted without the '
       'files beside its weights.'
     )
-  spelled = {name: huggingface_folder.spelling(config.get(name)) for name in _SPELLED}
+  spelled = {name: huggingface_folder.token_text(config.get(name)) for name in _SPELLED}
   return Template(source, {name: token for name, token in spelled.items() if token}, system)
 
 

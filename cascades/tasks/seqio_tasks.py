@@ -109,7 +109,7 @@ def vocabulary(ours: Vocabulary) -> seqio.Vocabulary:
       return SymbolVocabulary(ours)
     case sentencepiece.SentencePiece(file=file, pad_id=0, eos_ids=(1,)) if file is not None:
       return seqio.SentencePieceVocabulary(str(file), ours.extra_ids)
-    case conventions.Conventions():
+    case conventions.AbstractVocabulary():
       return CalledVocabulary(ours)
   raise ValueError(f'SeqIO has no counterpart of a {type(ours).__name__} vocabulary.')
 

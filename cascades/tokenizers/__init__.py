@@ -1,1 +1,1 @@
-"""Text to token ids and back. Imports nothing by itself."""
+"""Tokenizers: text to token ids and back."""

@@ -1,4 +1,4 @@
-"""What all vocabularies share: special ids, decoding up to the end, a fingerprint."""
+"""Conventions of all vocabularies: special ids, decoding up to the end, a fingerprint."""
 
 from __future__ import annotations
 
@@ -18,57 +18,64 @@ TOKEN = np.dtype('<i4')
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # of T5
 
 
-class Conventions:
-  """Special ids, those of T5 unless a vocabulary says otherwise; `describe` decides identity."""
+class AbstractVocabulary:
+  """A vocabulary, to be completed with `size`, `describe`, `encode` and `_decode`.
+
+  Special ids are T5's unless a vocabulary sets others. Vocabularies with equal descriptions are
+  equal.
+  """
 
   size: int
   pad_id: int = PAD_ID
-  eos_ids: tuple[int, ...] = (EOS_ID,)  # the first is written, all of them end an answer
+  eos_ids: tuple[int, ...] = (EOS_ID,)  # each ends an answer; targets end with the first
   unk_id: int | None = UNK_ID
-  bos_id: int | None = PAD_ID  # as in T5, whose decoder starts from padding
+  bos_id: int | None = PAD_ID  # T5's decoder starts with padding
 
   @property
   def eos_id(self) -> int:
     return self.eos_ids[0]
 
   def describe(self) -> dict[str, Any]:
-    """What `vocabularies.from_description` needs to build it again, as JSON."""
+    """JSON from which `vocabularies.from_description` builds the vocabulary."""
     raise NotImplementedError
 
   def encode(self, text: str) -> list[int]:
+    """Token ids of a text, without beginning or end of sequence."""
     raise NotImplementedError
 
   def encode_all(self, texts: Sequence[str]) -> list[Tokens]:
-    """The same for many texts, faster."""
+    """Token ids of many texts, faster than one by one."""
     return [np.array(self.encode(text), TOKEN) for text in texts]
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text up to the first end of sequence, without padding; an id beyond `size` is unknown."""
+    """Text up to the first end of sequence, without padding; ids beyond `size` are unknown."""
     ids = [int(i) for i in ids]
     end = next((n for n, i in enumerate(ids) if i in self.eos_ids), len(ids))
-    known = [i if i < self.size else self.unk_id for i in ids[:end]]
-    return self._decode([i for i in known if i not in (None, self.pad_id, self.bos_id)])
+    clipped = [i if i < self.size else self.unk_id for i in ids[:end]]
+    return self._decode([i for i in clipped if i not in (None, self.pad_id, self.bos_id)])
 
   def _decode(self, ids: list[int]) -> str:
     raise NotImplementedError
 
   @functools.cached_property
   def fingerprint(self) -> str:
+    """Checksum of the description: equal only for vocabularies that encode every text alike."""
     return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
 
   def __eq__(self, other: object) -> bool:
-    return isinstance(other, Conventions) and self.fingerprint == other.fingerprint
+    return isinstance(other, AbstractVocabulary) and self.fingerprint == other.fingerprint
 
   def __hash__(self) -> int:
     return hash(self.fingerprint)
 
 
-def concatenated(parts: Sequence[Sequence[int]]) -> list[Tokens]:
-  """Each part as an array."""
-  return split(np.fromiter(itertools.chain.from_iterable(parts), TOKEN), map(len, parts))
+def to_arrays(sequences: Sequence[Sequence[int]]) -> list[Tokens]:
+  """Each sequence as an array."""
+  ids = np.fromiter(itertools.chain.from_iterable(sequences), TOKEN)
+  return split(ids, map(len, sequences))
 
 
 def split(ids: Tokens, lengths: Iterable[int]) -> list[Tokens]:
-  """Views of consecutive parts; one array for all costs less than one for each."""
+  """Consecutive views of these lengths; a single array is cheaper than many."""
   ends = itertools.accumulate(lengths, initial=0)
   return [ids[begin:end] for begin, end in itertools.pairwise(ends)]

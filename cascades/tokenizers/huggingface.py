@@ -8,32 +8,39 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 from cascades.tokenizers import conventions, huggingface_folder
 from cascades.tokenizers.conventions import Tokens
-from cascades.tokenizers.huggingface_folder import Said
+from cascades.tokenizers.huggingface_folder import TokenizerSettings
 
 if TYPE_CHECKING:  # a compiled package that only some runs need
   import tokenizers
 
-FILE = 'tokenizer.json'
+TOKENIZER_JSON = 'tokenizer.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
-  """Which ids mean what; tokenizer.json does not say."""
+  """Ids of padding, ends and beginning of sequence, which tokenizer.json does not name."""
 
   pad: int
   eos: tuple[int, ...]
   bos: int | None
 
 
-class HuggingFace(conventions.Conventions):
-  """Any tokenizer that `tokenizer.json` can describe. Special tokens in a text are recognised."""
+class HuggingFace(conventions.AbstractVocabulary):
+  """Any tokenizer of a `tokenizer.json`. Special tokens in a text are encoded as such.
+
+  Args:
+    model: the content of tokenizer.json.
+    ids: the special ids.
+    origin: the path of the file, for messages.
+    tokenizer: the parsed `model`, if the caller has it; parsing a large one takes seconds.
+  """
 
   def __init__(
     self,
@@ -48,14 +55,15 @@ class HuggingFace(conventions.Conventions):
     self.ids = ids
     self.pad_id, self.eos_ids, self.bos_id = ids.pad, ids.eos, ids.bos
     self._origin = origin
-    self._tokenizer = tokenizer or parse(model, origin)  # a large one takes seconds
+    self._tokenizer = tokenizer or parse(model, origin)
     vocabulary = self._tokenizer.get_vocab()
     self.size = max(vocabulary.values()) + 1
-    self.unk_id = _unknown(content['model'], vocabulary)
+    unknown = content['model'].get('unk_token') or ''
+    self.unk_id = content['model'].get('unk_id', vocabulary.get(unknown))
 
   def __reduce__(self) -> tuple[Any, ...]:
-    # Processes that tokenise get one with every task, and build it once.
-    return _rebuilt, (self.model, self.ids, self._origin)
+    # Worker processes unpickle one per task, and build it once.
+    return _cached, (self.model, self.ids, self._origin)
 
   def describe(self) -> dict[str, Any]:
     content = hashlib.sha256(self.model).hexdigest()
@@ -66,127 +74,134 @@ class HuggingFace(conventions.Conventions):
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def encode_all(self, texts: Sequence[str]) -> list[Tokens]:
-    found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return conventions.concatenated([one.ids for one in found])
+    encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return conventions.to_arrays([encoding.ids for encoding in encodings])
 
   def _decode(self, ids: list[int]) -> str:
     return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def read(path: epath.Path, *, pad: str | None, eos: Sequence[str], bos: str | None) -> HuggingFace:
-  """The tokenizer of a model's folder, or of one file in it.
+def read_huggingface(
+  path: epath.Path, *, pad: str | None, eos: Sequence[str], bos: str | None
+) -> HuggingFace:
+  """Reads the tokenizer in a model's folder, or in one file there.
 
-  Tokens that are not given are those of generation_config.json, tokenizer_config.json and
-  config.json beside it; bos='' means none.
+  Args:
+    path: tokenizer.json or its folder.
+    pad: the padding token.
+    eos: the tokens that end a sequence.
+    bos: the token that begins a sequence; '' for none.
+
+  Returns:
+    The vocabulary. Tokens that are not given are those of generation_config.json,
+    tokenizer_config.json and config.json in the same folder.
+
+  Raises:
+    FileNotFoundError: there is no tokenizer.json.
+    ValueError: the file is damaged, lacks a token, or no end of sequence is named.
   """
-  file = path / FILE if path.is_dir() else path
+  file = path / TOKENIZER_JSON if path.is_dir() else path
   if not file.exists():
     raise FileNotFoundError(
       f'There is no {file}. A folder with a SentencePiece model (tokenizer.model, spiece.model) '
       'instead is read by `vocabularies.sentencepiece`, given that file.'
     )
-  said = huggingface_folder.said(file.parent)
-  model = _spellable(file.read_bytes(), said, file)
+  settings = huggingface_folder.read_settings(file.parent)
+  model = _without_unused_tokens(file.read_bytes(), settings, file)
   tokenizer = parse(model, file)
-  named = lambda token: _id(tokenizer, token, file)
-  ids = lambda which: huggingface_folder.special_ids(said, which, named)
-  leading, trailing = _added(tokenizer)
-  ends = [*map(named, eos)] or ids('eos') or trailing[:1]
+
+  def token_id(token: str) -> int:
+    index = tokenizer.token_to_id(token)
+    if index is None:
+      raise ValueError(f'{file} has no token {token!r} within the vocab_size of config.json.')
+    return index
+
+  ids = lambda role: huggingface_folder.special_ids(settings, role, token_id)
+  prefix, suffix = _template_ids(tokenizer)
+  ends = [*map(token_id, eos)] or ids('eos') or suffix[:1]
   if not ends:
     raise ValueError(
       f'{file} and the files beside it name no end of sequence: give it as eos, such as '
-      'eos=("</s>",), or copy the tokenizer_config.json of the model beside it.'
+      'eos=("</s>",), or copy the tokenizer_config.json of the model to the same folder.'
     )
-  padding = named(pad) if pad else [*ids('pad'), *ends][0]
-  start = named(bos) if bos else None
+  padding = token_id(pad) if pad else [*ids('pad'), *ends][0]
+  start = token_id(bos) if bos else None
   if bos is None:
-    start = _start(said, padding, leading, ids, file)
+    start = _start_id(settings, padding, prefix, ids, file)
   special = SpecialIds(padding, tuple(ends), start)
   return HuggingFace(model, special, file, tokenizer=tokenizer)
 
 
 def parse(model: bytes, origin: epath.Path) -> tokenizers.Tokenizer:
-  """The library's tokenizer."""
+  """Parses the content of tokenizer.json. Raises ValueError if it is damaged."""
   import tokenizers
 
   try:
     tokenizer = tokenizers.Tokenizer.from_str(model.decode())
   except Exception as error:  # the library raises bare Exceptions
     raise ValueError(f'{origin} is not a tokenizer.json of Hugging Face: {error}') from error
-  # Models for embeddings bring limits of their own; trimming is the feed's business.
+  # Files of embedding models set limits; the data pipeline trims instead.
   tokenizer.no_truncation()
   tokenizer.no_padding()
   return tokenizer
 
 
 @functools.lru_cache(maxsize=4)
-def _rebuilt(model: bytes, ids: SpecialIds, origin: epath.Path) -> HuggingFace:
+def _cached(model: bytes, ids: SpecialIds, origin: epath.Path) -> HuggingFace:
   return HuggingFace(model, ids, origin)
 
 
 def _content(model: bytes, origin: epath.Path) -> dict[str, Any]:
-  """The same whether or not the file was cut to one use of the model."""
+  """The parsed file, without truncation and padding, which belong to one use of the model."""
   try:
     return json.loads(model) | {'truncation': None, 'padding': None}
   except (ValueError, TypeError) as error:
     raise ValueError(f'{origin} is not a tokenizer.json of Hugging Face: {error}') from error
 
 
-def _unknown(model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> int | None:
-  return model.get('unk_id', vocabulary.get(model.get('unk_token') or ''))
+def _without_unused_tokens(model: bytes, settings: TokenizerSettings, file: epath.Path) -> bytes:
+  """Removes the last added tokens that a language model never reads.
 
-
-def _spellable(model: bytes, said: Said, file: epath.Path) -> bytes:
-  """Without the last added tokens, where no text of a language model may hold them.
-
-  The one for images, and those that the model's table has no row for. Gemma 3's
-  `<image_soft_token>` is both in the sizes that read only text; as the others leave it out too, all
-  share a vocabulary.
+  These are the token for images, and ids beyond the model's embedding table. Gemma 3's
+  `<image_soft_token>` is both in the text-only sizes; without it all sizes share a vocabulary.
   """
   content = _content(model, file)
-  images = huggingface_folder.spellings(said, 'image')
-  size = said['config'].get('vocab_size') or math.inf
+  images = huggingface_folder.token_texts(settings, 'image')
+  size = settings['config'].get('vocab_size') or math.inf
   added = content.get('added_tokens') or []
-  unread = lambda token: token['id'] >= size or token['content'] in images
-  kept = [*itertools.dropwhile(unread, reversed(added))][::-1]
-  return json.dumps(content | {'added_tokens': kept}).encode() if kept != added else model
+  unused = lambda token: token['id'] >= size or token['content'] in images
+  tokens = [*itertools.dropwhile(unused, reversed(added))][::-1]
+  return json.dumps(content | {'added_tokens': tokens}).encode() if tokens != added else model
 
 
-def _id(tokenizer: tokenizers.Tokenizer, token: str, file: epath.Path) -> int:
-  found = tokenizer.token_to_id(token)
-  if found is None:
-    raise ValueError(f'{file} has no token {token!r} within the vocab_size of config.json.')
-  return found
-
-
-def _start(
-  said: Said,
+def _start_id(
+  settings: TokenizerSettings,
   pad: int,
-  leading: Sequence[int],
+  prefix: Sequence[int],
   ids: Callable[[str], list[int]],
   file: epath.Path,
 ) -> int | None:
-  """What a decoder reads first, if the model was trained with anything."""
+  """The decoder's first input; None if the model was trained without one."""
   for name in ('generation_config', 'config'):
-    if (start := said[name].get('decoder_start_token_id')) is not None:
+    if (start := settings[name].get('decoder_start_token_id')) is not None:
       return start
-  if 'T5' in (said['tokenizer_config'].get('tokenizer_class') or ''):
+  if 'T5' in (settings['tokenizer_config'].get('tokenizer_class') or ''):
     return pad
-  adds = said['tokenizer_config'].get('add_bos_token')
-  if not adds and (adds is not None or not leading):
+  adds = settings['tokenizer_config'].get('add_bos_token')
+  if not adds and (adds is not None or not prefix):
     return None
-  found = [*leading, *ids('bos')]
-  if not found:
+  candidates = [*prefix, *ids('bos')]
+  if not candidates:
     raise ValueError(
       f'{file.parent / huggingface_folder.CONFIG} asks for a beginning of sequence '
       '(add_bos_token) and names none: give it as bos, or bos="" to do without.'
     )
-  return found[0]
+  return candidates[0]
 
 
-def _added(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-  """The ids that the tokenizer itself puts before and behind a text."""
+def _template_ids(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+  """The ids that the tokenizer's template puts before and after a text."""
   plain = tokenizer.encode('a', add_special_tokens=False).ids
-  whole = tokenizer.encode('a', add_special_tokens=True).ids
-  before = next(n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
-  return whole[:before], whole[before + len(plain) :]
+  full = tokenizer.encode('a', add_special_tokens=True).ids
+  before = next(n for n in range(len(full)) if full[n : n + len(plain)] == plain)
+  return full[:before], full[before + len(plain) :]

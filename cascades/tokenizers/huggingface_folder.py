@@ -1,4 +1,4 @@
-"""What the JSON files in a model's folder of Hugging Face say, where they are there."""
+"""JSON files with a tokenizer's settings in a model folder of Hugging Face; all are optional."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from typing import Any, TypeAlias
 
 from etils import epath
 
-Said: TypeAlias = Mapping[str, Mapping[str, Any]]  # what a file says, by its name without .json
+TokenizerSettings: TypeAlias = Mapping[str, Mapping[str, Any]]  # content, by name without .json
 
 CONFIG = 'tokenizer_config.json'
 
-_SPELL, _NUMBER = ('tokenizer_config', 'special_tokens_map'), ('generation_config', 'config')
+_TEXT_FILES = ('tokenizer_config', 'special_tokens_map')  # special tokens as text
+_ID_FILES = ('generation_config', 'config')  # special tokens as ids
 
 
 def read(file: epath.Path) -> dict[str, Any]:
-  """A file's object, empty if there is no file. Raises ValueError if it holds anything else."""
+  """The object in a JSON file; empty if there is no file.
+
+  Raises:
+    ValueError: the file holds no JSON object.
+  """
   try:
     return {} | json.loads(file.read_text()) if file.exists() else {}
   except (ValueError, TypeError) as error:
@@ -26,26 +31,28 @@ def read(file: epath.Path) -> dict[str, Any]:
     ) from error
 
 
-def said(folder: epath.Path) -> Said:
-  """All that may be said of a tokenizer's special tokens."""
-  return {name: read(folder / f'{name}.json') for name in (*_SPELL, *_NUMBER)}
+def read_settings(folder: epath.Path) -> TokenizerSettings:
+  """The files that name special tokens."""
+  return {name: read(folder / f'{name}.json') for name in (*_TEXT_FILES, *_ID_FILES)}
 
 
-def spelling(token: str | Mapping[str, Any] | None) -> str:
-  """A special token's text, with or without how it is to be matched; none is empty."""
+def token_text(token: str | Mapping[str, Any] | None) -> str:
+  """Text of a special token, written as text or as an object with options; empty for None."""
   return (token['content'] if isinstance(token, Mapping) else token) or ''
 
 
-def spellings(said: Said, which: str) -> list[str]:
-  """The texts of 'eos', 'image' and the like, without repetition."""
-  found = [spelling(said[name].get(f'{which}_token')) for name in _SPELL]
-  return [text for text in dict.fromkeys(found) if text]
+def token_texts(settings: TokenizerSettings, role: str) -> list[str]:
+  """Texts of the tokens for 'eos', 'image' and the like, without repetition."""
+  texts = [token_text(settings[name].get(f'{role}_token')) for name in _TEXT_FILES]
+  return [text for text in dict.fromkeys(texts) if text]
 
 
-def special_ids(said: Said, which: str, named: Callable[[str], int]) -> list[int]:
-  """The ids of 'pad', 'eos' or 'bos', those of tokens that are spelled first; each once."""
-  ids = [named(text) for text in spellings(said, which)]
-  for name in _NUMBER:
-    found = said[name].get(f'{which}_token_id')
-    ids += found if isinstance(found, list) else [] if found is None else [found]
+def special_ids(
+  settings: TokenizerSettings, role: str, token_id: Callable[[str], int]
+) -> list[int]:
+  """Ids for 'pad', 'eos' or 'bos' without repetition; those given as text come first."""
+  ids = [token_id(text) for text in token_texts(settings, role)]
+  for name in _ID_FILES:
+    stored = settings[name].get(f'{role}_token_id')
+    ids += stored if isinstance(stored, list) else [] if stored is None else [stored]
   return list(dict.fromkeys(i for i in ids if i >= 0))

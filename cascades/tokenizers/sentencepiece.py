@@ -22,12 +22,23 @@ T5_IDS = (
 )  # no beginning of sequence
 
 
-class SentencePiece(conventions.Conventions):
-  """A trained subword model; `<extra_id_0>` is the last id, `<extra_id_1>` the one before.
+class SentencePiece(conventions.AbstractVocabulary):
+  """A trained subword model; `<extra_id_0>` is the last id, `<extra_id_1>` the second to last.
 
-  The model says its special ids: T5's, Gemma's (padding 0, end 1, beginning 2, unknown 3), Llama's
-  (unknown 0, beginning 1, end 2). T5's decoder starts from padding, any other without a beginning
-  from nothing. `eos` names the pieces that end an answer if the model does not, or others do too.
+  The model defines its special ids: T5's, Gemma's (padding 0, end 1, beginning 2, unknown 3),
+  Llama's (unknown 0, beginning 1, end 2). T5's decoder starts with padding; those of other models
+  without a beginning of sequence start with the first token.
+
+  Args:
+    model: the serialized model.
+    origin: its path, for messages.
+    file: the path of a file with the model alone; None if it is inside another file.
+    extra_ids: the number of sentinels that follow the model's pieces; None for 100 if the special
+      ids are T5's, else 0.
+    eos: the pieces that end an answer, for models that do not define them, or that have several.
+
+  Raises:
+    ValueError: the model is damaged, lacks a piece in `eos`, or defines no end of sequence.
   """
 
   def __init__(
@@ -40,7 +51,7 @@ class SentencePiece(conventions.Conventions):
     eos: Sequence[str] = (),
   ) -> None:
     self.model = model
-    self.file = file  # that holds the model, if one does
+    self.file = file
     processor = _load(model, origin)
     ids = (processor.pad_id(), processor.eos_id(), processor.unk_id(), processor.bos_id())
     self.extra_ids = (100 if ids == T5_IDS else 0) if extra_ids is None else extra_ids
@@ -53,7 +64,7 @@ class SentencePiece(conventions.Conventions):
     self.eos_ids = tuple(piece_id(processor, piece, origin) for piece in eos) or (end,)
     if self.eos_id < 0:
       raise ValueError(
-        f'{origin} names no end of sequence: give one as eos, such as eos=("[SEP]",), or train a '
+        f'{origin} defines no end of sequence: give one as eos, such as eos=("[SEP]",), or train a '
         'model with `python -m cascades.browse_tasks train_vocabulary`.'
       )
     self.pad_id = self.eos_id if pad < 0 else pad
@@ -68,7 +79,7 @@ class SentencePiece(conventions.Conventions):
     return self._processor.EncodeAsIds(text)
 
   def encode_all(self, texts: Sequence[str]) -> list[Tokens]:
-    return conventions.concatenated(self._processor.Encode(list(texts), num_threads=1))
+    return conventions.to_arrays(self._processor.Encode(list(texts), num_threads=1))
 
   def _decode(self, ids: list[int]) -> str:
     return self._processor.DecodeIds(ids)
@@ -78,7 +89,7 @@ def _load(model: bytes, origin: epath.Path) -> spm.SentencePieceProcessor:
   processor = spm.SentencePieceProcessor()
   try:
     processor.LoadFromSerializedProto(model)
-  except Exception as error:  # protobuf and the C++ library raise types of their own
+  except Exception as error:  # protobuf and the C++ library raise their own types
     raise ValueError(
       f'{origin} is not a SentencePiece model. Train one with '
       '`python -m cascades.browse_tasks train_vocabulary`.'
@@ -87,17 +98,17 @@ def _load(model: bytes, origin: epath.Path) -> spm.SentencePieceProcessor:
 
 
 def piece_id(processor: spm.SentencePieceProcessor, piece: str, origin: epath.Path) -> int:
-  """The id of a piece that is to end an answer. Raises ValueError if there is none."""
-  found = processor.PieceToId(piece)
-  if processor.IdToPiece(found) != piece:
-    raise ValueError(f'{origin} has no piece {piece!r}, which is to end an answer.')
-  return found
+  """The id of a piece that ends an answer. Raises ValueError if the model lacks it."""
+  index = processor.PieceToId(piece)
+  if processor.IdToPiece(index) != piece:
+    raise ValueError(f'{origin} has no piece {piece!r}, which should end an answer.')
+  return index
 
 
 def _with_extra_ids(model: bytes, extra_ids: int) -> bytes:
-  """The model with sentinels at its end, last one first, exactly as SeqIO adds them."""
+  """The model followed by sentinels in descending order, exactly as SeqIO adds them."""
   proto = ModelProto.FromString(model)
-  kind = ModelProto.SentencePiece.USER_DEFINED
+  user_defined = ModelProto.SentencePiece.USER_DEFINED
   for i in reversed(range(extra_ids)):
-    proto.pieces.add(piece=f'▁<extra_id_{i}>', score=0.0, type=kind)
+    proto.pieces.add(piece=f'▁<extra_id_{i}>', score=0.0, type=user_defined)
   return proto.SerializeToString()

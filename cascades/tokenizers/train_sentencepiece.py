@@ -1,4 +1,4 @@
-"""Trains a SentencePiece model on a task's own text."""
+"""Training of a SentencePiece model on the text of a task."""
 
 from __future__ import annotations
 
@@ -22,11 +22,23 @@ def train_sentencepiece(
   model_type: Literal['unigram', 'bpe'] = 'unigram',
   max_texts: int = 1_000_000,
 ) -> vocabularies.SentencePiece:
-  """Trains a lossless SentencePiece model of `size` pieces and writes it to `output`.
+  """Trains a lossless SentencePiece model and writes it to `output`.
 
-  Byte fallback, identity normalisation and a piece for the newline make `decode(encode(text))`
-  equal `text`, save that U+2581, SentencePiece's own mark of a space, becomes one. Of more than
-  `max_texts` texts a random sample is used, the same in every run.
+  With byte fallback, identity normalization and a piece for the newline `decode(encode(text))`
+  equals `text`, except that U+2581, SentencePiece's symbol for a space, becomes a space.
+
+  Args:
+    texts: the text.
+    output: the file to write.
+    size: the number of pieces.
+    model_type: SentencePiece's algorithm.
+    max_texts: the size of the random sample that is used of more texts; the same in every run.
+
+  Returns:
+    The vocabulary in `output`.
+
+  Raises:
+    ValueError: the text is too short for that many pieces, or has too many characters.
   """
   model = io.BytesIO()
   try:
@@ -44,7 +56,7 @@ def train_sentencepiece(
       remove_extra_whitespaces=False,
       user_defined_symbols=['\n'],
       shuffle_input_sentence=False,
-      max_sentence_length=1 << 20,  # bytes; the default drops texts over 4192 without a word
+      max_sentence_length=1 << 20,  # bytes; the default silently drops texts over 4192
       minloglevel=2,
     )
   except RuntimeError as error:
@@ -56,12 +68,12 @@ def train_sentencepiece(
 
 
 def _sample(texts: Iterable[str], size: int) -> list[str]:
-  """At most `size` texts, each equally likely. SentencePiece's own sample has no seed."""
+  """Uniform sample of at most `size` texts. SentencePiece's own sampling has no seed."""
   generator = random.Random(0)  # noqa: S311
-  kept: list[str] = []
+  sample: list[str] = []
   for count, text in enumerate(texts):
     if count < size:
-      kept.append(text)
-    elif (place := generator.randint(0, count)) < size:
-      kept[place] = text
-  return kept
+      sample.append(text)
+    elif (index := generator.randint(0, count)) < size:
+      sample[index] = text
+  return sample

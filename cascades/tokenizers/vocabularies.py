@@ -1,7 +1,7 @@
-"""Text to token ids and back, without TensorFlow: bytes, symbols, and what models bring along.
+"""Vocabularies, text to token ids and back: bytes, symbols, and tokenizers of pretrained models.
 
-Bytes and symbols count 0 as padding and as the decoder's first input, 1 as end of sequence, 2 as
-unknown, as T5 does. SentencePiece, Hugging Face and GGUF bring special ids of their own.
+In bytes and symbols 0 is padding and the decoder's first input, 1 the end of sequence and 2
+unknown, as in T5. SentencePiece, Hugging Face and GGUF define their own special ids.
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ from etils import epath
 
 from cascades.runtime import files
 from cascades.tokenizers import conventions
-from cascades.tokenizers import gguf as gguf_tokenizers
-from cascades.tokenizers import huggingface as huggingface_tokenizers
-from cascades.tokenizers.conventions import TOKEN, UNK_ID, Conventions, Tokens
-from cascades.tokenizers.huggingface import HuggingFace, SpecialIds
+from cascades.tokenizers.conventions import TOKEN, UNK_ID, AbstractVocabulary, Tokens
+from cascades.tokenizers.gguf import read_gguf
+from cascades.tokenizers.huggingface import (
+  TOKENIZER_JSON,
+  HuggingFace,
+  SpecialIds,
+  read_huggingface,
+)
 from cascades.tokenizers.sentencepiece import SentencePiece
 from cascades.types import Vocabulary
 
-Known: TypeAlias = 'Bytes | Symbols | SentencePiece | HuggingFace'
+SavedVocabulary: TypeAlias = 'Bytes | Symbols | SentencePiece | HuggingFace'
 
 _FIRST_ID = 3
 _DESCRIPTION_FILE = 'vocabulary.json'
-_MODEL_FILES = {'sentencepiece': 'sentencepiece.model', 'huggingface': huggingface_tokenizers.FILE}
+_MODEL_FILES = {'sentencepiece': 'sentencepiece.model', 'huggingface': TOKENIZER_JSON}
 
 
-class Bytes(Conventions):
+class Bytes(AbstractVocabulary):
   """UTF-8 bytes at 3..258, as in ByT5, https://arxiv.org/abs/2105.13626."""
 
   def __init__(self, extra_ids: int) -> None:
@@ -48,19 +52,19 @@ class Bytes(Conventions):
     return conventions.split(ids, map(len, encoded))
 
   def _decode(self, ids: list[int]) -> str:
-    kept = bytes(i - _FIRST_ID for i in ids if _FIRST_ID <= i < _FIRST_ID + 256)
-    return kept.decode(errors='ignore')
+    text = bytes(i - _FIRST_ID for i in ids if _FIRST_ID <= i < _FIRST_ID + 256)
+    return text.decode(errors='ignore')
 
 
-class Symbols(Conventions):
-  """A closed list of symbols, written with white space between them."""
+class Symbols(AbstractVocabulary):
+  """A closed list of symbols, separated by white space."""
 
   def __init__(self, names: Sequence[str]) -> None:
     if not names or any(name.encode().split() != [name.encode()] for name in names):
       raise ValueError('A symbol is a non-empty string without white space; give at least one.')
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-      raise ValueError(f'Symbols must differ, but these are listed twice: {", ".join(repeated)}.')
+      raise ValueError(f'Symbols must differ, but these are repeated: {", ".join(repeated)}.')
     self.names = tuple(names)
     self.size = _FIRST_ID + len(names)
     self._ids = {name.encode(): i for i, name in enumerate(names, _FIRST_ID)}
@@ -77,7 +81,7 @@ class Symbols(Conventions):
 
 
 def bytes_vocabulary(extra_ids: int = 0) -> Bytes:
-  """259 ids that can spell everything; equal to `seqio.ByteVocabulary`."""
+  """259 ids that encode any text; equal to `seqio.ByteVocabulary`."""
   return Bytes(extra_ids)
 
 
@@ -93,10 +97,18 @@ def sentencepiece(
   eos: Sequence[str] = (),
   allow_remote: bool = False,
 ) -> SentencePiece:
-  """A SentencePiece model file; equal to `seqio.SentencePieceVocabulary(path, extra_ids)`.
+  """Reads a SentencePiece model; equal to `seqio.SentencePieceVocabulary(path, extra_ids)`.
 
-  Unless said otherwise a model with T5's special ids gets its 100 extra ids, another none. `eos`
-  names the pieces that end an answer, the first being written, if not only the model's own does.
+  Args:
+    path: the model file.
+    extra_ids: the number of sentinels; None for 100 in a model with T5's special ids, else 0.
+    eos: the pieces that end an answer, for models that define none or several; targets end with
+      the first.
+    allow_remote: whether the path may be in an object store.
+
+  Raises:
+    FileNotFoundError: there is no file.
+    ValueError: the file is damaged, lacks a piece in `eos`, or defines no end of sequence.
   """
   file = _located(path, allow_remote)
   if not file.exists():
@@ -115,21 +127,38 @@ def huggingface(
   bos: str | None = None,
   allow_remote: bool = False,
 ) -> HuggingFace:
-  """A `tokenizer.json`, or a model's folder that has one; equal to what transformers loads.
+  """Reads a `tokenizer.json`; equal to what transformers loads.
 
-  The special tokens are those of the folder's JSON files, unless given: several `eos` are written
-  by the first and ended by any; bos='' starts the decoder without one.
+  Args:
+    path: the file, or the model's folder.
+    pad: the padding token; by default, like `eos` and `bos`, that of the folder's JSON files.
+    eos: the tokens that end an answer; targets end with the first.
+    bos: the decoder's first input; '' for none.
+    allow_remote: whether the path may be in an object store.
+
+  Raises:
+    FileNotFoundError: there is no tokenizer.json.
+    ValueError: the file is damaged, lacks a token, or no end of sequence is named.
   """
-  return huggingface_tokenizers.read(_located(path, allow_remote), pad=pad, eos=eos, bos=bos)
+  return read_huggingface(_located(path, allow_remote), pad=pad, eos=eos, bos=bos)
 
 
 def gguf(path: epath.PathLike, *, allow_remote: bool = False) -> SentencePiece | HuggingFace:
-  """The tokenizer inside a GGUF file (byte-level BPE, or SentencePiece), with its special ids."""
-  return gguf_tokenizers.read(_located(path, allow_remote))
+  """Reads the tokenizer in a GGUF file (byte-level BPE, or SentencePiece).
+
+  Raises:
+    ValueError: the file is damaged, or its tokenizer is not supported.
+  """
+  return read_gguf(_located(path, allow_remote))
 
 
 def save(vocabulary: Vocabulary, directory: epath.PathLike) -> None:
-  """Writes the vocabulary beside what was trained with it, for `load`."""
+  """Writes a vocabulary beside the model that was trained with it, for `load`.
+
+  Args:
+    vocabulary: the vocabulary; a SentencePiece model or tokenizer.json is copied.
+    directory: the run directory, created if it does not exist.
+  """
   directory = epath.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   description = vocabulary.describe()
@@ -138,30 +167,35 @@ def save(vocabulary: Vocabulary, directory: epath.PathLike) -> None:
   files.write(directory / _DESCRIPTION_FILE, json.dumps(description, indent=2).encode())
 
 
-def load(directory: epath.PathLike) -> Known:
-  """The vocabulary that `save` wrote."""
+def load(directory: epath.PathLike) -> SavedVocabulary:
+  """Reads the vocabulary that `save` wrote.
+
+  Raises:
+    FileNotFoundError: the directory holds no vocabulary, or its model file is missing.
+    ValueError: the model file was changed.
+  """
   file = epath.Path(directory) / _DESCRIPTION_FILE
   if not file.exists():
     raise FileNotFoundError(f'No vocabulary in {directory}: {file.name} is missing.')
   return from_description(json.loads(file.read_text()), directory)
 
 
-def from_description(description: Mapping[str, Any], directory: epath.PathLike) -> Known:
-  """The inverse of `describe`; a trained model is read from `directory`."""
-  kind = description.get('kind')
-  if kind == 'bytes':
+def from_description(description: Mapping[str, Any], directory: epath.PathLike) -> SavedVocabulary:
+  """Builds the vocabulary that `describe` described; its model file is read from `directory`."""
+  vocabulary_type = description.get('kind')
+  if vocabulary_type == 'bytes':
     return bytes_vocabulary(description['extra_ids'])
-  if kind == 'symbols':
+  if vocabulary_type == 'symbols':
     return symbols(description['names'])
-  if kind not in _MODEL_FILES:
-    known = ', '.join(('bytes', 'symbols', *_MODEL_FILES))
-    raise ValueError(f'Vocabulary kind {kind!r} is not one of {known}.')
-  file = epath.Path(directory) / _MODEL_FILES[kind]
+  if vocabulary_type not in _MODEL_FILES:
+    types = ', '.join(('bytes', 'symbols', *_MODEL_FILES))
+    raise ValueError(f'Vocabulary kind {vocabulary_type!r} is not one of {types}.')
+  file = epath.Path(directory) / _MODEL_FILES[vocabulary_type]
   if not file.exists():
     raise FileNotFoundError(f'No vocabulary in {directory}: {file.name} is missing.')
   model = file.read_bytes()
   vocabulary: SentencePiece | HuggingFace
-  if kind == 'sentencepiece':
+  if vocabulary_type == 'sentencepiece':
     extra_ids, eos = description['extra_ids'], description.get('eos', ())
     vocabulary = SentencePiece(model, file, file=file, extra_ids=extra_ids, eos=eos)
   else:
@@ -169,7 +203,7 @@ def from_description(description: Mapping[str, Any], directory: epath.PathLike) 
     vocabulary = HuggingFace(model, SpecialIds(*ids), file)
   if vocabulary.describe() != dict(description):
     raise ValueError(
-      f'{file.name} in {directory} is not the model that was saved there: its checksum differs. '
+      f'{file.name} in {directory} is not the model that was saved: its checksum differs. '
       'Copy the file again from where the model was trained.'
     )
   return vocabulary

@@ -1,4 +1,4 @@
-"""BERT's vocab.txt, one WordPiece a line, of folders without tokenizer.json."""
+"""BERT's vocab.txt, with one WordPiece per line, in folders without tokenizer.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from etils import epath
 from cascades.tokenizers import huggingface_folder
 from cascades.tokenizers.huggingface import HuggingFace, SpecialIds
 
-FILE = 'vocab.txt'
+VOCAB_TXT = 'vocab.txt'
 SPECIAL = {
   'unk_token': '[UNK]',
   'sep_token': '[SEP]',
@@ -19,31 +19,37 @@ SPECIAL = {
 }
 
 
-def read(folder: epath.Path) -> HuggingFace:
-  """The tokenizer of a model's folder; [CLS] and [SEP] are its beginning and end of sequence.
+def read_wordpiece(folder: epath.Path) -> HuggingFace:
+  """Reads the tokenizer in a folder; [CLS] and [SEP] are its beginning and end of sequence.
 
-  Names of special tokens and the treatment of case are those of tokenizer_config.json, or of BERT
-  uncased.
+  tokenizer_config.json names the special tokens and the treatment of case; the defaults are those
+  of BERT uncased.
+
+  Raises:
+    ValueError: vocab.txt lacks special tokens.
   """
   from tokenizers.implementations import BertWordPieceTokenizer
 
-  said = huggingface_folder.read(folder / huggingface_folder.CONFIG)
-  pieces = (folder / FILE).read_text().removesuffix('\n').split('\n')
+  options = huggingface_folder.read(folder / huggingface_folder.CONFIG)
+  pieces = (folder / VOCAB_TXT).read_text().removesuffix('\n').split('\n')
   names: dict[str, Any] = {
-    name: huggingface_folder.spelling(said.get(name)) or token for name, token in SPECIAL.items()
+    name: huggingface_folder.token_text(options.get(name)) or token
+    for name, token in SPECIAL.items()
   }
   absent = [token for token in names.values() if token not in pieces]
   if absent:
     raise ValueError(
-      f'{folder / FILE} lacks {", ".join(absent)}: copy the tokenizer_config.json of the model '
-      'beside it, which names its special tokens.'
+      f'{folder / VOCAB_TXT} lacks {", ".join(absent)}: copy the tokenizer_config.json of the '
+      'model, which names its special tokens, to the same folder.'
     )
   tokenizer = BertWordPieceTokenizer(
     {piece: i for i, piece in enumerate(pieces)},
-    lowercase=said.get('do_lower_case', True),
-    strip_accents=said.get('strip_accents'),
-    handle_chinese_chars=said.get('tokenize_chinese_chars', True),
+    lowercase=options.get('do_lower_case', True),
+    strip_accents=options.get('strip_accents'),
+    handle_chinese_chars=options.get('tokenize_chinese_chars', True),
     **names,
   )
   pad, start, end = (pieces.index(names[name]) for name in ('pad_token', 'cls_token', 'sep_token'))
-  return HuggingFace(tokenizer.to_str().encode(), SpecialIds(pad, (end,), start), folder / FILE)
+  return HuggingFace(
+    tokenizer.to_str().encode(), SpecialIds(pad, (end,), start), folder / VOCAB_TXT
+  )

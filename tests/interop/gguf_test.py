@@ -164,7 +164,7 @@ def test_rotary_factors_of_another_kind_are_refused(tmp_path):
     ({'llama.attention.value_length': 4}, r'llama\.attention\.value_length=4'),
     ({'llama.rope.dimension_count': 4}, r'llama\.rope\.dimension_count=4'),
     ({'llama.rope.scaling.type': 'yarn'}, r"llama\.rope\.scaling\.type='yarn'"),
-    ({'split.count': 3}, r'is one of 3 parts: join them with'),
+    ({'split.count': 3}, r'is one of 3 files of a model: join them with'),
   ],
 )
 def test_what_our_models_do_not_compute_is_named(said, message, tmp_path):
@@ -202,7 +202,7 @@ def test_missing_and_unknown_tensors_are_named(tmp_path):
 def test_what_is_no_gguf_file_is_refused(content, tmp_path):
   path = tmp_path / 'wrong.gguf'
   path.write_bytes(content)
-  with pytest.raises(store.CheckpointError, match=r'wrong\.gguf is not a whole GGUF file'):
+  with pytest.raises(store.CheckpointError, match=r'wrong\.gguf is not a complete GGUF file'):
     importer.open_file(path)
 
 
@@ -211,7 +211,7 @@ def test_a_truncated_file_is_refused(tmp_path):
   content = path.read_bytes()
   for size in (100, 700, len(content) - 64):
     path.write_bytes(content[:size])
-    with pytest.raises(store.CheckpointError, match='is not a whole GGUF file'):
+    with pytest.raises(store.CheckpointError, match='is not a complete GGUF file'):
       importer.open_file(path)
 
 

@@ -114,7 +114,7 @@ def test_unknown_kinds_and_cuts_are_named(smollm, tmp_path):
   with pytest.raises(ValueError, match=r"splits text as 'tekken' .* gpt-2, smollm, llama-bpe"):
     vocabularies.gguf(_write_bpe(tmp_path / 'm.gguf', smollm, pre='tekken'))
   path = _write(tmp_path / 'n.gguf', 'bert', ['a'], [1], eos_token_id=0)
-  with pytest.raises(ValueError, match="tokenizer of kind 'bert'; only gpt2"):
+  with pytest.raises(ValueError, match="tokenizer of type 'bert'; supported are gpt2"):
     vocabularies.gguf(path)
 
 

@@ -150,13 +150,13 @@ def test_a_missing_model_is_named(tmp_path):
 
 def test_a_model_without_an_end_of_sequence_needs_to_be_told_one(real_data):
   albert = real_data / 'tokenizers' / 'albert_30k.spiece.model'
-  with pytest.raises(ValueError, match='names no end of sequence: give one as eos'):
+  with pytest.raises(ValueError, match='defines no end of sequence: give one as eos'):
     vocabularies.sentencepiece(albert)
   vocabulary = vocabularies.sentencepiece(albert, eos=('[SEP]',))
   assert (vocabulary.pad_id, vocabulary.eos_ids, vocabulary.unk_id) == (0, (3,), 1)
   assert (vocabulary.size, vocabulary.extra_ids) == (30_000, 0)
   assert vocabulary.decode([*vocabulary.encode('two boats'), 3, 5]) == 'two boats'
-  with pytest.raises(ValueError, match=r"has no piece '</s>', which is to end an answer"):
+  with pytest.raises(ValueError, match=r"has no piece '</s>', which should end an answer"):
     vocabularies.sentencepiece(albert, eos=('</s>',))
 
 
@@ -167,7 +167,7 @@ def test_what_is_no_symbol_is_refused(names):
 
 
 def test_a_repeated_symbol_is_named():
-  with pytest.raises(ValueError, match='listed twice: b'):
+  with pytest.raises(ValueError, match='repeated: b'):
     vocabularies.symbols(['a', 'b', 'b', 'c'])
 
 
@@ -209,7 +209,7 @@ def test_a_swapped_model_file_is_noticed(every_kind, model, tmp_path):
   train_sentencepiece.train_sentencepiece(
     TEXTS * 5, tmp_path / 'sentencepiece.model', size=330, model_type='bpe'
   )
-  with pytest.raises(ValueError, match='is not the model that was saved there'):
+  with pytest.raises(ValueError, match='is not the model that was saved'):
     vocabularies.load(tmp_path)
 
 

@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def test_words_are_cut_into_the_longest_pieces(folder):
-  vocabulary = wordpiece.read(folder)
+  vocabulary = wordpiece.read_wordpiece(folder)
   assert (vocabulary.pad_id, vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id) == (
     0,
     2,
@@ -48,7 +48,7 @@ def test_words_are_cut_into_the_longest_pieces(folder):
 
 def test_case_and_accents_are_kept_if_the_model_keeps_them(folder):
   (folder / 'tokenizer_config.json').write_text(json.dumps({'do_lower_case': False}))
-  assert wordpiece.read(folder).encode('A a é') == [12, 8, 9]
+  assert wordpiece.read_wordpiece(folder).encode('A a é') == [12, 8, 9]
 
 
 def test_special_tokens_may_have_other_names(folder):
@@ -59,15 +59,15 @@ def test_special_tokens_may_have_other_names(folder):
     'mask_token': None,
   }
   (folder / 'tokenizer_config.json').write_text(json.dumps(said))
-  vocabulary = wordpiece.read(folder)
+  vocabulary = wordpiece.read_wordpiece(folder)
   assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id) == (5, 8, 10)
   (folder / 'tokenizer_config.json').write_text(json.dumps({'cls_token': '<s>'}))
   with pytest.raises(ValueError, match=r'vocab.txt lacks <s>: copy the tokenizer_config.json'):
-    wordpiece.read(folder)
+    wordpiece.read_wordpiece(folder)
 
 
 def test_it_is_saved_and_loaded_as_any_other(folder, tmp_path):
-  vocabulary = wordpiece.read(folder)
+  vocabulary = wordpiece.read_wordpiece(folder)
   vocabularies.save(vocabulary, tmp_path / 'saved')
   assert vocabularies.load(tmp_path / 'saved') == vocabulary
 
@@ -84,7 +84,7 @@ def test_real_lines_are_encoded_as_by_the_tokenizer_json_beside_it(language, tmp
   for name in ('vocab.txt', 'tokenizer_config.json'):
     shutil.copy(model / name, tmp_path)
   lines = real(f'wmt/generaltest2022.{language}').read_text().split('\n')
-  ours, whole = wordpiece.read(tmp_path), vocabularies.huggingface(model)
+  ours, whole = wordpiece.read_wordpiece(tmp_path), vocabularies.huggingface(model)
   assert (ours.pad_id, ours.bos_id, ours.eos_ids) == (whole.pad_id, whole.bos_id, whole.eos_ids)
   assert [ours.encode(line) for line in lines] == [whole.encode(line) for line in lines]
   assert len(lines) > 1000
