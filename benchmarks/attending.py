@@ -1,10 +1,10 @@
-"""Attention, written out, against `jax.nn.dot_product_attention`: values and gradient.
+"""Written-out attention compared with `jax.nn.dot_product_attention`: values and gradient.
 
     python -m benchmarks.attending
 
-Why models call their own where there is no kernel: on CPUs the library's is written out too, and
-knows no soft caps, no dropout and no cache of several parts. Causal, grouped queries, float32; by
-turns in one run.
+The reason why models call their own where there is no kernel: on CPUs the library materializes the
+scores too, and it has no soft caps, no dropout, and no cache of several segments. Causal, grouped
+queries, float32; both alternate within one run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Attend = Callable[[Array, Array, Array], Array]
 
 
 def ours(query: Array, keys: Array, values: Array) -> Array:
-  places = jnp.arange(query.shape[1])[None]
-  seen = attention.causal(attention.self_attention_mask(places, None)).visible
+  positions = jnp.arange(query.shape[1])[None]
+  seen = attention.causal(attention.self_attention_mask(positions, None)).visible
   return attention.attend(query, [attention.key_value(keys, values)], seen, scale=SIZE**-0.5)
 
 
@@ -49,12 +49,16 @@ def measure(length: int, turns: int) -> list[Measured]:
     return jax.jit(jax.value_and_grad(total, (0, 1, 2))).lower(*arrays).compile()
 
   programs = {name: program(attend) for name, attend in WAYS.items()}
-  run = lambda one: lambda: jax.block_until_ready(one(*arrays))
-  times = by_turns({name: run(one) for name, one in programs.items()}, turns)
-  held = {name: one.memory_analysis().temp_size_in_bytes for name, one in programs.items()}
+  run = lambda compiled: lambda: jax.block_until_ready(compiled(*arrays))
+  times = by_turns({name: run(compiled) for name, compiled in programs.items()}, turns)
+  temporaries = {
+    name: compiled.memory_analysis().temp_size_in_bytes for name, compiled in programs.items()
+  }
   return [
     Measured(f'{length} tokens: library over ours', ratio(times, 'library', 'ours'), 'x'),
-    Measured(f'{length} tokens: its temporaries', held['library'] / held['ours'], 'x'),
+    Measured(
+      f'{length} tokens: its temporaries', temporaries['library'] / temporaries['ours'], 'x'
+    ),
   ]
 
 
@@ -62,9 +66,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--lengths', type=int, nargs='+', default=[128, 512, 1024])
   parser.add_argument('--turns', type=int, default=9)
-  parser.add_argument('--output', default='runs/benchmarks/attending.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'attending.json')
   options = parser.parse_args()
-  measured = [one for length in options.lengths for one in measure(length, options.turns)]
+  measured = [row for length in options.lengths for row in measure(length, options.turns)]
   bars.report('attention', measured, options.output, vars(options))
 
 

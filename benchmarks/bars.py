@@ -1,4 +1,8 @@
-"""What was measured, each number held against its bar: a table on the terminal, and JSON."""
+"""Measurements and the bars that they are held to: a table on the terminal, and JSON.
+
+`benchmarks/results/NAME.json` holds `title`, `commit`, `machine`, `settings`, and `rows`, each with
+`what`, `value`, `unit`, `bar` (such as '>= 1', or null), `met` (null without a bar), and `note`.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,14 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+RESULTS = pathlib.Path(__file__).parent / 'results'
+
 
 class Measured(NamedTuple):
-  """One number. Without a bar it is there to compare with."""
+  """A number and its bar; without a bar it is there for comparison.
+
+  Fields: `at_least` is an inclusive lower bound, `at_most` an exclusive upper bound.
+  """
 
   what: str
   value: float
@@ -22,10 +31,16 @@ class Measured(NamedTuple):
   note: str = ''
 
   @property
-  def holds(self) -> bool | None:
+  def met(self) -> bool | None:
     if self.at_least is not None:
       return bool(self.value >= self.at_least)
     return None if self.at_most is None else bool(self.value < self.at_most)
+
+  @property
+  def bar(self) -> str | None:
+    if self.at_least is not None:
+      return f'>= {_number(self.at_least)}'
+    return None if self.at_most is None else f'< {_number(self.at_most)}'
 
 
 def report(
@@ -33,26 +48,46 @@ def report(
   measured: Sequence[Measured],
   output: str | os.PathLike[str],
   settings: Mapping[str, Any],
+  details: Any = None,
 ) -> None:
-  """Prints the table with the machine and the commit it holds for, and writes all as JSON."""
+  """Print the table with the machine and the commit, and write everything as JSON.
+
+  Args:
+    title: First line of the table.
+    measured: Rows of the table.
+    output: File to write, usually in `RESULTS`.
+    settings: Arguments of the measurement.
+    details: More to write, for benchmarks whose rows are a summary.
+  """
   where = machine()
+  settings = {name: value for name, value in settings.items() if name != 'output'}
   print(f'{title}\n{"what":58}{"value":>14} {"unit":12}{"bar":>12}')
-  for one in measured:
-    verdict = {True: 'holds', False: 'MISSED', None: ''}[one.holds]
-    print(
-      f'{one.what:58}{_number(one.value):>14} {one.unit:12}{_bar(one):>12}  {verdict:8}{one.note}'
-    )
+  for row in measured:
+    verdict = {True: 'met', False: 'MISSED', None: ''}[row.met]
+    value, bar = _number(row.value), row.bar or ''
+    print(f'{row.what:58}{value:>14} {row.unit:12}{bar:>12}  {verdict:8}{row.note}')
   print(', '.join(f'{name} {value}' for name, value in {**where, **settings}.items()))
+  rows = [
+    {'what': row.what, 'value': row.value, 'unit': row.unit, 'bar': row.bar, 'met': row.met,
+     'note': row.note}
+    for row in measured
+  ]  # fmt: skip
+  contents = {
+    'title': title, 'commit': where.pop('commit'), 'machine': where, 'settings': settings,
+    'rows': rows,
+  } | ({} if details is None else {'details': details})  # fmt: skip
   path = pathlib.Path(output)
   path.parent.mkdir(parents=True, exist_ok=True)
-  records = [{**one._asdict(), 'holds': one.holds} for one in measured]
-  path.write_text(
-    json.dumps({'machine': where, 'settings': dict(settings), 'measured': records}, indent=2)
-  )
+  path.write_text(json.dumps(contents, indent=2, default=_plain) + '\n')
+
+
+def _plain(value: Any) -> Any:
+  """NumPy scalars as numbers, paths as text."""
+  return value.item() if hasattr(value, 'item') else str(value)
 
 
 def machine() -> dict[str, Any]:
-  """The processor, how busy it is with other work, and the commit, '+' if the tree differs."""
+  """Processor, load, and commit, followed by '+' if the working tree differs from it."""
   return {
     'processor': _processor(),
     'cores': len(os.sched_getaffinity(0)),
@@ -63,9 +98,9 @@ def machine() -> dict[str, Any]:
 
 
 def memory(process: str = 'self') -> dict[str, int]:
-  """Bytes of a process now: its own ('private'), and pages of files ('mapped'); and the peak.
+  """Bytes of a process: its own ('private'), pages of files ('mapped'), and the peak.
 
-  Mapped pages are the kernel's cache of the files, which it takes back when memory is short.
+  Mapped pages belong to the kernel's cache of files and are reclaimed when memory is short.
   """
   kibibytes = {
     line.split(':')[0]: int(line.split()[1])
@@ -77,18 +112,12 @@ def memory(process: str = 'self') -> dict[str, int]:
 
 
 def use_cores(count: int) -> None:
-  """Runs this process and those that it starts on so many cores."""
+  """Restrict this process and its children to `count` cores."""
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def _number(value: float) -> str:
   return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
-
-
-def _bar(one: Measured) -> str:
-  if one.at_least is not None:
-    return f'>= {_number(one.at_least)}'
-  return '' if one.at_most is None else f'< {_number(one.at_most)}'
 
 
 def _processor() -> str:

@@ -1,17 +1,14 @@
 """Time of exact curves and of their bootstrap.
 
-    python -m benchmarks.bootstrap --output=runs/benchmarks/bootstrap.json
+    python -m benchmarks.bootstrap
 
-Scores, answers and BLEU counts are random, every score distinct: the most points a curve can have.
+Scores, answers, and BLEU counts are random and all scores distinct, so curves have the maximum
+number of points.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import pathlib
-import platform
 import resource
 import time
 from collections.abc import Callable
@@ -19,6 +16,8 @@ from functools import partial
 
 import numpy as np
 
+from benchmarks import bars
+from benchmarks.bars import Measured
 from cascades import bootstrap, curves, metrics
 
 ORDERS = np.arange(4)
@@ -41,7 +40,7 @@ def bleu(generator: np.random.Generator, rows: int, skill: float) -> np.ndarray:
 def seconds(
   repeats: int, run: Callable[..., object], *arguments: object, **options: object
 ) -> float:
-  """The shortest of several runs: other programs only ever add to it."""
+  """Shortest of several runs, since other programs can only add to it."""
   best = np.inf
   for _ in range(repeats):
     start = time.perf_counter()
@@ -54,11 +53,11 @@ def by_rate(rate: np.ndarray) -> np.ndarray:
   return rate
 
 
-def measure(rows: int, resamples: int, repeats: int) -> list[dict[str, object]]:
+def measure(rows: int, resamples: int, repeats: int) -> list[Measured]:
   generator = np.random.default_rng(0)
   draw = partial(bootstrap.draw, [rows], resamples=resamples, seed=0)
   counts, rates = draw(), np.linspace(0, 1, 101)
-  found = [('drawing, once', rows, seconds(repeats, draw))]
+  measured = [Measured(f'drawing, once, {rows:,} rows', seconds(repeats, draw), 's')]
   for name, statistics, finalize in (
     ('accuracy', accuracy, metrics.ratio),
     ('BLEU', bleu, metrics.finalize_bleu),
@@ -67,11 +66,11 @@ def measure(rows: int, resamples: int, repeats: int) -> list[dict[str, object]]:
       score = generator.normal(size=size)
       data = score, statistics(generator, size, 0.4), statistics(generator, size, 0.6), finalize
       if what == 'bootstrap':
-        took = seconds(repeats, bootstrap.resample, counts, *data, rates=rates)
+        duration = seconds(repeats, bootstrap.resample, counts, *data, rates=rates)
       else:
-        took = seconds(repeats, curves.deferral_curve, *data, by_rate)
-      found.append((f'{what}, {name}', size, took))
-  return [dict(zip(('what', 'rows', 'seconds'), one, strict=True)) for one in found]
+        duration = seconds(repeats, curves.deferral_curve, *data, by_rate)
+      measured.append(Measured(f'{what}, {name}, {size:,} rows', duration, 's'))
+  return measured
 
 
 def main() -> None:
@@ -79,23 +78,12 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=10_000)
   parser.add_argument('--resamples', type=int, default=1000)
   parser.add_argument('--repeats', type=int, default=3)
-  parser.add_argument('--output', default='runs/benchmarks/bootstrap.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'bootstrap.json')
   options = parser.parse_args()
-  found = measure(options.rows, options.resamples, options.repeats)
-  print(f'{options.resamples} resamples\n{"what":24}{"rows":>10}{"seconds":>10}')
-  for one in found:
-    print(f'{one["what"]:24}{one["rows"]:>10}{one["seconds"]:>10.3f}')
+  measured = measure(options.rows, options.resamples, options.repeats)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-  print(f'peak memory {peak:.2f} GB, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
-  path = pathlib.Path(options.output)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  machine = {
-    'cores': os.cpu_count(),
-    'load': os.getloadavg()[0],
-    'python': platform.python_version(),
-  }
-  settings = {'resamples': options.resamples, 'numpy': np.__version__, 'machine': machine}
-  path.write_text(json.dumps({**settings, 'measured': found}))
+  measured.append(Measured('peak memory', peak, 'GiB'))
+  bars.report('curves and their bootstrap', measured, options.output, vars(options))
 
 
 if __name__ == '__main__':

@@ -1,11 +1,12 @@
-"""Memory of the step: no logits of a whole batch, and what that saves.
+"""Memory of the step: no logits of the full batch, and what that saves.
 
     python -m benchmarks.buffers
 
-Compiles the step for this machine's CPU, eight virtual CPUs and eight v5e chips, and looks at every
-buffer in the programs' texts. None may have the B x T x V elements of a device's logits. Apart from
-what has a parameter's shape, none may have more on a device than two blocks of its logits. A step
-that forms the logits of the whole batch must fail both. Temporaries are `memory_analysis()`'s.
+Compiles the step for this machine's CPU, eight virtual CPUs, and eight v5e chips, and examines
+every buffer in the compiled programs. None may have the B x T x V elements of a device's logits.
+Apart from buffers with the shape of a parameter, none may exceed two blocks of a device's logits. A
+step that computes the logits of the full batch must fail both. Temporaries are those of
+`memory_analysis()`.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ def naive(cell: Cell, loss: losses.CascadeLoss) -> Cell:
   small, large = cell.parts.small, cell.parts.large
 
   def total(params: Any, frozen: Any, batch: Any) -> jax.Array:
-    model, beside = small.bind(params), large and large.bind(frozen.large)
+    model, teacher = small.bind(params), large and large.bind(frozen.large)
     logits = model.readout(model.hidden(batch))
-    other = beside and jax.lax.stop_gradient(beside.readout(beside.hidden(batch)))
-    return loss(logits, other, batch.targets, batch.weights)[0]
+    teacher_logits = teacher and jax.lax.stop_gradient(teacher.readout(teacher.hidden(batch)))
+    return loss(logits, teacher_logits, batch.targets, batch.weights)[0]
 
   def step(state: Any, frozen: Any, batch: Any) -> Any:
     gradients = jax.grad(total)(state.params, frozen, batch)
@@ -50,38 +51,38 @@ def naive(cell: Cell, loss: losses.CascadeLoss) -> Cell:
     params = optax.apply_updates(state.params, updates)
     return state._replace(params=params, opt_state=opt_state)
 
-  places = setup.places(cell.parts.state)
-  return cell._replace(step=jax.jit(step, donate_argnums=0, out_shardings=places))
+  shardings = setup.places(cell.parts.state)
+  return cell._replace(step=jax.jit(step, donate_argnums=0, out_shardings=shardings))
 
 
 def parameter_sizes(cell: Cell) -> set[int]:
-  """Elements of parameters, whole, as a device holds them, and gathered over one of the axes."""
-  found = set()
+  """Elements of parameters: in total, per device, and gathered over one mesh axis."""
+  sizes = set()
   for leaf in jax.tree.leaves((cell.parts.state, cell.parts.frozen)):
     mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
     local = math.prod(leaf.sharding.shard_shape(leaf.shape))
     cuts = [mesh.shape[axis] for axis in jax.tree.leaves(tuple(spec)) if axis]
-    found |= {leaf.size, local, *(local * cut for cut in cuts)}
+    sizes |= {leaf.size, local, *(local * cut for cut in cuts)}
     if len(leaf.shape) > 2:  # one layer of a stack
-      found |= {size // leaf.shape[0] for size in (leaf.size, local, *(local * c for c in cuts))}
-  return found
+      sizes |= {size // leaf.shape[0] for size in (leaf.size, local, *(local * c for c in cuts))}
+  return sizes
 
 
 def logits(cell: Cell, program: Program, vocab_size: int) -> list[Shape]:
   """Buffers with as many elements as all logits of a device's rows."""
   targets = cell.batch.targets
   local = math.prod(targets.sharding.shard_shape(targets.shape)) * vocab_size
-  found = hlo_costs.buffers(program)
-  return [s for s in found if s.size >= local // targets.sharding.mesh.shape['tensor']]
+  buffers = hlo_costs.buffers(program)
+  return [s for s in buffers if s.size >= local // targets.sharding.mesh.shape['tensor']]
 
 
 def oversized(cell: Cell, program: Program, block: int) -> list[tuple[Shape, str]]:
-  """Buffers on a device of more than two blocks that are of no parameter's size."""
-  known = parameter_sizes(cell)
+  """Buffers of more than two blocks per device that do not have the size of a parameter."""
+  parameters = parameter_sizes(cell)
   return [
     (shape, name)
     for shape, name in hlo_costs.buffers(program).items()
-    if shape.size > 2 * block and shape.size not in known
+    if shape.size > 2 * block and shape.size not in parameters
   ]
 
 
@@ -100,9 +101,9 @@ def main() -> None:
   parser.add_argument('--length', type=int, default=512)
   parser.add_argument('--vocab_size', type=int, default=262_144)
   parser.add_argument('--topology', default='v5e:2x4')
-  parser.add_argument('--block_length', type=int, help='as the step chooses it, unless given')
+  parser.add_argument('--block_length', type=int, help='default: that of the step')
   parser.add_argument('--losses', nargs='+', default=['xent', 'cat_xent', 'dist', 'cat_dist'])
-  parser.add_argument('--output', default='runs/benchmarks/buffers.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'buffers.json')
   options = parser.parse_args()
   small, large = compiling.wide_vocabulary(options.vocab_size)
   make = functools.partial(compiling.cell, length=options.length, block_length=options.block_length)
@@ -111,12 +112,12 @@ def main() -> None:
   def check(where: str, cell: Cell, name: str) -> int:
     compiled = cell.compile()
     program = hlo.parse(compiled.as_text())
-    whole = logits(cell, program, options.vocab_size)
+    full = logits(cell, program, options.vocab_size)
     over = oversized(cell, program, block_of(cell, options.vocab_size, options.block_length))
     bound = {'at_least': 1} if name.startswith('naive') else {'at_most': 0.5}
     note = '; '.join(f'{shape.dtype}{[*shape.dims]} {at}' for shape, at in over[:2])
     measured.extend([
-      Measured(f'{where}, {name}: buffers of all logits', len(whole), '', **bound),
+      Measured(f'{where}, {name}: buffers of all logits', len(full), '', **bound),
       Measured(f'{where}, {name}: buffers over two blocks', len(over), '', **bound, note=note),
     ])  # fmt: skip
     return compiled.memory_analysis().temp_size_in_bytes
@@ -124,20 +125,20 @@ def main() -> None:
   def memory(
     where: str, mesh: Callable[[], Any], rows: int, *, dtype: str, bar: float | None = None
   ) -> None:
-    narrow = functools.partial(dataclasses.replace, dtype=dtype)
+    cast = functools.partial(dataclasses.replace, dtype=dtype)
     with partitioning.use(mesh()):
       for name in options.losses:
         loss = getattr(losses, name)
-        beside = None if name == 'xent' else narrow(large)
-        cell = make(loss, rows=rows, small=narrow(small), large=beside, large_dtype=dtype)
+        teacher = None if name == 'xent' else cast(large)
+        cell = make(loss, rows=rows, small=cast(small), large=teacher, large_dtype=dtype)
         taken = check(where, cell, name)
       plain = check(where, naive(cell, loss), f'naive {name}')
     measured.append(
-      Measured(f'{where}, {name}: temporaries over the naive step', taken / plain, '',
+      Measured(f'{where}, {name}: temporaries / those of the naive step', taken / plain, '',
                at_most=bar, note=f'{taken / 1e9:.2f} GB, {plain / 1e9:.2f} GB')
     )  # fmt: skip
 
-  # In float32, since for CPUs XLA widens all that is narrower, at once.
+  # In float32: on CPUs XLA converts narrower types to float32 anyway.
   memory(
     'one CPU',
     lambda: partitioning.make_mesh(devices=jax.devices()[:1]),

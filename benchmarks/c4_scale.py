@@ -1,11 +1,11 @@
-"""What materialising C4 costs for so many documents, and on paper, from the slope, for all of it.
+"""Cost of materializing C4 for several numbers of documents, extrapolated to all of it.
 
     python -m benchmarks.c4_scale
 
-Documents of about 2 kB are generated in the layout of the JSON release and made examples of span
-corruption with a SentencePiece vocabulary. Each number of documents is materialised in a process of
-its own, in small shards so that there are many; the cost is what all cores worked, those of the
-worker processes too. Then the records are opened, as training opens them.
+Documents of about 2 kB are generated in the layout of the JSON release and converted to examples of
+span corruption with a SentencePiece vocabulary. Each number of documents is materialized in its own
+process, in many small shards; the cost is the CPU time of all processes. Then the records are
+opened as in training.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ CHARACTERS = (7.3, 0.8)  # mean and deviation of the logarithm of a document's l
 PIECES = 4000
 ALL = c4.dataset().sizes['train']  # documents
 LINEAR = 0.99  # R squared
-FLAT = 1.1  # the most that memory may grow, from the fewest documents to the most
+FLAT = 1.1  # bound on the growth of memory from the fewest documents to the most
 HOUR, MEBIBYTE, GIBIBYTE, TEBIBYTE = 3600, 1 << 20, 1 << 30, 1 << 40
 
 
 def write_documents(text: str, count: int, directory: pathlib.Path) -> int:
-  """Writes a file as in the JSON release; its characters."""
+  """Write a file as in the JSON release, and return its number of characters."""
   draw = random.Random(0)
   characters = 0
   with gzip.open(directory / 'c4-train.00000-of-01024.json.gz', 'wt', compresslevel=1) as file:
@@ -60,11 +60,11 @@ def write_documents(text: str, count: int, directory: pathlib.Path) -> int:
 
 
 def measure(directory: pathlib.Path, model: str, rows_per_shard: int) -> dict[str, float]:
-  """What materialising takes, of this process and of its workers, and then opening."""
+  """Resources of materializing, in this process and its workers, and of opening the records."""
   task = c4.span_corruption(Sources(directory))
   start, before = time.perf_counter(), os.times()
   with Workers() as workers:
-    made = materialize.materialize(
+    records = materialize.materialize(
       task,
       'train',
       both(vocabularies.sentencepiece(model)),
@@ -73,41 +73,41 @@ def measure(directory: pathlib.Path, model: str, rows_per_shard: int) -> dict[st
       workers=workers,
     )
     largest = max(bars.memory(process)['peak'] for process in children())
-  worked = [now - then for now, then in zip(os.times()[:4], before[:4], strict=True)]
-  found = {
-    'rows': len(made),
+  cpu_seconds = [now - then for now, then in zip(os.times()[:4], before[:4], strict=True)]
+  measured = {
+    'rows': len(records),
     'seconds': time.perf_counter() - start,
-    'cpu': sum(worked),
-    'cpu of the reader': sum(worked[:2]),
+    'cpu': sum(cpu_seconds),
+    'cpu of the reader': sum(cpu_seconds[:2]),
     'memory of the reader': bars.memory()['peak'],
     'memory of a worker': largest,
-    'bytes': sum(file.stat().length for file in made.directory.iterdir()),
+    'bytes': sum(file.stat().length for file in records.directory.iterdir()),
   }
   tracemalloc.start()
-  opened = MixtureRecords([Records(made.directory)])
-  found['memory of the feed'] = tracemalloc.get_traced_memory()[0]
-  assert len(opened) == len(made)
-  return found
+  opened = MixtureRecords([Records(records.directory)])
+  measured['memory of the feed'] = tracemalloc.get_traced_memory()[0]
+  assert len(opened) == len(records)
+  return measured
 
 
 def children() -> Iterator[str]:
-  """The processes that this one has started and that still run."""
+  """Ids of the running child processes."""
   for file in pathlib.Path('/proc/self/task').glob('*/children'):
     yield from file.read_text().split()
 
 
-def held_to_bars(found: Sequence[dict[str, float]]) -> Iterator[Measured]:
-  for one in found:
-    shared = f'{one["cpu of the reader"]:.1f} s of it read; {one["seconds"]:.1f} s of wall time'
-    yield Measured(f'{one["documents"]:,} documents', one['cpu'], 's of CPU', note=shared)
-  fewest, most = found[0], found[-1]
-  yield Measured('linear: R squared', line(found, 'cpu').rvalue ** 2, '', at_least=LINEAR)
+def held_to_bars(runs: Sequence[dict[str, float]]) -> Iterator[Measured]:
+  for run in runs:
+    shared = f'{run["cpu of the reader"]:.1f} s of it read; {run["seconds"]:.1f} s of wall time'
+    yield Measured(f'{run["documents"]:,} documents', run['cpu'], 's of CPU', note=shared)
+  fewest, most = runs[0], runs[-1]
+  yield Measured('linear: R squared', line(runs, 'cpu').rvalue ** 2, '', at_least=LINEAR)
   for who in ('memory of the reader', 'memory of a worker'):
     sizes = f'{fewest[who] / MEBIBYTE:.0f} to {most[who] / MEBIBYTE:.0f} MiB at most'
     yield Measured(f'{who}: growth', most[who] / fewest[who], 'times', at_most=FLAT, note=sizes)
 
   def of_all(quantity: str) -> float:
-    return line(found, quantity).slope * ALL
+    return line(runs, quantity).slope * ALL
 
   yield Measured('estimate: all of C4, on one core', of_all('cpu') / HOUR, 'hours')
   yield Measured('estimate: with many cores, at least', of_all('cpu of the reader') / HOUR, 'hours')
@@ -121,13 +121,13 @@ def held_to_bars(found: Sequence[dict[str, float]]) -> Iterator[Measured]:
   )
 
 
-def line(found: Sequence[dict[str, float]], quantity: str) -> Any:
+def line(runs: Sequence[dict[str, float]], quantity: str) -> Any:
   """The least-squares line of a quantity over the number of documents."""
-  return stats.linregress([one['documents'] for one in found], [one[quantity] for one in found])
+  return stats.linregress([run['documents'] for run in runs], [run[quantity] for run in runs])
 
 
 def in_a_process(documents: int, text: str, model: str, options: argparse.Namespace) -> Any:
-  """What `measure` finds there of so many new documents."""
+  """`measure` of newly generated documents, in a process of its own."""
   with tempfile.TemporaryDirectory(dir=options.directory) as directory:
     characters = write_documents(text, documents, pathlib.Path(directory))
     command = [sys.executable, '-m', 'benchmarks.c4_scale', f'--measure={directory}']
@@ -140,8 +140,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--documents', type=int, nargs='+', default=[4000, 8000, 16_000, 32_000])
   parser.add_argument('--rows_per_shard', type=int, default=1000, help='of documents (1000)')
-  parser.add_argument('--directory', help='where they lie for the time being')
-  parser.add_argument('--output', default='runs/benchmarks/c4_scale.json')
+  parser.add_argument('--directory', help='for temporary files')
+  parser.add_argument('--output', default=bars.RESULTS / 'c4_scale.json')
   parser.add_argument('--model', help=argparse.SUPPRESS)
   parser.add_argument('--measure', type=pathlib.Path, help=argparse.SUPPRESS)
   options = parser.parse_args()
@@ -153,11 +153,11 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as directory:
     model = f'{directory}/sentences.model'
     train_sentencepiece.train_sentencepiece(tokenizing.cut(text), model, size=PIECES)
-    found = [in_a_process(count, text, model, options) for count in sorted(options.documents)]
-  characters = found[-1]['characters'] / found[-1]['documents']
+    runs = [in_a_process(count, text, model, options) for count in sorted(options.documents)]
+  characters = runs[-1]['characters'] / runs[-1]['documents']
   title = f'C4 span corruption of generated documents, {characters:,.0f} characters on average'
   settings = {'rows_per_shard': options.rows_per_shard, 'pieces': PIECES, 'all documents': ALL}
-  bars.report(title, list(held_to_bars(found)), options.output, settings)
+  bars.report(title, list(held_to_bars(runs)), options.output, settings)
 
 
 if __name__ == '__main__':

@@ -1,18 +1,17 @@
-"""Does cascade-aware training beat the plain losses? The demo for several seeds, summed up.
+"""Comparison of cascade-aware training with plain losses: the demo over several seeds.
 
     python -m benchmarks.cat_seeds --seeds=3
 
-Every seed trains its own large model and, beside it, a small one with each loss, from the same
-initial weights and the same stream. Each difference to plain cross-entropy comes with two
-intervals: over seeds (Student's t over the seeds' differences), and over test words (the mean of
-the seeds' paired bootstrap intervals, which knows nothing of training noise).
+Every seed trains its own large model and one small model per loss, from the same initial weights
+and the same stream of data. Each difference to plain cross-entropy has two intervals: over seeds
+(Student's t over the seeds' differences), and over test words (the mean of the seeds' paired
+bootstrap intervals, which excludes training noise).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import pathlib
 import subprocess
 import sys
@@ -21,6 +20,9 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+
+from benchmarks import bars
+from benchmarks.bars import Measured
 
 LOSSES = ('xent', 'cat_xent', 'dist', 'cat_dist')
 BASELINE = 'xent'
@@ -34,11 +36,11 @@ def run(seed: int, directory: pathlib.Path) -> None:
 
 
 def read(directory: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """The demo's numbers under the paper's rule, with their intervals."""
+  """Numbers of a demo run under the paper's rule, with their intervals."""
   with (directory / 'summary.csv').open() as file:
     for record in csv.DictReader(file):
-      wanted = record['score'] == SCORE and record['task'] == 'all tasks'
-      if wanted and record['quantity'] in QUANTITIES:
+      selected = record['score'] == SCORE and record['task'] == 'all tasks'
+      if selected and record['quantity'] in QUANTITIES:
         yield {**record, **{name: float(record[name]) for name in ('value', 'low', 'high')}}
 
 
@@ -50,16 +52,16 @@ def over_seeds(values: Sequence[float]) -> dict[str, float]:
   return {'mean': mean, 'low': mean - half, 'high': mean + half}
 
 
-def summarise(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-  """One record for each quantity of each model, and of its difference to the baseline."""
-  found = []
+def summarize(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+  """One record per quantity and model, and per difference to the baseline."""
+  records = []
   for quantity in QUANTITIES:
     for model in LOSSES:
       for baseline in ('', BASELINE):
         same = [
           record
-          for records in seeds
-          for record in records
+          for run_records in seeds
+          for record in run_records
           if (record['quantity'], record['model'], record['baseline'])
           == (quantity, model, baseline)
         ]
@@ -69,32 +71,31 @@ def summarise(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, An
           f'{end}_over_words': float(np.mean([r[end] for r in same])) for end in ('low', 'high')
         }
         values = [record['value'] for record in same]
-        found.append(
+        records.append(
           {'quantity': quantity, 'model': model, 'baseline': baseline, 'values': values}
           | over_seeds(values)
           | words
         )
-  return found
+  return records
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--directory', default='runs/seeds')
+  parser.add_argument('--output', default=bars.RESULTS / 'cat_seeds.json')
   options = parser.parse_args()
   directories = [pathlib.Path(options.directory).resolve() / str(s) for s in range(options.seeds)]
   for seed, directory in enumerate(directories):
     run(seed, directory)
-  found = summarise([list(read(directory)) for directory in directories])
-  print(f'{"quantity":18}{"model":22}{"mean":>9}  {"95 % over seeds":20}{"over words":20}values')
-  for one in found:
-    name = one['model'] + (f' - {one["baseline"]}' if one['baseline'] else '')
-    seeds = f'{one["low"]:.4f} .. {one["high"]:.4f}'
-    words = f'{one["low_over_words"]:.4f} .. {one["high_over_words"]:.4f}'
-    values = ' '.join(f'{value:.4f}' for value in one['values'])
-    print(f'{one["quantity"]:18}{name:22}{one["mean"]:9.4f}  {seeds:20}{words:20}{values}')
-  path = pathlib.Path(options.directory) / 'seeds.json'
-  path.write_text(json.dumps({'seeds': options.seeds, 'measured': found}, indent=2))
+  records = summarize([list(read(directory)) for directory in directories])
+  measured = []
+  for record in records:
+    name = record['model'] + (f' - {record["baseline"]}' if record['baseline'] else '')
+    note = f'over seeds {record["low"]:.4f} .. {record["high"]:.4f}, over words '
+    note += f'{record["low_over_words"]:.4f} .. {record["high_over_words"]:.4f}'
+    measured.append(Measured(f'{record["quantity"]}: {name}', record['mean'], '', note=note))
+  bars.report('the demo over seeds', measured, options.output, vars(options), records)
 
 
 if __name__ == '__main__':

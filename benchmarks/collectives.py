@@ -1,19 +1,20 @@
-"""Bytes that the devices of a sharded step send each other, against the least that it could be.
+"""Bytes that the devices of a sharded step send each other, compared with the minimum.
 
     python -m benchmarks.collectives
 
 The CAT-Dist step on eight v5e chips, compiled and not run. Over n devices that share a model's
-parameters, each device must receive the small model's other (n - 1) / n twice (forward, backward)
-and the large model's once, in the type that they are multiplied in, and must send as much of the
-small model's gradient once. Over the devices that share only rows, gradients are summed: twice
-(n - 1) / n. With `tensor` the hidden states of each layer are summed as well, which is no waste but
-the price of that axis; it is reported beside the rest.
+parameters, each device must receive the missing (n - 1) / n of the small model twice (forward,
+backward) and of the large model once, in the type of the multiplication, and send as much of the
+small model's gradient once. Over data-parallel devices gradients are summed: twice (n - 1) / n.
+With `tensor` the hidden states of each layer are summed as well, the price of that axis; they are
+reported separately.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import math
 from typing import Any
 
 import jax
@@ -35,10 +36,10 @@ BAR = 1.25
 
 
 def least(cell: Cell, width: int) -> float:
-  """The analytic minimum of a step in bytes a device; parameters travel `width` bytes wide."""
+  """Analytic minimum of a step, in bytes per device, with `width` bytes per parameter."""
 
   def gathered(tree: Any) -> float:
-    """What of each array a device lacks and one of its `fsdp` holds."""
+    """Bytes of each array that other devices along `fsdp` store."""
     total = 0.0
     for leaf in jax.tree.leaves(tree):
       shards = leaf.sharding.mesh.shape['fsdp'] if 'fsdp' in leaf.sharding.spec else 1
@@ -57,24 +58,26 @@ def small_mesh(cell: Cell) -> jax.sharding.Mesh:
 
 
 def _cut(leaf: Any) -> int:
-  """Into how many parts an array is."""
-  return leaf.size // max(1, _size(leaf.sharding.shard_shape(leaf.shape)))
+  """Number of shards of an array."""
+  return leaf.size // max(1, math.prod(leaf.sharding.shard_shape(leaf.shape)))
 
 
-def _size(shape: tuple[int, ...]) -> int:
-  return jax.ShapeDtypeStruct(shape, 'int8').size
+def split(collectives: list[Collective], rows: int, length: int) -> tuple[float, float]:
+  """Bytes of parameters and gradients, and of activations, whose shapes have rows and positions."""
 
-
-def split(found: list[Collective], rows: int, length: int) -> tuple[float, float]:
-  """Bytes of parameters and gradients, and of activations: what has a step's rows and positions."""
-
-  def active(one: Collective) -> bool:
-    return any(length in shape.dims or rows * length in shape.dims for shape in one.shapes)
+  def active(collective: Collective) -> bool:
+    return any(length in shape.dims or rows * length in shape.dims for shape in collective.shapes)
 
   sums = collections.Counter[bool]()
-  for one in found:
-    sums[active(one)] += one.sent
+  for collective in collectives:
+    sums[active(collective)] += collective.sent
   return sums[False], sums[True]
+
+
+def listed(collective: Collective) -> Measured:
+  what = f'  {collective.op} over {collective.devices}, {collective.times} times'
+  note = f'{[*collective.shapes[0].dims]} {collective.source[-70:]}'
+  return Measured(what, collective.sent / 1e6, 'MB', note=note)
 
 
 def main() -> None:
@@ -82,28 +85,24 @@ def main() -> None:
   parser.add_argument('--topology', default='v5e:2x4')
   parser.add_argument('--rows', type=int, default=16)
   parser.add_argument('--length', type=int, default=384)  # no parameter has an axis of this size
-  parser.add_argument('--output', default='runs/benchmarks/collectives.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'collectives.json')
   options = parser.parse_args()
   measured = []
   for name, axes in MESHES.items():
     with partitioning.use(compiling.mesh(options.topology, **axes)):
       cell = compiling.cell(losses.cat_dist, rows=options.rows, length=options.length)
-      found = hlo_costs.collectives(hlo.parse(cell.compile().as_text()))
+      collectives = hlo_costs.collectives(hlo.parse(cell.compile().as_text()))
     parameters, activations = split(
-      found, options.rows // (8 // axes.get('tensor', 1)), options.length
+      collectives, options.rows // (8 // axes.get('tensor', 1)), options.length
     )
     bound = least(cell, 2)
-    whole = parameters + (activations if 'tensor' not in axes else 0)
+    sent = parameters + (activations if 'tensor' not in axes else 0)
     measured += [
-      Measured(f'{name}: sent over the least', whole / bound, 'ratio', at_most=BAR),
-      Measured(f'{name}: least', bound / 1e6, 'MB'),
+      Measured(f'{name}: sent / minimum', sent / bound, 'ratio', at_most=BAR),
+      Measured(f'{name}: minimum', bound / 1e6, 'MB'),
       Measured(f'{name}: parameters and gradients', parameters / 1e6, 'MB'),
       Measured(f'{name}: hidden states', activations / 1e6, 'MB'),
-      *(
-        Measured(f'  {one.op} over {one.devices}, {one.times} times', one.sent / 1e6, 'MB',
-                 note=f'{[*one.shapes[0].dims]} {one.source[-70:]}')
-        for one in found[:8]
-      ),
+      *(listed(collective) for collective in collectives[:8]),
     ]  # fmt: skip
   bars.report('Collectives of a step', measured, options.output, vars(options))
 

@@ -1,6 +1,6 @@
-"""Training steps compiled for machines that are not there: what the compile-only benchmarks share.
+"""Training steps compiled for absent hardware, shared by the compile-only benchmarks.
 
-The compiler is told to hurry (`EFFORT`): programs of a real run are scheduled better, with the same
+Compilation effort is reduced (`EFFORT`): programs of a real run are scheduled better, with the same
 products and collectives.
 """
 
@@ -22,7 +22,7 @@ from cascades.types import Batch, ModelConfig
 
 EFFORT = {'exec_time_optimization_effort': -1.0}
 
-# Narrow, so that a program compiles in a quarter of a minute; many layers cost no compile time.
+# Small widths, so that a program compiles in 15 s; the number of layers costs no compile time.
 SMALL = decoder.DecoderConfig(
   vocab_size=8192, emb_dim=512, num_heads=8, num_kv_heads=8, num_layers=12, head_dim=64,
   mlp_dim=2048, dtype='bfloat16',
@@ -31,7 +31,7 @@ LARGE = dataclasses.replace(SMALL, emb_dim=1024, num_heads=16, num_kv_heads=16, 
 
 
 class Cell(NamedTuple):
-  """A step and what it is lowered with."""
+  """A training step and its arguments."""
 
   step: jax.stages.Wrapped
   parts: Blueprint
@@ -57,7 +57,7 @@ def cell(
   large_dtype: str = 'bfloat16',
   block_length: int | None = None,
 ) -> Cell:
-  """On the mesh that is in use. Batches are decoder-only rows of `length` positions."""
+  """Build a step on the active mesh, for decoder-only rows of `length` positions."""
   optimizer = optimizers.adafactor(optimizers.constant(1e-3))
   parts = setup.blueprint(small, large, optimizer, large_dtype=large_dtype)
   step = setup.compiled_step(parts, optimizer, loss=loss, block_length=block_length)
@@ -66,12 +66,12 @@ def cell(
 
 
 def mesh(topology: str, count: int | None = None, **axes: int) -> jax.sharding.Mesh:
-  """Of a topology's chips, the first `count` if not all."""
+  """Mesh of the first `count` chips of a topology, by default of all."""
   return partitioning.make_mesh(**axes, devices=topologies.of(topology).devices[:count])
 
 
 def sizes(tree: Any, itemsize: Callable[[Any], int]) -> float:
-  """Bytes of all arrays, whole, as wide as `itemsize` says."""
+  """Total bytes of all arrays, with `itemsize` bytes per element."""
   return float(sum(leaf.size * itemsize(leaf) for leaf in jax.tree.leaves(tree)))
 
 

@@ -1,10 +1,10 @@
-"""Tokens decoded a second, beside transformers on the same weights; and what loading them takes.
+"""Decoding and loading speed compared with transformers on the same weights.
 
     python -m benchmarks.decoding --checkpoint=runs/smollm2 --folder=exported/smollm2
 
 `--checkpoint` is a run directory of a decoder-only model and `--folder` its export
-(`python -m cascades.export`); needs torch and transformers. Both decode greedily, with a KV cache,
-and to the full length whatever they say; by turns, each compiled or warmed up before.
+(`python -m cascades.export`). Requires torch and transformers. Both decode greedily to the full
+length with a key-value cache, alternate, and are compiled or warmed up before.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def theirs(folder: str, dtype: str, new_tokens: int) -> Decode:
 
   def decode(tokens: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
-      found = model.generate(
+      sequences = model.generate(
         torch.tensor(tokens),
         attention_mask=torch.ones(tokens.shape, dtype=torch.long),
         max_new_tokens=new_tokens,
         min_new_tokens=new_tokens,
         do_sample=False,
       )
-    return found[:, tokens.shape[1] :].numpy()
+    return sequences[:, tokens.shape[1] :].numpy()
 
   return decode
 
@@ -82,7 +82,7 @@ MAKERS: dict[str, Callable[[str, str, int], Decode]] = {'cascades': ours, 'trans
 
 
 def safetensors(folder: str, dtype: str, _: int) -> Params:
-  """What `python -m cascades.convert` does before it writes."""
+  """Read a folder as `python -m cascades.convert` does before it writes."""
   weights = huggingface.open_folder(folder)
   config = configs.from_description(weights.description)
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
@@ -95,47 +95,45 @@ LOADERS: dict[str, Callable[[str, str, int], object]] = {
 }  # fmt: skip
 
 
-def loading(places: Mapping[str, str], dtype: str) -> Iterator[Measured]:
-  """Each in a process of its own, imports not counted."""
-  for name, place in places.items():
+def loading(paths: Mapping[str, str], dtype: str) -> Iterator[Measured]:
+  """Load each model in a process of its own; imports do not count."""
+  for name, path in paths.items():
     command = [sys.executable, '-m', 'benchmarks.decoding', f'--load={name}', f'--dtypes={dtype}']
-    command += [f'--checkpoint={place}', f'--folder={place}']
+    command += [f'--checkpoint={path}', f'--folder={path}']
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    said = json.loads(done.stdout.splitlines()[-1])
-    yield Measured(f'{name}: loading, {dtype}', said['seconds'], 's')
-    yield Measured(f'{name}: peak memory of loading, {dtype}', said['mebibytes'], 'MiB')
+    measured = json.loads(done.stdout.splitlines()[-1])
+    yield Measured(f'{name}: loading, {dtype}', measured['seconds'], 's')
+    yield Measured(f'{name}: peak memory of loading, {dtype}', measured['mebibytes'], 'MiB')
 
 
-def load(name: str, place: str, dtype: str) -> None:
-  """What one process measures of itself."""
+def load(name: str, path: str, dtype: str) -> None:
+  """Print the seconds and the peak memory of loading in this process."""
   if name == 'transformers':
     import torch
     import transformers
 
-    with torch.device('meta'):  # what is imported only where a model is made
-      config = transformers.AutoConfig.from_pretrained(place)
+    with torch.device('meta'):  # modules that are imported only when a model is built
+      config = transformers.AutoConfig.from_pretrained(path)
       transformers.AutoModelForCausalLM.from_config(config)
   jax.devices()
   before = bars.memory()['peak']
   start = time.perf_counter()
-  kept = LOADERS[name](place, dtype, 1)
+  model = LOADERS[name](path, dtype, 1)
   seconds = time.perf_counter() - start
   mebibytes = (bars.memory()['peak'] - before) / 2**20
-  del kept
+  del model
   print(json.dumps({'seconds': seconds, 'mebibytes': mebibytes}))
 
 
 def rates(decode: Decode, tokens: np.ndarray, new_tokens: int) -> float:
   start = time.perf_counter()
-  found = decode(tokens)
-  assert found.shape == (len(tokens), new_tokens), found.shape
-  return found.size / (time.perf_counter() - start)
+  generated = decode(tokens)
+  assert generated.shape == (len(tokens), new_tokens), generated.shape
+  return generated.size / (time.perf_counter() - start)
 
 
-def compare(places: dict[str, str], dtype: str, options: argparse.Namespace) -> list[Measured]:
-  decoders = {
-    name: MAKERS[name](place, dtype, options.new_tokens) for name, place in places.items()
-  }
+def compare(paths: dict[str, str], dtype: str, options: argparse.Namespace) -> list[Measured]:
+  decoders = {name: MAKERS[name](path, dtype, options.new_tokens) for name, path in paths.items()}
   measured = []
   for batch in options.batches:
     tokens = np.random.default_rng(0).integers(100, 20_000, (batch, options.prompt))
@@ -146,7 +144,7 @@ def compare(places: dict[str, str], dtype: str, options: argparse.Namespace) -> 
       for name, decode in decoders.items():
         runs[name].append(rates(decode, tokens, options.new_tokens))
     where = f'batch {batch}, {dtype}'
-    middle = {name: median(found) for name, found in runs.items()}
+    middle = {name: median(speeds) for name, speeds in runs.items()}
     ratios = [a / b for a, b in zip(runs['cascades'], runs['transformers'], strict=True)]
     measured += [
       *(Measured(f'{name}, {where}', value, 'tokens/s') for name, value in middle.items()),
@@ -165,16 +163,16 @@ def main() -> None:
   parser.add_argument('--new_tokens', type=int, default=64)
   parser.add_argument('--turns', type=int, default=5)
   parser.add_argument('--load', choices=LOADERS, help=argparse.SUPPRESS)
-  parser.add_argument('--output', default='runs/benchmarks/decoding.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'decoding.json')
   options = parser.parse_args()
   if options.load:
     load(options.load, options.checkpoint, options.dtypes)
     return
-  places = {'cascades': options.checkpoint, 'transformers': options.folder}
+  paths = {'cascades': options.checkpoint, 'transformers': options.folder}
   measured: list[Measured] = []
   for dtype in options.dtypes.split(','):
-    measured += loading({**places, 'cascades, safetensors': options.folder}, dtype)
-    measured += compare(places, dtype, options)
+    measured += loading({**paths, 'cascades, safetensors': options.folder}, dtype)
+    measured += compare(paths, dtype, options)
   bars.report('decoding', measured, options.output, vars(options))
 
 

@@ -1,12 +1,12 @@
-"""How fast the 69-task FLAN mixture is fed to an idle training step, and what it costs.
+"""Throughput and resources of feeding the 69-task FLAN mixture to an idle training step.
 
     python -m benchmarks.feeding
 
-Rows are generated to realistic lengths and materialised once. Each way of feeding is then measured
-in a process of its own, through the same calls as training, with one reading thread; by turns with
-one of them, a pipeline that makes every row an element of Grain's. Times of first batches are from
-the opening of materialised records; 'from disk' means that none of them was in the kernel's cache.
-Rows a second of CPU are what other work on the machine takes nothing from.
+Rows are generated with realistic lengths and materialized once. Each input format is then measured
+in a process of its own, through the same calls as training, with one reading thread; one of them
+alternates with a pipeline that makes every row an element of Grain's. Times of first batches start
+at the opening of materialized records; 'from disk' means that none was in the kernel's cache. Rows
+per second of CPU do not depend on other work on the machine.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Settings:
 
 
 class Interval(NamedTuple):
-  """Rates, of rows a second."""
+  """Rates in rows per second."""
 
   rows: float
   examples: float  # packed rows have several
@@ -78,7 +78,7 @@ class Interval(NamedTuple):
 
 
 def measure(way: str, settings: Settings) -> dict[str, Any]:
-  """All that is measured of one way, in this process."""
+  """Measure one input format in this process."""
   jax.process_index()  # starts JAX's backend, which training has done before
   before = bars.memory()
   corpus, pack = settings.corpus(way), PACK if way.endswith('packed') else None
@@ -86,20 +86,20 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
   def opened() -> Iterator[Batch]:
     return corpus.training(0, batch_size=settings.batch_size, seed=0, pack=pack)
 
-  found: dict[str, Any] = {}
+  measured: dict[str, Any] = {}
   start = time.perf_counter()
   batches = opened()
   next(batches)
-  found['first'] = time.perf_counter() - start
-  found['steady'] = [interval(batches, settings) for _ in range(settings.intervals)]
+  measured['first'] = time.perf_counter() - start
+  measured['steady'] = [interval(batches, settings) for _ in range(settings.intervals)]
   after = bars.memory()
-  found['memory'] = {name: after[name] - before[name] for name in ('private', 'mapped')}
+  measured['memory'] = {name: after[name] - before[name] for name in ('private', 'mapped')}
   joined = corpus.open('train')
-  found['lengths'] = joined.lengths.mean(axis=0).tolist()
+  measured['lengths'] = joined.lengths.mean(axis=0).tolist()
   if way == WAYS[0]:
-    beside = row_by_row(joined, settings.batch_size)
-    turns = [[interval(feed, settings).rows for feed in (batches, beside)] for _ in range(3)]
-    found['by turns'] = turns
+    baseline = row_by_row(joined, settings.batch_size)
+    turns = [[interval(feed, settings).rows for feed in (batches, baseline)] for _ in range(3)]
+    measured['by turns'] = turns
 
   def feed(step: int) -> Iterator[Batch]:
     return train_batches(
@@ -113,10 +113,10 @@ def measure(way: str, settings: Settings) -> dict[str, Any]:
       pack=pack,
     )
 
-  found['resumed'] = [resumed(feed, step) for step in STEPS]
+  measured['resumed'] = [resumed(feed, step) for step in STEPS]
   forget(settings.directory)
-  found['first from disk'] = seconds(lambda: next(opened()))
-  return found
+  measured['first from disk'] = seconds(lambda: next(opened()))
+  return measured
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -137,12 +137,12 @@ def interval(batches: Iterator[Any], settings: Settings) -> Interval:
 
 
 def resumed(feed: Feed, step: int) -> dict[str, Any]:
-  """Milliseconds from the start at `step` to its batch, and how many differ from uninterrupted."""
+  """Milliseconds to the batch of `step`, and the number of batches that differ from a full run."""
   times = [1000 * seconds(lambda: next(feed(step))) for _ in range(5)]
   back = min(step, 1000)  # uninterrupted from so many steps before
   expected = itertools.islice(feed(step - back), back, back + COMPARED)
   pairs = zip(expected, feed(step), strict=False)
-  others = sum(digest(one) != digest(other) for one, other in pairs)
+  others = sum(digest(batch) != digest(reference) for batch, reference in pairs)
   return {'step': step, 'milliseconds': median(times), 'others': others}
 
 
@@ -154,20 +154,20 @@ def digest(batch: Batch) -> str:
 
 
 def row_by_row(records: MixtureRecords, batch_size: int) -> Iterator[Any]:
-  """What a pipeline does that shuffles, mixes and pads one row after the other, in two threads."""
+  """Pipeline that shuffles, mixes, and pads one row after the other, in two threads."""
 
   def row(tokens: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
     padded = {}
     for (name, length), ids in zip(LENGTHS.items(), tokens, strict=True):
       padded[name] = np.zeros(length, np.int32)
-      kept = ids[: length - 1]
-      padded[name][: len(kept)] = kept
-      padded[name][len(kept)] = EOS_ID
+      truncated = ids[: length - 1]
+      padded[name][: len(truncated)] = truncated
+      padded[name][len(truncated)] = EOS_ID
     return padded
 
   class Source:
-    def __init__(self, part: int) -> None:
-      self._records = records.per_task[part]
+    def __init__(self, number: int) -> None:
+      self._records = records.per_task[number]
 
     def __len__(self) -> int:
       return len(self._records)
@@ -176,16 +176,16 @@ def row_by_row(records: MixtureRecords, batch_size: int) -> Iterator[Any]:
       return self._records.tokens([index])[0]
 
   sources = [
-    grain.MapDataset.source(Source(part)).shuffle(seed=part).repeat().map(row)
-    for part in range(len(records.per_task))
+    grain.MapDataset.source(Source(number)).shuffle(seed=number).repeat().map(row)
+    for number in range(len(records.per_task))
   ]
-  rates = [float(min(len(part), mixture.suite.LARGEST_RATE)) for part in records.per_task]
+  rates = [float(min(len(task), mixture.suite.LARGEST_RATE)) for task in records.per_task]
   mixed = grain.MapDataset.mix(sources, weights=rates).batch(batch_size)
   return iter(mixed.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 
 def forget(directory: str) -> None:
-  """Asks the kernel to drop its cache of the records."""
+  """Ask the kernel to drop its cache of the records."""
   for path in pathlib.Path(directory).rglob('*'):
     if path.is_file():
       with path.open('rb') as file:
@@ -199,26 +199,28 @@ def in_a_process(way: str, settings: Settings) -> dict[str, Any]:
   return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def held_to_bars(way: str, found: dict[str, Any]) -> Iterator[Measured]:
-  rows, examples, of_cpu = zip(*found['steady'], strict=True)
+def held_to_bars(way: str, measurements: dict[str, Any]) -> Iterator[Measured]:
+  rows, examples, of_cpu = zip(*measurements['steady'], strict=True)
   best = f'best interval {max(examples):,.0f}; {median(of_cpu):,.0f} a second of CPU'
-  yield Measured(f'{way}: first batch', found['first'], 's', at_most=SECONDS)
-  yield Measured(f'{way}: first batch, from disk', found['first from disk'], 's')
+  yield Measured(f'{way}: first batch', measurements['first'], 's', at_most=SECONDS)
+  yield Measured(f'{way}: first batch, from disk', measurements['first from disk'], 's')
   yield Measured(f'{way}: steady', median(examples), 'rows/s', at_least=ROWS_PER_SECOND, note=best)
   if way.endswith('packed'):
     filled = f'{sum(examples) / sum(rows):.2f} rows in a pack'
     yield Measured(f'{way}: steady', median(rows), 'packs/s', note=filled)
-  for ours, slow in sorted(found.get('by turns', ()), key=lambda turn: turn[0] / turn[1])[1:2]:
-    yield Measured(f'{way}: steady, by turns with the next', ours, 'rows/s')
-    times = f'{ours / slow:.1f} times slower'
+  for fast, slow in sorted(measurements.get('by turns', ()), key=lambda turn: turn[0] / turn[1])[
+    1:2
+  ]:
+    yield Measured(f'{way}: steady, by turns with the next', fast, 'rows/s')
+    times = f'{fast / slow:.1f} times slower'
     yield Measured(f'{way}: row by row with Grain', slow, 'rows/s', note=times)
-  private, mapped = (found['memory'][kind] / GIBIBYTE for kind in ('private', 'mapped'))
+  private, mapped = (measurements['memory'][pages] / GIBIBYTE for pages in ('private', 'mapped'))
   yield Measured(f'{way}: memory beyond imports', private, 'GiB', at_most=1.0)
   yield Measured(f'{way}: mapped pages of the files beside it', mapped, 'GiB')
-  for one in found['resumed']:
-    what = f'{way}: first batch, resumed at {one["step"]:,}'
-    yield Measured(what, one['milliseconds'], 'ms')
-  others = sum(one['others'] for one in found['resumed'])
+  for resume in measurements['resumed']:
+    what = f'{way}: first batch, resumed at {resume["step"]:,}'
+    yield Measured(what, resume['milliseconds'], 'ms')
+  others = sum(resume['others'] for resume in measurements['resumed'])
   yield Measured(f'{way}: resumed, unlike uninterrupted', others, 'batches', at_most=1)
 
 
@@ -229,7 +231,7 @@ def main() -> None:
   parser.add_argument('--batch_size', type=int, default=128)
   parser.add_argument('--intervals', type=int, default=7)
   parser.add_argument('--seconds', type=float, default=1.0, help='of each interval (1)')
-  parser.add_argument('--output', default='runs/benchmarks/feeding.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'feeding.json')
   parser.add_argument('--way', choices=('materialize', *WAYS), help=argparse.SUPPRESS)
   options = vars(parser.parse_args())
   output, way = options.pop('output'), options.pop('way')
@@ -243,9 +245,9 @@ def main() -> None:
     print(json.dumps(measure(way, settings)))
     return
   rows = in_a_process('materialize', settings)
-  found = {way: in_a_process(way, settings) for way in WAYS}
-  measured = [one for way in WAYS for one in held_to_bars(way, found[way])]
-  inputs, targets = found[WAYS[0]]['lengths']
+  results = {way: in_a_process(way, settings) for way in WAYS}
+  measured = [row for way in WAYS for row in held_to_bars(way, results[way])]
+  inputs, targets = results[WAYS[0]]['lengths']
   title = (
     f'FLAN mixture of 69 tasks, {rows:,} generated rows of {inputs:.0f} tokens of inputs and '
     f'{targets:.0f} of targets on average, cut to {" and ".join(map(str, LENGTHS.values()))}; '

@@ -49,7 +49,7 @@ def start(home: str, run: str, **environment: str) -> float:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--repeats', type=int, default=3)
-  parser.add_argument('--output', default='benchmarks/results/first_step.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'first_step.json')
   options = parser.parse_args()
   seconds: dict[str, list[float]] = {'without': [], 'first': [], 'second': []}
   with tempfile.TemporaryDirectory() as root:

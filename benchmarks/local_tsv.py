@@ -1,10 +1,10 @@
-"""The README's pipeline on tab-separated files: TREC and SST-2, beside the majority class.
+"""The pipeline of the README on tab-separated files: TREC and SST-2, with the majority class.
 
     python -m benchmarks.local_tsv --data=../shared/data/flan_tasks
 
 `--data` holds `<task>.train.jsonl` and `<task>.test.jsonl` with keys input and target. Each becomes
-a TSV and a task.gin in the output directory; from there on everything is what a user would type.
-The models start from chance and see only these few thousand rows.
+a TSV and a task.gin in the output directory; the rest are commands that a user would type. Models
+are randomly initialized and see only these few thousand rows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import pathlib
 import shlex
 import subprocess
 import sys
+
+from benchmarks import bars
+from benchmarks.bars import Measured
 
 TASKS = {'trec': 48, 'sst2': 64}  # the longest inputs in tokens
 PIECES = 4000
@@ -37,7 +40,7 @@ local.local_tsv.splits = {{
 
 
 def prepare(source: pathlib.Path, name: str, length: int, directory: pathlib.Path) -> float:
-  """Write the TSVs and task.gin; the share in test of train's majority class."""
+  """Write the TSVs and task.gin, and return the accuracy of train's majority class on test."""
   directory.mkdir(parents=True, exist_ok=True)
   train, test = (read(source / f'{name}.{split}.jsonl') for split in ('train', 'test'))
   splits = {
@@ -57,7 +60,7 @@ def read(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def commands(directory: pathlib.Path) -> list[str]:
-  """What a user would type, one shell line each."""
+  """Commands that a user would type, one line each."""
   task = f'--gin_file={directory}/task.gin'
   train = f'python -m cascades.train --gin_file=recipes/local_train.gin {task}'
   size = f'--gin.VOCAB_SIZE={PIECES + 100} --gin.t5.Config.dropout_rate=0.1'
@@ -79,30 +82,30 @@ def commands(directory: pathlib.Path) -> list[str]:
   ]
 
 
-def found(directory: pathlib.Path) -> dict[str, float]:
+def accuracies(directory: pathlib.Path) -> dict[str, float]:
   """Accuracy of both models alone and the area above the chord, under the paper's rule."""
   with (directory / 'evaluation' / 'summary.csv').open() as file:
     records = [r for r in csv.DictReader(file) if r['score'] in ('average', '')]
-  wanted = ('small alone', 'large alone', 'area above chord')
-  return {r['quantity']: float(r['value']) for r in records if r['quantity'] in wanted}
+  quantities = ('small alone', 'large alone', 'area above chord')
+  return {r['quantity']: float(r['value']) for r in records if r['quantity'] in quantities}
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--data', type=pathlib.Path, required=True)
   parser.add_argument('--output_dir', type=pathlib.Path, default=pathlib.Path('runs/local_tsv'))
+  parser.add_argument('--output', default=bars.RESULTS / 'local_tsv.json')
   arguments = parser.parse_args()
-  results = {}
+  measured = []
   for name, length in TASKS.items():
     directory = arguments.output_dir / name
     majority = prepare(arguments.data, name, length, directory)
     for line in commands(directory):
       print(line, flush=True)
       subprocess.run([sys.executable, *shlex.split(line)[1:]], check=True)
-    results[name] = {'majority class': majority, **found(directory)}
-  (arguments.output_dir / 'local_tsv.json').write_text(json.dumps(results, indent=2))
-  for name, values in results.items():
-    print(name, '  '.join(f'{key} {value:.4f}' for key, value in values.items()))
+    quantities = {'majority class': majority, **accuracies(directory)}
+    measured += [Measured(f'{name}: {what}', value, '') for what, value in quantities.items()]
+  bars.report('tab-separated files', measured, arguments.output, vars(arguments))
 
 
 if __name__ == '__main__':

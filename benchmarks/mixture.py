@@ -1,4 +1,4 @@
-"""The 69 tasks of FLAN2021 with generated rows: their numbers, rates and usual lengths, no text."""
+"""The 69 tasks of FLAN2021 with generated rows of their numbers, rates, and usual lengths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TEXT = 'lorem ' * LONGEST
 
 
 def flan(rows: int) -> Mixture:
-  """Each task with at most `rows` rows, at the rate that it has in the real mixture."""
+  """Mixture of all tasks with at most `rows` rows each, at the rates of the real mixture."""
   tasks = [
     _task(seed, name, min(definition.rows, rows), min(definition.rows, suite.LARGEST_RATE))
     for seed, (name, definition) in enumerate(suite.DEFINITIONS.items())
@@ -41,7 +41,7 @@ def _task(seed: int, name: str, rows: int, rate: int) -> Task:
 def random_tokens(
   rows: Iterable[Row], vocabularies: Vocabularies, shard: int, *, seed: int
 ) -> Iterator[Record]:
-  """Random ids, with filler text of the length that as many tokens usually have."""
+  """Records of random ids, with filler text of the usual length of as many tokens."""
   del vocabularies
   generator = np.random.default_rng([seed, shard])
   ids = generator.integers(3, IDS, size=1 << 16).astype('<i4')

@@ -1,21 +1,20 @@
-"""Plans of the paper's settings, with open models in the place of those that are not.
+"""Plans of the paper's settings, with open models instead of closed ones.
 
     python -m benchmarks.plans
 
 Wang et al. 2024, https://arxiv.org/abs/2406.00060, train on 16 TPU v4 with batch 64, and on 128
-TPU v5e. Sizes are those of gin_configs/models, activations bfloat16; the large model's weights are
-held as said. A model is sharded over as many chips as divide its width.
+TPU v5e. Sizes are those of gin_configs/models and activations are bfloat16; `large_dtype` is
+the type of the large model's weights. A model is sharded over as many chips as divide its width.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import pathlib
 from typing import Any, NamedTuple
 
-from benchmarks import compiling
+from benchmarks import bars, compiling
+from benchmarks.bars import Measured
 from cascades import cli, losses, plan
 from cascades.models import configs
 from cascades.performance import roofline, topologies
@@ -51,18 +50,18 @@ SETTINGS = (
 
 
 def model(name: str) -> configs.LanguageModelConfig:
-  found = cli.model_of('cascades.plan', f'models/{name}.gin')
-  return dataclasses.replace(found, dtype='bfloat16', remat_policy='full')
+  config = cli.model_of('cascades.plan', f'models/{name}.gin')
+  return dataclasses.replace(config, dtype='bfloat16', remat_policy='full')
 
 
-def made(setting: Setting, *, compiles: bool) -> roofline.Plan:
+def plan_of(setting: Setting, *, compiles: bool) -> roofline.Plan:
   small, large = model(setting.small), model(setting.large)
-  found = topologies.of(setting.topology)._replace(can_compile=compiles)
+  machines = topologies.of(setting.topology)._replace(can_compile=compiles)
   optimizer = optimizers.adafactor(optimizers.constant(1e-3))
-  with partitioning.use(partitioning.make_mesh(**setting.mesh, devices=found.devices)):
-    parts = setup.blueprint(small, large, optimizer, large_dtype=setting.large_dtype)
+  with partitioning.use(partitioning.make_mesh(**setting.mesh, devices=machines.devices)):
+    program = setup.blueprint(small, large, optimizer, large_dtype=setting.large_dtype)
     step = setup.compiled_step(
-      parts, optimizer, loss=losses.cat_dist, microbatches=setting.microbatches
+      program, optimizer, loss=losses.cat_dist, microbatches=setting.microbatches
     )
     batch = plan.batch_shapes(small, setting.lengths, setting.batch_size)
     counts = {
@@ -70,24 +69,30 @@ def made(setting: Setting, *, compiles: bool) -> roofline.Plan:
       'large': configs.count_parameters(large),
     }
     effort = compiling.EFFORT['exec_time_optimization_effort']
-    return plan.measure(step, parts, batch, found, counts, effort=effort)
+    return plan.measure(step, program, batch, machines, counts, effort=effort)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--only', type=int, nargs='+', help='these of the settings, from 0')
+  parser.add_argument('--only', type=int, nargs='+', help='numbers of settings, from 0')
   parser.add_argument('--abstract', action='store_true', help='compile nothing')
-  parser.add_argument('--output', default='runs/benchmarks/plans.json', type=pathlib.Path)
+  parser.add_argument('--output', default=bars.RESULTS / 'plans.json')
   options = parser.parse_args()
   records: list[Any] = []
-  options.output.parent.mkdir(parents=True, exist_ok=True)
+  measured: list[Measured] = []
   for number in options.only or range(len(SETTINGS)):
     setting = SETTINGS[number]
-    found = made(setting, compiles=not options.abstract)
+    computed = plan_of(setting, compiles=not options.abstract)
     print(f'{setting.name}, batch {setting.batch_size}, {setting.lengths}, {setting.mesh}')
-    print(roofline.format_table(found), flush=True)
-    records.append({'setting': setting._asdict(), 'plan': roofline.to_json(found)})
-    options.output.write_text(json.dumps(records, indent=2))
+    print(roofline.format_table(computed), flush=True)
+    records.append({'setting': setting._asdict(), 'plan': roofline.to_json(computed)})
+    where = f'{setting.name}, {setting.topology}'
+    if computed.fits is not None:
+      measured.append(Measured(f'{where}: fits', float(computed.fits), '', at_least=1))
+    if computed.seconds:
+      milliseconds = 1e3 * computed.seconds.at_least
+      measured.append(Measured(f'{where}: minimum step time', milliseconds, 'ms'))
+    bars.report("plans of the paper's settings", measured, options.output, vars(options), records)
 
 
 if __name__ == '__main__':

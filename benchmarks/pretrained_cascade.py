@@ -1,11 +1,11 @@
-"""A cascade of two pre-trained models on TREC and SST-2, by the commands that a user would type.
+"""A cascade of two pretrained models on TREC and SST-2, with the commands of a user.
 
     python -m benchmarks.pretrained_cascade --source=smollm2.gguf --data=../shared/data/flan_tasks
 
 `--source` is what `python -m cascades.convert` reads; `--data` holds `<task>.train.jsonl` and
 `<task>.test.jsonl` with keys input and target. The model is fine-tuned as the large one, a few of
-its layers as the small one beside it. Printed for comparison: the loss of logistic regression on
-features of the models as they were before, fitted on the first `--frozen_rows`.
+its layers as the small one. For comparison, logistic regression is fitted to features of the
+models before fine-tuning, on the first `--frozen_rows`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def prepare(source: pathlib.Path, name: str, directory: pathlib.Path, test_rows:
 
 
 def starts(source: str, root: pathlib.Path) -> list[str]:
-  """The pre-trained large model, and some of its layers."""
+  """Commands that convert the large model and prune the small one out of it."""
   return [
     f'python -m cascades.convert --gin_file=runs/convert.gin --gin.SOURCE={source} '
     f'--gin.MODEL_DIR={root}/pretrained',
@@ -109,26 +109,26 @@ MODELS = {'large': 'pretrained', 'small': 'pruned'}  # and what each starts from
 def features(
   checkpoint: pathlib.Path, name: str, directory: pathlib.Path, split: str, count: int
 ) -> Any:
-  """What the untrained model makes of each prompt: its last token's state, and the right answer."""
+  """Hidden state of the last token of each prompt before fine-tuning, and the targets."""
   where, step = store.locate(checkpoint)
   config = configs.from_description(store.read_description(where)['model'])
   task = local.local_jsonl(name, {split: directory / f'{split}.jsonl'})
   lengths = {'inputs': TASKS[name], 'targets': TARGETS}
   vocabulary = vocabularies.load(where)
   corpus = Corpus(task, vocabulary, config.architecture, lengths, materialize.DIRECTORY)
-  (part,) = corpus.open(split).parts
-  rows = range(len(part))[:count]
-  found, answers = np.zeros((len(rows), config.emb_dim), np.float32), [''] * len(rows)
+  (records,) = corpus.open(split).parts
+  rows = range(len(records))[:count]
+  states, answers = np.zeros((len(rows), config.emb_dim), np.float32), [''] * len(rows)
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     graph, abstract = abstract_model(config)
     params = store.restore_params(where, abstract, which=step)
     prompted = jax.jit(lambda params, prompt: last_state(nnx.merge(graph, params), prompt))
-    for bucket in corpus.buckets(part, rows, batch_size=32):
-      prompt = corpus.prompts(part, bucket, batch_size=32)
-      found[bucket.indices] = np.asarray(prompted(params, prompt))[: len(bucket.indices)]
-      for index, record in zip(bucket.indices, part.read(bucket.indices), strict=True):
+    for bucket in corpus.buckets(records, rows, batch_size=32):
+      prompt = corpus.prompts(records, bucket, batch_size=32)
+      states[bucket.indices] = np.asarray(prompted(params, prompt))[: len(bucket.indices)]
+      for index, record in zip(bucket.indices, records.read(bucket.indices), strict=True):
         answers[index] = record.row.targets
-  return found, answers
+  return states, answers
 
 
 def last_state(model: Any, prompt: Any) -> jax.Array:
@@ -163,8 +163,8 @@ def evaluated(directory: pathlib.Path) -> dict[str, float]:
   """Accuracy of both models alone and the area above the chord, under the paper's rule."""
   with (directory / 'evaluation' / 'summary.csv').open() as file:
     rows = [row for row in csv.DictReader(file) if row['score'] in ('average', '')]
-  wanted = ('small alone', 'large alone', 'area above chord')
-  return {row['quantity']: float(row['value']) for row in rows if row['quantity'] in wanted}
+  quantities = ('small alone', 'large alone', 'area above chord')
+  return {row['quantity']: float(row['value']) for row in rows if row['quantity'] in quantities}
 
 
 def run(line: str) -> None:
@@ -182,6 +182,7 @@ def main() -> None:
   parser.add_argument('--test_rows', type=int, default=500)
   parser.add_argument('--frozen_rows', type=int, default=2000)
   parser.add_argument('--output_dir', type=pathlib.Path, default='runs/pretrained_cascade')
+  parser.add_argument('--output', default=bars.RESULTS / 'pretrained_cascade.json')
   options = parser.parse_args()
   root = options.output_dir.absolute()
   for line in starts(options.source, root):
@@ -205,9 +206,7 @@ def main() -> None:
       ]
     for what, value in evaluated(directory).items():
       measured.append(Measured(f'{name}: {what}', value, 'of rows'))
-  output = root / 'pretrained_cascade.json'
-  settings = {name: str(value) for name, value in vars(options).items()}
-  bars.report('pretrained cascade', measured, output, settings)
+  bars.report('pretrained cascade', measured, options.output, vars(options))
 
 
 if __name__ == '__main__':

@@ -1,10 +1,10 @@
-"""What is left of a language model when layers or channels are taken from it, before any training.
+"""Quality of a language model without some of its layers or channels, before any training.
 
     python -m benchmarks.pruning --checkpoint=runs/smollm2 --text=passages.txt
 
-Bits per byte of the text (less is better), for several choices of `python -m cascades.prune` that
-keep about as much as each other. Channels are chosen by what they do to the first rows of the text,
-and by the norms of their weights for comparison; all is measured on the rows that follow.
+Bits per byte of the text (lower is better), for several choices of `python -m cascades.prune` of
+about equal size. Channels are chosen by their effect on the loss of the first rows of the text, and
+by the norms of their weights for comparison; the quality is measured on the rows that follow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cascades import decoding
 from cascades.checkpoints import store
 from cascades.models import configs, pruning
 from cascades.models.abstract import abstract_model
-from cascades.models.pruning import Layers
+from cascades.models.pruning import LayerChoice
 from cascades.prune import token_loss
 from cascades.runtime import partitioning
 from cascades.tokenizers import vocabularies
@@ -36,8 +36,8 @@ from cascades.training import train_step
 from cascades.types import Batch, Params, Vocabulary
 
 
-def choices(num: int) -> dict[str, Layers]:
-  """Which layers of `num` stay."""
+def choices(num: int) -> dict[str, LayerChoice]:
+  """Selections among `num` layers."""
   ends = lambda head, tail: functools.partial(pruning.ends, head=head, tail=tail)
   most, half = num - num // 6, num // 2
   splits = [
@@ -52,7 +52,7 @@ def choices(num: int) -> dict[str, Layers]:
 
 
 def norms(params: Params, stacks: Iterable[str]) -> pruning.Importance:
-  """||wo_f|| prod_i ||wi_i_f|| of every channel f: of the weights alone."""
+  """||wo_f|| prod_i ||wi_i_f|| of every channel f, from the weights alone."""
 
   def of_layers(mlp: Params) -> Array:
     kernels = {name: projection['kernel'] for name, projection in mlp.items()}
@@ -64,7 +64,7 @@ def norms(params: Params, stacks: Iterable[str]) -> pruning.Importance:
 
 
 def rows(vocabulary: Vocabulary, text: str, length: int, count: int) -> Batch:
-  """The text's tokens in `count` rows; every token but a row's first is to be predicted."""
+  """Tokens of the text in `count` rows; every token but the first of a row is predicted."""
   tokens = np.array(vocabulary.encode(text), np.int32)
   if len(tokens) < count * length:
     raise ValueError(f'the text has {len(tokens)} tokens, and {count * length} are needed.')
@@ -91,7 +91,7 @@ def main() -> None:
   parser.add_argument('--text', required=True, type=pathlib.Path)
   parser.add_argument('--rows', type=int, default=8)
   parser.add_argument('--length', type=int, default=257)
-  parser.add_argument('--output', default='runs/benchmarks/pruning.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'pruning.json')
   options = parser.parse_args()
   directory, step = store.locate(options.checkpoint)
   large = configs.from_description(store.read_description(directory)['model'])
@@ -103,12 +103,12 @@ def main() -> None:
   measured = []
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     graph, abstract = abstract_model(large)
-    whole = store.restore_params(directory, abstract, which=step)
+    params = store.restore_params(directory, abstract, which=step)
     everything = pruning.select_layers(large, lambda num: range(num))
 
-    def measure(name: str, kept: Mapping[str, Sequence[int]], *width: Any) -> None:
-      small = pruning.pruned_config(large, kept, *width[:1])
-      bits = bits_per_byte(small, pruning.prune(whole, kept, *width), test, vocabulary)
+    def measure(name: str, remaining: Mapping[str, Sequence[int]], *width: Any) -> None:
+      small = pruning.pruned_config(large, remaining, *width[:1])
+      bits = bits_per_byte(small, pruning.prune(params, remaining, *width), test, vocabulary)
       size = f'{configs.count_parameters(small):,} parameters'
       measured.append(Measured(name, bits, 'bits/byte', note=size))
 
@@ -116,14 +116,14 @@ def main() -> None:
       measure(name, pruning.select_layers(large, layers))
     single = (jax.tree.map(lambda x, i=i: x[i : i + 1], seen) for i in range(options.rows))
     loss = token_loss(train_step.Definition(graph, large.vocab_size))
-    by_loss = pruning.channel_importance(loss, whole, single, everything)
-    for part in (0.75, 0.5):
-      mlp_dim = int(part * large.mlp_dim)
-      measure(f'{part} of the channels, by their loss', everything, mlp_dim, by_loss)
+    by_loss = pruning.channel_importance(loss, params, single, everything)
+    for share in (0.75, 0.5):
+      mlp_dim = int(share * large.mlp_dim)
+      measure(f'{share} of the channels, by their loss', everything, mlp_dim, by_loss)
       measure(
-        f'{part} of the channels, by their norms', everything, mlp_dim, norms(whole, everything)
+        f'{share} of the channels, by their norms', everything, mlp_dim, norms(params, everything)
       )
-  bars.report('pruning', measured, options.output, vars(options) | {'text': str(options.text)})
+  bars.report('pruning', measured, options.output, vars(options))
 
 
 if __name__ == '__main__':

@@ -1,10 +1,10 @@
-"""What a language model loses when its weights are held in fewer bits.
+"""Change of a language model when its weights are stored in fewer bits.
 
     python -m benchmarks.quantization --checkpoint=runs/smollm2 --text=passages.txt
 
-Bytes of the weights, and how its answers to the text differ from those of float32 weights: in how
-many places the first choice is the same, and by how much the log-probability of the token that
-stands there moves. Activations are float32 throughout, so that only the weights differ.
+Bytes of the weights, and the difference to float32 weights on the text: the share of positions with
+the same top-1 token, and the change of the log-probability of the actual token. Activations are
+float32 throughout, so that only the weights differ.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MOST_BYTES = {'float32': 1.001, 'bfloat16': 0.501, 'int8': 0.27}  # of float32's
 
 
 class Answers(NamedTuple):
-  """What a model says of a text, and the bytes of its weights."""
+  """Outputs of a model on a text, and the bytes of its weights."""
 
   size: int
   logprobs: Float[np.ndarray, 'N']
@@ -42,7 +42,7 @@ class Answers(NamedTuple):
 
 
 def answers(path: str, config: ModelConfig, dtype: str, rows: Int[np.ndarray, 'B T']) -> Answers:
-  """The model of a run directory, its weights held in `dtype`, reads one row after another."""
+  """Run the model of a run directory, with weights in `dtype`, on one row after another."""
   graph, like = abstract_model(config, dtype=dtype)
   params = store.restore_params(path, like)
 
@@ -53,9 +53,9 @@ def answers(path: str, config: ModelConfig, dtype: str, rows: Int[np.ndarray, 'B
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), row[:, 1:, None], -1)
     return logprobs.ravel(), logits.argmax(-1).ravel()
 
-  found = [jax.device_get(read(params, row[None])) for row in rows]
+  outputs = [jax.device_get(read(params, row[None])) for row in rows]
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-  logprobs, choices = map(np.concatenate, zip(*found, strict=True))
+  logprobs, choices = map(np.concatenate, zip(*outputs, strict=True))
   return Answers(size, logprobs.astype(np.float64), choices)
 
 
@@ -65,31 +65,31 @@ def main() -> None:
   parser.add_argument('--text', required=True, type=pathlib.Path)
   parser.add_argument('--lines', type=int, default=200)
   parser.add_argument('--length', type=int, default=257, help='tokens of a row')
-  parser.add_argument('--output', default='runs/benchmarks/quantization.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'quantization.json')
   options = parser.parse_args()
 
   described = store.read_description(options.checkpoint)['model']
   config = configs.from_description(described | {'dtype': 'float32'})
   passage = '\n'.join(options.text.read_text().split('\n')[: options.lines])
   tokens = vocabularies.load(options.checkpoint).encode(passage)
-  whole = len(tokens) // options.length * options.length
-  rows = np.asarray(tokens[:whole], np.int32).reshape(-1, options.length)
+  count = len(tokens) // options.length * options.length
+  rows = np.asarray(tokens[:count], np.int32).reshape(-1, options.length)
 
   measured: list[Measured] = []
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     read = functools.partial(answers, options.checkpoint, config, rows=rows)
     exact = read('float32')
     for dtype in DTYPES:
-      found = exact if dtype == 'float32' else read(dtype)
-      part, moved = found.size / exact.size, found.logprobs - exact.logprobs
+      output = exact if dtype == 'float32' else read(dtype)
+      share, moved = output.size / exact.size, output.logprobs - exact.logprobs
       measured += [
-        Measured(f'{dtype}: weights', found.size / 2**20, 'MiB'),
-        Measured(f'{dtype}: of float32', part, '', at_most=MOST_BYTES[dtype]),
-        Measured(f'{dtype}: same first choice', 100 * np.mean(found.choices == exact.choices), '%'),
+        Measured(f'{dtype}: weights', output.size / 2**20, 'MiB'),
+        Measured(f'{dtype}: of float32', share, '', at_most=MOST_BYTES[dtype]),
+        Measured(f'{dtype}: same top-1 token', 100 * np.mean(output.choices == exact.choices), '%'),
         Measured(f'{dtype}: mean |change of logprob|', np.abs(moved).mean(), 'nats'),
-        Measured(f'{dtype}: mean logprob', found.logprobs.mean(), 'nats'),
+        Measured(f'{dtype}: mean logprob', output.logprobs.mean(), 'nats'),
       ]
-  settings = {'checkpoint': options.checkpoint, 'text': options.text.name, 'tokens': whole}
+  settings = {'checkpoint': options.checkpoint, 'text': options.text.name, 'tokens': count}
   bars.report('weights in fewer bits', measured, options.output, settings)
 
 

@@ -1,73 +1,75 @@
-"""Which tasks have been read from real files, and how many rows there were.
+"""Tasks that have been read from real files, and their numbers of rows.
 
     python -m benchmarks.real_rows --data=../shared/data --markdown=docs/tasks.md
 
-Every split of every task is read from the folder, and so is every other table of rows in it; with
---markdown the list of tasks with their state is written.
+Reads every split of every task from the folder, and every other table of rows in it; with
+--markdown it writes the list of tasks.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import collections
 import logging
 import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks import bars
+from benchmarks.bars import Measured
 from cascades.tasks import catalog, checking, local, textfiles
 from cascades.tasks.sources import Sources
 from cascades.tasks.task import Mixture, Task
 
-# Real texts whose published fields had to be put together from a converted file: in tests/tasks.
+# Real texts whose published fields are assembled from a converted file, in tests/tasks.
 CONVERTED = {
   'flan_ag_news_subset', 'flan_openbookqa', 'flan_arc_challenge', 'flan_arc_easy', 'flan_trec',
   'flan_piqa', 'flan_winogrande', 'flan_sst2', 'flan_imdb_reviews', 'flan_trivia_qa',
   'flan_bool_q', 'flan_true_case', 'flan_fix_punct', 'flan_word_segment',
   'flan_wmt16_translate_ruen', 'c4_span_corruption', 'c4_prefix_lm', 'c4_causal_lm',
 }  # fmt: skip
-INTRODUCTION = """# The tasks
+INTRODUCTION = """# Tasks
 
 Written by `python -m benchmarks.real_rows --markdown=docs/tasks.md`. Sizes are the published rows
-of each split; of FLAN2021 those of the training slice and, as `paper`, those that the CAT paper
-judges. The state says what the code has been run on here:
+of each split; for FLAN2021 those of the training slice and, as `paper`, those that the CAT paper
+evaluates on. The state says which data the code has been run on:
 
-- **official files**: real rows in the official layout, `rows read` of them, from files that may be
-  parts (BoolQ's first 1,000 training rows, 32 queries of ReCoRD);
-- **converted rows**: real texts, put into the published fields by a test;
-- **hand-written rows**: only the 8 to 20 rows of our own words that ship with the task. Names,
-  kinds and label orders of the fields are checked against TensorFlow Datasets' own definitions.
+- **official files**: real rows in the official layout, `rows read` of them; some files are excerpts
+  (the first 1,000 training rows of BoolQ, 32 queries of ReCoRD);
+- **converted rows**: real texts that a test converts to the published fields;
+- **hand-written rows**: only the 8 to 20 sample rows that ship with the task. Names, types, and
+  label orders of the fields are checked against the definitions of TensorFlow Datasets.
 
-FLAN2021's templates are in our own words, so numbers measured with them do not compare with
-published FLAN numbers.
+The FLAN2021 templates are reworded, so numbers measured with them do not compare with published
+FLAN numbers.
 """
 
 
 def tasks(data: pathlib.Path) -> Iterator[Task]:
   for make in catalog.tasks().values():
-    made = make(Sources(data, tfds_data_dir='/nowhere', malformed='skip'))
-    assert not isinstance(made, Mixture)
-    yield made
+    task = make(Sources(data, tfds_data_dir='/nowhere', malformed='skip'))
+    assert not isinstance(task, Mixture)
+    yield task
 
 
 def read(data: pathlib.Path) -> list[dict[str, Any]]:
-  """Every split of every task that has rows in the folder."""
-  found = []
+  """Read every split of every task that has rows in the folder."""
+  records = []
   for task in tasks(data):
-    splits = [one for one in checking.check(task) if one.where]
-    found.append(
+    splits = [split for split in checking.check(task) if split.where]
+    records.append(
       {
         'task': task.name,
         'suite': task.suite or 'package',
         'metrics': list(task.metrics),
         'published': dict(task.sizes),
-        'read': {one.split: one.rows for one in splits},
-        'problems': [problem for one in splits for problem in one.problems],
+        'read': {split.split: split.rows for split in splits},
+        'problems': [problem for split in splits for problem in split.problems],
         'state': _state(task, bool(splits)),
       }
     )
-  return found
+  return records
 
 
 def _state(task: Task, is_read: bool) -> str:
@@ -77,7 +79,7 @@ def _state(task: Task, is_read: bool) -> str:
 
 
 def other_files(data: pathlib.Path) -> Iterator[tuple[str, int]]:
-  """Rows of the files that belong to no task's official layout."""
+  """Numbers of rows of files that do not belong to the official layout of a task."""
   for file in sorted((data / 'flan_tasks').glob('*.jsonl')):
     rows = local.local_jsonl(
       file.stem, {'all': str(file)}, inputs_key='input', targets_key='target', options_key='-'
@@ -95,16 +97,16 @@ def other_files(data: pathlib.Path) -> Iterator[tuple[str, int]]:
     )
 
 
-def markdown(found: list[dict[str, Any]]) -> str:
+def markdown(records: list[dict[str, Any]]) -> str:
   lines = [INTRODUCTION, '| task | suite | metrics | published rows | rows read | state |']
   lines.append('|---|---|---|---|---|---|')
-  for one in found:
+  for record in records:
     published, rows = (
-      ', '.join(f'{split} {count:,}' for split, count in one[key].items())
+      ', '.join(f'{split} {count:,}' for split, count in record[key].items())
       for key in ('published', 'read')
     )
-    metrics = ', '.join(one['metrics']).replace('|', '\\|')
-    cells = (one['task'], one['suite'], metrics, published, rows, one['state'])
+    metrics = ', '.join(record['metrics']).replace('|', '\\|')
+    cells = (record['task'], record['suite'], metrics, published, rows, record['state'])
     lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines) + '\n'
 
@@ -112,30 +114,29 @@ def markdown(found: list[dict[str, Any]]) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--data', default='../shared/data', type=pathlib.Path)
-  parser.add_argument('--markdown', type=pathlib.Path, help='where the list of tasks goes')
-  parser.add_argument('--output', type=pathlib.Path, help='where the figures go, as JSON')
+  parser.add_argument('--markdown', type=pathlib.Path, help='file to write the list of tasks to')
+  parser.add_argument('--output', default=bars.RESULTS / 'real_rows.json')
   arguments = parser.parse_args()
   if not arguments.data.is_dir():
     raise SystemExit(f'There is no folder {arguments.data}: --data names the real rows.')
   logging.disable(logging.INFO)
   began = time.monotonic()
-  found = read(arguments.data)
-  for one in found:
-    if one['read']:
-      print(f'{one["task"]:<40}{one["read"]}  published {one["published"]}')
-    for problem in one['problems']:
+  records = read(arguments.data)
+  for record in records:
+    if record['read']:
+      print(f'{record["task"]:<40}{record["read"]}  published {record["published"]}')
+    for problem in record['problems']:
       print(f'  {problem}')
   others = dict(other_files(arguments.data))
   for name, count in others.items():
     print(f'{name:<60}{count:>8,}')
-  states = [one['state'] for one in found]
-  print({state: states.count(state) for state in sorted(set(states))})
-  print(f'{time.monotonic() - began:.0f} s')
   if arguments.markdown:
-    arguments.markdown.write_text(markdown(found))
-  if arguments.output:
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({'tasks': found, 'others': others}, indent=2))
+    arguments.markdown.write_text(markdown(records))
+  states = collections.Counter(record['state'] for record in records)
+  measured = [Measured(f'tasks run on {state}', states[state], 'tasks') for state in sorted(states)]
+  measured.append(Measured('reading everything', time.monotonic() - began, 's'))
+  details = {'tasks': records, 'others': others}
+  bars.report('rows of real files', measured, arguments.output, vars(arguments), details)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Seconds until `cascades.browse_tasks` shows something, and whether it imported TensorFlow.
+"""Seconds until `cascades.browse_tasks` prints, and whether it imports TensorFlow.
 
 python -m benchmarks.startup
 """
@@ -18,7 +18,7 @@ from benchmarks.bars import Measured
 SECONDS = 3.0
 COMMANDS = (('list',), ('show', 'superglue_rte', '--sample'))
 
-# The command as typed, which at last says whether it has imported TensorFlow.
+# The command as typed, followed by whether it has imported TensorFlow.
 _RUN = """
 import atexit, runpy, sys
 atexit.register(lambda: print('tensorflow' in sys.modules, file=sys.stderr))
@@ -34,7 +34,7 @@ class Run(NamedTuple):
 
 
 def run(command: tuple[str, ...]) -> Run:
-  """Runs it once; raises CalledProcessError if it fails."""
+  """Run the command once; raises CalledProcessError if it fails."""
   start = time.perf_counter()
   with subprocess.Popen(
     [sys.executable, '-c', _RUN, *command],
@@ -56,18 +56,18 @@ def run(command: tuple[str, ...]) -> Run:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--repeats', type=int, default=7)
-  parser.add_argument('--output', default='runs/benchmarks/startup.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'startup.json')
   options = parser.parse_args()
   measured = []
   for command in COMMANDS:
     name, runs = ' '.join(command), [run(command) for _ in range(options.repeats)]
     for what, times, bar in (
-      ('to the first line', [one.first for one in runs], SECONDS),
-      ('to the end', [one.all for one in runs], None),
+      ('to the first line', [sample.first for sample in runs], SECONDS),
+      ('to the end', [sample.all for sample in runs], None),
     ):
       note = f'best {min(times):.2f}; {runs[0].lines} lines'
       measured.append(Measured(f'{name}: {what}', median(times), 's', at_most=bar, note=note))
-    imported = sum(one.tensorflow for one in runs)
+    imported = sum(sample.tensorflow for sample in runs)
     measured.append(Measured(f'{name}: TensorFlow imported', imported, 'times', at_most=1))
   bars.report(
     'python -m cascades.browse_tasks', measured, options.output, {'repeats': options.repeats}

@@ -1,4 +1,4 @@
-"""What cascade-aware training adds to the work that no way of doing it could spare.
+"""Work of cascade-aware training compared with the minimum.
 
     python -m benchmarks.step_flops
 
@@ -24,7 +24,7 @@ BAR = 1.03
 
 
 def forward(cell: compiling.Cell) -> Work:
-  """The large model's hidden states and its logits of all positions, without any loss."""
+  """Work of the large model: hidden states and logits of all positions, without a loss."""
   large = cell.parts.large
   assert large is not None
 
@@ -40,35 +40,35 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=4)
   parser.add_argument('--length', type=int, default=512)
   parser.add_argument('--vocab_size', type=int, default=262_144)
-  parser.add_argument('--output', default='runs/benchmarks/step_flops.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'step_flops.json')
   options = parser.parse_args()
   small, large = compiling.wide_vocabulary(options.vocab_size)
   measured = []
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
 
-    def of(loss: losses.CascadeLoss, beside: Any) -> compiling.Cell:
+    def of(loss: losses.CascadeLoss, teacher: Any) -> compiling.Cell:
       return compiling.cell(
-        loss, rows=options.rows, length=options.length, small=small, large=beside
+        loss, rows=options.rows, length=options.length, small=small, large=teacher
       )
 
     plain, cat = of(losses.xent, None), of(losses.cat_xent, large)
-    alone, beside = flops.work_of(plain.step, *plain.arguments), forward(cat)
+    alone, teacher = flops.work_of(plain.step, *plain.arguments), forward(cat)
     for name, loss in (('CAT-Xent', losses.cat_xent), ('CAT-Dist', losses.cat_dist)):
       cell = of(loss, large)
-      found = flops.work_of(cell.step, *cell.arguments)
-      least = alone + beside
+      work = flops.work_of(cell.step, *cell.arguments)
+      least = alone + teacher
       measured += [
-        Measured(f'{name}: products over the least', found.flops / least.flops, '', at_most=BAR),
+        Measured(f'{name}: products / minimum', work.flops / least.flops, '', at_most=BAR),
         Measured(
-          f'{name}: products and elementwise over the least',
-          (found.flops + found.elementwise) / (least.flops + least.elementwise),
+          f'{name}: products and elementwise / minimum',
+          (work.flops + work.elementwise) / (least.flops + least.elementwise),
           '',
           at_most=BAR,
         ),
       ]
   measured += [
     Measured('Xent step', alone.flops / 1e12, 'TFLOP'),
-    Measured('forward pass of the large model', beside.flops / 1e12, 'TFLOP'),
+    Measured('forward pass of the large model', teacher.flops / 1e12, 'TFLOP'),
   ]
   bars.report('Operations of a step', measured, options.output, vars(options))
 

@@ -1,12 +1,12 @@
-"""Training from a teacher cache over training without a large model, the feed included.
+"""Training from a teacher cache compared with training without a large model.
 
     python -m benchmarks.teacher_cache
     python -m benchmarks.teacher_cache --turns 40
 
 The 25.9M-parameter T5 of `benchmarks.training_step` on generated rows of 128 + 32 tokens. Every
-step takes its batch from the feed, with the answers of its rows, which are read at random from a
-cache on disk. By turns in one run: Xent, CAT-Xent from first choices, CAT-Dist from 16 choices,
-and CAT-Xent beside the large model, which the cache saves.
+step takes its batch from the input pipeline, with the teacher's outputs for its rows, which are
+read at random from a cache on disk. Alternating within one run: Xent, CAT-Xent from top-1 tokens,
+CAT-Dist from the top 16, and CAT-Xent with the large model itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cascades.training.teacher_cache import Answers, Held
 from cascades.types import Batch
 
 LENGTHS = {'inputs': training_step.SOURCE, 'targets': training_step.TARGET}
-HELD = {'first choices': Held(), '16 choices': Held(16)}
+HELD = {'top 1': Held(), 'top 16': Held(16)}
 
 
 def corpus(directory: str, rows: int) -> Corpus:
@@ -48,19 +48,21 @@ def corpus(directory: str, rows: int) -> Corpus:
   return Corpus(task, vocabulary, 'encoder_decoder', LENGTHS, f'{directory}/records')
 
 
-def made_up(directory: str, data: Corpus, held: Held, *, shard_rows: int = 1 << 14) -> Answers:
-  """A cache of random answers, which cost as much to read as any."""
-  place = teacher_cache.location(directory, f'top_{held.top_k}', 'train')
+def random_cache(
+  directory: str, data: Corpus, contents: Held, *, shard_rows: int = 1 << 14
+) -> Answers:
+  """Cache of random contents, which cost as much to read as any."""
+  path = teacher_cache.location(directory, f'top_{contents.top_k}', 'train')
   lengths = data.target_lengths(data.open('train'))
   shards = -(-len(lengths) // shard_rows)
-  teacher_cache.begin(place, {**held._asdict(), 'shards': shards}, {}, write=True)
+  teacher_cache.begin(path, {**contents._asdict(), 'shards': shards}, {}, write=True)
   generator = np.random.default_rng(0)
   for index in range(shards):
-    some = lengths[index * shard_rows : (index + 1) * shard_rows]
-    records = np.zeros(some.sum(), held.record)
+    rows = lengths[index * shard_rows : (index + 1) * shard_rows]
+    records = np.zeros(rows.sum(), contents.record)
     records['ids'] = generator.integers(3, training_step.VOCABULARY, records['ids'].shape)
-    teacher_cache.write_shard(place, index, [str(i) for i in range(len(some))], some, records)
-  return Answers.open(place)
+    teacher_cache.write_shard(path, index, [str(i) for i in range(len(rows))], rows, records)
+  return Answers.open(path)
 
 
 def main() -> None:
@@ -68,7 +70,7 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=20_000)
   parser.add_argument('--turns', type=int, default=20)
   parser.add_argument('--cores', type=int, default=2)
-  parser.add_argument('--output', default='runs/benchmarks/teacher_cache.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'teacher_cache.json')
   options = parser.parse_args()
   bars.use_cores(options.cores)
   small, large = training_step.MODELS['t5']
@@ -77,7 +79,7 @@ def main() -> None:
     partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])),
   ):
     data = corpus(directory, options.rows)
-    caches = {name: made_up(directory, data, held) for name, held in HELD.items()}
+    caches = {name: random_cache(directory, data, contents) for name, contents in HELD.items()}
 
     def feed(cache: Answers | None = None) -> Iterator[Batch]:
       """Batches as `train` takes them."""
@@ -87,12 +89,12 @@ def main() -> None:
 
     steps = {
       'xent': ours(small, None, losses.xent, feed()),
-      'cat_xent, cache': ours(small, None, losses.cat_xent, feed(caches['first choices'])),
-      'cat_dist, cache': ours(small, None, losses.cat_dist, feed(caches['16 choices'])),
+      'cat_xent, cache': ours(small, None, losses.cat_xent, feed(caches['top 1'])),
+      'cat_dist, cache': ours(small, None, losses.cat_dist, feed(caches['top 16'])),
       'cat_xent, large model': ours(small, large, losses.cat_xent, feed()),
     }
     times = training_step.by_turns(steps, options.turns)
-    sizes = {name: held.record.itemsize for name, held in HELD.items()}
+    sizes = {name: contents.record.itemsize for name, contents in HELD.items()}
   ratio = functools.partial(training_step.ratio, times)
   measured = [
     *(Measured(name, median(ms), 'ms') for name, ms in times.items()),

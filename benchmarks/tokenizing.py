@@ -1,12 +1,12 @@
-"""Sentences tokenised a second while a split is materialised, beside what the libraries allow.
+"""Sentences tokenized per second while a split is materialized, and by the libraries alone.
 
     python -m benchmarks.tokenizing --text ../shared/data/wmt/newstest2021.en-ja.src.en
 
-The text, or generated words if none is given, is cut into sentences of 145 characters, and a
-SentencePiece model is trained on it. A shard is timed whole, on one core: ids, text records and
-checksums; by turns with the library alone, which makes the ids and nothing else. Then a split of
-several shards, by as many processes as there are cores; and the vocabularies inside tf.data, as
-SeqIO calls them. `--tokenizer` adds a tokenizer.json, its folder, or a GGUF file.
+The text (default: generated words) is cut into sentences of 145 characters, and a SentencePiece
+model is trained on it. A complete shard (ids, text records, and checksums) is timed on one core and
+alternates with the library alone, which only computes ids. Then a split of several shards, with as
+many processes as cores, and the vocabularies inside tf.data, as SeqIO calls them. `--tokenizer`
+adds a tokenizer.json, its folder, or a GGUF file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cascades.types import Vocabulary
 
 CHARACTERS = 145
 SENTENCES_PER_SECOND = 40_000
-TOGETHER = 256  # sentences in one call of the library, as when materialising
+TOGETHER = 256  # sentences per call of the library, as in `materialize`
 
 _SYLLABLES = [
   f'{first}{then}' for first in 'bcdfghlmnprstvw' for then in ('a', 'e', 'i', 'o', 'er', 'ing')
@@ -45,21 +45,21 @@ Encode = Callable[[Sequence[str]], object]
 
 
 def generated(words: int) -> str:
-  """Words of one to four syllables, the n-th most frequent one in proportion to 1 / n."""
+  """Words of one to four syllables; the n-th most frequent has probability ~ 1 / n."""
   draw = random.Random(0)
-  known = [''.join(draw.choices(_SYLLABLES, k=draw.randint(1, 4))) for _ in range(20_000)]
-  weights = [1 / rank for rank in range(1, len(known) + 1)]
-  return ' '.join(draw.choices(known, weights, k=words))
+  lexicon = [''.join(draw.choices(_SYLLABLES, k=draw.randint(1, 4))) for _ in range(20_000)]
+  weights = [1 / rank for rank in range(1, len(lexicon) + 1)]
+  return ' '.join(draw.choices(lexicon, weights, k=words))
 
 
 def cut(text: str) -> list[str]:
-  """The text in sentences of equal length."""
+  """Cut the text into sentences of equal length."""
   ends = range(CHARACTERS, len(text) + 1, CHARACTERS)
   return [text[end - CHARACTERS : end] for end in ends]
 
 
 def task(sentences: Sequence[str], count: int) -> Task:
-  """So many sentences, from the first one again and again."""
+  """Task of `count` rows that cycles through the sentences."""
 
   def rows(_split: str) -> Iterator[Row]:
     for number, sentence in enumerate(itertools.islice(itertools.cycle(sentences), count)):
@@ -81,22 +81,22 @@ def rate(count: int, call: Callable[[], object]) -> float:
 def by_turns(
   name: str, vocabulary: Vocabulary, alone: Encode, rows: Sequence[Row], turns: int
 ) -> Iterator[Measured]:
-  """A shard, and the library alone."""
+  """Rates of writing a shard and of the library alone."""
   sentences = [row.inputs for row in rows]
 
   def encode() -> None:
     for begin in range(0, len(sentences), TOGETHER):
       alone(sentences[begin : begin + TOGETHER])
 
-  found = []
+  rates = []
   for _ in range(turns):
     with tempfile.TemporaryDirectory() as directory:
-      whole = rate(
+      complete = rate(
         len(rows), lambda: shards.write(rows, both(vocabulary), pathlib.Path(directory), 0)
       )
-    found.append((whole, rate(len(rows), encode)))
-  wholes, alones = zip(*found, strict=True)
-  share = median(whole / bare for whole, bare in found)
+    rates.append((complete, rate(len(rows), encode)))
+  wholes, alones = zip(*rates, strict=True)
+  share = median(complete / bare for complete, bare in rates)
   yield Measured(
     f'{name}: a shard, one core',
     median(wholes),
@@ -108,18 +108,20 @@ def by_turns(
   yield Measured(f'{name}: the library alone, one core', median(alones), 'sentences/s', note=best)
 
 
-def split(name: str, vocabulary: Vocabulary, whole: Task, count: int) -> Measured:
-  """A split of several shards, written by a process on each core."""
+def split(name: str, vocabulary: Vocabulary, task: Task, count: int) -> Measured:
+  """Rate of writing a split of several shards with one process per core."""
   with tempfile.TemporaryDirectory() as directory:
-    found = rate(
-      count, lambda: materialize.materialize(whole, 'train', both(vocabulary), directory)
+    measured_rate = rate(
+      count, lambda: materialize.materialize(task, 'train', both(vocabulary), directory)
     )
   processes = f'{os.cpu_count()} processes, their start included'
-  return Measured(f'{name}: a split of {count:,} rows', found, 'sentences/s', note=processes)
+  return Measured(
+    f'{name}: a split of {count:,} rows', measured_rate, 'sentences/s', note=processes
+  )
 
 
 def in_tensorflow(name: str, vocabulary: Vocabulary, sentences: Sequence[str]) -> Measured:
-  """`Dataset.map` on all cores, after its first rows."""
+  """Rate of `Dataset.map` on all cores, after its first rows."""
   import tensorflow as tf
 
   from cascades.tasks import seqio_tasks
@@ -130,8 +132,10 @@ def in_tensorflow(name: str, vocabulary: Vocabulary, sentences: Sequence[str]) -
   rows = iter(tokens.take(2 * len(sentences)))
   for _ in sentences:
     next(rows)
-  found = rate(len(sentences), lambda: [None for _ in rows])
-  return Measured(f'{name}: in tf.data', found, 'sentences/s', note=f'{os.cpu_count()} cores')
+  measured_rate = rate(len(sentences), lambda: [None for _ in rows])
+  return Measured(
+    f'{name}: in tf.data', measured_rate, 'sentences/s', note=f'{os.cpu_count()} cores'
+  )
 
 
 def given(path: pathlib.Path) -> Vocabulary:
@@ -143,12 +147,12 @@ def given(path: pathlib.Path) -> Vocabulary:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--text', nargs='*', default=[], type=pathlib.Path, help='UTF-8 files')
-  parser.add_argument('--tokenizer', type=pathlib.Path, help='that a model brought along')
+  parser.add_argument('--tokenizer', type=pathlib.Path, help='tokenizer of a model')
   parser.add_argument('--pieces', type=int, default=4000, help='of the model (4000)')
   parser.add_argument('--rows', type=int, default=ROWS_PER_SHARD, help='of a shard')
   parser.add_argument('--shards', type=int, default=8, help='of the split (8)')
   parser.add_argument('--turns', type=int, default=5)
-  parser.add_argument('--output', default='runs/benchmarks/tokenizing.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'tokenizing.json')
   options = parser.parse_args()
   logging.disable(logging.WARNING)
   text = ' '.join(path.read_text(encoding='utf-8') for path in options.text) or generated(100_000)
@@ -157,25 +161,29 @@ def main() -> None:
     file = pathlib.Path(directory) / 'sentences.model'
     pieces = train_sentencepiece.train_sentencepiece(sentences, file, size=options.pieces)
     processor = sentencepiece.SentencePieceProcessor(str(file))
-    kinds: dict[str, tuple[Vocabulary, Encode]] = {
+    tokenizers: dict[str, tuple[Vocabulary, Encode]] = {
       'bytes': (vocabularies.bytes_vocabulary(), bytes_alone),
-      'SentencePiece': (pieces, lambda some: processor.Encode(list(some), num_threads=1)),
+      'SentencePiece': (pieces, lambda batch: processor.Encode(list(batch), num_threads=1)),
     }
     if options.tokenizer:
       brought = given(options.tokenizer)
-      kinds['the given one'] = (brought, brought.encode_all)
+      tokenizers['--tokenizer'] = (brought, brought.encode_all)
     rows = list(task(sentences, options.rows).rows('train'))
     cores = os.sched_getaffinity(0)
     bars.use_cores(1)
     measured = []
-    for name, (vocabulary, alone) in kinds.items():
+    for name, (vocabulary, alone) in tokenizers.items():
       measured += by_turns(name, vocabulary, alone, rows, options.turns)
     os.sched_setaffinity(0, cores)
     count = options.shards * options.rows
-    whole = task(sentences, count)
-    measured += [split(name, vocabulary, whole, count) for name, (vocabulary, _) in kinds.items()]
+    large_task = task(sentences, count)
+    measured += [
+      split(name, vocabulary, large_task, count) for name, (vocabulary, _) in tokenizers.items()
+    ]
     sample = [row.inputs for row in rows[:4096]]
-    measured += [in_tensorflow(name, vocabulary, sample) for name, (vocabulary, _) in kinds.items()]
+    measured += [
+      in_tensorflow(name, vocabulary, sample) for name, (vocabulary, _) in tokenizers.items()
+    ]
   tokens = np.mean([len(pieces.encode(sentence)) for sentence in sentences])
   title = f'Sentences of {CHARACTERS} characters, {tokens:.0f} SentencePiece tokens on average'
   source = [path.name for path in options.text] or 'generated'

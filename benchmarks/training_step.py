@@ -1,11 +1,11 @@
-"""A training step on CPU against PyTorch and transformers, and the cells of the loss by turns.
+"""A training step on CPU compared with PyTorch and transformers, for several losses.
 
     python -m benchmarks.training_step
     python -m benchmarks.training_step --models t5 --turns 20
 
-Same shapes, same batch, float32, AdamW; plain, and distillation (w = 0.5) from a large model that
-runs beside it. Then CAT-Xent and CAT-Dist over the Xent step plus the large model's forward pass,
-each of which is timed by itself in the same run. Needs the extra `reference`.
+Same shapes, same batch, float32, AdamW; plain, and distillation (w = 0.5) from a large model. Then
+CAT-Xent and CAT-Dist over the sum of the Xent step and the large model's forward pass, which are
+timed separately in the same run. Requires the extra `reference`.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def batch(architecture: str) -> Batch:
 def prepared(
   small: ModelConfig, large: ModelConfig | None, loss: losses.CascadeLoss
 ) -> tuple[jax.stages.Wrapped, train_step.TrainState, train_step.Frozen]:
-  """A step of AdamW, and what it starts with: random weights."""
+  """Compiled step of AdamW, and its initial state with random weights."""
   optimizer = optimizers.adamw(optimizers.constant(1e-3), clip_norm=None)
-  parts = setup.blueprint(small, large, optimizer)
-  params = init_params(small, 0, parts.state.params)
-  frozen = train_step.Frozen(large and init_params(large, 1, parts.frozen.large))
+  program = setup.blueprint(small, large, optimizer)
+  params = init_params(small, 0, program.state.params)
+  frozen = train_step.Frozen(large and init_params(large, 1, program.frozen.large))
   state = train_step.init_state(params, optimizer, 0)
-  return setup.compiled_step(parts, optimizer, loss=loss), state, frozen
+  return setup.compiled_step(program, optimizer, loss=loss), state, frozen
 
 
 def ours(
@@ -83,7 +83,7 @@ def ours(
   loss: losses.CascadeLoss,
   batches: Iterator[Batch] | None = None,
 ) -> Step:
-  """One update, of one batch or the next; the state goes from step to step as in a run."""
+  """Update on one batch or a stream of batches; the state advances as in a run."""
   compiled, state, frozen = prepared(small, large, loss)
   batches = batches or itertools.repeat(batch(small.architecture))
 
@@ -96,7 +96,7 @@ def ours(
 
 
 def gradient(small: ModelConfig) -> Step:
-  """What of an update is not passes over the parameters."""
+  """Gradient alone: an update without passes over the parameters."""
   graph, abstract = abstract_model(small)
   params, rows = init_params(small, 0, abstract), batch(small.architecture)
   model = train_step.Definition(graph, small.vocab_size)
@@ -112,8 +112,7 @@ def gradient(small: ModelConfig) -> Step:
 
 
 def forward(large: ModelConfig) -> Step:
-  """What the large model adds to a step at the least: hidden states, and its first choices of the
-  tokens that count."""
+  """Minimum work of the large model in a step: hidden states, and top-1 of counted tokens."""
   graph, abstract = abstract_model(large)
   params, rows = init_params(large, 1, abstract), batch(large.architecture)
   counted = np.asarray(rows.weights) > 0
@@ -127,7 +126,7 @@ def forward(large: ModelConfig) -> Step:
 
 
 def theirs(small: ModelConfig, large: ModelConfig | None, *, update: bool = True) -> Step:
-  """The same update, or its gradient alone, by PyTorch and transformers."""
+  """The same update, or its gradient alone, in PyTorch and transformers."""
   import torch
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -135,18 +134,18 @@ def theirs(small: ModelConfig, large: ModelConfig | None, *, update: bool = True
   optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
   rows = jax.tree.map(lambda x: torch.tensor(np.asarray(x)).long(), batch(small.architecture))
   if small.architecture == 'decoder_only':
-    given = {'input_ids': rows.inputs}
+    arguments = {'input_ids': rows.inputs}
   else:
-    given = {'input_ids': rows.encoder, 'decoder_input_ids': rows.inputs}
-  kept = rows.weights > 0
+    arguments = {'input_ids': rows.encoder, 'decoder_input_ids': rows.inputs}
+  counted = rows.weights > 0
 
   def step() -> None:
     optimizer.zero_grad()
-    logits = model(**given).logits[kept]
-    loss = torch.nn.functional.cross_entropy(logits, rows.targets[kept])
+    logits = model(**arguments).logits[counted]
+    loss = torch.nn.functional.cross_entropy(logits, rows.targets[counted])
     if teacher is not None:
       with torch.no_grad():
-        soft = torch.softmax(teacher(**given).logits[kept], -1)
+        soft = torch.softmax(teacher(**arguments).logits[counted], -1)
       loss = 0.5 * loss + 0.5 * torch.nn.functional.cross_entropy(logits, soft)
     loss.backward()
     if update:
@@ -156,7 +155,7 @@ def theirs(small: ModelConfig, large: ModelConfig | None, *, update: bool = True
 
 
 def twin(config: Any) -> Any:
-  """A transformers model of the same shape."""
+  """Transformers model of the same shape."""
   import transformers
 
   if config.architecture == 'decoder_only':
@@ -190,7 +189,7 @@ def twin(config: Any) -> Any:
 
 
 def by_turns(steps: Mapping[str, Step], turns: int) -> dict[str, list[float]]:
-  """Milliseconds of each, one after another in every turn, after two that are not counted."""
+  """Milliseconds of each step; all run once per turn, after two warm-up turns."""
   times: dict[str, list[float]] = {name: [] for name in steps}
   for turn in range(-2, turns):
     for name, step in steps.items():
@@ -202,7 +201,7 @@ def by_turns(steps: Mapping[str, Step], turns: int) -> dict[str, list[float]]:
 
 
 def ratio(times: Mapping[str, list[float]], over: str, *under: str) -> float:
-  """The median, over the turns, of one time over the sum of others."""
+  """Median over turns of one time divided by the sum of others."""
   below = [sum(turn) for turn in zip(*(times[name] for name in under), strict=True)]
   return median(a / b for a, b in zip(times[over], below, strict=True))
 
@@ -224,22 +223,21 @@ def measure(name: str, turns: int, *, torch: bool) -> list[Measured]:
       'torch, dist': theirs(small, large),
     }
   times = by_turns(steps, turns)
-  found = [Measured(f'{name}: {step}', median(ms), 'ms') for step, ms in times.items()]
-  found += [
-    Measured(f'{name}: {cell} over xent + large forward',
+  measured = [Measured(f'{name}: {step}', median(ms), 'ms') for step, ms in times.items()]
+  measured += [
+    Measured(f'{name}: {cell} / (xent + large forward)',
              ratio(times, cell, 'xent', 'large forward'), 'x', at_most=1.08)
     for cell in ('cat_xent', 'cat_dist')
   ]  # fmt: skip
   if torch:
-    found += [
-      Measured(f'{name}: PyTorch over ours, gradient', ratio(times, 'torch, gradient', 'gradient'),
-               'x'),
-      Measured(f'{name}: PyTorch over ours, plain', ratio(times, 'torch, plain', 'xent'), 'x',
-               at_least=1.0),
-      Measured(f'{name}: PyTorch over ours, distillation', ratio(times, 'torch, dist', 'dist'), 'x',
-               at_least=1.2),
-    ]  # fmt: skip
-  return found
+    for what, steps_of, bar in (
+      ('gradient', ('torch, gradient', 'gradient'), None),
+      ('plain', ('torch, plain', 'xent'), 1.0),
+      ('distillation', ('torch, dist', 'dist'), 1.2),
+    ):
+      quotient = ratio(times, *steps_of)
+      measured.append(Measured(f'{name}: PyTorch / cascades, {what}', quotient, 'x', at_least=bar))
+  return measured
 
 
 def main() -> None:
@@ -247,13 +245,13 @@ def main() -> None:
   parser.add_argument('--models', nargs='+', choices=MODELS, default=list(MODELS))
   parser.add_argument('--turns', type=int, default=15)
   parser.add_argument('--no_torch', action='store_true', help='only our own steps')
-  parser.add_argument('--output', default='runs/benchmarks/training_step.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'training_step.json')
   options = parser.parse_args()
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     measured = [
-      one
+      row
       for name in options.models
-      for one in measure(name, options.turns, torch=not options.no_torch)
+      for row in measure(name, options.turns, torch=not options.no_torch)
     ]
   bars.report('training step', measured, options.output, vars(options))
 

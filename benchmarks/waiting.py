@@ -1,12 +1,11 @@
-"""What a training step waits for besides its program: Python, dispatch, and the next batch.
+"""Overhead of a training step besides its program: Python, dispatch, and the next batch.
 
     python -m benchmarks.waiting
 
-The loop of a run, which logs every 100 steps, by turns with the same compiled program called in a
-bare loop, batches on the device in both; then with this process's rows handed over at every step,
-as a run does. The model is tiny: what is added would be lost in the noise of a step of 50 ms, and
-here none of it hides behind the program. And the demo's feed alone, in rows a second, over what the
-program takes of them.
+The loop of a run, which logs every 100 steps, alternates with the same compiled program called in a
+bare loop, with batches on the device in both; then also transferring the rows at every step, as in
+a run. The model is tiny, because the overhead would disappear in the noise of a 50 ms step. Finally
+the rate of the demo's input pipeline over the rate at which the program consumes rows.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def model(emb_dim: int, vocab_size: int) -> t5.T5Config:
 
 
 class Step:
-  """A compiled step and the state that it goes on with."""
+  """A compiled step and its current state."""
 
   def __init__(self, small: t5.T5Config, batch: Batch):
     step, self.state, self.frozen = training_step.prepared(small, None, losses.xent)
@@ -62,9 +61,9 @@ class Step:
     self.state = state
     return time.perf_counter() - start
 
-  def looped(self, steps: int, batches: Iterator[Batch], place: Callable[[Batch], Any]) -> float:
+  def looped(self, steps: int, batches: Iterator[Batch], put: Callable[[Batch], Any]) -> float:
     def step(state: Any, batch: Batch) -> Any:
-      return self.program(state, self.frozen, place(batch))
+      return self.program(state, self.frozen, put(batch))
 
     last: list[Any] = []
     start = time.perf_counter()
@@ -125,7 +124,7 @@ def main() -> None:
   parser.add_argument('--emb_dim', type=int, default=16, help='of the model')
   parser.add_argument('--steps', type=int, default=200)
   parser.add_argument('--turns', type=int, default=7)
-  parser.add_argument('--output', default='runs/benchmarks/waiting.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'waiting.json')
   options = parser.parse_args()
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     measured = list(measure(options.emb_dim, options.steps, options.turns))

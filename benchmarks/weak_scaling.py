@@ -1,4 +1,4 @@
-"""Work, memory and collectives of a device as a pod grows, at the same rows a chip.
+"""Work, memory, and collectives per device as a pod grows, with constant rows per chip.
 
     python -m benchmarks.weak_scaling
 
@@ -24,12 +24,12 @@ def measure(topology: str, fsdp: int, rows: int, length: int) -> dict[str, float
   mesh = compiling.mesh(topology, fsdp=fsdp)
   with partitioning.use(mesh):
     cell = compiling.cell(losses.cat_dist, rows=rows * mesh.size, length=length)
-    found = roofline.analyze(cell.compile())
+    compiled = roofline.analyze(cell.compile())
   return {
-    'TFLOP': found.flops / 1e12,
-    'GB of memory traffic': found.traffic / 1e9,
-    'GB sent': sum(moved.bytes for moved in found.collectives.values()) / 1e9,
-    'GB held': found.memory.total / 1e9,
+    'TFLOP': compiled.flops / 1e12,
+    'GB of memory traffic': compiled.traffic / 1e9,
+    'GB sent': sum(moved.bytes for moved in compiled.collectives.values()) / 1e9,
+    'GB stored': compiled.memory.total / 1e9,
   }
 
 
@@ -37,17 +37,17 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--topologies', nargs='+', default=TOPOLOGIES)
   parser.add_argument('--fsdp', type=int, default=16)
-  parser.add_argument('--rows', type=int, default=4, help='a chip')
+  parser.add_argument('--rows', type=int, default=4, help='per chip')
   parser.add_argument('--length', type=int, default=384)
-  parser.add_argument('--output', default='runs/benchmarks/weak_scaling.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'weak_scaling.json')
   options = parser.parse_args()
   measured, first = [], dict[str, float]()
   for topology in options.topologies:
-    found = measure(topology, options.fsdp, options.rows, options.length)
-    first = first or found
-    for unit, value in found.items():
+    quantities = measure(topology, options.fsdp, options.rows, options.length)
+    first = first or quantities
+    for unit, value in quantities.items():
       measured.append(Measured(f'{topology}: {unit} of a device', value, ''))
-      if found is not first:
+      if quantities is not first:
         measured.append(
           Measured(f'{topology}: {unit}, times the first', value / first[unit], '', at_most=BAR)
         )

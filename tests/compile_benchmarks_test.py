@@ -1,4 +1,4 @@
-"""The compile-only benchmarks on tiny models and this machine's CPU: that they can fail."""
+"""Compile-only benchmarks can fail: tiny models on the CPU."""
 
 import dataclasses
 
@@ -29,10 +29,10 @@ def programs():
   """Blockwise and naive, over eight devices."""
   with partitioning.use(partitioning.make_mesh(data=2, fsdp=4, devices=jax.devices()[:8])):
     cell = tiny_cell()
-    made = [
-      hlo.parse(one.compile().as_text()) for one in (cell, buffers.naive(cell, losses.cat_dist))
+    compiled = [
+      hlo.parse(step.compile().as_text()) for step in (cell, buffers.naive(cell, losses.cat_dist))
     ]
-  return cell, *made
+  return cell, *compiled
 
 
 def test_no_buffer_of_the_step_holds_a_batch_s_logits_and_the_naive_step_s_do(programs):
@@ -64,12 +64,12 @@ def test_the_least_that_is_sent_is_each_parameter_s_missing_part():
   kv = config.num_kv_heads * config.head_dim
   matrices = VOCAB * width + config.num_layers * width * (2 * heads + 2 * kv + 3 * config.mlp_dim)
   norms = config.num_layers * 2 * width + width  # on every device already
-  found = collectives.least(cell, width=2)
+  bytes_sent = collectives.least(cell, width=2)
   # Gathered twice and scattered once, gathered once, and summed over the two halves.
-  assert found == 2 * (3 * matrices * 3 / 4 + matrices * 3 / 4 + (matrices / 4 + norms))
+  assert bytes_sent == 2 * (3 * matrices * 3 / 4 + matrices * 3 / 4 + (matrices / 4 + norms))
 
 
 def test_collectives_of_hidden_states_are_told_from_those_of_parameters():
   make = lambda *dims: Collective('all-reduce', 1, 10.0, 2, (Shape('f32', dims),), '')
-  found = [make(64, 32), make(4, 48, 64), make(192, 64)]
-  assert collectives.split(found, rows=4, length=48) == (10.0, 20.0)
+  collective_ops = [make(64, 32), make(4, 48, 64), make(192, 64)]
+  assert collectives.split(collective_ops, rows=4, length=48) == (10.0, 20.0)
