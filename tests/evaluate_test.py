@@ -13,6 +13,7 @@ from cascades.evaluation.comparison import Settings
 from cascades.evaluation.tables import Tables
 from cascades.predictions import shards
 from cascades.reporting import figures
+from cascades.reporting.report import Report
 from tests import synthetic_tables
 from tests.predictions.shards_test import remote  # noqa: F401
 
@@ -177,6 +178,23 @@ def test_tasks_rules_scores_and_metrics_can_be_chosen(directories, tmp_path, no_
   assert comparison.metric is metrics.token_f1
   assert comparison.settings.costs == (5000.0,)
   assert [(pair.model, pair.baseline) for pair in comparison.differences] == [('xent', 'cat')]
+
+
+def test_the_defaults_are_the_rules_of_the_paper_and_many_resamples(
+  directories, tmp_path, no_figures
+):
+  tables = Tables({'xent': directories['xent']}, directories['large'], tasks=['b'])
+  comparison = evaluate.evaluate(tables, str(tmp_path))
+  assert comparison.scores == tuple(deferral.PAPER)
+  assert comparison.settings.resamples == 1000
+  assert '<h1>Comparison of cascades</h1>' in (tmp_path / 'report.html').read_text()
+
+
+def test_options_of_the_report_are_used(directories, tmp_path, no_figures):
+  run(directories, tmp_path, report=Report(title='Two cascades', points=2))
+  assert '<h1>Two cascades</h1>' in (tmp_path / 'report.html').read_text()
+  cascades = json.loads((tmp_path / 'curves.json').read_text())['cascades']
+  assert {len(cascade['curve']['cost']) for cascade in cascades} == {2}
 
 
 @pytest.mark.parametrize('metric', ['bleu', metrics.bleu()], ids=['name', 'metric'])

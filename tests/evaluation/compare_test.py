@@ -153,6 +153,61 @@ def test_errors_are_better_the_lower_they_are():
   assert first.estimates[quantities.COST_AT(level)].low > first.curve.cost[0]
 
 
+def test_repeated_inputs_leave_every_table_and_the_rest_aligned():
+  small, large = synthetic_tables.small_and_large()
+  repeats = [5, 9, 11]
+
+  def repeating(table):
+    inputs = [table.inputs[0] if i in repeats else text for i, text in enumerate(table.inputs)]
+    return table._replace(inputs=inputs)
+
+  small = {name: [repeating(first), second] for name, (first, second) in small.items()}
+  large = [repeating(large[0]), large[1]]
+  comparison = compared(small, large, dedupe_inputs=True)
+  assert comparison.sizes == {'a': 67, 'b': 40}
+  assert comparison.sizes_with_repeats == {'a': 70, 'b': 40}
+  ids = [f'{table.task}/{name}' for table in large for name in table.ids]
+  expected = [name for name in ids if name not in {f'a/a-{i}' for i in repeats}]
+  for answers in comparison.answers.values():
+    assert answers.small.ids == answers.large.ids == expected
+  assert compared(small, large).sizes == {'a': 70, 'b': 40}
+
+
+def test_other_metrics_that_all_tables_hold_are_given_for_each_model_alone():
+  judges = (metrics.accuracy, metrics.token_f1)
+  small, large = synthetic_tables.small_and_large(judged_by=judges)
+  comparison = compare.compare(
+    small, large, scores=AVERAGE, settings=Settings(resamples=20), metric='accuracy'
+  )
+  assert set(comparison.other_metrics) == {'token_f1'}
+  by_f1 = compare.compare(
+    small, large, scores=AVERAGE, settings=Settings(resamples=20), metric='token_f1'
+  )
+  assert set(by_f1.other_metrics) == {'accuracy'}
+  expected = {name: by_f1.at(name).estimates[quantities.SMALL] for name in ('xent', 'cat')} | {
+    'large alone': by_f1.at('cat').estimates[quantities.LARGE]
+  }
+  assert set(comparison.other_metrics['token_f1']) == set(expected)
+  for name, estimate in expected.items():
+    assert comparison.other_metrics['token_f1'][name] == pytest.approx(estimate)
+
+
+def test_manifests_are_those_of_every_table():
+  small, large = synthetic_tables.small_and_large()
+  manifests = compared(small, large).manifests
+  assert [*manifests] == ['xent', 'cat', 'large alone']
+  for name, tables in {**small, 'large alone': large}.items():
+    assert manifests[name] == [table.manifest for table in tables]
+
+
+def test_single_answers_have_the_quality_of_their_model():
+  small, large = synthetic_tables.small_and_large()
+  answers = compared(small, large).answers['cat']
+  for quality, tables in ((answers.small_quality, small['cat']), (answers.large_quality, large)):
+    correct = np.concatenate([table.statistics['accuracy'][:, 0] for table in tables])
+    np.testing.assert_array_equal(quality, correct)
+
+
 def test_models_alone_have_the_intervals_that_they_have_in_a_cascade():
   small, large = synthetic_tables.small_and_large()
   settings = synthetic_tables.comparison().settings

@@ -6,7 +6,7 @@ from hypothesis import given
 from cascades import bootstrap, curves
 from cascades.evaluation import grouped
 from cascades.metrics import ratio
-from tests import multirc
+from tests import multirc, synthetic_tables
 
 
 def literal(score, groups, small, large):
@@ -128,3 +128,27 @@ def test_intervals_are_those_of_questions_drawn_and_written_out():
     low, high = bootstrap.interval(resampled, confidence=0.8)
     assert estimate == pytest.approx((value, low, high))
   assert accuracy.groups == len(names) == 9
+
+
+def test_every_task_with_groups_is_judged_under_its_rows_of_the_pooled_score():
+  small, large = synthetic_tables.small_and_large()
+  groups = {'a': [f'q{i // 2}' for i in range(70)], 'b': [f'q{i // 3}' for i in range(40)]}
+
+  def with_groups(table):
+    return table._replace(groups=groups[table.task])
+
+  small = {name: [first, with_groups(second)] for name, (first, second) in small.items()}
+  large = [large[0], with_groups(large[1])]
+  score = np.random.default_rng(0).normal(size=110)
+  settings = {'resamples': 30, 'confidence': 0.6, 'seed': 5}
+  by_task = grouped.accuracy_by_task({'xent': score, 'cat': -score}, small, large, **settings)
+  assert {task: [*models] for task, models in by_task.items()} == {'b': ['xent', 'cat']}
+  correct = {
+    name: tables[1].statistics['accuracy'][:, 0] == 1
+    for name, tables in {**small, 'large': large}.items()
+  }
+  expected = grouped.accuracy(
+    -score[70:], groups['b'], correct['cat'], correct['large'], **settings
+  )
+  assert by_task['b']['cat'] == expected
+  assert by_task['b']['xent'] != expected

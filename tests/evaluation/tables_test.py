@@ -71,3 +71,15 @@ def test_rows_without_targets_are_refused(directories, tmp_path, model):
     synthetic_tables.write(tmp_path / name / 'test', 'a', rows, **entries)
   with pytest.raises(ValueError, match=r"3 of 60 rows of task 'a' in .* have no target"):
     Tables([str(tmp_path / 'cat')], str(tmp_path / 'large')).read()
+
+
+def test_tables_are_those_of_the_mode(tmp_path):
+  for mode in ('predict', 'score'):
+    rows = synthetic_tables.records('a', size=5)
+    for row in rows:
+      if mode == 'score':
+        del row['prediction']
+        row['score'] = -1.0
+    synthetic_tables.write(tmp_path / 'test', 'a', rows, mode=mode)
+    small, large = Tables({'x': str(tmp_path)}, str(tmp_path), mode=mode).read()
+    assert [table.manifest['mode'] for table in (*small['x'], *large)] == [mode] * 2

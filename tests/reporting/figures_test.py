@@ -88,8 +88,76 @@ def test_the_headline_shows_the_curve_its_band_its_chord_and_the_models_alone(dr
   assert texts == ['xent', 'cat', 'small alone', 'random deferral', 'large alone']
 
 
+def line(axes, label):
+  (only,) = [line for line in axes.lines if line.get_label() == label]
+  return only.get_xdata(), only.get_ydata()
+
+
+def test_scores_are_drawn_above_the_chord_of_their_model(drawn):
+  comparison = synthetic_tables.comparison()
+  for axes, model in zip(drawn['scores'].axes, ('xent', 'cat'), strict=True):
+    assert axes.get_title(loc='left') == model
+    for score in comparison.scores:
+      curve = comparison.at(model, score).curve
+      chord = curve.quality[0] + curve.deferral_rate * (curve.quality[-1] - curve.quality[0])
+      rate, gain = line(axes, score)
+      np.testing.assert_allclose(rate, curve.deferral_rate)
+      np.testing.assert_allclose(gain, curve.quality - chord)
+
+
+def test_contributions_are_drawn_apart_and_summed(drawn):
+  cascade = synthetic_tables.comparison().at('cat')
+  small, large = cascade.small_contribution, cascade.large_contribution
+  for axes, values in zip(
+    drawn['decomposition'].axes, (small, large, cascade.curve.quality), strict=True
+  ):
+    np.testing.assert_allclose(line(axes, 'cat')[1], values)
+
+
+def test_every_task_has_a_panel_with_its_own_curves(drawn):
+  for axes, task in zip(drawn['tasks'].axes, ('a', 'b'), strict=True):
+    assert axes.get_title(loc='left') == task
+    curve = synthetic_tables.comparison().at('cat', task=task).curve
+    np.testing.assert_allclose(line(axes, 'cat'), [curve.deferral_rate, curve.quality])
+
+
+def test_differences_are_drawn_with_their_bands(drawn):
+  (axes,) = drawn['differences'].axes
+  pair = synthetic_tables.comparison().differences[0]
+  assert axes.get_title(loc='left') == 'cat \N{MINUS SIGN} xent'
+  np.testing.assert_allclose(axes.lines[1].get_ydata(), pair.quality)
+  band = axes.collections[0].get_paths()[0].vertices[:, 1]
+  assert (band.min(), band.max()) == pytest.approx((pair.low.min(), pair.high.max()))
+
+
+@pytest.mark.parametrize('metric', ['accuracy', 'phoneme_error_rate'])
+def test_the_histogram_counts_where_the_large_model_is_better(metric):
+  comparison = synthetic_tables.comparison(metric)
+  axes = figures.draw(comparison)['separation'].axes[0]
+  answers = comparison.answers['xent']
+  better = answers.large_quality - answers.small_quality
+  better = better < 0 if metric == 'phoneme_error_rate' else better > 0
+  low, high = np.quantile(answers.score, [0.005, 0.995])
+  shown = (answers.score >= low) & (answers.score <= high)
+  (patch,) = [patch for patch in axes.patches if patch.get_label() == 'large model better']
+  assert patch.get_data().values.sum() == (better & shown).sum()
+
+
+@pytest.mark.parametrize(
+  ('metric', 'corner'), [('accuracy', 'lower right'), ('phoneme_error_rate', 'upper right')]
+)
+def test_the_legend_leaves_room_for_the_curves(metric, corner):
+  legend = figures.headline(synthetic_tables.comparison(metric)).axes[0].get_legend()
+  assert legend._loc == legend.codes[corner]
+
+
 def test_the_deferral_rate_is_on_top_only_where_models_cost_the_same(drawn):
-  assert len(drawn['curves'].axes[0].child_axes) == 1
+  (top,) = drawn['curves'].axes[0].child_axes
+  assert top.get_xlabel() == 'deferral rate'
+  cost = costs.cascade(np.array([0.0, 0.3, 1.0]), small=2000.0, large=16000.0)
+  to_rate, to_cost = top._functions
+  np.testing.assert_allclose(to_rate(cost), [0, 0.3, 1], atol=1e-12)
+  np.testing.assert_allclose(to_cost(np.array([0, 0.3, 1])), cost)
   comparison = synthetic_tables.comparison()
   unequal = figures.headline(comparison._replace(flops={'xent': 2000.0, 'cat': 3000.0}))
   assert len(unequal.axes[0].child_axes) == 0

@@ -124,6 +124,31 @@ def test_tables_and_settings_are_on_the_page():
   assert '2 small models and a large one,' in text
 
 
+@pytest.mark.parametrize(('weights', 'words'), [('size', 'by size'), ('uniform', 'equally')])
+def test_the_header_states_metric_weights_and_intervals(weights, words):
+  settings = {'weights': weights, 'resamples': 23, 'confidence': 0.8, 'seed': 17}
+  comparison = synthetic_tables.comparison('phoneme_error_rate', **settings)
+  text = ' '.join(Page(report.render(comparison, {}, Report(), {})).text.split())
+  for sentence in (
+    '2 small models and a large one, 110 examples of a (70), b (40).',
+    'Metric: phoneme_error_rate (lower is better).',
+    f'All tasks share one threshold and are weighted {words}.',
+    '80 % percentile intervals of 23 bootstrap resamples',
+    '(seed 17)',
+  ):
+    assert sentence in text
+
+
+def test_every_table_of_predictions_has_its_manifest_on_the_page():
+  comparison = synthetic_tables.comparison()
+  text = Page(report.render(comparison, {}, Report(), {})).text
+  for model in ('xent', 'cat', 'large alone'):
+    for task in ('a', 'b'):
+      assert f'{model}, {task}\n' in text
+  assert text.count('checkpoint') == 6
+  assert text.count('TRAIN_STEPS = 300') == 6
+
+
 def test_examples_are_those_that_their_titles_promise():
   comparison = synthetic_tables.comparison()
   groups = {(group.model, group.title): group.rows for group in report.pick(comparison, 6)}
@@ -157,6 +182,10 @@ def test_an_example_shows_both_answers_beside_the_targets():
   assert row.small == answers.small.predictions[index]
   assert row.large == answers.large.predictions[index]
   assert row.targets == answers.small.targets[index][0]
+  assert row.prompt == answers.small.inputs[index]
+  assert row.score == answers.score[index]
+  assert row.small_quality == answers.small_quality[index]
+  assert row.large_quality == answers.large_quality[index]
 
 
 def test_long_texts_are_cut():

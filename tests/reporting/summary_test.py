@@ -13,7 +13,7 @@ def titles(comparison):
   return [table.title for table in summary.tables(comparison)]
 
 
-def test_tables_are_there_when_they_have_something_to_say():
+def test_tables_are_shown_when_they_have_numbers():
   comparison = synthetic_tables.comparison()
   full = titles(comparison)
   assert full == [
@@ -57,6 +57,82 @@ def test_cells_show_the_numbers_of_the_comparison():
   cell = summary.differences(comparison).rows[0][2]
   assert cell.text == f'{pair.value:+.4f}'
   assert cell.note.endswith(f'p={pair.p:.3f}')
+
+
+COMPARISON = synthetic_tables.comparison(qualities=(0.5, 0.55), costs=(4000.0, 9000.0))
+
+
+def row_of(table, *names):
+  """Cells to the right of those that hold these names."""
+  (row,) = [row for row in table.rows if tuple(cell.text for cell in row[: len(names)]) == names]
+  return row[len(names) :]
+
+
+def assert_shows(cells, values, show):
+  """Each cell holds a value, its interval, and a p-value where it has one."""
+  for cell, value in zip(cells, values, strict=True):
+    p = f' p={value.p:.3f}' if hasattr(value, 'p') else ''
+    assert cell == (show(value.value), f'[{show(value.low)}, {show(value.high)}]{p}')
+
+
+def quality(value):
+  return f'{value:.4f}'
+
+
+def test_columns_of_fixed_costs_and_qualities_are_those_of_the_settings():
+  estimates = COMPARISON.at('cat').estimates
+  at = [estimates[quantities.QUALITY_AT(cost)] for cost in (4000.0, 9000.0)]
+  table = summary.fixed_costs(COMPARISON)
+  assert table.header == ('model', '4 k (12.5 %)', '9 k (43.8 %)')
+  assert_shows(row_of(table, 'cat'), at, quality)
+  table = summary.fixed_qualities(COMPARISON)
+  assert table.header == (
+    'model', 'FLOPs/token at 0.5000', 'FLOPs/token at 0.5500', 'deferred at 0.5000',
+    'deferred at 0.5500',
+  )  # fmt: skip
+  cells = row_of(table, 'xent')
+  estimates = COMPARISON.at('xent').estimates
+  costs = [estimates[quantities.COST_AT(level)] for level in (0.5, 0.55)]
+  assert costs[0].value < costs[1].value
+  assert_shows(cells[:2], costs, summary.amount)
+  rates = [estimates[quantities.RATE_AT(level)] for level in (0.5, 0.55)]
+  assert_shows(cells[2:], rates, summary.percent)
+
+
+def test_savings_are_deferrals_then_flops_under_the_first_score():
+  table = summary.savings(COMPARISON)
+  (row,) = table.rows
+  pair = COMPARISON.differences[0]
+  assert pair.score == COMPARISON.scores[0]
+  assert row[0].text == 'cat \N{MINUS SIGN} xent'
+  saved = [
+    pair.estimates[quantity(level)]
+    for quantity in (quantities.DEFERRALS_SAVED, quantities.FLOPS_SAVED)
+    for level in (0.5, 0.55)
+  ]
+  assert_shows(row[1:], saved, lambda x: ('+' if x > 0 else '') + summary.percent(x))
+
+
+def test_scores_and_tasks_show_their_own_cascades():
+  for score in COMPARISON.scores:
+    cascades = [COMPARISON.at(model, score) for model in ('xent', 'cat')]
+    above = [cascade.estimates[quantities.ABOVE_CHORD] for cascade in cascades]
+    cells = row_of(summary.scores(COMPARISON), score)
+    assert_shows(cells, above, lambda x: ('+' if x > 0 else '') + quality(x))
+  names = (quantities.SMALL, quantities.LARGE, quantities.AREA, quantities.ABOVE_CHORD)
+  for task, size in COMPARISON.sizes.items():
+    estimates = COMPARISON.at('cat', task=task).estimates
+    table = summary.tasks(COMPARISON)
+    assert_shows(row_of(table, task, 'cat'), [estimates[name] for name in names], quality)
+    assert (task, f'{size} examples') in {row[0] for row in table.rows}
+
+
+def test_other_metrics_are_those_of_each_model():
+  values = {'xent': Estimate(0.25, 0.125, 0.5), 'large alone': Estimate(1234.5678, 0.0, 2e-7)}
+  table = summary.other_metrics(COMPARISON._replace(other_metrics={'f1': values}))
+  assert table.header == ('model', 'f1')
+  assert row_of(table, 'xent') == (('0.25', '[0.125, 0.5]'),)
+  assert row_of(table, 'large alone') == (('1235', '[0, 2e-07]'),)
 
 
 def test_thresholds_are_those_of_the_curve():
