@@ -25,11 +25,11 @@ import optax
 from benchmarks import bars, compiling
 from benchmarks.bars import Measured
 from benchmarks.compiling import Cell
-from cascades import losses
+from cascades import blocks, losses
 from cascades.performance import hlo, hlo_costs
 from cascades.performance.hlo import Program, Shape
 from cascades.runtime import partitioning
-from cascades.training import blockwise, optimizers, setup
+from cascades.training import optimizers, setup
 
 MEMORY_BAR = 0.25
 
@@ -43,7 +43,7 @@ def naive(cell: Cell, loss: losses.CascadeLoss) -> Cell:
     model, teacher = small.bind(params), large and large.bind(frozen.large)
     logits = model.readout(model.hidden(batch))
     teacher_logits = teacher and jax.lax.stop_gradient(teacher.readout(teacher.hidden(batch)))
-    return loss(logits, teacher_logits, batch.targets, batch.weights)[0]
+    return loss(logits, () if teacher is None else teacher_logits, batch.targets, batch.weights)[0]
 
   def step(state: Any, frozen: Any, batch: Any) -> Any:
     gradients = jax.grad(total)(state.params, frozen, batch)
@@ -91,7 +91,7 @@ def block_of(cell: Cell, vocab_size: int, asked: int | None) -> int:
   mesh = cell.batch.targets.sharding.mesh
   rows, length = cell.batch.targets.sharding.shard_shape(cell.batch.targets.shape)
   local = vocab_size // mesh.shape['tensor']
-  chosen = asked or max(1, blockwise.room(mesh.abstract_mesh) // (local * rows))
+  chosen = asked or max(1, blocks.max_logits(mesh.abstract_mesh) // (local * rows))
   return rows * min(length, chosen) * local
 
 

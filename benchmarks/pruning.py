@@ -115,7 +115,7 @@ def main() -> None:
     for name, layers in choices(max(map(len, everything.values()))).items():
       measure(name, pruning.select_layers(large, layers))
     single = (jax.tree.map(lambda x, i=i: x[i : i + 1], seen) for i in range(options.rows))
-    loss = token_loss(train_step.Definition(graph, large.vocab_size))
+    loss = token_loss(train_step.ModelDef(graph, large.vocab_size))
     by_loss = pruning.channel_importance(loss, params, single, everything)
     for share in (0.75, 0.5):
       mlp_dim = int(share * large.mlp_dim)

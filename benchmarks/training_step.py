@@ -99,7 +99,7 @@ def gradient(small: ModelConfig) -> Step:
   """Gradient alone: an update without passes over the parameters."""
   graph, abstract = abstract_model(small)
   params, rows = init_params(small, 0, abstract), batch(small.architecture)
-  model = train_step.Definition(graph, small.vocab_size)
+  model = train_step.ModelDef(graph, small.vocab_size)
 
   @jax.jit
   @jax.grad

@@ -70,14 +70,14 @@ class Step:
     loop.run(
       self.state,
       step,
-      batches,
+      lambda _state, _step: next(batches),
       start=0,
       total=steps,
-      every=loop.Every(LOG_EVERY, 0, steps),
+      intervals=loop.Intervals(LOG_EVERY, 0, steps),
       report=lambda *_: None,
       validate=lambda _: {},
       save=lambda _, state, __: last.append(state),
-      refuse=lambda *_: None,
+      on_rejected=lambda *_: None,
       asked_to_stop=lambda _: False,
       profile=lambda _: contextlib.nullcontext(),
     )

@@ -19,12 +19,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jax import Array
 
+from cascades import blocks
 from cascades.checkpoints import store
 from cascades.data import materialize
 from cascades.data.corpus import Corpus
@@ -33,7 +32,7 @@ from cascades.inference import trained_model
 from cascades.runtime import files, partitioning, profiling, progress
 from cascades.tasks.task import Mixture, Task
 from cascades.tokenizers import vocabularies
-from cascades.training import blockwise, teacher_cache
+from cascades.training import teacher_cache
 from cascades.training.teacher_cache import Held
 from cascades.types import Batch, Params
 
@@ -142,16 +141,16 @@ def _reader(model: trained_model.Model, held: Held, vocab_size: int) -> Callable
   @jax.jit
   def read(params: Params, batch: Batch) -> Any:
     large = nnx.merge(model.graph, params)
-    hidden = large.hidden(batch)
-
-    def keep(hidden: Array) -> Any:
-      return held.keep(large.readout(hidden)[..., :vocab_size])
-
-    rows, length, _ = hidden.shape
-    # One position of all rows after another, as many at a time as there is room for logits.
-    room = max(1, min(length, blockwise.LOGITS // (vocab_size * rows)))
-    kept = jax.lax.map(keep, jnp.moveaxis(hidden, 1, 0), batch_size=room)
-    return jax.tree.map(lambda column: jnp.moveaxis(column, 0, 1), kept)
+    hidden, table = large.hidden(batch), large.table
+    axes = partitioning.block_axes(len(hidden), jax.tree.leaves(table)[0].shape)
+    return blocks.map_blocks(
+      lambda table, hidden: held.keep(large.readout(hidden, table)[..., :vocab_size]),
+      table,
+      hidden,
+      batch.weights > 0,
+      length=blocks.default_length(len(hidden), vocab_size, axes),
+      axes=axes,
+    )
 
   return lambda batch: partitioning.fetch(read(model.params, partitioning.place_whole(batch)))
 

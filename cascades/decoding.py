@@ -13,13 +13,14 @@ Axes: B batch, S prompt, T target, L one block of T, V vocabulary, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from cascades import blocks
 from cascades.types import Batch, Cache, Generation, LanguageModel, Prompt
 
 # Maps float32 logits and one key per row, or None, to tokens.
@@ -174,29 +175,34 @@ def generate(
 
 
 def score(
-  model: LanguageModel, batch: Batch, *, block_tokens: int = 1024
+  model: LanguageModel,
+  batch: Batch,
+  *,
+  block_length: int | None = None,
+  axes: blocks.MeshAxes = blocks.ONE_DEVICE,
 ) -> tuple[Float[Array, 'B T'], Bool[Array, 'B T']]:
   """Log-probability of every target token, and whether it is the model's first choice.
 
-  Zero and False where `batch.weights` is 0. Reads out some `block_tokens` tokens at a time, the
-  same positions of all rows, so that no [B, T, V] is ever held.
+  Zero and False where `batch.weights` is 0. Reads out `block_length` positions of all rows at a
+  time, by default as many as fit the budget of `blocks`, so that [B, T, V] is never formed. `axes`
+  are the mesh axes that split rows and vocabulary.
   """
-  hidden = model.hidden(batch)
-  B, T, _ = hidden.shape
-  L = min(T, max(1, block_tokens // B))
-  blocks = -(-T // L)
+  hidden, table = model.hidden(batch), model.table
+  V = jax.tree.leaves(table)[0].shape[0]
+  counted = batch.weights > 0
 
-  def split(x: Array) -> Array:
-    padded = jnp.pad(x, [(0, 0), (0, blocks * L - T)] + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(padded.reshape(B, blocks, L, *x.shape[2:]), 1, 0)
-
-  def read(block: tuple[Array, Array]) -> tuple[Array, Array]:
-    hidden, targets = block
-    logits = model.readout(hidden)
+  def read(table: Any, tokens: tuple[Array, Array]) -> tuple[Array, Array]:
+    hidden, targets = tokens
+    logits = model.readout(hidden, table)
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
     return logprobs, jnp.argmax(logits, -1) == targets
 
-  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T]
-  logprobs, correct = map(join, jax.lax.map(read, (split(hidden), split(batch.targets))))
-  counts = batch.weights > 0
-  return jnp.where(counts, logprobs, 0.0), correct & counts
+  logprobs, correct = blocks.map_blocks(
+    read,
+    table,
+    (hidden, batch.targets),
+    counted,
+    length=block_length or blocks.default_length(len(hidden), V, axes),
+    axes=axes,
+  )
+  return jnp.where(counted, logprobs, 0.0), correct & counted

@@ -1,9 +1,12 @@
 """Training losses of the small model: token loss x token mask.
 
 A cell of the grid {cross-entropy, distillation mixture} x {all, either, large, small correct} maps
-(small logits [*n, V], large logits [*n, V], targets [*n], weights [*n]) to (sum, count). Divide
-the sums of all devices and microbatches by the sum of the counts: the number of valid target
-tokens, masked or not, so that the cells compare.
+(small logits [*n, V], teachers, targets [*n], weights [*n]) to (sum, count). Divide the sums of all
+devices and microbatches by the sum of the counts: the number of valid target tokens, masked or not,
+so that the cells compare.
+
+`teachers` are the frozen large models: a tuple, of one as a rule, and `()` if there is none. A
+plain array of logits [*n, V] stands for one.
 
 Wang et al. 2024, Cascade-Aware Training, https://arxiv.org/abs/2406.00060, equations 2-3, 7-14.
 No label smoothing, no z-loss, no distillation temperature.
@@ -11,9 +14,10 @@ No label smoothing, no z-loss, no distillation temperature.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,89 +25,148 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from cascades import masks
-from cascades.teachers import Large, Teacher, as_teacher
+from cascades.teachers import TeacherLike, Teachers, as_teachers, required
 
 TokenLoss: TypeAlias = Callable[
-  [Float[Array, '*n V'], Teacher | None, Int[Array, '*n']], Float[Array, '*n']
+  [Float[Array, '*n V'], Teachers, Int[Array, '*n']], Float[Array, '*n']
 ]
-CascadeLoss: TypeAlias = Callable[
-  [Float[Array, '*n V'], Large, Int[Array, '*n'], Float[Array, '*n']],
-  tuple[Float[Array, ''], Float[Array, '']],
-]
+Step: TypeAlias = Int[Array, ''] | int | None
+Weight: TypeAlias = float | Callable[[Step], Float[Array, '']]  # a constant, or a schedule
+
+
+class CascadeLoss(Protocol):
+  """A loss as a training step calls it."""
+
+  def __call__(
+    self,
+    small: Float[Array, '*n V'],
+    teachers: TeacherLike | Sequence[TeacherLike],
+    targets: Int[Array, '*n'],
+    weights: Float[Array, '*n'],
+    *,
+    step: Step = None,
+  ) -> tuple[Float[Array, ''], Float[Array, '']]:
+    """The sum of the tokens' losses, and the count of valid tokens; see `cascade_loss`."""
+    ...
 
 
 def cross_entropy(
-  small: Float[Array, '*n V'], large: Teacher | None, targets: Int[Array, '*n']
+  small: Float[Array, '*n V'], teachers: Teachers, targets: Int[Array, '*n']
 ) -> Float[Array, '*n']:
   """`l_i = -log p_S(y_i | x, y_<i)`. Per token: no masking, no mean."""
-  del large
+  del teachers
   return optax.softmax_cross_entropy_with_integer_labels(small, targets)
 
 
 def distillation(
-  small: Float[Array, '*n V'], large: Teacher | None, targets: Int[Array, '*n']
+  small: Float[Array, '*n V'], teachers: Teachers, targets: Int[Array, '*n']
 ) -> Float[Array, '*n']:
   """`l_i = -sum_v p_L(v | x, y_<i) log p_S(v | x, y_<i)`, a cross-entropy and not a divergence:
   it exceeds KL(p_L || p_S) by the entropy of p_L, which has no gradient.
 
-  Hinton et al. 2015, https://arxiv.org/abs/1503.02531. Per token: no masking, no mean.
+  With several teachers: the mean of their cross-entropies, which is the cross-entropy of the mean
+  of their distributions. Hinton et al. 2015, https://arxiv.org/abs/1503.02531. Per token: no
+  masking, no mean over tokens.
+
+  Raises:
+    TeacherError: if there is no teacher, or one that holds first choices only.
   """
   del targets
-  if large is None:
-    raise ValueError(
-      'distillation needs a large model, and none is given: give one (LARGE_CHECKPOINT_PATH or '
-      'TEACHER_CACHE), or train with xent.'
-    )
-  return large.cross_entropy(jax.nn.log_softmax(small))
+  logprobs = jax.nn.log_softmax(small)
+  losses = [teacher.cross_entropy(logprobs) for teacher in required(teachers)]
+  return functools.reduce(jnp.add, losses) / len(losses)
 
 
 def mixture(
   small: Float[Array, '*n V'],
-  large: Teacher | None,
+  teachers: Teachers,
   targets: Int[Array, '*n'],
   *,
-  w: float,
+  w: Weight,
+  step: Step = None,
 ) -> Float[Array, '*n']:
-  """`w * cross_entropy + (1 - w) * distillation`, w in [0, 1]."""
-  if not 0 <= w <= 1:
+  """`w * cross_entropy + (1 - w) * distillation`, w in [0, 1].
+
+  Args:
+    small: logits [*n V] of the small model.
+    teachers: frozen large models; see `distillation` for several.
+    targets: target tokens [*n].
+    w: a constant, or a schedule `step -> w` such as optax's, whose values are not checked.
+    step: the number of updates before this one, for a schedule.
+
+  Raises:
+    ValueError: if the constant w is outside [0, 1], or w is a schedule and `step` is None.
+    TeacherError: as `distillation` does.
+  """
+  if callable(w):
+    if step is None:
+      raise ValueError('the weight w of the cross-entropy is a schedule: pass the `step` as well.')
+    weight: float | Float[Array, ''] = w(step)
+  elif 0 <= w <= 1:
+    weight = w
+  else:
     raise ValueError(f'the weight w of the cross-entropy must lie in [0, 1]; it is {w}.')
-  hard = cross_entropy(small, large, targets)
-  return w * hard + (1 - w) * distillation(small, large, targets)
+  hard = cross_entropy(small, teachers, targets)
+  return weight * hard + (1 - weight) * distillation(small, teachers, targets)
 
 
 def cascade_loss(
   small: Float[Array, '*n V'],
-  large: Large,
+  teachers: TeacherLike | Sequence[TeacherLike],
   targets: Int[Array, '*n'],
   weights: Float[Array, '*n'],
   *,
   token_loss: TokenLoss,
   token_mask: masks.TokenMask,
+  step: Step = None,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
   """`(sum_i weights_i alpha_i l_i,  sum_i weights_i)` in float32.
 
   alpha is the token mask, recomputed from the current small model and constant for the gradient.
-  `weights` is 1 on target tokens, end of sequence included, and 0 on prompts and padding.
+
+  Args:
+    small: logits [*n V] of the small model, in any floating-point type.
+    teachers: frozen large models, `()` without any, or the logits [*n V] of one.
+    targets: target tokens [*n].
+    weights: 1 on target tokens, end of sequence included, and 0 on prompts and padding; [*n].
+    token_loss: l.
+    token_mask: alpha.
+    step: ignored. Every `CascadeLoss` is called with it; a loss whose weights follow a schedule
+      binds it to its `token_loss`, as `dist` does.
+
+  Returns:
+    The sum of the losses, and the count of valid tokens, masked or not.
+
+  Raises:
+    TeacherError: if the loss or the mask asks for more than `teachers` hold.
+    ValueError: if the vocabularies differ in size.
   """
+  del step
   small = jnp.asarray(small, jnp.float32)
-  teacher = as_teacher(large, small.shape[-1])
-  kept = token_mask(jax.lax.stop_gradient(small), teacher, targets) * weights
-  losses = jnp.where(kept > 0, token_loss(small, teacher, targets), 0.0)
-  return jnp.sum(losses * kept), jnp.sum(weights)
+  teachers = as_teachers(teachers, small.shape[-1])
+  scale = token_mask(jax.lax.stop_gradient(small), teachers, targets) * weights
+  counted = scale > 0
+  # Cut before the loss as well as behind it: there 0 is multiplied by slopes that may be infinite.
+  small = jnp.where(counted[..., None], small, jax.lax.stop_gradient(small))
+  losses = token_loss(small, teachers, targets)
+  losses = jnp.where(counted, losses, 0.0)
+  return jnp.sum(losses * scale), jnp.sum(weights)
 
 
 def _mixture_loss(
   small: Float[Array, '*n V'],
-  large: Large,
+  teachers: TeacherLike | Sequence[TeacherLike],
   targets: Int[Array, '*n'],
   weights: Float[Array, '*n'],
   *,
   token_mask: masks.TokenMask,
-  w: float = 0.5,
+  w: Weight = 0.5,
+  step: Step = None,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """`cascade_loss` of the mixture, with its weight within reach of a binding."""
+  """`cascade_loss` of the mixture, with its weight as an argument that recipes can bind."""
+  token_loss = partial(mixture, w=w, step=step)
   return cascade_loss(
-    small, large, targets, weights, token_loss=partial(mixture, w=w), token_mask=token_mask
+    small, teachers, targets, weights, token_loss=token_loss, token_mask=token_mask
   )
 
 

@@ -91,7 +91,7 @@ def prune(
       batches = corpus.training(0, batch_size=batch_size, seed=0)
       some = itertools.islice(batches, -(-task_rows // batch_size))
       importance = pruning.channel_importance(
-        token_loss(train_step.Definition(graph, large.vocab_size)),
+        token_loss(train_step.ModelDef(graph, large.vocab_size)),
         whole,
         map(partitioning.place_batch, some),
         kept,
@@ -108,7 +108,7 @@ def prune(
   log.info('%s: layers %s; %s of %s parameters', model_dir, kept, *(f'{n:,}' for n in counts[::-1]))
 
 
-def token_loss(model: train_step.Definition) -> pruning.Loss:
+def token_loss(model: train_step.ModelDef) -> pruning.Loss:
   """The model's own cross-entropy, summed over a batch."""
 
   def loss(params: Params, batch: Batch) -> Array:

@@ -1,13 +1,14 @@
-"""What a loss may ask of the frozen large model: its top-1 tokens, and how it prices the small one.
+"""Frozen large models as losses see them: first choices, cross-entropies, distributions.
 
-Where the large model runs beside the small one its logits are at hand (`Logits`). A teacher cache
-has kept less of them, the first choice (`Top1`) or the first few (`TopK`), and takes their place
-in every loss and mask that asks for no more.
+A large model that runs beside the small one gives its `Logits`. A teacher cache stores less, the
+first choice of each token (`Top1`) or its first few (`TopK`), and serves every loss and mask that
+asks for no more.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +16,40 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
+class TeacherError(ValueError):
+  """A loss or mask asks for more than its teachers hold, or for one where there is none."""
+
+
+@runtime_checkable
 class Teacher(Protocol):
+  """A frozen large model's answers to n tokens. Gets no gradient."""
+
   def top1(self) -> Int[Array, '*n']:
-    """The most likely token; the lowest id among equals."""
+    """Most likely tokens; the lowest id among equals."""
     ...
 
   def cross_entropy(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n']:
-    """`-sum_v p_L(v) log p_S(v)`."""
+    """`-sum_v p_L(v) log p_S(v)`.
+
+    Raises:
+      TeacherError: if the distribution p_L is not stored, not even approximately.
+    """
+    ...
+
+  def logprobs(self) -> Float[Array, '*n V']:
+    """`log p_L` of every vocabulary entry, in float32, as divergences need it.
+
+    Raises:
+      TeacherError: if the whole distribution is not stored.
+    """
     ...
 
 
+Teachers: TypeAlias = tuple[Teacher, ...]  # () if no large model is given; one is the usual case
+
+
 class Logits(NamedTuple):
-  """A large model that runs beside the small one. Gets no gradient."""
+  """A large model that runs beside the small one."""
 
   logits: Float[Array, '*n V']
 
@@ -36,13 +59,16 @@ class Logits(NamedTuple):
   def cross_entropy(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n']:
     return -jnp.sum(jax.nn.softmax(self._frozen()) * small_logprobs, axis=-1)
 
+  def logprobs(self) -> Float[Array, '*n V']:
+    return jax.nn.log_softmax(self._frozen())
+
   def _frozen(self) -> Float[Array, '*n V']:
     # Low precision makes ties, and ties move the argmax.
     return jax.lax.stop_gradient(self.logits.astype(jnp.float32))
 
 
 class Top1(NamedTuple):
-  """The first choice alone, 4 bytes a token. Masks are those of `Logits`, exactly."""
+  """First choices only, 4 bytes per token. Masks are exactly those of `Logits`."""
 
   ids: Int[Array, '*n']
 
@@ -51,9 +77,15 @@ class Top1(NamedTuple):
 
   def cross_entropy(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n']:
     del small_logprobs
-    raise ValueError(
-      "this loss distils, and the teacher cache holds the large model's first choices alone: "
-      'make one with their log-probabilities (TOP_K=16), or train with cat_xent.'
+    raise TeacherError(
+      'this loss distills, and the teacher holds first choices only (Top1): pass a TopK or the '
+      'logits, or use a loss that compares first choices, such as cat_xent.'
+    )
+
+  def logprobs(self) -> Float[Array, '*n V']:
+    raise TeacherError(
+      "this loss needs the large model's distribution, and the teacher holds first choices only "
+      '(Top1): pass the logits, or use a loss that compares first choices, such as cat_xent.'
     )
 
 
@@ -62,58 +94,105 @@ class TopK(NamedTuple):
 
       l_i = -sum_{v in K} p_L(v) log p_S(v) - t / (V - k) sum_{v not in K} log p_S(v)
 
-  Masks are those of `Logits`, exactly. The loss differs from theirs by at most
+  Masks are exactly those of `Logits`. The loss differs from theirs by at most
 
       t (max_{v not in K} log p_S(v) - min_{v not in K} log p_S(v)),
 
-  since both average -log p_S over the tail, with weights that add up to t; and its gradient to the
-  small logits by at most 2 t, summed over the vocabulary, since that is the weights' difference.
-  Log-probabilities that are held in fewer bits move each kept p_L by a factor of at most
-  exp(u |log p_L|): u is 2^-11 for float16, 2^-8 for bfloat16.
+  since both average -log p_S over the tail, with weights that add up to t; its gradient with
+  respect to the small logits differs by at most 2 t, summed over the vocabulary, which bounds the
+  difference of the weights. Rounding log-probabilities scales each stored p_L by a factor of at
+  most exp(u |log p_L|): u is 2^-11 for float16, 2^-8 for bfloat16.
   """
 
   ids: Int[Array, '*n k']  # most likely first, lowest id first among equals
-  logprobs: Float[Array, '*n k']
+  top_logprobs: Float[Array, '*n k']
   tail: Float[Array, '*n']
 
   def top1(self) -> Int[Array, '*n']:
     return self.ids[..., 0]
 
   def cross_entropy(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n']:
-    mass = jax.lax.stop_gradient(jnp.exp(self.logprobs.astype(jnp.float32)))
-    kept = jnp.take_along_axis(small_logprobs, self.ids, axis=-1)
-    others = jnp.sum(small_logprobs, axis=-1) - jnp.sum(kept, axis=-1)
+    mass = jax.lax.stop_gradient(jnp.exp(self.top_logprobs.astype(jnp.float32)))
+    of_ids = jnp.take_along_axis(small_logprobs, self.ids, axis=-1)
+    of_others = jnp.sum(small_logprobs, axis=-1) - jnp.sum(of_ids, axis=-1)
     count = max(small_logprobs.shape[-1] - self.ids.shape[-1], 1)  # if k = V, of no mass
-    return -jnp.sum(mass * kept, axis=-1) - jax.lax.stop_gradient(self.tail) / count * others
+    return -jnp.sum(mass * of_ids, axis=-1) - jax.lax.stop_gradient(self.tail) / count * of_others
+
+  def logprobs(self) -> Float[Array, '*n V']:
+    raise TeacherError(
+      "this loss needs the large model's distribution, and the teacher holds the first "
+      f'{self.ids.shape[-1]} choices only (TopK): pass the logits, or use a loss that needs the '
+      'cross-entropy only, such as cat_dist.'
+    )
 
 
-def keep_top1(logits: Float[Array, '*n V']) -> Top1:
-  """What a cache keeps of logits for losses that only ask where the large model is right."""
+def to_top1(logits: Float[Array, '*n V']) -> Top1:
+  """Reduces logits to first choices, enough for losses that compare those with the targets."""
   return Top1(Logits(logits).top1().astype(jnp.int32))
 
 
-def keep_top_k(logits: Float[Array, '*n V'], *, k: int, dtype: str = 'float32') -> TopK:
-  """What a cache keeps of logits for distillation; log-probabilities are held in `dtype`."""
+def to_top_k(logits: Float[Array, '*n V'], *, k: int, dtype: str = 'float32') -> TopK:
+  """Reduces logits to the k first choices and the mass of the others, enough for distillation.
+
+  Log-probabilities are rounded to `dtype`.
+  """
   logits = logits.astype(jnp.float32)
-  kept, ids = jax.lax.top_k(logits, k)
+  top, ids = jax.lax.top_k(logits, k)
   total = jax.nn.logsumexp(logits, axis=-1)
-  # Not 1 - sum(kept): of a confident model nothing but rounding errors would be left.
+  # Not 1 - sum(top): of a confident model nothing but rounding errors would be left.
   others = jnp.put_along_axis(logits, ids, -jnp.inf, axis=-1, inplace=False)
   tail = jnp.exp(jax.nn.logsumexp(others, axis=-1) - total)
-  return TopK(ids.astype(jnp.int32), (kept - total[..., None]).astype(dtype), tail)
+  return TopK(ids.astype(jnp.int32), (top - total[..., None]).astype(dtype), tail)
 
 
-# None where no large model is given: losses that never look at it run without one.
-Large: TypeAlias = Teacher | Float[Array, '*n V'] | None
+TeacherLike: TypeAlias = Teacher | Float[Array, '*n V']
 
 
-def as_teacher(large: Large, vocab_size: int) -> Teacher | None:
-  """Logits over `vocab_size` tokens become a teacher; a teacher stays one."""
-  if not isinstance(large, jax.Array | np.ndarray):
-    return large
-  if large.shape[-1] != vocab_size:
+def as_teachers(teachers: TeacherLike | Sequence[TeacherLike], vocab_size: int) -> Teachers:
+  """Normalizes what a loss is given: large models as a tuple, plain logits as `Logits`.
+
+  Args:
+    teachers: a sequence of teachers or logits [*n V], empty if there is no large model; one
+      teacher or one array of logits stands for itself alone.
+    vocab_size: the number of vocabulary entries V of the small model.
+
+  Raises:
+    ValueError: if logits have another number of entries.
+  """
+  if isinstance(teachers, Teacher | jax.Array | np.ndarray):
+    teachers = (teachers,)
+  return tuple(_as_teacher(teacher, vocab_size) for teacher in teachers)
+
+
+def _as_teacher(teacher: TeacherLike, vocab_size: int) -> Teacher:
+  if not isinstance(teacher, jax.Array | np.ndarray):
+    return teacher
+  if teacher.shape[-1] != vocab_size:
     raise ValueError(
-      f'the small model has {vocab_size} vocabulary entries and the large one {large.shape[-1]}: '
+      f'the small model has {vocab_size} vocabulary entries and the large one {teacher.shape[-1]}: '
       'a cascade needs one vocabulary for both.'
     )
-  return Logits(jnp.asarray(large))
+  return Logits(jnp.asarray(teacher))
+
+
+def required(teachers: Teachers) -> Teachers:
+  """The same teachers. Raises TeacherError if there are none."""
+  if not teachers:
+    raise TeacherError(
+      'this loss asks a large model, and none is given (`teachers` is empty): pass its logits or '
+      'a Teacher, or use a loss that asks for none, such as xent.'
+    )
+  return teachers
+
+
+def only(teachers: Teachers) -> Teacher:
+  """The one teacher, for losses that are not defined for several.
+
+  Raises:
+    TeacherError: if there is none, or more than one.
+  """
+  if len(required(teachers)) > 1:
+    raise TeacherError(
+      f'this loss is defined for one large model, and {len(teachers)} are given: pass one of them.'
+    )
+  return teachers[0]

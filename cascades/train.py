@@ -173,10 +173,10 @@ def train(
       history = loop.run(
         state,
         setup.on_batches(step, frozen, used.compiled),
-        batches,
+        lambda _state, _step: next(batches),
         start=start,
         total=train_steps,
-        every=loop.Every(log_every, validation.every if validation else 0, save_every),
+        intervals=loop.Intervals(log_every, validation.every if validation else 0, save_every),
         report=run_log.reporter(
           train_steps, events, learning_rate=learning_rate, used=used.now, check=checkpoints.check
         ),
@@ -184,7 +184,7 @@ def train(
         save=lambda number, state, values: checkpoints.save(
           number, state, validation_loss=values.get(f'{validating.PREFIX}loss')
         ),
-        refuse=stopping.refusals(
+        on_rejected=stopping.refusals(
           directory, lambda number: corpus.training_ids(number - 1, **order), on_bad_step
         ),
         asked_to_stop=lambda number: alive() or asked_to_stop(number),
@@ -255,7 +255,10 @@ def _teacher(
 ) -> tuple[configs.LanguageModelConfig | None, cached_teacher.Cache | None]:
   """The large model of a run directory, or what one has said of the corpus, or neither."""
   if teacher_cache is None:
-    return _large_model(path, small, corpus.vocabulary), None
+    large = _large_model(path, small, corpus.vocabulary)
+    if large is None:
+      cached_teacher.check_loss(loss, (), small.vocab_size)
+    return large, None
   cache = cached_teacher.fitting(
     teacher_cache, corpus, loss=loss, vocab_size=small.vocab_size, checkpoint=path
   )

@@ -44,7 +44,7 @@ class Batch(NamedTuple):
   positions: Int[Array, 'B T'] | None = None
   encoder_segments: Int[Array, 'B S'] | None = None
   encoder_positions: Int[Array, 'B S'] | None = None
-  teacher: Any = None  # a `teachers.Teacher` of arrays [B, T, ...], in place of a large model
+  teachers: tuple[Any, ...] = ()  # `teachers.Teacher`s of arrays [B, T, ...], of cached answers
 
 
 class Prompt(NamedTuple):

@@ -183,15 +183,15 @@ def test_every_token_is_answered_as_the_large_model_answers_it(home, config, pac
     logits = model.readout(model.hidden(batch))
     small = jax.nn.log_softmax(jnp.sin(jnp.arange(logits.size)).reshape(logits.shape))
     online = Logits(logits)
-    others = jnp.put_along_axis(small, batch.teacher.ids, jnp.nan, axis=-1, inplace=False)
+    others = jnp.put_along_axis(small, batch.teachers[0].ids, jnp.nan, axis=-1, inplace=False)
     spread = jnp.nanmax(others, axis=-1) - jnp.nanmin(others, axis=-1)
-    moved = jnp.abs(batch.teacher.cross_entropy(small) - online.cross_entropy(small))
-    return online.top1(), moved, batch.teacher.tail * spread
+    moved = jnp.abs(batch.teachers[0].cross_entropy(small) - online.cross_entropy(small))
+    return online.top1(), moved, batch.teachers[0].tail * spread
 
   for batch in (next(batches) for _ in range(12 if pack is None else 6)):
     real = batch.weights > 0
     top1, moved, bound = (np.asarray(found)[real] for found in compare(batch))
-    np.testing.assert_array_equal(batch.teacher.top1()[real], top1)
+    np.testing.assert_array_equal(batch.teachers[0].top1()[real], top1)
     assert (moved <= bound + 1e-5).all()
     assert moved.max() > 1e-3  # so that the bound bounds something
 

@@ -41,10 +41,10 @@ def _generate(config, prompt, *, sampler=decoding.greedy, eos_id=NEVER, seed=0, 
 
 
 @functools.cache
-def _score(config, block_tokens=1024):
+def _score(config, block_length=None):
   graphdef, params = testing.split(testing.build(config))
   score = lambda params, batch: decoding.score(
-    nnx.merge(graphdef, params), batch, block_tokens=block_tokens
+    nnx.merge(graphdef, params), batch, block_length=block_length
   )
   return functools.partial(jax.jit(score), params)
 
@@ -276,8 +276,8 @@ def test_wrong_settings_are_refused_in_a_sentence():
     decoding.generate(Countdown(), testing.prompt(), max_len=0, eos_id=EOS)
 
 
-@pytest.mark.parametrize('block_tokens', [1, 8, 10_000])
-def test_scores_do_not_depend_on_the_block(block_tokens):
+@pytest.mark.parametrize('block_length', [1, 2, 10_000])
+def test_scores_do_not_depend_on_the_block(block_length):
   config = CONFIGS['t5']
   batch = testing.batch(config)
   weights = batch.weights.at[1, 3:].set(0.0)
@@ -286,7 +286,7 @@ def test_scores_do_not_depend_on_the_block(block_tokens):
   expected = np.take_along_axis(
     np.asarray(jax.nn.log_softmax(logits)), np.asarray(batch.targets)[..., None], -1
   )[..., 0]
-  logprobs, correct = _score(config, block_tokens)(batch._replace(weights=weights))
+  logprobs, correct = _score(config, block_length)(batch._replace(weights=weights))
   np.testing.assert_allclose(logprobs, np.where(weights > 0, expected, 0), atol=1e-5)
   right = (np.argmax(logits, -1) == batch.targets) & (weights > 0)
   np.testing.assert_array_equal(correct, right)
@@ -296,7 +296,8 @@ def test_scoring_never_holds_the_logits_of_a_batch():
   config = CONFIGS['t5']
   batch = testing.batch(config, rows=4, target=8)
   jaxpr = str(
-    jax.make_jaxpr(lambda b: decoding.score(testing.build(config), b, block_tokens=8))(batch)
+    jax.make_jaxpr(lambda b: decoding.score(testing.build(config), b, block_length=2))(batch)
   )
-  assert f'f32[4,2,{testing.VOCAB}]' in jaxpr
+  assert f'f32[8,{testing.VOCAB}]' in jaxpr  # two positions of four rows
   assert f'f32[4,8,{testing.VOCAB}]' not in jaxpr
+  assert f'f32[32,{testing.VOCAB}]' not in jaxpr

@@ -66,7 +66,7 @@ def test_a_cell_worked_by_hand():
 
 
 def test_a_uniform_small_model_loses_log_v_a_token():
-  total, count = losses.xent(jnp.zeros((5, 11)), None, jnp.arange(5), jnp.ones(5))
+  total, count = losses.xent(jnp.zeros((5, 11)), (), jnp.arange(5), jnp.ones(5))
   np.testing.assert_allclose(total / count, np.log(11), rtol=1e-6)
 
 
@@ -107,7 +107,7 @@ def test_the_gradient_is_the_slope(name):
 
 def test_all_tokens_and_cross_entropy_is_the_library_cross_entropy():
   small, _, targets, weights = example()
-  total, count = losses.xent(small, None, targets, weights)
+  total, count = losses.xent(small, (), targets, weights)
   each = optax.softmax_cross_entropy_with_integer_labels(small, targets)
   np.testing.assert_allclose(total, jnp.sum(each * weights), rtol=1e-6)
   assert count == weights.sum()
@@ -232,19 +232,30 @@ def test_bfloat16_logits_are_summed_in_float32():
   assert total == losses.cat_dist(*as_float, *args[2:])[0]
 
 
-def test_impossible_logits_of_masked_tokens_do_not_poison_the_sum():
-  small, _, targets, weights = example(n=4)
-  small = small.at[0, targets[0]].set(-jnp.inf)
-  weights = weights.at[0].set(0.0)
-  assert jnp.isfinite(losses.xent(small, None, targets, weights)[0])
+@pytest.mark.parametrize('logit', [-jnp.inf, jnp.inf, jnp.nan])
+@every_cell
+def test_impossible_logits_of_masked_tokens_spoil_neither_the_sum_nor_the_gradient(name, logit):
+  """A `where` behind a loss hides its value, and not its slope: 0 times infinity is NaN."""
+  small, large, targets, weights = example(n=8)
+  targets = targets.at[0].set(0)
+  spoiled = small.at[0, 0].set(logit), large.at[0, 0].set(logit)
+  without = weights.at[0].set(0.0)
+  cell = jax.value_and_grad(lambda small, *rest: CELLS[name][0](small, *rest)[0])
+  value, gradient = cell(spoiled[0], spoiled[1], targets, without)
+  expected, expected_gradient = cell(small, large, targets, without)
+  assert value == expected
+  np.testing.assert_array_equal(gradient, expected_gradient)
+  assert not gradient[0].any()
+  if name == 'dist' and logit != jnp.inf:  # of a token that counts they would show
+    assert not jnp.isfinite(cell(*spoiled, targets, without.at[0].set(1.0))[0])
 
 
 def test_xent_needs_no_large_model_and_the_others_say_that_they_do():
   small, _, targets, weights = example()
-  losses.xent(small, None, targets, weights)
+  losses.xent(small, (), targets, weights)
   for name in set(CELLS) - {'xent', 'cat_xent_s'}:
-    with pytest.raises(ValueError, match='LARGE_CHECKPOINT_PATH'):
-      CELLS[name][0](small, None, targets, weights)
+    with pytest.raises(ValueError, match=r'none is given .* or use a loss that asks for none'):
+      CELLS[name][0](small, (), targets, weights)
 
 
 def test_another_vocabulary_is_an_error_that_names_both_sizes():

@@ -19,7 +19,7 @@ def test_masks_are_the_bits_that_their_names_say():
   args = example(n=64)
   small, large, targets, _ = args
   by_small, by_large = bits(args)
-  call = lambda mask: np.asarray(mask(small, Logits(large), targets))
+  call = lambda mask: np.asarray(mask(small, (Logits(large),), targets))
   assert call(masks.all_tokens).all()
   np.testing.assert_array_equal(call(masks.small_correct), by_small)
   np.testing.assert_array_equal(call(masks.large_correct), by_large)
@@ -32,14 +32,14 @@ def test_ties_go_to_the_lowest_id():
   tie = jnp.array([[1.0, 3.0, 3.0]])
   for target, right in ((1, True), (2, False)):
     targets = jnp.array([target])
-    assert masks.small_correct(tie, None, targets) == right
-    assert masks.large_correct(tie, Logits(tie), targets) == right
+    assert masks.small_correct(tie, (), targets) == right
+    assert masks.large_correct(tie, (Logits(tie),), targets) == right
 
 
 def test_counts_partition_the_valid_tokens():
   args = example(n=64)
   small, large, targets, weights = args
-  counts = masks.count_agreement(small, Logits(large), targets, weights)
+  counts = masks.count_agreement(small, (Logits(large),), targets, weights)
   assert sum(counts.values()) == weights.sum()
   by_small, by_large = bits(args)
   valid = np.asarray(weights)
@@ -51,17 +51,17 @@ def test_counts_partition_the_valid_tokens():
 
 def test_counts_without_a_large_model_are_the_small_models_right_tokens():
   args = example()
-  counts = masks.count_agreement(args[0], None, *args[2:])
+  counts = masks.count_agreement(args[0], (), *args[2:])
   assert counts == {'correct': (bits(args)[0] * np.asarray(args[3])).sum()}
 
 
 def test_masks_have_no_gradient():
   small, large, targets, _ = example()
-  slope = jax.grad(lambda x: masks.either_correct(x, Logits(large), targets).sum().astype(float))
+  slope = jax.grad(lambda x: masks.either_correct(x, (Logits(large),), targets).sum().astype(float))
   assert not slope(small).any()
 
 
 def test_a_mask_of_the_large_model_needs_one():
   small, _, targets, _ = example()
-  with pytest.raises(ValueError, match='no large model is given'):
-    masks.either_correct(small, None, targets)
+  with pytest.raises(ValueError, match='none is given'):
+    masks.either_correct(small, (), targets)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascades import losses, masks
-from cascades.teachers import Logits, Top1, TopK, as_teacher, keep_top1, keep_top_k
+from cascades.teachers import Logits, Top1, TopK, as_teachers, to_top1, to_top_k
 
 SHAPES = [(5,), (2, 3)]
 
@@ -31,11 +31,16 @@ def test_the_large_model_gets_no_gradient():
 
 def test_arrays_become_teachers_and_teachers_stay():
   teacher = Logits(jnp.ones((2, 3)))
-  assert as_teacher(teacher, 3) is teacher
-  assert as_teacher(None, 3) is None
-  assert isinstance(as_teacher(np.ones((2, 3)), 3), Logits)
+  assert as_teachers(teacher, 3) == (teacher,)
+  assert as_teachers(teacher, 3)[0] is teacher
+  assert as_teachers((), 3) == ()
+  first, second = as_teachers((np.ones((2, 3)), teacher), 3)
+  assert isinstance(first, Logits)
+  assert second is teacher
+  (alone,) = as_teachers(jnp.ones((2, 3)), 3)
+  assert isinstance(alone, Logits)
   with pytest.raises(ValueError, match='one vocabulary'):
-    as_teacher(np.ones((2, 4)), 3)
+    as_teachers(np.ones((2, 4)), 3)
 
 
 # -- what a cache keeps ----------------------------------------------------------------------------
@@ -62,9 +67,9 @@ def slow_cross_entropy(large, small, k):
 
 def test_the_tail_is_spread_evenly_over_what_was_not_kept():
   large = jnp.log(jnp.array([0.5, 0.1, 0.3, 0.06, 0.04]))
-  kept = keep_top_k(large, k=2)
+  kept = to_top_k(large, k=2)
   assert kept.ids.tolist() == [0, 2]
-  np.testing.assert_allclose(np.exp(kept.logprobs), [0.5, 0.3], rtol=1e-6)
+  np.testing.assert_allclose(np.exp(kept.top_logprobs), [0.5, 0.3], rtol=1e-6)
   np.testing.assert_allclose(kept.tail, 0.2, rtol=1e-6)
   small = jnp.log(jnp.array([0.4, 0.2, 0.2, 0.1, 0.1]))
   weights = np.array([0.5, 0.2 / 3, 0.3, 0.2 / 3, 0.2 / 3])
@@ -77,7 +82,7 @@ def test_top_k_equals_a_slow_sum(shape, wrap):
   large, small = random_logits(shape), random_logits(shape, seed=1)
 
   def loss(large, small):
-    return keep_top_k(large, k=3).cross_entropy(jax.nn.log_softmax(small))
+    return to_top_k(large, k=3).cross_entropy(jax.nn.log_softmax(small))
 
   expected = slow_cross_entropy(large, small, 3)
   np.testing.assert_allclose(wrap(loss)(large, small), expected, rtol=1e-5)
@@ -85,7 +90,7 @@ def test_top_k_equals_a_slow_sum(shape, wrap):
 
 def test_all_of_the_vocabulary_kept_is_the_large_model_itself():
   large, small = random_logits((4, 5)), jax.nn.log_softmax(random_logits((4, 5), seed=1))
-  kept = keep_top_k(jnp.asarray(large), k=7)
+  kept = to_top_k(jnp.asarray(large), k=7)
   assert not kept.tail.any()
   expected = Logits(jnp.asarray(large)).cross_entropy(small)
   np.testing.assert_allclose(kept.cross_entropy(small), expected, rtol=1e-5)
@@ -94,7 +99,7 @@ def test_all_of_the_vocabulary_kept_is_the_large_model_itself():
 @functools.partial(jax.jit, static_argnames='k')
 def moved_by_the_tail(large, small, *, k):
   """How far the loss and its gradient are from those of all logits, and their bounds."""
-  kept = keep_top_k(large, k=k)
+  kept = to_top_k(large, k=k)
   log_q = jax.nn.log_softmax(small)
   others = jnp.put_along_axis(log_q, kept.ids, jnp.nan, axis=-1, inplace=False)
   spread = jnp.nanmax(others, axis=-1) - jnp.nanmin(others, axis=-1)
@@ -128,9 +133,9 @@ def test_the_loss_and_its_gradient_are_within_the_bounds_of_the_tail(seed, k, sc
 def test_fewer_bits_move_the_loss_by_no_more_than_they_say(dtype, unit):
   large = jnp.asarray(random_logits((200,), scale=4.0))
   small = jax.nn.log_softmax(random_logits((200,), seed=1))
-  exact, kept = keep_top_k(large, k=4), keep_top_k(large, k=4, dtype=dtype)
-  assert kept.logprobs.dtype == dtype
-  p, log_p = np.exp(exact.logprobs), np.abs(exact.logprobs)
+  exact, kept = to_top_k(large, k=4), to_top_k(large, k=4, dtype=dtype)
+  assert kept.top_logprobs.dtype == dtype
+  p, log_p = np.exp(exact.top_logprobs), np.abs(exact.top_logprobs)
   largest = np.abs(np.take_along_axis(np.asarray(small), np.asarray(exact.ids), axis=-1))
   bound = (p * np.expm1(unit * log_p) * largest).sum(-1)
   difference = np.abs(kept.cross_entropy(small) - exact.cross_entropy(small))
@@ -139,7 +144,7 @@ def test_fewer_bits_move_the_loss_by_no_more_than_they_say(dtype, unit):
 
 
 def test_a_tail_too_small_for_one_minus_the_rest_is_kept():
-  kept = keep_top_k(jnp.array([30.0, 0.0, 0.0]), k=1)
+  kept = to_top_k(jnp.array([30.0, 0.0, 0.0]), k=1)
   np.testing.assert_allclose(kept.tail, 2 * np.exp(-30.0), rtol=1e-5)
 
 
@@ -147,33 +152,33 @@ def test_first_choices_and_masks_are_those_of_the_logits_ties_included():
   large = jnp.round(jnp.asarray(random_logits((50,), scale=1.0)))  # many ties
   small, targets = jnp.asarray(random_logits((50,), seed=2)), jnp.arange(50) % 7
   for mask in (masks.either_correct, masks.large_correct):
-    expected = mask(small, Logits(large), targets)
+    expected = mask(small, (Logits(large),), targets)
     assert 0 < expected.sum() < 50
-    for kept in (keep_top1(large), keep_top_k(large, k=3, dtype='bfloat16')):
-      np.testing.assert_array_equal(mask(small, kept, targets), expected)
+    for kept in (to_top1(large), to_top_k(large, k=3, dtype='bfloat16')):
+      np.testing.assert_array_equal(mask(small, (kept,), targets), expected)
 
 
 def test_only_the_small_model_gets_a_gradient_from_what_was_kept():
-  kept = keep_top_k(jnp.asarray(random_logits((5,))), k=3)
+  kept = to_top_k(jnp.asarray(random_logits((5,))), k=3)
   small = jnp.asarray(random_logits((5,), seed=1))
 
   def loss(logprobs, tail, small):
     return TopK(kept.ids, logprobs, tail).cross_entropy(jax.nn.log_softmax(small)).sum()
 
-  of_kept, of_tail, of_small = jax.grad(loss, (0, 1, 2))(kept.logprobs, kept.tail, small)
+  of_kept, of_tail, of_small = jax.grad(loss, (0, 1, 2))(kept.top_logprobs, kept.tail, small)
   assert not of_kept.any()
   assert not of_tail.any()
   # Of a cross-entropy against weights that add up to 1: softmax minus the weights.
   weights = np.full(small.shape, np.asarray(kept.tail)[:, None] / 4)
-  np.put_along_axis(weights, np.asarray(kept.ids), np.exp(kept.logprobs), axis=-1)
+  np.put_along_axis(weights, np.asarray(kept.ids), np.exp(kept.top_logprobs), axis=-1)
   np.testing.assert_allclose(of_small, jax.nn.softmax(small) - weights, atol=1e-6)
 
 
 def test_first_choices_alone_serve_cat_xent_and_cannot_distil():
   small, large = jnp.asarray(random_logits((9,), seed=1)), jnp.asarray(random_logits((9,)))
   targets, weights = jnp.arange(9) % 7, jnp.ones(9)
-  found = losses.cat_xent(small, keep_top1(large), targets, weights)
+  found = losses.cat_xent(small, to_top1(large), targets, weights)
   np.testing.assert_array_equal(found, losses.cat_xent(small, large, targets, weights))
   for loss in (losses.dist, functools.partial(losses.cat_dist, w=0.9)):
-    with pytest.raises(ValueError, match=r'first choices alone: make one .* \(TOP_K=16\)'):
+    with pytest.raises(ValueError, match=r'holds first choices only \(Top1\): pass a TopK'):
       loss(small, Top1(targets), targets, weights)

@@ -134,7 +134,7 @@ def logits(path, dtype='float32'):
   """Of a run, as every program but training reads it: as plain weights."""
   with partitioning.use(tiny.one_device()):
     graph, like = abstract_model(tiny.LARGE, dtype=dtype)
-    model = train_step.Definition(graph, 24).bind(store.restore_params(path, like))
+    model = train_step.ModelDef(graph, 24).bind(store.restore_params(path, like))
   batch = testing.batch(tiny.LARGE)
   return np.asarray(model.readout(model.hidden(batch)))
 

@@ -270,7 +270,7 @@ def with_teacher(batch: Batch, values: Any) -> Batch:
     scattered[mask] = column
     return scattered
 
-  return batch._replace(teacher=jax.tree.map(scatter, values))
+  return batch._replace(teachers=(jax.tree.map(scatter, values),))
 
 
 def pad(prompts: Sequence[Pieces], width: int) -> Prompt:

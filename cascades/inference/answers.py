@@ -129,7 +129,9 @@ class Scorer:
   def __init__(self, model: trained_model.Model) -> None:
     @jax.jit
     def score(params: Params, batch: Batch) -> tuple[Array, Array]:
-      return decoding.score(nnx.merge(model.graph, params), batch)
+      merged = nnx.merge(model.graph, params)
+      axes = partitioning.block_axes(len(batch.targets), jax.tree.leaves(merged.table)[0].shape)
+      return decoding.score(merged, batch, axes=axes)
 
     self.model = model
     self._score = score

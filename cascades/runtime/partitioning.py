@@ -19,6 +19,7 @@ from flax.core import spmd
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cascades.blocks import MeshAxes
 from cascades.types import Params
 
 Rules: TypeAlias = Sequence[tuple[str, str | tuple[str, ...] | None]]
@@ -80,6 +81,17 @@ def active_spec(shape: Sequence[int], names: Sequence[str | None]) -> PartitionS
     if axis_type == AxisType.Auto
   }
   return partition_spec(shape, names, free, rules)
+
+
+def block_axes(num_rows: int, table_shape: Sequence[int]) -> MeshAxes:
+  """Mesh axes in use that split the rows of a batch, and the vocabulary of a table [V, D]."""
+  mesh = jax.sharding.get_abstract_mesh()
+  rows = active_spec((num_rows,), ('batch',)) or PartitionSpec(None)
+  table = active_spec(table_shape, ('vocab', 'embed')) or PartitionSpec(None, None)
+  row_axes, vocab_axes = (
+    (entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in (rows[0], table[0])
+  )
+  return MeshAxes(tuple(axis for axis in row_axes if mesh.shape[axis] > 1), vocab_axes)
 
 
 def make_mesh(

@@ -1,275 +1,201 @@
 """Sums over blocks of tokens, with their gradient formed on the way forward.
 
-Logits of all tokens, [B, T, V], are what a step with a large vocabulary has no room for. Here they
-exist for a block of tokens at a time. Tokens that count come first, and blocks without any, of
-prompts and padding, are not read out. A sum hands every block the same cotangent, one number; so a
-block can form its gradient while its logits are there, and nothing is read out twice.
+Logits exist for one block of tokens at a time (`blocks`). A sum hands every block the same
+cotangent, one number; so a block can form its gradient while its logits exist, and nothing is read
+out twice.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
+from cascades import blocks
 from cascades.runtime import partitioning
 
 Totals: TypeAlias = dict[str, Float[Array, '']]  # sums over tokens, of a block, batch or data set
-# Of (table, hidden, frozen, rows), each of one block but for the table and what is frozen.
-TotalsOf: TypeAlias = Callable[[Any, Array, Any, Any], Totals]
-# Of (of, arrays, counted): `of(block) -> (sums, kept)` over all blocks, as `_fold` does it.
-Fold: TypeAlias = Callable[[Callable[[Any], tuple[Any, Any]], Any, Array], tuple[Any, Any]]
+Table = TypeVar('Table')  # an array [V, D], or its int8 values and scales
+Constants = TypeVar('Constants')  # a tree of arrays without gradient, the same for all tokens
+Rows = TypeVar('Rows')  # a tree of arrays without gradient, [B, T, ...] or, of a block, [n, ...]
+Tree = TypeVar('Tree')
+TotalsOf: TypeAlias = Callable[[Table, Array, Constants, Rows], Totals]
+_Tokens: TypeAlias = tuple[Array, Rows, Array]  # hidden states, rows, and which tokens count
+_Fold: TypeAlias = Callable[[Callable[[Any], Any], Any, Array], tuple[Any, Any]]
 
-# Logits of a block on a device, unless its length is given. Every block reads the tables anew, for
-# which a chip takes longer than for the products if a block has few tokens: below 340 on a v5e.
-LOGITS = 1 << 23
-LOGITS_ON_CHIPS = 1 << 26
+
+class _WithGradients(NamedTuple):
+  """Sums over tokens, and the gradients of their loss."""
+
+  totals: Any
+  table: Any  # one of each device, or None if the table is not trained
+  hidden: Any
 
 
 def sum_blocks(
-  totals_of: TotalsOf,
-  table: Any,
+  totals_of: TotalsOf[Table, Constants, Rows],
+  table: Table,
   hidden: Float[Array, 'B T D'],
-  frozen: Any,
-  rows: Any,
+  constants: Constants,
+  rows: Rows,
   counted: Bool[Array, 'B T'],
   *,
+  trains_table: bool = True,
   length: int | None = None,
   gradient_dtype: str = 'float32',
 ) -> Totals:
-  """`totals_of(table, hidden, frozen, rows)`, summed over blocks of the tokens that are `counted`.
+  """`totals_of(table, hidden, constants, rows)`, summed over blocks of the counted tokens.
 
-  `rows` is a tree of arrays [B, T, ...], cut into blocks as `hidden` is. A block, [n, ...], has the
-  tokens of up to `length` positions of all rows; other tokens or zeros fill the last one up, and
-  what `totals_of` adds for those must be 0. Only `totals['loss']` has a gradient, to `table` and
-  `hidden`; that of the table is summed in `gradient_dtype`.
+  Only `totals['loss']` has a gradient, with respect to `table` and `hidden`. Rows on several
+  devices stay there: the tables are gathered once before the blocks, and the table's gradient is
+  reduced once after them.
 
-  Rows that lie on several devices stay there: the tables are gathered once before the blocks, and
-  the table's gradient is reduced once after them.
+  Args:
+    totals_of: maps a block, arrays [n, ...], to its sums by name, 'loss' among them. It has the
+      tokens of up to `length` positions of all rows; other tokens or zeros fill up the last block,
+      and must add 0.
+    table: the readout table of the model that is trained.
+    hidden: final hidden states.
+    constants: what every block reads and has no gradient, such as a frozen model's table.
+    rows: a tree of arrays [B, T, ...], split into blocks as `hidden` is.
+    counted: the tokens to sum over.
+    trains_table: whether the table has a gradient; without one, as beside adapters, none is
+      computed.
+    length: positions of all rows per block, by default as many as fit the budget of `blocks`.
+    gradient_dtype: the type in which the table's gradient is summed over blocks.
   """
-  places = _Places(hidden.shape[0], jax.tree.leaves(table)[0].shape)
-  fold = functools.partial(_fold, length=length or places.length, largest=places.largest)
-  narrow = lambda tree: _cast(tree, hidden.dtype)
+  num_rows, table_shape = hidden.shape[0], jax.tree.leaves(table)[0].shape
+  axes = partitioning.block_axes(num_rows, table_shape)
+  length = length or blocks.default_length(num_rows, table_shape[0], axes)
+  fold = functools.partial(blocks.fold_blocks, length=length, axes=axes.rows)
+  everywhere, by_row = PartitionSpec(), PartitionSpec(axes.rows or None)
+  # Before they are gathered: half the bytes, if activations have 16 bits.
+  shared_arrays = lambda table, constants: _cast((table, constants), hidden.dtype)
+
+  def add_up(tree: Tree) -> Tree:
+    return jax.lax.psum(tree, axes.rows) if axes.rows else tree
+
+  def local_totals(shared: tuple[Table, Constants], tokens: _Tokens[Rows]) -> Totals:
+    return add_up(_totals(totals_of, shared, tokens, fold=fold))
+
+  def local_gradients(shared: tuple[Table, Constants], tokens: _Tokens[Rows]) -> _WithGradients:
+    totals, of_table, of_hidden = _gradients(
+      totals_of, shared, tokens, fold=fold, dtype=gradient_dtype if trains_table else None
+    )
+    of_table = jax.tree.map(lambda x: x[None], of_table)  # an axis of devices
+    return _WithGradients(add_up(totals), of_table, of_hidden)
 
   @jax.custom_vjp
-  def total(table: Any, hidden: Array, frozen: Any, rows: Any) -> Totals:
-    local = places.split(
-      lambda *arrays: places.sum(_sums(totals_of, *arrays, fold=fold)), PartitionSpec()
+  def total(table: Table, hidden: Array, constants: Constants, rows: tuple[Rows, Array]) -> Totals:
+    totals = blocks.per_device(local_totals, axes.rows, everywhere)
+    return totals(shared_arrays(table, constants), (hidden, *rows))
+
+  def forward(
+    table: Table, hidden: Array, constants: Constants, rows: tuple[Rows, Array]
+  ) -> tuple[Totals, tuple[Any, Array, Any]]:
+    specs = _WithGradients(everywhere, by_row, by_row)
+    totals, of_table, of_hidden = blocks.per_device(local_gradients, axes.rows, specs)(
+      shared_arrays(table, constants), (hidden, *rows)
     )
-    return local(narrow(table), hidden, narrow(frozen), rows)
-
-  def forward(*arrays: Any) -> tuple[Totals, Any]:
-    # A table that is not trained, as that beside adapters, is told from one that is.
-    trained = any(p.perturbed for p in jax.tree.leaves(arrays[0], is_leaf=_is_primal))
-    wanted = (0, 1) if trained else (1,)
-    table, hidden, frozen, rows = jax.tree.map(lambda p: p.value, arrays, is_leaf=_is_primal)
-
-    def local(*arrays: Any) -> tuple[Totals, Any, Array]:
-      totals, of_table, of_hidden = _gradients(
-        totals_of, *arrays, wanted=wanted, fold=fold, dtype=gradient_dtype
-      )
-      return places.sum(totals), jax.tree.map(lambda x: x[None], of_table), of_hidden
-
-    local = places.split(local, (PartitionSpec(), places.rows, places.rows))
-    totals, of_table, of_hidden = local(narrow(table), hidden, narrow(frozen), rows)
     like = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), table)
-    return totals, (places.reduce(of_table), of_hidden, like)
+    return totals, (_sum_over_devices(of_table, axes.rows, table_shape), of_hidden, like)
 
-  def backward(kept: Any, cotangents: Totals) -> tuple[Any, Any, None, None]:
-    (of_table, of_hidden, like), cotangent = kept, cotangents['loss']
-    scaled = lambda gradient, like: (gradient * cotangent).astype(like.dtype)
-    table = None if of_table is None else jax.tree.map(scaled, of_table, like)
-    return table, scaled(of_hidden, of_hidden), None, None
+  def backward(
+    residuals: tuple[Any, Array, Any], cotangents: Totals
+  ) -> tuple[Any, Array, None, None]:
+    of_table, of_hidden, like = residuals
+    scale = lambda gradient, like: (gradient * cotangents['loss']).astype(like.dtype)
+    table = jax.tree.map(scale, of_table, like) if trains_table else None
+    return table, scale(of_hidden, of_hidden), None, None
 
-  total.defvjp(forward, backward, symbolic_zeros=True)
-  return total(table, hidden, frozen, (rows, counted))
+  total.defvjp(forward, backward)
+  return total(table, hidden, constants, (rows, counted))
 
 
-def _sums(
-  totals_of: TotalsOf,
-  table: Any,
-  hidden: Array,
-  frozen: Any,
-  rows_counted: tuple[Any, Array],
+def _totals(
+  totals_of: TotalsOf[Table, Constants, Rows],
+  shared: tuple[Table, Constants],
+  tokens: _Tokens[Rows],
   *,
-  fold: Fold,
+  fold: _Fold,
 ) -> Totals:
-  """The totals of all blocks."""
+  """The totals of one device's blocks."""
+  table, constants = shared
+  hidden, rows, counted = tokens
 
-  def block(arrays: tuple[Array, Any]) -> tuple[Totals, None]:
+  def block(arrays: tuple[Array, Rows]) -> tuple[Totals, None]:
     hidden, rows = arrays
-    return totals_of(table, hidden, frozen, rows), None
+    return totals_of(table, hidden, constants, rows), None
 
-  rows, counted = rows_counted
   return fold(block, (hidden, rows), counted)[0]
 
 
 def _gradients(
-  totals_of: TotalsOf,
-  table: Any,
-  hidden: Array,
-  frozen: Any,
-  rows_counted: tuple[Any, Array],
+  totals_of: TotalsOf[Table, Constants, Rows],
+  shared: tuple[Table, Constants],
+  tokens: _Tokens[Rows],
   *,
-  wanted: tuple[int, ...],
-  fold: Fold,
-  dtype: str,
+  fold: _Fold,
+  dtype: str | None,
 ) -> tuple[Totals, Any, Array]:
-  """The same, and the loss's gradients to the table, summed in `dtype`, and to hidden.
+  """The totals of one device's blocks, and the loss's gradients to the table and to hidden.
 
-  Without argument 0 among the `wanted`, that of the table is None.
+  That of the table is summed in `dtype`; None is its gradient and its type if it is not trained.
   """
+  table, constants = shared
+  hidden, rows, counted = tokens
 
-  def block(arrays: tuple[Array, Any]) -> tuple[Any, Array]:
+  def block(arrays: tuple[Array, Rows]) -> tuple[tuple[Totals, Any], Array]:
     hidden, rows = arrays
 
-    def loss(table: Any, hidden: Array) -> tuple[Array, Totals]:
-      totals = totals_of(table, hidden, frozen, rows)
+    def loss(hidden: Array, table: Table) -> tuple[Array, Totals]:
+      totals = totals_of(table, hidden, constants, rows)
       return totals['loss'], totals
 
-    (*of_table, of_hidden), totals = jax.grad(loss, wanted, has_aux=True)(table, hidden)
-    return (totals, _cast(of_table[0], dtype) if of_table else None), of_hidden
+    if dtype is None:
+      of_hidden, totals = jax.grad(loss, has_aux=True)(hidden, table)
+      return (totals, None), of_hidden
+    (of_hidden, of_table), totals = jax.grad(loss, (0, 1), has_aux=True)(hidden, table)
+    return (totals, _cast(of_table, dtype)), of_hidden
 
-  rows, counted = rows_counted
   (totals, of_table), of_hidden = fold(block, (hidden, rows), counted)
   return totals, of_table, of_hidden
 
 
-def _is_primal(leaf: Any) -> bool:
-  return isinstance(leaf, jax.custom_derivatives.CustomVJPPrimal)
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-  """Floating-point arrays in `dtype`; eight bits, and their scales, stay what they are."""
+def _cast(tree: Tree, dtype: DTypeLike) -> Tree:
+  """Floating-point arrays in `dtype`; quantized tables stay as they are."""
   return jax.tree.map(
     lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
   )
 
 
-def _fold(
-  of: Callable[[Any], tuple[Any, Any]],
-  arrays: Any,
-  counted: Bool[Array, 'B T'],
-  *,
-  length: int,
-  largest: Callable[[Array], Array],
-) -> tuple[Any, Any]:
-  """`of(block) -> (sums, kept)` over blocks of the arrays' tokens: sums are added, what is kept is
-  put back where its tokens were.
+def _sum_over_devices(gradients: Tree, row_axes: Sequence[str], table_shape: Sequence[int]) -> Tree:
+  """Sums [V, D] of the devices' gradients, [1, V, D] each; every device keeps its shard of the sum.
 
-  Tokens that are counted come first, and blocks without any are passed over: 0 is kept of them.
-  Devices agree on the `largest` number of tokens: XLA is free to let all of them take part in what
-  those of one row exchange within a block, and then none may pass over it alone.
+  Split by hand over all axes: left to XLA, those of the vocabulary would be gathered for it.
   """
-  count = -(-counted.shape[1] // length)
-  restore = lambda x: x.reshape(*counted.shape, *x.shape[1:])
-  if count == 1:
-    sums, kept = of(jax.tree.map(_flat, arrays))
-    return sums, jax.tree.map(restore, kept)
-  size = -(-counted.size // count)
-  order = jnp.argsort(~counted.reshape(-1), stable=True)
-  inverse = jnp.argsort(order)
-  blocks = jax.tree.map(lambda x: _cut(_flat(x)[order], count, size), arrays)
-  shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], blocks))
-  zeros, nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  if not row_axes:
+    return jax.tree.map(lambda x: x[0], gradients)
+  spec = partitioning.active_spec(table_shape, ('vocab', 'embed')) or PartitionSpec(None, None)
+  scattered = [(axis, dim) for dim, axis in enumerate(spec) if axis in row_axes]
+  others = tuple(axis for axis in row_axes if axis not in spec)
+  unscattered = (None if axis in row_axes else axis for axis in spec)
 
-  def add(sums: Any, block: Any) -> tuple[Any, Any]:
-    more, kept = of(block)
-    return jax.tree.map(jnp.add, sums, more), kept
+  def add_up(x: Array) -> Array:
+    x = x[0]
+    for axis, dim in scattered:
+      x = jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
+    return jax.lax.psum(x, others) if others else x
 
-  def pass_over(sums: Any, block: Any) -> tuple[Any, Any]:
-    del block
-    return sums, nothing
-
-  def step(sums: Any, numbered: tuple[Int[Array, ''], Any]) -> tuple[Any, Any]:
-    start, block = numbered
-    return jax.lax.cond(start < end, add, pass_over, sums, block)
-
-  end = largest(jnp.sum(counted))
-  sums, kept = jax.lax.scan(step, zeros, (size * jnp.arange(count), blocks))
-  return sums, jax.tree.map(lambda x: restore(_flat(x)[inverse]), kept)
-
-
-def _flat(x: Array) -> Array:
-  """[B, T, ...] as [B * T, ...]."""
-  return x.reshape(-1, *x.shape[2:])
-
-
-def _cut(x: Array, count: int, size: int) -> Array:
-  """[N, ...] as [count, size, ...], filled up with zeros."""
-  padding = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-  return jnp.pad(x, padding).reshape(count, size, *x.shape[1:])
-
-
-def room(mesh: Any) -> int:
-  """How many logits a block may have on each device of a mesh."""
-  device = mesh.abstract_device
-  return LOGITS if device is None or device.platform == 'cpu' else LOGITS_ON_CHIPS
-
-
-def _named(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  return (entry,) if isinstance(entry, str) else tuple(entry or ())
-
-
-class _Places:
-  """Which mesh axes the rows lie on, and how sums over rows come together.
-
-  `length` is how many positions of a row there is room for at a time.
-  """
-
-  def __init__(self, num_rows: int, table_shape: Sequence[int]):
-    rows = partitioning.active_spec((num_rows,), ('batch',)) or PartitionSpec(None)
-    mesh = jax.sharding.get_abstract_mesh()
-    self.axes = tuple(axis for axis in _named(rows[0]) if mesh.shape[axis] > 1)
-    self.rows = PartitionSpec(self.axes or None)
-    self.table = partitioning.active_spec(table_shape, ('vocab', 'embed')) or PartitionSpec(
-      None, None
-    )
-    parts = math.prod(mesh.shape[axis] for axis in {*self.axes, *_named(self.table[0])})
-    self.length = max(1, room(mesh) // max(1, num_rows * table_shape[0] // parts))
-
-  def split(self, function: Callable[..., Any], out_specs: Any) -> Callable[..., Any]:
-    """`function(table, hidden, frozen, rows)`, on each device for its own rows."""
-    if not self.axes:
-      return function
-    return jax.shard_map(
-      function,
-      in_specs=(PartitionSpec(), self.rows, PartitionSpec(), self.rows),
-      out_specs=out_specs,
-      axis_names={*self.axes},
-      check_vma=False,  # would sum gradients of what is the same everywhere in every block
-    )
-
-  def largest(self, number: Array) -> Array:
-    return jax.lax.pmax(number, self.axes) if self.axes else number
-
-  def sum(self, tree: Any) -> Any:
-    return jax.lax.psum(tree, self.axes) if self.axes else tree
-
-  def reduce(self, tables: Any) -> Any:
-    """Sums [V, D] of what each device holds, [1, V, D]; each keeps the part that it stores.
-
-    Split by hand over all axes: left to XLA, those of the vocabulary would be gathered for it.
-    """
-    if not self.axes:
-      return jax.tree.map(lambda x: x[0], tables)
-    scattered = [(axis, dim) for dim, axis in enumerate(self.table) if axis in self.axes]
-    rest = tuple(axis for axis in self.axes if axis not in self.table)
-    whole = (None if axis in self.axes else axis for axis in self.table)
-
-    def reduce(x: Array) -> Array:
-      x = x[0]
-      for axis, dim in scattered:
-        x = jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
-      return jax.lax.psum(x, rest) if rest else x
-
-    split = jax.shard_map(
-      reduce, in_specs=PartitionSpec(self.axes, *whole), out_specs=self.table, check_vma=False
-    )
-    return jax.tree.map(split, tables)
+  return jax.tree.map(
+    jax.shard_map(
+      add_up, in_specs=PartitionSpec(tuple(row_axes), *unscattered), out_specs=spec, check_vma=False
+    ),
+    gradients,
+  )

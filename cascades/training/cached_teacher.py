@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from cascades.data.batches import TokenValues
 from cascades.data.corpus import Corpus
 from cascades.data.records import MixtureRecords, Records
 from cascades.tasks.task import Mixture, Task
+from cascades.teachers import TeacherError, Teachers
 from cascades.tokenizers import vocabularies
 from cascades.training import teacher_cache
 from cascades.training.teacher_cache import Answers, Held
@@ -81,6 +83,20 @@ class Cache(NamedTuple):
     return '; '.join(f'row {n} is {ids[n]!r} there and {id_!r} here' for n, id_ in others.items())
 
 
+def check_loss(loss: losses.CascadeLoss, teachers: Teachers, vocab_size: int) -> None:
+  """Raises TeacherError, with what to give a program, if `loss` needs more than `teachers` hold."""
+  logits, token = np.zeros((1, vocab_size), np.float32), np.zeros(1, np.int32)
+  try:
+    jax.eval_shape(functools.partial(loss, step=0), logits, teachers, token, token)
+  except TeacherError as error:
+    remedy = (
+      f'Make a cache of log-probabilities with `{teacher_cache.MAKE}` and TOP_K=16.'
+      if teachers
+      else 'Name one as LARGE_CHECKPOINT_PATH, or a cache of its answers as TEACHER_CACHE.'
+    )
+    raise TeacherError(f'{error} {remedy}') from error
+
+
 def vocabulary(directory: str, task: Task | Mixture) -> Vocabulary:
   """The large model's."""
   first = task.tasks[0] if isinstance(task, Mixture) else task
@@ -118,7 +134,6 @@ def fitting(
       )
     made |= {name: found[name] for name in _MADE}
     answers = Held(found['top_k'], found['dtype']).abstract(1)
-    logits, token = np.zeros((1, found['vocab_size']), np.float32), np.zeros(1, np.int32)
-    jax.eval_shape(loss, logits, answers, token, token)  # raises if it asks for more than is held
+    check_loss(loss, (answers,), found['vocab_size'])
   log.info('the large model is that of the teacher cache %s', directory)
   return Cache(directory, corpus, made)

@@ -18,15 +18,15 @@ from cascades.models import configs, lora
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
 from cascades.training import train_step
-from cascades.training.train_step import Definition, Frozen, TrainState
+from cascades.training.train_step import Frozen, ModelDef, TrainState
 from cascades.types import Batch, ModelConfig
 
 
 class Blueprint(NamedTuple):
   """Two models without their numbers: shapes, types and places of all that a step reads."""
 
-  small: Definition
-  large: Definition | None
+  small: ModelDef
+  large: ModelDef | None
   state: TrainState
   frozen: Frozen
 
@@ -57,18 +57,14 @@ def blueprint(
   trained = lora.abstract(whole, configs.linear_maps(small), adapters) if adapters else whole
   init = functools.partial(train_step.init_state, optimizer=optimizer, seed=0)
   state = partitioning.like_parameters(jax.eval_shape(init, trained), trained)
-  definition = Definition(
-    graph, vocab_size or small.vocab_size, adapters.scale if adapters else 1.0
-  )
+  definition = ModelDef(graph, vocab_size or small.vocab_size, adapters.scale if adapters else 1.0)
   base = whole if adapters else None
   if large is None:
     return Blueprint(definition, None, state, Frozen(None, base))
   large_graph, params = abstract_model(
     large, rules if large_rules is None else large_rules, dtype=large_dtype
   )
-  return Blueprint(
-    definition, Definition(large_graph, large.vocab_size), state, Frozen(params, base)
-  )
+  return Blueprint(definition, ModelDef(large_graph, large.vocab_size), state, Frozen(params, base))
 
 
 def compiled_step(

@@ -66,13 +66,13 @@ class Held(NamedTuple):
         f'log-probabilities cannot be held as {self.dtype!r}: choose one of {", ".join(_STORED)}.'
       )
     k = (self.top_k,)
-    return np.dtype([('ids', '<i4', k), ('logprobs', _STORED[self.dtype], k), ('tail', '<f4')])
+    return np.dtype([('ids', '<i4', k), ('top_logprobs', _STORED[self.dtype], k), ('tail', '<f4')])
 
   def keep(self, logits: Float[Array, '*n V']) -> Top1 | TopK:
     """What is kept of the large model's logits."""
     if self.top_k is None:
-      return teachers.keep_top1(logits)
-    return teachers.keep_top_k(logits, k=self.top_k, dtype=self.dtype)
+      return teachers.to_top1(logits)
+    return teachers.to_top_k(logits, k=self.top_k, dtype=self.dtype)
 
   def pack(self, answers: Top1 | TopK) -> np.ndarray:
     """Answers to n tokens as n records."""
@@ -88,7 +88,7 @@ class Held(NamedTuple):
     }
     if self.top_k is None:
       return Top1(columns['ids'])
-    logprobs = columns['logprobs'].view(jnp.dtype(self.dtype))
+    logprobs = columns['top_logprobs'].view(jnp.dtype(self.dtype))
     return TopK(columns['ids'], logprobs, columns['tail'])
 
   def abstract(self, tokens: int) -> Any:

@@ -1,7 +1,7 @@
 """The training step: hidden states of both models, the loss block by block, one update.
 
-`train_step` is the whole of it. Everything here is pure; what is fixed for a run (the models'
-definitions, the loss, the optimiser) is bound with `functools.partial` before `jax.jit`.
+Everything here is pure. What is fixed for a run (the models without their parameters, the loss, the
+optimizer) is bound to `train_step` with `functools.partial` before `jax.jit`.
 """
 
 from __future__ import annotations
@@ -18,57 +18,83 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from cascades import masks
-from cascades.losses import CascadeLoss
+from cascades.losses import CascadeLoss, Step
 from cascades.models import lora
-from cascades.teachers import Logits
+from cascades.teachers import Logits, TeacherError
 from cascades.training import blockwise
 from cascades.training.blockwise import Totals
 from cascades.types import Batch, LanguageModel, Params
 
 
 class TrainState(NamedTuple):
-  """All that a run is: with the same data it goes on from here bit by bit."""
+  """The state of a run, which with the same data resumes from here bit by bit.
 
-  step: Int[Array, '']  # also the position in the data
+  Attributes:
+    step: updates so far, which is also the position in the data.
+    params: the trained parameters.
+    opt_state: the optimizer's state.
+    key: the run's random key; each step folds its number in.
+  """
+
+  step: Int[Array, '']
   params: Params
-  opt_state: Any
-  key: UInt32[Array, '2']  # the run's random key; each step folds its number in
+  opt_state: optax.OptState
+  key: UInt32[Array, '2']
 
 
 class Frozen(NamedTuple):
-  """What a step reads and leaves alone."""
+  """Parameters that a step reads and does not change.
+
+  Attributes:
+    large: the large model's, if one runs beside the small one.
+    base: the small model's, if only adapters beside it are trained.
+  """
 
   large: Params | None = None
-  base: Params | None = None  # of the small model, if only adapters beside it are trained
+  base: Params | None = None
 
 
-class Definition(NamedTuple):
-  """A model without its parameters."""
+class ModelDef(NamedTuple):
+  """A model without its parameters.
+
+  Attributes:
+    graph: its structure.
+    vocab_size: the vocabulary entries that losses see.
+    scale: the scale of adapters.
+  """
 
   graph: nnx.GraphDef
   vocab_size: int
-  scale: float = 1.0  # of adapters
+  scale: float = 1.0
 
   def bind(self, params: Params, base: Params | None = None) -> LanguageModel:
-    """The model of these parameters, or of these adapters beside `base`."""
-    whole = params if base is None else lora.adapt(base, params, scale=self.scale)
-    return nnx.merge(self.graph, whole)
+    """The model with `params`, or with `base` and `params` as adapters beside it."""
+    if base is not None:
+      params = lora.adapt(base, params, scale=self.scale)
+    return nnx.merge(self.graph, params)
 
 
 def valid_tokens(totals: Totals) -> Float[Array, '']:
-  """The default normaliser: valid target tokens, masked or not. The same for all losses."""
+  """The default normalizer: valid target tokens, masked or not. The same for all losses."""
   return totals['tokens']
 
 
 def examples(totals: Totals) -> Float[Array, '']:
-  """The paper's: the sum over a target's tokens, averaged over rows."""
+  """The paper's normalizer: losses are summed over a row's tokens and averaged over rows."""
   return totals['examples']
 
 
 def kept_tokens(totals: Totals) -> Float[Array, '']:
-  """Tokens that either model predicts. Raises the effective learning rate of sparse masks."""
+  """The tokens that either model predicts. Raises the effective learning rate of sparse masks.
+
+  Raises:
+    TeacherError: if there is no large model.
+  """
   if 'both' not in totals:
-    raise ValueError('the kept tokens are known only where a large model is given.')
+    raise TeacherError(
+      'kept_tokens counts the tokens that either model predicts, and no large model is given: '
+      'normalize by valid_tokens.'
+    )
   return totals['both'] + totals['only_small'] + totals['only_large']
 
 
@@ -76,10 +102,12 @@ Normalizer: TypeAlias = Callable[[Totals], Float[Array, '']]
 
 
 def finite(metrics: Totals, *, most_grad_norm: float = math.inf) -> Bool[Array, '']:
-  """The default of which updates are applied: those of finite numbers, and of no spike.
+  """The default `accept`: loss, gradient norm and update norm are finite, and no spike.
 
   `most_grad_norm` is the largest gradient norm before clipping that is not a spike.
   """
+  # Not optax.apply_if_finite: it checks gradients only, neither the loss nor the updates, and
+  # applies even those that are not finite after a number of them in a row.
   names = ('loss', 'grad_norm', 'update_norm')
   numbers = jnp.stack([metrics[name].astype(jnp.float32) for name in names])
   return jnp.isfinite(numbers).all() & (metrics['grad_norm'] <= most_grad_norm)
@@ -102,26 +130,43 @@ def loss_totals(
   *,
   loss: CascadeLoss,
   vocab_size: int,
+  step: Step = None,
+  trains_table: bool = True,
   block_length: int | None = None,
   gradient_dtype: str = 'float32',
 ) -> Totals:
   """Loss and agreement of both models, summed over the batch.
 
-  Hidden states are computed at once; logits exist only of as many tokens at a time as
-  `block_length` positions of all rows have, by default as `blockwise` finds room for, so
-  [B, T, V] is never formed. Blocks of tokens without a weight are passed over.
-  Without a large model a batch may carry what another run of it said, `batch.teacher`.
+  Hidden states of all tokens are computed at once, and logits block by block, so that [B, T, V] is
+  never formed; blocks of tokens without a weight are skipped. The teachers of the loss are the
+  large model, if there is one, and then `batch.teachers`.
+
+  Args:
+    small: the model that is trained.
+    large: the frozen model that runs beside it; None with cached teachers or without any.
+    batch: examples under teacher forcing.
+    key: switches dropout of the small model on.
+    loss: the loss of a block of logits.
+    vocab_size: the vocabulary entries that both models have; logits are cut to them.
+    step: the number of updates before this one, for losses whose weights follow a schedule.
+    trains_table: whether the small model's readout table has a gradient.
+    block_length: positions of all rows per block; by default as many as fit `blocks`' budget.
+    gradient_dtype: the type in which the readout table's gradient is summed over blocks.
+
+  Returns:
+    Sums over the batch: 'loss', 'tokens' (valid ones), 'examples' (rows with any), and the counts
+    of `masks.count_agreement`.
   """
   hidden = small.hidden(batch, key)
   hidden_large = None if large is None else jax.lax.stop_gradient(large.hidden(batch))
 
   def totals_of(table: Any, hidden: Array, large_table: Any, rows: Any) -> Totals:
-    hidden_large, teacher, targets, weights = rows
+    hidden_large, teachers, targets, weights = rows
     logits = small.readout(hidden, table)[..., :vocab_size]
     if large is not None:
-      teacher = Logits(large.readout(hidden_large, large_table)[..., :vocab_size])
-    total, tokens = loss(logits, teacher, targets, weights)
-    agreement = masks.count_agreement(logits, teacher, targets, weights)
+      teachers = (Logits(large.readout(hidden_large, large_table)[..., :vocab_size]), *teachers)
+    total, tokens = loss(logits, teachers, targets, weights, step=step)
+    agreement = masks.count_agreement(logits, teachers, targets, weights)
     return {'loss': total, 'tokens': tokens} | jax.lax.stop_gradient(agreement)
 
   totals = blockwise.sum_blocks(
@@ -129,8 +174,9 @@ def loss_totals(
     small.table,
     hidden,
     None if large is None else large.table,
-    (hidden_large, batch.teacher, batch.targets, batch.weights),
+    (hidden_large, batch.teachers, batch.targets, batch.weights),
     batch.weights != 0,
+    trains_table=trains_table,
     length=block_length,
     gradient_dtype=gradient_dtype,
   )
@@ -142,8 +188,8 @@ def train_step(
   frozen: Frozen,
   batch: Batch,
   *,
-  small: Definition,
-  large: Definition | None,
+  small: ModelDef,
+  large: ModelDef | None,
   loss: CascadeLoss,
   optimizer: optax.GradientTransformation,
   normalizer: Normalizer | float = valid_tokens,
@@ -155,10 +201,26 @@ def train_step(
   """One update of the small model; the large one is frozen and runs without dropout.
 
   The gradient is that of (sum of the losses) / normalizer(sums), over all devices and
-  microbatches: sums are added first and divided once. That of the readout is summed over blocks in
-  `gradient_dtype`. An update that `accept` refuses is not applied: the step counts, parameters and
-  optimiser stay. Returns the new state and the sums, with the norms of the gradient before clipping
-  and of the update, the normalised loss, and 'applied'.
+  microbatches: sums are added first and divided once.
+
+  Args:
+    state: before the update.
+    frozen: parameters that are read only.
+    batch: examples of all devices, split over their rows.
+    small: the model of `state.params`.
+    large: the model of `frozen.large`, if there is one.
+    loss: called with `state.step`.
+    optimizer: as it initialized `state`.
+    normalizer: maps the sums to the divisor, or is the divisor.
+    microbatches: parts of the batch whose gradients are computed one after another.
+    block_length: positions of all rows read out at a time; see `loss_totals`.
+    gradient_dtype: the type in which the readout's gradient is summed over blocks.
+    accept: maps the metrics to whether the update is applied. Of an update that is not, the step
+      counts, and parameters and optimizer stay.
+
+  Returns:
+    The state after the update, and the sums of `loss_totals` with 'grad_norm' (before clipping),
+    'update_norm', 'objective' (the normalized loss) and 'applied' (0 or 1).
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -170,6 +232,8 @@ def train_step(
       key,
       loss=loss,
       vocab_size=_common_vocabulary(small, large),
+      step=state.step,
+      trains_table=frozen.base is None,  # adapters stand beside linear maps only
       block_length=block_length,
       gradient_dtype=gradient_dtype,
     )
@@ -178,8 +242,8 @@ def train_step(
   gradients, totals = _accumulate(
     jax.grad(total_loss, has_aux=True), state.params, batch, key, microbatches
   )
-  normal = normalizer(totals) if callable(normalizer) else normalizer
-  scale = 1 / jnp.maximum(normal, 1.0)
+  divisor = normalizer(totals) if callable(normalizer) else normalizer
+  scale = 1 / jnp.maximum(divisor, 1.0)
   gradients = jax.tree.map(lambda g: g * scale, gradients)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   updated = optax.apply_updates(state.params, updates), opt_state
@@ -189,7 +253,7 @@ def train_step(
     'objective': totals['loss'] * scale,
   }
   applied = accept(metrics)
-  # Inside the step, since its input is donated: afterwards there would be nothing to go back to.
+  # Inside the step, since its input is donated: afterwards there would be nothing to return to.
   params, opt_state = jax.tree.map(
     functools.partial(jnp.where, applied), updated, (state.params, state.opt_state)
   )
@@ -197,7 +261,7 @@ def train_step(
   return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
 
-def _common_vocabulary(small: Definition, large: Definition | None) -> int:
+def _common_vocabulary(small: ModelDef, large: ModelDef | None) -> int:
   """Embeddings padded to different sizes are cut to the size that both have."""
   return small.vocab_size if large is None else min(small.vocab_size, large.vocab_size)
 
@@ -235,9 +299,10 @@ def eval_step(
   params: Params,
   frozen: Frozen,
   batch: Batch,
+  step: Step = None,
   *,
-  small: Definition,
-  large: Definition | None,
+  small: ModelDef,
+  large: ModelDef | None,
   loss: CascadeLoss,
   block_length: int | None = None,
 ) -> Totals:
@@ -249,5 +314,6 @@ def eval_step(
     None,
     loss=loss,
     vocab_size=_common_vocabulary(small, large),
+    step=step,
     block_length=block_length,
   )

@@ -19,7 +19,7 @@ from cascades.tasks.task import Task
 from cascades.training import loop, train_step
 from cascades.training.cached_teacher import Cache
 from cascades.training.setup import Blueprint
-from cascades.training.train_step import Definition, Frozen, TrainState
+from cascades.training.train_step import Frozen, ModelDef, TrainState
 from cascades.types import Params, Prompt
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def validator(
   def validate(state: TrainState) -> loop.Values:
     sums = []
     for batch in corpus.evaluation(split, batch_size=batch_size, rows=rows, teacher=teacher):
-      sums.append(step(state.params, frozen, partitioning.place_batch(batch)))
+      sums.append(step(state.params, frozen, partitioning.place_batch(batch), state.step))
       partitioning.wait_on_virtual_devices(sums)
     found = loop.means(jax.device_get(sums)) | decode(state.params)
     return {PREFIX + name: value for name, value in found.items()}
@@ -91,7 +91,7 @@ def _decoder(
   corpus: Corpus,
   tasks: Sequence[Task],
   split: records.MixtureRecords,
-  small: Definition,
+  small: ModelDef,
   base: Params,
   rows: int,
   batch_size: int,

@@ -38,7 +38,7 @@ def adapted(name, *, trained=True):
   if trained:
     draw = np.random.RandomState(2).standard_normal
     adapters = jax.tree.map(lambda leaf: leaf + 0.1 * np.float32(draw(leaf.shape)), adapters)
-  return train_step.Definition(graph, testing.VOCAB, CONFIG.scale), base, adapters
+  return train_step.ModelDef(graph, testing.VOCAB, CONFIG.scale), base, adapters
 
 
 def merged(base, adapters):
@@ -111,9 +111,7 @@ def test_gradients_follow_from_those_of_the_merged_weights(dtype):
 
   def loss(params, base):
     model = definition.bind(params, base)
-    total, count = losses.xent(
-      model.readout(model.hidden(batch)), None, batch.targets, batch.weights
-    )
+    total, count = losses.xent(model.readout(model.hidden(batch)), (), batch.targets, batch.weights)
     return total / count
 
   gradient = jax.jit(jax.grad(loss))

@@ -168,7 +168,7 @@ def test_a_training_step_is_three_forward_passes_and_the_large_model_s(block_len
   optimizer = optax.sgd(0.1)
   with partitioning.use(tiny.one_device()):
     graph, params = abstract_model(config)
-    definition = train_step.Definition(graph, config.vocab_size)
+    definition = train_step.ModelDef(graph, config.vocab_size)
     state = jax.eval_shape(
       functools.partial(train_step.init_state, optimizer=optimizer, seed=0), params
     )

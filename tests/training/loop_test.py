@@ -1,7 +1,6 @@
 """The loop with a toy step: what is called when, and that nothing bad is saved."""
 
 import contextlib
-import itertools
 import math
 
 import numpy as np
@@ -24,14 +23,14 @@ class Story:
     self.history = loop.run(
       start,
       lambda state, batch: (state + 1, totals(**(nothing if batch in refused else {}))),
-      itertools.count(start + 1),
+      lambda state, step: step,
       start=start,
       total=total,
-      every=loop.Every(*every),
+      intervals=loop.Intervals(*every),
       report=lambda step, values, tokens: self.events.append(('report', step, tokens)),
       validate=lambda state: self.events.append(('validate', state)) or {'validation/loss': 0.5},
       save=lambda step, state, values: self.events.append(('save', step, state)),
-      refuse=lambda step, sums: self.events.append(('refuse', step)),
+      on_rejected=lambda step, sums: self.events.append(('refuse', step)),
       asked_to_stop=lambda step: step == stop_at,
       profile=lambda number: contextlib.nullcontext(),
     )

@@ -23,7 +23,7 @@ def answers(tokens, held, seed=0):
   logprobs = -rng.exponential(3, shape)
   return TopK(
     rng.integers(0, 99, shape, dtype=np.int32),
-    logprobs.astype(held.abstract(1).logprobs.dtype),
+    logprobs.astype(held.abstract(1).top_logprobs.dtype),
     rng.random(tokens, np.float32),
   )
 

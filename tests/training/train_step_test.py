@@ -52,7 +52,7 @@ def build(config, mesh, seed):
   with partitioning.use(mesh):
     graph, abstract = abstract_model(config)
   places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  return train_step.Definition(graph, V), jax.device_put(initial(config, seed), places)
+  return train_step.ModelDef(graph, V), jax.device_put(initial(config, seed), places)
 
 
 def setup(mesh, *, loss=losses.cat_dist, optimizer=None, small=SMALL, **options):
@@ -104,7 +104,7 @@ def test_the_state_comes_out_as_it_went_in_so_that_the_step_compiles_once(config
     before = jax.eval_shape(lambda params: train_step.init_state(params, optimizer, 0), params)
     step = functools.partial(
       train_step.train_step,
-      small=train_step.Definition(graph, V), large=None, loss=losses.xent, optimizer=optimizer,
+      small=train_step.ModelDef(graph, V), large=None, loss=losses.xent, optimizer=optimizer,
     )  # fmt: skip
     after, _ = jax.eval_shape(step, before, train_step.Frozen(), batch)
   kinds = lambda state: jax.tree.map(lambda x: (x.shape, str(x.dtype), x.weak_type), state)
@@ -196,7 +196,7 @@ def test_without_a_large_model_the_step_reports_accuracy_alone():
     _, metrics = jax.jit(step)(state, train_step.Frozen(), next(batches(1)))
   assert 'correct' in metrics
   assert 'both' not in metrics
-  with pytest.raises(ValueError, match='only where a large model is given'):
+  with pytest.raises(ValueError, match='no large model is given: normalize by valid_tokens'):
     train_step.kept_tokens(metrics)
 
 
@@ -218,7 +218,7 @@ def correct_bits(params, mesh):
     batch = next(batches(1))
     logits = np.asarray(_logits(graph, params, batch))
   gaps = np.diff(np.sort(logits, -1)[..., -2:], axis=-1)[..., 0]
-  return np.asarray(masks.small_correct(logits, None, batch.targets)), gaps
+  return np.asarray(masks.small_correct(logits, (), batch.targets)), gaps
 
 
 @pytest.fixture(scope='module')
@@ -316,7 +316,7 @@ def test_eval_step_is_the_loss_without_dropout():
   total, count = losses.cat_xent(logits, logits_large, batch.targets, batch.weights)
   np.testing.assert_allclose(totals['loss'], total, rtol=1e-5)
   assert totals['tokens'] == count
-  agreement = masks.count_agreement(logits, Logits(logits_large), batch.targets, batch.weights)
+  agreement = masks.count_agreement(logits, (Logits(logits_large),), batch.targets, batch.weights)
   assert totals['both'] == agreement['both']
 
 
