@@ -29,11 +29,11 @@ from cascades.runtime import partitioning
 from cascades.tasks.task import Row, Task
 from cascades.tokenizers import vocabularies
 from cascades.training import teacher_cache
-from cascades.training.teacher_cache import Answers, Held
+from cascades.training.teacher_cache import AnswerFormat, CachedAnswers
 from cascades.types import Batch
 
 LENGTHS = {'inputs': training_step.SOURCE, 'targets': training_step.TARGET}
-HELD = {'top 1': Held(), 'top 16': Held(16)}
+HELD = {'top 1': AnswerFormat(), 'top 16': AnswerFormat(16)}
 
 
 def corpus(directory: str, rows: int) -> Corpus:
@@ -49,8 +49,8 @@ def corpus(directory: str, rows: int) -> Corpus:
 
 
 def random_cache(
-  directory: str, data: Corpus, contents: Held, *, shard_rows: int = 1 << 14
-) -> Answers:
+  directory: str, data: Corpus, contents: AnswerFormat, *, shard_rows: int = 1 << 14
+) -> CachedAnswers:
   """Cache of random contents, which cost as much to read as any."""
   path = teacher_cache.location(directory, f'top_{contents.top_k}', 'train')
   lengths = data.target_lengths(data.open('train'))
@@ -62,7 +62,7 @@ def random_cache(
     records = np.zeros(rows.sum(), contents.record)
     records['ids'] = generator.integers(3, training_step.VOCABULARY, records['ids'].shape)
     teacher_cache.write_shard(path, index, [str(i) for i in range(len(rows))], rows, records)
-  return Answers.open(path)
+  return CachedAnswers.open(path)
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ def main() -> None:
     data = corpus(directory, options.rows)
     caches = {name: random_cache(directory, data, contents) for name, contents in HELD.items()}
 
-    def feed(cache: Answers | None = None) -> Iterator[Batch]:
+    def feed(cache: CachedAnswers | None = None) -> Iterator[Batch]:
       """Batches as `train` takes them."""
       teacher = cache and (lambda _: cache.read)
       batches = data.training(0, batch_size=training_step.ROWS, seed=0, teacher=teacher)

@@ -33,7 +33,7 @@ from cascades.runtime import files, partitioning, profiling, progress
 from cascades.tasks.task import Mixture, Task
 from cascades.tokenizers import vocabularies
 from cascades.training import teacher_cache
-from cascades.training.teacher_cache import Held
+from cascades.training.teacher_cache import AnswerFormat
 from cascades.types import Batch, Params
 
 log = logging.getLogger(__name__)
@@ -101,15 +101,15 @@ def cache_teacher(
         _write(place, part, lengths, held, shard_rows, read)
 
 
-def _held(top_k: int | None, dtype: str, vocab_size: int) -> Held:
+def _held(top_k: int | None, dtype: str, vocab_size: int) -> AnswerFormat:
   if top_k is not None and not 1 <= top_k <= vocab_size:
     raise ValueError(
       f'TOP_K is {top_k}; it must be from 1 to {vocab_size}, or None for first choices alone.'
     )
-  return Held(top_k, dtype)
+  return AnswerFormat(top_k, dtype)
 
 
-def _sizes(lengths: np.ndarray, shard_rows: int, held: Held) -> dict[str, Any]:
+def _sizes(lengths: np.ndarray, shard_rows: int, held: AnswerFormat) -> dict[str, Any]:
   """What a manifest says of rows, tokens and bytes."""
   return {
     'rows': len(lengths),
@@ -135,7 +135,9 @@ def _begin(
     vocabularies.save(model.vocabulary, place)
 
 
-def _reader(model: trained_model.Model, held: Held, vocab_size: int) -> Callable[[Batch], Any]:
+def _reader(
+  model: trained_model.Model, held: AnswerFormat, vocab_size: int
+) -> Callable[[Batch], Any]:
   """What is kept of the model's answers to a batch, [B, T, ...], on every process."""
 
   @jax.jit
@@ -144,7 +146,7 @@ def _reader(model: trained_model.Model, held: Held, vocab_size: int) -> Callable
     hidden, table = large.hidden(batch), large.table
     axes = partitioning.block_axes(len(hidden), jax.tree.leaves(table)[0].shape)
     return blocks.map_blocks(
-      lambda table, hidden: held.keep(large.readout(hidden, table)[..., :vocab_size]),
+      lambda table, hidden: held.reduce(large.readout(hidden, table)[..., :vocab_size]),
       table,
       hidden,
       batch.weights > 0,
@@ -182,7 +184,7 @@ def _write(
   place: epath.Path,
   part: Records,
   lengths: np.ndarray,
-  held: Held,
+  held: AnswerFormat,
   shard_rows: int,
   answered: Callable[[range], Iterator[tuple[int, Any]]],
 ) -> None:
@@ -191,7 +193,7 @@ def _write(
     index: range(begin, min(begin + shard_rows, len(part)))
     for index, begin in enumerate(range(0, len(part), shard_rows))
   }
-  done = teacher_cache.whole_shards(place, len(shards))
+  done = teacher_cache.complete_shards(place, len(shards))
   # All must answer the same shards, and others may see another disk than the one that writes.
   needed = partitioning.from_process_0(np.array([index not in done for index in shards]))
   missing = {index: shards[index] for index in np.flatnonzero(needed).tolist()}

@@ -252,14 +252,14 @@ def _teacher(
   small: ModelConfig,
   corpus: Corpus,
   loss: losses.CascadeLoss,
-) -> tuple[configs.LanguageModelConfig | None, cached_teacher.Cache | None]:
+) -> tuple[configs.LanguageModelConfig | None, cached_teacher.TeacherCache | None]:
   """The large model of a run directory, or what one has said of the corpus, or neither."""
   if teacher_cache is None:
     large = _large_model(path, small, corpus.vocabulary)
     if large is None:
       cached_teacher.check_loss(loss, (), small.vocab_size)
     return large, None
-  cache = cached_teacher.fitting(
+  cache = cached_teacher.load(
     teacher_cache, corpus, loss=loss, vocab_size=small.vocab_size, checkpoint=path
   )
   return None, cache

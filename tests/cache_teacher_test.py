@@ -82,7 +82,7 @@ def test_the_manifest_says_what_was_run_on_what(first_choices, large):
   )  # fmt: skip
   assert manifest['bytes_per_token'] == 4
   assert manifest['tokens'] == sum(
-    teacher_cache.Answers.open(place(first_choices, 'validation')).rows['tokens']
+    teacher_cache.CachedAnswers.open(place(first_choices, 'validation')).rows['tokens']
   )
 
 
@@ -156,9 +156,7 @@ def test_a_cache_of_another_checkpoint_than_the_one_named_is_refused(home, large
     train.train(**named(large_checkpoint_path=other) | {'model_dir': str(home / 'refused')})
   corpus = Corpus(tiny.task(home), tiny.VOCABULARY, 'encoder_decoder', LENGTHS,
                   str(home / 'records'))  # fmt: skip
-  cached_teacher.fitting(
-    first_choices, corpus, loss=losses.cat_xent, vocab_size=24, checkpoint=large
-  )
+  cached_teacher.load(first_choices, corpus, loss=losses.cat_xent, vocab_size=24, checkpoint=large)
 
 
 # -- against the large model's logits --------------------------------------------------------------
@@ -174,7 +172,7 @@ def test_every_token_is_answered_as_the_large_model_answers_it(home, config, pac
                    dtype='float32')  # fmt: skip
   corpus = Corpus(tiny.task(home), tiny.VOCABULARY, config.architecture, LENGTHS,
                   str(home / 'records'))  # fmt: skip
-  cache = cached_teacher.fitting(directory, corpus, loss=losses.cat_dist, vocab_size=24)
+  cache = cached_teacher.load(directory, corpus, loss=losses.cat_dist, vocab_size=24)
   batches = corpus.training(0, batch_size=8, seed=5, pack=pack, teacher=cache.answers)
   model = testing.build(config)
 
@@ -199,7 +197,7 @@ def test_every_token_is_answered_as_the_large_model_answers_it(home, config, pac
 def test_eight_devices_answer_as_one_does(home, large, first_choices):
   mesh = lambda: partitioning.make_mesh(data=2, fsdp=2, tensor=2)
   directory = make(home, large, 'mesh', mesh=mesh, splits=['train'], top_k=2, dtype='float32')
-  found, expected = (teacher_cache.Answers.open(place(d)) for d in (directory, first_choices))
+  found, expected = (teacher_cache.CachedAnswers.open(place(d)) for d in (directory, first_choices))
   np.testing.assert_array_equal(found.read(range(64)).top1(), expected.read(range(64)).top1())
 
 
@@ -226,7 +224,9 @@ def test_an_interrupted_cache_is_refused_and_then_finished(home, large, first_ch
   with pytest.raises(KeyboardInterrupt):
     make(home, large, 'parts')
   started = tiny.settings(home, teacher_cache=str(home / 'parts'), loss=losses.cat_xent)
-  with pytest.raises(ValueError, match=r'is not whole: of 3 shards 2 do not count \(00001 is miss'):
+  with pytest.raises(
+    ValueError, match=r'is not complete: of 3 shards 2 cannot be used \(00001 is miss'
+  ):
     train.train(**started | {'model_dir': str(home / 'early')})
   assert not (home / 'early' / 'model.json').exists()
 

@@ -158,7 +158,7 @@ def test_processes_make_the_teacher_cache_of_one_and_train_from_it(here, process
     ]
     together(command, here, processes=count)
     place = teacher_cache.location(here / f'cache-{count}', 'mine', 'train')
-    caches.append(teacher_cache.Answers.open(place).read(range(38)))
+    caches.append(teacher_cache.CachedAnswers.open(place).read(range(38)))
   one, many = caches
   np.testing.assert_array_equal(many.ids, one.ids)
   np.testing.assert_allclose(many.logprobs, one.logprobs, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The large model's part in training, read from a teacher cache instead of run."""
+"""Teacher caches in training: checked against a run, and read in place of a large model."""
 
 from __future__ import annotations
 
@@ -20,65 +20,69 @@ from cascades.tasks.task import Mixture, Task
 from cascades.teachers import TeacherError, Teachers
 from cascades.tokenizers import vocabularies
 from cascades.training import teacher_cache
-from cascades.training.teacher_cache import Answers, Held
+from cascades.training.teacher_cache import AnswerFormat, CachedAnswers
 from cascades.types import Vocabulary
 
 log = logging.getLogger(__name__)
 
-_MADE = ('checkpoint_identity', 'vocab_size', 'top_k', 'dtype')
+_PRODUCER = ('checkpoint_identity', 'vocab_size', 'top_k', 'dtype')
 
 
-class Cache(NamedTuple):
-  """A teacher cache that fits a run: of its tasks, vocabulary and lengths, for its loss."""
+class TeacherCache(NamedTuple):
+  """A teacher cache that fits a run: of its tasks, vocabulary and lengths, for its loss.
+
+  Attributes:
+    directory: the directory that the user named.
+    corpus: the run's tasks.
+    producer: the large model and the format of its answers, the same for all splits and tasks.
+  """
 
   directory: str
   corpus: Corpus
-  made: Mapping[str, Any]  # by which model, and what is held: the same for all splits and tasks
+  producer: Mapping[str, Any]
 
   @property
   def vocab_size(self) -> int:
-    """How many entries the large model's choices are among."""
-    return self.made['vocab_size']
+    """The number of vocabulary entries that the large model chose among."""
+    return self.producer['vocab_size']
 
   def answers(self, split: MixtureRecords) -> TokenValues:
-    """The answers to all target tokens of given rows of a split.
+    """Reader of the answers to all target tokens of given rows of a split.
 
-    Raises ValueError if they are of other rows, or not whole.
+    Raises ValueError if the answers are to other rows, or incomplete.
     """
     tasks = {task.name: task for task in self.corpus.tasks}
-    parts = [self._part(tasks[part.manifest.task], part) for part in split.per_task]
-    return Answers.join(parts).read
+    opened = [self._open(tasks[records.manifest.task], records) for records in split.per_task]
+    return CachedAnswers.join(opened).read
 
-  def holds(self, tasks: Sequence[Task], split: str) -> bool:
-    """Whether it has the split of all these tasks, finished or not."""
-    places = [teacher_cache.location(self.directory, task.name, split) for task in tasks]
-    return all((place / teacher_cache.MANIFEST).exists() for place in places)
+  def has_split(self, tasks: Sequence[Task], split: str) -> bool:
+    """True if the cache has the split of all these tasks, complete or not."""
+    directories = [teacher_cache.location(self.directory, task.name, split) for task in tasks]
+    return all((directory / teacher_cache.MANIFEST).exists() for directory in directories)
 
-  def _part(self, task: Task, part: Records) -> Answers:
-    split = part.manifest.split
+  def _open(self, task: Task, records: Records) -> CachedAnswers:
+    split = records.manifest.split
     directory = teacher_cache.location(self.directory, task.name, split)
-    manifest = teacher_cache.read_manifest(directory)
-    teacher_cache.refuse_others(
-      directory, manifest, {**self.corpus.identity(task, split), **self.made}
-    )
-    answers = Answers.open(directory)
-    if difference := self._difference(answers, directory, part):
+    expected = {**self.corpus.identity(task, split), **self.producer}
+    teacher_cache.check_identity(directory, teacher_cache.read_manifest(directory), expected)
+    answers = CachedAnswers.open(directory)
+    if difference := self._difference(answers, directory, records):
       raise ValueError(
-        f'the teacher cache {directory} answers other rows than {part.name} has: {difference}. '
-        f'Remove it, and make it again with `{teacher_cache.MAKE}`.'
+        f'the teacher cache {directory} answers other rows than {records.name} has: {difference}. '
+        f'Remove it, and make it again with `{teacher_cache.COMMAND}`.'
       )
     return answers
 
-  def _difference(self, answers: Answers, directory: epath.Path, part: Records) -> str:
-    """Where the rows of a cache are not those of the records: every length, some ids."""
-    found, expected = answers.rows['tokens'], self.corpus.target_lengths(part)
-    if not np.array_equal(found, expected):
+  def _difference(self, answers: CachedAnswers, directory: epath.Path, records: Records) -> str:
+    """Difference between the rows of a cache and of records: compares all lengths, some ids."""
+    cached, expected = answers.rows['tokens'], self.corpus.target_lengths(records)
+    if not np.array_equal(cached, expected):
       return (
-        f'{len(found)} of {int(found.sum())} target tokens there and '
+        f'{len(cached)} of {int(cached.sum())} target tokens there and '
         f'{len(expected)} of {int(expected.sum())} here'
       )
-    ids = teacher_cache.outermost_ids(directory)
-    rows = zip(ids, part.read(list(ids)), strict=True)
+    ids = teacher_cache.sample_ids(directory)
+    rows = zip(ids, records.read(list(ids)), strict=True)
     others = {row: record.row.id for row, record in rows if record.row.id != ids[row]}
     return '; '.join(f'row {n} is {ids[n]!r} there and {id_!r} here' for n, id_ in others.items())
 
@@ -90,7 +94,7 @@ def check_loss(loss: losses.CascadeLoss, teachers: Teachers, vocab_size: int) ->
     jax.eval_shape(functools.partial(loss, step=0), logits, teachers, token, token)
   except TeacherError as error:
     remedy = (
-      f'Make a cache of log-probabilities with `{teacher_cache.MAKE}` and TOP_K=16.'
+      f'Make a cache of log-probabilities with `{teacher_cache.COMMAND}` and TOP_K=16.'
       if teachers
       else 'Name one as LARGE_CHECKPOINT_PATH, or a cache of its answers as TEACHER_CACHE.'
     )
@@ -98,42 +102,49 @@ def check_loss(loss: losses.CascadeLoss, teachers: Teachers, vocab_size: int) ->
 
 
 def vocabulary(directory: str, task: Task | Mixture) -> Vocabulary:
-  """The large model's."""
+  """The large model's vocabulary. Raises FileNotFoundError if there is no cache of the task."""
   first = task.tasks[0] if isinstance(task, Mixture) else task
-  place = teacher_cache.location(directory, first.name, 'train')
-  teacher_cache.read_manifest(place)  # raises if there is no cache
-  return vocabularies.load(place)
+  location = teacher_cache.location(directory, first.name, 'train')
+  teacher_cache.read_manifest(location)
+  return vocabularies.load(location)
 
 
-def fitting(
+def load(
   directory: str,
   corpus: Corpus,
   *,
   loss: losses.CascadeLoss,
   vocab_size: int,
   checkpoint: str | None = None,
-) -> Cache:
-  """The cache below a directory, if it can stand for the large model in a run.
+) -> TeacherCache:
+  """The cache below a directory, checked to replace the large model in a run. Reads manifests only.
 
-  It must be of the run's tasks, vocabulary and lengths, hold what `loss` asks for, choose among no
-  more than the small model's `vocab_size` entries and, if `checkpoint` is given, be of that one.
-  Raises ValueError, naming what differs; nothing is read but manifests.
+  Args:
+    directory: the directory that `cache_teacher` was given.
+    corpus: the run's tasks, vocabulary and lengths; the cache must have the same.
+    loss: the cache must hold what it asks for.
+    vocab_size: the small model's number of vocabulary entries; the cache must be of no more.
+    checkpoint: the large model's run directory, if the cache must be of that one.
+
+  Raises:
+    ValueError: naming the differences, if the cache does not fit.
+    FileNotFoundError: if there is none.
   """
-  made: dict[str, Any] = {'format': teacher_cache.FORMAT}
+  producer: dict[str, Any] = {'format': teacher_cache.FORMAT}
   if checkpoint:
     identity = store.identity(*store.locate(checkpoint))
-    made['checkpoint_identity'] = teacher_cache.fingerprint(identity)
+    producer['checkpoint_identity'] = teacher_cache.fingerprint(identity)
   for task in corpus.tasks:
-    place = teacher_cache.location(directory, task.name, 'train')
-    found = teacher_cache.read_manifest(place)
-    teacher_cache.refuse_others(place, found, corpus.identity(task, 'train') | made)
-    if found['vocab_size'] > vocab_size:
+    location = teacher_cache.location(directory, task.name, 'train')
+    manifest = teacher_cache.read_manifest(location)
+    teacher_cache.check_identity(location, manifest, corpus.identity(task, 'train') | producer)
+    if manifest['vocab_size'] > vocab_size:
       raise ValueError(
-        f'the teacher cache {place} is of choices among {found["vocab_size"]} vocabulary entries, '
+        f'the teacher cache {location} chooses among {manifest["vocab_size"]} vocabulary entries, '
         f'and the small model has {vocab_size}: make one with VOCAB_SIZE={vocab_size}.'
       )
-    made |= {name: found[name] for name in _MADE}
-    answers = Held(found['top_k'], found['dtype']).abstract(1)
-    check_loss(loss, (answers,), found['vocab_size'])
+    producer |= {name: manifest[name] for name in _PRODUCER}
+    answers = AnswerFormat(manifest['top_k'], manifest['dtype']).abstract(1)
+    check_loss(loss, (answers,), manifest['vocab_size'])
   log.info('the large model is that of the teacher cache %s', directory)
-  return Cache(directory, corpus, made)
+  return TeacherCache(directory, corpus, producer)

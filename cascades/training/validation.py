@@ -17,7 +17,7 @@ from cascades.data.corpus import Corpus
 from cascades.runtime import partitioning
 from cascades.tasks.task import Task
 from cascades.training import loop, train_step
-from cascades.training.cached_teacher import Cache
+from cascades.training.cached_teacher import TeacherCache
 from cascades.training.setup import Blueprint
 from cascades.training.train_step import Frozen, ModelDef, TrainState
 from cascades.types import Params, Prompt
@@ -45,7 +45,7 @@ def validator(
   loss: losses.CascadeLoss,
   block_length: int | None,
   batch_size: int,
-  cache: Cache | None = None,
+  cache: TeacherCache | None = None,
 ) -> Callable[[TrainState], loop.Values]:
   """What `validation` asks for, from a state.
 
@@ -59,7 +59,7 @@ def validator(
     corpus.tasks[0].require(validation.split)
   split = corpus.open(validation.split, tasks=tasks)
   teacher = None
-  if cache and cache.holds(tasks, validation.split):
+  if cache and cache.has_split(tasks, validation.split):
     teacher = cache.answers(split)
   elif cache:
     log.warning(

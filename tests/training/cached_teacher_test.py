@@ -1,4 +1,4 @@
-"""Which caches a run takes, and which it refuses, with answers that nobody computed."""
+"""Caches that a run accepts and rejects, with invented answers."""
 
 import functools
 import itertools
@@ -11,7 +11,7 @@ from cascades.data.corpus import Corpus
 from cascades.tasks.task import Mixture, Row, Task
 from cascades.tokenizers import vocabularies
 from cascades.training import cached_teacher, teacher_cache
-from cascades.training.teacher_cache import Held
+from cascades.training.teacher_cache import AnswerFormat
 from tests import tiny
 
 ROWS = [Row(f'r{n}', 'a b', ('A ' * (n % 4 + 1),)) for n in range(7)]
@@ -33,26 +33,26 @@ def corpus_of(directory, task=None, **changes):
   return Corpus(**settings | changes)
 
 
-def write(corpus, directory, *, splits=('train',), held=None, ids='r{}', **changes):
+def write(corpus, directory, *, splits=('train',), form=None, ids='r{}', **changes):
   """A cache of this corpus, whose answers number the tokens of each task from 0."""
-  held = held or Held()
+  form = form or AnswerFormat()
   for task in corpus.tasks:
     for split in splits:
       lengths = corpus.target_lengths(corpus.open(split, tasks=[task]))
-      place = teacher_cache.location(directory, task.name, split)
-      made = {'checkpoint_identity': 'c', 'vocab_size': 24, **held._asdict(), 'shards': 1}
-      identity = made | corpus.identity(task, split) | changes
-      teacher_cache.begin(place, identity, {}, write=True)
-      vocabularies.save(corpus.vocabulary, place)
-      records = np.zeros(lengths.sum(), held.record)
-      records['ids'] = np.arange(len(records)).reshape(-1, *[1] * bool(held.top_k))
+      location = teacher_cache.location(directory, task.name, split)
+      producer = {'checkpoint_identity': 'c', 'vocab_size': 24, **form._asdict(), 'shards': 1}
+      identity = producer | corpus.identity(task, split) | changes
+      teacher_cache.begin(location, identity, {}, write=True)
+      vocabularies.save(corpus.vocabulary, location)
+      records = np.zeros(lengths.sum(), form.record)
+      records['ids'] = np.arange(len(records)).reshape(-1, *[1] * bool(form.top_k))
       names = [ids.format(row) for row in range(len(lengths))]
-      teacher_cache.write_shard(place, 0, names, lengths, records)
+      teacher_cache.write_shard(location, 0, names, lengths, records)
   return str(directory)
 
 
 def fit(directory, corpus, *, loss=losses.cat_xent, vocab_size=24, checkpoint=None):
-  return cached_teacher.fitting(
+  return cached_teacher.load(
     directory, corpus, loss=loss, vocab_size=vocab_size, checkpoint=checkpoint
   )
 
@@ -79,7 +79,7 @@ def test_a_cache_of_something_else_is_refused_by_the_name_of_what_differs(
 
 def test_a_cache_of_more_entries_than_the_small_model_has_is_refused(tmp_path):
   directory = write(corpus_of(tmp_path), tmp_path / 'cache')
-  with pytest.raises(ValueError, match=r'among 24 vocabulary entries, .* VOCAB_SIZE=23'):
+  with pytest.raises(ValueError, match=r'chooses among 24 vocabulary entries, .* VOCAB_SIZE=23'):
     fit(directory, corpus_of(tmp_path), vocab_size=23)
   assert fit(directory, corpus_of(tmp_path), vocab_size=25).vocab_size == 24
 
@@ -87,7 +87,7 @@ def test_a_cache_of_more_entries_than_the_small_model_has_is_refused(tmp_path):
 @pytest.mark.parametrize('loss', [losses.dist, functools.partial(losses.cat_dist, w=0.1)])
 def test_first_choices_alone_are_refused_by_losses_that_distil(tmp_path, loss):
   first = write(corpus_of(tmp_path), tmp_path / 'first')
-  few = write(corpus_of(tmp_path), tmp_path / 'few', held=Held(2))
+  few = write(corpus_of(tmp_path), tmp_path / 'few', form=AnswerFormat(2))
   fit(few, corpus_of(tmp_path), loss=loss)
   with pytest.raises(
     ValueError,
@@ -104,7 +104,7 @@ def test_the_tasks_of_a_mixture_have_a_cache_each_of_one_kind(tmp_path):
   values = cache.answers(corpus.open('train'))
   # Rows 0 and 1 have 2 and 3 tokens, the end of sequence included; row 7 is the other task's first.
   assert values([1, 7]).ids.tolist() == [2, 3, 4, 0, 1, 2]
-  write(corpus_of(tmp_path, other), tmp_path / 'kinds', held=Held(2))
+  write(corpus_of(tmp_path, other), tmp_path / 'kinds', form=AnswerFormat(2))
   write(corpus_of(tmp_path), tmp_path / 'kinds')
   with pytest.raises(ValueError, match='top_k is 2 there and None here'):
     fit(str(tmp_path / 'kinds'), corpus)

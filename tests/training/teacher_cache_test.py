@@ -9,41 +9,46 @@ from hypothesis import strategies as st
 
 from cascades.teachers import Top1, TopK
 from cascades.training import teacher_cache
-from cascades.training.teacher_cache import Answers, Held
+from cascades.training.teacher_cache import AnswerFormat, CachedAnswers
 
 IDENTITY = {'task': 'mine', 'checkpoint_identity': 'a' * 64, 'lengths': {'inputs': 8}}
 
 
-def answers(tokens, held, seed=0):
-  """Random answers to so many tokens, as `held` holds them."""
+def answers(tokens, form, seed=0):
+  """Random answers to a number of tokens."""
   rng = np.random.default_rng(seed)
-  if held.top_k is None:
+  if form.top_k is None:
     return Top1(rng.integers(0, 99, tokens, dtype=np.int32))
-  shape = (tokens, held.top_k)
+  shape = (tokens, form.top_k)
   logprobs = -rng.exponential(3, shape)
   return TopK(
     rng.integers(0, 99, shape, dtype=np.int32),
-    logprobs.astype(held.abstract(1).top_logprobs.dtype),
+    logprobs.astype(form.abstract(1).top_logprobs.dtype),
     rng.random(tokens, np.float32),
   )
 
 
-FIRST = Held()
+FIRST = AnswerFormat()
 
 
-def write(directory, lengths, held=FIRST, *, shard_rows=3):
+def write(directory, lengths, form=FIRST, *, shard_rows=3):
   """Shards of rows that have so many tokens; what was written in them."""
   count = -(-len(lengths) // shard_rows)
-  manifest = {**IDENTITY, **held._asdict(), 'shards': count}
+  manifest = {**IDENTITY, **form._asdict(), 'shards': count}
   teacher_cache.begin(directory, manifest, {'note': 'x'}, write=True)
-  whole = answers(sum(lengths), held)
-  records, ends = held.pack(whole), np.cumsum([0, *lengths])
+  written = answers(sum(lengths), form)
+  records, ends = form.pack(written), np.cumsum([0, *lengths])
   for index in range(count):
     rows = range(index * shard_rows, min((index + 1) * shard_rows, len(lengths)))
-    part = records[ends[rows.start] : ends[rows.stop]]
     ids = [f'réf-{row}' for row in rows]
-    teacher_cache.write_shard(directory, index, ids, [lengths[row] for row in rows], part)
-  return whole, ends
+    teacher_cache.write_shard(
+      directory,
+      index,
+      ids,
+      [lengths[row] for row in rows],
+      records[ends[rows.start] : ends[rows.stop]],
+    )
+  return written, ends
 
 
 @pytest.fixture
@@ -51,18 +56,18 @@ def directory(tmp_path):
   return teacher_cache.location(tmp_path, 'mine', 'train')
 
 
-KINDS = [Held(), *(Held(3, dtype) for dtype in ('float32', 'float16', 'bfloat16'))]
+KINDS = [AnswerFormat(), *(AnswerFormat(3, dtype) for dtype in ('float32', 'float16', 'bfloat16'))]
 
 
-@pytest.mark.parametrize('held', KINDS, ids=str)
-def test_answers_come_back_as_they_were_in_any_order(directory, held):
+@pytest.mark.parametrize('form', KINDS, ids=str)
+def test_answers_come_back_as_they_were_in_any_order(directory, form):
   lengths = [2, 0, 5, 1, 4, 3, 1]
-  whole, ends = write(directory, lengths, held)
-  found = Answers.open(directory).read([6, 0, 4, 4, 1])
-  places = np.concatenate([np.arange(ends[r], ends[r + 1]) for r in (6, 0, 4, 4, 1)])
-  assert type(found) is type(whole)
-  for column, expected in zip(found, whole, strict=True):
-    np.testing.assert_array_equal(column, expected[places])
+  written, ends = write(directory, lengths, form)
+  answers = CachedAnswers.open(directory).read([6, 0, 4, 4, 1])
+  tokens = np.concatenate([np.arange(ends[r], ends[r + 1]) for r in (6, 0, 4, 4, 1)])
+  assert type(answers) is type(written)
+  for column, expected in zip(answers, written, strict=True):
+    np.testing.assert_array_equal(column, expected[tokens])
     assert column.dtype == expected.dtype
 
 
@@ -70,25 +75,24 @@ def test_answers_come_back_as_they_were_in_any_order(directory, held):
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.integers(1, 5), st.data())
 def test_any_rows_of_any_shards_are_those_of_one_array(tmp_path_factory, lengths, shard_rows, data):
   directory = teacher_cache.location(tmp_path_factory.mktemp('any'), 'mine', 'train')
-  whole, ends = write(directory, lengths, shard_rows=shard_rows)
+  written, ends = write(directory, lengths, shard_rows=shard_rows)
   rows = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=9))
-  expected = [whole.ids[ends[row] : ends[row + 1]] for row in rows]
-  found = Answers.open(directory).read(rows).ids
-  assert found.tolist() == [token for some in expected for token in some.tolist()]
+  expected = [token for row in rows for token in written.ids[ends[row] : ends[row + 1]].tolist()]
+  assert CachedAnswers.open(directory).read(rows).ids.tolist() == expected
 
 
 def test_a_token_takes_the_bytes_that_are_reported(directory):
-  assert [held.record.itemsize for held in KINDS] == [4, 3 * 8 + 4, 3 * 6 + 4, 3 * 6 + 4]
-  write(directory, [2, 3, 4, 5], Held(3))
+  assert [form.record.itemsize for form in KINDS] == [4, 3 * 8 + 4, 3 * 6 + 4, 3 * 6 + 4]
+  write(directory, [2, 3, 4, 5], AnswerFormat(3))
   sizes = [path.stat().length for path in sorted(directory.glob('*.answers'))]
   assert sizes == [9 * 22, 5 * 22]
 
 
 def test_the_rows_of_two_tasks_are_read_as_one(tmp_path):
-  places = [teacher_cache.location(tmp_path, name, 'train') for name in ('one', 'two')]
-  first, _ = write(places[0], [1, 2, 3, 4])
-  second, ends = write(places[1], [2, 2])
-  joined = Answers.join([Answers.open(place) for place in places])
+  directories = [teacher_cache.location(tmp_path, name, 'train') for name in ('one', 'two')]
+  first, _ = write(directories[0], [1, 2, 3, 4])
+  second, ends = write(directories[1], [2, 2])
+  joined = CachedAnswers.join([CachedAnswers.open(directory) for directory in directories])
   np.testing.assert_array_equal(
     joined.read([5, 0]).ids, [*second.ids[ends[1] : ends[2]], first.ids[0]]
   )
@@ -96,7 +100,7 @@ def test_the_rows_of_two_tasks_are_read_as_one(tmp_path):
 
 def test_ids_are_kept_beside_the_answers(directory):
   write(directory, [1] * 5)
-  assert teacher_cache.outermost_ids(directory) == {
+  assert teacher_cache.sample_ids(directory) == {
     0: 'réf-0', 2: 'réf-2', 3: 'réf-3', 4: 'réf-4'
   }  # fmt: skip
 
@@ -107,18 +111,18 @@ def test_other_answers_are_not_added_to_a_directory(directory):
   for doing in (True, False):
     with pytest.raises(ValueError, match='is of something else') as raised:
       teacher_cache.begin(directory, others, {}, write=doing)
-  said = str(raised.value)
-  assert "checkpoint_identity is 'aaaaaaaaaaaa... there and 'bbbbbbbbbbbb... here" in said
-  assert "lengths is {'inputs': 8} there and {'inputs': 9} here" in said
-  assert 'task is' not in said
-  assert 'TEACHER_CACHE' in said
+  message = str(raised.value)
+  assert "checkpoint_identity is 'aaaaaaaaaaaa... there and 'bbbbbbbbbbbb... here" in message
+  assert "lengths is {'inputs': 8} there and {'inputs': 9} here" in message
+  assert 'task is' not in message
+  assert 'TEACHER_CACHE' in message
   teacher_cache.begin(directory, IDENTITY, {'note': 'another'}, write=True)
   assert teacher_cache.read_manifest(directory)['note'] == 'x'
 
 
-def flip(path, place):
+def flip(path, index):
   content = bytearray(path.read_bytes())
-  content[place] ^= 1
+  content[index] ^= 1
   path.write_bytes(bytes(content))
 
 
@@ -134,29 +138,29 @@ def flip(path, place):
 )
 def test_a_shard_that_is_not_whole_is_named_before_anything_is_read(directory, damage, message):
   write(directory, [2, 3, 4, 5])
-  assert teacher_cache.whole_shards(directory, 2) == {0, 1}
+  assert teacher_cache.complete_shards(directory, 2) == {0, 1}
   damage(directory)
   with pytest.raises(ValueError, match=message) as raised:
-    Answers.open(directory)
-  assert 'Run `python -m cascades.cache_teacher` again' in str(raised.value)
-  assert 'of 2 shards 1 do not' in str(raised.value)
-  assert teacher_cache.whole_shards(directory, 2) == {0}
+    CachedAnswers.open(directory)
+  assert 'Run the same `python -m cascades.cache_teacher` again' in str(raised.value)
+  assert 'of 2 shards 1 cannot' in str(raised.value)
+  assert teacher_cache.complete_shards(directory, 2) == {0}
 
 
-@pytest.mark.parametrize('place', [0, 4, -1])
-def test_a_flipped_bit_is_found_when_its_row_is_read(directory, place):
+@pytest.mark.parametrize('index', [0, 4, -1])
+def test_a_flipped_bit_is_found_when_its_row_is_read(directory, index):
   write(directory, [2, 3, 4, 5])
-  flip(directory / '00001.answers', place)
-  opened = Answers.open(directory)
+  flip(directory / '00001.answers', index)
+  opened = CachedAnswers.open(directory)
   opened.read([0, 1, 2])
-  with pytest.raises(ValueError, match=r'00001.answers is damaged.* again as it was run'):
+  with pytest.raises(ValueError, match=r'00001.answers is damaged.* Run the same .* again'):
     opened.read([0, 3])
-  assert teacher_cache.whole_shards(directory, 2) == {0}
+  assert teacher_cache.complete_shards(directory, 2) == {0}
 
 
 def test_what_is_no_cache_is_said(tmp_path, directory):
   with pytest.raises(FileNotFoundError, match='holds no teacher cache'):
-    Answers.open(directory)
+    CachedAnswers.open(directory)
   with pytest.raises(ValueError, match='local or mounted'):
     teacher_cache.location('gs://some/where', 'mine', 'train')
   write(directory, [1])
@@ -164,9 +168,11 @@ def test_what_is_no_cache_is_said(tmp_path, directory):
   with pytest.raises(ValueError, match='is damaged'):
     teacher_cache.read_manifest(directory)
   with pytest.raises(ValueError, match="'float8': choose one of float32, float16, bfloat16"):
-    Held(2, 'float8').record  # noqa: B018
+    AnswerFormat(2, 'float8').record  # noqa: B018
 
 
 def test_records_that_do_not_fit_their_rows_are_not_written(directory):
   with pytest.raises(ValueError, match='3 records for 2 rows of 4 tokens'):
-    teacher_cache.write_shard(directory, 0, ['a', 'b'], [2, 2], Held().pack(answers(3, Held())))
+    teacher_cache.write_shard(
+      directory, 0, ['a', 'b'], [2, 2], AnswerFormat().pack(answers(3, AnswerFormat()))
+    )
