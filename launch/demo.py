@@ -1,9 +1,9 @@
-"""The whole job on real text: one large and four small models, their answers, the report.
+"""Demo on real text: train one large and four small models, run inference, write the report.
 
     python -m launch.demo        (or: make demo)
 
-Runs the programs as a user would, one command a stage, and prints each. A stage that has finished
-is not run again; a stage that was interrupted goes on where it stopped.
+Runs each stage as a command that a user would type and prints it. Finished stages are skipped, and
+an interrupted stage resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from launch.stages import ROOT, Stage
 LOSSES = ('xent', 'cat_xent', 'dist', 'cat_dist')
 MODELS = ('large', *LOSSES)
 
-_DIRECTORY = flags.DEFINE_string('output_dir', 'runs/demo', 'Where everything goes.')
-_BINDINGS = flags.DEFINE_multi_string('train', [], 'More bindings for all training, NAME=value.')
+_DIRECTORY = flags.DEFINE_string('output_dir', 'runs/demo', 'Output folder.')
+_BINDINGS = flags.DEFINE_multi_string(
+  'train', [], 'NAME=value, a gin binding for all training; repeat.'
+)
 
 
 def all_stages(directory: str, extra: dict[str, str]) -> list[Stage]:
-  """All stages, each after those that it needs."""
+  """Stages in the order of their dependencies."""
 
   def train(loss: str) -> Stage:
     bindings = {'LOSS': f'@losses.{loss}', 'MODEL_DIR': f'{directory}/{loss}', **extra}
-    if loss != 'xent':  # which asks the large model nothing
+    if loss != 'xent':  # needs no large model
       bindings['LARGE_CHECKPOINT_PATH'] = f'{directory}/large'
     return Stage(f'train {loss}', 'train', ('recipes/demo_small.gin',), bindings)
 
@@ -67,12 +69,12 @@ def main(argv: Sequence[str]) -> None:
     except KeyboardInterrupt:
       finished = False
     if not finished:
-      sys.exit(f'{stage.name} did not finish; the same command goes on from there.')
+      sys.exit(f'{stage.name} did not finish; rerun the same command to resume.')
   print(f'\nDone in {time.monotonic() - began:.0f} s: open {directory}/report.html')
 
 
 def run(stage: Stage, directory: str) -> bool:
-  """Run the stage unless it has finished; whether it has now."""
+  """Run the stage unless it has finished before, and return whether it has finished."""
 
   def start(words: list[str]) -> int:
     print(f'\n[{stage.name}] python -m {shlex.join(words)}', flush=True)

@@ -1,11 +1,11 @@
-"""Several `jax.distributed` processes on this machine's CPU, as a pod has them.
+"""Several `jax.distributed` processes on the CPU of this machine, as on a pod.
 
     python -m launch.local --processes=4 -- cascades.train --gin_file=... --gin.MODEL_DIR=...
 
-Any program of `cascades`, one device a process. Shows what process 0 says, as it says it, and keeps
-what each said in a file of --logs; the log of a process that failed is shown. When one process
-dies the others are ended: SIGTERM, and SIGKILL after --grace seconds. Started again after a
-preemption (exit code 75), and after a signal --max_restarts times.
+Runs any program of `cascades` with one device per process. Prints the log of process 0 as it is
+written, and the end of the log of a process that failed; all logs are kept in a folder of --logs.
+When one process dies the others are stopped with SIGTERM, and with SIGKILL after --grace seconds.
+The program is restarted after a preemption (exit code 75), and after a signal --max_restarts times.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from launch import logs, restarting, stages
 
 SECONDS_BETWEEN_POLLS = 0.05
 
-_PROCESSES = flags.DEFINE_integer('processes', 2, 'How many processes.', lower_bound=1)
+_PROCESSES = flags.DEFINE_integer('processes', 2, 'Number of processes.', lower_bound=1)
 _GRACE = flags.DEFINE_float('grace', 60.0, 'Seconds between SIGTERM and SIGKILL.')
 
 
@@ -54,23 +54,33 @@ def run(
   grace: float,
   show: Callable[[str], None] | None = None,
 ) -> int:
-  """Starts the processes and waits until all have ended.
+  """Start the processes and wait until all have ended; none is left running in any case.
 
-  Returns 0, or the exit code of the first that failed (a signal's is negative). `show` gets process
-  0's lines. However this is left, no process is running afterwards.
+  Args:
+    command: Program and its arguments.
+    processes: Number of processes.
+    log_dir: Folder for `process-N.log`.
+    grace: Seconds between SIGTERM and SIGKILL.
+    show: Receives the lines of process 0; by default they are printed.
+
+  Returns:
+    0, or the exit code of the first process that failed; negative for a signal.
   """
   log_dir.mkdir(parents=True, exist_ok=True)
   paths = [log_dir / f'process-{index}.log' for index in range(processes)]
   children: list[subprocess.Popen[bytes]] = []
-  together = ['--coordinator_address', f'localhost:{_free_port()}', '--process_count']
+  show = show or (lambda line: print(f'[0] {line}', flush=True))
+  with socket.socket() as unbound:
+    unbound.bind(('localhost', 0))  # any free port
+    address = f'localhost:{unbound.getsockname()[1]}'
+  shared = ['--coordinator_address', address, '--process_count', str(processes)]
   with contextlib.ExitStack() as stack:
-    stack.enter_context(logs.following(paths[0], show or _show))
+    stack.enter_context(logs.following(paths[0], show))
     for index, path in enumerate(paths):
       log = stack.enter_context(path.open('ab'))
-      place = [*together, str(processes), '--process_index', str(index)]
       children.append(
         subprocess.Popen(
-          [*restarting.UNINTERRUPTED, *command, *place],
+          [*restarting.UNINTERRUPTED, *command, *shared, '--process_index', str(index)],
           stdin=subprocess.DEVNULL,
           stdout=log,
           stderr=subprocess.STDOUT,
@@ -90,7 +100,7 @@ def run(
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
-  """One CPU device for each process; its thread pool starves with fewer threads than four."""
+  """Environment for one CPU device per process, whose thread pool needs at least 4 threads."""
   flags = inherited.get('XLA_FLAGS', '')
   return {
     **inherited,
@@ -102,10 +112,10 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
-  """Until one fails, and which, or until all have succeeded.
+  """Wait until a process fails, and return its index, or until all have succeeded.
 
-  A process that lost its peer fails soon after it: of those found at once, one that was killed
-  comes first, then one that was preempted.
+  A process that lost its peer fails soon after it: of several failures seen together, a killed
+  process comes first, then a preempted one.
   """
   while True:
     codes = [child.poll() for child in children]
@@ -118,7 +128,7 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
-  """TERM, and KILL for what is left after `grace` seconds, or at a second interruption."""
+  """Send SIGTERM, and SIGKILL after `grace` seconds or at a second interruption."""
   running = [child for child in children if child.poll() is None]
   for child in running:
     child.terminate()
@@ -131,16 +141,6 @@ def _end(children: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
     for child in running:
       child.kill()
       child.wait()
-
-
-def _free_port() -> int:
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    return free.getsockname()[1]
-
-
-def _show(line: str) -> None:
-  print(f'[0] {line}', flush=True)
 
 
 if __name__ == '__main__':

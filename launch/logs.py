@@ -12,11 +12,11 @@ from absl import flags
 
 SECONDS_BETWEEN_LOOKS = 0.1
 
-_DIRECTORY = flags.DEFINE_string('logs', None, 'Where logs go; a temporary folder if None.')
+_DIRECTORY = flags.DEFINE_string('logs', None, 'Folder for logs; a temporary folder if None.')
 
 
 def directory(name: str) -> pathlib.Path:
-  """A new folder for the logs of `name`, in --logs."""
+  """Create a new folder for the logs of `name`, in --logs."""
   if _DIRECTORY.value:
     pathlib.Path(_DIRECTORY.value).mkdir(parents=True, exist_ok=True)
   return pathlib.Path(tempfile.mkdtemp(prefix=f'{name}-', dir=_DIRECTORY.value))
@@ -24,9 +24,9 @@ def directory(name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def following(path: pathlib.Path, show: Callable[[str], None]) -> Iterator[None]:
-  """Within, `show` gets each line that is added to the file, which may not be there yet.
+  """Context manager that passes each line appended to a file to `show`.
 
-  What is there when this is entered is not shown again; on leaving, the rest is.
+  The file need not exist yet. Lines from before are not shown; on exit the rest is.
   """
   start = path.stat().st_size if path.exists() else 0
   ended = threading.Event()
@@ -60,7 +60,7 @@ def _follow(
 
 
 def last_lines(path: pathlib.Path, count: int = 20) -> str:
-  """The end of a log; of a missing one, nothing."""
+  """Last `count` lines of a log, empty if there is none."""
   if not path.exists():
     return ''
   return '\n'.join(path.read_text(errors='replace').splitlines()[-count:])

@@ -1,8 +1,8 @@
-"""The points of a sweep: which there are, how each is called, and the stages of each.
+"""Points of a sweep, their names, and the stages of each.
 
-A sweep is an ml_collections config that names gin bindings, and nothing else; `launch/sweeps` has
-examples. Its fields are those of `empty`. A binding with dots is written in steps,
-`config.grid.losses.cat_dist.w = (0.3, 0.5)`; values are written as in gin.
+A sweep is an ml_collections config that lists gin bindings, such as those in `launch/sweeps`. Its
+fields are those of `empty`. Bindings with dots are nested: `config.grid.losses.cat_dist.w = (0.3,
+0.5)`. Values are written as in gin.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import ml_collections
 
 from launch.stages import Stage
 
-GIN_FILE = 'gin_file'  # not a binding, but a point may differ by it
+GIN_FILE = 'gin_file'  # not a binding, but points may differ in it
 LONGEST_NAME = 120
 
 
 class Point(NamedTuple):
-  """What it has different from other points, by binding, and the name that says it."""
+  """Values that distinguish a point, by binding, and a name that lists them."""
 
   name: str
   values: Mapping[str, Any]
 
 
 def empty() -> ml_collections.ConfigDict:
-  """A sweep of nothing, with every field there is."""
+  """Sweep without points, with every field."""
   program = {'gin_file': '', 'bindings': {}}  # or several files
   config = ml_collections.ConfigDict(type_safe=False)
-  config.output_dir = ''  # one run directory below it for each point, named by its difference
-  config.log_dir = ''  # logs, tables and what has finished: output_dir if empty; always local
-  config.large = {**program, 'run_dir': ''}  # trained first; or a run that is there; or neither
+  config.output_dir = ''  # contains one run directory per point, named after its values
+  config.log_dir = ''  # logs, tables, markers of finished stages; output_dir if empty; always local
+  config.large = {**program, 'run_dir': ''}  # trained first, or an existing run, or neither
   config.train, config.infer, config.evaluate = program, program, program  # '': left out
   config.grid = {}  # binding: its values; all combinations
-  config.points = ()  # or a list of points, each {binding: value}; with a grid, all of both
+  config.points = ()  # list of {binding: value}; with a grid, all combinations
   config.seeds = (0,)
   config.alone = ()  # points with one of these values train without the large model
   return config
 
 
 def all_points(config: ml_collections.ConfigDict) -> list[Point]:
-  """Raises ValueError for fields that are not known or not together, and for points alike."""
+  """Points of a sweep; raises ValueError for unknown or contradictory fields and equal points."""
   if unknown := set(config) - set(empty()):
     raise ValueError(
       f'a sweep has no field {", ".join(sorted(unknown))}: choose from {", ".join(empty())}.'
@@ -52,7 +52,7 @@ def all_points(config: ml_collections.ConfigDict) -> list[Point]:
   if config.large.gin_file and config.large.run_dir:
     raise ValueError(
       f'large.gin_file is {config.large.gin_file!r} and large.run_dir {config.large.run_dir!r}: '
-      'one trains a model, the other names one that is there; leave one empty.'
+      'the first trains a model, the second names an existing run; leave one empty.'
     )
   axes = flat(config.grid.to_dict())
   for name, values in axes.items():
@@ -61,31 +61,31 @@ def all_points(config: ml_collections.ConfigDict) -> list[Point]:
   if not config.seeds:
     raise ValueError('seeds is empty: give one or more.')
   listed = [flat(dict(point)) for point in config.points] or [{}]
-  found = [
+  points = [
     _point({**dict(sorted([*point.items(), *zip(axes, values, strict=True)])), 'SEED': seed})
     for point in listed
     for values in itertools.product(*axes.values())
     for seed in config.seeds
   ]
-  names = [point.name for point in found]
+  names = [point.name for point in points]
   if twice := sorted({name for name in names if names.count(name) > 1}):
     raise ValueError(f'several points are called {", ".join(twice)}: their values must differ.')
-  return found
+  return points
 
 
 def flat(nested: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Values by dotted name."""
-  found: dict[str, Any] = {}
+  """Flatten nested values to values by dotted name."""
+  flattened: dict[str, Any] = {}
   for name, value in nested.items():
     if isinstance(value, Mapping):
-      found |= flat(value, f'{prefix}{name}.')
+      flattened |= flat(value, f'{prefix}{name}.')
     else:
-      found[f'{prefix}{name}'] = value
-  return found
+      flattened[f'{prefix}{name}'] = value
+  return flattened
 
 
 def bind(bindings: ml_collections.ConfigDict, binding: str) -> None:
-  """Adds NAME=value."""
+  """Add NAME=value to nested bindings."""
   name, _, value = binding.partition('=')
   *steps, last = name.split('.')
   for step in steps:
@@ -96,7 +96,7 @@ def bind(bindings: ml_collections.ConfigDict, binding: str) -> None:
 
 
 def _point(values: Mapping[str, Any]) -> Point:
-  """Named by every axis, also one of a single value: a grid that grows keeps its points."""
+  """Point named by every axis, even of a single value, so that a growing grid keeps its names."""
   name = ','.join(f'{key}={_readable(value)}' for key, value in values.items())
   if len(name) > LONGEST_NAME:
     name = f'{name[:LONGEST_NAME]}~{_digest(name)}'
@@ -104,7 +104,7 @@ def _point(values: Mapping[str, Any]) -> Point:
 
 
 def _readable(value: Any) -> str:
-  """A value as part of a file's name: unchanged, or with a digest of what it was."""
+  """Value as part of a file name: unchanged, or shortened and followed by its digest."""
   text = as_gin(value)
   stem = re.sub(r'^@|\(\)$', '', text)
   if text.endswith('.gin'):
@@ -118,12 +118,12 @@ def _digest(text: str) -> str:
 
 
 def as_gin(value: Any) -> str:
-  """On the command line text is text; what else there is, is a literal."""
+  """Value as on the command line: text unchanged, anything else as a literal."""
   return value if isinstance(value, str) else repr(value)
 
 
 def stages_of_large(config: ml_collections.ConfigDict) -> list[Stage]:
-  """Training the large model, unless it is there or not wanted, and its answers."""
+  """Stages of the large model: training, unless it exists or is not needed, and inference."""
   run = large_run(config)
   stages = []
   if config.large.gin_file:
@@ -134,12 +134,12 @@ def stages_of_large(config: ml_collections.ConfigDict) -> list[Stage]:
 
 
 def large_run(config: ml_collections.ConfigDict) -> str:
-  """Where the large model is, or will be; nothing if there is none."""
+  """Run directory of the large model; empty if there is none."""
   return f'{config.output_dir}/large' if config.large.gin_file else config.large.run_dir
 
 
 def stages_of(config: ml_collections.ConfigDict, point: Point) -> list[Stage]:
-  """Training the small model, its answers, and the cascade of both."""
+  """Stages of a point: training the small model, inference, and evaluation of the cascade."""
   run, large = f'{config.output_dir}/{point.name}', large_run(config)
   values = {name: as_gin(value) for name, value in point.values.items()}
   more = values.pop(GIN_FILE, '')
@@ -168,10 +168,10 @@ def _infer(config: ml_collections.ConfigDict, run: str, output: str) -> Stage:
 def _stage(
   name: str,
   program: str,
-  said: ml_collections.ConfigDict,
+  settings: ml_collections.ConfigDict,
   bindings: Mapping[str, str],
   more: str = '',
 ) -> Stage:
-  given = {key: as_gin(value) for key, value in flat(said.bindings.to_dict()).items()}
-  listed = (said.gin_file,) if isinstance(said.gin_file, str) else tuple(said.gin_file)
+  given = {key: as_gin(value) for key, value in flat(settings.bindings.to_dict()).items()}
+  listed = (settings.gin_file,) if isinstance(settings.gin_file, str) else tuple(settings.gin_file)
   return Stage(name, program, [file for file in (*listed, more) if file], {**given, **bindings})

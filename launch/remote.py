@@ -1,6 +1,6 @@
-"""What launchers on other machines share: running an external tool, and what is installed there.
+"""Shared code of remote launchers: external tools, and the package to install.
 
-`--dry_run` prints every command as a shell would take it, and runs none.
+`--dry_run` prints every command as a shell takes it, and runs none.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ from absl import app, flags
 
 from launch.stages import ROOT
 
-NAME = flags.DEFINE_string('name', None, 'What the machine or job is called: a-z, 0-9 and dashes.')
-PROJECT = flags.DEFINE_string('project', None, "The cloud project; the tool's own default if None.")
-ZONE = flags.DEFINE_string('zone', None, "The zone; the tool's own default if None.")
-KEEP = flags.DEFINE_boolean('keep', False, 'Do not delete it at the end.')
+NAME = flags.DEFINE_string('name', None, 'Name of the machine or job: a-z, 0-9, and dashes.')
+PROJECT = flags.DEFINE_string('project', None, 'Cloud project; the default of the tool if None.')
+ZONE = flags.DEFINE_string('zone', None, 'Zone; the default of the tool if None.')
+KEEP = flags.DEFINE_boolean('keep', False, 'Do not delete the machine or workload at the end.')
 DRY_RUN = flags.DEFINE_boolean('dry_run', False, 'Print the commands and run none.')
-ENV = flags.DEFINE_multi_string('env', [], "NAME=value in the program's environment; repeat.")
-VERSION = flags.DEFINE_string('version', None, 'A released version; else this checkout is built.')
-EXTRAS = flags.DEFINE_list('extras', ['gcs'], 'Extras of the package that are installed.')
-BACKOFF = flags.DEFINE_float('backoff', 30.0, 'Seconds before what found no capacity is retried.')
-ATTEMPTS = flags.DEFINE_integer('attempts', 50, 'How often that is tried.', lower_bound=1)
+ENV = flags.DEFINE_multi_string('env', [], 'NAME=value in the environment of the program; repeat.')
+VERSION = flags.DEFINE_string(
+  'version', None, 'Released version to install; by default a wheel of this checkout.'
+)
+EXTRAS = flags.DEFINE_list('extras', ['gcs'], 'Extras of the package to install.')
+BACKOFF = flags.DEFINE_float(
+  'backoff', 30.0, 'Seconds before the first retry when there is no capacity.'
+)
+ATTEMPTS = flags.DEFINE_integer('attempts', 50, 'Maximum number of attempts.', lower_bound=1)
 
 LONGEST_WAIT = 600.0  # seconds
 # Not a quota, which waiting does not raise.
@@ -38,7 +42,7 @@ QUOTA = re.compile(r'quota', re.I)
 
 
 class Answer(NamedTuple):
-  """How a command ended and what it said, errors included."""
+  """Exit code and output of a command, stderr included."""
 
   code: int
   text: str
@@ -48,7 +52,7 @@ Execute: TypeAlias = Callable[[Sequence[str]], Answer]
 
 
 def execute(command: Sequence[str]) -> Answer:
-  """Runs a command; what it says is shown as it says it."""
+  """Run a command, and print its output as it is written."""
   print(f'$ {shlex.join(command)}', flush=True)
   try:
     child = subprocess.Popen(
@@ -56,7 +60,7 @@ def execute(command: Sequence[str]) -> Answer:
     )
   except FileNotFoundError as error:
     raise FileNotFoundError(
-      f'{command[0]} is not on PATH: install it, or see with --dry_run what it would be asked.'
+      f'{command[0]} is not on PATH: install it, or list the commands with --dry_run.'
     ) from error
   lines = []
   try:
@@ -71,7 +75,7 @@ def execute(command: Sequence[str]) -> Answer:
 
 
 def rehearse(command: Sequence[str]) -> Answer:
-  """Prints a command, and answers as one that succeeds and says nothing."""
+  """Print a command, and answer like one that succeeds without output."""
   print(shlex.join(command), flush=True)
   return Answer(0, '')
 
@@ -81,7 +85,7 @@ def executor() -> Execute:
 
 
 def until_capacity(create: Callable[[], Answer]) -> Answer:
-  """Asks again, waiting longer each time, while there is no capacity. Other errors are final."""
+  """Repeat a request with growing waits while there is no capacity; other errors are final."""
   for attempt in range(1, ATTEMPTS.value + 1):
     answer = create()
     out_of_stock = STOCKOUT.search(answer.text) and not QUOTA.search(answer.text)
@@ -97,19 +101,19 @@ def checked(answer: Answer, what: str) -> Answer:
   """Raises RuntimeError for a command that failed."""
   if answer.code:
     raise RuntimeError(
-      f'{what} failed with exit code {answer.code}; it said: {answer.text[-2000:]}'
+      f'{what} failed with exit code {answer.code}; its output: {answer.text[-2000:]}'
     )
   return answer
 
 
 def location() -> list[str]:
-  """--zone and --project, where they are given."""
+  """--zone and --project, if given."""
   given = (('zone', ZONE.value), ('project', PROJECT.value))
   return [f'--{name}={value}' for name, value in given if value]
 
 
 def named() -> str:
-  """The name, which clouds want lower-case."""
+  """Value of --name; clouds accept lower case only."""
   if not re.fullmatch(r'[a-z]([a-z0-9-]{0,48}[a-z0-9])?', NAME.value or ''):
     raise app.UsageError(
       f'--name is {NAME.value!r}: it must have letters a-z, digits and dashes, at most 50, and '
@@ -119,7 +123,7 @@ def named() -> str:
 
 
 def environment() -> list[str]:
-  """Words before a program, as `env` takes them; its log must not wait for a full buffer."""
+  """Prefix of a command that sets its environment; output is unbuffered for the log."""
   for setting in ENV.value:
     if not re.match(r'\w+=', setting):
       raise app.UsageError(f'--env={setting!r} must be NAME=value.')
@@ -127,14 +131,14 @@ def environment() -> list[str]:
 
 
 class Package(NamedTuple):
-  """Files to be copied there, and what pip installs in their folder, as a shell reads it."""
+  """Files to copy, and the requirement to install in their folder, quoted for a shell."""
 
   files: Sequence[pathlib.Path]
   requirement: str
 
 
 def package(run: Execute) -> Package:
-  """The released version that is asked for, or a wheel of this checkout, with its constraints."""
+  """Package to install: the version of --version, or a wheel of this checkout."""
   constraints = ROOT / 'constraints.txt'
   extras = f'[{",".join(EXTRAS.value)}]' if EXTRAS.value else ''
   if VERSION.value:

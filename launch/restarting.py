@@ -1,8 +1,8 @@
-"""When a launcher starts a program again, and how it is told to stop itself.
+"""Restarts of programs by a launcher, and signals to the launcher itself.
 
-A program that was asked to stop (SIGTERM, as a preempted machine gets it) saves, and exits with
-PREEMPTED. That is started again however often it happens; a program that a signal killed, at most
-`max_restarts` times. Every other exit code is final: the same command would fail the same way.
+A program that receives SIGTERM, as on a preempted machine, saves and exits with PREEMPTED. It is
+always restarted; a program that was killed by a signal, at most `max_restarts` times. Every other
+exit code is final: the same command would fail again.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from cascades.runtime import stopping
 
 PREEMPTED = stopping.TRY_AGAIN  # 75
 INTERRUPTED = 128 + signal.SIGINT
-# Before a command: Ctrl-C reaches only the launcher, and the program gets its SIGTERM, and saves.
+# Prefix of commands: Ctrl-C reaches only the launcher, which sends SIGTERM, so that they save.
 UNINTERRUPTED = ('sh', '-c', 'trap "" INT; exec "$@"', 'sh')
 
 MAX_RESTARTS = flags.DEFINE_integer(
-  'max_restarts', 3, 'Restarts of what was killed; a preemption counts in no number.', lower_bound=0
+  'max_restarts', 3, 'Restarts of a killed program; preemptions do not count.', lower_bound=0
 )
 
 
 class Stopped(KeyboardInterrupt):
-  """This launcher got SIGTERM."""
+  """The launcher received SIGTERM."""
 
 
 def by_signal(code: int) -> bool:
@@ -41,16 +41,16 @@ def until_final(
   was_killed: Callable[[int], bool] = by_signal,
   say: Callable[[str], None] | None = None,
 ) -> int:
-  """Calls `attempt` until its exit code is final, and returns that.
+  """Call `attempt` until its exit code is final, and return that code.
 
-  Codes are those of `subprocess`: a signal's is its negative number.
+  Codes are those of `subprocess`, negative for a signal.
   """
   say = say or functools.partial(print, flush=True)
   killed = 0
   while True:
     code = attempt()
     if code == PREEMPTED:
-      say(f'exit code {PREEMPTED}: it was asked to stop and has saved; starting it again.')
+      say(f'exit code {PREEMPTED}: the program was stopped and has saved; restarting it.')
     elif was_killed(code) and killed < max_restarts:
       killed += 1
       how = f'killed by {signal_name(code)}' if code < 0 else f'lost with exit code {code}'
@@ -60,7 +60,7 @@ def until_final(
 
 
 def signal_name(code: int) -> str:
-  """Of a negative exit code."""
+  """Name of the signal of a negative exit code."""
   try:
     return signal.Signals(-code).name
   except ValueError:
@@ -68,13 +68,13 @@ def signal_name(code: int) -> str:
 
 
 def as_shell(code: int) -> int:
-  """An exit code as shells have it: 128 and the signal's number for a signal."""
+  """Exit code as in shells: 128 plus the number of a signal."""
   return 128 - code if code < 0 else code
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-  """Within, SIGTERM raises Stopped, so that what was started can be ended; main thread only."""
+  """Context manager in which SIGTERM raises Stopped; main thread only."""
 
   def stop(*_: object) -> None:
     raise Stopped
@@ -87,7 +87,7 @@ def stoppable() -> Iterator[None]:
 
 
 def exit_code(run: Callable[[], int]) -> int:
-  """The code to leave with, shell's way: `run`'s, or what says how this launcher was stopped."""
+  """Exit code of the launcher: that of `run`, or how the launcher was stopped."""
   try:
     with stoppable():
       return as_shell(run())

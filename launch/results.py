@@ -1,4 +1,4 @@
-"""What the runs of a sweep came to: one row a point, as a table, CSV and JSON."""
+"""Results of a sweep, one row per point, as a table, CSV, and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from etils import epath
 from cascades.evaluation.quantities import ABOVE_CHORD, AREA, LARGE, SMALL
 from cascades.runtime import files, progress
 
-HISTORY = 'stages.jsonl'  # beside the logs of a run, one line for each time that a stage was run
+HISTORY = 'stages.jsonl'  # beside the logs of a run, one line per run of a stage
 COLUMNS = {
   'steps': 'steps', 'train_loss': 'loss', 'validation_loss': 'validation', 'metric': 'metric',
   SMALL.name: 'small', LARGE.name: 'large', AREA.name: 'area', ABOVE_CHORD.name: 'above chord',
@@ -28,45 +28,47 @@ COLUMNS = {
 def row(
   values: Mapping[str, Any], run: epath.Path, logs: pathlib.Path, state: str
 ) -> dict[str, Any]:
-  """One point. What it has not come to is None."""
-  found = dict.fromkeys(COLUMNS) | _trained(run) | _evaluated(run) | _took(logs)
-  return {**values, **found, 'state': state}
+  """Row of a point, with None for missing results."""
+  columns = dict.fromkeys(COLUMNS) | _trained(run) | _evaluated(run) | _took(logs)
+  return {**values, **columns, 'state': state}
 
 
 def _trained(run: epath.Path) -> dict[str, Any]:
-  """The last of each value that training reported."""
+  """Last value of each quantity that training reported."""
   events = progress.read_events(run / 'train')
   names = {'loss': 'train_loss', 'validation/loss': 'validation_loss'}
-  found: dict[str, Any] = {names[tag]: value for _, tag, value in events if tag in names}
-  return found | ({'steps': max(step for step, _, _ in events)} if events else {})
+  values: dict[str, Any] = {names[tag]: value for _, tag, value in events if tag in names}
+  return values | ({'steps': max(step for step, _, _ in events)} if events else {})
 
 
 def _evaluated(run: epath.Path) -> dict[str, Any]:
-  """Of the cascade by the score that the report leads with, over all tasks."""
+  """Estimates of the cascade with the first score of the report, over all tasks."""
   path = run / 'evaluation' / 'curves.json'
   if not path.exists():
     return {}
   curves = json.loads(path.read_text())
-  estimates = {one['quantity']: one['value'] for one in curves['cascades'][0]['estimates']}
+  estimates = {
+    estimate['quantity']: estimate['value'] for estimate in curves['cascades'][0]['estimates']
+  }
   names = (SMALL.name, LARGE.name, AREA.name, ABOVE_CHORD.name)
   return {'metric': curves['metric']['name'], **{name: estimates[name] for name in names}}
 
 
 def _took(logs: pathlib.Path) -> dict[str, Any]:
-  """Seconds over all attempts; from the command to the first step, the last attempt's."""
+  """Seconds of all attempts, and to the first step in the last attempt."""
   path = logs / HISTORY
   attempts = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-  found: dict[str, Any] = {}
-  for one in attempts:
-    name = f'{one["stage"]}_seconds'
-    found[name] = round(found.get(name, 0.0) + one['seconds'], 1)
-    if one['first_step_seconds'] is not None:
-      found['first_step_seconds'] = one['first_step_seconds']
-  return {name: found[name] for name in COLUMNS if name in found}
+  seconds: dict[str, Any] = {}
+  for attempt in attempts:
+    name = f'{attempt["stage"]}_seconds'
+    seconds[name] = round(seconds.get(name, 0.0) + attempt['seconds'], 1)
+    if attempt['first_step_seconds'] is not None:
+      seconds['first_step_seconds'] = attempt['first_step_seconds']
+  return {name: seconds[name] for name in COLUMNS if name in seconds}
 
 
 def write(directory: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-  """results.csv and results.json."""
+  """Write results.csv and results.json."""
   buffer = io.StringIO()
   writer = csv.DictWriter(buffer, _names(rows), lineterminator='\n')
   writer.writeheader()
@@ -79,17 +81,17 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
   table = rich.table.Table(box=rich.box.SIMPLE)
   for name in _names(rows):
     table.add_column(COLUMNS.get(name, name), overflow='fold')
-  for one in rows:
-    table.add_row(*(_cell(one.get(name)) for name in _names(rows)))
+  for row in rows:
+    table.add_row(*(_cell(row.get(name)) for name in _names(rows)))
   console = rich.console.Console(highlight=False, markup=False)
   console = console if console.is_terminal else rich.console.Console(width=200, no_color=True)
   console.print(table)
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Of all rows: a list of points may vary different bindings. What varies comes first."""
-  known = [*COLUMNS, 'state']
-  return [*dict.fromkeys(name for one in rows for name in one if name not in known), *known]
+  """Columns of all rows, varied bindings first; points may vary different bindings."""
+  fixed = [*COLUMNS, 'state']
+  return [*dict.fromkeys(name for row in rows for name in row if name not in fixed), *fixed]
 
 
 def _cell(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Stages: one command of a program each, that is not run again once it has finished."""
+"""Stages: commands that are not run again once they have finished."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def program(words: Sequence[str], *, python: str = sys.executable) -> list[str]:
-  """The command of `cascades.NAME flags...`, run by this Python or another."""
+  """Command line of `cascades.NAME flags...` for a Python interpreter."""
   if not words or not re.fullmatch(r'cascades(\.\w+)+', words[0]):
     raise app.UsageError(
-      f'found {" ".join(words[:1]) or "nothing"!r} where a program was expected: say which behind '
-      'two dashes, as in -- cascades.train --gin_file=...'
+      f'found {" ".join(words[:1]) or "nothing"!r} instead of a program: name it after two dashes, '
+      'as in -- cascades.train --gin_file=...'
     )
   return [python, '-m', *words]
 
 
 class Stage(NamedTuple):
-  """A program of `cascades`, its settings, and the name under which its end is remembered."""
+  """A program of `cascades`, its settings, and the name that marks it as finished."""
 
   name: str
   program: str
@@ -37,7 +37,7 @@ class Stage(NamedTuple):
   bindings: Mapping[str, str]
 
   def words(self) -> list[str]:
-    """What stands behind `python -m`."""
+    """Arguments of `python -m`."""
     return [
       f'cascades.{self.program}',
       *(f'--gin_file={file}' for file in self.gin_files),
@@ -46,17 +46,26 @@ class Stage(NamedTuple):
 
 
 def run(stage: Stage, directory: epath.PathLike, start: Callable[[list[str]], int]) -> int | None:
-  """The stage's exit code, and None, without calling `start`, if it has finished before.
+  """Run a stage unless it has finished before.
 
-  Raises ValueError if what finished was another command, or the same with other recipes.
+  Args:
+    stage: Stage to run.
+    directory: Folder with the markers of finished stages.
+    start: Runs the arguments of a command, and returns its exit code.
+
+  Returns:
+    The exit code, or None, without calling `start`, if the stage has finished before.
+
+  Raises:
+    ValueError: The finished stage had another command or other recipes.
   """
   marker = epath.Path(directory) / '.finished' / stage.name.replace(' ', '-')
   fingerprint = _fingerprint(stage)
   if marker.exists():
     if marker.read_text() != fingerprint:
       raise ValueError(
-        f'{stage.name} finished under another recipe or command than {", ".join(stage.gin_files)} '
-        f'says now: remove {directory}, or give another output directory.'
+        f'{stage.name} finished under another recipe or command than that of '
+        f'{", ".join(stage.gin_files)}: remove {directory} or give another output directory.'
       )
     return None
   code = start(stage.words())
@@ -66,14 +75,14 @@ def run(stage: Stage, directory: epath.PathLike, start: Callable[[list[str]], in
 
 
 def _fingerprint(stage: Stage) -> str:
-  """Changes with the command, and with what its recipes and all that they include say."""
+  """Digest of the command, its recipes, and everything that they include."""
   digest = hashlib.sha256(shlex.join(stage.words()).encode())
   left, seen = list(stage.gin_files), set()
   while left:
     name = left.pop(0)
-    places = [folder / name for folder in (pathlib.Path(), ROOT / 'gin_configs', ROOT)]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None or path in seen:  # the program itself says what it cannot find
+    candidates = [folder / name for folder in (pathlib.Path(), ROOT / 'gin_configs', ROOT)]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None or path in seen:  # the program reports a missing file
       continue
     seen.add(path)
     digest.update(path.read_bytes())

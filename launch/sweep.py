@@ -2,11 +2,11 @@
 
     python -m launch.sweep --config=launch/sweeps/demo.py --config.seeds='(0, 1)' --parallel=2
 
-Each point has a run directory, named by its difference. The same command goes on where it was
-interrupted: what has finished is not run again. A point that fails is listed at the end with its
-log's last lines, and the others go on. With --launcher='launch.tpu_vm --name={point} ...' training
-and inference go through that launcher, and {point} is a short name that is each point's own;
-`evaluate` runs here. Leaves results.csv, results.json and the logs of every stage.
+Each point has a run directory named after its values. Rerunning the same command resumes a sweep:
+finished stages are skipped. A failed point is listed at the end with the last lines of its log, and
+the others continue. With --launcher='launch.tpu_vm --name={point} ...' training and inference go
+through that launcher, and {point} is a short unique name of the point; `evaluate` runs here. Writes
+results.csv, results.json, and the logs of every stage.
 """
 
 from __future__ import annotations
@@ -34,15 +34,19 @@ from cascades.runtime import files
 from launch import logs, points, restarting, results, stages
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'The sweep: see launch/sweeps.', lock_config=False
+  'config', None, 'Sweep to run, such as launch/sweeps/demo.py.', lock_config=False
 )
-_PARALLEL = flags.DEFINE_integer('parallel', 1, 'How many points at a time.', lower_bound=1)
-_MORE = flags.DEFINE_multi_string('binding', [], 'NAME=value, of all training; repeat.')
-_LAUNCHER = flags.DEFINE_string('launcher', '', 'What starts training and inference; see above.')
-_LARGE_LAUNCHER = flags.DEFINE_string('large_launcher', None, 'The same, for the large model.')
+_PARALLEL = flags.DEFINE_integer('parallel', 1, 'Number of points to run at a time.', lower_bound=1)
+_MORE = flags.DEFINE_multi_string(
+  'binding', [], 'NAME=value, a gin binding for all training; repeat.'
+)
+_LAUNCHER = flags.DEFINE_string('launcher', '', 'Launcher of training and inference.')
+_LARGE_LAUNCHER = flags.DEFINE_string(
+  'large_launcher', None, 'Launcher of the large model, if it is another.'
+)
 
 FIRST_STEP = 'compiling included'  # in the line that `train` writes after its first step
-GRACE = 600.0  # seconds between TERM and KILL: launchers have machines to delete
+GRACE = 600.0  # seconds between SIGTERM and SIGKILL: launchers delete machines
 
 
 def main(argv: Sequence[str]) -> None:
@@ -77,9 +81,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def located(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """With whole paths, so that every program means the same place."""
+  """Make paths absolute, so that every program uses the same folders."""
   if not config.output_dir:
-    raise app.UsageError('output_dir is empty: say where, as in --config.output_dir=runs/sweeps/me')
+    raise app.UsageError('output_dir is empty: set it, as in --config.output_dir=runs/sweeps/me')
   config.log_dir = config.log_dir or config.output_dir
   if '://' in config.log_dir:
     raise app.UsageError(
@@ -93,14 +97,14 @@ def located(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def check_launchers(*launchers: str) -> None:
-  """A rehearsal succeeds, and its stage would count as finished."""
+  """Reject dry runs: they succeed, and their stages would count as finished."""
   for launcher in launchers:
     if '--dry_run' in launcher:
-      raise app.UsageError(f'a sweep cannot rehearse: leave --dry_run out of {launcher!r}.')
+      raise app.UsageError(f'a sweep cannot use --dry_run: remove it from {launcher!r}.')
 
 
 class Running:
-  """The commands that are running, from several threads, and how all are ended."""
+  """Running commands of several threads, and their common end."""
 
   def __init__(self, max_restarts: int) -> None:
     self.max_restarts = max_restarts
@@ -109,7 +113,7 @@ class Running:
     self._ended = False
 
   def call(self, command: Sequence[str], log: pathlib.Path) -> int:
-    """The command's exit code; what it says is added to the log. Nothing starts after `end`."""
+    """Run a command, log its output, and return its exit code; none starts after `end`."""
     with log.open('ab') as file, self._lock:
       if self._ended:
         return restarting.INTERRUPTED
@@ -127,7 +131,7 @@ class Running:
     return restarting.INTERRUPTED if self._ended and code else code
 
   def end(self) -> None:
-    """TERM, so that they save, and KILL after a while."""
+    """Send SIGTERM to all commands, so that they save, and SIGKILL after `GRACE` seconds."""
     with self._lock:
       self._ended = True
       left = list(self._children)
@@ -146,10 +150,10 @@ def _run_all(
   everyone: Sequence[points.Point],
   codes: dict[str, int],
 ) -> None:
-  """The large model, then the points, some at a time; fills in exit codes by name."""
+  """Run the large model, then the points in parallel, and fill in exit codes by name."""
 
-  def run(name: str, launcher: str, wanted: Sequence[stages.Stage]) -> None:
-    codes[name] = run_stages(config, running, launcher, name, wanted)
+  def run(name: str, launcher: str, pending: Sequence[stages.Stage]) -> None:
+    codes[name] = run_stages(config, running, launcher, name, pending)
 
   launcher = _LAUNCHER.value
   large_launcher = launcher if _LARGE_LAUNCHER.value is None else _LARGE_LAUNCHER.value
@@ -165,7 +169,7 @@ def _run_all(
         future.result()
     except BaseException:
       pool.shutdown(wait=False, cancel_futures=True)
-      running.end()  # before the pool is left, which waits for them
+      running.end()  # before leaving the pool, which waits for them
       raise
 
 
@@ -174,12 +178,12 @@ def run_stages(
   running: Running,
   launcher: str,
   name: str,
-  wanted: Sequence[stages.Stage],
+  pending: Sequence[stages.Stage],
 ) -> int:
-  """A run's stages, one after the other, until one fails; its exit code."""
+  """Run stages in order until one fails, and return the last exit code."""
   directory = pathlib.Path(config.log_dir) / name
   directory.mkdir(parents=True, exist_ok=True)
-  for stage in wanted:
+  for stage in pending:
     start = functools.partial(_start, running, launcher, name, stage, directory)
     try:
       code = stages.run(stage, directory, start)
@@ -200,8 +204,8 @@ def _start(
   directory: pathlib.Path,
   words: list[str],
 ) -> int:
-  """Runs a stage to its final exit code, and notes how long each attempt took."""
-  if launcher and stage.program != 'evaluate':  # which needs no accelerator
+  """Run a stage to its final exit code, and record the duration of each attempt."""
+  if launcher and stage.program != 'evaluate':  # needs no accelerator
     words = [*shlex.split(launcher.replace('{point}', short_name(name))), '--', *words]
   command = [sys.executable, '-m', *words]
   log = log_of(directory, stage.name)
@@ -218,7 +222,15 @@ def _start(
     with logs.following(log, look):
       code = running.call(command, log)
     seconds = round(time.monotonic() - began, 1)
-    _note(directory, stage.name, code, seconds, first[0] if first else None)
+    first_step = first[0] if first else None
+    record = {
+      'stage': stage.name,
+      'code': code,
+      'seconds': seconds,
+      'first_step_seconds': first_step,
+    }
+    with (directory / results.HISTORY).open('a') as file:
+      print(json.dumps(record), file=file)
     after = f', first step after {first[0]} s' if first else ''
     _say(f'[{name}] {stage.name}: exit code {code} after {seconds} s{after}')
     return code
@@ -227,16 +239,8 @@ def _start(
 
 
 def _say(line: str) -> None:
-  """In one piece, as several threads say something."""
+  """Print a line in one piece, since several threads print."""
   print(f'{line}\n', end='', flush=True)
-
-
-def _note(
-  directory: pathlib.Path, stage: str, code: int, seconds: float, first_step: float | None
-) -> None:
-  line = {'stage': stage, 'code': code, 'seconds': seconds, 'first_step_seconds': first_step}
-  with (directory / results.HISTORY).open('a') as file:
-    print(json.dumps(line), file=file)
 
 
 def log_of(directory: pathlib.Path, stage: str) -> pathlib.Path:
@@ -244,25 +248,25 @@ def log_of(directory: pathlib.Path, stage: str) -> pathlib.Path:
 
 
 def short_name(name: str) -> str:
-  """A point's name for machines, which may only have letters, digits and dashes."""
+  """Name of a point for machines, which accept only letters, digits, and dashes."""
   return f'p-{hashlib.sha256(name.encode()).hexdigest()[:10]}'
 
 
 def _rows(
   config: ml_collections.ConfigDict, everyone: Sequence[points.Point], codes: dict[str, int]
 ) -> list[dict[str, Any]]:
-  place, log_dir = files.absolute(config.output_dir), pathlib.Path(config.log_dir)
-  said = {0: 'finished', None: 'not reached', restarting.INTERRUPTED: 'interrupted'}
+  root, log_dir = files.absolute(config.output_dir), pathlib.Path(config.log_dir)
+  states = {0: 'finished', None: 'not reached', restarting.INTERRUPTED: 'interrupted'}
   rows = []
   for point in everyone:
     code = codes.get(point.name)
-    state = said.get(code, f'failed ({code})')
-    rows.append(results.row(point.values, place / point.name, log_dir / point.name, state))
+    state = states.get(code, f'failed ({code})')
+    rows.append(results.row(point.values, root / point.name, log_dir / point.name, state))
   return rows
 
 
 def _list_failures(config: ml_collections.ConfigDict, codes: dict[str, int]) -> None:
-  """Each with the end of the log that was written last."""
+  """Print each failed point with the end of its latest log."""
   for name, code in codes.items():
     if code in (0, restarting.INTERRUPTED):
       continue

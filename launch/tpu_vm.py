@@ -1,12 +1,12 @@
-"""Any program of `cascades` on all workers of a TPU VM, with the flags that it has here.
+"""Run a program of `cascades` on all workers of a TPU VM.
 
     python -m launch.tpu_vm --name=me --zone=us-east5-a --accelerator_type=v5litepod-16 --spot \\
       -- cascades.train --gin_file=recipes/... --gin.MODEL_DIR=gs://...
 
-Creates the machine, or takes the one of that name; installs the package with its constraints; runs
-the program on every worker with --multihost; shows what worker 0 says, and keeps what each said in
---logs. A machine that was preempted is made anew, and the same command goes on. In the end the
-machine is deleted unless --keep. --queued asks by a queued resource. Needs `gcloud`, logged in.
+Creates the machine or reuses the one of that name, installs the package with its constraints, runs
+the program on every worker with --multihost, prints the log of worker 0, and stores all logs in
+--logs. A preempted machine is created again and the same command rerun. At the end the machine is
+deleted unless --keep. --queued uses a queued resource. Requires `gcloud`, logged in.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from absl import app, flags
 from launch import logs, remote, restarting, stages
 
 _TYPE = flags.DEFINE_string('accelerator_type', None, 'v4-32, v5litepod-16, v5p-128, v6e-64, ...')
-_RUNTIME = flags.DEFINE_string('runtime_version', None, 'Of the machine; that of its generation.')
-_SPOT = flags.DEFINE_boolean('spot', False, 'Cheaper, and preempted at any time.')
-_RESERVED = flags.DEFINE_boolean('reserved', False, 'Out of a reservation.')
-_QUEUED = flags.DEFINE_boolean('queued', False, 'Ask by a queued resource, and wait for it.')
-_NETWORK = flags.DEFINE_string('network', None, 'The network it is in.')
-_SUBNETWORK = flags.DEFINE_string('subnetwork', None, 'And its part.')
-_INTERNAL = flags.DEFINE_boolean('internal_ips', False, 'No addresses that the world can reach.')
-_ACCOUNT = flags.DEFINE_string('service_account', None, 'Whose rights programs there have.')
-_POLL = flags.DEFINE_float('poll', 15.0, 'Seconds between questions for a state.')
+_RUNTIME = flags.DEFINE_string(
+  'runtime_version', None, 'Runtime version; by default that of the TPU generation.'
+)
+_SPOT = flags.DEFINE_boolean('spot', False, 'Cheaper, but preempted at any time.')
+_RESERVED = flags.DEFINE_boolean('reserved', False, 'Use a reservation.')
+_QUEUED = flags.DEFINE_boolean('queued', False, 'Request a queued resource and wait for it.')
+_NETWORK = flags.DEFINE_string('network', None, 'Network of the machine.')
+_SUBNETWORK = flags.DEFINE_string('subnetwork', None, 'Subnetwork of the machine.')
+_INTERNAL = flags.DEFINE_boolean('internal_ips', False, 'No external IP addresses.')
+_ACCOUNT = flags.DEFINE_string('service_account', None, 'Service account of the machine.')
+_POLL = flags.DEFINE_float('poll', 15.0, 'Seconds between queries of a state.')
 
 TPU = ['gcloud', 'compute', 'tpus']
 RUNTIMES = {
@@ -42,15 +44,15 @@ RUNTIMES = {
   'v6e': 'v2-alpha-tpuv6e',
 }
 GONE = {'PREEMPTED', 'TERMINATED', 'STOPPED', 'STOPPING', 'FAILED', 'SUSPENDED', 'SUSPENDING', ''}
-NOT_FOUND = 'NOT_FOUND'  # in what gcloud says of it
+NOT_FOUND = 'NOT_FOUND'  # in the output of gcloud
 LOST = 255  # ssh's own: no connection, or a signal ended the program
-# The images bring an older Python than the package needs; uv brings one of its own.
+# The images have an older Python than the package needs; uv installs its own.
 INSTALL = """set -e; cd cascades
 python3 -m pip install --quiet --user uv
 test -x venv/bin/python || ~/.local/bin/uv venv --quiet --python 3.11 venv
 ~/.local/bin/uv pip install --quiet --python venv/bin/python --reinstall-package cascades \
 -c constraints.txt {requirement} 'jax[tpu]'"""
-# gcloud runs a command again when its connection breaks: what is still running is asked to save.
+# gcloud reruns a command when its connection breaks: the old program is stopped and saves.
 STOP = (
   'p=$(cat pid 2>/dev/null) && grep -qa cascades /proc/$p/cmdline 2>/dev/null && kill -TERM $p '
   '&& timeout 120 tail --pid=$p -f /dev/null'
@@ -60,7 +62,7 @@ STOP = (
 def main(argv: Sequence[str]) -> None:
   name, words = remote.named(), stages.program(argv[1:], python='venv/bin/python')
   if not _TYPE.value:
-    raise app.UsageError('--accelerator_type is missing: which machine, as in v5litepod-16?')
+    raise app.UsageError('--accelerator_type is missing: name a type, such as v5litepod-16.')
   run = remote.executor()
   command = shlex.join([*remote.environment(), *words, '--multihost'])
   try:
@@ -70,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def launch(name: str, command: str, run: remote.Execute) -> int:
-  """The program's final exit code. However this is left, the machine is deleted, or kept."""
+  """Run the program to its final exit code, and delete the machine in any case unless --keep."""
   package = remote.package(run)
   begun = False
 
@@ -80,7 +82,7 @@ def launch(name: str, command: str, run: remote.Execute) -> int:
     install(name, package, run)
     begun = True
     code = start(name, command, run)
-    # A machine that is gone has taken its program with it, whatever ssh made of that.
+    # When the machine is gone, so is the program, whatever code ssh returns.
     return restarting.PREEMPTED if code and state(name, run) in GONE else code
 
   try:
@@ -89,7 +91,7 @@ def launch(name: str, command: str, run: remote.Execute) -> int:
     )
   except KeyboardInterrupt:
     if begun:
-      print('asking the program to save; interrupt again not to wait for it.', flush=True)
+      print('asking the program to save; interrupt again to stop waiting.', flush=True)
       run(_ssh(name, f'cd cascades; {STOP}'))
     raise
   finally:
@@ -98,42 +100,42 @@ def launch(name: str, command: str, run: remote.Execute) -> int:
 
 
 def ensure(name: str, run: remote.Execute) -> None:
-  """A machine of this name that is ready."""
-  found = state(name, run)
-  if found in GONE:
+  """Wait until a machine of this name is ready, and create it if necessary."""
+  current = state(name, run)
+  if current in GONE:
     ask = create_queued if _QUEUED.value else create
-    if found:
-      remote.checked(_delete(name, run), f'deleting {name}, which is {found},')
+    if current:
+      remote.checked(_delete(name, run), f'deleting {name}, which is {current},')
     remote.checked(remote.until_capacity(lambda: ask(name, run)), f'creating {name}')
-    found = state(name, run) or 'READY'  # a rehearsal has no states
-  while found != 'READY':
-    if found in GONE:
-      raise RuntimeError(f'{name} is {found} instead of READY: look at it, and delete it.')
+    current = state(name, run) or 'READY'  # a dry run has no states
+  while current != 'READY':
+    if current in GONE:
+      raise RuntimeError(f'{name} is {current} instead of READY: inspect and delete it.')
     time.sleep(_POLL.value)
-    found = state(name, run)
+    current = state(name, run)
 
 
 def create(name: str, run: remote.Execute) -> remote.Answer:
-  """Asks once."""
+  """Request the machine once."""
   return run([*TPU, 'tpu-vm', 'create', name, f'--version={_version()}', *_options()])
 
 
 def create_queued(name: str, run: remote.Execute) -> remote.Answer:
-  """Asks, unless it stands in the queue already, and waits; what found no capacity is deleted."""
-  kind = 'queued-resources'
-  found = _state(kind, name, run, 'state.state')
-  if not found:
+  """Request a queued resource unless it is queued already, wait, and delete it on failure."""
+  resource = 'queued-resources'
+  current = _state(resource, name, run, 'state.state')
+  if not current:
     node = [f'--node-id={name}', f'--runtime-version={_version()}']
-    asked = run([*TPU, kind, 'create', name, *node, *_options()])
+    asked = run([*TPU, resource, 'create', name, *node, *_options()])
     if asked.code:
       return asked
-    found = _state(kind, name, run, 'state.state') or 'ACTIVE'  # a rehearsal has no states
-  while found != 'ACTIVE':
-    if found in GONE:
+    current = _state(resource, name, run, 'state.state') or 'ACTIVE'  # a dry run has no states
+  while current != 'ACTIVE':
+    if current in GONE:
       _delete(name, run)
-      return remote.Answer(1, f'the queued resource is {found or "deleted"}: no more capacity')
+      return remote.Answer(1, f'the queued resource is {current or "deleted"}: no more capacity')
     time.sleep(_POLL.value)
-    found = _state(kind, name, run, 'state.state')
+    current = _state(resource, name, run, 'state.state')
   return remote.Answer(0, '')
 
 
@@ -148,7 +150,7 @@ def _version() -> str:
 
 
 def _options() -> list[str]:
-  """Of the machine that is asked for, either way."""
+  """Options of the machine, for both ways to create it."""
   switches = {'spot': _SPOT, 'reserved': _RESERVED, 'internal-ips': _INTERNAL}
   values = {'network': _NETWORK, 'subnetwork': _SUBNETWORK, 'service-account': _ACCOUNT}
   return [
@@ -161,12 +163,12 @@ def _options() -> list[str]:
 
 
 def state(name: str, run: remote.Execute) -> str:
-  """READY, CREATING, PREEMPTED, ...; empty if there is no such machine."""
+  """State of the machine, such as READY or PREEMPTED; empty if it does not exist."""
   return _state('tpu-vm', name, run, 'state')
 
 
-def _state(kind: str, name: str, run: remote.Execute, field: str) -> str:
-  describe = [*TPU, kind, 'describe', name, *remote.location(), f'--format=value({field})']
+def _state(resource: str, name: str, run: remote.Execute, field: str) -> str:
+  describe = [*TPU, resource, 'describe', name, *remote.location(), f'--format=value({field})']
   answer = run(describe)
   if answer.code and NOT_FOUND in answer.text:
     return ''
@@ -183,8 +185,8 @@ def install(name: str, package: remote.Package, run: remote.Execute) -> None:
 
 
 def start(name: str, command: str, run: remote.Execute) -> int:
-  """Runs the program on all workers and shows worker 0's log; the first bad worker's exit code."""
-  directory = logs.directory(name)  # of this attempt: gcloud empties old logs
+  """Run the program on all workers, print the log of worker 0, and return the first error code."""
+  directory = logs.directory(name)  # one per attempt: gcloud truncates old logs
   script = f'cd cascades; {STOP}; echo $$ > pid; exec {command}'
   with logs.following(directory / '0.log', lambda line: print(f'[0] {line}', flush=True)):
     code = run(_ssh(name, script, f'--output-directory={directory}')).code
@@ -194,7 +196,7 @@ def start(name: str, command: str, run: remote.Execute) -> int:
 
 
 def _ssh(name: str, script: str, *options: str) -> list[str]:
-  """A preempted machine does not say goodbye: a connection that is silent is given up."""
+  """Command for all workers; a silent connection ends, as a preempted machine never closes it."""
   alive = '--ssh-flag=-o ServerAliveInterval=30'
   everywhere = [*remote.location(), '--worker=all', '--quiet', alive, *options]
   return [*TPU, 'tpu-vm', 'ssh', name, *everywhere, f'--command={script}']
@@ -203,7 +205,9 @@ def _ssh(name: str, script: str, *options: str) -> list[str]:
 def delete(name: str, run: remote.Execute) -> None:
   answer = _delete(name, run)
   if answer.code and NOT_FOUND not in answer.text:
-    print(f'{name} COULD NOT BE DELETED and may go on to cost: see `gcloud compute tpus`.')
+    print(
+      f'{name} COULD NOT BE DELETED and may continue to incur costs: see `gcloud compute tpus`.'
+    )
 
 
 def _delete(name: str, run: remote.Execute) -> remote.Answer:

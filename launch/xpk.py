@@ -3,10 +3,10 @@
     python -m launch.xpk --name=me --cluster=mine --zone=us-east5-a --tpu_type=v5litepod-16 \\
       --base_docker_image=python:3.11 -- cascades.train --gin_file=recipes/... --gin.MODEL_DIR=gs://...
 
-xpk puts a wheel of this checkout on top of --base_docker_image, and the pods install it; with
---docker_image nothing is installed, the package is in it. GKE restarts what was preempted or asked
-to stop. Waits for the end, and deletes the workload unless --keep. Needs `xpk`, logged in; logs are
-in the cloud's log explorer, which xpk names.
+xpk adds a wheel of this checkout to --base_docker_image, and the pods install it; an image of
+--docker_image must contain the package. GKE restarts programs that were preempted or stopped. Waits
+for the end, and deletes the workload unless --keep. Requires `xpk`, logged in; xpk prints a link to
+the logs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from absl import app, flags
 
 from launch import remote, restarting, stages
 
-_CLUSTER = flags.DEFINE_string('cluster', None, 'The GKE cluster.')
+_CLUSTER = flags.DEFINE_string('cluster', None, 'GKE cluster.')
 _TYPE = flags.DEFINE_string('tpu_type', None, 'v4-32, v5litepod-16, v5p-128, v6e-64, ...')
-_SLICES = flags.DEFINE_integer('num_slices', 1, 'How many of them.', lower_bound=1)
-_BASE = flags.DEFINE_string('base_docker_image', 'python:3.11', 'What the package is put on.')
-_IMAGE = flags.DEFINE_string('docker_image', None, 'Or an image that has the package.')
-_PRIORITY = flags.DEFINE_string('priority', 'medium', 'In the queue of the cluster.')
-_GRACE = flags.DEFINE_integer('grace_seconds', 300, 'Between SIGTERM and SIGKILL, to save in.')
+_SLICES = flags.DEFINE_integer('num_slices', 1, 'Number of slices.', lower_bound=1)
+_BASE = flags.DEFINE_string('base_docker_image', 'python:3.11', 'Image to add the package to.')
+_IMAGE = flags.DEFINE_string('docker_image', None, 'Image that contains the package.')
+_PRIORITY = flags.DEFINE_string('priority', 'medium', 'Priority in the queue of the cluster.')
+_GRACE = flags.DEFINE_integer('grace_seconds', 300, 'Seconds between SIGTERM and SIGKILL, to save.')
 
 INSTALL = "pip install --quiet -c constraints.txt {requirement} 'jax[tpu]' && "
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
   name, words = remote.named(), stages.program(argv[1:], python='python')
   missing = {'--cluster': _CLUSTER.value, '--tpu_type': _TYPE.value}
   if absent := [flag for flag, value in missing.items() if not value]:
-    raise app.UsageError(f'{" and ".join(absent)}: say which.')
+    raise app.UsageError(f'{" and ".join(absent)} must be given.')
   run = remote.executor()
   # With exec, the SIGTERM that a pod gets reaches the program.
   program = f'exec {shlex.join([*remote.environment(), *words, "--multihost"])}'
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def launch(name: str, program: str, run: remote.Execute) -> int:
-  """0 if the workload came to its end, else xpk's code of how it did not."""
+  """Run the workload, and return 0 if it completed, else the exit code of xpk."""
   where, program = image(program, run)
   try:
     remote.checked(
@@ -57,11 +57,13 @@ def launch(name: str, program: str, run: remote.Execute) -> int:
     return run(_xpk('list', f'--wait-for-job-completion={name}')).code
   finally:
     if not remote.KEEP.value and run(_xpk('delete', f'--workload={name}', '--force')).code:
-      print(f'{name} COULD NOT BE DELETED and may go on to cost: see `xpk workload list`.')
+      print(
+        f'{name} COULD NOT BE DELETED and may continue to incur costs: see `xpk workload list`.'
+      )
 
 
 def image(program: str, run: remote.Execute) -> tuple[list[str], str]:
-  """Options that say which image, and what is run in it."""
+  """Options for the image, and the command to run in it."""
   if _IMAGE.value:
     return [f'--docker-image={_IMAGE.value}'], program
   package = remote.package(run)

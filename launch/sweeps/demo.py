@@ -1,4 +1,4 @@
-"""Losses x learning rates x seeds on the pronouncing dictionary, beside the demo's large model.
+"""Losses x learning rates x seeds on the pronouncing dictionary, with the large model of the demo.
 
 python -m launch.sweep --config=launch/sweeps/demo.py --config.seeds='(0,)' --parallel=2
 """
@@ -18,5 +18,5 @@ def get_config() -> ml_collections.ConfigDict:
   config.grid.LOSS = ('@losses.xent', '@losses.cat_xent', '@losses.dist', '@losses.cat_dist')
   config.grid.LEARNING_RATE = (1e-2, 2e-2)
   config.seeds = (0, 1, 2)
-  config.alone = ('@losses.xent',)  # asks the large model nothing
+  config.alone = ('@losses.xent',)  # needs no large model
   return config

@@ -21,7 +21,7 @@ LARGE_FSDP, SMALL_FSDP = 64, 16  # chips; the rest is data parallel
 
 def get_config(suite: str = 'superglue') -> ml_collections.ConfigDict:
   if suite not in SPLITS:
-    raise ValueError(f'table1.py:{suite}: there is no such suite; choose from {", ".join(SPLITS)}.')
+    raise ValueError(f'table1.py:{suite}: unknown suite; choose from {", ".join(SPLITS)}.')
   config = points.empty()
   config.output_dir = f'runs/sweeps/table1/{suite}'
   data = {'DATA_DIR': 'data'}

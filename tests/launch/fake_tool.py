@@ -73,11 +73,11 @@ class Fake:
 
   def run(self, module, *arguments):
     """Exit code and output of the launcher, in this process: starting Python takes longer."""
-    said, main = io.StringIO(), importlib.import_module(module).main
+    stdout, main = io.StringIO(), importlib.import_module(module).main
     with (
       flagsaver.flagsaver(),
       mock.patch.dict(os.environ, self.environment()),
-      contextlib.redirect_stdout(said),
+      contextlib.redirect_stdout(stdout),
     ):
       try:
         main(flags.FLAGS(['launch', *arguments]))
@@ -85,7 +85,7 @@ class Fake:
         return 1, str(error)
       except SystemExit as end:
         text = end.code if isinstance(end.code, str) else ''
-        return (1 if text else end.code), said.getvalue() + text
+        return (1 if text else end.code), stdout.getvalue() + text
 
   def wait_for(self, pattern):
     deadline = time.monotonic() + 30

@@ -36,24 +36,24 @@ def launch(body, directory, *, processes=2, grace=10.0):
 
 def test_every_process_knows_its_place_and_only_process_0_is_shown(tmp_path):
   body = "print(index, count, of('--coordinator_address'), os.environ['JAX_PLATFORMS'])"
-  code, shown, said = launch(body, tmp_path, processes=3)
+  code, shown, output = launch(body, tmp_path, processes=3)
   assert code == 0
-  places = [line.split() for line in said]
-  assert [place[0] for place in places] == ['0', '1', '2']
-  assert {(place[1], place[3]) for place in places} == {('3', 'cpu')}
-  (address,) = {place[2] for place in places}
+  rows = [line.split() for line in output]
+  assert [row[0] for row in rows] == ['0', '1', '2']
+  assert {(row[1], row[3]) for row in rows} == {('3', 'cpu')}
+  (address,) = {row[2] for row in rows}
   assert address.startswith('localhost:')
-  assert '\n'.join(shown) == said[0].strip()
+  assert '\n'.join(shown) == output[0].strip()
 
 
 def test_when_one_fails_the_others_are_ended_and_its_log_is_shown(tmp_path, capsys):
   body = "print('no such file')\nif index: sys.exit(3)\nwait_for_term(75)"
   began = time.monotonic()
-  code, _, said = launch(body, tmp_path)
+  code, _, output = launch(body, tmp_path)
   assert code == 3
   assert 'process 1 failed' in capsys.readouterr().out
   assert time.monotonic() - began < 30  # far below the minute that process 0 would have slept
-  assert 'no such file' in said[1]
+  assert 'no such file' in output[1]
 
 
 def test_what_does_not_heed_term_is_killed_after_the_grace_period(tmp_path):
@@ -65,10 +65,10 @@ if index == 0:
 while 'ready' not in open(LOG).read(): time.sleep(0.05)
 sys.exit(4)
 """.replace('LOG', repr(str(tmp_path / 'process-0.log')))
-  code, _, said = launch(body, tmp_path, grace=0.3)
+  code, _, output = launch(body, tmp_path, grace=0.3)
   assert code == 4
   with pytest.raises(ProcessLookupError):
-    os.kill(int(said[0].split()[1]), 0)
+    os.kill(int(output[0].split()[1]), 0)
 
 
 def test_a_killed_process_has_a_negative_code(tmp_path):
@@ -103,9 +103,9 @@ def test_lines_are_shown_as_they_are_written_and_old_ones_are_not_shown_again(tm
   ids=str,
 )
 def test_preemptions_are_restarted_always_kills_a_few_times_errors_never(codes, attempts, result):
-  left, said = list(codes), []
-  assert restarting.until_final(lambda: left.pop(0), max_restarts=2, say=said.append) == result
-  assert len(codes) - len(left) == attempts == len(said) + 1
+  left, output = list(codes), []
+  assert restarting.until_final(lambda: left.pop(0), max_restarts=2, say=output.append) == result
+  assert len(codes) - len(left) == attempts == len(output) + 1
 
 
 def test_codes_are_the_shells():
@@ -124,10 +124,10 @@ def test_codes_are_the_shells():
 
 def test_a_virtual_device_count_is_not_passed_on_and_other_flags_are():
   flags = '--xla_a=1 --xla_force_host_platform_device_count=8'
-  made = local.environment({'XLA_FLAGS': flags, 'HOME': '/h', 'NPROC': '1'})
-  assert made['XLA_FLAGS'] == '--xla_a=1'
-  assert made['HOME'] == '/h'
-  assert int(made['NPROC']) >= 4
+  environment = local.environment({'XLA_FLAGS': flags, 'HOME': '/h', 'NPROC': '1'})
+  assert environment['XLA_FLAGS'] == '--xla_a=1'
+  assert environment['HOME'] == '/h'
+  assert int(environment['NPROC']) >= 4
 
 
 @pytest.mark.parametrize('words', [[], ['train'], ['cascades'], ['--gin_file=x']], ids=str)
@@ -171,6 +171,6 @@ def test_the_command_line_runs_a_program_behind_two_dashes(tmp_path):
     cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
   )  # fmt: skip
   assert done.returncode == 1, done.stdout + done.stderr
-  said = [path.read_text() for path in tmp_path.glob('cascades-*/process-*.log')]
-  assert len(said) == 2
-  assert 'python -m cascades.evaluate --gin_file=' in ''.join(said)
+  output = [path.read_text() for path in tmp_path.glob('cascades-*/process-*.log')]
+  assert len(output) == 2
+  assert 'python -m cascades.evaluate --gin_file=' in ''.join(output)

@@ -1,4 +1,4 @@
-"""Which points a sweep has, how they are called, and what is run for each."""
+"""Points of a sweep, their names, and their stages."""
 
 import pathlib
 import re
@@ -12,21 +12,21 @@ from launch.sweeps import demo, table1
 
 
 def config(**fields):
-  made = points.empty()
-  made.output_dir = 'out'
-  made.update(fields)
-  return made
+  settings = points.empty()
+  settings.output_dir = 'out'
+  settings.update(fields)
+  return settings
 
 
-def names(made):
-  return [point.name for point in points.all_points(made)]
+def names(settings):
+  return [point.name for point in points.all_points(settings)]
 
 
 def test_a_grid_is_all_combinations_and_seeds():
-  made = config(
+  settings = config(
     grid={'LOSS': ('@losses.xent', '@losses.dist'), 'LEARNING_RATE': (0.5,)}, seeds=(0, 7)
   )
-  assert names(made) == [
+  assert names(settings) == [
     'LEARNING_RATE=0.5,LOSS=losses.xent,SEED=0',
     'LEARNING_RATE=0.5,LOSS=losses.xent,SEED=7',
     'LEARNING_RATE=0.5,LOSS=losses.dist,SEED=0',
@@ -36,24 +36,26 @@ def test_a_grid_is_all_combinations_and_seeds():
 
 def test_a_list_of_points_is_taken_as_it_is_and_with_a_grid_all_of_both():
   listed = ({'LOSS': '@losses.xent'}, {'LOSS': '@losses.dist', 'losses': {'dist': {'w': 0.3}}})
-  made = config(points=listed, grid={'BATCH_SIZE': (8, 16)})
-  assert [point.values for point in points.all_points(made)][2:] == [
+  settings = config(points=listed, grid={'BATCH_SIZE': (8, 16)})
+  assert [point.values for point in points.all_points(settings)][2:] == [
     {'LOSS': '@losses.dist', 'losses.dist.w': 0.3, 'BATCH_SIZE': size, 'SEED': 0}
     for size in (8, 16)
   ]
 
 
 def test_a_binding_with_dots_is_written_in_steps():
-  made = config()
-  made.grid.losses = {'cat_dist': {'w': (0.25, 0.5)}}
-  assert names(made) == ['losses.cat_dist.w=0.25,SEED=0', 'losses.cat_dist.w=0.5,SEED=0']
+  settings = config()
+  settings.grid.losses = {'cat_dist': {'w': (0.25, 0.5)}}
+  assert names(settings) == ['losses.cat_dist.w=0.25,SEED=0', 'losses.cat_dist.w=0.5,SEED=0']
 
 
 def test_bindings_can_be_added_to_what_a_file_says():
-  made = config(train={'gin_file': 'x.gin', 'bindings': {'A': 1, 't5': {'Config': {'emb_dim': 8}}}})
+  settings = config(
+    train={'gin_file': 'x.gin', 'bindings': {'A': 1, 't5': {'Config': {'emb_dim': 8}}}}
+  )
   for binding in ('A=2', 't5.Config.mlp_dim=16', 'lora.Config.rank=4', "B={'a': 'b=c'}"):
-    points.bind(made.train.bindings, binding)
-  assert points.flat(made.train.bindings.to_dict()) == {
+    points.bind(settings.train.bindings, binding)
+  assert points.flat(settings.train.bindings.to_dict()) == {
     'A': '2', 't5.Config.emb_dim': 8, 't5.Config.mlp_dim': '16', 'lora.Config.rank': '4',
     'B': "{'a': 'b=c'}",
   }  # fmt: skip
@@ -82,9 +84,9 @@ def test_names_are_readable(value, name):
 
 def test_names_are_safe_and_tell_alike_values_apart():
   values = ("{'inputs': 8}", "{'inputs': [8]}", '../../x', 'a b', 'a/b', '', 'x' * 300, 'x' * 301)
-  found = names(config(grid={'X': values}))
-  assert len(set(found)) == len(values)
-  assert all(re.fullmatch(r'[A-Za-z0-9._+~=,-]{1,140}', name) for name in found)
+  distinct = names(config(grid={'X': values}))
+  assert len(set(distinct)) == len(values)
+  assert all(re.fullmatch(r'[A-Za-z0-9._+~=,-]{1,140}', name) for name in distinct)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +106,11 @@ def test_what_is_no_sweep_is_said(fields, message):
 
 
 def test_the_stages_of_a_point_hang_together():
-  made = demo.get_config()
-  chosen = {point.name: point for point in points.all_points(made)}
+  settings = demo.get_config()
+  chosen = {point.name: point for point in points.all_points(settings)}
   assert len(chosen) == 24
   point = chosen['LEARNING_RATE=0.02,LOSS=losses.cat_dist,SEED=1']
-  train, infer, evaluate = points.stages_of(made, point)
+  train, infer, evaluate = points.stages_of(settings, point)
   run, large = f'runs/sweeps/demo/{point.name}', 'runs/sweeps/demo/large'
   assert train.words() == [
     'cascades.train', '--gin_file=recipes/demo_small.gin', '--gin.LEARNING_RATE=0.02',
@@ -117,36 +119,38 @@ def test_the_stages_of_a_point_hang_together():
   ]  # fmt: skip
   assert infer.bindings['CHECKPOINT_PATH'] == run
   assert evaluate.bindings['SMALL'] == repr({point.name: infer.bindings['INFER_OUTPUT_DIR']})
-  trained, answered = points.stages_of_large(made)
+  trained, answered = points.stages_of_large(settings)
   assert trained.bindings == {'MODEL_DIR': large}
   assert answered.bindings['INFER_OUTPUT_DIR'] == evaluate.bindings['LARGE']
 
 
 def test_a_loss_that_asks_the_large_model_nothing_gets_none():
-  made = demo.get_config()
-  for point in points.all_points(made):
-    bindings = points.stages_of(made, point)[0].bindings
+  settings = demo.get_config()
+  for point in points.all_points(settings):
+    bindings = points.stages_of(settings, point)[0].bindings
     assert ('LARGE_CHECKPOINT_PATH' in bindings) == (point.values['LOSS'] != '@losses.xent')
 
 
 def test_a_large_model_that_is_there_is_not_trained():
-  made = demo.get_config()
-  made.large.gin_file, made.large.run_dir = '', 'runs/demo/large'
-  (infer,) = points.stages_of_large(made)
+  settings = demo.get_config()
+  settings.large.gin_file, settings.large.run_dir = '', 'runs/demo/large'
+  (infer,) = points.stages_of_large(settings)
   assert infer.bindings['CHECKPOINT_PATH'] == 'runs/demo/large'
-  made.large.gin_file = 'recipes/demo_large.gin'
+  settings.large.gin_file = 'recipes/demo_large.gin'
   with pytest.raises(ValueError, match='leave one empty'):
-    points.all_points(made)
+    points.all_points(settings)
 
 
 @pytest.mark.parametrize(
-  'made', [demo.get_config(), *map(table1.get_config, table1.SPLITS)], ids=lambda c: c.output_dir
+  'settings',
+  [demo.get_config(), *map(table1.get_config, table1.SPLITS)],
+  ids=lambda c: c.output_dir,
 )
-def test_every_command_of_the_examples_is_understood(made):
-  """As on the command line, up to where gin would call the program."""
+def test_every_command_of_the_examples_is_understood(settings):
+  """Parsed as on the command line, up to the call of the program."""
   runs = [
-    points.stages_of_large(made),
-    *(points.stages_of(made, p) for p in points.all_points(made)),
+    points.stages_of_large(settings),
+    *(points.stages_of(settings, p) for p in points.all_points(settings)),
   ]
   for stage in {stage.words()[1]: stage for run in runs for stage in run}.values():
     gin.clear_config()

@@ -23,16 +23,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture
 def config(tmp_path):
   """Two losses by two seeds on a tiny task, beside a tiny large model."""
-  made = points.empty()
-  made.output_dir = str(tmp_path / 'sweep')
-  made.large.gin_file = 'recipes/local_train.gin'
-  made.train.gin_file = 'recipes/local_train.gin'
-  made.infer.gin_file = 'runs/infer.gin'
-  made.evaluate.gin_file = 'runs/evaluate.gin'
-  made.grid.LOSS = ('@losses.xent', '@losses.cat_xent')
-  made.seeds = (0, 1)
-  made.alone = ('@losses.xent',)
-  return sweep.located(made)
+  settings = points.empty()
+  settings.output_dir = str(tmp_path / 'sweep')
+  settings.large.gin_file = 'recipes/local_train.gin'
+  settings.train.gin_file = 'recipes/local_train.gin'
+  settings.infer.gin_file = 'runs/infer.gin'
+  settings.evaluate.gin_file = 'runs/evaluate.gin'
+  settings.grid.LOSS = ('@losses.xent', '@losses.cat_xent')
+  settings.seeds = (0, 1)
+  settings.alone = ('@losses.xent',)
+  return sweep.located(settings)
 
 
 def run_all(config, running=None):
@@ -80,10 +80,10 @@ def test_a_point_that_fails_does_not_stop_the_others_and_goes_on_where_it_failed
   assert codes[bad] == 3
   assert sorted(codes.values()) == [0, 0, 0, 3]
   sweep._list_failures(config, codes)
-  said = capsys.readouterr().out
-  assert f'{bad} failed with exit code 3' in said
-  assert 'infer.log' in said
-  assert said.rstrip().endswith('the last line')
+  output = capsys.readouterr().out
+  assert f'{bad} failed with exit code 3' in output
+  assert 'infer.log' in output
+  assert output.rstrip().endswith('the last line')
   failing.clear()
   before = len(ran)
   assert run_all(config)[bad] == 0
@@ -103,8 +103,8 @@ def test_a_preempted_stage_is_started_again(config, programs, monkeypatch):
   codes = [75, -9, 0]
   monkeypatch.setattr(sweep.Running, 'call', lambda *_: codes.pop(0))
   (point, *_) = points.all_points(config)
-  wanted = points.stages_of(config, point)[:1]
-  assert sweep.run_stages(config, sweep.Running(1), '', point.name, wanted) == 0
+  pending = points.stages_of(config, point)[:1]
+  assert sweep.run_stages(config, sweep.Running(1), '', point.name, pending) == 0
   history = (pathlib.Path(config.log_dir) / point.name / results.HISTORY).read_text()
   assert [json.loads(line)['code'] for line in history.splitlines()] == [75, -9, 0]
 
@@ -114,13 +114,13 @@ def test_training_goes_through_the_launcher_and_evaluation_does_not(config, monk
   monkeypatch.setattr(sweep.Running, 'call', lambda self, command, _: commands.append(command) or 0)
   launcher = "launch.tpu_vm --name={point} --zone='a b'"
   (point, *_) = points.all_points(config)
-  wanted = points.stages_of(config, point)
-  sweep.run_stages(config, sweep.Running(1), launcher, point.name, wanted)
+  pending = points.stages_of(config, point)
+  sweep.run_stages(config, sweep.Running(1), launcher, point.name, pending)
   name = sweep.short_name(point.name)
   before = [sys.executable, '-m', 'launch.tpu_vm', f'--name={name}', '--zone=a b', '--']
-  assert commands[0] == [*before, *wanted[0].words()]
-  assert commands[1] == [*before, *wanted[1].words()]
-  assert commands[2] == [sys.executable, '-m', *wanted[2].words()]
+  assert commands[0] == [*before, *pending[0].words()]
+  assert commands[1] == [*before, *pending[1].words()]
+  assert commands[2] == [sys.executable, '-m', *pending[2].words()]
   assert len({sweep.short_name(p.name) for p in points.all_points(config)}) == 4
 
 
@@ -165,18 +165,18 @@ def test_the_tables_hold_every_point_and_what_it_came_to(config, programs, capsy
 
 
 def test_places_that_cannot_be_are_refused():
-  made = points.empty()
+  settings = points.empty()
   with pytest.raises(app.UsageError, match='output_dir is empty'):
-    sweep.located(made)
-  made.output_dir = 'gs://bucket/there'
+    sweep.located(settings)
+  settings.output_dir = 'gs://bucket/there'
   with pytest.raises(app.UsageError, match='logs must be local'):
-    sweep.located(made)
+    sweep.located(settings)
 
 
 def test_a_sweep_does_not_rehearse():
   """Its stages would count as finished."""
   sweep.check_launchers('launch.tpu_vm --name={point}', '')
-  with pytest.raises(app.UsageError, match='cannot rehearse'):
+  with pytest.raises(app.UsageError, match='cannot use --dry_run'):
     sweep.check_launchers('', 'launch.tpu_vm --dry_run')
 
 
@@ -234,8 +234,8 @@ def test_a_real_sweep_that_is_killed_goes_on(tmp_path):
   first_log = (directory / names[0] / 'train.log').read_bytes()
 
   again = start(command, stdout=subprocess.PIPE)
-  said = again.communicate(timeout=900)[0]
-  assert again.returncode == 0, said
+  output = again.communicate(timeout=900)[0]
+  assert again.returncode == 0, output
   assert (directory / names[0] / 'train.log').read_bytes() == first_log
   assert 'going on from step' in (second / 'train.log').read_text()
   rows = json.loads((directory / 'results.json').read_text())

@@ -35,7 +35,7 @@ def launch(gcloud, *more, script=(ABSENT,), program=PROGRAM):
 
 
 def verbs(gcloud):
-  """What was asked, without looking."""
+  """Requests other than queries of the state."""
   return [call[3:5] for call in gcloud.calls() if call[4] != 'describe']
 
 
@@ -43,8 +43,8 @@ VM = [['tpu-vm', verb] for verb in ('create', 'ssh', 'scp', 'ssh', 'ssh', 'delet
 
 
 def test_the_calls_of_a_run_that_goes_well(gcloud):
-  code, said = launch(gcloud)
-  assert code == 0, said
+  code, output = launch(gcloud)
+  assert code == 0, output
   assert verbs(gcloud) == VM
   tpu = ['gcloud', 'compute', 'tpus', 'tpu-vm']
   look, create, _, mkdir, scp, install, run, delete = gcloud.calls()
@@ -100,8 +100,8 @@ def test_what_still_runs_there_is_asked_to_stop_and_nothing_else_is(tmp_path):
 
 def test_worker_0s_log_is_shown(gcloud):
   script = [ABSENT, ['exec env', 0, 'step 1, compiling included: 2 s\nstep 2\n']]
-  _, said = launch(gcloud, script=script)
-  assert '[0] step 1, compiling included: 2 s\n[0] step 2\n' in said
+  _, output = launch(gcloud, script=script)
+  assert '[0] step 1, compiling included: 2 s\n[0] step 2\n' in output
 
 
 def test_options_of_the_machine(gcloud):
@@ -110,8 +110,8 @@ def test_options_of_the_machine(gcloud):
     '--service_account=a@b', '--runtime_version=special',
   )  # fmt: skip
   create = gcloud.calls()[1]
-  wanted = {'--spot', '--reserved', '--internal-ips', '--network=n', '--subnetwork=s'}
-  assert wanted | {'--service-account=a@b', '--version=special'} <= set(create)
+  options = {'--spot', '--reserved', '--internal-ips', '--network=n', '--subnetwork=s'}
+  assert options | {'--service-account=a@b', '--version=special'} <= set(create)
 
 
 def test_a_machine_that_is_there_is_used_and_kept_if_asked(gcloud):
@@ -121,11 +121,11 @@ def test_a_machine_that_is_there_is_used_and_kept_if_asked(gcloud):
 
 @pytest.mark.parametrize('how', [NO_CAPACITY, 'RESOURCE_EXHAUSTED: try later'])
 def test_a_stockout_is_tried_again(gcloud, how):
-  code, said = launch(gcloud, script=[ABSENT, *[['create', 1, f'ERROR: {how}']] * 2])
+  code, output = launch(gcloud, script=[ABSENT, *[['create', 1, f'ERROR: {how}']] * 2])
   assert code == 0
   assert verbs(gcloud) == [['tpu-vm', 'create']] * 2 + VM
-  assert 'trying again in 0.01 s' in said
-  assert 'trying again in 0.02 s' in said
+  assert 'trying again in 0.01 s' in output
+  assert 'trying again in 0.02 s' in output
 
 
 @pytest.mark.parametrize(
@@ -138,28 +138,28 @@ def test_a_stockout_is_tried_again(gcloud, how):
   ids=['too often', 'another error', 'a quota'],
 )
 def test_what_cannot_be_created_is_an_error_that_says_why(gcloud, times, says, asked):
-  code, said = launch(gcloud, script=[ABSENT, *[['create', 1, f'ERROR: {says}']] * times])
+  code, output = launch(gcloud, script=[ABSENT, *[['create', 1, f'ERROR: {says}']] * times])
   assert code == 1
   assert verbs(gcloud) == [['tpu-vm', 'create']] * asked + [['tpu-vm', 'delete']]
-  assert 'launch.tpu_vm: error: creating me failed with exit code 1' in said
-  assert says in said
-  assert 'Traceback' not in said
+  assert 'launch.tpu_vm: error: creating me failed with exit code 1' in output
+  assert says in output
+  assert 'Traceback' not in output
 
 
 @pytest.mark.parametrize('keep', [(), ('--keep',)], ids=['deleted', 'kept'])
 def test_the_programs_exit_code_is_the_launchers(gcloud, keep):
   script = [ABSENT, ['exec env', 3, 'cascades.train: error: no such file\n']]
-  code, said = launch(gcloud, *keep, script=script)
+  code, output = launch(gcloud, *keep, script=script)
   assert code == 3
   assert verbs(gcloud) == (VM[:-1] if keep else VM)
-  assert 'no such file' in said
+  assert 'no such file' in output
 
 
 def test_a_failed_installation_runs_nothing(gcloud):
-  code, said = launch(gcloud, script=[ABSENT, ['scp', 1, 'disk full']])
+  code, output = launch(gcloud, script=[ABSENT, ['scp', 1, 'disk full']])
   assert code == 1
   assert verbs(gcloud) == [*VM[:3], VM[-1]]
-  assert 'disk full' in said
+  assert 'disk full' in output
 
 
 @pytest.mark.parametrize('seen', ['PREEMPTED', 'TERMINATED'])
@@ -185,10 +185,10 @@ def test_a_program_that_saved_and_stopped_is_started_again_on_the_same_machine(g
 
 def test_a_lost_connection_is_tried_again_a_few_times(gcloud):
   script = [ABSENT, *[['exec env', 255, '']] * 3]
-  code, said = launch(gcloud, '--max_restarts=1', script=script)
+  code, output = launch(gcloud, '--max_restarts=1', script=script)
   assert code == 255
   assert sum('exec env' in call[-1] for call in gcloud.calls()) == 2
-  assert 'lost with exit code 255; restart 1 of 1' in said
+  assert 'lost with exit code 255; restart 1 of 1' in output
 
 
 @pytest.mark.parametrize(('sent', 'expected'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
@@ -197,16 +197,16 @@ def test_an_interruption_lets_the_program_save_and_deletes_the_machine(gcloud, s
   launcher = gcloud.start('launch.tpu_vm', *GIVEN, *PROGRAM)
   gcloud.wait_for('exec env')
   launcher.send_signal(sent)
-  said = launcher.communicate(timeout=60)[0]
-  assert launcher.returncode == expected, said
+  output = launcher.communicate(timeout=60)[0]
+  assert launcher.returncode == expected, output
   assert verbs(gcloud) == [*VM[:-1], ['tpu-vm', 'ssh'], ['tpu-vm', 'delete']]
   assert gcloud.calls()[-2][-1] == f'--command=cd cascades; {tpu_vm.STOP}'
 
 
 def test_a_machine_that_cannot_be_deleted_is_said_loudly(gcloud):
-  code, said = launch(gcloud, script=[ABSENT, ['delete', 1, 'PERMISSION_DENIED']])
+  code, output = launch(gcloud, script=[ABSENT, ['delete', 1, 'PERMISSION_DENIED']])
   assert code == 0
-  assert 'me COULD NOT BE DELETED' in said
+  assert 'me COULD NOT BE DELETED' in output
 
 
 QUEUE = 'queued-resources describe'
@@ -215,8 +215,8 @@ QUEUE = 'queued-resources describe'
 def test_a_queued_resource_is_asked_for_waited_for_and_deleted(gcloud):
   states = [[QUEUE, 0, state] for state in ('WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE')]
   absent = [[QUEUE, 1, 'NOT_FOUND']]
-  code, said = launch(gcloud, '--queued', '--spot', script=[ABSENT, *absent, *states])
-  assert code == 0, said
+  code, output = launch(gcloud, '--queued', '--spot', script=[ABSENT, *absent, *states])
+  assert code == 0, output
   create = next(call for call in gcloud.calls() if 'create' in call)
   assert create == [
     'gcloud', 'compute', 'tpus', 'queued-resources', 'create', 'me', '--node-id=me',
@@ -255,19 +255,19 @@ def test_a_rehearsal_prints_every_command_as_a_shell_takes_it_and_runs_none(gclo
 
 
 def test_a_rehearsal_of_a_queued_resource_ends(gcloud):
-  code, said = launch(gcloud, '--dry_run', '--queued')
+  code, output = launch(gcloud, '--dry_run', '--queued')
   assert code == 0
-  assert 'queued-resources create me' in said
+  assert 'queued-resources create me' in output
 
 
 def test_this_checkout_is_built_and_copied_with_its_constraints(gcloud):
   given = [word for word in GIVEN if '--version' not in word]
-  _, said = gcloud.run('launch.tpu_vm', *given, '--dry_run', *PROGRAM)
-  build, *_, scp = [line for line in said.splitlines() if 'wheel' in line and 'ssh' not in line]
+  _, output = gcloud.run('launch.tpu_vm', *given, '--dry_run', *PROGRAM)
+  build, *_, scp = [line for line in output.splitlines() if 'wheel' in line and 'ssh' not in line]
   assert shlex.split(build)[1:4] == ['-m', 'pip', 'wheel']
   directory = re.search(r'--wheel-dir=(\S+)', build)[1]
   assert f'{directory}/cascades-0.1.0-py3-none-any.whl {ROOT}/constraints.txt me:cascades/' in scp
-  assert '"cascades[gcs] @ file://$PWD/cascades-0.1.0-py3-none-any.whl"' in said
+  assert '"cascades[gcs] @ file://$PWD/cascades-0.1.0-py3-none-any.whl"' in output
 
 
 @pytest.mark.parametrize(
@@ -282,14 +282,14 @@ def test_this_checkout_is_built_and_copied_with_its_constraints(gcloud):
 )
 def test_what_is_missing_is_said(gcloud, arguments, message):
   gcloud.answer([ABSENT])
-  code, said = gcloud.run('launch.tpu_vm', *arguments, '--version=1', *PROGRAM)
+  code, output = gcloud.run('launch.tpu_vm', *arguments, '--version=1', *PROGRAM)
   assert code == 1
-  assert message in said
+  assert message in output
 
 
 def test_a_missing_gcloud_is_said(tmp_path):
   fake = Fake(tmp_path, 'xpk')
-  code, said = fake.run('launch.tpu_vm', *GIVEN, *PROGRAM)
+  code, output = fake.run('launch.tpu_vm', *GIVEN, *PROGRAM)
   assert code == 1
-  assert 'gcloud is not on PATH: install it' in said
-  assert 'Traceback' not in said
+  assert 'gcloud is not on PATH: install it' in output
+  assert 'Traceback' not in output

@@ -27,8 +27,8 @@ def verbs(xpk):
 
 
 def test_a_workload_is_made_waited_for_and_deleted(xpk):
-  code, said = xpk.run('launch.xpk', *GIVEN, READY_MADE, '--max_restarts=7', *PROGRAM)
-  assert code == 0, said
+  code, output = xpk.run('launch.xpk', *GIVEN, READY_MADE, '--max_restarts=7', *PROGRAM)
+  assert code == 0, output
   create, wait, delete = xpk.calls()
   assert create[:-1] == [
     'xpk', 'workload', 'create', *PLACE, '--workload=me', '--tpu-type=v5litepod-16',
@@ -72,10 +72,10 @@ def test_the_package_is_put_on_a_base_image_and_installed(xpk):
 )
 def test_failures(xpk, script, code, expected):
   xpk.answer(script)
-  found, said = xpk.run('launch.xpk', *GIVEN, READY_MADE, *PROGRAM)
-  assert found == code
+  exit_code, output = xpk.run('launch.xpk', *GIVEN, READY_MADE, *PROGRAM)
+  assert exit_code == code
   assert verbs(xpk) == expected
-  assert script[0][2] in said
+  assert script[0][2] in output
 
 
 def test_a_workload_is_kept_if_asked(xpk):
@@ -88,8 +88,8 @@ def test_an_interrupted_launcher_deletes_its_workload(xpk):
   launcher = xpk.start('launch.xpk', *GIVEN, READY_MADE, *PROGRAM)
   xpk.wait_for('wait-for-job-completion')
   launcher.send_signal(signal.SIGINT)
-  said = launcher.communicate(timeout=60)[0]
-  assert launcher.returncode == 130, said
+  output = launcher.communicate(timeout=60)[0]
+  assert launcher.returncode == 130, output
   assert xpk.calls()[-1] == DELETE
 
 
@@ -102,6 +102,6 @@ def test_a_rehearsal_prints_every_command_as_a_shell_takes_it_and_runs_none(xpk)
 
 
 def test_what_is_missing_is_said(xpk):
-  code, said = xpk.run('launch.xpk', '--name=me', *PROGRAM)
+  code, output = xpk.run('launch.xpk', '--name=me', *PROGRAM)
   assert code == 1
-  assert '--cluster and --tpu_type: say which' in said
+  assert '--cluster and --tpu_type must be given' in output
