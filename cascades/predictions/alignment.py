@@ -41,8 +41,7 @@ def join(small: Predictions, large: Predictions) -> tuple[Predictions, Predictio
         f'{where}: {len(missing)} of {len(table.ids)} examples have no answer by the {name} model, '
         f'such as {", ".join(map(repr, missing[:3]))}; infer both on the whole split.'
       )
-  position = {name: i for i, name in enumerate(small.ids)}
-  aligned = select(small, [position[name] for name in large.ids])
+  aligned = select(small, positions(small, large.ids))
   for name, targets, large_targets in zip(large.ids, aligned.targets, large.targets, strict=True):
     if set(targets) != set(large_targets):
       raise ValueError(
@@ -55,6 +54,20 @@ def join(small: Predictions, large: Predictions) -> tuple[Predictions, Predictio
       'versions of the data.'
     )
   return aligned, large
+
+
+def positions(table: Predictions, ids: Sequence[str]) -> list[int]:
+  """Rows of a table with these ids, in the order of the ids.
+
+  Args:
+    table: A table.
+    ids: Ids of some of its rows, for example of a table that was selected from it.
+
+  Raises:
+    KeyError: if the table has no row of an id.
+  """
+  position = {name: i for i, name in enumerate(table.ids)}
+  return [position[name] for name in ids]
 
 
 def select(table: Predictions, rows: Sequence[int]) -> Predictions:

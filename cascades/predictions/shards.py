@@ -11,7 +11,6 @@ A table without a manifest is unfinished; a shard that differs from its marker i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,18 +21,17 @@ import msgspec
 import numpy as np
 from etils import epath
 
-from cascades.predictions import rows
+from cascades.predictions import markers, rows
 from cascades.predictions.rows import JsonRow, Mode, PredictionRow
 from cascades.runtime import files
 from cascades.types import Predictions
 
 VERSION = 1
-MARKER = '.COMPLETED'
 
 Positive = msgspec.Meta(gt=0)
 
 
-class _Manifest(msgspec.Struct):
+class _TableManifest(msgspec.Struct):
   """Required keys of a manifest; others are kept as they are."""
 
   version: int
@@ -55,8 +53,8 @@ class _Manifest(msgspec.Struct):
 
 
 def shard_name(task: str, mode: Mode, index: int, count: int) -> str:
-  """File name of a shard; the task's name is percent-encoded."""
-  return f'{_stem(task, mode)}.jsonl-{index:05d}-of-{count:05d}'
+  """File name of a shard."""
+  return f'{stem(task, mode)}.jsonl-{index:05d}-of-{count:05d}'
 
 
 def shard_rows(total: int, index: int, count: int) -> range:
@@ -100,8 +98,7 @@ def write_shard(
     lines.append(_json(record) + b'\n')
   data = b''.join(lines)
   path = epath.Path(directory) / shard_name(task, mode, index, count)
-  files.write(path, data)
-  files.write(_marker(path), _json(_summary(data, len(lines), fingerprint)))
+  markers.write(path, data, rows=len(lines), fingerprint=fingerprint)
 
 
 def completed_shards(
@@ -123,7 +120,7 @@ def completed_shards(
   return {
     index
     for index, path in enumerate(paths)
-    if not _defect(path, len(shard_rows(total, index, count)), fingerprint)
+    if not markers.defect(path, rows=len(shard_rows(total, index, count)), fingerprint=fingerprint)
   }
 
 
@@ -132,14 +129,14 @@ def write_manifest(directory: epath.PathLike, manifest: Mapping[str, Any]) -> No
 
   Args:
     directory: Directory of the split.
-    manifest: Origin of the table, with at least the keys of `_Manifest` but for the version.
+    manifest: Origin of the table, with at least the keys of `_TableManifest` but for the version.
 
   Raises:
     ValueError: if a shard is missing or damaged, or a required key is missing or of another type.
   """
   manifest = {'version': VERSION, **manifest}
   _check_manifest(manifest)
-  path = epath.Path(directory) / f'{_stem(manifest["task"], manifest["mode"])}.manifest.json'
+  path = epath.Path(directory) / f'{stem(manifest["task"], manifest["mode"])}.manifest.json'
   _check_shards(path.parent, manifest)
   files.write(path, _json(manifest, indent=2) + b'\n')
 
@@ -257,7 +254,7 @@ def _load_manifest(path: epath.Path) -> Mapping[str, Any]:
 
 
 def _check_manifest(manifest: Any) -> None:
-  version = rows.convert(manifest, _Manifest).version
+  version = rows.convert(manifest, _TableManifest).version
   if version != VERSION:
     raise ValueError(f'version: expected {VERSION} of the format, found {version}')
 
@@ -267,7 +264,7 @@ def _check_shards(directory: epath.Path, manifest: Mapping[str, Any]) -> None:
   for index in range(count):
     path = directory / shard_name(manifest['task'], manifest['mode'], index, count)
     total = len(shard_rows(manifest['rows'], index, count))
-    if defect := _defect(path, total, manifest.get('fingerprint', '')):
+    if defect := markers.defect(path, rows=total, fingerprint=manifest.get('fingerprint', '')):
       defects.append(f'{path.name} {defect}')
   if defects:
     raise ValueError(
@@ -276,33 +273,8 @@ def _check_shards(directory: epath.Path, manifest: Mapping[str, Any]) -> None:
     )
 
 
-def _defect(path: epath.Path, total: int, fingerprint: str) -> str:
-  """Reason why a shard is not complete, or an empty text."""
-  if not path.exists():
-    return 'is missing'
-  if not _marker(path).exists():
-    return f'has no {MARKER} marker'
-  try:
-    marked = json.loads(_marker(path).read_bytes())
-  except ValueError:
-    return 'has an unreadable marker'
-  expected = _summary(path.read_bytes(), total, fingerprint)
-  different = [name for name in expected if marked.get(name) != expected[name]]
-  return ', '.join(
-    f'has {name} {expected[name]!r}, but its marker has {marked.get(name)!r}' for name in different
-  )
-
-
-def _summary(data: bytes, total: int, fingerprint: str) -> dict[str, Any]:
-  digest = hashlib.sha256(data).hexdigest()
-  return {'rows': total, 'bytes': len(data), 'sha256': digest, 'fingerprint': fingerprint}
-
-
-def _marker(path: epath.Path) -> epath.Path:
-  return path.parent / (path.name + MARKER)
-
-
-def _stem(task: str, mode: Mode) -> str:
+def stem(task: str, mode: Mode) -> str:
+  """Beginning of the names of a table's files; the task's name is percent-encoded."""
   return f'{quote(task, safe="")}-{mode}'
 
 

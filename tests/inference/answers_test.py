@@ -30,7 +30,7 @@ def model(trained):
 
 
 def prompts(*texts, width=8):
-  """As an encoder-decoder model reads them; an empty text is filler."""
+  """Prompts of an encoder-decoder model; an empty text pads the batch."""
   tokens = [[*tiny.VOCABULARY.encode(text), 1] if text else [] for text in texts]
   return converters.pad([(np.array(row, np.int32),) for row in tokens], width)
 

@@ -4,10 +4,11 @@ import re
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from etils import epath
 from etils.epath import gpath
 from hypothesis import given, settings
 
-from cascades.predictions import shards
+from cascades.predictions import markers, shards
 from tests import object_store, synthetic_tables
 
 SHARD = 'a-predict.jsonl-00000-of-00002'
@@ -25,9 +26,7 @@ def rewrite(folder, change, name=SHARD):
   path = folder / name
   lines = change(path.read_text('utf-8').splitlines())
   data = ''.join(f'{line}\n' for line in lines).encode()
-  path.write_bytes(data)
-  summary = shards._summary(data, 2 if name == SHARD else 3, '')
-  (folder / f'{name}.COMPLETED').write_text(json.dumps(summary))
+  markers.write(epath.Path(path), data, rows=2 if name == SHARD else 3, fingerprint='')
 
 
 def edit(**changes):

@@ -1,0 +1,63 @@
+"""Markers of complete files: JSON beside a file, written after it, with rows, size and digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from etils import epath
+
+from cascades.runtime import files
+
+SUFFIX = '.COMPLETED'
+
+
+def location(path: epath.Path) -> epath.Path:
+  """Path of a file's marker."""
+  return path.parent / (path.name + SUFFIX)
+
+
+def write(path: epath.Path, data: bytes, *, rows: int, fingerprint: str) -> None:
+  """Write a file and then its marker; in between, the file is not complete.
+
+  Args:
+    path: Path of the file.
+    data: Content of the file.
+    rows: Number of rows in it.
+    fingerprint: Identifies the model, settings and data that the rows were computed from.
+  """
+  location(path).unlink(missing_ok=True)
+  files.write(path, data)
+  summary = {'rows': rows, **_size_and_digest(data), 'fingerprint': fingerprint}
+  files.write(location(path), json.dumps(summary))
+
+
+def defect(path: epath.Path, *, rows: int, fingerprint: str, digest: bool = True) -> str:
+  """Reason why a file is not complete, or an empty text.
+
+  Args:
+    path: Path of the file.
+    rows: Expected number of rows.
+    fingerprint: Expected fingerprint.
+    digest: False compares the size alone, without reading the file.
+  """
+  if not path.exists():
+    return 'is missing'
+  if not location(path).exists():
+    return f'has no {SUFFIX} marker'
+  try:
+    marked = dict(json.loads(location(path).read_bytes()))
+  except (ValueError, TypeError):
+    return 'has an unreadable marker'
+  actual = _size_and_digest(path.read_bytes()) if digest else {'bytes': path.stat().length}
+  expected = {'rows': rows, **actual, 'fingerprint': fingerprint}
+  return ', '.join(
+    f'has {name} {value!r}, but its marker has {marked.get(name)!r}'
+    for name, value in expected.items()
+    if marked.get(name) != value
+  )
+
+
+def _size_and_digest(data: bytes) -> dict[str, Any]:
+  return {'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest()}
