@@ -78,7 +78,7 @@ def said(tmp_path_factory):
 def test_a_full_disk_stops_the_run_and_leaves_the_earlier_checkpoints_whole(said):
   assert 'No space left on device' in said['full']
   assert 'the checkpoint of step 2 could not be written to ' in said['stopped']
-  assert 'Those that were there are untouched: 1.' in said['stopped']
+  assert 'Earlier checkpoints are intact: 1.' in said['stopped']
 
 
 def test_a_run_that_is_to_go_on_writes_again_when_there_is_room(said):

@@ -1,4 +1,4 @@
-"""Reading one checkpoint's arrays, placed and held as asked for."""
+"""Arrays of one checkpoint, read with given shardings, dtypes and quantization."""
 
 from __future__ import annotations
 
@@ -14,47 +14,57 @@ from flax import traverse_util
 from cascades.checkpoints.finished import CheckpointError
 from cascades.models import quantization
 
-Name: TypeAlias = tuple[str, ...]  # of a parameter
+ParameterPath: TypeAlias = tuple[str, ...]
 
 
 def params(
   path: epath.Path,
   like: Any,
-  changes: Mapping[Name, Callable[[Any], Any]] = types.MappingProxyType({}),
+  changes: Mapping[ParameterPath, Callable[[Any], Any]] = types.MappingProxyType({}),
 ) -> Any:
-  """Parameters as `like` holds them, some of them changed.
+  """Reads parameters and changes some of them.
 
-  Those and the ones that are held otherwise on disk come one by one.
+  Parameters that change, or whose quantization differs from that on disk, are read one at a time,
+  so that only one is in memory twice.
+
+  Args:
+    path: the folder of the checkpoint's arrays.
+    like: tree of `jax.ShapeDtypeStruct` or `Quantized`: shapes, dtypes and shardings to return.
+    changes: functions of parameters before quantization, by path.
+
+  Raises:
+    CheckpointError: the checkpoint is damaged, or lacks parameters in these shapes.
   """
   tree = _metadata(path)
   shapes, flat = _shapes_of(tree), traverse_util.flatten_dict(like)
 
-  def stored(name: Name, leaf: Any) -> Any:
+  def as_stored(name: ParameterPath, leaf: Any) -> Any:
     scale = shapes.get((*name, 'scale'))
     if name not in changes and isinstance(leaf, quantization.Quantized) == (scale is not None):
       return leaf
-    wide = quantization.as_float32(leaf)
-    return wide if scale is None else quantization.abstract(wide, scale)
+    unquantized = quantization.as_float32(leaf)
+    return unquantized if scale is None else quantization.abstract(unquantized, scale)
 
-  there = {name: stored(name, leaf) for name, leaf in flat.items()}
-  _check_arrays(path, tree, {'params': traverse_util.unflatten_dict(there)})
-  load = lambda some: traverse_util.flatten_dict(
-    _load(path, {'params': traverse_util.unflatten_dict(some)})['params']
+  stored = {name: as_stored(name, leaf) for name, leaf in flat.items()}
+  _check_arrays(path, tree, {'params': traverse_util.unflatten_dict(stored)})
+  load = lambda leaves: traverse_util.flatten_dict(
+    _load(path, {'params': traverse_util.unflatten_dict(leaves)})['params']
   )
-  alike = {name: leaf for name, leaf in flat.items() if there[name] is leaf}
-  found = load(alike) if alike else {}
-  for name in (name for name in flat if name not in alike):
-    (weight,) = load({name: there[name]}).values()
-    found[name] = quantization.convert(changes.get(name, lambda same: same)(weight), flat[name])
-  return traverse_util.unflatten_dict(found)
+  unchanged = {name: leaf for name, leaf in flat.items() if stored[name] is leaf}
+  params = load(unchanged) if unchanged else {}
+  for name in (name for name in flat if name not in unchanged):
+    (weight,) = load({name: stored[name]}).values()
+    change = changes.get(name, lambda weight: weight)
+    params[name] = quantization.convert(change(weight), flat[name])
+  return traverse_util.unflatten_dict(params)
 
 
-def _shapes_of(tree: Any) -> dict[Name, tuple[int, ...]]:
+def _shapes_of(tree: Any) -> dict[ParameterPath, tuple[int, ...]]:
   flat = traverse_util.flatten_dict(tree.get('params', {}))
   return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
 
-def shapes(path: epath.Path) -> dict[Name, tuple[int, ...]]:
+def shapes(path: epath.Path) -> dict[ParameterPath, tuple[int, ...]]:
   """The shapes of all parameters of a checkpoint."""
   return _shapes_of(_metadata(path))
 
@@ -64,11 +74,11 @@ def _metadata(path: epath.Path) -> Any:
     try:
       return checkpointer.metadata(path).item_metadata.tree
     except (FileNotFoundError, ValueError, KeyError, AttributeError) as error:
-      raise CheckpointError(f'{path} is not a whole checkpoint: {error}.') from error
+      raise CheckpointError(f'{path} is not a complete checkpoint: {error}.') from error
 
 
 def restore(path: epath.Path, like: Any) -> Any:
-  """All of `like`, or an error that names what is not there."""
+  """Reads the arrays of `like`. Raises CheckpointError if some are missing or of other shapes."""
   _check_arrays(path, _metadata(path), like)
   return _load(path, like)
 
@@ -85,18 +95,18 @@ def _load(path: epath.Path, like: Any) -> Any:
           partial_restore=True,
         ),
       )
-    except RuntimeError:  # the device's memory, say
+    except RuntimeError:  # such as out of memory on a device
       raise
-    except Exception as error:  # Orbax raises no narrower one for arrays that it cannot read
+    except Exception as error:  # Orbax raises many types for unreadable arrays
       raise CheckpointError(f'{path} is damaged: {error}') from error
 
 
-def _check_arrays(path: epath.Path, found: Any, wanted: Any) -> None:
-  """Every wanted array is there in its shape, or an error names all that are not."""
-  shapes = {name: tuple(leaf.shape) for name, leaf in _leaves(found)}
+def _check_arrays(path: epath.Path, stored: Any, expected: Any) -> None:
+  """Raises CheckpointError, naming the arrays that are not stored in their expected shapes."""
+  shapes = {name: tuple(leaf.shape) for name, leaf in _leaves(stored)}
   problems = [
     f'{name} is {shapes.get(name, "missing")}, expected {tuple(leaf.shape)}'
-    for name, leaf in _leaves(wanted)
+    for name, leaf in _leaves(expected)
     if shapes.get(name) != tuple(leaf.shape)
   ]
   if problems:

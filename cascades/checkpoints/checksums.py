@@ -1,8 +1,8 @@
-"""Checksums of a checkpoint's files, written before it counts as whole.
+"""Checksums of a checkpoint's files, written before it is finished.
 
-Orbax finds most of what a lost or shortened file does to an array, and a changed byte of one not at
-all. Local files are summed when they are written, in the background, and when they are
-restored; object stores sum theirs themselves, so there only the sizes are looked at.
+Orbax detects most missing or truncated files, but no changed bytes. Local files are checksummed in
+the background of saving, and verified when they are restored. Object stores have checksums of
+their own; only the sizes of their files are verified.
 """
 
 from __future__ import annotations
@@ -25,30 +25,34 @@ _PIECE = 1 << 22  # bytes
 
 
 def write(directory: epath.Path) -> None:
-  """Sums all that lies there."""
-  found = {name: [path.stat().length, _sum(path)] for name, path in _files(directory).items()}
-  files.write(directory / MANIFEST, json.dumps(found, indent=0))
+  """Writes the sizes and checksums of all files in a directory to its manifest."""
+  manifest = {name: [path.stat().length, _crc(path)] for name, path in _files(directory).items()}
+  files.write(directory / MANIFEST, json.dumps(manifest, indent=0))
 
 
 def damage(directory: epath.Path) -> str | None:
-  """What is wrong with the first bad file of those that were written there; None if all is well.
+  """Verifies the files in a directory against its manifest.
 
-  Raises FileNotFoundError if nothing was written down.
+  Returns:
+    A description of the first damaged file; None if there is none.
+
+  Raises:
+    FileNotFoundError: there is no manifest.
   """
   try:
     content = json.loads((directory / MANIFEST).read_text())
-    written = {name: (size, crc) for name, (size, crc) in content.items()}
+    manifest = {name: (size, crc) for name, (size, crc) in content.items()}
   except (ValueError, TypeError, AttributeError) as error:
     return f'{MANIFEST} is damaged ({error})'
-  there = _files(directory)
-  for name, (size, _) in written.items():
-    length = there[name].stat().length if name in there else None
+  present = _files(directory)
+  for name, (size, _) in manifest.items():
+    length = present[name].stat().length if name in present else None
     if length != size:
       return f'{name} {"is missing" if length is None else f"has {length} of {size} bytes"}'
-  paths = [there[name] for name in written]
-  with concurrent.futures.ThreadPoolExecutor() as threads:  # zlib lets go of the interpreter's lock
-    for (name, (_, expected)), found in zip(written.items(), threads.map(_sum, paths), strict=True):
-      if found != expected:
+  paths = [present[name] for name in manifest]
+  with concurrent.futures.ThreadPoolExecutor() as threads:  # zlib releases the interpreter's lock
+    for (name, (_, expected)), crc in zip(manifest.items(), threads.map(_crc, paths), strict=True):
+      if crc != expected:
         return f'{name} has other content than was written'
   return None
 
@@ -65,18 +69,18 @@ def _below(directory: epath.Path) -> Iterator[epath.Path]:
       yield path
 
 
-def _sum(path: epath.Path) -> int | None:
+def _crc(path: epath.Path) -> int | None:
   if '://' in os.fspath(path):
     return None
   stat = os.stat(path)
-  return _sum_of(str(path), stat.st_size, stat.st_mtime_ns)
+  return _cached_crc(str(path), stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _sum_of(path: str, *_: Any) -> int:
-  """Programs ask for a checkpoint's place more than once; an unchanged file is read once."""
-  found = 0
+def _cached_crc(path: str, *_: Any) -> int:
+  """Reads an unchanged file once, though programs locate a checkpoint several times."""
+  crc = 0
   with open(path, 'rb') as file:
     while piece := file.read(_PIECE):
-      found = zlib.crc32(piece, found)
-  return found
+      crc = zlib.crc32(piece, crc)
+  return crc

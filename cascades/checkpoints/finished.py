@@ -1,7 +1,7 @@
-"""Which checkpoints of a run directory are finished, and which of those are whole.
+"""Finished and intact checkpoints of a run directory.
 
-A checkpoint is finished when Orbax has given it its name, or its mark on object stores. It is whole
-if its files are what was written then.
+A checkpoint is finished when Orbax has renamed it, or marked it on object stores. It is intact if
+its files are those that were written.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ METADATA = '_CHECKPOINT_METADATA'
 
 
 class CheckpointError(ValueError):
-  """A checkpoint that is not there, not whole, or not of the model that is asked for."""
+  """A checkpoint that is missing, damaged, or of another model than expected."""
 
 
 def steps(directory: epath.Path) -> dict[int, epath.Path]:
-  """The finished checkpoints, damaged or not. Touches nothing, and no process waits for another."""
+  """Paths of the finished checkpoints by step, intact or not; not a collective operation."""
   named = {p: re.fullmatch(rf'{PREFIX}_(\d+)', p.name) for p in directory.glob(f'{PREFIX}_*')}
   return {
     int(name[1]): path
@@ -42,82 +42,93 @@ def steps(directory: epath.Path) -> dict[int, epath.Path]:
 
 
 def recover(directory: epath.PathLike) -> int | None:
-  """The step of the newest whole checkpoint, for a run that goes on from it.
+  """The step of the newest intact checkpoint, for a run that resumes from it.
 
-  Whatever is damaged and in its way is set aside as damaged_checkpoint_N. Raises CheckpointError if
-  there are checkpoints and all are damaged: to begin anew would be no surprise to hope for.
+  Newer, damaged checkpoints are renamed to damaged_checkpoint_N.
+
+  Returns:
+    The step; None if there are no checkpoints.
+
+  Raises:
+    CheckpointError: all checkpoints are damaged. Training from the start could be a surprise.
   """
   directory = files.absolute(directory)
-  places = steps(directory)
-  unfinished = {p.name for p in directory.glob(f'{PREFIX}_*')} - {p.name for p in places.values()}
+  paths = steps(directory)
+  unfinished = {p.name for p in directory.glob(f'{PREFIX}_*')} - {p.name for p in paths.values()}
   if unfinished and jax.process_index() == 0:
-    log.warning('%s: never finished, and not read: %s.', directory, ', '.join(sorted(unfinished)))
-  if not places:
+    log.warning('%s: unfinished, and not read: %s.', directory, ', '.join(sorted(unfinished)))
+  if not paths:
     return None
-  found = first_whole(directory, sorted(places, reverse=True))
+  newest = first_intact(directory, sorted(paths, reverse=True))
   if jax.process_index() == 0:
-    for step, place in places.items():
+    for step, path in paths.items():
       # Orbax reads the metrics of all.
-      if step > found or metrics(place) is UNREADABLE:
-        _set_aside(place)
+      if step > newest or metrics(path) is UNREADABLE:
+        _set_aside(path)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('recovered')
-  return found
+  return newest
 
 
-def first_whole(directory: epath.Path, wanted: Sequence[int]) -> int:
-  """The first of `wanted` whose checkpoint is whole; all processes get what process 0 finds."""
-  found, reasons = -1, []
-  for number, step in enumerate(wanted if jax.process_index() == 0 else ()):
+def first_intact(directory: epath.Path, candidates: Sequence[int]) -> int:
+  """The first of these steps whose checkpoint is intact.
+
+  A collective operation: process 0 verifies the files, and all processes get its result.
+
+  Raises:
+    CheckpointError: all are damaged.
+  """
+  index, reasons = -1, []
+  for number, step in enumerate(candidates if jax.process_index() == 0 else ()):
     reason = _damage(directory / f'{PREFIX}_{step}')
     if reason is None:
-      found = number
+      index = number
       break
     reasons.append(f'{PREFIX}_{step} is damaged: {reason}')
   if jax.process_count() > 1:
-    found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-  if found < 0:
+    index = int(multihost_utils.broadcast_one_to_all(np.int32(index)))
+  if index < 0:
     raise CheckpointError(
-      f'{directory}: {"; ".join(reasons) or "see process 0"}. Copy it again from where it was '
-      'whole, name another one, or train anew in another MODEL_DIR.'
+      f'{directory}: {"; ".join(reasons) or "see process 0"}. Copy it again from an intact copy, '
+      'name another checkpoint, or train again in another MODEL_DIR.'
     )
   for reason in reasons:
-    log.warning('%s: %s. Going back to %s_%d.', directory, reason, PREFIX, wanted[found])
-  return wanted[found]
+    log.warning('%s: %s. Going back to %s_%d.', directory, reason, PREFIX, candidates[index])
+  return candidates[index]
 
 
-def _damage(place: epath.Path) -> str | None:
-  """What is wrong with a checkpoint, if anything is."""
+def _damage(checkpoint: epath.Path) -> str | None:
+  """A description of the damage to a checkpoint; None if it is intact."""
   try:
-    json.loads((place / METADATA).read_text())
+    json.loads((checkpoint / METADATA).read_text())
   except (ValueError, FileNotFoundError) as error:
     return f'{METADATA} ({error})'
-  if not (place / checksums.MANIFEST).exists():
-    log.warning('%s has no %s: whether it is whole is not known.', place, checksums.MANIFEST)
+  if not (checkpoint / checksums.MANIFEST).exists():
+    log.warning('%s has no %s: its files cannot be verified.', checkpoint, checksums.MANIFEST)
     return None
-  return checksums.damage(place)
+  return checksums.damage(checkpoint)
 
 
-def _set_aside(place: epath.Path) -> None:
-  aside = place.parent / f'damaged_{place.name}'
-  log.warning('%s is set aside as %s.', place, aside.name)
-  if aside.exists():
-    aside.rmtree()
-  place.rename(aside)
+def _set_aside(checkpoint: epath.Path) -> None:
+  renamed = checkpoint.parent / f'damaged_{checkpoint.name}'
+  log.warning('%s is renamed to %s.', checkpoint, renamed.name)
+  if renamed.exists():
+    renamed.rmtree()
+  checkpoint.rename(renamed)
 
 
 UNREADABLE: Mapping[str, float] = types.MappingProxyType({})
 
 
-def metrics(place: epath.Path) -> Mapping[str, float] | None:
-  """What validation said of a checkpoint, if it was validated."""
-  file = place / 'metrics' / 'metrics'
+def metrics(checkpoint: epath.Path) -> Mapping[str, float] | None:
+  """Validation metrics of a checkpoint; None if it has none, UNREADABLE if they are damaged."""
+  file = checkpoint / 'metrics' / 'metrics'
   try:
     return json.loads(file.read_text()) if file.exists() else None
   except ValueError:
     return UNREADABLE
 
 
-def quality(found: Mapping[str, float] | None) -> float:
-  """The greater, the better."""
-  return -found['loss'] if found else -float('inf')
+def quality(metrics: Mapping[str, float] | None) -> float:
+  """The negative validation loss: greater is better."""
+  return -metrics['loss'] if metrics else -float('inf')

@@ -1,9 +1,10 @@
 """Checkpoints of a run directory, through Orbax: `MODEL_DIR/checkpoint_N/state`.
 
-Beside them `model.json` says which model and vocabulary the numbers belong to, so that a
-directory is all that inference, or another run, needs to be told. Directories may be remote.
+`model.json` in the run directory describes the model and its vocabulary, so that inference, or
+another run, needs the directory only. Directories may be remote.
 Checkpoints of a run with `lora` hold adapters, and `MODEL_DIR/base` the weights that they adapt.
-A damaged checkpoint is never read: who asks for the newest or the best gets the next one, loudly.
+A damaged checkpoint is never read: instead of the newest or the best the next one is used, with a
+warning.
 """
 
 from __future__ import annotations
@@ -32,20 +33,27 @@ log = logging.getLogger(__name__)
 Which: TypeAlias = int | Literal['last', 'best']
 
 DESCRIPTION = 'model.json'
-MANIFEST = 'manifest.json'  # of a run that was not trained: what it was made from, and how
+MANIFEST = 'manifest.json'  # source and options of a run that was not trained
 LORA = 'lora'  # of a description: the `lora.Config` of a run that trains adapters
-BASE = 'base'  # beside its checkpoints: the weights that the adapters belong to, as it holds them
+BASE = 'base'  # folder beside its checkpoints with the weights that the adapters belong to
 
 
 class SaveError(CheckpointError):
-  """A checkpoint that could not be written, as when the disk is full; earlier ones are whole."""
+  """A checkpoint that could not be written, as on a full disk; earlier ones are intact."""
 
 
 class Checkpoints:
   """The checkpoints of one run: the newest `keep`, and the one of lowest validation loss.
 
-  Saving copies the state and returns; the writing goes on beside the next steps. A checkpoint
-  counts only once it is whole: Orbax renames it into place, or marks it on object stores.
+  Saving copies the state and returns, and a thread writes it during the next steps. A checkpoint
+  is visible when it is complete: Orbax renames it, or marks it on object stores. Use it as a
+  context manager, which waits for the last checkpoint.
+
+  Args:
+    directory: the run directory.
+    keep: the number of checkpoints besides the best.
+    on_failure: called with a SaveError for a checkpoint that cannot be written; by default it is
+      raised.
   """
 
   def __init__(
@@ -55,7 +63,6 @@ class Checkpoints:
     keep: int = 2,
     on_failure: Callable[[SaveError], None] | None = None,
   ):
-    """A checkpoint that cannot be written is given to `on_failure`; without one it is raised."""
     self._directory = files.absolute(directory)
     self._keep = keep
     self._on_failure = on_failure or _raise
@@ -78,7 +85,7 @@ class Checkpoints:
         step_prefix=finished.PREFIX,
         best_fn=finished.quality,  # without it Orbax does not write what its policies read
         preservation_policy=keep_policy,
-        async_options=ocp.AsyncOptions(post_finalization_callback=self._sum),
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
       ),
     )
 
@@ -86,23 +93,27 @@ class Checkpoints:
     return self
 
   def __exit__(
-    self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType
+    self,
+    error_type: type[BaseException] | None,
+    error: BaseException | None,
+    trace: types.TracebackType,
   ) -> None:
     if error is None:
-      self._on_failure = _raise  # the last checkpoint is the run
+      self._on_failure = _raise  # without its last checkpoint the run is lost
     elif self._on_failure is _raise:
-      self._on_failure = lambda failed: log.warning('%s', failed)
+      self._on_failure = lambda failure: log.warning('%s', failure)
     self._attempt(self._manager.wait_until_finished)
     self._manager.close()
 
   def latest(self) -> int | None:
-    """The step of the newest whole checkpoint."""
+    """The step of the newest finished checkpoint; None if there is none."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any, *, validation_loss: float | None = None) -> None:
-    """Write `state` in the background; a step that is there already is left alone.
+    """Writes `state` in the background, unless the step has a checkpoint already.
 
-    What fails in the background is found at the next `save` or `check`.
+    Failures in the background are reported by the next `save` or `check`. The checkpoint of the
+    lowest `validation_loss` is the best.
     """
     if step in self._manager.all_steps():
       return
@@ -113,54 +124,55 @@ class Checkpoints:
     self._attempt(lambda: self._manager.save(step, args=args, metrics=metrics))
 
   def check(self) -> None:
-    """Whether the last `save` has failed, as far as that is known without waiting for it."""
+    """Reports the failure of a `save` that has ended, without waiting for one that has not."""
     if not self._manager.is_saving_in_progress():
       self._attempt(self._manager.wait_until_finished)
 
   def _attempt(self, write: Callable[[], object]) -> None:
     try:
       write()
-    except Exception as error:  # whatever was raised in Orbax's threads
+    except Exception as error:  # of any type, from Orbax's threads
       self._on_failure(self._failed(error))
 
   def _failed(self, error: Exception) -> SaveError:
-    """Leaves all as if the checkpoint had not been begun."""
-    # Removes what was written of it; what other threads still write, the next run removes.
+    """Removes the incomplete checkpoint and describes the failure."""
+    # The next run removes the files that other threads are still writing.
     self._manager = self._open()
-    there = ', '.join(map(str, self._manager.all_steps())) or 'none'
+    steps = ', '.join(map(str, self._manager.all_steps())) or 'none'
     return SaveError(
       f'the checkpoint of step {self._writing} could not be written to {self._directory} '
-      f'({str(error).splitlines()[0]}). Those that were there are untouched: {there}. Make room, '
-      'and the same command goes on.'
+      f'({str(error).splitlines()[0]}). Earlier checkpoints are intact: {steps}. Free some disk '
+      'space; rerunning the same command resumes training.'
     )
 
-  def _sum(self) -> None:
-    """Orbax calls this when all is written, before the checkpoint gets the name by which it counts.
+  def _write_checksums(self) -> None:
+    """Called by Orbax when all files are written, before it renames the checkpoint.
 
-    In object stores it has its name from the beginning.
+    In object stores the checkpoint has its final name from the beginning.
     """
     if jax.process_index() == 0:
       name = f'{finished.PREFIX}_{self._writing}'
-      (place,) = (p for p in self._directory.glob(f'{name}*') if p.name.split('.')[0] == name)
-      checksums.write(place)
+      (path,) = (p for p in self._directory.glob(f'{name}*') if p.name.split('.')[0] == name)
+      checksums.write(path)
 
   def restore(self, step: int, like: Any) -> Any:
-    """The state of `step`, placed and typed as `like` (arrays or their abstract twins).
+    """Reads the state of a step in the shapes, dtypes and shardings of `like`.
 
-    Raises CheckpointError, naming the arrays, if the checkpoint holds others.
+    Raises:
+      CheckpointError: the checkpoint is damaged, or holds other arrays, which are named.
     """
     self._attempt(self._manager.wait_until_finished)
     return arrays.restore(self._directory / f'{finished.PREFIX}_{step}' / 'state', like)
 
   def save_base(self, params: Any) -> None:
-    """Write the frozen weights that the checkpoints' adapters belong to, and wait for it."""
+    """Writes the frozen weights that the checkpoints' adapters belong to, and waits for it."""
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(self._directory / BASE, {'params': params}, force=True)
     if jax.process_index() == 0:
       checksums.write(self._directory / BASE)
 
   def restore_base(self, like: Any) -> Any:
-    """What `save_base` wrote, placed and held as `like`."""
+    """Reads the weights that `save_base` wrote, in the shardings and dtypes of `like`."""
     return arrays.params(_base(self._directory), like)
 
 
@@ -169,27 +181,28 @@ def _raise(error: SaveError) -> None:
 
 
 def _remove_unfinished(directory: epath.Path) -> None:
-  """What a killed or failed save has left.
+  """Removes incomplete checkpoints of a killed or failed save.
 
-  Not by Orbax's manager: its thread would take away a base that is just being written, and in
-  object stores every folder without Orbax's mark, as those of logs and profiles.
+  Orbax's manager would also remove a base that is being written and, in object stores, folders
+  without its mark, such as logs.
   """
-  for place in ocp.utils.tmp_checkpoints(directory):
-    path = place.get()
+  for temporary in ocp.utils.tmp_checkpoints(directory):
+    path = temporary.get()
     if not re.match(rf'({finished.PREFIX}_\d+|{BASE})(\.|$)', path.name):
       continue
     try:
       path.rmtree()
-    except OSError as error:  # a thread of the failed save still writes there
-      log.warning('%s could not be removed (%s); the next run does it.', path, error)
+    except OSError as error:  # a thread of the failed save is still writing
+      log.warning('%s could not be removed (%s); the next run will do it.', path, error)
 
 
 def is_made(
   directory: epath.PathLike, description: Mapping[str, Any], origin: Mapping[str, Any]
 ) -> bool:
-  """Whether a run that is made of other weights, not trained, is there already.
+  """Checks whether `make` has written this run.
 
-  Raises CheckpointError, naming what differs, if the directory holds another.
+  Raises:
+    CheckpointError: the directory holds another run; the message names the differences.
   """
   check_description(directory, description)
   check_description(directory, origin, MANIFEST)
@@ -204,7 +217,15 @@ def make(
   *,
   config: str = '',
 ) -> None:
-  """Write such a run: what it is, what it was made of, its settings, and checkpoint 0."""
+  """Writes a run directory of weights that were not trained, with checkpoint 0.
+
+  Args:
+    directory: the run directory.
+    params: the weights.
+    description: of the model and vocabulary, written to model.json.
+    origin: the source and options of the conversion, written to manifest.json.
+    config: the operative configuration of the program, written to config.gin.
+  """
   directory = files.absolute(directory)
   with Checkpoints(directory) as checkpoints:
     if jax.process_index() == 0:
@@ -215,25 +236,35 @@ def make(
 
 
 def restore_params(path: epath.PathLike, like: Any, *, which: Which = 'last') -> Any:
-  """Only the parameters of a run (MODEL_DIR) or of one checkpoint (MODEL_DIR/checkpoint_N).
+  """Reads the parameters of a checkpoint, with adapters merged into their base.
 
-  Adapters are merged into their base. `like` says where each array goes and how it is held there;
-  those that change on the way come one after another, so that only one at a time is there twice.
+  Parameters that are merged, or change their quantization, are read one at a time, so that only one
+  is in memory twice.
+
+  Args:
+    path: a run directory (MODEL_DIR) or a checkpoint (MODEL_DIR/checkpoint_N).
+    like: tree of abstract arrays with the shapes, dtypes and shardings to return.
+    which: the checkpoint of a run directory: a step, the last, or the best.
+
+  Raises:
+    CheckpointError: there is no such checkpoint, it is damaged, or of another model.
   """
   directory, step = locate(path, which)
   state = directory / f'{finished.PREFIX}_{step}' / 'state'
   if not (directory / BASE).exists():
     return arrays.params(state, like)
   shapes, flat = arrays.shapes(state), traverse_util.flatten_dict(like)
-  thin = {}
+  abstract = {}
   for name, leaf in flat.items():
     if (*name, 'down') in shapes:
-      place = NamedSharding(quantization.as_float32(leaf).sharding.mesh, PartitionSpec())
-      thin[name] = lora.Adapter._make(
-        jax.ShapeDtypeStruct(shapes[*name, part], 'float32', sharding=place)
-        for part in lora.Adapter._fields
+      replicated = NamedSharding(quantization.as_float32(leaf).sharding.mesh, PartitionSpec())
+      abstract[name] = lora.Adapter._make(
+        jax.ShapeDtypeStruct(shapes[*name, field], 'float32', sharding=replicated)
+        for field in lora.Adapter._fields
       )
-  adapters = traverse_util.flatten_dict(arrays.params(state, traverse_util.unflatten_dict(thin)))
+  adapters = traverse_util.flatten_dict(
+    arrays.params(state, traverse_util.unflatten_dict(abstract))
+  )
   scale = lora.LoraConfig(**read_description(directory)[LORA]).scale
   merge = functools.partial(lora.merge, scale=scale)
   merges = {name: functools.partial(merge, adapter=pair) for name, pair in adapters.items()}
@@ -245,55 +276,62 @@ def _base(directory: epath.Path) -> epath.Path:
     reason = checksums.damage(directory / BASE)
     if reason:
       raise CheckpointError(
-        f'{directory / BASE} is damaged: {reason}. Without these weights the adapters beside them '
-        'are of no use: copy it again from where it was whole.'
+        f'{directory / BASE} is damaged: {reason}. The adapters need these weights: copy them '
+        'again from an intact copy.'
       )
   return directory / BASE
 
 
 def locate(path: epath.PathLike, which: Which = 'last') -> tuple[epath.Path, int]:
-  """Run directory and step of a checkpoint, given as MODEL_DIR or MODEL_DIR/checkpoint_N.
+  """Finds a checkpoint. A collective operation: all processes must call it.
 
-  `which` says the step in the first case: a number, the last, or the one of lowest validation
-  loss. Of several processes all must call. Raises CheckpointError, naming what is there, if it is
-  not; if it is damaged, then only where a number was given.
+  Args:
+    path: a run directory (MODEL_DIR) or a checkpoint (MODEL_DIR/checkpoint_N).
+    which: the checkpoint of a run directory: a step, the last, or the best, that of the lowest
+      validation loss. Damaged ones are skipped unless a step is given.
+
+  Returns:
+    The run directory and the step.
+
+  Raises:
+    CheckpointError: there is no such checkpoint, or it is damaged.
   """
   path = files.absolute(path)
   if named := re.fullmatch(rf'{finished.PREFIX}_(\d+)', path.name):
     path, which = path.parent, int(named[1])
   if not path.is_dir():
-    raise CheckpointError(f'there is no run directory {path}: train it first, or mend the path.')
-  places = finished.steps(path)
-  steps = sorted(places, reverse=True)
+    raise CheckpointError(f'there is no run directory {path}: train it first, or correct the path.')
+  paths = finished.steps(path)
+  steps = sorted(paths, reverse=True)
   if not steps:
     raise CheckpointError(
-      f'{path} holds no whole checkpoint ({finished.PREFIX}_N): the run has not saved one yet.'
+      f'{path} holds no finished checkpoint ({finished.PREFIX}_N): the run has not saved one yet.'
     )
   if isinstance(which, int) and which not in steps:
-    there = ', '.join(map(str, reversed(steps)))
-    raise CheckpointError(f'{path} holds no checkpoint of step {which}; it holds: {there}.')
+    available = ', '.join(map(str, reversed(steps)))
+    raise CheckpointError(f'{path} holds no checkpoint of step {which}; it holds: {available}.')
   if which == 'best':
-    steps.sort(key=lambda step: finished.quality(finished.metrics(places[step])), reverse=True)
-  return path, finished.first_whole(path, steps if isinstance(which, str) else [which])
+    steps.sort(key=lambda step: finished.quality(finished.metrics(paths[step])), reverse=True)
+  return path, finished.first_intact(path, steps if isinstance(which, str) else [which])
 
 
 def identity(directory: epath.PathLike, step: int) -> str:
-  """Tells a checkpoint from any that was, or will be, written in its place."""
+  """A text that differs between checkpoints that are written to the same path."""
   return (epath.Path(directory) / f'{finished.PREFIX}_{step}' / finished.METADATA).read_text()
 
 
 def check_description(
   directory: epath.PathLike, description: Mapping[str, Any], file: str = DESCRIPTION
 ) -> None:
-  """Raises CheckpointError, naming what differs, if the directory says something else."""
+  """Raises CheckpointError, naming the differences, if the directory has another description."""
   path = epath.Path(directory) / file
   if not path.exists():
     return
-  found, wanted = _flat(read_json(path)), _flat(json.loads(_text(description)))
+  stored, expected = _flat(read_json(path)), _flat(json.loads(_text(description)))
   different = [
-    f'{key} is {found.get(key)!r} there and {wanted.get(key)!r} here'
-    for key in dict.fromkeys((*wanted, *found))
-    if found.get(key) != wanted.get(key)
+    f'{key} is {stored.get(key)!r} there and {expected.get(key)!r} here'
+    for key in dict.fromkeys((*expected, *stored))
+    if stored.get(key) != expected.get(key)
   ]
   if different:
     raise CheckpointError(
@@ -305,7 +343,7 @@ def check_description(
 def write_description(
   directory: epath.PathLike, description: Mapping[str, Any], file: str = DESCRIPTION
 ) -> None:
-  """Say what the run's checkpoints are, unless the directory says so already."""
+  """Writes the description of a run. Raises CheckpointError if the directory has another."""
   check_description(directory, description, file)
   path = epath.Path(directory) / file
   if not path.exists():
@@ -317,7 +355,7 @@ def _text(description: Mapping[str, Any]) -> str:
 
 
 def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
-  """One level of nesting less, for messages that name what differs and nothing else."""
+  """Removes a level of nesting, so that messages name single fields."""
   flat: dict[str, Any] = {}
   for key, value in description.items():
     flat |= {f'{key} {k}': v for k, v in value.items()} if isinstance(value, dict) else {key: value}
@@ -325,13 +363,23 @@ def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_of(path: epath.PathLike) -> epath.Path:
-  """The run directory that `path` is, or lies in."""
+  """The run directory of a checkpoint, or the path itself if it is one."""
   path = epath.Path(path)
   return path.parent if re.fullmatch(rf'{finished.PREFIX}_\d+', path.name) else path
 
 
 def read_description(path: epath.PathLike) -> dict[str, Any]:
-  """What the checkpoints of a run directory, or of the one that `path` lies in, are."""
+  """Reads model.json.
+
+  Args:
+    path: a run directory, or one of its checkpoints.
+
+  Returns:
+    The description of the model (`configs.from_description` reads it), and of its vocabulary.
+
+  Raises:
+    CheckpointError: this is no run directory, or the file is damaged.
+  """
   directory = run_of(path)
   file = directory / DESCRIPTION
   if not file.exists():
@@ -343,10 +391,10 @@ def read_description(path: epath.PathLike) -> dict[str, Any]:
 
 
 def read_json(file: epath.Path) -> dict[str, Any]:
-  """What a file says. Raises CheckpointError if it is damaged."""
+  """The content of a JSON file. Raises CheckpointError if it is damaged."""
   try:
     return json.loads(file.read_text())
   except ValueError as error:
     raise CheckpointError(
-      f'{file} is damaged ({error}): copy it again from where it was whole.'
+      f'{file} is damaged ({error}): copy it again from an intact copy.'
     ) from error

@@ -114,7 +114,7 @@ def test_if_all_are_damaged_it_is_an_error_that_names_each_and_says_what_to_do(r
 def test_a_run_goes_on_from_the_previous_one_and_writes_the_damaged_one_anew(run, state, caplog):
   flip(data_file(run, 2))
   assert finished.recover(run) == 1
-  assert 'set aside as damaged_checkpoint_2' in caplog.text
+  assert 'renamed to damaged_checkpoint_2' in caplog.text
   assert (run / 'damaged_checkpoint_2' / 'state').is_dir()
   with store.Checkpoints(run) as checkpoints:
     assert checkpoints.latest() == 1
@@ -134,13 +134,13 @@ def test_an_older_checkpoint_whose_metrics_cannot_be_read_does_not_stop_the_run(
 def test_a_checkpoint_that_was_never_finished_is_named_and_not_read(run, caplog):
   (run / 'checkpoint_2').rename(run / 'checkpoint_2.orbax-checkpoint-tmp')
   assert finished.recover(run) == 1
-  assert 'never finished, and not read: checkpoint_2.orbax-checkpoint-tmp' in caplog.text
+  assert 'unfinished, and not read: checkpoint_2.orbax-checkpoint-tmp' in caplog.text
 
 
 def test_a_checkpoint_without_checksums_is_read_with_a_warning(run, caplog):
   (run / 'checkpoint_2' / checksums.MANIFEST).unlink()
   assert store.locate(run)[1] == 2
-  assert 'whether it is whole is not known' in caplog.text
+  assert 'its files cannot be verified' in caplog.text
 
 
 def test_arrays_that_cannot_be_read_are_a_named_error_even_without_checksums(run, state):

@@ -134,7 +134,7 @@ def test_other_arrays_are_an_error_that_names_them(tmp_path, state):
   ('path', 'which', 'message'),
   [
     ('nowhere', 'last', 'there is no run directory'),
-    ('', 'last', 'no whole checkpoint'),
+    ('', 'last', 'no finished checkpoint'),
     ('run', 9, r'no checkpoint of step 9; it holds: 1'),
     ('run/checkpoint_8', 'last', 'no checkpoint of step 8'),
   ],
