@@ -1,13 +1,15 @@
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 
+import gin
 import numpy as np
 import pytest
 
-from cascades import deferral, evaluate, metrics
+from cascades import cli, deferral, evaluate, metrics
 from cascades.evaluation import grouped, quantities
 from cascades.evaluation.comparison import Settings
 from cascades.evaluation.tables import Tables
@@ -195,6 +197,29 @@ def test_options_of_the_report_are_used(directories, tmp_path, no_figures):
   assert '<h1>Two cascades</h1>' in (tmp_path / 'report.html').read_text()
   cascades = json.loads((tmp_path / 'curves.json').read_text())['cascades']
   assert {len(cascade['curve']['cost']) for cascade in cascades} == {2}
+
+
+def test_every_macro_reaches_the_program():
+  macros = {
+    'SMALL': {'x': 'small'}, 'LARGE': 'large', 'EVAL_OUTPUT_DIR': 'out', 'SPLIT': 'validation',
+    'TASKS': ['b'], 'MODE': 'score', 'METRIC': 'bleu', 'TASK_WEIGHTS': 'uniform', 'COSTS': [2.0],
+    'QUALITIES': [0.5], 'BASELINE': 'x', 'RESAMPLES': 20, 'CONFIDENCE': 0.9, 'SEED': 3,
+    'DEDUPE_INPUTS': True, 'TITLE': 'A title',
+  }  # fmt: skip
+  gin.clear_config()
+  bindings = [f'{name}={value!r}' for name, value in macros.items()]
+  cli.configure('cascades.evaluate', ['runs/evaluate.gin'], bindings)
+  arguments = gin.get_bindings(evaluate.evaluate)
+  gin.clear_config()
+  assert arguments == {
+    'tables': Tables({'x': 'small'}, 'large', 'validation', ['b'], 'score'),
+    'output_dir': 'out',
+    'metric': 'bleu',
+    'settings': Settings('uniform', [2.0], [0.5], 'x', 20, 0.9, 3, dedupe_inputs=True),
+    'report': Report('A title'),
+  }
+  text = (cli.search_path()[0] / 'runs' / 'evaluate.gin').read_text()
+  assert set(re.findall(r'^([A-Z_]+) =', text, re.M)) == set(macros)
 
 
 @pytest.mark.parametrize('metric', ['bleu', metrics.bleu()], ids=['name', 'metric'])

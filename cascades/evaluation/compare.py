@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +33,8 @@ from cascades.predictions import alignment
 from cascades.types import Metric, Predictions, Score
 
 
-class _ModelPair(NamedTuple):
-  """One small model and the large one: statistics [N, K] and scores of the rows of all tasks."""
+class _Candidate(NamedTuple):
+  """A small model beside the large one: statistics [N, K] and scores of the rows of all tasks."""
 
   name: str
   cost: curves.Cost
@@ -73,28 +73,22 @@ def compare(
   pairs = _pairs([*small], settings.baseline)
   sizes_with_repeats = _sizes(large) if settings.dedupe_inputs else {}
   if settings.dedupe_inputs:
-    distinct = list(map(alignment.distinct_inputs, large))
-    large = list(map(alignment.select, large, distinct))
-    small = {name: list(map(alignment.select, own, distinct)) for name, own in small.items()}
+    small, large = _without_repeats(small, large)
   metrics = [_metric(metric, table) for table in large]
   models = {**small, LARGE.name: large}
   judged = {name: list(map(alignment.judge, own, metrics)) for name, own in models.items()}
   layout = pooling.layout([*judged.values()], metrics, settings.weights)
-  model_pairs = [
-    _model_pair(name, judged[name], judged[LARGE.name], scores, metrics, layout) for name in small
+  candidates = [
+    _candidate(name, judged[name], judged[LARGE.name], scores, metrics, layout) for name in small
   ]
-  settings = _resolve(
-    dataclasses.replace(settings, weights=layout.weights), model_pairs[0], layout.subsets[0]
-  )
+  settings = _resolve(settings, candidates[0], layout)
   counts = _draw(large, settings)
   cascades, measurements = [], {}
-  for pair in model_pairs:
-    for score in scores:
-      for subset in layout.subsets:
-        cascade, measured = _cascade(pair, score, subset, counts, settings, metrics[0])
-        cascades.append(cascade)
-        if subset.task == pooling.POOLED:
-          measurements[pair.name, score] = measured
+  for candidate, score, subset in product(candidates, scores, layout.subsets):
+    cascade, values = _cascade(candidate, score, subset, counts, settings, metrics[0])
+    cascades.append(cascade)
+    if subset.task == pooling.POOLED:  # those of every task would fill the memory
+      measurements[candidate.name, score] = values
   return Comparison(
     metric=metrics[0],
     sizes=_sizes(large),
@@ -106,10 +100,10 @@ def compare(
     manifests={name: [table.manifest for table in own] for name, own in models.items()},
     cascades=tuple(cascades),
     differences=tuple(_differences(measurements, pairs, scores, settings.confidence)),
-    answers={pair.name: pair.answers for pair in model_pairs},
+    answers={candidate.name: candidate.answers for candidate in candidates},
     other_metrics=_other_metrics(models, metrics, settings),
     group_accuracy=grouped.accuracy_by_task(
-      {pair.name: pair.answers.score for pair in model_pairs},
+      {candidate.name: candidate.answers.score for candidate in candidates},
       small,
       large,
       resamples=settings.resamples,
@@ -171,6 +165,15 @@ def _draw(tables: Sequence[Predictions], settings: Settings) -> Int[np.ndarray, 
   return bootstrap.draw(sizes, resamples=settings.resamples, seed=settings.seed)
 
 
+def _without_repeats(
+  small: Mapping[str, Sequence[Predictions]], large: Sequence[Predictions]
+) -> tuple[dict[str, list[Predictions]], list[Predictions]]:
+  """Keeps the first row of each distinct input, the same rows in every table of a task."""
+  rows = list(map(alignment.distinct_inputs, large))
+  distinct = {name: list(map(alignment.select, own, rows)) for name, own in small.items()}
+  return distinct, list(map(alignment.select, large, rows))
+
+
 def _metric(metric: Metric | str | None, table: Predictions) -> Metric:
   """Metric of one task."""
   if isinstance(metric, Metric):
@@ -184,14 +187,14 @@ def _metric(metric: Metric | str | None, table: Predictions) -> Metric:
   return metric_library.by_name(name)
 
 
-def _model_pair(
+def _candidate(
   name: str,
   small: Sequence[Predictions],
   large: Sequence[Predictions],
   scores: Mapping[str, Score],
   metrics: Sequence[Metric],
   layout: StatisticsLayout,
-) -> _ModelPair:
+) -> _Candidate:
   pooled = pooling.pool(small)
   by_small, by_large = pooling.statistics(small, metrics), pooling.statistics(large, metrics)
   small_quality, large_quality = (
@@ -201,7 +204,7 @@ def _model_pair(
     for by_task in (by_small, by_large)
   )
   columns = {key: _score(score, pooled, key) for key, score in scores.items()}
-  return _ModelPair(
+  return _Candidate(
     name=name,
     cost=partial(costs.cascade, small=_flops(small), large=_flops(large)),
     small=layout.stack(by_small),
@@ -237,45 +240,49 @@ def _flops(tables: Sequence[Predictions]) -> float:
   return flops.pop()
 
 
-def _resolve(settings: Settings, pair: _ModelPair, pooled: Subset) -> Settings:
-  """Chooses the costs and qualities to report from the first model, if none are given."""
-  ends = pooled.finalize(np.stack([pair.small.sum(axis=0), pair.large.sum(axis=0)]))
+def _resolve(settings: Settings, first: _Candidate, layout: StatisticsLayout) -> Settings:
+  """Fills in the weights, and costs and qualities between the first small model and the large."""
+  finalize = layout.subsets[0].finalize
+  ends = finalize(np.stack([first.small.sum(axis=0), first.large.sum(axis=0)]))
   levels = ends[0] + np.array([0.25, 0.5, 0.75]) * (ends[1] - ends[0])
-  defaults = pair.cost(np.array([0.1, 0.2, 0.3, 0.5]))
+  defaults = first.cost(np.array([0.1, 0.2, 0.3, 0.5]))
   return dataclasses.replace(
     settings,
+    weights=layout.weights,
     costs=tuple(settings.costs) or tuple(defaults.tolist()),
     qualities=tuple(settings.qualities) or tuple(float(f'{level:.3g}') for level in levels),
   )
 
 
 def _cascade(
-  pair: _ModelPair,
-  score: str,
+  candidate: _Candidate,
+  score_name: str,
   subset: Subset,
   counts: Int[np.ndarray, 'R N'],
   settings: Settings,
   metric: Metric,
 ) -> tuple[Cascade, Measurements]:
   rows, columns = subset.rows, subset.columns
-  order, answers = pair.scores[score][rows], pair.answers
-  statistics = pair.small[rows, columns], pair.large[rows, columns]
-  curve = curves.deferral_curve(order, *statistics, subset.finalize, pair.cost)
+  score, answers = candidate.scores[score_name][rows], candidate.answers
+  statistics = candidate.small[rows, columns], candidate.large[rows, columns]
+  curve = curves.deferral_curve(score, *statistics, subset.finalize, candidate.cost)
   rates = np.append(RATES, np.interp(settings.costs, curve.cost, curve.deferral_rate))
-  resamples = bootstrap.resample(counts[:, rows], order, *statistics, subset.finalize, rates=rates)
+  resamples = bootstrap.resample(counts[:, rows], score, *statistics, subset.finalize, rates=rates)
   measurements = quantities.measure(
-    curve, resamples, pair.cost, metric, costs=settings.costs, qualities=settings.qualities
+    curve, resamples, candidate.cost, metric, costs=settings.costs, qualities=settings.qualities
   )
   low, high = bootstrap.interval(measurements[QUALITY].resampled, confidence=settings.confidence)
   contributions = curves.decomposition(
-    order, answers.small_quality[rows], answers.large_quality[rows]
+    score, answers.small_quality[rows], answers.large_quality[rows]
   )
   estimates = {
     quantity: bootstrap.estimate(float(value), resampled, confidence=settings.confidence)
     for quantity, (value, resampled) in measurements.items()
     if quantity != QUALITY
   }
-  cascade = Cascade(pair.name, score, subset.task, curve, *contributions, low, high, estimates)
+  cascade = Cascade(
+    candidate.name, score_name, subset.task, curve, *contributions, low, high, estimates
+  )
   return cascade, measurements
 
 
