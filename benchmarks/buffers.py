@@ -51,7 +51,7 @@ def naive(cell: Cell, loss: losses.CascadeLoss) -> Cell:
     params = optax.apply_updates(state.params, updates)
     return state._replace(params=params, opt_state=opt_state)
 
-  shardings = setup.places(cell.parts.state)
+  shardings = setup.shardings(cell.parts.state)
   return cell._replace(step=jax.jit(step, donate_argnums=0, out_shardings=shardings))
 
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 
 from cascades import losses, plan
+from cascades.data.corpus import Data
 from cascades.models import decoder
 from cascades.performance import topologies
 from cascades.runtime import partitioning
 from cascades.training import optimizers, setup
-from cascades.training.setup import Blueprint
+from cascades.training.setup import AbstractRun, LargeModel, SmallModel, Step
 from cascades.types import Batch, ModelConfig
 
 EFFORT = {'exec_time_optimization_effort': -1.0}
@@ -34,7 +35,7 @@ class Cell(NamedTuple):
   """A training step and its arguments."""
 
   step: jax.stages.Wrapped
-  parts: Blueprint
+  parts: AbstractRun
   batch: Batch
 
   @property
@@ -58,11 +59,12 @@ def cell(
   block_length: int | None = None,
 ) -> Cell:
   """Build a step on the active mesh, for decoder-only rows of `length` positions."""
-  optimizer = optimizers.adafactor(optimizers.constant(1e-3))
-  parts = setup.blueprint(small, large, optimizer, large_dtype=large_dtype)
-  step = setup.compiled_step(parts, optimizer, loss=loss, block_length=block_length)
-  batch = plan.batch_shapes(small, {'inputs': length // 2, 'targets': length // 2}, rows)
-  return Cell(step, parts, batch)
+  step = Step(learning_rate=optimizers.constant(1e-3), loss=loss, block_length=block_length)
+  parts = setup.abstract_run(
+    SmallModel(small), LargeModel(large, dtype=large_dtype), step.transform
+  )
+  data = Data(lengths={'inputs': length // 2, 'targets': length // 2}, batch_size=rows)
+  return Cell(setup.compiled_step(parts, step), parts, plan.batch_shapes(small, data))
 
 
 def mesh(topology: str, count: int | None = None, **axes: int) -> jax.sharding.Mesh:

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 from benchmarks import bars, compiling
 from benchmarks.bars import Measured
 from cascades import cli, losses, plan
+from cascades.data.corpus import Data
 from cascades.models import configs
 from cascades.performance import roofline, topologies
 from cascades.runtime import partitioning
-from cascades.training import optimizers, setup  # fmt: skip
+from cascades.training import optimizers, setup
+from cascades.training.setup import LargeModel, SmallModel, Step
 
 
 class Setting(NamedTuple):
@@ -57,19 +59,24 @@ def model(name: str) -> configs.LanguageModelConfig:
 def plan_of(setting: Setting, *, compiles: bool) -> roofline.Plan:
   small, large = model(setting.small), model(setting.large)
   machines = topologies.of(setting.topology)._replace(can_compile=compiles)
-  optimizer = optimizers.adafactor(optimizers.constant(1e-3))
+  step = Step(
+    learning_rate=optimizers.constant(1e-3),
+    loss=losses.cat_dist,
+    microbatches=setting.microbatches,
+  )
   with partitioning.use(partitioning.make_mesh(**setting.mesh, devices=machines.devices)):
-    program = setup.blueprint(small, large, optimizer, large_dtype=setting.large_dtype)
-    step = setup.compiled_step(
-      program, optimizer, loss=losses.cat_dist, microbatches=setting.microbatches
+    abstract = setup.abstract_run(
+      SmallModel(small), LargeModel(large, dtype=setting.large_dtype), step.transform
     )
-    batch = plan.batch_shapes(small, setting.lengths, setting.batch_size)
+    data = Data(lengths=setting.lengths, batch_size=setting.batch_size)
+    batch = plan.batch_shapes(small, data)
     counts = {
       'small': configs.count_parameters(small),
       'large': configs.count_parameters(large),
     }
     effort = compiling.EFFORT['exec_time_optimization_effort']
-    return plan.measure(step, program, batch, machines, counts, effort=effort)
+    compiled_step = setup.compiled_step(abstract, step)
+    return plan.measure(compiled_step, abstract, batch, machines, counts, effort=effort)
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ def starts(source: str, root: pathlib.Path) -> list[str]:
 def cascade(root: pathlib.Path, name: str, steps: int, tokens: int) -> list[str]:
   directory = root / name
   task = f'--gin_file={directory}/task.gin'
-  short = f'--gin.TRAIN_STEPS={steps} --gin.BATCH_SIZE=1 --gin.train.pack_length={tokens} '
+  short = f'--gin.TRAIN_STEPS={steps} --gin.BATCH_SIZE=1 --gin.PACK_LENGTH={tokens} '
   short += '--gin.VALIDATION_ROWS=64'  # one at a time
   models = {model: f'--gin.MODEL_DIR={directory}/{model} {task} {short}' for model in MODELS}
   infer = f'python -m cascades.infer --gin_file=runs/infer.gin {task} --gin.BATCH_SIZE=32'

@@ -11,6 +11,7 @@ timed separately in the same run. Requires the extra `reference`.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import os
 import time
@@ -69,12 +70,16 @@ def prepared(
   small: ModelConfig, large: ModelConfig | None, loss: losses.CascadeLoss
 ) -> tuple[jax.stages.Wrapped, train_step.TrainState, train_step.Frozen]:
   """Compiled step of AdamW, and its initial state with random weights."""
-  optimizer = optimizers.adamw(optimizers.constant(1e-3), clip_norm=None)
-  program = setup.blueprint(small, large, optimizer)
-  params = init_params(small, 0, program.state.params)
-  frozen = train_step.Frozen(large and init_params(large, 1, program.frozen.large))
-  state = train_step.init_state(params, optimizer, 0)
-  return setup.compiled_step(program, optimizer, loss=loss), state, frozen
+  step = setup.Step(
+    learning_rate=optimizers.constant(1e-3),
+    optimizer=functools.partial(optimizers.adamw, clip_norm=None),
+    loss=loss,
+  )
+  abstract = setup.abstract_run(setup.SmallModel(small), setup.LargeModel(large), step.transform)
+  params = init_params(small, 0, abstract.state.params)
+  frozen = train_step.Frozen(large and init_params(large, 1, abstract.frozen.large))
+  state = train_step.init_state(params, step.transform, 0)
+  return setup.compiled_step(abstract, step), state, frozen
 
 
 def ours(

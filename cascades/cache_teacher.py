@@ -1,14 +1,14 @@
-"""Run a large model once over a task, and keep what training a small one beside it needs of it.
+"""Run a large model once over a task, and store its answers for training a small model.
 
     python -m cascades.cache_teacher --gin_file=runs/cache_teacher.gin
       --gin.CHECKPOINT_PATH=runs/demo/large --gin.TEACHER_CACHE=runs/demo/cache
       --gin.MIXTURE_OR_TASK_NAME=cmudict_g2p --gin.TASK_FEATURE_LENGTHS="{'inputs':16,'targets':16}"
     python -m cascades.train ... --gin.LOSS=@losses.cat_xent --gin.TEACHER_CACHE=runs/demo/cache
 
-Leaves TEACHER_CACHE/<task>/<split>/ (see `teacher_cache`), for every epoch, loss and seed. Without
-TOP_K the first choice for each target token, enough for cat_xent; with TOP_K=16 the log-
-probabilities of so many, for dist and cat_dist too, whose difference from the large model itself
-`teachers.TopK` bounds. An interrupted run goes on with the shards that are missing.
+Writes TEACHER_CACHE/<task>/<split>/ (see `teacher_cache`), for every epoch, loss and seed. Without
+TOP_K it holds the first choice for each target token, enough for cat_xent; with TOP_K=16 the 16
+largest log-probabilities, for dist and cat_dist too, whose difference from the large model itself
+`teachers.TopK` bounds. Rerunning the same command writes the shards that are missing.
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ from etils import epath
 from flax import nnx
 
 from cascades import blocks
-from cascades.checkpoints import store
-from cascades.data import materialize
-from cascades.data.corpus import Corpus
+from cascades.data.corpus import Corpus, Data
 from cascades.data.records import Records
 from cascades.inference import trained_model
 from cascades.runtime import files, partitioning, profiling, progress
-from cascades.tasks.task import Mixture, Task
+from cascades.runtime.partitioning import Devices
 from cascades.tokenizers import vocabularies
 from cascades.training import teacher_cache
 from cascades.training.teacher_cache import AnswerFormat
@@ -40,47 +38,53 @@ log = logging.getLogger(__name__)
 
 
 def cache_teacher(
-  checkpoint_path: str,
+  checkpoint: trained_model.Checkpoint,
   directory: str,
   *,
-  task: Task | Mixture,
-  task_feature_lengths: Mapping[str, int],
+  data: Data,
   splits: Sequence[str] = ('train', 'validation'),
   top_k: int | None = None,
   dtype: str = 'float16',
   vocab_size: int | None = None,
-  which: store.Which = 'last',
-  precision: str | None = None,
-  weights: str = 'float32',
-  batch_size: int = 256,
   shard_rows: int = 1 << 14,
-  mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
-  rules: partitioning.Rules = partitioning.RULES,
-  records_dir: str = materialize.DIRECTORY,
+  devices: Devices = Devices(),
   profile_steps: str | None = None,
   provenance: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
-  """Write the model's answers to the target tokens of `splits`; see the module.
+  """Write a large model's answers to the target tokens of `splits`.
 
-  Log-probabilities are held in `dtype`. `vocab_size` cuts the logits, if the small model has fewer
-  entries. The activations are of type `precision`, by default the model's own, and the parameters
-  held as `weights` says: the defaults are those of training beside the large model.
+  Args:
+    checkpoint: The large model. With `precision` None and `weights` 'float32' it computes as it
+      does when training runs beside it.
+    directory: Directory of the cache.
+    data: The rows; `lengths` must be those of training.
+    splits: Names of splits; a task of a mixture that lacks one is left out.
+    top_k: Number of log-probabilities per token; None stores the first choice alone.
+    dtype: Type that holds the log-probabilities: 'float16', 'bfloat16' or 'float32'.
+    vocab_size: Number of leading logits to choose among, if the small model has fewer entries.
+    shard_rows: Number of rows of a shard.
+    devices: Mesh and sharding rules.
+    profile_steps: Batches to be traced by the profiler, as '10:15'.
+    provenance: Gives the configuration and versions that are recorded in the manifest.
 
-  Raises ValueError, naming what differs, if the directory holds answers of another model, task,
-  vocabulary, length or kind.
+  Raises:
+    ValueError: naming the difference, if the directory holds answers of another model, task,
+      vocabulary, length or format.
   """
   with (
-    partitioning.use(mesh(), rules),
+    devices.use(),
     profiling.Profiler(files.absolute(directory) / 'profile', profile_steps) as profiler,
   ):
-    model = trained_model.load(
-      checkpoint_path, which, rules=rules, precision=precision, weights=weights
-    )
+    model = trained_model.load(checkpoint, rules=devices.rules)
     entries = min(vocab_size or model.vocab_size, model.vocab_size)
-    held = _held(top_k, dtype, entries)
-    answers = _reader(model, held, entries)
-    corpus = Corpus(task, model.vocabulary, model.architecture, task_feature_lengths, records_dir)
-    made_by = {
+    if top_k is not None and not 1 <= top_k <= entries:
+      raise ValueError(
+        f'TOP_K is {top_k}; it must be from 1 to {entries}, or None for first choices alone.'
+      )
+    encoding = AnswerFormat(top_k, dtype)
+    answers = _reader(model, encoding, entries)
+    corpus = data.corpus(model.vocabulary, model.architecture)
+    settings = {
       **model.described,
       'checkpoint_identity': teacher_cache.fingerprint(model.described['checkpoint_identity']),
       'vocab_size': entries,
@@ -88,51 +92,44 @@ def cache_teacher(
       'dtype': dtype,
       'shard_rows': shard_rows,
     }
-    for one, task_splits in task.task_splits(splits):
+    for task, task_splits in data.required_task.task_splits(splits):
       for split in task_splits:
-        (part,) = corpus.open(split, tasks=[one]).per_task
-        place = teacher_cache.location(directory, one.name, split)
-        lengths = corpus.target_lengths(part)
-        identity = made_by | corpus.identity(one, split) | _sizes(lengths, shard_rows, held)
-        _begin(place, identity, provenance(), model)
-        read = functools.partial(
-          _answered, corpus, part, batch_size=batch_size, answers=answers, profiler=profiler
+        (records,) = corpus.open(split, tasks=[task]).per_task
+        lengths = corpus.target_lengths(records)
+        sizes = {
+          'rows': len(lengths),
+          'tokens': int(lengths.sum()),
+          'shards': -(-len(lengths) // shard_rows),
+          'bytes_per_token': encoding.record.itemsize,
+        }
+        location = teacher_cache.location(directory, task.name, split)
+        identity = settings | corpus.identity(task, split) | sizes
+        _write_manifest(location, identity, provenance(), model)
+        answered = functools.partial(
+          _answered,
+          corpus,
+          records,
+          batch_size=data.batch_size,
+          answers=answers,
+          profiler=profiler,
         )
-        _write(place, part, lengths, held, shard_rows, read)
+        _write_shards(location, records, lengths, encoding, shard_rows, answered)
 
 
-def _held(top_k: int | None, dtype: str, vocab_size: int) -> AnswerFormat:
-  if top_k is not None and not 1 <= top_k <= vocab_size:
-    raise ValueError(
-      f'TOP_K is {top_k}; it must be from 1 to {vocab_size}, or None for first choices alone.'
-    )
-  return AnswerFormat(top_k, dtype)
-
-
-def _sizes(lengths: np.ndarray, shard_rows: int, held: AnswerFormat) -> dict[str, Any]:
-  """What a manifest says of rows, tokens and bytes."""
-  return {
-    'rows': len(lengths),
-    'tokens': int(lengths.sum()),
-    'shards': -(-len(lengths) // shard_rows),
-    'bytes_per_token': held.record.itemsize,
-  }
-
-
-def _begin(
-  place: epath.Path,
+def _write_manifest(
+  location: epath.Path,
   identity: Mapping[str, Any],
   provenance: Mapping[str, str],
   model: trained_model.Model,
 ) -> None:
-  """The manifest and the vocabulary, unless they are there."""
-  moved = ('checkpoint',)  # the same model at another place is the same
-  kept = {name: value for name, value in identity.items() if name not in moved}
+  """Write the manifest and the vocabulary, unless they exist; raise if they differ."""
+  # The same checkpoint in another directory is the same model.
+  compared = {name: value for name, value in identity.items() if name != 'checkpoint'}
   notes = {'tail': teacher_cache.TAIL, 'checkpoint': identity['checkpoint'], **provenance}
   first = jax.process_index() == 0
-  teacher_cache.begin(place, kept, notes, write=first)
+  teacher_cache.begin(location, compared, notes, write=first)
   if first:
-    vocabularies.save(model.vocabulary, place)
+    vocabularies.save(model.vocabulary, location)
 
 
 def _reader(
@@ -159,63 +156,62 @@ def _reader(
 
 def _answered(
   corpus: Corpus,
-  part: Records,
+  records: Records,
   rows: range,
   *,
   batch_size: int,
   answers: Callable[[Batch], Any],
   profiler: profiling.Profiler,
 ) -> Iterator[tuple[int, Any]]:
-  """For each batch of these rows how many it has, and the answers to all their target tokens."""
-  for count, batch in enumerate(corpus.ordered(part, rows, batch_size=batch_size), 1):
+  """Yield the number of rows of each batch, and the answers to all their target tokens."""
+  for count, batch in enumerate(corpus.ordered(records, rows, batch_size=batch_size), 1):
     with profiler.step(count):
-      found = answers(batch)
+      columns = answers(batch)
     targets = np.asarray(batch.weights) > 0
-    kept = jax.tree.map(lambda column, targets=targets: np.asarray(column)[targets], found)
-    yield min(batch_size, len(rows) - (count - 1) * batch_size), kept
+    tokens = jax.tree.map(lambda column, targets=targets: np.asarray(column)[targets], columns)
+    yield min(batch_size, len(rows) - (count - 1) * batch_size), tokens
 
 
-def _size(found: tuple[int, Any]) -> tuple[int, int]:
-  """How many rows, and tokens of them."""
-  return found[0], len(found[1].ids)
+def _count_rows_and_tokens(batch: tuple[int, Any]) -> tuple[int, int]:
+  return batch[0], len(batch[1].ids)
 
 
-def _write(
-  place: epath.Path,
-  part: Records,
+def _write_shards(
+  location: epath.Path,
+  records: Records,
   lengths: np.ndarray,
-  held: AnswerFormat,
+  encoding: AnswerFormat,
   shard_rows: int,
   answered: Callable[[range], Iterator[tuple[int, Any]]],
 ) -> None:
-  """The shards that are missing."""
+  """Write the shards that are missing."""
   shards = {
-    index: range(begin, min(begin + shard_rows, len(part)))
-    for index, begin in enumerate(range(0, len(part), shard_rows))
+    index: range(begin, min(begin + shard_rows, len(records)))
+    for index, begin in enumerate(range(0, len(records), shard_rows))
   }
-  done = teacher_cache.complete_shards(place, len(shards))
+  done = teacher_cache.complete_shards(location, len(shards))
   # All must answer the same shards, and others may see another disk than the one that writes.
   needed = partitioning.from_process_0(np.array([index not in done for index in shards]))
   missing = {index: shards[index] for index in np.flatnonzero(needed).tolist()}
   report = progress.counted(
-    f'{part.manifest.task} {part.manifest.split} row',
+    f'{records.manifest.task} {records.manifest.split} row',
     sum(map(len, missing.values())),
-    _size,
+    _count_rows_and_tokens,
   )
   for index, rows in missing.items():
-    records = [held.pack(found) for _, found in report(answered(rows))]
+    packed = [encoding.pack(tokens) for _, tokens in report(answered(rows))]
     if jax.process_index() == 0:
-      ids = [record.row.id for record in part.read(rows)]
+      ids = [record.row.id for record in records.read(rows)]
       teacher_cache.write_shard(
-        place, index, ids, lengths[rows.start : rows.stop], np.concatenate(records)
+        location, index, ids, lengths[rows.start : rows.stop], np.concatenate(packed)
       )
   if jax.process_index() == 0:
-    size = sum(path.stat().length for path in place.iterdir())
+    size = sum(path.stat().length for path in location.iterdir())
     log.info(
       '%s: %d rows, %d tokens, %s bytes in %s; %d bytes a token, %.1f with index and ids '
-      '(%d of %d shards were there)',
-      *(part.name, len(part), lengths.sum(), f'{size:,}', place, held.record.itemsize),
-      *(size / lengths.sum(), len(shards) - len(missing), len(shards)),
+      '(%d of %d shards existed)',
+      *(records.name, len(records), lengths.sum(), f'{size:,}', location),
+      *(encoding.record.itemsize, size / lengths.sum(), len(shards) - len(missing), len(shards)),
     )
 
 

@@ -23,7 +23,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -57,9 +57,11 @@ _SOME_PROGRAMS = {
 # Modules that bindings on the command line may name without an import.
 _USUAL = (
   'cascades.losses',
+  'cascades.data.corpus',
   'cascades.models.lora',
   'cascades.metrics',
   'cascades.training.optimizers',
+  'cascades.training.setup',
   'cascades.runtime.partitioning',
   'cascades.runtime.stopping',
   'cascades.training.train_step',
@@ -84,8 +86,14 @@ _MODULES = {
   ),
   'cascades.prune': (*_USUAL, 'cascades.models.pruning'),
   'cascades.plan': ('cascades.train', *_USUAL),
+  'cascades.infer': ('cascades.inference.trained_model', *_USUAL),
+  'cascades.cache_teacher': ('cascades.inference.trained_model', *_USUAL),
 }  # fmt: skip
-_LIKE = {'cascades.plan': 'train.train'}  # programs that take another's bindings
+# Files that are read after those of the command, and the macros that stay required after them.
+_LAST_FILES = {'cascades.plan': ['runs/plan.gin']}
+_REQUIRED = {
+  'cascades.plan': {'BATCH_SIZE', 'TASK_FEATURE_LENGTHS', 'LEARNING_RATE', 'TRAIN_STEPS'}
+}
 _VERSIONS = ('cascades', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sacrebleu')
 
 
@@ -138,13 +146,11 @@ def _main(program: str, argv: Sequence[str] | None) -> None:
     with ending(program, traceback=_TRACEBACK.value):
       _start_processes()
       large = _flag('large_model') and model_of(program, _flag('large_model'), _SEARCH_PATHS.value)
-      flagged = [f'plan.topology={_flag("topology") or ""!r}'] if program in _LIKE else []
-      configure(program, _FILES.value, [*_BINDINGS.value, *flagged], _SEARCH_PATHS.value)
-      if program in _LIKE:
-        take_over(function, _LIKE[program])
-      else:
-        _finalize()
-      _call(function, {'large': large} if large else {})
+      configure(program, _FILES.value, _BINDINGS.value, _SEARCH_PATHS.value)
+      if large:
+        gin.bind_parameter('LARGE_MODEL/macro.value', large)
+      _finalize(_REQUIRED.get(program))
+      _call(function)
 
   arguments = list(sys.argv if argv is None else argv)
   # --gin.NAME=value is short for --gin_bindings=NAME=value.
@@ -197,7 +203,7 @@ def configure(
   preamble = ['from __gin__ import dynamic_registration', *imports]
   absl_logging.set_verbosity(absl_logging.FATAL)  # gin reports every folder that it looks into
   try:
-    for file in files:
+    for file in [*files, *_LAST_FILES.get(program, [])]:
       gin.parse_config_file(file)
     gin.parse_config([*preamble, *(_completed(binding, program) for binding in bindings)])
   except (ValueError, NameError, AttributeError, SyntaxError) as error:
@@ -209,39 +215,26 @@ def configure(
 
 
 def model_of(program: str, file: str, search_paths: Sequence[str] = ()) -> Any:
-  """The MODEL that a gin file describes, alone: nothing of it stays bound."""
+  """The MODEL of a gin file. The configuration is empty before and after."""
   gin.clear_config()
-  configure(program, [file], [f'{program.rpartition(".")[2]}.small = %MODEL'], search_paths)
-  model = gin.get_bindings(importlib.import_module(program).plan)['small']
+  configure(program, [file], ['LARGE_MODEL = %MODEL'], search_paths)
+  model = gin.get_bindings('setup.LargeModel')['config']
   gin.clear_config()
   return model
 
 
-def take_over(function: Callable[..., Any], other: str) -> None:
-  """What is bound of the `other` program holds for `function`, where it has the same argument.
-
-  What the recipe still asks for, `gin.REQUIRED`, counts as not given.
-  """
-  name = gin.get_configurable(function).__name__
-  name = f'{name}.{name}'
-  own = gin.get_bindings(name, resolve_references=False)
-  known = inspect.signature(function).parameters
-  for argument, value in gin.get_bindings(other, resolve_references=False).items():
-    macro = re.fullmatch(r'%(\w+)', str(value))
-    said = str(gin.query_parameter(f'{macro[1]}/macro.value')) if macro else ''
-    if said != '%gin.REQUIRED' and argument in known and argument not in own:
-      gin.bind_parameter(f'{name}.{argument}', value)
-
-
-def _finalize() -> None:
+def _finalize(required: set[str] | None = None) -> None:
+  """Check that every required macro is set; those that are not in `required` become None."""
+  if required is not None:
+    macros = re.findall(r'^(\w+) = %gin\.REQUIRED$', gin.config_str(), re.MULTILINE)
+    for name in set(macros) - required:
+      gin.bind_parameter(f'{name}/macro.value', None)
   try:
     gin.finalize()
   except ValueError as error:
-    missing = re.match(r'(\w+)/macro.value set to `%gin.REQUIRED`', str(error))
-    if missing:
-      raise ValueError(
-        f'{missing[1]} is required: set it with --gin.{missing[1]}=VALUE.'
-      ) from error
+    name = re.match(r'(\w+)/macro.value set to `%gin.REQUIRED`', str(error))
+    if name:
+      raise ValueError(f'{name[1]} is required: set it with --gin.{name[1]}=VALUE.') from error
     raise
 
 
@@ -264,12 +257,11 @@ def provenance() -> dict[str, str]:
   }
 
 
-def _call(function: Callable[..., Any], flagged: Mapping[str, Any]) -> None:
-  settings = dict(flagged)
+def _call(function: Callable[..., Any]) -> None:
+  given = {name: _flag(name) for name in ('topology', 'profile_steps')}
+  settings: dict[str, Any] = {name: value for name, value in given.items() if value}
   if 'provenance' in inspect.signature(function).parameters:
     settings['provenance'] = provenance
-  if _flag('profile_steps'):
-    settings['profile_steps'] = _flag('profile_steps')
   gin.get_configurable(function)(**settings)
 
 
@@ -338,7 +330,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def _suggestion(message: str, modules: Iterable[str]) -> str:
-  """Configurable names close to the dotted name in an error."""
+  """Names that an error's unknown name may stand for."""
   unknown = re.search(r'selector ([\w.]+)|@([\w.]+)', message)
   names = {
     f'{name.rpartition(".")[2]}.{key}': None
@@ -347,6 +339,10 @@ def _suggestion(message: str, modules: Iterable[str]) -> str:
     if not key.startswith('_')
   }
   near = difflib.get_close_matches((unknown[1] or unknown[2]) if unknown else '', names, 3, 0.6)
+  parameter = re.search(r"doesn't have a parameter named '(\w+)'", message)
+  if parameter:  # perhaps of a config object, as train.log_every is of setup.Schedule
+    bound = rf'^([\w.]+\.{parameter[1]}) = (?:%(\w+))?'
+    near = [macro or name for name, macro in re.findall(bound, gin.config_str(), re.MULTILINE)]
   return f'\n  Did you mean {" or ".join(near)}?' if near else ''
 
 

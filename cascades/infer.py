@@ -11,6 +11,7 @@ goes on with the shards that are missing.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -23,51 +24,68 @@ import numpy as np
 from etils import epath
 
 from cascades.checkpoints import store
-from cascades.data import materialize
-from cascades.data.corpus import Corpus
+from cascades.data.corpus import Data
 from cascades.data.records import Records
 from cascades.inference import answers, trained_model
 from cascades.interop import companions
 from cascades.predictions import rows, shards
 from cascades.runtime import files, partitioning, profiling, progress
+from cascades.runtime.partitioning import Devices
 from cascades.tasks import chats
-from cascades.tasks.task import Mixture, Task
 
 log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class DecodingOptions:
+  """How answers are decoded.
+
+  Attributes:
+    temperature: 0 is greedy; otherwise tokens are drawn at this temperature.
+    top_k: Draws among so many most probable tokens; None among all.
+    top_p: Draws among the most probable tokens that together have this probability; None among all.
+    seed: Seed of the draws. A row's answer depends on it and on the row's number alone.
+  """
+
+  temperature: float = 0.0
+  top_k: int | None = None
+  top_p: float | None = None
+  seed: int = 0
+
+
 def infer(
-  checkpoint_path: str,
+  checkpoint: trained_model.Checkpoint,
   infer_output_dir: str,
   *,
-  task: Task | Mixture,
-  task_feature_lengths: Mapping[str, int],
+  data: Data,
   splits: Sequence[str] = ('test',),
   mode: rows.Mode = 'predict',
   candidates: answers.Candidates = 'targets',
-  which: store.Which = 'last',
-  temperature: float = 0.0,
-  top_k: int | None = None,
-  top_p: float | None = None,
-  seed: int = 0,
   prompts: chats.PromptFormat | None = None,
-  precision: str = 'float32',
-  weights: str | None = None,
-  batch_size: int = 256,
+  decoding_options: DecodingOptions = DecodingOptions(),
   shard_rows: int = 4096,
-  mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
-  rules: partitioning.Rules = partitioning.RULES,
-  records_dir: str = materialize.DIRECTORY,
+  devices: Devices = Devices(),
   profile_steps: str | None = None,
   provenance: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
-  """Write the model's tables of `splits`; see the module.
+  """Write a model's tables of predictions for the splits of a task.
 
-  `prompts` changes how rows are asked: `chats.chat` puts the model's own chat template around each.
-  Answers have at most `task_feature_lengths['targets']` tokens. `precision` is the type of the
-  activations, and of the parameters unless `weights` says 'bfloat16' or 'int8' of those: thresholds
-  on log-probabilities drift with it, so it is float32 unless asked otherwise, and both are in the
-  manifest. Shards have about `shard_rows` rows.
+  Args:
+    checkpoint: The model. Both types of its numbers are recorded in the manifest.
+    infer_output_dir: Directory of the tables, one a split and task.
+    data: The rows. Answers have at most `lengths['targets']` tokens.
+    splits: Names of splits; a task of a mixture that lacks one is left out.
+    mode: 'predict' decodes answers; 'score' computes log-probabilities of given ones.
+    candidates: Answers that are scored: a row's 'targets', or each of its 'options'.
+    prompts: Changes the prompt of a row: `chats.chat` applies the model's own chat template.
+    decoding_options: Temperature and seed of mode 'predict'.
+    shard_rows: Approximate number of rows of a shard.
+    devices: Mesh and sharding rules.
+    profile_steps: Batches to be traced by the profiler, as '10:15'.
+    provenance: Gives the configuration and versions that are recorded in the manifest.
+
+  Raises:
+    ValueError: for an unknown mode, or shards of other settings in the directory.
   """
   read_out: dict[str, Callable[..., answers.RowReader]] = {
     'predict': answers.predictor,
@@ -75,39 +93,41 @@ def infer(
   }
   if mode not in read_out:
     raise ValueError(f'mode is {mode!r}; it must be one of {", ".join(read_out)}.')
-  how = {'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'seed': seed}
-  settings = (how if mode == 'predict' else {'candidates': candidates}) | {
-    'max_tokens': task_feature_lengths['targets']
-  }
+  options = (
+    dataclasses.asdict(decoding_options) if mode == 'predict' else {'candidates': candidates}
+  )
+  settings = options | {'max_tokens': data.lengths['targets']}
   directory = files.absolute(infer_output_dir)
   with (
-    partitioning.use(mesh(), rules),
+    devices.use(),
     profiling.Profiler(directory / 'profile', profile_steps) as profiler,
   ):
-    model = trained_model.load(
-      checkpoint_path, which, rules=rules, precision=precision, weights=weights
-    )
-    answer = read_out[mode](model, batch_size, profiler, **settings)
-    beside = store.locate(checkpoint_path, which)[0] / companions.FOLDER
-    for one, task_splits in task.task_splits(splits):
-      asked = prompts(one, beside) if prompts else one
-      corpus = Corpus(
-        asked, model.vocabulary, model.architecture, task_feature_lengths, records_dir
-      )
-      answer_one = functools.partial(answer, corpus)
-      judges = answers.metric_names(one.metrics, candidates if mode == 'score' else None)
+    model = trained_model.load(checkpoint, rules=devices.rules)
+    answer = read_out[mode](model, data.batch_size, profiler, **settings)
+    companion_files = store.locate(checkpoint.path, checkpoint.which)[0] / companions.FOLDER
+    for task, task_splits in data.required_task.task_splits(splits):
+      prompted = prompts(task, companion_files) if prompts else task
+      corpus = data.corpus(model.vocabulary, model.architecture, task=prompted)
+      judges = answers.metric_names(task.metrics, candidates if mode == 'score' else None)
       for split in task_splits:
         described = {
           **model.described,
-          'task': one.name,
-          'definition': asked.version,
+          'task': task.name,
+          'definition': prompted.version,
           'split': split,
           'mode': mode,
           'decoding': settings,
           'metrics': judges,
         }
-        (part,) = corpus.open(split).per_task
-        _write_table(directory / split, part, described, shard_rows, answer_one, provenance)
+        (records,) = corpus.open(split).per_task
+        _write_table(
+          directory / split,
+          records,
+          described,
+          shard_rows,
+          functools.partial(answer, corpus),
+          provenance,
+        )
 
 
 def _write_table(

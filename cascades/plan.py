@@ -1,32 +1,34 @@
-"""What a training run would need of machines that are not there yet.
+"""Predict the resource use of a training run on devices that are not attached.
 
     python -m cascades.plan --gin_file=recipes/c4_small.gin --topology=v5e:4x4 \\
       --large_model=models/t5_large.gin --gin.LOSS=@losses.cat_xent
 
 Takes the recipe, the bindings and the mesh of `cascades.train`, compiles the same step for the
 topology, and prints parameters, memory, FLOPs, collectives and the roofline; the same as JSON in
-`output`. Nothing is read but gin files and, if it is there, the large checkpoint's model.json.
+`output`. Only gin files are read and, if it exists, the large checkpoint's model.json.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cascades import losses
 from cascades.checkpoints import store
-from cascades.models import configs, lora
+from cascades.data.corpus import Data
+from cascades.models import configs
 from cascades.performance import flops, roofline, topologies
 from cascades.performance.roofline import Plan
 from cascades.performance.topologies import Topology
 from cascades.runtime import files, partitioning
-from cascades.training import optimizers, setup, train_step, utilization
-from cascades.training.setup import Blueprint
+from cascades.runtime.partitioning import Devices
+from cascades.training import setup, utilization
+from cascades.training.setup import AbstractRun, LargeModel, SmallModel, Step
 from cascades.types import Batch, ModelConfig
 
 log = logging.getLogger(__name__)
@@ -35,133 +37,130 @@ log = logging.getLogger(__name__)
 def plan(
   topology: str = '',
   *,
-  small: ModelConfig | None = None,
-  large: ModelConfig | None = None,
-  task_feature_lengths: Mapping[str, int],
-  batch_size: int,
-  learning_rate: optimizers.Schedule,
-  optimizer: optimizers.Optimizer = optimizers.adafactor,
-  loss: losses.CascadeLoss = losses.xent,
-  large_checkpoint_path: str | None = None,
-  large_dtype: str = 'float32',
-  initial_checkpoint_path: str | None = None,
-  adapters: lora.LoraConfig | None = None,
-  normalizer: train_step.Normalizer | float = train_step.valid_tokens,
-  microbatches: int = 1,
-  block_length: int | None = None,
-  readout_gradient_dtype: str = 'float32',
-  pack_length: int | None = None,
-  mesh: Callable[..., jax.sharding.Mesh] = partitioning.make_mesh,
-  rules: partitioning.Rules = partitioning.RULES,
-  large_rules: partitioning.Rules | None = None,
-  accept: train_step.Accept = train_step.finite,
+  small: SmallModel,
+  data: Data,
+  step: Step,
+  large: LargeModel = LargeModel(),
+  devices: Devices = Devices(),
   effort: float = 0.0,
   output: str = 'runs/plan.json',
 ) -> Plan:
-  """Plan `train.train` with these arguments on a `topology` such as v4:2x2x4.
+  """Plan `train.train` with the same arguments on other devices.
 
-  `large` stands for the large checkpoint while there is none. Raises ValueError for settings that
-  do not fit together; a step that does not fit into memory is a result. An `effort` of -1 lets the
-  compiler take less time, a fifth for large models, and makes a somewhat worse program.
+  Args:
+    topology: Devices such as v4:2x2x4 or v5e:4x4.
+    small: The model that is trained.
+    data: The shape of batches; its task is not read.
+    step: The computation of a training step.
+    large: The frozen large model; its `config` stands for a checkpoint that does not exist yet.
+    devices: Mesh and sharding rules.
+    effort: Effort of the compiler. -1 takes a fifth of the time for large models, and makes a
+      somewhat worse program.
+    output: File of the plan as JSON; empty for none.
+
+  Returns:
+    The plan. That a step does not fit into memory is a result.
+
+  Raises:
+    ValueError: for settings that do not fit together.
   """
-  found = topologies.of(topology)
-  small = small or _model_of(initial_checkpoint_path, 'MODEL', 'INITIAL_CHECKPOINT_PATH')
-  if large is None and large_checkpoint_path is not None:
-    large = _model_of(large_checkpoint_path, '--large_model', 'LARGE_CHECKPOINT_PATH')
-  transform = optimizer(learning_rate)
-  with partitioning.use(mesh(devices=found.devices), rules):
-    parts = setup.blueprint(
-      small,
-      large,
-      transform,
-      adapters=adapters,
-      large_dtype=large_dtype,
-      rules=rules,
-      large_rules=large_rules,
+  if not topology:
+    raise ValueError('no devices are given: name some, as --topology=v4:2x2x4 or v5e:4x4 does.')
+  target = topologies.of(topology)
+  config = small.config or _config_of(
+    small.initial_checkpoint_path, 'MODEL', 'INITIAL_CHECKPOINT_PATH'
+  )
+  small = dataclasses.replace(small, config=config)
+  if large.config is None and large.checkpoint_path is not None:
+    path = large.checkpoint_path
+    large = dataclasses.replace(
+      large, config=_config_of(path, '--large_model', 'LARGE_CHECKPOINT_PATH')
     )
-    batch = batch_shapes(small, task_feature_lengths, batch_size, pack_length)
-    step = setup.compiled_step(
-      parts,
-      transform,
-      loss=loss,
-      normalizer=normalizer,
-      microbatches=microbatches,
-      block_length=block_length,
-      gradient_dtype=readout_gradient_dtype,
-      accept=accept,
-    )
-    sizes = {'small': small, 'large': large}
-    counts = {k: configs.count_parameters(v) for k, v in sizes.items() if v is not None}
-    made = measure(step, parts, batch, found, counts, effort=effort)
-  log.info('%s\n%s', topology, roofline.format_table(made))
+  with devices.use(devices=target.devices):
+    abstract = setup.abstract_run(small, large, step.transform, rules=devices.rules)
+    batch = batch_shapes(config, data)
+    models = {'small': config, 'large': large.config}
+    parameters = {
+      name: configs.count_parameters(model) for name, model in models.items() if model is not None
+    }
+    compiled_step = setup.compiled_step(abstract, step)
+    result = measure(compiled_step, abstract, batch, target, parameters, effort=effort)
+  log.info('%s\n%s', topology, roofline.format_table(result))
   if output:
-    files.write(files.absolute(output), json.dumps(roofline.to_json(made), indent=2))
-  return made
+    files.write(files.absolute(output), json.dumps(roofline.to_json(result), indent=2))
+  return result
 
 
 def measure(
   step: jax.stages.Wrapped,
-  parts: Blueprint,
+  abstract: AbstractRun,
   batch: Batch,
-  found: Topology,
-  counts: Mapping[str, int],
+  topology: Topology,
+  parameters: Mapping[str, int],
   *,
   effort: float = 0.0,
 ) -> Plan:
-  """Count the step's work, and compile it if that can be done here."""
-  arguments = parts.state, parts.frozen, batch
-  needs = utilization.needs(parts, batch)
-  result = Plan(
-    found,
-    counts,
+  """Count a step's operations and bytes, and compile it if libtpu is installed.
+
+  Args:
+    step: The result of `setup.compiled_step`.
+    abstract: The run's abstract arrays.
+    batch: An abstract batch.
+    topology: The devices.
+    parameters: Number of parameters of each model.
+    effort: Effort of the compiler, as in `plan`.
+  """
+  arguments = abstract.state, abstract.frozen, batch
+  needs = utilization.needs(abstract, batch)
+  uncompiled = Plan(
+    topology,
+    parameters,
     {
-      'trained parameters': roofline.device_bytes(parts.state.params),
-      'optimiser state': roofline.device_bytes(parts.state.opt_state),
-      'frozen parameters': roofline.device_bytes(parts.frozen),
+      'trained parameters': roofline.device_bytes(abstract.state.params),
+      'optimiser state': roofline.device_bytes(abstract.state.opt_state),
+      'frozen parameters': roofline.device_bytes(abstract.frozen),
       'batch': roofline.device_bytes(batch),
     },
     flops.flops_of(step, *arguments),
     needs.step + needs.token * batch.targets.size,
     batch.targets.size,
   )
-  if not found.can_compile:
-    return result
+  if not topology.can_compile:
+    return uncompiled
   options: Any = {'exec_time_optimization_effort': effort} if effort else None
   try:
-    compiled = step.lower(*arguments).compile(compiler_options=options)
-    return result._replace(compiled=roofline.analyze(compiled))
+    program = step.lower(*arguments).compile(compiler_options=options)
+    return uncompiled._replace(compiled=roofline.analyze(program))
   except jax.errors.JaxRuntimeError as error:
     refused = roofline.out_of_memory(error)
     if refused is None:
       raise
-    return result._replace(compile_error=refused)
+    return uncompiled._replace(compile_error=refused)
 
 
-def batch_shapes(
-  small: ModelConfig, lengths: Mapping[str, int], batch_size: int, pack_length: int | None = None
-) -> Batch:
-  """A batch as training makes it, on the mesh that is in use."""
+def batch_shapes(small: ModelConfig, data: Data) -> Batch:
+  """An abstract training batch on the active mesh."""
   sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(partitioning.BATCH))
 
-  def make(width: int, dtype: str = 'int32') -> Any:
-    return jax.ShapeDtypeStruct((batch_size, width), dtype, sharding=sharding)
+  def array(width: int, dtype: str = 'int32') -> Any:
+    return jax.ShapeDtypeStruct((data.batch_size, width), dtype, sharding=sharding)
 
+  lengths, packed = data.lengths, data.pack_length is not None
   if small.architecture == 'encoder_decoder':
-    width, encoder = lengths['targets'], make(lengths['inputs'])
+    width, encoder = lengths['targets'], array(lengths['inputs'])
   else:
-    width, encoder = pack_length or lengths['inputs'] + lengths['targets'], None
-  packed = pack_length is not None
+    width, encoder = data.pack_length or lengths['inputs'] + lengths['targets'], None
   return Batch(
-    inputs=make(width),
-    targets=make(width),
-    weights=make(width, 'float32'),
+    inputs=array(width),
+    targets=array(width),
+    weights=array(width, 'float32'),
     encoder=encoder,
-    segments=make(width) if packed else None,
-    positions=make(width) if packed else None,
+    segments=array(width) if packed else None,
+    positions=array(width) if packed else None,
   )
 
 
-def _model_of(path: str | None, instead: str, name: str) -> ModelConfig:
+def _config_of(path: str | None, instead: str, name: str) -> ModelConfig:
   try:
     if path is not None:
       return configs.from_description(store.read_description(path)['model'])

@@ -1,11 +1,11 @@
-"""Make a small model of some layers of a large one, as a start for training.
+"""Make a small model from some layers of a large one, as a start for training.
 
     python -m cascades.prune --gin_file=runs/prune.gin --gin.CHECKPOINT_PATH=runs/smollm2
       --gin.MODEL_DIR=runs/smollm2_small --gin.HEAD=10 --gin.TAIL=2
 
 keeps the first ten layers and the last two. MODEL_DIR can then be the INITIAL_CHECKPOINT_PATH of a
-training run whose model is the one in its model.json; manifest.json there says what was kept.
---gin.LAYERS=@pruning.chosen with --gin.pruning.chosen.numbers=[0,1,2,29] chooses otherwise, and
+training run, whose model is the one in its model.json; manifest.json there lists the layers.
+--gin.LAYERS=@pruning.chosen with --gin.pruning.chosen.numbers=[0,1,2,29] chooses others, and
 --gin.MLP_DIM=1024 keeps the 1,024 channels of each MLP that matter most to the rows of a task
 (--gin_file=task.gin).
 """
@@ -22,13 +22,12 @@ from jax import Array
 
 from cascades import losses
 from cascades.checkpoints import store
-from cascades.data import materialize
-from cascades.data.corpus import Corpus
+from cascades.data.corpus import Data
 from cascades.interop import companions
 from cascades.models import configs, pruning
 from cascades.models.abstract import abstract_model
 from cascades.runtime import files, partitioning
-from cascades.tasks.task import Mixture, Task
+from cascades.runtime.partitioning import Devices
 from cascades.tokenizers import vocabularies
 from cascades.training import train_step
 from cascades.types import Batch, Params
@@ -42,74 +41,82 @@ def prune(
   *,
   layers: pruning.LayerChoice,
   mlp_dim: int | None = None,
-  task: Task | Mixture | None = None,
-  task_feature_lengths: Mapping[str, int] | None = None,
+  data: Data | None = None,
   task_rows: int = 512,
-  batch_size: int = 8,
   which: store.Which = 'last',
-  mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
-  rules: partitioning.Rules = partitioning.RULES,
-  records_dir: str = materialize.DIRECTORY,
+  devices: Devices = Devices(),
   provenance: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
-  """Write what is kept of `checkpoint_path` as checkpoint 0 of `model_dir`.
+  """Write the remaining weights of `checkpoint_path` as checkpoint 0 of `model_dir`.
 
-  `layers` chooses from each stack, given its number of layers. With `mlp_dim` so many channels of
-  each MLP stay: those that the model's loss on `task_rows` training rows of `task` depends on most.
-  Raises ValueError for a choice that the model does not have, CheckpointError if `model_dir` holds
-  another one.
+  Args:
+    checkpoint_path: Run directory, or a checkpoint in one.
+    model_dir: Run directory to write.
+    layers: Chooses from each stack, given its number of layers.
+    mlp_dim: Number of channels of each MLP, those that the model's loss on training rows of the
+      task depends on most; None keeps all.
+    data: The rows that channels are judged by; needed with `mlp_dim` only.
+    task_rows: Number of training rows that channels are judged by.
+    which: 'last', 'best', or the number of a step.
+    devices: Mesh and sharding rules.
+    provenance: Gives the operative configuration, which is written to config.gin.
+
+  Raises:
+    ValueError: for layers or channels that the model does not have.
+    CheckpointError: if `model_dir` holds another checkpoint.
   """
-  if mlp_dim and not (task and task_feature_lengths):
-    raise ValueError('MLP_DIM needs TASK and TASK_FEATURE_LENGTHS, to see what channels do.')
+  if mlp_dim and not (data and data.task and data.lengths):
+    raise ValueError('MLP_DIM needs TASK and TASK_FEATURE_LENGTHS, to judge channels by its rows.')
   source, step = store.locate(checkpoint_path, which)
   directory = files.absolute(model_dir)
-  described = store.read_description(source)
-  large = configs.from_description(described['model'])
+  large_description = store.read_description(source)
+  large = configs.from_description(large_description['model'])
   vocabulary = vocabularies.load(source)
-  kept = pruning.select_layers(large, layers)
-  small = pruning.pruned_config(large, kept, mlp_dim)
-  description = {**described, 'model': configs.describe(small)}
-  description.pop(store.LORA, None)  # merged
+  remaining = pruning.select_layers(large, layers)
+  small = pruning.pruned_config(large, remaining, mlp_dim)
+  description = {**large_description, 'model': configs.describe(small)}
+  description.pop(store.LORA, None)  # adapters are merged when they are restored
   choice = {
     'pruned_from': str(source),
     'step': step,
     'checkpoint_identity': store.identity(source, step),
-    'layers': {stack: [*numbers] for stack, numbers in kept.items()},
+    'layers': {stack: [*numbers] for stack, numbers in remaining.items()},
     'mlp_dim': small.mlp_dim,
-    'task': task.name if task and mlp_dim else None,
+    'task': data.required_task.name if data and mlp_dim else None,
   }
   if store.is_made(directory, description, choice):
     log.info('%s holds a checkpoint already.', model_dir)
     return
-  with partitioning.use(mesh(), rules):
-    graph, abstract = abstract_model(large, rules)
-    _, places = abstract_model(small, rules)
-    whole = store.restore_params(source, abstract, which=step)
+  with devices.use():
+    graph, abstract = abstract_model(large, devices.rules)
+    _, abstract_small = abstract_model(small, devices.rules)
+    weights = store.restore_params(source, abstract, which=step)
     importance = None
-    if mlp_dim and task and task_feature_lengths:
-      corpus = Corpus(task, vocabulary, large.architecture, task_feature_lengths, records_dir)
-      batches = corpus.training(0, batch_size=batch_size, seed=0)
-      some = itertools.islice(batches, -(-task_rows // batch_size))
+    if mlp_dim and data:
+      corpus = data.corpus(vocabulary, large.architecture)
+      batches = corpus.training(0, batch_size=data.batch_size, seed=0)
       importance = pruning.channel_importance(
         token_loss(train_step.ModelDef(graph, large.vocab_size)),
-        whole,
-        map(partitioning.place_batch, some),
-        kept,
+        weights,
+        map(partitioning.place_batch, itertools.islice(batches, -(-task_rows // data.batch_size))),
+        remaining,
       )
-    keep = functools.partial(pruning.prune, layers=kept, mlp_dim=mlp_dim)
-    params = jax.jit(keep, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, places))(
-      whole, importance=importance
-    )
+    select = functools.partial(pruning.prune, layers=remaining, mlp_dim=mlp_dim)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_small)
+    params = jax.jit(select, out_shardings=shardings)(weights, importance=importance)
     if jax.process_index() == 0:
       vocabularies.save(vocabulary, directory)
     companions.inherit(source, directory)
     store.make(directory, params, description, choice, config=provenance().get('config', ''))
-  counts = [configs.count_parameters(config) for config in (large, small)]
-  log.info('%s: layers %s; %s of %s parameters', model_dir, kept, *(f'{n:,}' for n in counts[::-1]))
+  log.info(
+    '%s: layers %s; %s of %s parameters',
+    *(model_dir, remaining),
+    *(f'{configs.count_parameters(config):,}' for config in (small, large)),
+  )
 
 
 def token_loss(model: train_step.ModelDef) -> pruning.Loss:
-  """The model's own cross-entropy, summed over a batch."""
+  """Loss of `pruning.channel_importance`: the model's cross-entropy, summed over a batch."""
 
   def loss(params: Params, batch: Batch) -> Array:
     totals = train_step.loss_totals(

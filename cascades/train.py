@@ -1,20 +1,20 @@
-"""Train a model, alone or aware of its place in a cascade.
+"""Train a model, alone or as the small model of a cascade.
 
     python -m cascades.train --gin_file=recipes/demo_large.gin
     python -m cascades.train --gin_file=recipes/demo_small.gin --gin.LOSS=@losses.cat_xent
 
-With a LARGE_CHECKPOINT_PATH the frozen large model runs beside the small one in every step; with a
-TEACHER_CACHE (`cache_teacher`) what it would say is read instead, and the path, if also given, only
-says of which checkpoint the cache must be. The run directory MODEL_DIR gets config.gin,
-model-info.txt, model.json, the vocabulary, checkpoint_N/ and TensorBoard events in train/. The same
-command goes on from the last checkpoint, bit by bit. With ADAPTERS only those are trained (`lora`)
-and saved, beside the frozen weights in base/; other programs read such a run as the plain model
-that the two make.
+With a LARGE_CHECKPOINT_PATH the frozen large model runs beside the small one in every step. With a
+TEACHER_CACHE (`cascades.cache_teacher`) its answers are read from there instead. The run directory
+MODEL_DIR gets config.gin, model-info.txt, model.json, the vocabulary, checkpoint_N/ and TensorBoard
+events in train/. Rerunning the same command resumes from the last checkpoint, bit by bit. With
+ADAPTERS only low-rank adapters are trained and saved, beside the frozen weights in base/; other
+programs read such a run as the merged model.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -26,25 +26,23 @@ from etils import epath
 
 from cascades import losses
 from cascades.checkpoints import finished, store
-from cascades.data import materialize
-from cascades.data.corpus import Corpus
+from cascades.data.corpus import Corpus, Data
 from cascades.interop import companions
 from cascades.models import configs, lora
 from cascades.models.abstract import init_params
-from cascades.runtime import files, locking, partitioning, profiling, progress, stopping
-from cascades.tasks.task import Mixture, Task
+from cascades.runtime import files, locking, profiling, progress, stopping
+from cascades.runtime.partitioning import Devices
 from cascades.tokenizers import vocabularies
-from cascades.training import (
-  cached_teacher,
-  loop,
-  optimizers,
-  run_log,
-  setup,
-  train_step,
-  utilization,
-)
+from cascades.training import cached_teacher, loop, run_log, setup, train_step, utilization
 from cascades.training import validation as validating
-from cascades.training.setup import Blueprint
+from cascades.training.setup import (
+  AbstractRun,
+  Failures,
+  LargeModel,
+  Schedule,
+  SmallModel,
+  Step,
+)
 from cascades.training.train_step import Frozen, TrainState
 from cascades.training.validation import Validation
 from cascades.types import ModelConfig, Params, Vocabulary
@@ -55,137 +53,117 @@ log = logging.getLogger(__name__)
 def train(
   model_dir: str,
   *,
-  small: ModelConfig | None = None,
-  task: Task | Mixture,
-  task_feature_lengths: Mapping[str, int],
-  train_steps: int,
-  batch_size: int,
-  learning_rate: optimizers.Schedule,
-  optimizer: optimizers.Optimizer = optimizers.adafactor,
-  loss: losses.CascadeLoss = losses.xent,
-  vocabulary: Vocabulary | None = None,
-  large_checkpoint_path: str | None = None,
-  large_dtype: str = 'float32',
-  teacher_cache: str | None = None,
-  initial_checkpoint_path: str | None = None,
-  adapters: lora.LoraConfig | None = None,
-  normalizer: train_step.Normalizer | float = train_step.valid_tokens,
-  microbatches: int = 1,
-  block_length: int | None = None,
-  readout_gradient_dtype: str = 'float32',
-  pack_length: int | None = None,
-  seed: int = 0,
-  mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
-  rules: partitioning.Rules = partitioning.RULES,
-  large_rules: partitioning.Rules | None = None,
+  small: SmallModel,
+  data: Data,
+  step: Step,
+  schedule: Schedule,
+  large: LargeModel = LargeModel(),
   validation: Validation | None = None,
-  log_every: int = 100,
-  save_every: int = 1000,
-  keep: int = 2,
-  accept: train_step.Accept = train_step.finite,
-  on_bad_step: Callable[[Exception], None] = stopping.stop,
-  on_failed_save: Callable[[Exception], None] = stopping.stop,
-  hang_timeout: float | None = 3600.0,
-  records_dir: str = materialize.DIRECTORY,
+  failures: Failures = Failures(),
+  devices: Devices = Devices(),
+  seed: int = 0,
   profile_steps: str | None = None,
   provenance: Callable[[], Mapping[str, str]] = dict,
 ) -> list[loop.Values]:
-  """Train `small` for `train_steps` steps in `model_dir`; the module says what it leaves there.
+  """Train a model in `model_dir`, from its last checkpoint if there is one.
 
-  A model or vocabulary that is not given is that of the initial checkpoint; a vocabulary also the
-  large model's, else the task's own. Returns the values of each log line.
+  Args:
+    model_dir: Run directory, local or in an object store.
+    small: The model that is trained.
+    data: The rows, and the shape of batches.
+    step: Loss, optimizer and memory options of a training step.
+    schedule: Length of the run, and intervals of log lines and checkpoints.
+    large: The frozen large model, if the loss needs one.
+    validation: Interval and size of validations; None for no validation.
+    failures: Reactions to updates that are not accepted, failed saves and hangs.
+    devices: Mesh and sharding rules.
+    seed: Seed of initial parameters, dropout and the order of rows.
+    profile_steps: Steps to be traced by the profiler, as '10:15'.
+    provenance: Gives the operative configuration, which is written to config.gin.
 
-  Raises ValueError for settings that do not fit together, CheckpointError for checkpoints that do
-  not fit them, BlockingIOError if another run holds the directory; nothing that was saved before
-  is touched. Ended by SIGTERM it saves and raises stopping.Preempted, which exits with code 75.
+  Returns:
+    The values of each log line of this call, none if the run is already finished.
 
-  Updates that `accept` refuses are not applied, and `on_bad_step` (stopping.stop or stopping.go_on)
-  gets a FloatingPointError; so does `on_failed_save` a SaveError, as when the disk is full. The
-  process is aborted with its stacks if nothing happens for `hang_timeout` seconds.
+  Raises:
+    ValueError: for settings that do not fit together.
+    CheckpointError: for checkpoints that do not fit the settings. Nothing is overwritten.
+    BlockingIOError: if another run holds the directory.
+    stopping.Preempted: after SIGTERM, when a checkpoint is saved; it exits with code 75.
   """
-  small = small or _model_of(initial_checkpoint_path)
-  vocabulary = vocabulary or _vocabulary_of(
-    initial_checkpoint_path or large_checkpoint_path, teacher_cache, task
-  )
+  config = small.config or _config_of(small.initial_checkpoint_path)
+  small = dataclasses.replace(small, config=config)
+  vocabulary = small.vocabulary or _vocabulary_of(small, large, data)
   directory = files.absolute(model_dir)
-  description = _describe(small, vocabulary, adapters)
+  description = _describe(config, vocabulary, small.adapters)
   store.check_description(directory, description)
-  corpus = Corpus(task, vocabulary, small.architecture, task_feature_lengths, records_dir)
-  transform = optimizer(learning_rate)
+  corpus = data.corpus(vocabulary, config.architecture)
   with (
-    _claimed(directory) as start,
+    _locked(directory) as start,
     stopping.asked() as asked_to_stop,
-    store.Checkpoints(directory, keep=keep, on_failure=on_failed_save) as checkpoints,
-    partitioning.use(mesh(), rules),
+    store.Checkpoints(
+      directory, keep=schedule.keep, on_failure=failures.on_failed_save
+    ) as checkpoints,
+    devices.use(),
   ):
-    if start >= train_steps:
+    if start >= schedule.train_steps:
       log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
       return []
-    large, cache = _teacher(large_checkpoint_path, teacher_cache, small, corpus, loss)
-    parts = setup.blueprint(
-      small,
-      large,
-      transform,
-      adapters=adapters,
-      large_dtype=large_dtype,
-      rules=rules,
-      large_rules=large_rules,
-      vocab_size=cache and cache.vocab_size,
-    )
-    step = setup.compiled_step(
-      parts,
-      transform,
-      loss=loss,
-      normalizer=normalizer,
-      microbatches=microbatches,
-      block_length=block_length,
-      gradient_dtype=readout_gradient_dtype,
-      accept=accept,
+    large, cache = _teacher(large, config, corpus, step.loss)
+    abstract = setup.abstract_run(
+      small, large, step.transform, rules=devices.rules, vocab_size=cache and cache.vocab_size
     )
     state, base = _initial_state(
-      parts, small, vocabulary, transform, seed, checkpoints, initial_checkpoint_path
+      abstract, config, small.initial_checkpoint_path, vocabulary, step.transform, seed, checkpoints
     )
-    frozen = Frozen(large and store.restore_params(large_checkpoint_path, parts.frozen.large), base)
-    order: dict[str, Any] = {'batch_size': batch_size, 'seed': seed, 'pack': pack_length}
+    frozen = Frozen(_large_params(large, abstract), base)
+    order: dict[str, Any] = {'batch_size': data.batch_size, 'seed': seed, 'pack': data.pack_length}
     batches = corpus.training(start, **order, teacher=cache.answers if cache else None)
     validate = validating.validator(
       validation,
       corpus,
-      parts,
+      abstract,
       frozen,
-      loss=loss,
-      block_length=block_length,
-      batch_size=batch_size,
+      loss=step.loss,
+      block_length=step.block_length,
+      batch_size=data.batch_size,
       cache=cache,
     )
     run_log.write_down(
       directory, description, vocabulary, {'trained': state.params, 'frozen': frozen}
     )
-    used = utilization.Usage(parts)
-    companions.inherit(initial_checkpoint_path, directory)
+    usage = utilization.Usage(abstract)
+    companions.inherit(small.initial_checkpoint_path, directory)
     if base is not None and not start:
       checkpoints.save_base(base)
     with (
       progress.Events(directory / 'train', first_step=start) as events,
       profiling.Profiler(directory / 'profile', profile_steps) as profiler,
-      stopping.watchdog(hang_timeout) as alive,
+      stopping.watchdog(failures.hang_timeout) as alive,
     ):
       history = loop.run(
         state,
-        setup.on_batches(step, frozen, used.compiled),
+        setup.on_batches(setup.compiled_step(abstract, step), frozen, usage.compiled),
         lambda _state, _step: next(batches),
         start=start,
-        total=train_steps,
-        intervals=loop.Intervals(log_every, validation.every if validation else 0, save_every),
+        total=schedule.train_steps,
+        intervals=loop.Intervals(
+          schedule.log_every, validation.every if validation else 0, schedule.save_every
+        ),
         report=run_log.reporter(
-          train_steps, events, learning_rate=learning_rate, used=used.now, check=checkpoints.check
+          schedule.train_steps,
+          events,
+          learning_rate=step.learning_rate,
+          used=usage.now,
+          check=checkpoints.check,
         ),
         validate=validate,
         save=lambda number, state, values: checkpoints.save(
           number, state, validation_loss=values.get(f'{validating.PREFIX}loss')
         ),
         on_rejected=stopping.refusals(
-          directory, lambda number: corpus.training_ids(number - 1, **order), on_bad_step
+          directory,
+          lambda number: corpus.training_ids(number - 1, **order),
+          failures.on_bad_step,
         ),
         asked_to_stop=lambda number: alive() or asked_to_stop(number),
         profile=profiler.step,
@@ -196,13 +174,13 @@ def train(
 
 
 @contextlib.contextmanager
-def _claimed(directory: epath.Path) -> Iterator[int]:
-  """The step from which a run goes on that has the directory for itself."""
+def _locked(directory: epath.Path) -> Iterator[int]:
+  """Context manager that locks a run directory and gives the last step saved in it, or 0."""
   with locking.held(directory):
     yield finished.recover(directory) or 0
 
 
-def _model_of(path: str | None) -> configs.LanguageModelConfig:
+def _config_of(path: str | None) -> ModelConfig:
   if path is None:
     raise ValueError(
       'Neither MODEL nor INITIAL_CHECKPOINT_PATH is given: name sizes, as '
@@ -211,25 +189,26 @@ def _model_of(path: str | None) -> configs.LanguageModelConfig:
   return configs.from_description(store.read_description(path)['model'])
 
 
-def _vocabulary_of(path: str | None, teacher_cache: str | None, task: Task | Mixture) -> Vocabulary:
+def _vocabulary_of(small: SmallModel, large: LargeModel, data: Data) -> Vocabulary:
+  path = small.initial_checkpoint_path or large.checkpoint_path
   if path is not None:
     return vocabularies.load(store.locate(path)[0])
-  return (
-    task.vocabulary() if teacher_cache is None else cached_teacher.vocabulary(teacher_cache, task)
-  )
+  if large.teacher_cache is not None:
+    return cached_teacher.vocabulary(large.teacher_cache, data.required_task)
+  return data.required_task.vocabulary()
 
 
 def _describe(
-  small: ModelConfig, vocabulary: Vocabulary, adapters: lora.LoraConfig | None
+  config: ModelConfig, vocabulary: Vocabulary, adapters: lora.LoraConfig | None
 ) -> dict[str, Any]:
-  """What the run's checkpoints will be."""
-  if small.vocab_size < vocabulary.size:
+  """The model.json of the run."""
+  if config.vocab_size < vocabulary.size:
     raise ValueError(
-      f'the model has {small.vocab_size} vocabulary entries and the vocabulary {vocabulary.size}: '
-      'give the model at least as many.'
+      f'the model has {config.vocab_size} vocabulary entries and the vocabulary '
+      f'{vocabulary.size}: give the model at least as many.'
     )
   return {
-    'model': configs.describe(small),
+    'model': configs.describe(config),
     'vocabulary': vocabulary.fingerprint,
     'vocabulary_size': vocabulary.size,
     **({store.LORA: adapters._asdict()} if adapters else {}),
@@ -247,79 +226,75 @@ def _check_vocabulary(path: str, description: Mapping[str, Any], vocabulary: Voc
 
 
 def _teacher(
-  path: str | None,
-  teacher_cache: str | None,
-  small: ModelConfig,
-  corpus: Corpus,
-  loss: losses.CascadeLoss,
-) -> tuple[configs.LanguageModelConfig | None, cached_teacher.TeacherCache | None]:
-  """The large model of a run directory, or what one has said of the corpus, or neither."""
-  if teacher_cache is None:
-    large = _large_model(path, small, corpus.vocabulary)
-    if large is None:
-      cached_teacher.check_loss(loss, (), small.vocab_size)
-    return large, None
-  cache = cached_teacher.load(
-    teacher_cache, corpus, loss=loss, vocab_size=small.vocab_size, checkpoint=path
-  )
-  return None, cache
-
-
-def _large_model(
-  path: str | None, small: ModelConfig, vocabulary: Vocabulary
-) -> configs.LanguageModelConfig | None:
-  """The large model of a run directory, if it reads what the small one reads."""
+  large: LargeModel, small: ModelConfig, corpus: Corpus, loss: losses.CascadeLoss
+) -> tuple[LargeModel, cached_teacher.TeacherCache | None]:
+  """The large model with its config, or without one beside a cache of its answers."""
+  path = large.checkpoint_path
+  if large.teacher_cache is not None:
+    cache = cached_teacher.load(
+      large.teacher_cache, corpus, loss=loss, vocab_size=small.vocab_size, checkpoint=path
+    )
+    return dataclasses.replace(large, config=None), cache
   if path is None:
-    return None
+    if large.config is not None:
+      raise ValueError('a large model has sizes and no weights: name its LARGE_CHECKPOINT_PATH.')
+    cached_teacher.check_loss(loss, (), small.vocab_size)
+    return large, None
   description = store.read_description(path)
-  _check_vocabulary(path, description, vocabulary)
+  _check_vocabulary(path, description, corpus.vocabulary)
   config = configs.from_description(description['model'])
   if config.architecture != small.architecture:
     raise ValueError(
       f'the large model of {path} is {config.architecture} and the small one '
       f'{small.architecture}: to be compared token by token they must read their prompts alike.'
     )
-  return config
+  if large.config not in (None, config):
+    raise ValueError(f'the large model of {path} is {config} and not {large.config}.')
+  return dataclasses.replace(large, config=config), None
+
+
+def _large_params(large: LargeModel, abstract: AbstractRun) -> Params:
+  if large.config is None or large.checkpoint_path is None:
+    return None
+  return store.restore_params(large.checkpoint_path, abstract.frozen.large)
 
 
 def _initial_state(
-  parts: Blueprint,
-  small: ModelConfig,
+  abstract: AbstractRun,
+  config: ModelConfig,
+  path: str | None,
   vocabulary: Vocabulary,
   optimizer: optax.GradientTransformation,
   seed: int,
   checkpoints: store.Checkpoints,
-  initial_checkpoint_path: str | None,
 ) -> tuple[TrainState, Params]:
-  """Where the run starts. The order matters: its own checkpoint, another run's weights, chance.
+  """The training state at the start, and with adapters the frozen weights beside them.
 
-  With adapters those are its state, and the weights beside them, which come last here, their base.
+  In this order: from the run's own last checkpoint, from the initial one at `path`, at random.
   """
-  trained, base = parts.state.params, parts.frozen.base
+  trained, base = abstract.state.params, abstract.frozen.base
   latest = checkpoints.latest()
   if latest is not None:
-    log.info('going on from step %d.', latest)
-    state = checkpoints.restore(latest, parts.state)
+    log.info('resuming from step %d.', latest)
+    state = checkpoints.restore(latest, abstract.state)
     return state, None if base is None else checkpoints.restore_base(base)
-  whole = trained if base is None else base
-  if initial_checkpoint_path:
-    _check_vocabulary(
-      initial_checkpoint_path, store.read_description(initial_checkpoint_path), vocabulary
-    )
-    params = store.restore_params(initial_checkpoint_path, whole)
+  weights = trained if base is None else base
+  if path:
+    _check_vocabulary(path, store.read_description(path), vocabulary)
+    params = store.restore_params(path, weights)
   elif base is not None:
     raise ValueError(
-      'adapters learn beside trained weights and INITIAL_CHECKPOINT_PATH is None: name the run '
-      'whose weights they are, or train all weights.'
+      'adapters are trained beside trained weights and INITIAL_CHECKPOINT_PATH is None: name the '
+      'run whose weights they are, or train all weights.'
     )
   else:
-    params = init_params(small, seed, whole)
+    params = init_params(config, seed, weights)
   init = functools.partial(train_step.init_state, optimizer=optimizer, seed=seed)
-  start = jax.jit(init, out_shardings=setup.places(parts.state))
+  start = jax.jit(init, out_shardings=setup.shardings(abstract.state))
   if base is None:
     return start(params), None
   draw = jax.jit(
-    functools.partial(lora.init, abstract=trained), out_shardings=setup.places(trained)
+    functools.partial(lora.init, abstract=trained), out_shardings=setup.shardings(trained)
   )
   return start(draw(jax.random.key(seed))), params
 

@@ -299,7 +299,7 @@ ADAMW = ('--gin.OPTIMIZER=@optimizers.adamw', '--gin.LEARNING_RATE=2e-2')
 RUNS = {
   'large': (*LARGE_T5, '--gin.LEARNING_RATE=3e-2'),
   'small': (*SMALL_T5, *ADAMW, '--gin.LOSS=@losses.cat_dist', '--gin.LARGE_CHECKPOINT_PATH=large'),
-  'decoder': (*DECODER, '--gin.LEARNING_RATE=2e-2', '--gin.train.pack_length=32'),
+  'decoder': (*DECODER, '--gin.LEARNING_RATE=2e-2', '--gin.PACK_LENGTH=32'),
   'adapted': (
     *SMALL_T5, *ADAMW, '--gin.ADAPTERS=@lora.Config()', '--gin.lora.Config.rank=2',
     '--gin.INITIAL_CHECKPOINT_PATH=small',
@@ -537,7 +537,7 @@ def test_comparisons_are_the_same():
 @pytest.mark.parametrize('run', CONTINUED)
 def test_an_old_run_goes_on_bit_by_bit(outcome, run):
   directory, _, output = outcome(f'continue {run}')
-  assert f'going on from step {STEPS[run]}.' in output
+  assert f'resuming from step {STEPS[run]}.' in output
   step = STEPS[run] + 2
   assert_same(arrays(directory / run, step), below(run, load('continued')))
 
@@ -565,7 +565,7 @@ def test_old_teacher_caches_are_read_and_not_written_again(outcome, command):
       {name: stamp if 'vocabulary' not in name else stamp[1:] for name, stamp in files.items()}
       for files in (before, after)
     )
-    assert '(1 of 1 shards were there)' in output
+    assert '(1 of 1 shards existed)' in output
   assert after == before
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from cascades import cache_teacher, losses, train
+from cascades import losses, train
 from cascades.checkpoints import store
 from cascades.data.corpus import Corpus
 from cascades.models import configs, decoder
@@ -60,7 +60,7 @@ def settings(home, **changes):
 
 def make(home, large, name, **changes):
   directory = str(home / name)
-  cache_teacher.cache_teacher(large, directory, **settings(home, **changes))
+  tiny.cache_teacher(checkpoint_path=large, directory=directory, **settings(home, **changes))
   return directory
 
 
@@ -97,7 +97,7 @@ def run(home, name, **changes):
   }  # fmt: skip
   (home / name).mkdir()
   made = tiny.settings(home, **options | changes) | {'model_dir': str(home / name / 'run')}
-  return train.train(**made)[-1], final_state(home / name, 8)
+  return tiny.train(**made)[-1], final_state(home / name, 8)
 
 
 SHARES = ('both', 'only_small', 'only_large', 'neither', 'accuracy')
@@ -153,7 +153,7 @@ def test_a_cache_of_another_checkpoint_than_the_one_named_is_refused(home, large
   other = make_run(home / 'other_t5', tiny.LARGE)
   named = functools.partial(tiny.settings, home, teacher_cache=first_choices, loss=losses.cat_xent)
   with pytest.raises(ValueError, match=r"checkpoint_identity is '.* there and '.* here"):
-    train.train(**named(large_checkpoint_path=other) | {'model_dir': str(home / 'refused')})
+    tiny.train(**named(large_checkpoint_path=other) | {'model_dir': str(home / 'refused')})
   corpus = Corpus(tiny.task(home), tiny.VOCABULARY, 'encoder_decoder', LENGTHS,
                   str(home / 'records'))  # fmt: skip
   cached_teacher.load(first_choices, corpus, loss=losses.cat_xent, vocab_size=24, checkpoint=large)
@@ -227,7 +227,7 @@ def test_an_interrupted_cache_is_refused_and_then_finished(home, large, first_ch
   with pytest.raises(
     ValueError, match=r'is not complete: of 3 shards 2 cannot be used \(00001 is miss'
   ):
-    train.train(**started | {'model_dir': str(home / 'early')})
+    tiny.train(**started | {'model_dir': str(home / 'early')})
   assert not (home / 'early' / 'model.json').exists()
 
   def noted(directory, index, *rest):

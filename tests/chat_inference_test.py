@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from cascades import convert, infer
+from cascades import convert
 from cascades.predictions import shards
 from cascades.tasks import chats, local
 from tests import tiny
@@ -37,9 +37,9 @@ def ask(model, folder, prompts, questions=QUESTIONS):
   lines = [json.dumps({'inputs': question}) for question in questions]
   (folder / 'rows.jsonl').write_text('\n'.join(lines) + '\n')
   task = local.local_jsonl('questions', {'test': folder / 'rows.jsonl'}, targets_key=None)
-  infer.infer(
-    str(model),
-    str(folder / 'answers'),
+  tiny.infer(
+    checkpoint_path=str(model),
+    infer_output_dir=str(folder / 'answers'),
     task=task,
     task_feature_lengths={'inputs': 128, 'targets': 24},
     prompts=prompts,

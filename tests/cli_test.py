@@ -10,7 +10,7 @@ import gin
 import jax.numpy as jnp
 import pytest
 
-from cascades import cli, losses, plan
+from cascades import cli, losses
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -64,7 +64,7 @@ def test_values_mean_what_they_look_like(binding, name, expected):
 
 
 def test_functions_of_the_package_can_be_named_and_bound():
-  bindings = ['LOSS=@losses.cat_dist', 'losses.cat_dist.w=0.25', 'train.loss=%LOSS']
+  bindings = ['LOSS=@losses.cat_dist', 'losses.cat_dist.w=0.25', 'setup.Step.loss=%LOSS']
   cli.configure('cascades.train', [], bindings)
   args = jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 0.0]]), jnp.array([1]), jnp.ones(1)
   bound = gin.get_configurable('losses.cat_dist')(*args)
@@ -137,7 +137,7 @@ def test_a_program_from_the_command_line_trains_and_profiles(tmp_path):
     '--gin.t5.Config.num_encoder_layers=1', '--gin.t5.Config.num_decoder_layers=1',
     "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 8}", '--gin.TRAIN_STEPS=3',
     '--gin.BATCH_SIZE=8', '--gin.LEARNING_RATE=1e-3', f'--gin.MODEL_DIR={tmp_path}/run',
-    f'--gin.RECORDS_DIR={tmp_path}/records', '--gin.train.log_every=1',
+    f'--gin.RECORDS_DIR={tmp_path}/records', '--gin.LOG_EVERY=1',
   )  # fmt: skip
   assert done.returncode == 0, done.stdout + done.stderr
   assert re.search(
@@ -186,32 +186,43 @@ def test_evaluation_starts_without_jax_or_tensorflow():
 RECIPE = 'recipes/cat_flan2021_small_cat_dist.gin'
 
 
-def test_a_plan_takes_what_the_recipe_and_the_command_line_tell_training():
-  bindings = ['train.train.microbatches=4', 'plan.output=there.json', 'LARGE_DTYPE=int8']
+def plan_bindings(*bindings):
   cli.configure('cascades.plan', [RECIPE], bindings)
-  cli.take_over(plan.plan, 'train.train')
-  bound = gin.get_bindings('plan.plan')
-  assert bound['microbatches'] == 4
+  cli._finalize(cli._REQUIRED['cascades.plan'])
+  return gin.get_bindings('plan.plan')
+
+
+def test_a_plan_takes_the_settings_that_the_recipe_and_the_command_line_give_training():
+  bound = plan_bindings('MICROBATCHES=4', 'plan.output=there.json', 'LARGE_DTYPE=int8')
+  assert bound['step'].microbatches == 4
   assert bound['output'] == 'there.json'
-  assert bound['large_dtype'] == 'int8'
-  assert bound['batch_size'] == 64
-  assert bound['loss'].__wrapped__ == losses.cat_dist
-  assert not {'model_dir', 'task'} & set(bound), 'a plan has no use for them'
-  assert 'large_checkpoint_path' not in bound, 'which this recipe requires, and a plan does not'
+  assert bound['large'].dtype == 'int8'
+  assert bound['data'].batch_size == 64
+  assert bound['step'].loss.__wrapped__ == losses.cat_dist
+  assert bound['data'].task is None, 'a plan reads no rows'
+  assert bound['large'].checkpoint_path is None, 'the recipe requires one, and a plan does not'
 
 
-def test_a_plan_s_own_bindings_come_before_training_s():
-  cli.configure('cascades.plan', [RECIPE], ['train.train.microbatches=4', 'plan.microbatches=2'])
-  cli.take_over(plan.plan, 'train.train')
-  assert gin.get_bindings('plan.plan')['microbatches'] == 2
+def test_a_plan_requires_a_batch_size():
+  with pytest.raises(ValueError, match='BATCH_SIZE is required'):
+    plan_bindings('BATCH_SIZE=%gin.REQUIRED')
 
 
 def test_a_large_model_is_read_from_its_file_and_leaves_nothing_bound():
   large = cli.model_of('cascades.plan', 'models/flan_t5_xxl.gin')
   assert (large.emb_dim, large.num_heads) == (4096, 64)
-  cli.configure('cascades.plan', [RECIPE], [])
-  cli.take_over(plan.plan, 'train.train')
-  assert gin.get_bindings('plan.plan')['small'].emb_dim < 4096
+  bound = plan_bindings()
+  assert bound['small'].config.emb_dim < 4096
+  assert bound['large'].config is None
+
+
+@pytest.mark.parametrize(
+  ('binding', 'macro'),
+  [('train.log_every=10', 'LOG_EVERY'), ('train.pack_length=8', 'PACK_LENGTH')],
+)
+def test_an_argument_of_a_config_object_is_an_error_that_names_its_macro(binding, macro):
+  with pytest.raises(ValueError, match=f'Did you mean {macro}'):
+    cli.configure('cascades.train', [RECIPE], [binding])
 
 
 def test_a_plan_without_a_topology_says_what_one_looks_like():

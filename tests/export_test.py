@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cascades import convert, export, train
+from cascades import convert, export
 from cascades.checkpoints import store
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
@@ -100,7 +100,7 @@ def test_a_fine_tuned_model_goes_back_to_where_it_came_from(folder, tmp_path):
   (tmp_path / 'tuned').mkdir()
   settings = tiny.settings(tmp_path / 'tuned', train_steps=2)
   start = {'small': None, 'vocabulary': None, 'initial_checkpoint_path': str(tmp_path / 'run')}
-  train.train(**settings | start)
+  tiny.train(**settings | start)
   tuned = store.read_description(settings['model_dir'])
   assert tuned == store.read_description(tmp_path / 'run')
   _export(settings['model_dir'], tmp_path / 'ours')
@@ -113,7 +113,7 @@ def test_a_fine_tuned_model_goes_back_to_where_it_came_from(folder, tmp_path):
 def test_a_model_of_our_own_is_exported_with_a_warning(tmp_path, caplog, monkeypatch):
   monkeypatch.setattr(logging.getLogger('cascades'), 'propagate', True)
   settings = tiny.settings(tmp_path, train_steps=1)
-  train.train(**settings)
+  tiny.train(**settings)
   _export(settings['model_dir'], tmp_path / 'ours')
   assert 'TOKENIZER is not given' in caplog.text
   config = json.loads((tmp_path / 'ours' / 'config.json').read_text())

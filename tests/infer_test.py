@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cascades import decoding, infer, train
+from cascades import decoding
 from cascades.checkpoints import store
 from cascades.data import converters
 from cascades.data.corpus import Corpus
@@ -23,7 +23,7 @@ from tests import tiny
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   directory = tmp_path_factory.mktemp('trained')
-  train.train(**tiny.settings(directory, train_steps=100, save_every=100))
+  tiny.train(**tiny.settings(directory, train_steps=100, save_every=100))
   return directory
 
 
@@ -41,7 +41,7 @@ def settings(trained, output, **changes):
 
 
 def run(trained, output, **changes):
-  infer.infer(**settings(trained, output, **changes))
+  tiny.infer(**settings(trained, output, **changes))
   mode = changes.get('mode', 'predict')
   (table,) = predictions.read(output / 'test', mode=mode)
   return table
@@ -152,7 +152,7 @@ def test_an_interrupted_run_goes_on_without_losing_or_repeating_a_row(
 
   monkeypatch.setattr(predictions, 'write_shard', interrupted)
   with pytest.raises(KeyboardInterrupt):
-    infer.infer(**settings(trained, tmp_path))
+    tiny.infer(**settings(trained, tmp_path))
   with pytest.raises(FileNotFoundError, match='has not finished'):
     predictions.read(tmp_path / 'test')
   monkeypatch.setattr(predictions, 'write_shard', write)
@@ -210,12 +210,12 @@ def test_options_are_ranked_by_their_total_logprob(trained, tmp_path):
     ({'checkpoint_path': '/nowhere'}, 'no run directory'),
     ({'splits': ['tset']}, 'no split'),
     ({'precision': 'float8'}, 'Unknown dtype'),
-    ({'weights': 'float8'}, "cannot be held as 'float8'"),
+    ({'weights': 'float8'}, "Unknown dtype of weights 'float8'"),
   ],
 )
 def test_what_cannot_be_done_is_said(trained, tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
-    infer.infer(**settings(trained, tmp_path, **changes))
+    tiny.infer(**settings(trained, tmp_path, **changes))
 
 
 def test_eight_devices_answer_as_one_does(trained, tmp_path, answered):

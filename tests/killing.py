@@ -130,7 +130,7 @@ def _train(
   logging.basicConfig(stream=sys.stdout, format='%(message)s', level=logging.INFO, force=True)
   import jax
 
-  from cascades import cli, train
+  from cascades import cli
   from cascades.runtime import partitioning
   from tests import tiny
 
@@ -154,4 +154,4 @@ def _train(
     mesh=lambda: partitioning.make_mesh(fsdp=half, tensor=half),
   )
   with cli.ending('cascades.train'):
-    train.train(**settings)
+    tiny.train(**settings)

@@ -1,5 +1,6 @@
 """Plans of a tiny recipe, compiled for this machine as if it were a pod."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,6 +8,7 @@ import pytest
 
 from cascades import losses, plan
 from cascades.checkpoints import store
+from cascades.data.corpus import Data
 from cascades.models import configs, lora
 from cascades.performance import chips, topologies
 from cascades.runtime import partitioning
@@ -22,6 +24,10 @@ def here(monkeypatch):
     'of',
     lambda name: topologies.Topology(name, chips.CHIPS[1], jax.devices()[:8], name != 'no libtpu'),
   )
+
+
+def planned(topology, **changes):
+  return plan.plan(topology, **tiny.arguments(plan.plan, **settings(**changes)))
 
 
 def settings(**changes):
@@ -46,7 +52,7 @@ def made(tmp_path_factory):
       'of',
       lambda name: topologies.Topology(name, chips.CHIPS[1], jax.devices()[:8], True),
     )
-    return plan.plan('v5e:2x4', **settings(output=str(path))), json.loads(path.read_text())
+    return planned('v5e:2x4', output=str(path)), json.loads(path.read_text())
 
 
 def test_a_plan_counts_models_memory_work_and_collectives(made):
@@ -71,14 +77,14 @@ def test_the_arguments_of_the_compiled_step_are_what_the_rules_place(made):
 
 
 def test_without_libtpu_nothing_is_compiled():
-  found = plan.plan('no libtpu', **settings())
+  found = planned('no libtpu')
   assert found.compiled is None
   assert found.flops > 0
 
 
 def test_eight_bits_and_adapters_shrink_what_a_device_holds():
-  wide = plan.plan('no libtpu', **settings())
-  narrow = plan.plan('no libtpu', **settings(large_dtype='int8', adapters=lora.LoraConfig(rank=2)))
+  wide = planned('no libtpu')
+  narrow = planned('no libtpu', large_dtype='int8', adapters=lora.LoraConfig(rank=2))
   assert narrow.models == wide.models
   assert narrow.device_bytes['optimiser state'] < wide.device_bytes['optimiser state']
   assert narrow.device_bytes['trained parameters'] < wide.device_bytes['trained parameters'] / 2
@@ -95,26 +101,27 @@ def test_a_step_that_does_not_fit_is_a_result(monkeypatch):
     def __call__(self, state, *arguments):
       return state.step
 
-  monkeypatch.setattr(setup, 'compiled_step', lambda *_, **__: Refusing())
-  found = plan.plan('v5e:2x4', **settings())
+  monkeypatch.setattr(setup, 'compiled_step', lambda *_: Refusing())
+  found = planned('v5e:2x4')
   assert found.fits is False
   assert found.compile_error == 'needs 20.0G of 15.75G'
 
 
 def test_the_large_model_comes_from_its_checkpoint_if_it_is_there(tmp_path):
   store.write_description(tmp_path, {'model': configs.describe(tiny.LARGE)})
-  given = settings(large=None, large_checkpoint_path=str(tmp_path))
-  assert plan.plan('no libtpu', **given).models['large'] == configs.count_parameters(tiny.LARGE)
+  given = {'large': None, 'large_checkpoint_path': str(tmp_path)}
+  assert planned('no libtpu', **given).models['large'] == configs.count_parameters(tiny.LARGE)
   with pytest.raises(ValueError, match='--large_model'):
-    plan.plan('no libtpu', **settings(large=None, large_checkpoint_path=str(tmp_path / 'no')))
+    planned('no libtpu', large=None, large_checkpoint_path=str(tmp_path / 'no'))
 
 
 def test_packed_rows_carry_segments():
+  data = Data(lengths={'inputs': 5, 'targets': 3}, batch_size=4)
   with partitioning.use(tiny.one_device()):
     from tests import testing
 
-    whole = plan.batch_shapes(testing.TINY_DECODER, {'inputs': 5, 'targets': 3}, 4)
-    packed = plan.batch_shapes(testing.TINY_DECODER, {'inputs': 5, 'targets': 3}, 4, 32)
+    whole = plan.batch_shapes(testing.TINY_DECODER, data)
+    packed = plan.batch_shapes(testing.TINY_DECODER, dataclasses.replace(data, pack_length=32))
   assert whole.inputs.shape == (4, 8)
   assert whole.segments is None
   assert packed.segments.shape == packed.positions.shape == (4, 32)

@@ -42,7 +42,7 @@ def train(here):
     *(f'--gin_file={here}/task.gin', '--gin_file=models/t5_nano.gin'),
     *('--gin.t5.Config.emb_dim=16', '--gin.t5.Config.mlp_dim=16', '--gin.BATCH_SIZE=8'),
     *(f'--gin.MODEL_DIR={here}/run', f'--gin.RECORDS_DIR={here}/records'),
-    *('--gin.train.validation=None', '--gin.train.log_every=2', '--gin.WARMUP_STEPS=1'),
+    *('--gin.train.validation=None', '--gin.LOG_EVERY=2', '--gin.WARMUP_STEPS=1'),
   ]
 
 
@@ -65,7 +65,7 @@ def together(command, here, processes=2):
 
 
 def test_two_processes_start_a_run_and_go_on_with_it(here):
-  for steps, expected in ((4, 'step 4/4'), (6, 'going on from step 4')):
+  for steps, expected in ((4, 'step 4/4'), (6, 'resuming from step 4')):
     said = together([*train(here), f'--gin.TRAIN_STEPS={steps}'], here)
     assert expected.replace(' ', '') in said[0].replace(' ', '')
   kept = sorted(path.name for path in (here / 'run').glob('checkpoint_*'))
@@ -140,7 +140,7 @@ def test_a_process_that_is_ended_is_started_again_with_the_others_and_the_run_go
   children = pathlib.Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()
   os.kill(int(children[1]), sent)
   assert launcher.wait(400) == 0
-  assert re.search(r'going on from step (\d+)', said())
+  assert re.search(r'resuming from step (\d+)', said())
   assert 'step 200/200' in said()
 
 

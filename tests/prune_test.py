@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from cascades import prune, train
+from cascades import prune
 from cascades.checkpoints import store
 from cascades.models import configs, pruning
 from tests import tiny
@@ -21,7 +21,7 @@ LAYERS = functools.partial(pruning.ends, head=1)
 @pytest.fixture(scope='module')
 def large(tmp_path_factory):
   folder = tmp_path_factory.mktemp('large')
-  train.train(**tiny.settings(folder, small=LARGE, train_steps=2))
+  tiny.train(**tiny.settings(folder, small=LARGE, train_steps=2))
   (folder / 'run' / 'huggingface').mkdir()
   (folder / 'run' / 'huggingface' / 'config.json').write_text('{}')
   return folder / 'run'
@@ -33,11 +33,12 @@ def _prune(large, directory, **changes):
     'mlp_dim': 48,
     'task': tiny.task(large.parent),
     'task_feature_lengths': tiny.LENGTHS,
+    'batch_size': 8,
     'task_rows': 16,
     'mesh': tiny.one_device,
     'records_dir': str(large.parent / 'records'),
   }
-  prune.prune(str(large), str(directory), **settings | changes)
+  prune.prune(str(large), str(directory), **tiny.arguments(prune.prune, **settings | changes))
   return directory
 
 
@@ -50,7 +51,7 @@ def test_what_is_kept_is_written_down_and_can_be_trained(large, tmp_path):
   assert (manifest['task'], manifest['step']) == ('backwards', 2)
   assert manifest['checkpoint_identity'] == store.identity(large, 2)
   assert (small / 'huggingface' / 'config.json').exists()
-  history = train.train(
+  history = tiny.train(
     **tiny.settings(
       tmp_path,
       small=configs.from_description(described['model']),

@@ -79,16 +79,17 @@ def test_every_row_of_the_table_has_a_recipe():
 @pytest.mark.parametrize('recipe', ROWS)
 def test_a_recipe_says_what_the_table_says(recipe):
   loss, (suite, size, _, steps, learning_rate, batch, dropout) = ROWS[recipe]
-  configure(recipe, 'train.vocabulary=None')
+  configure(recipe, 'VOCABULARY=None')
   arguments = gin.get_bindings('train.train')
-  assert (arguments['task'].name, arguments['train_steps']) == (suite, steps)
-  assert arguments['batch_size'] == batch
-  assert arguments['small'].dropout_rate == dropout
-  assert [float(arguments['learning_rate'](step)) for step in (0, 500)] == [learning_rate] * 2
+  data, model, step = arguments['data'], arguments['small'].config, arguments['step']
+  assert (data.task.name, arguments['schedule'].train_steps) == (suite, steps)
+  assert data.batch_size == batch
+  assert model.dropout_rate == dropout
+  assert [float(step.learning_rate(number)) for number in (0, 500)] == [learning_rate] * 2
   assert reference('OPTIMIZER') is optimizers.adafactor
   assert reference('LOSS') is getattr(losses, loss)
   assert (
-    configs.count_parameters(arguments['small'])
+    configs.count_parameters(model)
     == {
       'small': PARAMETERS['mt5_base' if suite == 'wmt22' else 't5_1_1_base'],
       'large': PARAMETERS['mt5_xxl' if suite == 'wmt22' else 't5_1_1_xxl'],
@@ -98,12 +99,13 @@ def test_a_recipe_says_what_the_table_says(recipe):
 
 def test_c4_is_learned_as_t5_learned_it():
   for recipe, model in (('c4_large', 't5_large'), ('c4_small', 't5_base')):
-    configure(recipe, 'train.vocabulary=None')
+    configure(recipe, 'VOCABULARY=None')
     arguments = gin.get_bindings('train.train')
-    assert arguments['train_steps'] * arguments['batch_size'] * 512 == 2**35
-    rates = [float(arguments['learning_rate'](step)) for step in (0, 10_000, 40_000)]
+    assert arguments['schedule'].train_steps * arguments['data'].batch_size * 512 == 2**35
+    learning_rate = arguments['step'].learning_rate
+    rates = [float(learning_rate(step)) for step in (0, 10_000, 40_000)]
     assert rates == pytest.approx([0.01, 0.01, 0.005])
-    assert configs.count_parameters(arguments['small']) == PARAMETERS[model]
+    assert configs.count_parameters(arguments['small'].config) == PARAMETERS[model]
     gin.clear_config()
 
 
@@ -180,7 +182,7 @@ def folder(tmp_path_factory):
 def run(folder, recipe, *bindings):
   program = infer.infer if recipe.endswith('infer') else train.train
   configure(recipe, *TINY, f'RECORDS_DIR={folder}/records', *bindings)
-  gin.bind_parameter(f'{program.__name__}.{program.__name__}.mesh', tiny.one_device)
+  gin.bind_parameter('partitioning.Devices.mesh', tiny.one_device)
   cli._finalize()
   return gin.get_configurable(program)()
 
@@ -191,7 +193,7 @@ def train_tiny(folder, recipe, *bindings):
     'VOCABULARY=@vocabularies.sentencepiece()',
     'vocabularies.sentencepiece.path=%VOCABULARY_PATH', 'vocabularies.sentencepiece.extra_ids=100',
     'TRAIN_STEPS=2', 'SCHEDULE=@optimizers.constant()', 'WARMUP_STEPS=0', 'LEARNING_RATE=3e-2',
-    'DROPOUT_RATE=0.0', 'train.log_every=1', *bindings,
+    'DROPOUT_RATE=0.0', 'LOG_EVERY=1', *bindings,
   )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 from etils.epath import gpath
 from orbax.checkpoint._src.path import gcs_utils
 
-from cascades import evaluate, infer, train
+from cascades import evaluate
 from cascades.checkpoints import store
 from cascades.evaluation.comparison import Settings
 from cascades.evaluation.tables import Tables
@@ -33,10 +33,10 @@ def test_the_whole_job_runs_in_an_object_store(bucket, tmp_path):
   common = {'task': tiny.task(tmp_path), 'records_dir': str(tmp_path / 'records')}
   for name, config in (('large', tiny.LARGE), ('small', tiny.SMALL)):
     settings = tiny.settings(tmp_path, small=config, model_dir=f'{BUCKET}/{name}', train_steps=4)
-    train.train(**settings)
-    infer.infer(
-      f'{BUCKET}/{name}',
-      f'{BUCKET}/{name}/predictions',
+    tiny.train(**settings)
+    tiny.infer(
+      checkpoint_path=f'{BUCKET}/{name}',
+      infer_output_dir=f'{BUCKET}/{name}/predictions',
       task_feature_lengths=tiny.LENGTHS,
       mesh=tiny.one_device,
       batch_size=16,
@@ -56,7 +56,7 @@ def test_the_whole_job_runs_in_an_object_store(bucket, tmp_path):
     (bucket / 'small' / name).mkdir(parents=True)
     (bucket / 'small' / name / 'file').write_text('something')
   settings = tiny.settings(tmp_path, model_dir=f'{BUCKET}/small', train_steps=6)
-  history = train.train(**settings)
+  history = tiny.train(**settings)
   assert len(history) == 1
   assert store.locate(f'{BUCKET}/small')[1] == 6
   steps = {step for step, _, _ in read_events(f'{BUCKET}/small/train')}

@@ -36,7 +36,7 @@ def test_one_process_goes_on_with_the_run_of_two(preempted, tmp_path):
   shutil.copytree(run.directory / 'run', tmp_path / 'run')
   last = max(int(path.name[11:]) for path in (tmp_path / 'run').glob('checkpoint_*'))
   output = Run(tmp_path, Topology(1, 1), steps=last + 2).finish()
-  assert f'going on from step {last}.' in output
+  assert f'resuming from step {last}.' in output
 
 
 def test_a_killed_process_ends_the_other_in_bounded_time_with_a_sentence(tmp_path):
@@ -58,7 +58,7 @@ def test_one_process_goes_on_with_the_run_of_four_to_the_same_numbers(tmp_path):
   shutil.copytree(tmp_path / 'four' / 'run', tmp_path / 'one' / 'run')
   shutil.rmtree(tmp_path / 'one' / 'run' / 'checkpoint_8')
   output = Run(tmp_path / 'one', Topology(1, 1), steps=8).finish()
-  assert 'going on from step 6.' in output
+  assert 'resuming from step 6.' in output
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
   four, one = (final_state(tmp_path / name, 8)['params'] for name in ('four', 'one'))
   jax.tree.map(close, one, four)

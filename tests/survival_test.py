@@ -93,7 +93,7 @@ def test_a_killed_run_goes_on_bit_by_bit(whole, tmp_path, name):
 @pytest.mark.parametrize('topology', [Topology(1, 1), Topology(1, 8), Topology(4, 1)], ids=str)
 def test_a_run_killed_twenty_times_goes_on_bit_by_bit(whole, tmp_path, topology):
   output = kill_and_resume(whole, tmp_path, topology, kills=20, steps=160)
-  assert 'going on from step' in output
+  assert 'resuming from step' in output
 
 
 # -- ended by SIGTERM ------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_sigterm_saves_the_step_that_is_under_way_and_exits_with_75(terminated):
   last = re.findall(r'^step (\d+)/', run.said(), re.MULTILINE)[-1]
   assert f'checkpoint_{last}' in left
   assert not [name for name in left if 'tmp' in name or name == '.lock']
-  assert f'going on from step {last}.' in resumed
+  assert f'resuming from step {last}.' in resumed
 
 
 def test_a_run_that_sigterm_ended_goes_on_bit_by_bit(whole, terminated):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import pathlib
 import random
+from collections.abc import Callable
 from typing import Any
 
+from cascades.data import corpus
+from cascades.infer import DecodingOptions
+from cascades.inference import trained_model
 from cascades.models import t5
 from cascades.runtime import partitioning
 from cascades.tasks import local
 from cascades.tokenizers import vocabularies
-from cascades.training import optimizers
+from cascades.training import optimizers, setup
 
 LETTERS = 'abcdefgh'
 LENGTHS = {'inputs': 8, 'targets': 8}
@@ -51,7 +57,7 @@ def task(directory: pathlib.Path, **options: Any) -> Any:
 
 
 def settings(directory: pathlib.Path, **changes: Any) -> dict[str, Any]:
-  """Arguments of `train.train`: a few steps of the small model on one device."""
+  """Settings of `tiny.train`: a few steps of the small model on one device."""
   return {
     'model_dir': str(directory / 'run'),
     'small': SMALL,
@@ -66,6 +72,66 @@ def settings(directory: pathlib.Path, **changes: Any) -> dict[str, Any]:
     'save_every': 4,
     'records_dir': str(directory / 'records'),
   } | changes
+
+
+# The programs' config objects, and the flat name of each field.
+CONFIGS: dict[str, tuple[type, dict[str, str]]] = {
+  'small': (setup.SmallModel, {
+    'small': 'config', 'vocabulary': 'vocabulary', 'adapters': 'adapters',
+    'initial_checkpoint_path': 'initial_checkpoint_path',
+  }),
+  'large': (setup.LargeModel, {
+    'large': 'config', 'large_checkpoint_path': 'checkpoint_path', 'large_dtype': 'dtype',
+    'large_rules': 'rules', 'teacher_cache': 'teacher_cache',
+  }),
+  'data': (corpus.Data, {
+    'task': 'task', 'task_feature_lengths': 'lengths', 'batch_size': 'batch_size',
+    'pack_length': 'pack_length', 'records_dir': 'records_dir',
+  }),
+  'devices': (partitioning.Devices, {'mesh': 'mesh', 'rules': 'rules'}),
+  'checkpoint': (trained_model.Checkpoint, {
+    'checkpoint_path': 'path', 'which': 'which', 'precision': 'precision', 'weights': 'weights',
+  }),
+  'decoding_options': (DecodingOptions, {
+    'temperature': 'temperature', 'top_k': 'top_k', 'top_p': 'top_p', 'seed': 'seed',
+  }),
+  **{name: (config, {field.name: field.name for field in dataclasses.fields(config)})
+     for name, config in (('step', setup.Step), ('schedule', setup.Schedule),
+                          ('failures', setup.Failures))},
+}  # fmt: skip
+
+
+def arguments(program: Callable[..., Any], **settings: Any) -> dict[str, Any]:
+  """Arguments of a program from flat settings, which are grouped into its config objects."""
+  parameters = inspect.signature(program).parameters
+  grouped: dict[str, Any] = {}
+  for name, (config, fields) in CONFIGS.items():
+    if name in parameters:
+      given = {field: settings.pop(flat) for flat, field in fields.items() if flat in settings}
+      grouped |= {name: config(**given)} if given else {}
+  return grouped | settings
+
+
+def train(**settings: Any) -> Any:
+  """`cascades.train` with flat settings."""
+  from cascades import train
+
+  return train.train(**arguments(train.train, **settings))
+
+
+def infer(**settings: Any) -> None:
+  """`cascades.infer` with flat settings."""
+  from cascades import infer
+
+  infer.infer(**arguments(infer.infer, **settings))
+
+
+def cache_teacher(**settings: Any) -> None:
+  """`cascades.cache_teacher` with flat settings, computing as training does."""
+  from cascades import cache_teacher
+
+  settings = {'precision': None, 'weights': 'float32'} | settings
+  cache_teacher.cache_teacher(**arguments(cache_teacher.cache_teacher, **settings))
 
 
 def one_device() -> Any:

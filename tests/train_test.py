@@ -29,7 +29,7 @@ def large(tmp_path_factory):
   settings = tiny.settings(
     directory, small=tiny.LARGE, validation=validation, provenance=lambda: {'config': 'X = 1'}
   )
-  return directory, train.train(**settings)
+  return directory, tiny.train(**settings)
 
 
 def final_state(directory, step=6):
@@ -79,7 +79,7 @@ def test_the_loss_falls(large):
 def test_a_finished_run_is_left_alone(large):
   directory, _ = large
   before = {path: path.stat().st_mtime_ns for path in directory.rglob('*') if path.is_file()}
-  assert train.train(**tiny.settings(directory, small=tiny.LARGE)) == []
+  assert tiny.train(**tiny.settings(directory, small=tiny.LARGE)) == []
   after = {path: path.stat().st_mtime_ns for path in directory.rglob('*') if path.is_file()}
   assert {p.name for p in before} == {p.name for p in after}
 
@@ -88,7 +88,7 @@ def test_cat_with_the_large_model_logs_the_shares_of_agreement(large, tmp_path):
   settings = tiny.settings(
     tmp_path, loss=losses.cat_dist, large_checkpoint_path=str(large[0] / 'run'), train_steps=2
   )
-  (values,) = train.train(**settings)
+  (values,) = tiny.train(**settings)
   shares = [values[name] for name in ('both', 'only_small', 'only_large', 'neither')]
   assert sum(shares) == pytest.approx(1.0)
   assert 'frozen: ' in (tmp_path / 'run' / 'model-info.txt').read_text()
@@ -103,9 +103,9 @@ def test_a_decoder_learns_from_packs_in_bfloat16_and_goes_on_from_its_checkpoint
     tmp_path, small=small, pack_length=32, batch_size=4, microbatches=2, log_every=10,
     optimizer=optimizers.adamw, train_steps=30,
   )  # fmt: skip
-  straight = train.train(**settings | {'model_dir': str(tmp_path / 'straight')})
-  train.train(**settings | {'train_steps': 20})
-  resumed = train.train(**settings)
+  straight = tiny.train(**settings | {'model_dir': str(tmp_path / 'straight')})
+  tiny.train(**settings | {'train_steps': 20})
+  resumed = tiny.train(**settings)
   assert resumed == straight[-len(resumed) :]
   assert straight[-1]['loss'] < straight[0]['loss']
 
@@ -119,7 +119,7 @@ def test_weights_of_another_run_start_with_a_fresh_optimizer_and_step(large, tmp
     optimizer=optax.sgd,
     train_steps=1,
   )
-  train.train(**settings)
+  tiny.train(**settings)
   jax.tree.map(
     np.testing.assert_array_equal,
     final_state(tmp_path, 1)['params'],
@@ -149,7 +149,7 @@ def adapted(large, tmp_path_factory):
     loss=losses.cat_xent, validation=train.Validation(every=3, rows=16, decoded_rows=8),
     optimizer=optimizers.adamw,
   )  # fmt: skip
-  return directory, settings, train.train(**settings)
+  return directory, settings, tiny.train(**settings)
 
 
 def test_a_run_of_adapters_holds_them_and_its_base_and_nothing_else(large, adapted):
@@ -168,14 +168,14 @@ def test_other_programs_read_a_run_of_adapters_as_plain_weights(large, adapted, 
   settings = tiny.settings(
     tmp_path, large_checkpoint_path=str(adapted[0] / 'run'), loss=losses.cat_dist, train_steps=2
   )
-  (values,) = train.train(**settings)
+  (values,) = tiny.train(**settings)
   assert values['loss'] > 0
 
 
 def test_adapters_go_on_bit_by_bit_without_the_run_that_they_started_from(adapted, tmp_path):
   settings = adapted[1] | {'model_dir': str(tmp_path / 'run')}
-  train.train(**settings | {'train_steps': 4})
-  history = train.train(**settings | {'initial_checkpoint_path': str(tmp_path / 'gone')})
+  tiny.train(**settings | {'train_steps': 4})
+  history = tiny.train(**settings | {'initial_checkpoint_path': str(tmp_path / 'gone')})
   assert history == adapted[2][-len(history) :]
   jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(adapted[0]))
 
@@ -197,7 +197,7 @@ def refused(message, directory, **changes):
   settings = tiny.settings(directory, **changes)
   before = {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
   with pytest.raises((ValueError, FloatingPointError), match=message) as raised:
-    train.train(**settings)
+    tiny.train(**settings)
   assert '\n' not in str(raised.value)
   for path, content in before.items():
     assert path.read_bytes() == content
@@ -266,7 +266,7 @@ def test_updates_that_are_not_finite_are_skipped_and_their_examples_written(tmp_
     tmp_path, learning_rate=blows_up, train_steps=7, save_every=2, log_every=100,
     optimizer=optimizers.adamw, on_bad_step=stopping.go_on, keep=9,
   )  # fmt: skip
-  history = train.train(**settings)
+  history = tiny.train(**settings)
   assert [values.get('skipped') for values in history] == [None, None, 2, 1]
   assert 'step 5 was refused' in caplog.text
   arrays = arrays_of(tmp_path / 'run')
@@ -300,7 +300,7 @@ def test_a_run_that_refuses_everything_ends_also_if_it_is_to_go_on(tmp_path):
     on_bad_step=stopping.go_on,
   )  # fmt: skip
   with pytest.raises(FloatingPointError, match='step 100 was refused'):
-    train.train(**settings)
+    tiny.train(**settings)
 
 
 def test_a_damaged_checkpoint_costs_its_steps_and_changes_nothing(large, tmp_path, caplog):
@@ -313,7 +313,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_changes_nothing(large, tmp_pat
   )  # fmt: skip
   newest = directory / 'run' / 'checkpoint_6'
   max(newest.rglob('*'), key=lambda path: path.stat().st_size).write_bytes(b'')
-  history = train.train(**settings)
+  history = tiny.train(**settings)
   assert 'checkpoint_6 is damaged: ' in caplog.text
   assert 'Going back to checkpoint_4.' in caplog.text
   assert history == large[1][-len(history) :]
@@ -324,7 +324,7 @@ def test_the_same_run_twice_is_bitwise_equal(large, tmp_path):
   settings = tiny.settings(
     tmp_path, small=tiny.LARGE, validation=train.Validation(every=3, rows=20, decoded_rows=10)
   )
-  assert train.train(**settings) == large[1]
+  assert tiny.train(**settings) == large[1]
   jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(large[0]))
 
 
@@ -336,7 +336,7 @@ def test_a_run_goes_on_on_fewer_devices(eight, tmp_path, devices):
   shutil.copytree(directory / 'run', tmp_path / 'run')
   shutil.rmtree(tmp_path / 'run' / 'checkpoint_6')
   mesh = lambda: partitioning.make_mesh(fsdp=min(2, devices), devices=jax.devices()[:devices])
-  resumed = train.train(**tiny.settings(tmp_path, mesh=mesh))
+  resumed = tiny.train(**tiny.settings(tmp_path, mesh=mesh))
   assert [set(values) for values in resumed] == [set(history[-1])]
   np.testing.assert_allclose(resumed[-1]['loss'], history[-1]['loss'], rtol=1e-5)
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5)
@@ -347,7 +347,7 @@ def test_a_run_goes_on_on_fewer_devices(eight, tmp_path, devices):
 def eight(tmp_path_factory):
   directory = tmp_path_factory.mktemp('eight')
   mesh = lambda: partitioning.make_mesh(fsdp=2, tensor=2)
-  return directory, train.train(**tiny.settings(directory, mesh=mesh))
+  return directory, tiny.train(**tiny.settings(directory, mesh=mesh))
 
 
 def test_a_directory_that_another_run_holds_is_refused(tmp_path):
@@ -358,7 +358,7 @@ def test_a_directory_that_another_run_holds_is_refused(tmp_path):
 
 def refused_by_the_lock(directory):
   with pytest.raises(BlockingIOError) as raised:
-    train.train(**tiny.settings(directory))
+    tiny.train(**tiny.settings(directory))
   return raised.value
 
 

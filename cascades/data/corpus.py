@@ -28,6 +28,41 @@ from cascades.tokenizers.conventions import Tokens
 from cascades.types import Architecture, Batch, Prompt, Vocabulary
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """The rows that a program reads, and the shape of its batches.
+
+  Attributes:
+    task: Task or mixture; None in programs that read no rows.
+    lengths: Most tokens of each feature of an example, {'inputs': 16, 'targets': 16}.
+    batch_size: Rows of a batch, of all processes together.
+    pack_length: Tokens of a training row that holds several examples of a decoder-only model; None
+      puts one example into each row.
+    records_dir: Directory of the token records, which are written there on first use.
+  """
+
+  task: Task | Mixture | None = None
+  lengths: Mapping[str, int]
+  batch_size: int
+  pack_length: int | None = None
+  records_dir: str = materialize.DIRECTORY
+
+  @property
+  def required_task(self) -> Task | Mixture:
+    """The task. Raises ValueError if there is none."""
+    if self.task is None:
+      raise ValueError('no task is given: name one as MIXTURE_OR_TASK_NAME, or give a TASK.')
+    return self.task
+
+  def corpus(
+    self, vocabulary: Vocabulary, architecture: Architecture, *, task: Task | None = None
+  ) -> Corpus:
+    """The rows as one kind of model reads them, of another `task` if one is given."""
+    return Corpus(
+      task or self.required_task, vocabulary, architecture, self.lengths, self.records_dir
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Corpus:
   """Everything that training and inference read of a task, with their common settings.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,25 @@ from cascades.tokenizers import vocabularies
 from cascades.types import Architecture, Params, Vocabulary
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A trained model in a run directory, and the types in which it is loaded.
+
+  Attributes:
+    path: Run directory, or a checkpoint in one.
+    which: 'last', 'best', or the number of a step.
+    precision: Type of the activations; None takes the model's own. Thresholds on log-probabilities
+      drift with it, so answers are computed in float32 by default.
+    weights: Type that holds the parameters: 'float32', 'bfloat16' or 'int8'; None takes that of the
+      activations.
+  """
+
+  path: str
+  which: store.Which = 'last'
+  precision: str | None = 'float32'
+  weights: str | None = None
+
+
 class Model(NamedTuple):
   """A trained model, placed, and what a manifest says of it."""
 
@@ -27,20 +47,10 @@ class Model(NamedTuple):
   described: Mapping[str, Any]
 
 
-def load(
-  path: str,
-  which: store.Which,
-  *,
-  rules: partitioning.Rules,
-  precision: str | None,
-  weights: str | None,
-) -> Model:
-  """The model of a run, on the mesh that is in use.
-
-  `precision` is the type of the activations, the model's own if None; `weights` says how its
-  parameters are held, as the activations if None.
-  """
-  directory, step = store.locate(path, which)
+def load(checkpoint: Checkpoint, *, rules: partitioning.Rules) -> Model:
+  """Load the model of a checkpoint on the active mesh."""
+  directory, step = store.locate(checkpoint.path, checkpoint.which)
+  precision, weights = checkpoint.precision, checkpoint.weights
   description = store.read_description(directory)
   config = configs.from_description(
     description['model'] | ({'dtype': precision} if precision else {})

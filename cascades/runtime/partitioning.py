@@ -8,8 +8,9 @@ dimension; the first that applies wins, and without one the dimension is replica
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -121,6 +122,23 @@ def make_mesh(
     )
   shape = (data, fsdp, tensor)
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+  """Mesh of devices that a program runs on, and the sharding rules of its arrays.
+
+  Attributes:
+    mesh: Makes the mesh.
+    rules: Pairs of logical axis name and mesh axis (or axes), in order of preference.
+  """
+
+  mesh: Callable[..., Mesh] = make_mesh
+  rules: Rules = RULES
+
+  def use(self, **options: Any) -> contextlib.AbstractContextManager[None]:
+    """Context manager that activates the mesh, made with these options, and the rules."""
+    return use(self.mesh(**options), self.rules)
 
 
 @contextlib.contextmanager

@@ -9,18 +9,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Schedule: TypeAlias = Callable[[Any], Any]  # step -> learning rate
-Optimizer: TypeAlias = Callable[[Schedule], optax.GradientTransformation]
+Optimizer: TypeAlias = Callable[[optax.Schedule], optax.GradientTransformation]
 
 
-def constant(learning_rate: float, *, warmup_steps: int = 0) -> Schedule:
+def constant(learning_rate: float, *, warmup_steps: int = 0) -> optax.Schedule:
   """Constant after a linear warm-up from 0."""
   return _warmed_up(optax.constant_schedule(learning_rate), learning_rate, warmup_steps)
 
 
 def linear(
   learning_rate: float, *, total_steps: int, warmup_steps: int = 0, final: float = 0.0
-) -> Schedule:
+) -> optax.Schedule:
   """Linear warm-up, then linear decay to `final` at `total_steps`."""
   decay = optax.linear_schedule(learning_rate, final, total_steps - warmup_steps)
   return _warmed_up(decay, learning_rate, warmup_steps)
@@ -28,7 +27,7 @@ def linear(
 
 def cosine(
   learning_rate: float, *, total_steps: int, warmup_steps: int = 0, final: float = 0.0
-) -> Schedule:
+) -> optax.Schedule:
   """Linear warm-up, then half a cosine down to `final` at `total_steps`."""
   decay = optax.cosine_decay_schedule(
     learning_rate, total_steps - warmup_steps, alpha=final / learning_rate
@@ -36,12 +35,12 @@ def cosine(
   return _warmed_up(decay, learning_rate, warmup_steps)
 
 
-def rsqrt(learning_rate: float, *, warmup_steps: int = 10_000) -> Schedule:
+def rsqrt(learning_rate: float, *, warmup_steps: int = 10_000) -> optax.Schedule:
   """`learning_rate / sqrt(max(step, warmup_steps))`, T5's pre-training schedule."""
   return lambda step: learning_rate / jnp.sqrt(jnp.maximum(step, warmup_steps))
 
 
-def _warmed_up(decay: Schedule, peak: float, warmup_steps: int) -> Schedule:
+def _warmed_up(decay: optax.Schedule, peak: float, warmup_steps: int) -> optax.Schedule:
   if not warmup_steps:
     return decay
   warmup = optax.linear_schedule(0.0, peak, warmup_steps)
@@ -49,7 +48,7 @@ def _warmed_up(decay: Schedule, peak: float, warmup_steps: int) -> Schedule:
 
 
 def adafactor(
-  learning_rate: Schedule,
+  learning_rate: optax.Schedule,
   *,
   clip_norm: float | None = None,
   decay_rate: float = 0.8,
@@ -73,7 +72,7 @@ def adafactor(
 
 
 def adamw(
-  learning_rate: Schedule,
+  learning_rate: optax.Schedule,
   *,
   clip_norm: float | None = 1.0,
   b1: float = 0.9,

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import optax
 from etils import epath
 
 from cascades.checkpoints import store
 from cascades.runtime import files, progress
 from cascades.tokenizers import vocabularies
-from cascades.training import loop, optimizers
+from cascades.training import loop
 from cascades.training import validation as validating
 from cascades.training.utilization import Used
 from cascades.types import Vocabulary
@@ -24,7 +25,7 @@ def reporter(
   total: int,
   events: progress.Events,
   *,
-  learning_rate: optimizers.Schedule,
+  learning_rate: optax.Schedule,
   used: Callable[[progress.Rates | None], Used],
   check: Callable[[], None],
 ) -> Callable[[int, loop.Values, float], None]:

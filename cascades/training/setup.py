@@ -1,11 +1,12 @@
-"""A training step put together: both models' definitions, where every array goes, what is compiled.
+"""Configuration of training, and the training step assembled from it.
 
-Nothing here holds numbers: `train` fills a blueprint from checkpoints, `plan` compiles it for
-machines that are not there.
+`train` and `plan` share everything here: `train` fills an `AbstractRun` with arrays from
+checkpoints, `plan` compiles its step for devices that are not attached.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,14 +17,124 @@ import optax
 from cascades import losses
 from cascades.models import configs, lora
 from cascades.models.abstract import abstract_model
-from cascades.runtime import partitioning
-from cascades.training import train_step
+from cascades.runtime import partitioning, stopping
+from cascades.training import optimizers, train_step
 from cascades.training.train_step import Frozen, ModelDef, TrainState
-from cascades.types import Batch, ModelConfig
+from cascades.types import Batch, ModelConfig, Vocabulary
 
 
-class Blueprint(NamedTuple):
-  """Two models without their numbers: shapes, types and places of all that a step reads."""
+@dataclasses.dataclass(frozen=True)
+class SmallModel:
+  """The model that is trained.
+
+  Attributes:
+    config: Its architecture and sizes; None takes those of the initial checkpoint.
+    vocabulary: None takes that of the initial or the large checkpoint, else the task's own.
+    initial_checkpoint_path: Run directory, or a checkpoint in one, with the initial weights; None
+      draws them at random.
+    adapters: Trains these low-rank adapters beside the frozen initial weights; None trains all
+      weights.
+  """
+
+  config: ModelConfig | None = None
+  vocabulary: Vocabulary | None = None
+  initial_checkpoint_path: str | None = None
+  adapters: lora.LoraConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LargeModel:
+  """The frozen model of the cascade: run in every training step, or read from a cache.
+
+  Attributes:
+    config: Its architecture and sizes; None takes those of its checkpoint. `plan` can do without
+      the checkpoint.
+    checkpoint_path: Run directory, or a checkpoint in one. None trains without a large model,
+      unless a cache is given; beside a cache it says of which checkpoint the cache must be.
+    dtype: Type that holds its weights: 'float32', 'bfloat16' or 'int8'.
+    rules: Sharding rules of its parameters; None takes those of the small model.
+    teacher_cache: Directory that `cascades.cache_teacher` wrote, read instead of running it.
+  """
+
+  config: ModelConfig | None = None
+  checkpoint_path: str | None = None
+  dtype: str = 'float32'
+  rules: partitioning.Rules | None = None
+  teacher_cache: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+  """The computation of a training step.
+
+  Attributes:
+    learning_rate: Maps a step to its learning rate.
+    optimizer: Maps the learning rate to an optax transformation.
+    loss: Loss of the small model's logits, given the teachers and the target tokens.
+    normalizer: Divisor of the batch's summed loss: a number, or a function of the step's totals.
+    microbatches: Number of equal slices of a batch whose gradients are accumulated in turn.
+    block_length: Target positions whose logits exist at a time; None chooses by the memory limit.
+    readout_gradient_dtype: Type in which the gradient of the readout is accumulated.
+    accept: Decides from a step's metrics whether its update is applied.
+  """
+
+  learning_rate: optax.Schedule
+  optimizer: optimizers.Optimizer = optimizers.adafactor
+  loss: losses.CascadeLoss = losses.xent
+  normalizer: train_step.Normalizer | float = train_step.valid_tokens
+  microbatches: int = 1
+  block_length: int | None = None
+  readout_gradient_dtype: str = 'float32'
+  accept: train_step.Accept = train_step.finite
+
+  @functools.cached_property
+  def transform(self) -> optax.GradientTransformation:
+    """The optimizer with its learning rate."""
+    return self.optimizer(self.learning_rate)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+  """The length of a run, in steps, and the intervals of its log lines and checkpoints.
+
+  Attributes:
+    train_steps: Number of training steps.
+    log_every: Steps between log lines; 0 for none but the last.
+    save_every: Steps between checkpoints; 0 for none but the last.
+    keep: Number of latest checkpoints that are kept, besides the best.
+  """
+
+  train_steps: int
+  log_every: int = 100
+  save_every: int = 1000
+  keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Failures:
+  """Reactions to failures: `stopping.stop` ends the run, `stopping.go_on` logs and continues.
+
+  Attributes:
+    on_bad_step: Called with a FloatingPointError if a step's update was not accepted.
+    on_failed_save: Called with a SaveError if a checkpoint could not be written.
+    hang_timeout: Seconds without a finished step after which the process is aborted with the
+      stacks of its threads; None for never.
+  """
+
+  on_bad_step: Callable[[Exception], None] = stopping.stop
+  on_failed_save: Callable[[Exception], None] = stopping.stop
+  hang_timeout: float | None = 3600.0
+
+
+class AbstractRun(NamedTuple):
+  """Model definitions of a run, and the shapes, dtypes and shardings of its arrays.
+
+  Attributes:
+    small: ModelDef of the model that is trained.
+    large: ModelDef of the frozen large model, if there is one.
+    state: Abstract training state.
+    frozen: Abstract parameters that a step reads and does not change.
+  """
 
   small: ModelDef
   large: ModelDef | None
@@ -32,63 +143,77 @@ class Blueprint(NamedTuple):
 
   @property
   def models(self) -> dict[str, Any]:
-    """As `train_step` and `eval_step` take them."""
+    """The definitions as arguments of `train_step` and `eval_step`."""
     return {'small': self.small, 'large': self.large}
 
 
-def blueprint(
-  small: ModelConfig,
-  large: ModelConfig | None,
+def abstract_run(
+  small: SmallModel,
+  large: LargeModel,
   optimizer: optax.GradientTransformation,
   *,
-  adapters: lora.LoraConfig | None = None,
-  large_dtype: str = 'float32',
   rules: partitioning.Rules = partitioning.RULES,
-  large_rules: partitioning.Rules | None = None,
   vocab_size: int | None = None,
-) -> Blueprint:
-  """On the mesh that is in use. `large_rules` place the large model, by default as the small one.
-  The loss sees the small model's first `vocab_size` entries, all if None.
+) -> AbstractRun:
+  """Definitions and abstract arrays of a run on the active mesh.
 
-  With adapters those are the state, and the small model's own weights are frozen beside them.
+  With adapters the state holds those only, and the small model's own weights are frozen.
+
+  Args:
+    small: The model that is trained, with its `config`.
+    large: The frozen large model; without a `config` there is none.
+    optimizer: Its state is part of the training state.
+    rules: Sharding rules.
+    vocab_size: Number of leading vocabulary entries that the loss sees, by default all.
   """
-  dtype = (adapters or lora.LoraConfig()).dtype
-  graph, whole = abstract_model(small, rules, dtype=dtype)
-  trained = lora.abstract(whole, configs.linear_maps(small), adapters) if adapters else whole
+  if small.config is None:
+    raise ValueError('the small model has no config: give one, or that of its checkpoint.')
+  adapters = small.adapters
+  graph, params = abstract_model(small.config, rules, dtype=(adapters or lora.LoraConfig()).dtype)
+  maps = configs.linear_maps(small.config)
+  trained = lora.abstract(params, maps, adapters) if adapters else params
   init = functools.partial(train_step.init_state, optimizer=optimizer, seed=0)
   state = partitioning.like_parameters(jax.eval_shape(init, trained), trained)
-  definition = ModelDef(graph, vocab_size or small.vocab_size, adapters.scale if adapters else 1.0)
-  base = whole if adapters else None
-  if large is None:
-    return Blueprint(definition, None, state, Frozen(None, base))
-  large_graph, params = abstract_model(
-    large, rules if large_rules is None else large_rules, dtype=large_dtype
+  definition = ModelDef(
+    graph, vocab_size or small.config.vocab_size, adapters.scale if adapters else 1.0
   )
-  return Blueprint(definition, ModelDef(large_graph, large.vocab_size), state, Frozen(params, base))
+  base = params if adapters else None
+  if large.config is None:
+    return AbstractRun(definition, None, state, Frozen(None, base))
+  large_graph, large_params = abstract_model(
+    large.config, rules if large.rules is None else large.rules, dtype=large.dtype
+  )
+  large_definition = ModelDef(large_graph, large.config.vocab_size)
+  return AbstractRun(definition, large_definition, state, Frozen(large_params, base))
 
 
-def compiled_step(
-  parts: Blueprint,
-  optimizer: optax.GradientTransformation,
-  *,
-  loss: losses.CascadeLoss,
-  **options: Any,
-) -> Any:
-  """`train_step` as XLA runs it: the state is given away, and comes back where it was."""
-  step = functools.partial(
-    train_step.train_step, **parts.models, optimizer=optimizer, loss=loss, **options
+def compiled_step(abstract: AbstractRun, step: Step) -> Any:
+  """`train_step` under `jax.jit` on the active mesh; the state is donated."""
+  function = functools.partial(
+    train_step.train_step,
+    **abstract.models,
+    optimizer=step.transform,
+    loss=step.loss,
+    normalizer=step.normalizer,
+    microbatches=step.microbatches,
+    block_length=step.block_length,
+    gradient_dtype=step.readout_gradient_dtype,
+    accept=step.accept,
   )
   return jax.jit(
-    step,
+    function,
     donate_argnums=0,
-    out_shardings=(places(parts.state), None),
+    out_shardings=(shardings(abstract.state), None),
     compiler_options=_compiler_options(jax.sharding.get_mesh()),
   )
 
 
 def _compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str] | None:
-  """On TPU, weights are gathered whole. By default XLA passes their shards round a ring while they
-  are multiplied, which sends nine shards where seven of eight are missing, and compiles slowly."""
+  """Options that make XLA gather sharded weights on TPU before it multiplies them.
+
+  By default it passes the shards around a ring during the multiplication, which sends nine shards
+  where seven of eight are missing, and compiles slowly.
+  """
   tpu = not mesh.empty and mesh.devices.flat[0].platform == 'tpu'
   return {'xla_jf_spmd_threshold_for_windowed_einsum_mib': '1000000'} if tpu else None
 
@@ -96,7 +221,13 @@ def _compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str] | None:
 def on_batches(
   step: Any, frozen: Frozen, compiled: Callable[[jax.stages.Compiled, Batch], None]
 ) -> Callable[[TrainState, Batch], tuple[TrainState, train_step.Totals]]:
-  """The step as a loop calls it: with this process's rows. `compiled` hears of the program."""
+  """Adapt a compiled step to the training loop: it takes this process's rows of a batch.
+
+  Args:
+    step: The result of `compiled_step`.
+    frozen: Parameters that the step does not change.
+    compiled: Called once with the executable and the first batch.
+  """
   program: Any = None
 
   def run(state: TrainState, batch: Batch) -> tuple[TrainState, train_step.Totals]:
@@ -112,6 +243,6 @@ def on_batches(
   return run
 
 
-def places(tree: Any) -> Any:
-  """The sharding of every array."""
+def shardings(tree: Any) -> Any:
+  """The sharding of every array of a tree."""
   return jax.tree.map(lambda leaf: leaf.sharding, tree)

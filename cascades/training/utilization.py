@@ -16,7 +16,7 @@ import jax
 
 from cascades.performance import chips, flops
 from cascades.runtime import progress
-from cascades.training.setup import Blueprint
+from cascades.training.setup import AbstractRun
 from cascades.types import Batch, LanguageModel
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Needs(NamedTuple):
 class Usage:
   """Of one run, told of its program when that is compiled."""
 
-  def __init__(self, parts: Blueprint):
+  def __init__(self, parts: AbstractRun):
     self._parts = parts
     self._needs: Needs | None = None
     self._peak = 0.0  # a second, of all devices
@@ -69,7 +69,7 @@ class Usage:
     return Used(per_second / self._peak, peak_memory())
 
 
-def needs(parts: Blueprint, batch: Batch) -> Needs:
+def needs(parts: AbstractRun, batch: Batch) -> Needs:
   """What the models need for a batch, whatever of it counts.
 
   Beside frozen weights, adapters' backward pass is one forward pass's worth, not two.

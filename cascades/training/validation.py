@@ -18,7 +18,7 @@ from cascades.runtime import partitioning
 from cascades.tasks.task import Task
 from cascades.training import loop, train_step
 from cascades.training.cached_teacher import TeacherCache
-from cascades.training.setup import Blueprint
+from cascades.training.setup import AbstractRun
 from cascades.training.train_step import Frozen, ModelDef, TrainState
 from cascades.types import Params, Prompt
 
@@ -39,7 +39,7 @@ class Validation(NamedTuple):
 def validator(
   validation: Validation | None,
   corpus: Corpus,
-  parts: Blueprint,
+  parts: AbstractRun,
   frozen: Frozen,
   *,
   loss: losses.CascadeLoss,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cascades import decoding, infer, train
+from cascades import decoding
 from cascades.data import converters
 from cascades.inference import answers, trained_model
 from cascades.predictions import shards
@@ -17,7 +17,7 @@ MAX_TOKENS = tiny.LENGTHS['targets']
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   directory = tmp_path_factory.mktemp('trained')
-  train.train(**tiny.settings(directory, train_steps=100, save_every=100))
+  tiny.train(**tiny.settings(directory, train_steps=100, save_every=100))
   return directory
 
 
@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
 def model(trained):
   with partitioning.use(tiny.one_device()):
     yield trained_model.load(
-      str(trained / 'run'), 'last', rules=partitioning.RULES, precision='float32', weights=None
+      trained_model.Checkpoint(str(trained / 'run')), rules=partitioning.RULES
     )
 
 
@@ -45,9 +45,9 @@ def batch(texts, targets):
 
 
 def test_a_generator_gives_the_answers_of_infers_table(trained, model, tmp_path):
-  infer.infer(
-    str(trained / 'run'),
-    str(tmp_path),
+  tiny.infer(
+    checkpoint_path=str(trained / 'run'),
+    infer_output_dir=str(tmp_path),
     task=tiny.task(trained),
     task_feature_lengths=tiny.LENGTHS,
     batch_size=8,
@@ -126,7 +126,7 @@ def test_an_empty_prompt_gets_no_answer(model):
 def test_answers_need_the_mesh_of_their_model(trained):
   with partitioning.use(tiny.one_device()):
     model = trained_model.load(
-      str(trained / 'run'), 'last', rules=partitioning.RULES, precision='float32', weights=None
+      trained_model.Checkpoint(str(trained / 'run')), rules=partitioning.RULES
     )
   generator = answers.Generator(model, max_tokens=MAX_TOKENS)
   with pytest.raises(ValueError, match='no mesh is in use'):

@@ -237,7 +237,7 @@ def test_a_real_sweep_that_is_killed_goes_on(tmp_path):
   output = again.communicate(timeout=900)[0]
   assert again.returncode == 0, output
   assert (directory / names[0] / 'train.log').read_bytes() == first_log
-  assert 'going on from step' in (second / 'train.log').read_text()
+  assert 'resuming from step' in (second / 'train.log').read_text()
   rows = json.loads((directory / 'results.json').read_text())
   assert [f'LOSS={row["LOSS"][1:]},SEED={row["SEED"]}' for row in rows] == names
   assert {row['state'] for row in rows} == {'finished'}

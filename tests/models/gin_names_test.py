@@ -10,14 +10,14 @@ from cascades.models import decoder, lora, t5
 
 FILE = """
 from __gin__ import dynamic_registration
-from cascades import train
 from cascades.models import decoder
 from cascades.models import lora
 from cascades.models import t5
+from cascades.training import setup
 
-train.train.small = @t5.Config()
-train.train.large_dtype = 'bfloat16'
-train.train.adapters = @lora.Config()
+setup.SmallModel.config = @t5.Config()
+setup.LargeModel.dtype = 'bfloat16'
+setup.SmallModel.adapters = @lora.Config()
 SIZE = 24
 t5.Config:
   vocab_size = %SIZE

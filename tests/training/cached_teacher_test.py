@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cascades import losses, train
+from cascades import losses
 from cascades.data.corpus import Corpus
 from cascades.tasks.task import Mixture, Row, Task
 from cascades.tokenizers import vocabularies
@@ -168,5 +168,5 @@ def test_training_takes_the_vocabulary_of_its_cache_and_refuses_before_it_claims
   )
   assert cached_teacher.vocabulary(directory, task) == symbols != task.vocabulary()
   with pytest.raises(ValueError, match='first choices only'):
-    train.train(**settings)
+    tiny.train(**settings)
   assert not (tmp_path / 'run' / 'model.json').exists()

@@ -1,4 +1,4 @@
-"""Blueprints, and the step as a loop calls it."""
+"""Abstract runs, and the step as a loop calls it."""
 
 import jax
 import jax.numpy as jnp
@@ -6,28 +6,31 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cascades import losses
 from cascades.performance import hlo, hlo_costs, topologies
 from cascades.runtime import partitioning
 from cascades.training import optimizers, setup, train_step
 from tests import testing, tiny
 
-OPTIMIZER = optimizers.adamw(optimizers.constant(1e-2))
+STEP = setup.Step(
+  learning_rate=optimizers.constant(1e-2), optimizer=optimizers.adamw, block_length=2
+)
+
+
+def abstract_run(large):
+  return setup.abstract_run(setup.SmallModel(testing.TINY_T5), large, STEP.transform)
 
 
 def test_the_large_model_may_lie_by_rules_of_its_own():
   mesh = partitioning.make_mesh(data=2, fsdp=2, tensor=2)
   with partitioning.use(mesh):
-    alike = setup.blueprint(testing.TINY_T5, testing.TINY_T5, OPTIMIZER, large_dtype='bfloat16')
-    apart = setup.blueprint(
-      testing.TINY_T5, testing.TINY_T5, OPTIMIZER, large_rules=[('embed', ('data', 'fsdp'))]
-    )
+    alike = abstract_run(setup.LargeModel(testing.TINY_T5, dtype='bfloat16'))
+    apart = abstract_run(setup.LargeModel(testing.TINY_T5, rules=[('embed', ('data', 'fsdp'))]))
   small, large = alike.state.params['embedding'], alike.frozen.large['embedding']
   assert (small.dtype, large.dtype) == (jnp.float32, jnp.bfloat16)
   assert small.sharding.spec == large.sharding.spec == PartitionSpec('tensor', 'fsdp')
   assert apart.state.params['embedding'].sharding.spec == PartitionSpec('tensor', 'fsdp')
-  found = apart.frozen.large['embedding'].sharding.spec
-  assert found == PartitionSpec(None, ('data', 'fsdp'))
+  spec = apart.frozen.large['embedding'].sharding.spec
+  assert spec == PartitionSpec(None, ('data', 'fsdp'))
 
 
 @pytest.fixture
@@ -35,10 +38,11 @@ def run():
   """A step on batches, its state, and what it says when it compiles."""
   numbers = testing.split(testing.build(testing.TINY_T5))[1]
   with partitioning.use(tiny.one_device()):
-    parts = setup.blueprint(testing.TINY_T5, None, OPTIMIZER)
-    params = jax.device_put(jax.tree.map(jnp.array, numbers), setup.places(parts.state.params))
-    state = train_step.init_state(params, OPTIMIZER, 0)
-    step = setup.compiled_step(parts, OPTIMIZER, loss=losses.xent, block_length=2)
+    abstract = abstract_run(setup.LargeModel())
+    shardings = setup.shardings(abstract.state.params)
+    params = jax.device_put(jax.tree.map(jnp.array, numbers), shardings)
+    state = train_step.init_state(params, STEP.transform, 0)
+    step = setup.compiled_step(abstract, STEP)
     said = []
     called = setup.on_batches(step, train_step.Frozen(), lambda *program: said.append(program))
     yield called, state, said

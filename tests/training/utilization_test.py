@@ -16,12 +16,13 @@ from tests import testing, tiny
 
 CHIP = chips.Chip('v0', flops=1e9, hbm=1 << 30, hbm_bandwidth=1.0, ici_bandwidth=1.0)
 CONFIG = testing.TINY_DECODER
-OPTIMIZER = optimizers.adafactor(optimizers.constant(1e-2))
+STEP = setup.Step(learning_rate=optimizers.constant(1e-2), loss=losses.cat_dist, block_length=4)
 
 
-def blueprint(large=None, **options):
+def abstract_run(large=None, adapters=None):
+  small = setup.SmallModel(CONFIG, adapters=adapters)
   with partitioning.use(tiny.one_device()):
-    return setup.blueprint(CONFIG, large, OPTIMIZER, **options)
+    return setup.abstract_run(small, setup.LargeModel(large), STEP.transform)
 
 
 def forward(rows, length):
@@ -42,18 +43,18 @@ def test_what_the_models_need_is_three_passes_of_the_small_one_and_one_of_the_la
   batch = testing.batch(CONFIG)
   once = forward(*batch.targets.shape)
   with partitioning.use(tiny.one_device()):
-    assert needed(blueprint(), batch) == 3 * once
-    assert needed(blueprint(large=CONFIG), batch) == 4 * once
-    assert utilization.needs(blueprint(), batch).token == 3 * 2 * CONFIG.emb_dim * testing.VOCAB
-    adapted = needed(blueprint(adapters=lora.LoraConfig(rank=1)), batch)
+    assert needed(abstract_run(), batch) == 3 * once
+    assert needed(abstract_run(large=CONFIG), batch) == 4 * once
+    assert utilization.needs(abstract_run(), batch).token == 3 * 2 * CONFIG.emb_dim * testing.VOCAB
+    adapted = needed(abstract_run(adapters=lora.LoraConfig(rank=1)), batch)
   assert 2 * once < adapted < 2.6 * once
 
 
 def test_the_step_itself_needs_no_more_products_unless_it_recomputes():
-  parts = blueprint(large=CONFIG)
+  parts = abstract_run(large=CONFIG)
   batch = testing.batch(CONFIG)
   with partitioning.use(tiny.one_device()):
-    step = setup.compiled_step(parts, OPTIMIZER, loss=losses.cat_dist, block_length=4)
+    step = setup.compiled_step(parts, STEP)
     found = flops.flops_of(step, parts.state, parts.frozen, batch)
     least = needed(parts, batch)
   # The first layer's input has a gradient too, but no product needs it: a table is looked up.
@@ -62,7 +63,7 @@ def test_the_step_itself_needs_no_more_products_unless_it_recomputes():
 
 def test_a_compiled_step_says_its_memory_and_lines_say_the_share_of_the_peak(monkeypatch, caplog):
   monkeypatch.setattr(chips, 'of', lambda device: CHIP)
-  parts, batch = blueprint(), testing.batch(CONFIG)
+  parts, batch = abstract_run(), testing.batch(CONFIG)
   used = utilization.Usage(parts)
   assert used.now(None).mfu is None
   with partitioning.use(tiny.one_device()), caplog.at_level(logging.INFO, 'cascades'):
@@ -78,7 +79,7 @@ def test_a_compiled_step_says_its_memory_and_lines_say_the_share_of_the_peak(mon
 
 
 def test_without_a_known_chip_there_is_memory_alone():
-  used = utilization.Usage(blueprint())
+  used = utilization.Usage(abstract_run())
   found = used.now(Rates(1.0, 1.0, 1.0))
   assert found.mfu is None
   assert found.memory > 1 << 24
