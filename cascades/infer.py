@@ -1,12 +1,12 @@
-"""Answer a task's splits with a trained model, and keep how sure it was of every token.
+"""Answer the splits of a task with a trained model, with the log-probability of every token.
 
     python -m cascades.infer --gin_file=runs/infer.gin --gin.CHECKPOINT_PATH="'runs/demo/large'"
       --gin.MIXTURE_OR_TASK_NAME="'cmudict_g2p'" --gin.SPLITS="['validation', 'test']"
 
-Leaves one table of predictions a split, INFER_OUTPUT_DIR/<split>/, as sharded JSON lines with a
-manifest; of a mixture, one for each task beside each other, with the task's name. Mode `score` does
-not answer: it gives the log-probabilities of the targets, or ranks the options. An interrupted run
-goes on with the shards that are missing.
+Writes one table of predictions per split, INFER_OUTPUT_DIR/<split>/, as sharded JSON lines with a
+manifest; a mixture has one table per task in the same directory. Mode `score` computes the
+log-probabilities of the targets, or ranks the options, instead of decoding answers. Rerunning the
+same command writes the shards that are missing.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _write_table(
   answer: Callable[[Records, Sequence[int]], Iterator[tuple[int, rows.JsonRow]]],
   provenance: Callable[[], Mapping[str, str]],
 ) -> None:
-  """The shards that are missing, then the manifest."""
+  """Write the shards that are missing, then the manifest."""
   task, mode, total = described['task'], described['mode'], len(split)
   count = -(-total // shard_rows)
   identity = json.dumps([described, split.directory.name], sort_keys=True)
@@ -161,11 +161,11 @@ def _write_table(
       shards.write_shard(directory, task, mode, index, count, ordered, fingerprint=fingerprint)
   if jax.process_index() == 0:
     manifest = {'config': '', **provenance(), **described, 'fingerprint': fingerprint}
-    unlabelled = split.manifest.unlabeled
-    sizes = {'rows': total, 'shards': count, 'unlabelled': unlabelled}
+    # The key keeps the spelling of older tables.
+    sizes = {'rows': total, 'shards': count, 'unlabelled': split.manifest.unlabeled}
     shards.write_manifest(directory, manifest | sizes)
   log.info(
-    '%s, split %s: %d rows in %s (%d shards were there)',
+    '%s, split %s: %d rows in %s (%d shards existed)',
     *(task, described['split'], total, directory, count - len(missing)),
   )
 

@@ -69,7 +69,7 @@ def test_every_row_is_answered_once_and_in_order(answered):
   )
 
 
-def test_the_manifest_says_what_made_the_table(answered, trained):
+def test_the_manifest_names_model_settings_and_metrics(answered, trained):
   _, table = answered
   manifest = table.manifest
   params = jax.tree.leaves(tiny.SMALL.build(jax.random.key(0)))
@@ -92,32 +92,40 @@ def model_of(trained):
   return nnx.merge(graph, params)
 
 
+def prompts_of(texts):
+  return converters.pad([(np.array(tiny.VOCABULARY.encode(text)), (1,)) for text in texts], 8)
+
+
+def scores_of(model, prompts, answers):
+  """Log-probabilities of answers, lists of tokens, under teacher forcing, and first choices."""
+  width = max(map(len, answers))
+  targets = np.array([np.pad(tokens, (0, width - len(tokens))) for tokens in answers], np.int32)
+  weights = np.array([np.arange(width) < len(tokens) for tokens in answers], np.float32)
+  inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+  batch = Batch(*map(jnp.asarray, (inputs, targets, weights, prompts_of(prompts).tokens)))
+  logprobs, correct = decoding.score(model, batch)
+  return [
+    (row_logprobs[: len(tokens)], row_correct[: len(tokens)])
+    for tokens, row_logprobs, row_correct in zip(answers, logprobs, correct, strict=True)
+  ]
+
+
 def test_answers_are_the_models_own_and_rescoring_finds_the_same_logprobs(answered, trained):
-  """Teacher forcing on the decoded tokens reproduces what decoding wrote down."""
+  """Teacher forcing on the decoded tokens gives the log-probabilities that decoding wrote."""
   output, table = answered
   model = model_of(trained)
   rows = raw_rows(output / 'test')
   assert len(set(table.predictions)) > 5  # or the prompts could be ignored
-  prompts = [tiny.VOCABULARY.encode(text) for text in table.inputs]
-  padded = converters.pad([(np.array(p), (1,)) for p in prompts], 8)
-  answer = decoding.generate(model, Prompt(*map(jnp.asarray, padded)), max_len=8, eos_id=1)
+  prompts = Prompt(*map(jnp.asarray, prompts_of(table.inputs)))
+  answer = decoding.generate(model, prompts, max_len=8, eos_id=1)
   for row, tokens, mask in zip(rows, answer.tokens, answer.mask, strict=True):
     assert row['aux']['tokens'] == tokens[mask].tolist()
     assert row['prediction'] == tiny.VOCABULARY.decode(tokens.tolist())
 
-  width = max(row['aux']['length'] for row in rows)
-  targets = np.zeros((len(rows), width), np.int32)
-  for i, row in enumerate(rows):
-    targets[i, : row['aux']['length']] = row['aux']['tokens']
-  weights = (np.arange(width) < [[row['aux']['length']] for row in rows]).astype(np.float32)
-  inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-  logprobs, correct = decoding.score(
-    model, Batch(*map(jnp.asarray, (inputs, targets, weights, padded.tokens)))
-  )
-  for i, row in enumerate(rows):
-    length = row['aux']['length']
-    np.testing.assert_allclose(row['aux']['token_logprobs'], logprobs[i, :length], atol=1e-5)
-    assert correct[i, :length].all()  # greedy
+  scores = scores_of(model, table.inputs, [row['aux']['tokens'] for row in rows])
+  for row, (logprobs, correct) in zip(rows, scores, strict=True):
+    np.testing.assert_allclose(row['aux']['token_logprobs'], logprobs, atol=1e-5)
+    assert correct.all()  # greedy
 
 
 def test_statistics_are_those_of_the_texts(answered):
@@ -126,15 +134,15 @@ def test_statistics_are_those_of_the_texts(answered):
   np.testing.assert_array_equal(table.statistics['accuracy'][:, 0], right)
 
 
-def test_a_finished_table_is_left_alone_and_a_lost_shard_made_again(trained, tmp_path):
+def test_complete_shards_are_left_alone_and_a_truncated_one_is_written_again(trained, tmp_path):
   first = run(trained, tmp_path)
   shards = {path: path.read_bytes() for path in (tmp_path / 'test').iterdir()}
   lost = tmp_path / 'test' / 'backwards-predict.jsonl-00002-of-00004'
-  kept = tmp_path / 'test' / 'backwards-predict.jsonl-00001-of-00004'
+  complete = tmp_path / 'test' / 'backwards-predict.jsonl-00001-of-00004'
   lost.write_bytes(lost.read_bytes()[:-20])  # truncated
-  before = kept.stat().st_mtime_ns
+  before = complete.stat().st_mtime_ns
   again = run(trained, tmp_path)
-  assert kept.stat().st_mtime_ns == before
+  assert complete.stat().st_mtime_ns == before
   assert {path: path.read_bytes() for path in (tmp_path / 'test').iterdir()} == shards
   assert again.ids == first.ids
 
@@ -168,23 +176,26 @@ def test_another_setting_is_another_table(trained, tmp_path, answered):
   assert list(sampled.predictions) != list(answered[1].predictions)
 
 
-def test_a_sample_does_not_depend_on_its_batch(trained, tmp_path):
+def test_a_sample_does_not_depend_on_its_batch(trained, tmp_path, answered):
   tables = [
     run(trained, tmp_path / str(size), temperature=1.0, top_k=9, top_p=0.9, batch_size=size)
     for size in (8, 16)
   ]
   assert list(tables[0].predictions) == list(tables[1].predictions)
+  assert list(tables[0].predictions) != list(answered[1].predictions)  # that are greedy
 
 
 def test_scoring_gives_every_target_token_its_logprob_and_whether_it_comes_first(trained, tmp_path):
   table = run(trained, tmp_path, mode='score')
   rows = raw_rows(tmp_path / 'test', 'score')
-  for row in rows:
+  scores = scores_of(model_of(trained), table.inputs, [row['aux']['tokens'] for row in rows])
+  for row, (logprobs, correct) in zip(rows, scores, strict=True):
     tokens = [*tiny.VOCABULARY.encode(row['inputs']['targets_pretokenized']), 1]
     aux = row['aux']
     assert aux['tokens'] == tokens
     assert row['score'] == pytest.approx(sum(aux['token_logprobs']), abs=1e-4)
-    assert len(aux['correct']) == len(tokens)
+    np.testing.assert_allclose(aux['token_logprobs'], logprobs, atol=1e-5)
+    assert aux['correct'] == correct.astype(int).tolist()
     assert aux['statistics'] == {'token_accuracy': [sum(aux['correct']), len(tokens)]}
   assert table.manifest['metrics'] == ['token_accuracy']
 
@@ -198,7 +209,13 @@ def test_options_are_ranked_by_their_total_logprob(trained, tmp_path):
     scores = row['aux']['option_scores']
     assert chosen == row['aux']['options'][int(np.argmax(scores))]
     assert row['score'] == pytest.approx(max(scores), abs=1e-4)
-  assert 'accuracy' in table.statistics
+  assert set(table.statistics) == {'accuracy', 'length_normalized_accuracy'}
+  tokens = [[*tiny.VOCABULARY.encode(option), 1] for option in options]
+  expected = [logprobs.sum() for logprobs, _ in scores_of(model_of(trained), ['a b'] * 3, tokens)]
+  assert len(set(map(float, expected))) == 3
+  for row in raw_rows(tmp_path / 'test', 'score'):
+    np.testing.assert_allclose(row['aux']['option_scores'], expected, atol=1e-4)
+    assert row['aux']['option_lengths'] == [3, 2, 4]
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_processes_make_a_lost_shard_again_and_agree_which_it_is(here):
   (table / 'mine-predict.jsonl-00001-of-00003').unlink()
   said = together(command, here)
   assert {path.name: path.read_bytes() for path in table.glob('*.jsonl-*')} == before
-  assert all('(2 shards were there)' in text for text in said)
+  assert all('(2 shards existed)' in text for text in said)
   assert not (here / 'elsewhere').exists()
 
 
