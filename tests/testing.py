@@ -102,6 +102,13 @@ def split(model: LanguageModel) -> tuple[Any, Params]:
   return graphdef, nnx.to_pure_dict(state)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def logits(graphdef: Any, params: Params, batch: Batch) -> jax.Array:
+  """Teacher-forced logits. Parameters are arguments: as constants, XLA would fold them slowly."""
+  model = nnx.merge(graphdef, params)
+  return model.readout(model.hidden(batch))
+
+
 def tokens(shape: tuple[int, ...], seed: int = 0, *, vocab: int = VOCAB) -> jax.Array:
   """Random tokens that are neither padding (0), end (1) nor unknown (2)."""
   return jnp.asarray(np.random.RandomState(seed).randint(3, vocab, shape), jnp.int32)

@@ -17,9 +17,8 @@ NAMES = [
 
 
 def _logits(config: decoder.DecoderConfig, name: str) -> jax.Array:
-  model = testing.build(config)
   batch = Batch(twins.load(name)['inputs'], None, None)
-  return jax.jit(lambda batch: model.readout(model.hidden(batch)))(batch)
+  return testing.logits(*testing.split(testing.build(config)), batch)
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -66,10 +66,13 @@ def test_an_impossible_choice_of_layers_is_refused(numbers):
     pruning.select_layers(DECODER, choice)
 
 
-def test_a_wider_mlp_is_refused():
+@pytest.mark.parametrize('mlp_dim', [0, 7])
+def test_an_mlp_without_channels_or_with_more_is_refused(mlp_dim):
   selected = pruning.select_layers(DECODER, functools.partial(pruning.ends, head=2))
-  with pytest.raises(ValueError, match='mlp_dim=7 must be from 1 to 6'):
-    pruning.pruned_config(DECODER, selected, 7)
+  with pytest.raises(ValueError, match=f'mlp_dim={mlp_dim} must be from 1 to 6'):
+    pruning.pruned_config(DECODER, selected, mlp_dim)
+  for possible in (1, 6):
+    assert pruning.pruned_config(DECODER, selected, possible).mlp_dim == possible
 
 
 @pytest.mark.parametrize('config', [DECODER, T5], ids=['decoder', 't5'])

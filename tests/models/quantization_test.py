@@ -82,12 +82,6 @@ def int8_model(config):
   return graph, params, quantized
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def logits(graph, params, batch):
-  model = nnx.merge(graph, params)
-  return model.readout(model.hidden(batch))
-
-
 @pytest.mark.parametrize('name', testing.CONFIGS)
 def test_an_int8_model_is_the_model_of_the_rounded_weights_and_near_the_exact_one(name):
   config = testing.CONFIGS[name]
@@ -98,9 +92,9 @@ def test_an_int8_model_is_the_model_of_the_rounded_weights_and_near_the_exact_on
     is_leaf=lambda node: isinstance(node, quantization.Quantized),
   )
   batch = testing.batch(config)
-  actual = logits(graph, quantized, batch)
-  np.testing.assert_allclose(actual, logits(graph, rounded, batch), atol=2e-4)
-  exact = logits(graph, params, batch)
+  actual = testing.logits(graph, quantized, batch)
+  np.testing.assert_allclose(actual, testing.logits(graph, rounded, batch), atol=2e-4)
+  exact = testing.logits(graph, params, batch)
   assert 0 < np.abs(actual - exact).mean() < 0.05 * np.std(exact)
 
 
