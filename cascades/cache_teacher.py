@@ -133,9 +133,9 @@ def _write_manifest(
 
 
 def _reader(
-  model: trained_model.Model, held: AnswerFormat, vocab_size: int
+  model: trained_model.Model, encoding: AnswerFormat, vocab_size: int
 ) -> Callable[[Batch], Any]:
-  """What is kept of the model's answers to a batch, [B, T, ...], on every process."""
+  """A function that computes the answers to a batch, [B, T, ...], on every process."""
 
   @jax.jit
   def read(params: Params, batch: Batch) -> Any:
@@ -143,7 +143,7 @@ def _reader(
     hidden, table = large.hidden(batch), large.table
     axes = partitioning.block_axes(len(hidden), jax.tree.leaves(table)[0].shape)
     return blocks.map_blocks(
-      lambda table, hidden: held.reduce(large.readout(hidden, table)[..., :vocab_size]),
+      lambda table, hidden: encoding.reduce(large.readout(hidden, table)[..., :vocab_size]),
       table,
       hidden,
       batch.weights > 0,

@@ -30,8 +30,8 @@ from cascades.teachers import TeacherLike, Teachers, as_teachers, required
 TokenLoss: TypeAlias = Callable[
   [Float[Array, '*n V'], Teachers, Int[Array, '*n']], Float[Array, '*n']
 ]
-Step: TypeAlias = Int[Array, ''] | int | None
-Weight: TypeAlias = float | Callable[[Step], Float[Array, '']]  # a constant, or a schedule
+StepNumber: TypeAlias = Int[Array, ''] | int | None
+Weight: TypeAlias = float | Callable[[StepNumber], Float[Array, '']]  # a constant, or a schedule
 
 
 class CascadeLoss(Protocol):
@@ -44,7 +44,7 @@ class CascadeLoss(Protocol):
     targets: Int[Array, '*n'],
     weights: Float[Array, '*n'],
     *,
-    step: Step = None,
+    step: StepNumber = None,
   ) -> tuple[Float[Array, ''], Float[Array, '']]:
     """The sum of the tokens' losses, and the count of valid tokens; see `cascade_loss`."""
     ...
@@ -83,7 +83,7 @@ def mixture(
   targets: Int[Array, '*n'],
   *,
   w: Weight,
-  step: Step = None,
+  step: StepNumber = None,
 ) -> Float[Array, '*n']:
   """`w * cross_entropy + (1 - w) * distillation`, w in [0, 1].
 
@@ -118,7 +118,7 @@ def cascade_loss(
   *,
   token_loss: TokenLoss,
   token_mask: masks.TokenMask,
-  step: Step = None,
+  step: StepNumber = None,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
   """`(sum_i weights_i alpha_i l_i,  sum_i weights_i)` in float32.
 
@@ -161,7 +161,7 @@ def _mixture_loss(
   *,
   token_mask: masks.TokenMask,
   w: Weight = 0.5,
-  step: Step = None,
+  step: StepNumber = None,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
   """`cascade_loss` of the mixture, with its weight as an argument that recipes can bind."""
   token_loss = partial(mixture, w=w, step=step)

@@ -36,7 +36,7 @@ def make_run(directory, config):
     'vocabulary': tiny.VOCABULARY.fingerprint,
     'vocabulary_size': tiny.VOCABULARY.size,
   }
-  store.make(directory, params, description, {'made': 'for a test'})
+  store.make(directory, params, description, {'written': 'for a test'})
   vocabularies.save(tiny.VOCABULARY, directory)
   return str(directory)
 
@@ -96,8 +96,8 @@ def run(home, name, **changes):
     'loss': losses.cat_xent,
   }  # fmt: skip
   (home / name).mkdir()
-  made = tiny.settings(home, **options | changes) | {'model_dir': str(home / name / 'run')}
-  return tiny.train(**made)[-1], final_state(home / name, 8)
+  settings = tiny.settings(home, **options | changes) | {'model_dir': str(home / name / 'run')}
+  return tiny.train(**settings)[-1], final_state(home / name, 8)
 
 
 SHARES = ('both', 'only_small', 'only_large', 'neither', 'accuracy')
@@ -144,8 +144,8 @@ def test_without_the_validation_split_the_plain_loss_is_validated(home, packs):
   large, alike, _ = packs
   directory = make(home, large, 'train_only', splits=['train'])
   values, _ = run(home, 'unvalidated', **alike, teacher_cache=directory)
-  found = {name for name in values if name.startswith('validation/')}
-  assert found == {'validation/loss', 'validation/accuracy'}
+  validated = {name for name in values if name.startswith('validation/')}
+  assert validated == {'validation/loss', 'validation/accuracy'}
   assert values['validation/loss'] == pytest.approx(np.log(22), abs=0.5)  # of all tokens
 
 
@@ -188,7 +188,7 @@ def test_every_token_is_answered_as_the_large_model_answers_it(home, config, pac
 
   for batch in (next(batches) for _ in range(12 if pack is None else 6)):
     real = batch.weights > 0
-    top1, moved, bound = (np.asarray(found)[real] for found in compare(batch))
+    top1, moved, bound = (np.asarray(column)[real] for column in compare(batch))
     np.testing.assert_array_equal(batch.teachers[0].top1()[real], top1)
     assert (moved <= bound + 1e-5).all()
     assert moved.max() > 1e-3  # so that the bound bounds something
@@ -197,8 +197,8 @@ def test_every_token_is_answered_as_the_large_model_answers_it(home, config, pac
 def test_eight_devices_answer_as_one_does(home, large, first_choices):
   mesh = lambda: partitioning.make_mesh(data=2, fsdp=2, tensor=2)
   directory = make(home, large, 'mesh', mesh=mesh, splits=['train'], top_k=2, dtype='float32')
-  found, expected = (teacher_cache.CachedAnswers.open(place(d)) for d in (directory, first_choices))
-  np.testing.assert_array_equal(found.read(range(64)).top1(), expected.read(range(64)).top1())
+  sharded, single = (teacher_cache.CachedAnswers.open(place(d)) for d in (directory, first_choices))
+  np.testing.assert_array_equal(sharded.read(range(64)).top1(), single.read(range(64)).top1())
 
 
 # -- made in parts ---------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def contents(directory):
 
 
 def test_an_interrupted_cache_is_refused_and_then_finished(home, large, first_choices, monkeypatch):
-  write, made = teacher_cache.write_shard, []
+  write, written = teacher_cache.write_shard, []
 
   def interrupted(directory, index, *rest):
     if index == 1:
@@ -231,19 +231,19 @@ def test_an_interrupted_cache_is_refused_and_then_finished(home, large, first_ch
   assert not (home / 'early' / 'model.json').exists()
 
   def noted(directory, index, *rest):
-    made.append((directory.name, index))
+    written.append((directory.name, index))
     write(directory, index, *rest)
 
   monkeypatch.setattr(teacher_cache, 'write_shard', noted)
   directory = make(home, large, 'parts')
-  assert made == [('train', 1), ('train', 2), ('validation', 0), ('validation', 1)]
+  assert written == [('train', 1), ('train', 2), ('validation', 0), ('validation', 1)]
   assert contents(directory) == contents(first_choices)
 
   damaged = place(directory) / '00001.answers'
   damaged.write_bytes(damaged.read_bytes()[:-1] + b'\x7f')
-  made.clear()
+  written.clear()
   make(home, large, 'parts')
-  assert made == [('train', 1)]
+  assert written == [('train', 1)]
   assert contents(directory) == contents(first_choices)
 
 

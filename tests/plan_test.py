@@ -44,7 +44,7 @@ def settings(**changes):
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
+def compiled_plan(tmp_path_factory):
   path = tmp_path_factory.mktemp('plans') / 'plan.json'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
@@ -55,31 +55,31 @@ def made(tmp_path_factory):
     return planned('v5e:2x4', output=str(path)), json.loads(path.read_text())
 
 
-def test_a_plan_counts_models_memory_work_and_collectives(made):
-  found, record = made
-  assert found.models == {
+def test_a_plan_counts_models_memory_work_and_collectives(compiled_plan):
+  result, record = compiled_plan
+  assert result.models == {
     name: configs.count_parameters(config)
     for name, config in (('small', tiny.SMALL), ('large', tiny.LARGE))
   }
-  assert found.fits
-  assert found.tokens == 16 * tiny.LENGTHS['targets']
-  assert {'all-gather'} <= set(found.compiled.collectives)
-  assert found.compiled.flops == pytest.approx(found.flops / 8, rel=0.05)
-  assert 0 < found.mfu_bound < 1
-  assert record['compiled']['flops'] == found.compiled.flops
+  assert result.fits
+  assert result.tokens == 16 * tiny.LENGTHS['targets']
+  assert {'all-gather'} <= set(result.compiled.collectives)
+  assert result.compiled.flops == pytest.approx(result.flops / 8, rel=0.05)
+  assert 0 < result.mfu_bound < 1
+  assert record['compiled']['flops'] == result.compiled.flops
   assert record['verdict'].startswith('fits: ')
 
 
-def test_the_arguments_of_the_compiled_step_are_what_the_rules_place(made):
-  found, _ = made
-  placed = sum(found.device_bytes.values())
-  assert found.compiled.memory.arguments == pytest.approx(placed, rel=0.01)
+def test_the_arguments_of_the_compiled_step_are_what_the_rules_place(compiled_plan):
+  result, _ = compiled_plan
+  placed = sum(result.device_bytes.values())
+  assert result.compiled.memory.arguments == pytest.approx(placed, rel=0.01)
 
 
 def test_without_libtpu_nothing_is_compiled():
-  found = planned('no libtpu')
-  assert found.compiled is None
-  assert found.flops > 0
+  result = planned('no libtpu')
+  assert result.compiled is None
+  assert result.flops > 0
 
 
 def test_eight_bits_and_adapters_shrink_what_a_device_holds():
@@ -102,9 +102,9 @@ def test_a_step_that_does_not_fit_is_a_result(monkeypatch):
       return state.step
 
   monkeypatch.setattr(setup, 'compiled_step', lambda *_: Refusing())
-  found = planned('v5e:2x4')
-  assert found.fits is False
-  assert found.compile_error == 'needs 20.0G of 15.75G'
+  result = planned('v5e:2x4')
+  assert result.fits is False
+  assert result.compile_error == 'needs 20.0G of 15.75G'
 
 
 def test_the_large_model_comes_from_its_checkpoint_if_it_is_there(tmp_path):
@@ -120,8 +120,8 @@ def test_packed_rows_carry_segments():
   with partitioning.use(tiny.one_device()):
     from tests import testing
 
-    whole = plan.batch_shapes(testing.TINY_DECODER, data)
+    unpacked = plan.batch_shapes(testing.TINY_DECODER, data)
     packed = plan.batch_shapes(testing.TINY_DECODER, dataclasses.replace(data, pack_length=32))
-  assert whole.inputs.shape == (4, 8)
-  assert whole.segments is None
+  assert unpacked.inputs.shape == (4, 8)
+  assert unpacked.segments is None
   assert packed.segments.shape == packed.positions.shape == (4, 32)

@@ -131,7 +131,7 @@ def test_the_command_of_a_recipe_says_all_that_is_required(recipe):
   ).groups()
   files, bindings = [], []
   for argument in shlex.split(shown.replace('#', ' ')):
-    flag, _, value = cli._expand(argument).partition('=')
+    flag, _, value = argument.replace('--gin.', '--gin_bindings=', 1).partition('=')
     {'--gin_file': files, '--gin_bindings': bindings}[flag].append(value)
   assert files == [f'recipes/{recipe}.gin']
   cli.configure(program, files, bindings)
@@ -148,14 +148,14 @@ def test_a_row_with_a_large_model_does_not_start_without_its_checkpoints(name):
 
 @pytest.mark.parametrize('program', ['train', 'infer'])
 def test_where_rows_are_looked_for_is_said_once_for_all_tasks(program):
-  said = {
+  given = {
     'data_dir': 'here', 'tfds_data_dir': 'there', 'allow_download': True, 'sample': True,
     'malformed': 'skip',
   }  # fmt: skip
-  bindings = [f'{name.upper()}={value}' for name, value in said.items()]
+  bindings = [f'{name.upper()}={value}' for name, value in given.items()]
   cli.configure(f'cascades.{program}', [f'runs/{program}.gin'], bindings)
-  assert gin.get_bindings(catalog.get) == said | {'name': None}
-  assert gin.get_bindings(catalog.mixture)['sources'] == sources.Sources(**said)
+  assert gin.get_bindings(catalog.get) == given | {'name': None}
+  assert gin.get_bindings(catalog.mixture)['sources'] == sources.Sources(**given)
 
 
 # One shape and rate for all, no dropout, no recomputation: few programs, which compile quickly.
@@ -170,7 +170,7 @@ TINY = (
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """Of records and a vocabulary that all runs share."""
+  """Folder of records and a vocabulary that all runs share."""
   path = tmp_path_factory.mktemp('recipes')
   rows = catalog.get('c4_span_corruption', sample=True).read('train')
   train_sentencepiece.train_sentencepiece(
@@ -199,7 +199,7 @@ def train_tiny(folder, recipe, *bindings):
 
 @pytest.fixture(scope='module')
 def history(folder):
-  """Of a large model, below `large`, that is right now and then."""
+  """Log values of a large model, written to `large`, that is right now and then."""
   values = train_tiny(
     folder, LARGE, f'MODEL_DIR={folder}/large', 'INITIAL_CHECKPOINT_PATH=None', 'TRAIN_STEPS=30',
     'VALIDATION_ROWS=16',
@@ -252,10 +252,10 @@ def test_answers_of_every_task_get_a_table_of_their_own(folder, large, recipe, t
   run(
     folder, recipe, f'CHECKPOINT_PATH={large}', f'INFER_OUTPUT_DIR={folder}/{recipe}', 'MODE=score'
   )
-  found = [
+  tables_read = [
     table
     for split in macro('SPLITS')
     for table in shards.read(folder / recipe / split, mode='score')
   ]
-  assert len(found) == tables
-  assert all(len(table.ids) == table.manifest['rows'] > 0 for table in found)
+  assert len(tables_read) == tables
+  assert all(len(table.ids) == table.manifest['rows'] > 0 for table in tables_read)

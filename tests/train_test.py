@@ -131,7 +131,7 @@ def test_weights_of_another_run_start_with_a_fresh_optimizer_and_step(large, tmp
 
 
 def logits(path, dtype='float32'):
-  """Of a run, as every program but training reads it: as plain weights."""
+  """Logits of a run, read as plain weights, as every program but training reads it."""
   with partitioning.use(tiny.one_device()):
     graph, like = abstract_model(tiny.LARGE, dtype=dtype)
     model = train_step.ModelDef(graph, 24).bind(store.restore_params(path, like))

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from cascades import masks
-from cascades.losses import CascadeLoss, Step
+from cascades.losses import CascadeLoss, StepNumber
 from cascades.models import lora
 from cascades.teachers import Logits, TeacherError
 from cascades.training import blockwise
@@ -130,7 +130,7 @@ def loss_totals(
   *,
   loss: CascadeLoss,
   vocab_size: int,
-  step: Step = None,
+  step: StepNumber = None,
   trains_table: bool = True,
   block_length: int | None = None,
   gradient_dtype: str = 'float32',
@@ -299,7 +299,7 @@ def eval_step(
   params: Params,
   frozen: Frozen,
   batch: Batch,
-  step: Step = None,
+  step: StepNumber = None,
   *,
   small: ModelDef,
   large: ModelDef | None,
