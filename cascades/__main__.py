@@ -11,6 +11,7 @@ import sys
 
 from cascades.runtime import environment
 
+ONLY_IN_CHECKOUTS = ('benchmarks', 'launch')
 USAGE = """Usage: cascades PROGRAM [--help] [arguments]
 
 Programs, each with its own --help:
@@ -29,6 +30,11 @@ def main() -> None:
   elif name in summaries:
     sys.argv[1:] = arguments
     runpy.run_module(f'cascades.{name}', run_name='__main__', alter_sys=True)
+  elif name.partition('.')[0] in ONLY_IN_CHECKOUTS:
+    sys.exit(
+      f'cascades: error: {name} is not part of the installed package: run '
+      f'`python -m {name}` in a checkout of the project.'
+    )
   else:
     near = difflib.get_close_matches(name, summaries, 1)
     hint = f' Did you mean {near[0]}?' if near else ''

@@ -48,3 +48,9 @@ def test_a_misspelled_program_is_answered_with_the_nearest(tmp_path):
   result = run('trian', home=tmp_path)
   assert result.returncode == 2
   assert "no program 'trian'. Did you mean train?" in result.stderr
+
+
+def test_what_needs_a_checkout_is_named(tmp_path):
+  result = run('launch.tpu_vm', home=tmp_path)
+  assert result.returncode == 1
+  assert 'run `python -m launch.tpu_vm` in a checkout' in result.stderr

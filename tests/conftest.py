@@ -29,3 +29,15 @@ settings.register_profile('patient', deadline=None, suppress_health_check=[Healt
 settings.load_profile('patient')
 
 pytest_plugins = ['tests.tiny_tasks']
+
+# Longest first, so that at the end no worker is busy with one of them while the others idle.
+# pytest-xdist would put files of many tests first, and these have few.
+LONGEST_FILES = (
+  'survival_test.py', 'train_test.py', 'survival_processes_test.py', 'train_step_test.py',
+  'starts_test.py', 'plan_test.py', 'processes_test.py', 'recipes_test.py', 'examples_test.py',
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+  order = {name: index for index, name in enumerate(LONGEST_FILES)}
+  items.sort(key=lambda item: order.get(item.path.name, len(order)))
