@@ -262,7 +262,7 @@ def _cell(value: Estimate | Difference, show: Formatter) -> Cell:
 
 def _quality(comparison: Comparison) -> Formatter:
   digits = 4 if comparison.metric.scale == 1 else 2
-  return lambda value: _or_words(value, f'{value:z.{digits}f}')
+  return lambda value: _or_placeholder(value, f'{value:z.{digits}f}')
 
 
 def _signed(show: Formatter) -> Formatter:
@@ -271,16 +271,18 @@ def _signed(show: Formatter) -> Formatter:
 
 def percent(value: float) -> str:
   """Formats a share: '12.3 %'."""
-  return _or_words(value, f'{100 * value:z.1f} %')
+  return _or_placeholder(value, f'{100 * value:z.1f} %')
 
 
 def amount(value: float) -> str:
   """Formats an amount with its unit prefix: '950', '12.3 k', '4.56 M', '7.89 G', '1.2 T'."""
   power = min(4, max(0, int(math.log10(abs(value)) // 3))) if value and math.isfinite(value) else 0
-  return _or_words(value, f'{value / 1000**power:.4g} {["", "k", "M", "G", "T"][power]}'.rstrip())
+  return _or_placeholder(
+    value, f'{value / 1000**power:.4g} {["", "k", "M", "G", "T"][power]}'.rstrip()
+  )
 
 
-def _or_words(value: float, text: str) -> str:
+def _or_placeholder(value: float, text: str) -> str:
   if math.isnan(value):
     return '\N{EN DASH}'
   return text if math.isfinite(value) else 'not reached'
