@@ -1,4 +1,4 @@
-"""Look at tasks, check their data, and prepare what training reads.
+"""List and show tasks, check their data, and prepare the files that training reads.
 
   python -m cascades.browse_tasks list
   python -m cascades.browse_tasks show superglue_rte -n 3 --sample
@@ -9,9 +9,9 @@
   python -m cascades.browse_tasks train_vocabulary superglue flan2021 --size=8000 --output=my.model
   python -m cascades.browse_tasks materialize superglue --data_dir=data --vocabulary=my.model
 
-TASK is a name from `list`, of a task or of a mixture, or a file: .jsonl with keys inputs and
-targets (or --inputs_key and --targets_key), or .tsv with two columns, either gzipped. Without
---vocabulary a task's own is used, which is bytes for most.
+TASK is the name of a task or mixture from `list`, or a file: .jsonl with the keys inputs and
+targets (or --inputs_key and --targets_key), or .tsv with two columns, plain or gzipped. Without
+--vocabulary the task's own vocabulary is used: bytes for most tasks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ from cascades.types import Vocabulary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command; the exit code."""
+  """Runs a command.
+
+  Args:
+    argv: the arguments; None for those of the process.
+
+  Returns:
+    The exit code: 0, 1 after an error or malformed rows, 130 if interrupted.
+  """
   arguments = _parser().parse_args(argv)
   level = logging.WARNING if arguments.run in (list_tasks, show) else logging.INFO
   logging.basicConfig(level=level, format='%(message)s', stream=sys.stderr)
@@ -43,44 +50,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'Error: {error}', file=sys.stderr)
     return 1
   except KeyboardInterrupt:
-    print('Interrupted; the same command goes on with what is missing.', file=sys.stderr)
+    print('Interrupted. Rerun the same command to resume.', file=sys.stderr)
     return 130
 
 
 def list_tasks(arguments: argparse.Namespace) -> None:
-  """All tasks: suite, metrics, sizes, and where their data are."""
+  """List all tasks with suite, metrics, sizes and data files."""
   from cascades.tasks import listing
 
   mixtures = (_task(name, arguments) for name in catalog.mixtures())
   listing.print_tasks(
-    list(_tasks(catalog.names(), arguments)), [one for one in mixtures if isinstance(one, Mixture)]
+    list(_tasks(catalog.names(), arguments)), [m for m in mixtures if isinstance(m, Mixture)]
   )
 
 
 def show(arguments: argparse.Namespace) -> None:
-  """The first rows as published, as text and as tokens."""
+  """Show the first rows as published, as text and as tokens."""
   from cascades.tasks import listing
 
-  task = _task(arguments.task, arguments)
-  tasks = task.tasks if isinstance(task, Mixture) else (task,)
+  named = _task(arguments.task, arguments)
   lengths = {'inputs': arguments.inputs_length, 'targets': arguments.targets_length}
-  for one in tasks:
-    split = arguments.split or one.splits[0]
-    listing.print_rows(one, split, arguments.n, _vocabulary(task, arguments), lengths)
+  for task in _split_mixture(named):
+    split = arguments.split or task.splits[0]
+    listing.print_rows(task, split, arguments.n, _vocabulary(named, arguments), lengths)
 
 
 def check(arguments: argparse.Namespace) -> int:
-  """Read all local data: counts against the published ones, malformed rows by file and line."""
+  """Read all local data; compare row counts with published ones and report malformed rows."""
   from cascades.tasks import checking, listing
 
   names = arguments.tasks or catalog.names()
   arguments.malformed = 'skip'
-  found = (one for task in _tasks(names, arguments) for one in checking.check(task))
-  return listing.print_checked(found, also_missing=bool(arguments.tasks))
+  checks = (check for task in _tasks(names, arguments) for check in checking.check(task))
+  return listing.print_checks(checks, also_missing=bool(arguments.tasks))
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-  """Write TFDS directories from local files."""
+  """Write prepared TFDS directories from local files."""
   from cascades.tasks import preparing
   from cascades.tasks.sources import Sources
 
@@ -92,7 +98,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def _origins(tasks: Iterable[Task]) -> Iterator[DataSource]:
-  """What the tasks are made from, each data set once."""
+  """The data sources of the tasks, each data set once."""
   seen: set[str] = set()
   for task in tasks:
     if task.origin is None:
@@ -103,38 +109,39 @@ def _origins(tasks: Iterable[Task]) -> Iterator[DataSource]:
 
 
 def download(arguments: argparse.Namespace) -> None:
-  """Let TFDS fetch and prepare the data sets of tasks."""
-  from cascades.tasks import sources
+  """Let TFDS download and prepare the data sets of tasks."""
+  from cascades.tasks import tfds_directories
+  from cascades.tasks.sources import Sources
 
-  places = sources.Sources(tfds_data_dir=arguments.tfds_data_dir, allow_download=True)
+  root = Sources(tfds_data_dir=arguments.tfds_data_dir).tfds_root
   for origin in _origins(_tasks(arguments.tasks, arguments)):
     name = origin.dataset.builder
     if not origin.dataset.in_tfds:
       raise ValueError(
         f'TFDS has no builder for {name}: put {origin.required_files} below a data_dir.'
       )
-    if sources.prepared_directory(origin.dataset, places):
-      print(f'{name}: is there already')
+    if directory := tfds_directories.find(origin.dataset, root):
+      print(f'{name}: exists already in {directory}')
     else:
-      print(f'{name}: in {sources.download(origin.dataset, places)}')
+      print(f'{name}: in {tfds_directories.download(origin.dataset, root)}')
 
 
 def materialize(arguments: argparse.Namespace) -> None:
-  """Tokenise splits once, to be read by training and inference."""
-  from cascades.data import materialize as records
+  """Tokenize splits once, for training and inference to read."""
+  from cascades.data import materialize as token_records
   from cascades.data.workers import Workers
 
-  task = _task(arguments.task, arguments)
-  vocabulary = both(_vocabulary(task, arguments))
-  place = arguments.output or records.DIRECTORY
+  named = _task(arguments.task, arguments)
+  vocabulary = both(_vocabulary(named, arguments))
+  directory = arguments.output or token_records.DIRECTORY
   with Workers(arguments.processes) as workers:
-    for one in task.tasks if isinstance(task, Mixture) else (task,):
-      for split in [arguments.split] if arguments.split else one.splits:
-        made = records.materialize(one, split, vocabulary, place, workers=workers)
-        longest = made.lengths.max(axis=0)
+    for task in _split_mixture(named):
+      for split in [arguments.split] if arguments.split else task.splits:
+        records = token_records.materialize(task, split, vocabulary, directory, workers=workers)
+        longest = records.lengths.max(axis=0)
         print(
-          f'{one.name} {split}: {len(made)} rows, at most {longest[0]} + {longest[1]} tokens, '
-          f'in {made.directory}'
+          f'{task.name} {split}: {len(records)} rows, at most {longest[0]} + {longest[1]} tokens, '
+          f'in {records.directory}'
         )
 
 
@@ -150,19 +157,22 @@ def train_vocabulary(arguments: argparse.Namespace) -> None:
     for text in (row.inputs, *row.answers)
     if text
   )
-  made = train_sentencepiece.train_sentencepiece(
+  vocabulary = train_sentencepiece.train_sentencepiece(
     texts, arguments.output, size=arguments.size, model_type=arguments.model_type
   )
-  print(f'{arguments.output}: {made.size} ids, {made.extra_ids} of them extra ids')
+  print(f'{arguments.output}: {vocabulary.size} ids, {vocabulary.extra_ids} of them extra ids')
 
 
 def _tasks(names: Sequence[str], arguments: argparse.Namespace) -> Iterator[Task]:
-  """The tasks of these names, and those of the mixtures among them."""
+  """The named tasks, and the tasks of named mixtures."""
   if not names:
-    raise ValueError('No task is named; `python -m cascades.browse_tasks list` shows them.')
+    raise ValueError('Name at least one task; `python -m cascades.browse_tasks list` shows them.')
   for name in names:
-    found = _task(name, arguments)
-    yield from found.tasks if isinstance(found, Mixture) else (found,)
+    yield from _split_mixture(_task(name, arguments))
+
+
+def _split_mixture(task: Task | Mixture) -> tuple[Task, ...]:
+  return task.tasks if isinstance(task, Mixture) else (task,)
 
 
 def _task(name: str, arguments: argparse.Namespace) -> Task | Mixture:
@@ -200,18 +210,25 @@ def _parser() -> argparse.ArgumentParser:
   )
   commands = parser.add_subparsers(metavar='COMMAND', required=True)
 
-  places = argparse.ArgumentParser(add_help=False)
-  places.add_argument('--data_dir', help='folder of official files, such as BoolQ/val.jsonl')
-  places.add_argument('--tfds_data_dir', help='folder of prepared TFDS data sets')
-  places.add_argument('--allow_download', action='store_true', help='fetch what is not there')
-  places.add_argument('--allow_remote', action='store_true', help='accept paths such as gs://...')
-  places.add_argument('--sample', action='store_true', help='the hand-written rows that ship')
-  places.add_argument(
-    '--malformed', choices=('error', 'skip'), default='error', help='rows that cannot be used'
+  common = argparse.ArgumentParser(add_help=False)
+  common.add_argument('--data_dir', help='folder of official files, such as BoolQ/val.jsonl')
+  common.add_argument('--tfds_data_dir', help='folder of prepared TFDS data sets')
+  common.add_argument(
+    '--allow_download', action='store_true', help='let TFDS download missing data sets'
   )
-  places.add_argument('--inputs_key', default='inputs', help='of the lines of a .jsonl file')
-  places.add_argument('--targets_key', default='targets', help='of the lines of a .jsonl file')
-  places.add_argument(
+  common.add_argument('--allow_remote', action='store_true', help='accept paths such as gs://...')
+  common.add_argument(
+    '--sample', action='store_true', help='read the hand-written rows that ship with each task'
+  )
+  common.add_argument(
+    '--malformed',
+    choices=('error', 'skip'),
+    default='error',
+    help='stop at rows that cannot be used, or skip them',
+  )
+  common.add_argument('--inputs_key', default='inputs', help='key of the prompt in a .jsonl file')
+  common.add_argument('--targets_key', default='targets', help='key of the answer in a .jsonl file')
+  common.add_argument(
     '--import', dest='imports', metavar='MODULE', action='append', default=[],
     help='a module that registers SeqIO tasks; may be repeated',
   )  # fmt: skip
@@ -220,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     function: Callable[[argparse.Namespace], int | None], name: str
   ) -> argparse.ArgumentParser:
     summary = inspect.getdoc(function)
-    added = commands.add_parser(name, parents=[places], help=summary, description=summary)
+    added = commands.add_parser(name, parents=[common], help=summary, description=summary)
     added.set_defaults(run=function)
     return added
 
@@ -228,31 +245,37 @@ def _parser() -> argparse.ArgumentParser:
 
   added = command(show, 'show')
   added.add_argument('task', metavar='TASK')
-  added.add_argument('-n', type=int, default=3, help='how many rows (3)')
-  added.add_argument('--split', help="the task's first, if not given")
+  added.add_argument('-n', type=int, default=3, help='number of rows (default: 3)')
+  added.add_argument('--split', help="a split (default: the task's first)")
   added.add_argument('--vocabulary', help='a SentencePiece model')
-  added.add_argument('--inputs_length', type=int, default=512, help='tokens kept (512)')
-  added.add_argument('--targets_length', type=int, default=128, help='tokens kept (128)')
+  added.add_argument('--inputs_length', type=int, default=512, help='maximum tokens (default: 512)')
+  added.add_argument(
+    '--targets_length', type=int, default=128, help='maximum tokens (default: 128)'
+  )
 
   added = command(check, 'check')
-  added.add_argument('tasks', metavar='TASK', nargs='*', help='all that have data, if none')
+  added.add_argument('tasks', metavar='TASK', nargs='*', help='default: all tasks with data')
 
   for function, name in ((prepare, 'prepare'), (download, 'download')):
     command(function, name).add_argument('tasks', metavar='TASK', nargs='+')
 
   added = command(materialize, 'materialize')
   added.add_argument('task', metavar='TASK')
-  added.add_argument('--split', help='all splits, if not given')
+  added.add_argument('--split', help='a split (default: all splits)')
   added.add_argument('--vocabulary', help='a SentencePiece model')
-  added.add_argument('--output', help='where token records go (~/.cache/cascades/records)')
-  added.add_argument('--processes', type=int, help='that tokenise (one a core)')
+  added.add_argument(
+    '--output', help='directory of token records (default: ~/.cache/cascades/records)'
+  )
+  added.add_argument(
+    '--processes', type=int, help='number of tokenizing processes (default: one for each core)'
+  )
 
   added = command(train_vocabulary, 'train_vocabulary')
   added.add_argument('tasks', metavar='TASK', nargs='*')
-  added.add_argument('--task', action='append', default=[], help='one more TASK')
-  added.add_argument('--split', help="the tasks' first, if not given")
-  added.add_argument('--size', type=int, required=True, help='how many pieces, e.g. 8000')
-  added.add_argument('--output', required=True, help='where the model goes')
+  added.add_argument('--task', action='append', default=[], help='another TASK; may be repeated')
+  added.add_argument('--split', help="a split (default: each task's first)")
+  added.add_argument('--size', type=int, required=True, help='number of pieces, such as 8000')
+  added.add_argument('--output', required=True, help='file of the model')
   added.add_argument('--model_type', choices=('unigram', 'bpe'), default='unigram')
   return parser
 

@@ -1,8 +1,8 @@
-"""C4 for pre-training: documents joined, cut into equal chunks, and each chunk made an example.
+"""C4 for pre-training: documents are concatenated and cut into equal chunks, one an example.
 
 Raffel et al. 2020, https://arxiv.org/abs/1910.10683. Rows are English documents of the JSON
-release, `c4-train.00000-of-01024.json.gz` and so on, or of a prepared TFDS directory. Only tokens
-are kept of a chunk: its row has no text.
+release, `c4-train.00000-of-01024.json.gz` and so on, or of a prepared TFDS directory. Records of
+chunks have tokens only, no text.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 
 from cascades.tasks import corruption
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example
-from cascades.tasks.sources import Dataset, Published, Sources
+from cascades.tasks.sources import DatasetSource, Sources
 from cascades.tasks.task import ALL_SPECIAL_TOKENS, Record, Row, SpecialTokens, Task, Vocabularies
 from cascades.tokenizers.conventions import Tokens
 from cascades.types import Vocabulary
@@ -24,12 +25,12 @@ _SIZES = {
   'en': {'train': 364_868_901, 'validation': 364_608},
   'realnewslike': {'train': 13_799_838, 'validation': 13_863},
 }
-_UNMARKED = SpecialTokens(prompt_end=False, answer_end=False)
+_NO_ENDS = SpecialTokens(prompt_end=False, answer_end=False)
 _SHARD_SHIFT = 32  # chunks of a shard are fewer
 
 
 def dataset(config: str = 'en') -> Dataset:
-  """A variant of C4."""
+  """The data set of a variant of C4, 'en' or 'realnewslike'."""
   return Dataset(
     builder=f'c4/{config}',
     version='3.1.0',
@@ -48,9 +49,17 @@ def span_corruption(
   mean_span: float = MEAN_SPAN,
   seed: int = 0,
 ) -> Task:
-  """Spans replaced by sentinels -> sentinels and spans.
+  """Makes the task: text with sentinels for noise spans -> sentinels and spans.
 
   A chunk is as long as fits: inputs of 512 come from 568 tokens and give targets of 114.
+
+  Args:
+    sources: where to look for C4.
+    inputs_length: tokens of the inputs, end of sequence included.
+    config: variant of C4.
+    density: share of noise tokens.
+    mean_span: mean tokens of a noise span.
+    seed: seed of the noise.
   """
   make = functools.partial(_corrupted, density=density, mean_span=mean_span, seed=seed)
   chunk, targets = corruption.chunk_length(inputs_length, density=density, mean_span=mean_span)
@@ -60,22 +69,25 @@ def span_corruption(
 def prefix_lm(
   sources: Sources | None = None, *, length: int = 512, config: str = 'en', seed: int = 0
 ) -> Task:
-  """The first k tokens of a chunk -> the rest, with k uniform; neither side exceeds `length`."""
-  make = functools.partial(_split, seed=seed)
-  # The end of sequence takes a place on either side.
+  """Makes the task: the first k tokens of a chunk -> the rest, with k uniform.
+
+  Neither side exceeds `length` tokens, end of sequence included.
+  """
+  make = functools.partial(_prefix_and_rest, seed=seed)
+  # The end of sequence takes one position on either side.
   return _task('c4_prefix_lm', sources, config, length, make, 'the prefix drawn at random')
 
 
 def causal_lm(sources: Sources | None = None, *, length: int = 512, config: str = 'en') -> Task:
-  """Nothing -> the next token, at every token of a chunk; each document ends with an EOS."""
+  """Makes the task: nothing -> a chunk of `length` tokens; each document ends with an EOS."""
   return _task(
-    'c4_causal_lm', sources, config, length, _whole, 'every token', special_tokens=_UNMARKED
+    'c4_causal_lm', sources, config, length, _all_targets, 'every token', special_tokens=_NO_ENDS
   )
 
 
 def _task(
   name: str,
-  where: Sources | None,
+  sources: Sources | None,
   config: str,
   chunk: int,
   make: Callable[..., tuple[Tokens, Tokens]],
@@ -84,7 +96,7 @@ def _task(
   special_tokens: SpecialTokens = ALL_SPECIAL_TOKENS,
 ) -> Task:
   data = dataset(config)
-  origin = Published(data, {split: split for split in SPLITS}, where or Sources())
+  origin = DatasetSource(data, {split: split for split in SPLITS}, sources or Sources())
   return Task(
     name=name,
     splits=SPLITS,
@@ -132,14 +144,16 @@ def _corrupted(
   return corruption.span_corruption(chunk, noise, vocab_size=vocabulary.size, extra_ids=extra_ids)
 
 
-def _split(
+def _prefix_and_rest(
   chunk: Tokens, vocabulary: Vocabulary, number: int, *, seed: int
 ) -> tuple[Tokens, Tokens]:
   del vocabulary
-  room = len(chunk)
-  return corruption.prefix_split(chunk, max_inputs=room, max_targets=room, seed=seed, number=number)
+  limit = len(chunk)
+  return corruption.prefix_split(
+    chunk, max_inputs=limit, max_targets=limit, seed=seed, number=number
+  )
 
 
-def _whole(chunk: Tokens, vocabulary: Vocabulary, number: int) -> tuple[Tokens, Tokens]:
+def _all_targets(chunk: Tokens, vocabulary: Vocabulary, number: int) -> tuple[Tokens, Tokens]:
   del vocabulary, number
   return chunk[:0], chunk

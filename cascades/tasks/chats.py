@@ -1,7 +1,7 @@
-"""Prompts for models that others trained: as the turn of a chat, or as a text to go on with.
+"""Prompt formats of other models: the turn of a chat, or a text to be continued.
 
-A model that was fine-tuned here reads a prompt, an end of sequence, and then answers; one that was
-only pre-trained never saw that end, and one for chats wants its template around every prompt.
+A model that was fine-tuned here reads a prompt, an end of sequence, and then answers. A pre-trained
+model has never seen that end, and a chat model needs its template around every prompt.
 """
 
 from __future__ import annotations
@@ -25,33 +25,35 @@ from cascades.tokenizers.conventions import TOKEN
 from cascades.tokenizers.sentencepiece import SentencePiece
 from cascades.types import Vocabulary
 
-_FORM = 2  # raise it when a record holds something else of a prompt or an answer
+_FORMAT = 2  # raise it when the content of records of a prompt or an answer changes
 _TEMPLATES = ('chat_template.jinja', 'chat_template.json')
-_ANSWER = '\N{ASTERISM}'  # that no template writes by itself
+_ANSWER = '\N{ASTERISM}'  # no template writes this character itself
 _SPELLED = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 
-# A task as a model with that folder of Hugging Face beside it wants to be asked.
+# Gives the task with prompts as a model expects them, from the model's Hugging Face folder.
 PromptFormat: TypeAlias = Callable[[Task, epath.PathLike], Task]
-Tokens: TypeAlias = dict[str, str]  # how special tokens are spelled, by their names in templates
 
 
-class Template(NamedTuple):
-  """A chat template of Hugging Face (Jinja), and the special tokens that it may write.
+class ChatTemplate(NamedTuple):
+  """A chat template of Hugging Face, https://huggingface.co/docs/transformers/chat_templating.
 
-  https://huggingface.co/docs/transformers/chat_templating
+  Fields:
+    source: the template in Jinja.
+    tokens: texts of the special tokens that it may write, by their names in templates.
+    system: the system's turn; None leaves it to the template.
   """
 
   source: str
-  tokens: Tokens
+  tokens: dict[str, str]
   system: str | None = None
 
   def __call__(self, text: str, answer: str | None = None) -> str:
-    """The model's prompt: `text` as the user's turn, after what the system says; then its turn.
+    """Renders a prompt: the system's turn, `text` as the user's turn, the start of the model's.
 
-    With an `answer`, that turn as well, as a later prompt would repeat it.
+    With an `answer` the model's turn is complete, as a later prompt would repeat it.
     """
     turns = {'system': self.system or None, 'user': text, 'assistant': answer}
-    messages = [{'role': role, 'content': said} for role, said in turns.items() if said is not None]
+    messages = [{'role': role, 'content': turn} for role, turn in turns.items() if turn is not None]
     try:
       return _compiled(self.source).render(
         messages=messages, add_generation_prompt=answer is None, **self.tokens
@@ -60,8 +62,8 @@ class Template(NamedTuple):
       raise ValueError(f'The chat template cannot write this prompt: {error}') from error
 
 
-def read(folder: epath.PathLike, *, system: str | None = None) -> Template:
-  """The template in a folder of Hugging Face. Raises ValueError if it has none."""
+def read(folder: epath.PathLike, *, system: str | None = None) -> ChatTemplate:
+  """Reads the template in a Hugging Face folder; ValueError if it has none."""
   folder = epath.Path(folder)
   config = huggingface_folder.read(folder / huggingface_folder.CONFIG)
   plain, wrapped = (folder / name for name in _TEMPLATES)
@@ -69,7 +71,7 @@ def read(folder: epath.PathLike, *, system: str | None = None) -> Template:
   wrapping = huggingface_folder.read(wrapped)
   source = source or wrapping.get('chat_template') or config.get('chat_template')
   if isinstance(source, list):  # several, by name
-    named = {one['name']: one['template'] for one in source}
+    named = {entry['name']: entry['template'] for entry in source}
     source = named.get('default') or next(iter(named.values()), None)
   if not source:
     raise ValueError(
@@ -78,19 +80,31 @@ def read(folder: epath.PathLike, *, system: str | None = None) -> Template:
       'files beside its weights.'
     )
   spelled = {name: huggingface_folder.token_text(config.get(name)) for name in _SPELLED}
-  return Template(source, {name: token for name, token in spelled.items() if token}, system)
+  return ChatTemplate(source, {name: token for name, token in spelled.items() if token}, system)
 
 
 def chat(task: Task, folder: epath.PathLike, *, system: str | None = None) -> Task:
-  """The same rows, each prompt as the user's turn in the template of `folder`.
+  """Makes a task whose prompts are the user's turn in a chat template.
 
-  `system` is said before it; None leaves that to the template. Tables keep prompts as they were.
-  Answers and options end as the template ends the model's turn, where that is one of the ends.
+  Tables keep the text of prompts without the template. Answers and options end as the template ends
+  the model's turn, if that is one of the vocabulary's ends.
+
+  Args:
+    task: the task.
+    folder: Hugging Face folder with the template.
+    system: the system's turn; None leaves it to the template.
+
+  Returns:
+    The task with another `version`, tokenization and special tokens.
+
+  Raises:
+    ValueError: if the folder has no chat template, or it is not valid.
   """
   template = read(folder, system=system)
+  digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
   return dataclasses.replace(
     task,
-    version=f'{task.version} chat {_FORM} {_fingerprint(template)}',
+    version=f'{task.version} chat {_FORMAT} {digest[:16]}',
     tokenize=functools.partial(_templated, template=template),
     special_tokens=SpecialTokens(
       start=False, prompt_end=False, answer_end=False
@@ -99,7 +113,7 @@ def chat(task: Task, folder: epath.PathLike, *, system: str | None = None) -> Ta
 
 
 def continuation(task: Task, folder: epath.PathLike) -> Task:
-  """The same rows, with nothing between a prompt and what the model goes on with."""
+  """Makes a task whose prompts are continued: no end of sequence follows them."""
   del folder
   return dataclasses.replace(
     task,
@@ -109,7 +123,7 @@ def continuation(task: Task, folder: epath.PathLike) -> Task:
 
 
 def _templated(
-  rows: Iterable[Row], vocabularies: Vocabularies, shard: int, *, template: Template
+  rows: Iterable[Row], vocabularies: Vocabularies, shard: int, *, template: ChatTemplate
 ) -> Iterator[Record]:
   cut, start = _beginning(template, vocabularies.inputs)
   end = np.array([_end(template, vocabularies.targets)], TOKEN)
@@ -124,8 +138,8 @@ def _templated(
       )
 
 
-def _beginning(template: Template, vocabulary: Vocabulary) -> tuple[str, list[int]]:
-  """How the template spells what SentencePiece reads in no text, a control token, and its id."""
+def _beginning(template: ChatTemplate, vocabulary: Vocabulary) -> tuple[str, list[int]]:
+  """Text and id of the beginning of sequence, which SentencePiece reads in no text."""
   spelled = template.tokens.get('bos_token')
   start = vocabulary.bos_id if isinstance(vocabulary, SentencePiece) else None
   if start is None or not spelled or not template('').startswith(spelled):
@@ -133,8 +147,8 @@ def _beginning(template: Template, vocabulary: Vocabulary) -> tuple[str, list[in
   return spelled, [start]
 
 
-def _end(template: Template, vocabulary: Vocabulary) -> int:
-  """Of the vocabulary's ends, the one that the template writes behind an answer."""
+def _end(template: ChatTemplate, vocabulary: Vocabulary) -> int:
+  """The end of sequence, of the vocabulary's several, that the template writes after an answer."""
   _, _, behind = template('', _ANSWER).partition(_ANSWER)
   written = (i for i in vocabulary.encode(behind) if i in vocabulary.eos_ids)
   return next(written, vocabulary.eos_id)
@@ -142,22 +156,18 @@ def _end(template: Template, vocabulary: Vocabulary) -> int:
 
 @functools.cache
 def _compiled(source: str) -> jinja2.Template:
-  """As transformers compiles it; sandboxed, since it comes from outside."""
+  """Compiles a template as transformers does; sandboxed, since templates are not trusted."""
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
   )
   environment.filters['tojson'] = functools.partial(json.dumps, ensure_ascii=False)
-  # No `strftime_now`: templates that know the date fall back to one of their own, every day alike.
+  # No `strftime_now`: templates that show the date fall back to a fixed one, the same every day.
   environment.globals['raise_exception'] = _refuse
   try:
     return environment.from_string(source)
   except jinja2.TemplateError as error:
-    raise ValueError(f'The chat template is not one of Jinja: {error}') from error
+    raise ValueError(f'The chat template is not valid Jinja: {error}') from error
 
 
 def _refuse(message: str) -> None:
   raise jinja2.TemplateError(message)
-
-
-def _fingerprint(template: Template) -> str:
-  return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16]

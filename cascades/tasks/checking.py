@@ -1,4 +1,4 @@
-"""Whether local data are what was published: every row is read, and the rows are counted."""
+"""Comparison of local data with published sizes, by reading and counting every row."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from typing import NamedTuple
 from cascades.tasks.task import Task
 
 
-class Checked(NamedTuple):
-  """What one split of a task was found to be."""
+class SplitCheck(NamedTuple):
+  """Result of reading one split of a task.
+
+  Fields:
+    task: name of the task.
+    split: name of the split.
+    where: file or directory; empty if there are no data.
+    rows: number of usable rows.
+    published: published number of rows.
+    problems: a message for each malformed row, with file and line.
+  """
 
   task: str
   split: str
-  where: str  # empty if there are no data
+  where: str
   rows: int
   published: int | None
-  problems: list[str]  # with file and line
+  problems: list[str]
 
   @property
   def is_wrong(self) -> bool:
@@ -26,7 +35,7 @@ class Checked(NamedTuple):
 
   @property
   def verdict(self) -> str:
-    """One word or two."""
+    """One of malformed, no data, complete, readable."""
     if self.problems:
       return 'malformed'
     if not self.where:
@@ -34,37 +43,37 @@ class Checked(NamedTuple):
     return 'complete' if self.rows == self.published else 'readable'
 
 
-def check(task: Task) -> Iterator[Checked]:
-  """Reads every split; the task should pass over malformed rows, so that all are found."""
+def check(task: Task) -> Iterator[SplitCheck]:
+  """Reads every split. The task should skip malformed rows, so that all of them are reported."""
   for split in task.splits:
     try:
       where = task.origin.location(split) if task.origin else task.description
     except FileNotFoundError:
-      yield Checked(task.name, split, '', 0, task.sizes.get(split), [])
+      yield SplitCheck(task.name, split, '', 0, task.sizes.get(split), [])
       continue
     rows = 0
-    with _warnings() as found:
+    with _warnings() as messages:
       try:
         for _ in task.rows(split):
           rows += 1
       except (ValueError, OSError) as error:
-        found.append(str(error))
-    problems = [text for text in found if 'was published with' not in text]
-    yield Checked(task.name, split, where, rows, task.sizes.get(split), problems)
+        messages.append(str(error))
+    problems = [text for text in messages if 'was published with' not in text]
+    yield SplitCheck(task.name, split, where, rows, task.sizes.get(split), problems)
 
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[list[str]]:
-  """What the readers warn of, which names file and line."""
-  found: list[str] = []
+  """Collects the readers' warnings, which have file and line."""
+  messages: list[str] = []
   handler = logging.Handler(logging.WARNING)
-  handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+  handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
   logger = logging.getLogger('cascades.tasks')
   was = logger.propagate
   logger.addHandler(handler)
   logger.propagate = False
   try:
-    yield found
+    yield messages
   finally:
     logger.removeHandler(handler)
     logger.propagate = was

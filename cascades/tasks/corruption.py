@@ -1,7 +1,7 @@
-"""Unlabelled tokens to inputs and targets: chunks of text, span corruption, prefix and rest.
+"""Inputs and targets from unlabeled tokens: chunks, span corruption, prefix and rest.
 
-As in T5, Raffel et al. 2020, https://arxiv.org/abs/1910.10683, sections 3.1.4 and 3.3. Whatever is
-random about a chunk is a function of the seed and the chunk's number.
+As in T5, Raffel et al. 2020, https://arxiv.org/abs/1910.10683, sections 3.1.4 and 3.3. The random
+choices in a chunk are a function of the seed and the chunk's number.
 """
 
 from __future__ import annotations
@@ -10,42 +10,50 @@ import hashlib
 import itertools
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-Tokens: TypeAlias = Int[np.ndarray, '_']
+from cascades.tokenizers.conventions import Tokens
 
 
 def chunks(
   documents: Iterable[Tokens], length: int, *, separator: int | None = None
 ) -> Iterator[Int[np.ndarray, 'length']]:
-  """The documents joined, each followed by `separator` if given, and cut; a short end is dropped.
+  """Concatenates documents and cuts them into chunks, with one document in memory at a time.
 
-  Holds one document and one chunk at a time.
+  Args:
+    documents: token ids of each document.
+    length: tokens of a chunk.
+    separator: a token that follows each document, or None.
+
+  Yields:
+    The chunks; a shorter remainder is dropped.
+
+  Raises:
+    ValueError: if `length` is below 1.
   """
   if length < 1:
     raise ValueError(f'Chunks of {length} tokens cannot be cut; give a length of at least 1.')
   end = np.array([] if separator is None else [separator], np.int32)
-  held: list[Tokens] = []
+  pending: list[Tokens] = []
   missing = length
   for piece in itertools.chain.from_iterable((document, end) for document in documents):
     start = 0
     while len(piece) - start >= missing:
-      yield np.concatenate([*held, piece[start : start + missing]], dtype=np.int32)
+      yield np.concatenate([*pending, piece[start : start + missing]], dtype=np.int32)
       start += missing
-      held, missing = [], length
+      pending, missing = [], length
     if start < len(piece):
-      held.append(piece[start:])
+      pending.append(piece[start:])
       missing -= len(piece) - start
 
 
 def noise_counts(length: int, *, density: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
-  """How many tokens of a chunk are noise, and in how many spans; at least one of each.
+  """Numbers of noise tokens and of noise spans of a chunk; at least one of each.
 
-  Rounds as T5 plans lengths, in float64. T5 draws its masks in float32, which at a few lengths
-  (190, 350, ...) makes one token more noise than planned.
+  Rounds in float64, as T5 plans lengths. T5 draws its masks in float32, which at a few lengths
+  (190, 350, ...) gives one noise token more than planned.
   """
   if length < 2 or not 0 < density < 1 or mean_span < 1:
     raise ValueError(
@@ -80,62 +88,71 @@ def chunk_length(
 def random_spans(
   length: int, *, seed: int, number: int, density: float = 0.15, mean_span: float = 3.0
 ) -> Bool[np.ndarray, 'length']:
-  """True on noise: every mask of the right counts that starts without noise is equally likely.
+  """Draws a mask that is True on noise, uniformly from the masks of `noise_counts`.
 
-  Non-noise and noise alternate, each cut at random into equally many spans, none of them empty.
+  Spans of other tokens and of noise alternate, other tokens first; none is empty.
   """
   noise, spans = noise_counts(length, density=density, mean_span=mean_span)
   draws = _draws(seed, number, 2 * (spans - 1))
-  kept, dropped = _segments(length - noise, draws[::2]), _segments(noise, draws[1::2])
-  pairs = zip(kept, dropped, strict=True)
-  return np.frombuffer(b''.join(bytes(k) + b'\1' * d for k, d in pairs), bool)
+  other_spans, noise_spans = _segments(length - noise, draws[::2]), _segments(noise, draws[1::2])
+  pairs = zip(other_spans, noise_spans, strict=True)
+  return np.frombuffer(b''.join(bytes(o) + b'\1' * n for o, n in pairs), bool)
 
 
 def span_corruption(
   tokens: Int[np.ndarray, 'n'], noise: Bool[np.ndarray, 'n'], *, vocab_size: int, extra_ids: int
 ) -> tuple[Tokens, Tokens]:
-  """Inputs with sentinel k for noise span k; targets with each sentinel and its span.
+  """Splits a chunk into inputs with sentinels for noise spans, and targets with the spans.
 
-  Sentinel k is `vocab_size - 1 - k`. No end of sequence. A token of the chunk that is itself a
-  sentinel is left as it is, as in T5.
+  Args:
+    tokens: the chunk. A token of it that is itself a sentinel is not changed, as in T5.
+    noise: True on noise tokens; starts without noise and ends with noise.
+    vocab_size: sentinel k is `vocab_size - 1 - k`.
+    extra_ids: number of sentinels in the vocabulary.
+
+  Returns:
+    Inputs and targets, without an end of sequence.
+
+  Raises:
+    ValueError: if the mask starts with noise or there are too few sentinels.
   """
   if noise[0] or not noise[-1]:
-    raise ValueError('A noise mask starts with a token that is kept and ends with one of noise.')
+    raise ValueError('A noise mask must start with a token that is not noise and end with noise.')
   starts = np.flatnonzero(np.concatenate([[True], noise[1:] != noise[:-1]]))
-  kept, dropped = starts[::2], starts[1::2]
-  if len(dropped) > extra_ids:
+  other_starts, noise_starts = starts[::2], starts[1::2]
+  if len(noise_starts) > extra_ids:
     raise ValueError(
-      f'{len(dropped)} spans of noise need as many sentinels, but the vocabulary has {extra_ids} '
-      'extra ids: give it more, or shorten the inputs.'
+      f'{len(noise_starts)} spans of noise need as many sentinels, but the vocabulary has '
+      f'{extra_ids} extra ids: give it more, or shorten the inputs.'
     )
-  sentinels = vocab_size - 1 - np.arange(len(dropped))
-  inputs = _with_sentinels(tokens, ~noise, dropped, sentinels)
-  return inputs, _with_sentinels(tokens, noise, kept, sentinels)
+  sentinels = vocab_size - 1 - np.arange(len(noise_starts))
+  inputs = _with_sentinels(tokens, ~noise, noise_starts, sentinels)
+  return inputs, _with_sentinels(tokens, noise, other_starts, sentinels)
 
 
 def restore(inputs: Tokens, targets: Tokens, *, vocab_size: int, extra_ids: int) -> Tokens:
-  """The chunk that `span_corruption` took apart, whose own tokens must not be sentinels."""
+  """Restores the chunk of `span_corruption`, whose own tokens must not be sentinels."""
   holes = np.flatnonzero(inputs >= vocab_size - extra_ids)
   marks = np.flatnonzero(targets >= vocab_size - extra_ids)
-  found = inputs[holes].tolist(), targets[marks].tolist()
+  sentinels = inputs[holes].tolist(), targets[marks].tolist()
   expected = [vocab_size - 1 - k for k in range(len(holes))]
-  if found != (expected, expected):
+  if sentinels != (expected, expected):
     raise ValueError(
-      f'The sentinels are {found[0]} in the inputs and {found[1]} in the targets, expected '
+      f'The sentinels are {sentinels[0]} in the inputs and {sentinels[1]} in the targets, expected '
       f'{expected} in both: these are not the halves of one chunk, or its own text had sentinels.'
     )
-  first, *kept = np.split(inputs, holes)
-  dropped = np.split(targets, marks)[1:]
-  rest = [part[1:] for pair in zip(dropped, kept, strict=True) for part in pair]
+  first, *others = np.split(inputs, holes)
+  noise = np.split(targets, marks)[1:]
+  rest = [span[1:] for pair in zip(noise, others, strict=True) for span in pair]
   return np.concatenate([first, *rest])
 
 
 def prefix_split(
   tokens: Tokens, *, max_inputs: int, max_targets: int, seed: int, number: int
 ) -> tuple[Tokens, Tokens]:
-  """The first k tokens and the rest, neither empty, k uniform among what the limits allow.
+  """Splits a chunk into the first k tokens and the rest, with k uniform within the limits.
 
-  The limits do not count the end of sequence that is appended later.
+  Neither side is empty. The limits do not count the end of sequence that is appended later.
   """
   fewest, most = max(1, len(tokens) - max_targets), min(max_inputs, len(tokens) - 1)
   if fewest > most:
@@ -148,7 +165,7 @@ def prefix_split(
 
 
 def _with_sentinels(tokens: Tokens, keep: np.ndarray, at: Tokens, sentinels: Tokens) -> Tokens:
-  """The kept tokens, and a sentinel for each run of the others, which start `at` these places."""
+  """The tokens where `keep`, and a sentinel for each run of others, which start `at` these."""
   tokens, keep = tokens.copy(), keep.copy()
   tokens[at] = sentinels
   keep[at] = True
@@ -156,7 +173,7 @@ def _with_sentinels(tokens: Tokens, keep: np.ndarray, at: Tokens, sentinels: Tok
 
 
 def _segments(items: int, draws: Sequence[int]) -> list[int]:
-  """Lengths of non-empty segments of so many items, one more than draws, all equally likely.
+  """Lengths of non-empty segments of `items`, one segment more than draws, all equally likely.
 
   Floyd's sampling of the cuts, Bentley & Floyd 1987, https://doi.org/10.1145/30401.315746.
   """

@@ -1,4 +1,8 @@
-"""What the fields of a published row hold, in the few kinds that rows of text need."""
+"""Types of the fields of a published row: the few types that rows of text need.
+
+Values come from JSON and from TFDS, with class labels as names, indices or booleans and texts as
+bytes, which a schema validator for JSON does not convert.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,17 @@ NO_LABEL = -1
 
 
 def encode(features: Features, fields: Mapping[str, Any]) -> dict[str, Any]:
-  """The fields as TFDS would give them: a class label as its index, whatever it was written as.
+  """Converts fields to the values that TFDS gives, such as a class label to its index.
 
-  Further fields are dropped. Raises ValueError for one that is missing or of another kind.
+  Args:
+    features: the type of each field.
+    fields: a row; fields without a type are dropped.
+
+  Returns:
+    The converted fields.
+
+  Raises:
+    ValueError: if a field is missing or of another type.
   """
   return {name: _value(name, feature, _get(fields, name)) for name, feature in features.items()}
 
@@ -34,19 +46,19 @@ def _value(name: str, feature: Feature, value: Any) -> Any:
       return _label(name, feature, value)
     case dict():
       if not isinstance(value, Mapping):
-        raise _wrong(name, 'an object', value)
+        raise _type_error(name, 'an object', value)
       return {key: _value(f'{name}.{key}', of, _get(value, key)) for key, of in feature.items()}
     case [item]:
       if not isinstance(value, list | tuple):
-        raise _wrong(name, 'a list', value)
-      return [_value(name, item, one) for one in value]
-  return _KINDS[feature](name, value)
+        raise _type_error(name, 'a list', value)
+      return [_value(name, item, element) for element in value]
+  return _CONVERSIONS[feature](name, value)
 
 
 def _text(name: str, value: Any) -> str:
   text = value.decode() if isinstance(value, bytes) else value
   if not isinstance(text, str):
-    raise _wrong(name, 'text', value)
+    raise _type_error(name, 'text', value)
   try:
     text.encode()
   except UnicodeEncodeError:
@@ -56,27 +68,27 @@ def _text(name: str, value: Any) -> str:
 
 def _integer(name: str, value: Any) -> int:
   if isinstance(value, bool) or not isinstance(value, int):
-    raise _wrong(name, 'an integer', value)
+    raise _type_error(name, 'an integer', value)
   return value
 
 
 def _number(name: str, value: Any) -> float:
-  """With the precision that TFDS stores."""
+  """The number in float32, the precision that TFDS stores."""
   if isinstance(value, bool) or not isinstance(value, int | float):
-    raise _wrong(name, 'a number', value)
+    raise _type_error(name, 'a number', value)
   try:
     return struct.unpack('f', struct.pack('f', float(value)))[0]
   except OverflowError:
-    raise _wrong(name, 'a number of moderate size', value) from None
+    raise _type_error(name, 'a number of moderate size', value) from None
 
 
 def _truth(name: str, value: Any) -> bool:
   if value not in (0, 1):
-    raise _wrong(name, 'true or false', value)
+    raise _type_error(name, 'true or false', value)
   return bool(value)
 
 
-_KINDS: Mapping[type, Callable[[str, Any], Any]] = {
+_CONVERSIONS: Mapping[type, Callable[[str, Any], Any]] = {
   str: _text,
   int: _integer,
   float: _number,
@@ -85,12 +97,12 @@ _KINDS: Mapping[type, Callable[[str, Any], Any]] = {
 
 
 def _label(name: str, names: tuple[str, ...], value: Any) -> int:
-  found = str(value) if isinstance(value, bool) else value  # JSON's true for the label 'True'
-  index = names.index(found) if found in names else found
+  label = str(value) if isinstance(value, bool) else value  # JSON's true for the label 'True'
+  index = names.index(label) if label in names else label
   if not isinstance(index, int) or isinstance(index, bool) or not NO_LABEL <= index < len(names):
     raise ValueError(f'the label {value!r} of {name!r} is none of {list(names)}')
   return index
 
 
-def _wrong(name: str, expected: str, value: Any) -> ValueError:
+def _type_error(name: str, expected: str, value: Any) -> ValueError:
   return ValueError(f'{name!r} has {value!r:.60}, expected {expected}')

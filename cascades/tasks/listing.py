@@ -1,4 +1,4 @@
-"""Tasks, rows and checks as people read them on a terminal."""
+"""Tables of tasks, rows and checks for a terminal."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cascades.tasks.checking import Checked
+from cascades.tasks.checking import SplitCheck
 from cascades.tasks.task import Mixture, Record, Task, both
 from cascades.tasks.tokenize import row_by_row
-from cascades.tokenizers.conventions import Tokens
 from cascades.types import Vocabulary
 
 _SHOWN_CHARACTERS = 1000
 _SHOWN_TOKENS = 24
-_WIDTH_OF_FILES = 240  # where no terminal tells how wide it is
+_WIDTH_OF_FILES = 240  # of output that is no terminal
 
 
 def console() -> Console:
-  """Standard output, as wide as it takes where it is no terminal."""
-  found = Console(highlight=False)
-  return found if found.is_terminal else Console(highlight=False, width=_WIDTH_OF_FILES)
+  """Standard output; wide where it is no terminal."""
+  terminal = Console(highlight=False)
+  return terminal if terminal.is_terminal else Console(highlight=False, width=_WIDTH_OF_FILES)
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -36,7 +35,7 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def print_tasks(tasks: Sequence[Task], mixtures: Sequence[Mixture]) -> None:
-  """One line a task: suite, metrics, published sizes, where its data are; then the mixtures."""
+  """Prints a line for each task, with suite, metrics, sizes and data; then the mixtures."""
   out = console()
   table = _table('task', 'suite', 'metrics', 'rows', 'data')
   for task in tasks:
@@ -53,26 +52,26 @@ def print_tasks(tasks: Sequence[Task], mixtures: Sequence[Mixture]) -> None:
 
 
 def _data(task: Task) -> Text:
-  """Where the splits are; or which files would have to be where."""
+  """Location of the splits, or the missing files."""
   if task.origin is None:
     return Text('', 'green')
-  found, missing = {}, []
+  by_location, missing = {}, []
   for split in task.splits:
     try:
-      found[task.origin.location(split)] = split
+      by_location[task.origin.location(split)] = split
     except FileNotFoundError:
       missing.append(split)
-  if not found:
+  if not by_location:
     return Text(f'missing: {task.origin.required_files}', 'yellow')
-  where = next(iter(found))
+  where = next(iter(by_location))
   more = f' (no {", ".join(missing)})' if missing else ''
-  return Text(f'{where}{" ..." if len(found) > 1 else ""}{more}', 'green')
+  return Text(f'{where}{" ..." if len(by_location) > 1 else ""}{more}', 'green')
 
 
 def print_rows(
   task: Task, split: str, count: int, vocabulary: Vocabulary, lengths: Mapping[str, int]
 ) -> None:
-  """Rows as published, and as prompt and answer, with what of their tokens is kept."""
+  """Prints rows as published, as prompt and answer, and as trimmed tokens."""
   task.require(split)
   out = console()
   out.print(Text(f'{task.name}, split {split}', 'bold'))
@@ -84,9 +83,9 @@ def print_rows(
       _print(out, 'published', json.dumps(example, ensure_ascii=False))
   tokenize = task.tokenize or row_by_row
   rows = task.rows(split)
-  # A tokeniser that joins rows may need many for one record.
-  some = rows if task.tokenize else itertools.islice(rows, count)
-  records = tokenize(some, both(vocabulary), 0)
+  # A tokenization that joins rows may need many for one record.
+  needed = rows if task.tokenize else itertools.islice(rows, count)
+  records = tokenize(needed, both(vocabulary), 0)
   for record in itertools.islice(records, count):
     _print_record(out, task, record, vocabulary, lengths)
 
@@ -97,22 +96,24 @@ def _print_record(
   row = record.row
   out.print()
   extras = {'group': row.group, 'template': row.template, 'label': row.label}
-  known = '  '.join(f'{name} {value}' for name, value in extras.items() if value is not None)
-  _print(out, 'id', f'{row.id}  {known}'.rstrip())
+  details = '  '.join(f'{name} {value}' for name, value in extras.items() if value is not None)
+  _print(out, 'id', f'{row.id}  {details}'.rstrip())
   fields = [
     ('inputs', row.inputs, record.inputs, 'cyan'),
     ('targets', row.targets, record.targets, 'green'),
   ]
-  for name, text, tokens, colour in fields:
+  for name, text, tokens, color in fields:
     end = int(
       task.special_tokens.prompt_end if name == 'inputs' else task.special_tokens.answer_end
     )
-    room = lengths[name] - end
-    _print(out, name, text or vocabulary.decode(tokens.tolist()), colour)
-    kept = min(len(tokens), room) + end
-    line = Text(f'{"":<11}{len(tokens) + end} tokens, {kept} kept  {_shortened(tokens)}', 'dim')
-    if len(tokens) > room:
-      line.append(f'  {len(tokens) - room} trimmed', 'red')
+    limit = lengths[name] - end
+    _print(out, name, text or vocabulary.decode(tokens.tolist()), color)
+    left = min(len(tokens), limit) + end
+    shown = ' '.join(map(str, tokens[:_SHOWN_TOKENS].tolist()))
+    more = ' ...' if len(tokens) > _SHOWN_TOKENS else ''
+    line = Text(f'{"":<11}{len(tokens) + end} tokens, {left} kept  [{shown}{more}]', 'dim')
+    if len(tokens) > limit:
+      line.append(f'  {len(tokens) - limit} trimmed', 'red')
     out.print(line)
   for answer in row.answers[1:]:
     _print(out, 'or', answer, 'green')
@@ -120,42 +121,37 @@ def _print_record(
     _print(out, 'option', option, 'magenta')
 
 
-def _print(out: Console, name: str, text: str, colour: str = 'cyan') -> None:
-  out.print(Text.assemble((f'{name:<11}', colour), _cut(text)))
+def _print(out: Console, name: str, text: str, color: str = 'cyan') -> None:
+  out.print(Text.assemble((f'{name:<11}', color), _cut(text)))
 
 
-def print_checked(found: Iterable[Checked], *, also_missing: bool) -> int:
-  """A line a split, each as soon as it is known, and every problem; 1 if there was one."""
+def print_checks(checks: Iterable[SplitCheck], *, also_missing: bool) -> int:
+  """Prints a line for each split and problem, as soon as it is read; 1 if there was a problem."""
   out = console()
   wrong = splits = 0
-  for one in found:
-    if not one.where and not also_missing:
+  for check in checks:
+    if not check.where and not also_missing:
       continue
     splits += 1
-    wrong += one.is_wrong
-    published = f' of {one.published:,}' if one.published is not None else ''
-    colour = {'complete': 'green', 'malformed': 'red'}.get(one.verdict, 'yellow')
+    wrong += check.is_wrong
+    published = f' of {check.published:,}' if check.published is not None else ''
+    color = {'complete': 'green', 'malformed': 'red'}.get(check.verdict, 'yellow')
     out.print(
-      Text(f'{one.verdict:<10}', colour),
-      Text(f'{one.task} {one.split}: {one.rows:,}{published} rows  {one.where}'),
+      Text(f'{check.verdict:<10}', color),
+      Text(f'{check.task} {check.split}: {check.rows:,}{published} rows  {check.where}'),
       soft_wrap=True,
     )
-    for problem in one.problems:
+    for problem in check.problems:
       out.print(Text(f'           {problem}', 'red'), soft_wrap=True)
   out.print(f'{splits} splits read, {wrong} of them with malformed rows.')
   return int(wrong > 0)
 
 
 def _cut(text: str) -> str:
-  """The beginning, on which a terminal does not act: control characters are spelt out."""
+  """The beginning of a text with escaped control characters, on which a terminal would act."""
   beginning = ''.join(
     c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in text[:_SHOWN_CHARACTERS]
   )
   if len(text) <= _SHOWN_CHARACTERS:
     return beginning
   return f'{beginning} ... ({len(text):,} characters)'
-
-
-def _shortened(tokens: Tokens) -> str:
-  shown = ' '.join(map(str, tokens[:_SHOWN_TOKENS].tolist()))
-  return f'[{shown}{" ..." if len(tokens) > _SHOWN_TOKENS else ""}]'

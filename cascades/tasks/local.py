@@ -1,7 +1,8 @@
-"""Any user's rows: JSON lines or tab-separated values, plain or gzipped."""
+"""Tasks of user files: JSON lines or tab-separated values, plain or gzipped."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -12,12 +13,11 @@ from cascades.runtime import files
 from cascades.tasks import textfiles
 from cascades.tasks.task import Row, Task
 
-Splits: TypeAlias = Mapping[str, epath.PathLike]
-Fields: TypeAlias = Mapping[str, Any]
+SplitFiles: TypeAlias = Mapping[str, epath.PathLike]
 
 
 class _Keys(NamedTuple):
-  """Where a line keeps its fields."""
+  """Names of a line's fields. Their repr is part of fingerprints: renaming one rewrites records."""
 
   inputs: str
   targets: str | None
@@ -27,7 +27,7 @@ class _Keys(NamedTuple):
 
 def local_jsonl(
   name: str,
-  splits: Splits,
+  splits: SplitFiles,
   *,
   metrics: Sequence[str] = ('accuracy',),
   inputs_key: str = 'inputs',
@@ -38,11 +38,27 @@ def local_jsonl(
   malformed: textfiles.Malformed = 'error',
   allow_remote: bool = False,
 ) -> Task:
-  """A task of `{"inputs": ..., "targets": ...}` lines, one file a split.
+  """Makes a task of `{"inputs": ..., "targets": ...}` lines.
 
-  `targets` is a string, or a list of strings that are all right; with `targets_key=None` rows have
-  no answers, only to be predicted. A line may have an `id`, else its number serves. `options` are
-  the permitted answers of every line that brings none of its own.
+  Args:
+    name: name of the task.
+    splits: file of each split; a name that ends in .gz is unpacked.
+    metrics: names in `cascades.metrics`.
+    inputs_key: key of the prompt, a string.
+    targets_key: key of the answer, a string or a list of right answers; None for rows without
+      answers, which can be predicted only.
+    options_key: key of a line's permitted answers, a list of strings.
+    id_key: key of a line's id; a line without one is named by its number.
+    options: permitted answers of lines without options of their own.
+    malformed: 'error' stops at lines that cannot be used, 'skip' skips and counts them.
+    allow_remote: accept files such as gs://...
+
+  Returns:
+    The task. Files are read when rows are.
+
+  Raises:
+    FileNotFoundError: if a file does not exist.
+    ValueError: if a file is remote and `allow_remote` is False.
   """
   keys = _Keys(inputs_key, targets_key, options_key, id_key)
   _require_local(splits, allow_remote)
@@ -58,7 +74,7 @@ def local_jsonl(
 
 def local_tsv(
   name: str,
-  splits: Splits,
+  splits: SplitFiles,
   *,
   metrics: Sequence[str] = ('accuracy',),
   columns: Sequence[str] | None = ('inputs', 'targets'),
@@ -69,17 +85,38 @@ def local_tsv(
   malformed: textfiles.Malformed = 'error',
   allow_remote: bool = False,
 ) -> Task:
-  """The same from lines of tab-separated cells, taken as they are: no quotes, no escapes.
+  """Makes a task of lines of tab-separated cells, read without quotes or escapes.
 
-  `columns` names the cells; None takes the names from each file's first line.
+  Args:
+    name: name of the task.
+    splits: file of each split; a name that ends in .gz is unpacked.
+    metrics: names in `cascades.metrics`.
+    columns: names of the cells; None takes them from each file's first line.
+    inputs_key: column of the prompt.
+    targets_key: column of the answer; None for rows without answers, which can be predicted only.
+    id_key: column of the id; without one, rows are named by line numbers.
+    options: the permitted answers.
+    malformed: 'error' stops at lines that cannot be used, 'skip' skips and counts them.
+    allow_remote: accept files such as gs://...
+
+  Returns:
+    The task. Files are read when rows are.
+
+  Raises:
+    FileNotFoundError: if a file does not exist.
+    ValueError: if a file is remote and `allow_remote` is False.
   """
   keys = _Keys(inputs_key, targets_key, 'options', id_key)
   _require_local(splits, allow_remote)
 
   def rows(file: epath.Path, prefix: str) -> Iterator[Row]:
-    first, names = (1, columns) if columns else _header(file)
+    first, names = 1, columns
+    if names is None:
+      number, header = textfiles.first_line(file)
+      first, names = number + 1, header.split('\t')
+    cells_of = functools.partial(_cells, columns=names)
     parse = lambda number, line: _row(
-      _cells(line, names), keys, options, default_id=f'{prefix}/{number}'
+      cells_of(line), keys, options, default_id=f'{prefix}/{number}'
     )
     return textfiles.parsed_lines(file, parse, malformed=malformed, first=first)
 
@@ -88,7 +125,7 @@ def local_tsv(
 
 def _task(
   name: str,
-  splits: Splits,
+  splits: SplitFiles,
   metrics: Sequence[str],
   read: Callable[[epath.Path, str], Iterator[Row]],
   *,
@@ -110,17 +147,12 @@ def _task(
   )
 
 
-def _require_local(splits: Splits, allow_remote: bool) -> None:
+def _require_local(splits: SplitFiles, allow_remote: bool) -> None:
   for path in splits.values():
     files.require_local(path, allow_remote)
 
 
-def _header(file: epath.Path) -> tuple[int, list[str]]:
-  number, line = textfiles.first_line(file)
-  return number + 1, line.split('\t')
-
-
-def _cells(line: str, columns: Sequence[str]) -> Fields:
+def _cells(line: str, columns: Sequence[str]) -> Mapping[str, Any]:
   cells = line.split('\t')
   if len(cells) != len(columns):
     raise ValueError(
@@ -129,7 +161,7 @@ def _cells(line: str, columns: Sequence[str]) -> Fields:
   return dict(zip(columns, cells, strict=True))
 
 
-def _row(fields: Fields, keys: _Keys, options: Sequence[str], default_id: str) -> Row:
+def _row(fields: Mapping[str, Any], keys: _Keys, options: Sequence[str], default_id: str) -> Row:
   inputs = _text(keys.inputs, _field(fields, keys.inputs))
   answers = _answers(keys.targets, fields) if keys.targets else ()
   options = tuple(_texts(keys.options, fields.get(keys.options) or options))
@@ -145,7 +177,7 @@ def _row(fields: Fields, keys: _Keys, options: Sequence[str], default_id: str) -
   )
 
 
-def _answers(key: str, fields: Fields) -> tuple[str, ...]:
+def _answers(key: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
   value = _field(fields, key)
   answers = (_text(key, value),) if isinstance(value, str) else _texts(key, value)
   if not answers or not all(answer.strip() for answer in answers):
@@ -153,7 +185,7 @@ def _answers(key: str, fields: Fields) -> tuple[str, ...]:
   return answers
 
 
-def _field(fields: Fields, key: str) -> Any:
+def _field(fields: Mapping[str, Any], key: str) -> Any:
   if key not in fields:
     raise ValueError(
       f'there is no {key!r}; the line has {", ".join(map(repr, fields)) or "no keys"}'

@@ -1,6 +1,6 @@
-"""Parallel text: sentences with their translations, in the layouts in which they are published.
+"""Parallel text, sentences with their translations, in the formats of its publications.
 
-Files are UTF-8, plain or gzipped. What cannot be used is a ValueError that names file and line.
+Files are UTF-8, plain or gzipped. Unusable content is a ValueError that names file and line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
-from xml.parsers import expat  # expat itself, since ElementTree does not say that there is a DTD
+from xml.parsers import expat  # expat itself, since ElementTree does not report a DTD
 
 from etils import epath
 
@@ -25,9 +25,9 @@ _SHOWN = 3
 
 
 class Pair(NamedTuple):
-  """A segment and its translation."""
+  """A segment and its translation; `number` counts lines, or segments of markup, from 1."""
 
-  number: int  # of the line, or of the segment in a marked-up file, from 1
+  number: int
   source: str
   reference: str
 
@@ -43,14 +43,21 @@ def aligned_pairs(
   malformed: Malformed = 'error',
   empty: Malformed = 'error',
 ) -> Iterator[Pair]:
-  """Line n of one file with line n of the other.
+  """Pairs line n of one file with line n of the other.
 
-  Only a line feed ends a line: U+2028, U+0085, vertical tabs and form feeds are text. Unequal line
-  counts are a ValueError with both counts. A pair with an empty side, or of which a line is
-  malformed, stops the reading or is skipped; skipped pairs are counted and logged.
+  Only a line feed ends a line: U+2028, U+0085, vertical tabs and form feeds are text.
+
+  Args:
+    source: file of the segments.
+    reference: file of the translations.
+    malformed: 'error' stops at malformed lines, 'skip' skips and counts them.
+    empty: the same for pairs with an empty side.
+
+  Raises:
+    ValueError: at a line that cannot be used, or if line counts differ.
   """
   files = (epath.Path(source), epath.Path(reference))
-  return _sound(_aligned(files), files, malformed=malformed, empty=empty)
+  return _usable(_aligned(files), files, malformed=malformed, empty=empty)
 
 
 def tsv_pairs(
@@ -60,9 +67,16 @@ def tsv_pairs(
   malformed: Malformed = 'error',
   empty: Malformed = 'error',
 ) -> Iterator[Pair]:
-  """Lines of two tab-separated cells, no header; `columns` has the places of source and reference.
+  """Reads lines of two tab-separated cells, without a header; skips blank lines.
 
-  Blank lines are passed over; the rest is as in `aligned_pairs`.
+  Args:
+    path: the file.
+    columns: indices of the cells of source and reference.
+    malformed: 'error' stops at malformed lines, 'skip' skips and counts them.
+    empty: the same for pairs with an empty side.
+
+  Raises:
+    ValueError: at a line that cannot be used.
   """
   file = epath.Path(path)
 
@@ -74,15 +88,15 @@ def tsv_pairs(
       elif line.strip() or len(cells) > 2:
         yield number, tuple(cells)
 
-  return _sound(rows(), (file, file), malformed=malformed, empty=empty)
+  return _usable(rows(), (file, file), malformed=malformed, empty=empty)
 
 
 def xml_pairs(path: epath.PathLike, *, translator: str = 'A') -> Iterator[Pair]:
-  """Segments of WMT's XML (2021 on) with the reference of one translator.
+  """Reads segments of WMT's XML (since 2021) with the reference of one translator.
 
-  Documents of test suites are passed over; so are, logged, those that nobody has translated.
-  Segments pair by their id within a document, in the order of the source. A DTD is refused: without
-  one there are no entities to expand.
+  Skips documents of test suites and, with a warning, documents without a translation. Segments pair
+  by their id within a document, in the order of the source. A DTD is an error: without one there
+  are no entities to expand.
   """
   file = epath.Path(path)
   documents = _Documents(file, translator)
@@ -94,28 +108,26 @@ def xml_pairs(path: epath.PathLike, *, translator: str = 'A') -> Iterator[Pair]:
         yield Pair(count, source, reference)
   documents.close()
   if documents.without_reference:
-    log.warning(
-      '%s: passed over %d documents without reference.', file, documents.without_reference
-    )
+    log.warning('%s: skipped %d documents without reference.', file, documents.without_reference)
   if not count:
     raise ValueError(f'{file} has no translated <doc> outside of test suites.')
 
 
 def sgm_pairs(source: epath.PathLike, reference: epath.PathLike) -> Iterator[Pair]:
-  """Segments of WMT's SGM files (until 2020), which look like XML with a bare `&` in the text.
+  """Reads segments of WMT's SGM files (until 2020), which are XML with a bare `&` in the text.
 
-  Those of the same docid and segment id pair, in the order of the source. Holds both files in
+  Segments of the same docid and segment id pair, in the order of the source. Both files are in
   memory: test sets have a few thousand segments.
   """
   files = (epath.Path(source), epath.Path(reference))
   sources, references = map(_sgm_segments, files)
-  for file, here, other, there in (
+  for file, segments, other_file, others in (
     (files[0], sources, files[1], references),
     (files[1], references, files[0], sources),
   ):
-    for segment, (line, _) in here.items():
-      if segment not in there:
-        raise MalformedLineError(file, line, f'{_named(*segment)} is missing in {other}')
+    for segment, (line, _) in segments.items():
+      if segment not in others:
+        raise MalformedLineError(file, line, f'{_named(*segment)} is missing in {other_file}')
   for number, (segment, (_, text)) in enumerate(sources.items(), 1):
     yield Pair(number, text, references[segment][1])
 
@@ -138,14 +150,14 @@ def _aligned(
     yield number, tuple(line for _, line in sides)
 
 
-def _sound(
+def _usable(
   rows: Iterable[tuple[int, tuple[bytes, ...]]],
   files: tuple[epath.Path, epath.Path],
   *,
   malformed: Malformed,
   empty: Malformed,
 ) -> Iterator[Pair]:
-  """Pairs of the rows that can be used; cell i of a row comes from file i."""
+  """Yields the pairs of usable rows; cell i of a row comes from file i."""
   skipped, empties = 0, 0
   shown: list[str] = []
   for number, cells in rows:
@@ -187,7 +199,7 @@ def _text(file: epath.Path, number: int, line: bytes) -> str:
 
 
 class _Documents:
-  """Reads the XML as it comes, and keeps one document at a time."""
+  """Incremental reader of the XML, with one document in memory at a time."""
 
   def __init__(self, file: epath.Path, translator: str) -> None:
     self.without_reference = 0
@@ -207,7 +219,7 @@ class _Documents:
     self._ready: list[tuple[str, str]] = []
 
   def feed(self, block: bytes) -> list[tuple[str, str]]:
-    """The pairs of the documents that the block completes."""
+    """Parses a block; returns the pairs of the documents that it completes."""
     self._parse(block, False)
     ready, self._ready = self._ready, []
     return ready
@@ -222,11 +234,11 @@ class _Documents:
       reason = expat.ErrorString(error.code)
       raise MalformedLineError(self._file, error.lineno, f'not UTF-8 XML: {reason}') from error
 
-  def _wrong(self, reason: str) -> MalformedLineError:
+  def _malformed(self, reason: str) -> MalformedLineError:
     return MalformedLineError(self._file, self._parser.CurrentLineNumber, reason)
 
   def _refuse_dtd(self, *_: object) -> None:
-    raise self._wrong(
+    raise self._malformed(
       "there is a DOCTYPE, which WMT's files do not have and which may make a reader open other "
       'files or fill the memory; remove it if you trust the file'
     )
@@ -242,7 +254,7 @@ class _Documents:
     elif tag == 'seg' and self._side is not None:
       self._segment, self._pieces = attributes.get('id', ''), []
       if self._segment in self._side:
-        raise self._wrong(f'{_named(self._id or "", self._segment)} occurs twice')
+        raise self._malformed(f'{_named(self._id or "", self._segment)} occurs twice')
 
   def _characters(self, text: str) -> None:
     if self._segment is not None:
@@ -262,51 +274,53 @@ class _Documents:
       self._id = None
 
   def _paired(self) -> Iterator[tuple[str, str]]:
-    references = self._chosen()
+    references = self._translation()
     for segment in (*self._source, *references):
       if not self._source.get(segment, '').strip():
-        raise self._wrong(f'{_named(self._id or "", segment)} has no source text')
+        raise self._malformed(f'{_named(self._id or "", segment)} has no source text')
       if not references.get(segment, '').strip():
-        raise self._wrong(f'{_named(self._id or "", segment)} has no reference text')
+        raise self._malformed(f'{_named(self._id or "", segment)} has no reference text')
     for segment, source in self._source.items():
       yield source, references[segment]
 
-  def _chosen(self) -> dict[str, str]:
+  def _translation(self) -> dict[str, str]:
     for name in (self._translator, f'ref{self._translator}'):  # 'A' in 2021 and 2022, then 'refA'
       if name in self._references:
         return self._references[name]
-    found = ', '.join(repr(name) for name in sorted(self._references))
-    raise self._wrong(
-      f'document {self._id!r} has no reference by translator {self._translator!r}; it has {found}'
+    translators = ', '.join(repr(name) for name in sorted(self._references))
+    raise self._malformed(
+      f'document {self._id!r} has no reference by translator {self._translator!r}; it has '
+      f'{translators}'
     )
 
 
 _TAG = re.compile(r'<(/?(?:doc|seg))\b([^<>]*)>', re.IGNORECASE)
 _ATTRIBUTE = re.compile(r'\b(\w+)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^\s"\'>]+))')
-# Only what ends in a semicolon, since a bare & is text: 'R&B', 'Q&amp;A', '?a=1&copy=2'.
+# Only references that end in a semicolon, since a bare & is text: 'R&B', 'Q&amp;A', '?a=1&copy=2'.
 _CHARACTER = re.compile(r'&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[a-zA-Z]\w{1,30});')
 
 
 def _sgm_segments(file: epath.Path) -> dict[tuple[str, str], tuple[int, str]]:
   """(docid, segment id) -> (line, text)."""
-  content = _whole_text(file)
+  content = _read_text(file)
   segments: dict[tuple[str, str], tuple[int, str]] = {}
   document, segment = '', ''
   begin: int | None = None  # of a segment's text, inside of one
   line, counted = 1, 0
   for tag in _TAG.finditer(content):
     line, counted = line + content.count('\n', counted, tag.start()), tag.start()
-    kind, attributes = tag[1].lower(), _attributes(tag[2])
-    if begin is not None and kind != '/seg':
-      raise MalformedLineError(file, line, f'<{kind}> inside {_named(document, segment)}')
-    if kind == 'doc':
+    name = tag[1].lower()
+    attributes = {key.lower(): ''.join(values) for key, *values in _ATTRIBUTE.findall(tag[2])}
+    if begin is not None and name != '/seg':
+      raise MalformedLineError(file, line, f'<{name}> inside {_named(document, segment)}')
+    if name == 'doc':
       document = attributes.get('docid', '')
-    elif kind == 'seg':
+    elif name == 'seg':
       segment, begin = attributes.get('id', ''), tag.end()
       if (document, segment) in segments:
         raise MalformedLineError(file, line, f'{_named(document, segment)} occurs twice')
-    elif kind == '/seg' and begin is not None:
-      text = _CHARACTER.sub(lambda found: html.unescape(found[0]), content[begin : tag.start()])
+    elif name == '/seg' and begin is not None:
+      text = _CHARACTER.sub(lambda match: html.unescape(match[0]), content[begin : tag.start()])
       text = _one_line(text)
       if not text.strip():
         raise MalformedLineError(file, line, f'{_named(document, segment)} is empty')
@@ -318,11 +332,7 @@ def _sgm_segments(file: epath.Path) -> dict[tuple[str, str], tuple[int, str]]:
   return segments
 
 
-def _attributes(text: str) -> dict[str, str]:
-  return {name.lower(): ''.join(values) for name, *values in _ATTRIBUTE.findall(text)}
-
-
-def _whole_text(file: epath.Path) -> str:
+def _read_text(file: epath.Path) -> str:
   with textfiles.opened(file) as stream:
     content = stream.read()
   try:
@@ -334,7 +344,7 @@ def _whole_text(file: epath.Path) -> str:
 
 
 def _one_line(text: str) -> str:
-  """Without the line breaks and the indentation of the markup."""
+  """Removes the line breaks and the indentation of the markup."""
   pieces = (piece.strip(' \t') for piece in re.split('[\r\n]+', text))
   return ' '.join(piece for piece in pieces if piece)
 

@@ -1,4 +1,4 @@
-"""Local rows as TFDS directories, which load by name without builder code. Imports TFDS."""
+"""Preparation of TFDS directories from local rows, which load by name. Imports TFDS."""
 
 from __future__ import annotations
 
@@ -10,24 +10,34 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example, Feature
-from cascades.tasks.sources import Dataset
 from cascades.tasks.task import DataSource
 
 _SCALARS: Mapping[type, Any] = {int: np.int64, float: np.float32, bool: np.bool_}
 
 
 def prepare(origin: DataSource, tfds_data_dir: epath.PathLike) -> dict[str, int]:
-  """Writes `<tfds_data_dir>/<builder>/<version>` from local rows; rows by split.
+  """Writes `<tfds_data_dir>/<builder>/<version>` from local rows.
 
-  Splits of which there are no rows are left out. A directory that is there already is refused, and
-  one that is not finished never has that name.
+  Splits without rows are left out. An unfinished directory never has the final name.
+
+  Args:
+    origin: the data source of a task.
+    tfds_data_dir: folder of prepared TFDS data sets.
+
+  Returns:
+    Number of rows by split.
+
+  Raises:
+    FileExistsError: if the directory exists already.
+    FileNotFoundError: if there are no local rows.
   """
   dataset = origin.dataset
   root = epath.Path(tfds_data_dir).expanduser()
   directory = root / dataset.builder / dataset.version
   if directory.exists():
-    raise FileExistsError(f'{directory} is there already. Delete it to prepare it anew.')
+    raise FileExistsError(f'{directory} exists already. Delete it to prepare it again.')
   name, _, config = dataset.builder.partition('/')
   written = tfds.dataset_builders.store_as_tfds_dataset(
     name,
@@ -37,7 +47,7 @@ def prepare(origin: DataSource, tfds_data_dir: epath.PathLike) -> dict[str, int]
     config=config or None,
     data_dir=root,
     description=f'Local rows of {dataset.builder}.',
-    # What is hosted under this name is not these rows.
+    # The data set that is hosted under this name has other rows.
     download_config=tfds.download.DownloadConfig(try_download_gcs=False),
   )
   return {split: info.num_examples for split, info in written.info.splits.items()}
@@ -49,25 +59,25 @@ def features(dataset: Dataset) -> dict[str, Any]:
 
 
 def _by_split(origin: DataSource) -> dict[str, Iterator[Example]]:
-  """The examples of the splits that there are, of which the first one is read to know.
+  """Examples of the existing splits, including those that only other tasks read.
 
-  Also of those that only other tasks read, since the directory serves them all.
+  Reads the first example of a split to see whether the split exists.
   """
-  found: dict[str, Iterator[Example]] = {}
+  by_split: dict[str, Iterator[Example]] = {}
   looked = ''
   for split in dict.fromkeys((*origin.splits, *origin.dataset.sizes)):
     examples = iter(origin.examples(split))
     try:
-      found[split] = itertools.chain([next(examples)], examples)
+      by_split[split] = itertools.chain([next(examples)], examples)
     except FileNotFoundError as error:
       looked = str(error)
     except StopIteration:
       raise ValueError(
         f'The local files of {origin.dataset.builder} have no rows for split {split}.'
       ) from None
-  if not found:
+  if not by_split:
     raise FileNotFoundError(looked)
-  return found
+  return by_split
 
 
 def _feature(feature: Feature) -> Any:

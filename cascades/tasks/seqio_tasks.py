@@ -1,4 +1,4 @@
-"""The bridge to SeqIO, both ways. Importing it loads TensorFlow, which takes seconds."""
+"""Conversion of tasks to and from SeqIO. Importing it loads TensorFlow, which takes seconds."""
 
 from __future__ import annotations
 
@@ -21,24 +21,34 @@ from cascades.types import Vocabulary
 tf.config.set_visible_devices([], 'GPU')  # leaves accelerators to JAX
 
 _FINGERPRINTED_ROWS = 256
-_NONE = -1  # for a number that a row has not
+_NONE = -1  # for a missing number
 
 
-def register_all(found: Iterable[Task | Mixture], vocabularies: Vocabularies) -> None:
-  """Each of these: `register_all(map(catalog.get, catalog.names()), vocabularies)`."""
-  for one in found:
-    if isinstance(one, Mixture):
-      register_mixture(one, vocabularies)
+def register_all(tasks: Iterable[Task | Mixture], vocabularies: Vocabularies) -> None:
+  """Registers tasks and mixtures: `register_all(map(catalog.get, catalog.names()), ...)`."""
+  for task in tasks:
+    if isinstance(task, Mixture):
+      register_mixture(task, vocabularies)
     else:
-      register(one, vocabularies)
+      register(task, vocabularies)
 
 
 def register(task: Task, vocabularies: Vocabularies) -> seqio.Task:
-  """Our task as a `seqio.Task` in SeqIO's registry; once, however often it is called.
+  """Registers a task with SeqIO; a second call has no effect.
 
-  Beside the fields of SeqIO's own tasks an example has `id`, `answers`, `options`, `label`, `group`
-  and `template`; what a row has not is -1 or ''. A task that makes its tokens in a way of its own,
-  as C4's chunks are, has them without the text.
+  Besides the fields of SeqIO's own tasks an example has `id`, `answers`, `options`, `label`,
+  `group` and `template`; a missing value is -1 or ''. A task with its own tokenization, such as
+  C4's chunks, has tokens without text.
+
+  Args:
+    task: the task.
+    vocabularies: vocabularies of inputs and targets.
+
+  Returns:
+    The registered task.
+
+  Raises:
+    ValueError: if SeqIO has a task of this name with another vocabulary.
   """
   features = {
     'inputs': seqio.Feature(
@@ -74,114 +84,125 @@ def register(task: Task, vocabularies: Vocabularies) -> seqio.Task:
 def register_mixture(
   mixture: Mixture, vocabularies: Vocabularies, *, rates: Mapping[str, float] | None = None
 ) -> seqio.Mixture:
-  """Our mixture and its tasks in SeqIO's registries; once, however often it is called.
+  """Registers a mixture and its tasks with SeqIO; a second call has no effect.
 
-  A task that `rates` does not name has its own rate, or else the number of its training rows,
-  which are counted when SeqIO first asks. A mixture of SeqIO keeps inputs and targets alone, unless
-  `get_dataset` is told of others as `passthrough_features`; all our tasks have the same.
+  SeqIO's mixtures have inputs and targets only, unless other fields are `passthrough_features` of
+  `get_dataset`.
+
+  Args:
+    mixture: the mixture.
+    vocabularies: vocabularies of inputs and targets.
+    rates: rates by task; other tasks have their own rate, or the number of their training rows,
+      which are counted when SeqIO first asks.
+
+  Returns:
+    The registered mixture.
+
+  Raises:
+    ValueError: if SeqIO has a mixture of this name with other tasks or rates.
   """
   registered = [register(task, vocabularies) for task in mixture.tasks]
-  known = {task.name: task.rate for task in mixture.tasks if task.rate} | dict(rates or {})
+  fixed = {task.name: task.rate for task in mixture.tasks if task.rate} | dict(rates or {})
   if mixture.name not in seqio.MixtureRegistry.names():
     seqio.MixtureRegistry.add(
       mixture.name,
       [
-        (task.name, known.get(task.name) or _training_rows(task, vocabularies))
+        (task.name, fixed.get(task.name) or _training_rows(task, vocabularies))
         for task in mixture.tasks
       ],
     )
-  found = seqio.MixtureRegistry.get(mixture.name)
-  told = {name: rate for name, rate in found.rate_per_task_name.items() if not callable(rate)}
-  if set(found.tasks) != set(registered) or told != known:
+  existing = seqio.MixtureRegistry.get(mixture.name)
+  rates = {name: rate for name, rate in existing.rate_per_task_name.items() if not callable(rate)}
+  if set(existing.tasks) != set(registered) or rates != fixed:
     raise ValueError(
       f'SeqIO already has a mixture {mixture.name} of other tasks or rates: use it, or rename '
       'yours.'
     )
-  return found
+  return existing
 
 
-def vocabulary(ours: Vocabulary) -> seqio.Vocabulary:
-  """The SeqIO vocabulary with the same ids."""
-  match ours:
+def vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
+  """Converts a vocabulary to SeqIO's with the same ids; ValueError if there is none."""
+  match vocabulary:
     case vocabularies_lib.Bytes():
-      return seqio.ByteVocabulary(ours.extra_ids)
+      return seqio.ByteVocabulary(vocabulary.extra_ids)
     case vocabularies_lib.Symbols():
-      return SymbolVocabulary(ours)
+      return SymbolVocabulary(vocabulary)
     case sentencepiece.SentencePiece(file=file, pad_id=0, eos_ids=(1,)) if file is not None:
-      return seqio.SentencePieceVocabulary(str(file), ours.extra_ids)
+      return seqio.SentencePieceVocabulary(str(file), vocabulary.extra_ids)
     case conventions.AbstractVocabulary():
-      return CalledVocabulary(ours)
-  raise ValueError(f'SeqIO has no counterpart of a {type(ours).__name__} vocabulary.')
+      return CalledVocabulary(vocabulary)
+  raise ValueError(f'SeqIO has no counterpart of a {type(vocabulary).__name__} vocabulary.')
 
 
 class CalledVocabulary(seqio.Vocabulary):
-  """Any of ours inside TensorFlow, which calls Python for every text."""
+  """A vocabulary inside TensorFlow, which calls Python for every text."""
 
-  def __init__(self, ours: Vocabulary) -> None:
+  def __init__(self, wrapped: Vocabulary) -> None:
     super().__init__()
-    self._ours = ours
+    self._wrapped = wrapped
 
   @property
   def pad_id(self) -> int:
-    return self._ours.pad_id
+    return self._wrapped.pad_id
 
   @property
   def bos_id(self) -> int | None:
-    return self._ours.bos_id
+    return self._wrapped.bos_id
 
   @property
   def eos_id(self) -> int:
-    return self._ours.eos_id
+    return self._wrapped.eos_id
 
   @property
   def unk_id(self) -> int | None:
-    return getattr(self._ours, 'unk_id', None)
+    return getattr(self._wrapped, 'unk_id', None)
 
   @property
   def _base_vocab_size(self) -> int:
-    return self._ours.size
+    return self._wrapped.size
 
   def _encode(self, s: str) -> Sequence[int]:
-    return self._ours.encode(s)
+    return self._wrapped.encode(s)
 
   def _decode(self, ids: Sequence[int]) -> str:
-    return self._ours.decode(ids)
+    return self._wrapped.decode(ids)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     if s.shape.rank:
       return tf.map_fn(
         self._encode_tf, s, fn_output_signature=tf.RaggedTensorSpec([None], tf.int32)
       )
-    encode = lambda text: np.array(self._ours.encode(_bytes(text).decode()), np.int32)
+    encode = lambda text: np.array(self._wrapped.encode(_bytes(text).decode()), np.int32)
     return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
     if ids.shape.rank > 1:
       return tf.map_fn(self._decode_tf, ids, fn_output_signature=tf.string)
-    decode = lambda ids: self._ours.decode(ids).encode()
+    decode = lambda ids: self._wrapped.decode(ids).encode()
     return tf.ensure_shape(tf.numpy_function(decode, [ids], tf.string), [])
 
   def __eq__(self, other: object) -> bool:
-    return isinstance(other, CalledVocabulary) and self._ours == other._ours
+    return isinstance(other, CalledVocabulary) and self._wrapped == other._wrapped
 
 
 class SymbolVocabulary(CalledVocabulary):
-  """`vocabularies.Symbols`, which TensorFlow can look up by itself."""
+  """`vocabularies.Symbols` as a lookup table of TensorFlow."""
 
-  def __init__(self, ours: vocabularies_lib.Symbols) -> None:
-    super().__init__(ours)
+  def __init__(self, symbols: vocabularies_lib.Symbols) -> None:
+    super().__init__(symbols)
     names_and_ids = tf.lookup.KeyValueTensorInitializer(
-      tf.constant(ours.names), tf.range(ours.size - len(ours.names), ours.size)
+      tf.constant(symbols.names), tf.range(symbols.size - len(symbols.names), symbols.size)
     )
     self._ids = tf.lookup.StaticHashTable(names_and_ids, default_value=conventions.UNK_ID)
-    self._names = tf.constant(['', '', '<unk>', *ours.names])
+    self._names = tf.constant(['', '', '<unk>', *symbols.names])
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     return self._ids.lookup(tf.strings.split(s))
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-    kept = tf.ragged.boolean_mask(ids, ids > self.eos_id)
-    return tf.strings.reduce_join(tf.gather(self._names, kept), axis=-1, separator=' ')
+    symbols = tf.ragged.boolean_mask(ids, ids > self.eos_id)
+    return tf.strings.reduce_join(tf.gather(self._names, symbols), axis=-1, separator=' ')
 
 
 def _bytes(text: bytes | np.ndarray) -> bytes:
@@ -190,16 +211,20 @@ def _bytes(text: bytes | np.ndarray) -> bytes:
 
 
 def names() -> Sequence[str]:
-  """The tasks in SeqIO's registry."""
+  """Names of the tasks in SeqIO's registry."""
   return tuple(seqio.TaskRegistry.names())
 
 
 def from_seqio(name: str, metrics: Sequence[str] = ('accuracy',)) -> Task:
-  """A task that a user registered with SeqIO, as one of ours, judged by our metrics.
+  """Converts a task that is registered with SeqIO.
 
-  Its rows are the text that it tokenises, `inputs_pretokenized` and `targets_pretokenized`. Its
+  Its rows are the text that it tokenizes, `inputs_pretokenized` and `targets_pretokenized`. Its
   fingerprint covers the source's files and the first rows as formatted, so that an edited
-  preprocessor is noticed; a change that spares them calls for another name.
+  preprocessor is noticed; an edit that does not change these rows needs another name.
+
+  Args:
+    name: name in SeqIO's registry.
+    metrics: names in `cascades.metrics`.
   """
   task = seqio.TaskRegistry.get(name)
   return Task(
@@ -208,7 +233,7 @@ def from_seqio(name: str, metrics: Sequence[str] = ('accuracy',)) -> Task:
     read=functools.partial(_rows, task),
     fingerprint=functools.partial(_fingerprint, task),
     metrics=tuple(metrics),
-    vocabulary=functools.partial(_our_vocabulary, task),
+    vocabulary=functools.partial(_vocabulary, task),
     description='a SeqIO task',
   )
 
@@ -224,7 +249,7 @@ def _dataset(
   shuffle_files: bool = False,
   seed: int | None = None,
 ) -> tf.data.Dataset:
-  del shuffle_files, seed  # rows have one order; shuffling is for whoever reads them
+  del shuffle_files, seed  # rows have one order; their reader shuffles
   strings = tf.TensorSpec([None], tf.string)
   string, number = tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32)
   text = tf.TensorSpec([None], tf.int32) if task.tokenize else string
@@ -247,7 +272,7 @@ def _examples(task: Task, vocabularies: Vocabularies, split: str) -> Iterator[di
   if task.tokenize is None:
     yield from map(_features, task.rows(split))
     return
-  # The same blocks as in token records, since what is drawn at random depends on them.
+  # The same blocks as in token records, since random draws depend on them.
   for shard, rows in enumerate(tokenize.blocks(task.rows(split), tokenize.ROWS_PER_SHARD)):
     for record in task.tokenize(rows, vocabularies, shard):
       yield _features(record.row) | {'inputs': record.inputs, 'targets': record.targets}
@@ -285,13 +310,13 @@ def _rows(task: seqio.Task, split: str) -> Iterator[Row]:
 
 
 def _text(task: seqio.Task, example: Mapping[str, Any], field: str) -> str:
-  if field not in example:  # a language-modelling task has no inputs
+  if field not in example:  # a language model's task has no inputs
     return ''
   value = example.get(f'{field}_pretokenized', example[field])
   if not isinstance(value, bytes):
     raise ValueError(
-      f'The SeqIO task {task.name} keeps no text of its {field}. Let its `tokenize` preprocessor '
-      'keep copy_pretokenized=True.'
+      f'The SeqIO task {task.name} has no text of its {field}. Use its `tokenize` preprocessor '
+      'with copy_pretokenized=True.'
     )
   return value.decode()
 
@@ -306,14 +331,16 @@ def _fingerprint(task: seqio.Task, split: str) -> str:
   return hashlib.sha256(repr((seqio.__version__, shards, first_rows)).encode()).hexdigest()
 
 
-def _our_vocabulary(task: seqio.Task) -> Vocabulary:
-  theirs = task.output_features['targets'].vocabulary
-  match theirs:
+def _vocabulary(task: seqio.Task) -> Vocabulary:
+  registered = task.output_features['targets'].vocabulary
+  match registered:
     case seqio.ByteVocabulary():
-      return vocabularies_lib.bytes_vocabulary(theirs.extra_ids)
+      return vocabularies_lib.bytes_vocabulary(registered.extra_ids)
     case seqio.SentencePieceVocabulary():
-      return vocabularies_lib.sentencepiece(theirs.sentencepiece_model_file, theirs.extra_ids)
+      return vocabularies_lib.sentencepiece(
+        registered.sentencepiece_model_file, registered.extra_ids
+      )
   raise ValueError(
-    f'The SeqIO task {task.name} uses a {type(theirs).__name__}, of which we have no counterpart: '
-    'name a vocabulary.'
+    f'The SeqIO task {task.name} uses a {type(registered).__name__}, which cascades cannot '
+    'convert: give a vocabulary.'
   )

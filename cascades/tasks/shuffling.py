@@ -1,4 +1,4 @@
-"""Random permutations evaluated where needed: no table, so nothing to build, store or restore."""
+"""Random permutations, evaluated at single positions: no table to build, store or restore."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def mix(*words: int | np.ndarray) -> UInt64[np.ndarray, 'n']:
 
 
 def shuffled(index: np.ndarray, size: int | np.ndarray, key: np.ndarray) -> np.ndarray:
-  """Where `index` goes in a random permutation of `range(size)`; elementwise over all three.
+  """Maps `index` by a random permutation of `range(size)`; elementwise over all three.
 
-  A Feistel network permutes the next larger power of four; what falls outside `range(size)` is
-  permuted again until it falls inside (Black & Rogaway 2002, "Ciphers with arbitrary finite
+  A Feistel network permutes the next larger power of four; values outside `range(size)` are
+  permuted again until they are inside (Black & Rogaway 2002, "Ciphers with arbitrary finite
   domains"), which keeps it a permutation.
   """
   index, size, key = np.broadcast_arrays(index, size, key)
@@ -47,7 +47,7 @@ def _feistel(
 
 
 def _scramble(bits: UInt64[np.ndarray, 'n']) -> UInt64[np.ndarray, 'n']:
-  """SplitMix64's finaliser, Steele et al. 2014, https://doi.org/10.1145/2714064.2660195."""
+  """SplitMix64's finalizer, Steele et al. 2014, https://doi.org/10.1145/2714064.2660195."""
   bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return bits ^ (bits >> np.uint64(31))

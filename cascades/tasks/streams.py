@@ -16,40 +16,47 @@ import numpy as np
 from jaxtyping import Int
 
 from cascades.tasks import sources as sources_lib
+from cascades.tasks.datasets import Dataset, single_example
 from cascades.tasks.features import NO_LABEL, Example
-from cascades.tasks.sources import Dataset, Published, Sources
+from cascades.tasks.sources import DatasetSource, Sources
 from cascades.tasks.task import Row, Task
 
 T = TypeVar('T')
 
 EXPERTS = ('gpt35', 'llama2_70b')  # gpt-3.5-turbo-1106 and Llama-2-70B-chat, both zero-shot
-UNPARSABLE = NO_LABEL  # what an expert said that is no label: the call counts, and is wrong
-TEXT = '{text}'  # where a prompt has the text
-
-
-def _one(fields: Example) -> Iterable[Example]:
-  return (fields,)
+UNPARSABLE = NO_LABEL  # an expert's answer that is no label: the call counts, and is wrong
+TEXT = '{text}'  # replaced by the text in a prompt
 
 
 class Stream(NamedTuple):
-  """A published data set as a stream."""
+  """A published data set as a stream.
+
+  Fields:
+    labels: the answers, in label order.
+    prompt: the prompt with {text}; the question comes first, so that a cut text leaves it.
+    files: names of the files by split.
+    sizes: published numbers of rows by split.
+    metrics: names in `cascades.metrics`.
+    experts: the splits with recorded labels of the experts.
+    parse: converts a line of a file to examples.
+  """
 
   labels: tuple[str, ...]
-  prompt: str  # the question first, so that a text that is cut keeps it
+  prompt: str
   files: Mapping[str, str]
   sizes: Mapping[str, int]
   metrics: tuple[str, ...] = ('accuracy',)
-  experts: tuple[str, ...] = ('train',)  # the splits that have their labels
-  parse: Callable[[Example], Iterable[Example]] = _one
+  experts: tuple[str, ...] = ('train',)
+  parse: Callable[[Example], Iterable[Example]] = single_example
 
 
 _FEVER = {'REFUTES': 'false', 'SUPPORTS': 'true'}
 
 
 def _verifiable(fields: Example) -> Iterable[Example]:
-  """FEVER's own label names as answers; what has not enough information has none.
+  """Renames FEVER's labels; leaves claims without enough information out.
 
-  The published development claims are two halves, and the training split is from the first.
+  The published development claims have two halves, and the training split is from the first.
   """
   if fields.get('split') == 'paper_dev' or fields.get('label') == 'NOT ENOUGH INFO':
     return ()
@@ -94,16 +101,26 @@ NAMES = tuple(STREAMS)
 
 
 def task(name: str, sources: Sources, *, prompt: str | None = None) -> Task:
-  """The stream of this name: a prompt with a text -> a label's name; rows in file order.
+  """Makes a stream: a prompt with a text -> a label's name; rows in file order.
 
-  `prompt` has the place of the text as {text}; '{text}' alone gives bare texts, as small models
-  of words read them.
+  Args:
+    name: a key of STREAMS.
+    sources: where to look for data sets.
+    prompt: a prompt with {text}; '{text}' alone gives bare texts, as small models of words read
+      them. None takes the stream's own prompt.
+
+  Raises:
+    ValueError: if there is no such stream, or the prompt has no {text}.
   """
   stream = _stream(name)
   wording = stream.prompt if prompt is None else prompt
   if TEXT not in wording:
-    raise ValueError(f'The prompt {wording!r} of {name} has no {TEXT}, the place of the text.')
-  origin = Published(dataset(name), {split: split for split in stream.files}, _in_order(sources))
+    raise ValueError(
+      f'The prompt {wording!r} of {name} has no {TEXT}: put it in the place of the text.'
+    )
+  origin = DatasetSource(
+    dataset(name), {split: split for split in stream.files}, _in_order(sources)
+  )
 
   def row(split: str, number: int, example: Example) -> list[Row]:
     label = example['label']
@@ -127,7 +144,20 @@ def task(name: str, sources: Sources, *, prompt: str | None = None) -> Task:
 def expert_labels(
   name: str, sources: Sources, *, expert: str, split: str = 'train'
 ) -> Int[np.ndarray, 'N']:
-  """A recorded expert's answer to each row of a split, an index into its options or UNPARSABLE."""
+  """Reads a recorded expert's answers to the rows of a split.
+
+  Args:
+    name: a key of STREAMS.
+    sources: where to look for data sets.
+    expert: one of EXPERTS.
+    split: a split of the stream.
+
+  Returns:
+    For each row an index into its options, or UNPARSABLE.
+
+  Raises:
+    ValueError: if the stream, the expert or the expert's labels of the split do not exist.
+  """
   stream = _stream(name)
   if expert not in EXPERTS:
     raise ValueError(f'{expert!r} is no recorded expert; they are {", ".join(EXPERTS)}.')
@@ -140,7 +170,7 @@ def expert_labels(
 
 
 def dataset(name: str) -> Dataset:
-  """Where a stream's files are looked for, and what a line must hold."""
+  """The data set of a stream: its files, and the fields of a line."""
   stream = _stream(name)
   return Dataset(
     builder=f'streams/{name.removeprefix("stream_")}',
@@ -168,7 +198,7 @@ def _without_expert(name: str, stream: Stream, split: str) -> str:
   if split not in stream.files:
     return f'{name} has no split {split!r}; its splits are {", ".join(stream.files)}.'
   if stream.experts:
-    return f'No expert labelled split {split} of {name}, only {", ".join(stream.experts)}.'
+    return f'No expert labeled split {split} of {name}, only {", ".join(stream.experts)}.'
   return (
     f"{name} has no expert labels: the published ones came without their claims' order, and agree "
     'with the claims no better than by chance in any order tried. Label the claims anew.'

@@ -9,75 +9,83 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from cascades.tasks import sources as sources_lib
-from cascades.tasks import superglue_forms as forms
-from cascades.tasks.sources import Dataset
+from cascades.tasks import superglue_preprocessors as preprocessors
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.superglue_files import DATASETS
 from cascades.tasks.task import Mixture, Task
 
 
-class Definition(NamedTuple):
-  """A task: the data set, its rows, how they are judged, and sizes that are not the data set's."""
+class SuperGlueTask(NamedTuple):
+  """A row of the table of tasks.
+
+  Fields:
+    dataset: the data set.
+    preprocess: converts examples to rows.
+    description: one line.
+    metrics: names in `cascades.metrics`.
+    sizes: published numbers of rows where they differ from the data set's.
+  """
 
   dataset: Dataset
-  form: forms.Form
+  preprocess: preprocessors.RowPreprocessor
   description: str
   metrics: tuple[str, ...] = ('accuracy',)
   sizes: Mapping[str, int] = {}
 
 
-def _classify(name: str, *fields: str) -> forms.Form:
-  return forms.classify(name, fields, DATASETS[name].features['label'])
+def _classify(name: str, *fields: str) -> preprocessors.RowPreprocessor:
+  return preprocessors.classify(name, fields, DATASETS[name].features['label'])
 
 
-TASKS: Mapping[str, Definition] = MappingProxyType(
+TASKS: Mapping[str, SuperGlueTask] = MappingProxyType(
   {
-    'boolq': Definition(
+    'boolq': SuperGlueTask(
       DATASETS['boolq'],
       _classify('boolq', 'passage', 'question'),
       'A passage and a question -> True or False. Clark et al. 2019.',
     ),
-    'cb': Definition(
+    'cb': SuperGlueTask(
       DATASETS['cb'],
       _classify('cb', 'hypothesis', 'premise'),
       'A premise and a hypothesis -> entailment, contradiction, neutral. De Marneffe et al. 2019.',
       ('accuracy', 'macro_f1[entailment|contradiction|neutral]'),
     ),
-    'copa': Definition(
+    'copa': SuperGlueTask(
       DATASETS['copa'],
-      forms.copa,
+      preprocessors.copa,
       'A premise, and two causes or effects -> choice1 or choice2. Roemmele et al. 2011.',
     ),
-    'multirc': Definition(
+    'multirc': SuperGlueTask(
       DATASETS['multirc'],
-      forms.multirc,
+      preprocessors.multirc,
       'A paragraph, a question and an answer -> False or True. Khashabi et al. 2018.',
       ('accuracy', 'f1[True|False]'),
     ),
-    'record': Definition(
+    'record': SuperGlueTask(
       DATASETS['record'],
-      forms.record,
+      preprocessors.record,
       'A passage, its entities and a query -> the entity that is left out. Zhang et al. 2018.',
       ('exact_match', 'token_f1'),
       {'train': 138_854},  # answers
     ),
-    'rte': Definition(
+    'rte': SuperGlueTask(
       DATASETS['rte'],
       _classify('rte', 'hypothesis', 'premise'),
       'A premise and a hypothesis -> entailment or not_entailment. The RTE challenges, 2005-2011.',
     ),
-    'wic': Definition(
+    'wic': SuperGlueTask(
       DATASETS['wic'],
       _classify('wic', 'sentence1', 'sentence2', 'word'),
       'Two sentences and a word -> True if it means the same. Pilehvar, Camacho-Collados 2019.',
     ),
-    'wsc': Definition(
+    'wsc': SuperGlueTask(
       DATASETS['wsc.fixed'],
-      forms.wsc,
+      preprocessors.wsc,
       'A text with a *pronoun* and a candidate -> True if it refers to it. Levesque et al. 2012.',
     ),
-    'wsc_referent': Definition(
+    'wsc_referent': SuperGlueTask(
       DATASETS['wsc.fixed'],
-      forms.wsc_referent,
+      preprocessors.wsc_referent,
       'A text with a *pronoun* -> whom or what it refers to. WSC as T5 trains it.',
       ('wsc_referent',),
       {'train': 259},  # where the candidate is right
@@ -89,13 +97,18 @@ LARGEST_RATE = 1 << 16
 
 
 def task(config_name: str, sources: sources_lib.Sources) -> Task:
-  """`superglue_<config_name>`, one of NAMES."""
-  dataset, form, description, metrics, sizes = TASKS[config_name]
-  origin = sources_lib.Published(dataset, {split: split for split in dataset.sizes}, sources)
+  """Makes the task `superglue_<config_name>`.
+
+  Args:
+    config_name: one of NAMES.
+    sources: where to look for data sets.
+  """
+  dataset, preprocess, description, metrics, sizes = TASKS[config_name]
+  origin = sources_lib.DatasetSource(dataset, {split: split for split in dataset.sizes}, sources)
   return Task(
     name=f'superglue_{config_name}',
     splits=tuple(dataset.sizes),
-    read=lambda split: origin.read(split, functools.partial(form, split)),
+    read=lambda split: origin.read(split, functools.partial(preprocess, split)),
     fingerprint=origin.fingerprint,
     metrics=metrics,
     description=description,
@@ -108,9 +121,10 @@ def task(config_name: str, sources: sources_lib.Sources) -> Task:
 def mixture(
   sources: sources_lib.Sources | None = None, *, largest_rate: int = LARGEST_RATE
 ) -> Mixture:
-  """The eight tasks of the benchmark, WSC as a classification, at the rates of their rows.
+  """Makes the mixture of the benchmark's eight tasks, at the rates of their rows.
 
-  ReCoRD would be three rows of four: no task has a rate above `largest_rate`.
+  WSC is a classification. ReCoRD would be three rows of four, so no task has a rate above
+  `largest_rate`.
   """
   where = sources or sources_lib.Sources()
   tasks = (task(name, where) for name in NAMES if name != 'wsc_referent')
@@ -121,7 +135,7 @@ def mixture(
 
 
 def _maker(name: str) -> Callable[..., Task]:
-  """A function of this name, as gin asks for."""
+  """Makes a function of this name, for gin."""
 
   def make(
     data_dir: str | None = None, tfds_data_dir: str | None = None, allow_download: bool = False

@@ -1,4 +1,4 @@
-"""SuperGLUE's data sets: what TFDS calls their fields, and how the official files hold them.
+"""SuperGLUE's data sets: their fields in TFDS, and the conversion of the official files.
 
 Wang et al. 2019, https://arxiv.org/abs/1905.00537; the files of release v2.
 """
@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from cascades.tasks import features as features_lib
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import NO_LABEL, Example, Features
-from cascades.tasks.sources import Dataset
 
 VERSION = '1.0.2'  # of the TFDS builder
 OFFICIAL = {'train': 'train', 'validation': 'val', 'test': 'test'}  # TFDS split -> file
@@ -30,18 +30,18 @@ _WSC: Features = {
 
 
 def plain(fields: Example) -> Iterator[Example]:
-  """A line that is a row already; without number or label, as test files are, it gets -1."""
+  """Converts a line that is a row already; a missing index or label, as in test files, is -1."""
   yield {'idx': NO_INDEX, 'label': NO_LABEL, **fields}
 
 
 def boolq(fields: Example) -> Iterator[Example]:
-  """BoolQ's first release says `answer` where SuperGLUE says `label`."""
+  """Converts a line of BoolQ, whose first release has `answer` instead of `label`."""
   renamed = {'label': fields['answer']} if 'answer' in fields else {}
   yield from plain({**renamed, **fields})
 
 
 def multirc(fields: Example) -> Iterator[Example]:
-  """A passage with questions with answers as one example for each answer."""
+  """Converts a passage with questions with answers to one example for each answer."""
   if not isinstance(fields.get('passage'), Mapping):
     unknown = dict.fromkeys(('paragraph', 'question', 'answer'), NO_INDEX)
     yield {'idx': unknown, 'label': NO_LABEL, **fields}
@@ -63,7 +63,7 @@ def multirc(fields: Example) -> Iterator[Example]:
 
 
 def record(fields: Example) -> Iterator[Example]:
-  """A passage with queries as one example for each query; entities and answers sorted, unique."""
+  """Converts a passage to one example for each query; entities and answers are sorted sets."""
   if not isinstance(fields.get('passage'), Mapping):
     yield {'idx': {'passage': NO_INDEX, 'query': NO_INDEX}, 'answers': [], **fields}
     return
@@ -81,7 +81,7 @@ def record(fields: Example) -> Iterator[Example]:
 
 
 def wsc(fields: Example) -> Iterator[Example]:
-  """The two spans beside the text that they are of."""
+  """Moves the two spans beside their text."""
   target = fields.get('target', {})
   if not isinstance(target, Mapping):
     raise ValueError(f"'target' has {target!r:.60}, expected an object")
@@ -89,9 +89,9 @@ def wsc(fields: Example) -> Iterator[Example]:
 
 
 def wsc_fixed(fields: Example) -> Iterator[Example]:
-  """As `wsc`, but a span that is not in the text gets the text's capital, no line, no full stop.
+  """Converts as `wsc`; spans that are not in the text get its case and lose line and full stop.
 
-  What TFDS does in its config `wsc.fixed`; two test rows name people who are not side by side, and
+  TFDS does so in its config `wsc.fixed`. Two test rows name people who are not side by side, and
   keep their span.
   """
   for row in wsc(fields):
@@ -127,17 +127,17 @@ def _of(fields: Example, name: str) -> Any:
 
 
 def _text(fields: Example, name: str) -> str:
-  found = _of(fields, name)
-  if not isinstance(found, str):
-    raise ValueError(f'{name!r} has {found!r:.60}, expected text')
-  return found
+  text = _of(fields, name)
+  if not isinstance(text, str):
+    raise ValueError(f'{name!r} has {text!r:.60}, expected text')
+  return text
 
 
 def _objects(fields: Example, name: str) -> list[Example]:
-  found = _of(fields, name)
-  if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
-    raise ValueError(f'{name!r} has {found!r:.60}, expected a list of objects')
-  return found
+  objects = _of(fields, name)
+  if not isinstance(objects, list) or not all(isinstance(item, Mapping) for item in objects):
+    raise ValueError(f'{name!r} has {objects!r:.60}, expected a list of objects')
+  return objects
 
 
 def _dataset(

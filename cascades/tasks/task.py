@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example
-from cascades.tasks.sources import Dataset
 from cascades.tokenizers import vocabularies
 from cascades.tokenizers.conventions import Tokens
 from cascades.types import Vocabulary

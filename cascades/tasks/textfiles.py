@@ -1,4 +1,4 @@
-"""Lines of text files, one value a line; what is malformed is named by file and line."""
+"""Lines of text files, one value a line; errors name file and line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = 3
 
 
 class MalformedLineError(ValueError):
-  """A line that cannot be used, with its place."""
+  """A line that cannot be used; the message names file and line."""
 
   def __init__(self, file: epath.Path, number: int, reason: str) -> None:
     super().__init__(f'{file}, line {number}: {reason}')
@@ -31,10 +31,21 @@ class MalformedLineError(ValueError):
 def parsed_lines(
   path: epath.PathLike, parse: Callable[[int, str], T], *, malformed: Malformed, first: int = 1
 ) -> Iterator[T]:
-  """`parse(number, line)` of the lines from number `first` on; blank lines are passed over.
+  """Parses the lines of a file, except blank ones.
 
-  A line that `parse` rejects with a ValueError stops the reading, or is skipped; skipped lines are
-  counted, and logged at the end with the first reasons.
+  Args:
+    path: a file; a name that ends in .gz is unpacked.
+    parse: gives a value from a line's number and text; a ValueError rejects the line.
+    malformed: 'error' stops at a rejected line. 'skip' skips it; skipped lines are counted and
+      logged at the end with the first reasons.
+    first: number of the first line to parse.
+
+  Yields:
+    The values.
+
+  Raises:
+    MalformedLineError: at a rejected line, which may also be no UTF-8.
+    ValueError: if a gzip file is damaged.
   """
   file = epath.Path(path)
   skipped: list[MalformedLineError] = []
@@ -44,25 +55,25 @@ def parsed_lines(
     try:
       value = parse(number, line.decode())
     except (ValueError, RecursionError) as error:
-      place = MalformedLineError(file, number, _reason(error))
+      rejected = MalformedLineError(file, number, _reason(error))
       if malformed == 'error':
-        raise place from error
-      skipped.append(place)
+        raise rejected from error
+      skipped.append(rejected)
       continue
     yield value
   if skipped:
-    shown = '; '.join(str(place) for place in skipped[:_SHOWN])
+    shown = '; '.join(map(str, skipped[:_SHOWN]))
     log.warning('Skipped %d malformed lines of %s. First: %s', len(skipped), file, shown)
 
 
 def first_line(path: epath.PathLike) -> tuple[int, str]:
-  """Number and text of the first line that is not blank."""
+  """Reads number and text of the first line that is not blank."""
   numbered = parsed_lines(path, lambda number, line: (number, line), malformed='error')
   return next(numbered, (0, ''))
 
 
 def lines(path: epath.PathLike) -> Iterator[tuple[int, bytes]]:
-  """Numbers and contents of all lines, blank ones too.
+  """Reads numbers and contents of all lines, including blank ones.
 
   Only a line feed ends a line, after a carriage return or not: U+2028 and the like are text.
   """
@@ -74,7 +85,7 @@ def lines(path: epath.PathLike) -> Iterator[tuple[int, bytes]]:
 
 @contextlib.contextmanager
 def opened(path: epath.PathLike) -> Iterator[IO[bytes] | gzip.GzipFile]:
-  """The file's bytes, unpacked if its name ends in .gz; damage to it is a ValueError."""
+  """Opens a file's bytes, unpacked if its name ends in .gz; ValueError if it is damaged."""
   file = epath.Path(path)
   with file.open('rb') as stream, contextlib.ExitStack() as stack:
     try:
@@ -86,15 +97,16 @@ def opened(path: epath.PathLike) -> Iterator[IO[bytes] | gzip.GzipFile]:
 
 
 def json_object(line: str) -> dict[str, Any]:
-  """The JSON object that a line holds."""
+  """Parses a line to a JSON object; ValueError if it is something else."""
   value = json.loads(line)
   if not isinstance(value, dict):
-    raise ValueError(f'expected a JSON object, found {_json_type(value)}')
+    names = {list: 'an array', str: 'a string', bool: 'a truth value', type(None): 'null'}
+    raise ValueError(f'expected a JSON object, found {names.get(type(value), "a number")}')
   return value
 
 
 def required(path: epath.PathLike) -> epath.Path:
-  """The path, once it is known to be a file."""
+  """The path of an existing file; FileNotFoundError if there is none."""
   file = epath.Path(path)
   if not file.exists() or file.is_dir():
     raise FileNotFoundError(f'There is no file {file}.')
@@ -102,7 +114,7 @@ def required(path: epath.PathLike) -> epath.Path:
 
 
 def sha256(path: epath.PathLike) -> str:
-  """Checksum of a file's content."""
+  """SHA-256 checksum of a file's content, as hexadecimal digits."""
   with epath.Path(path).open('rb') as stream:
     digest = hashlib.sha256()
     while block := stream.read(1 << 16):
@@ -119,8 +131,3 @@ def _reason(error: Exception) -> str:
     case RecursionError():
       return 'not usable JSON: nested too deeply'
   return str(error)
-
-
-def _json_type(value: object) -> str:
-  names = {list: 'an array', str: 'a string', bool: 'a truth value', type(None): 'null'}
-  return names.get(type(value), 'a number')

@@ -1,4 +1,4 @@
-"""Rows of a task to token records, a block of rows at a time."""
+"""Tokenization of rows to token records, a block of rows at a time."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ ROWS_TOGETHER = 256  # tokenized at once
 
 
 def row_by_row(rows: Iterable[Row], vocabularies: Vocabularies, shard: int) -> Iterator[Record]:
-  """Each row with the ids of its inputs, first answer and options."""
+  """Tokenizes the inputs, the first answer and the options of each row."""
   del shard
   for block in blocks(rows, ROWS_TOGETHER):
     inputs = vocabularies.inputs.encode_all([row.inputs for row in block])
     targets = vocabularies.targets.encode_all([row.targets for row in block])
-    every = iter(vocabularies.targets.encode_all([o for row in block for o in row.options]))
+    options = iter(vocabularies.targets.encode_all([o for row in block for o in row.options]))
     for row, prompt, answer in zip(block, inputs, targets, strict=True):
-      yield Record(row, prompt, answer, tuple(itertools.islice(every, len(row.options))))
+      yield Record(row, prompt, answer, tuple(itertools.islice(options, len(row.options))))
 
 
 def blocks(rows: Iterable[T], size: int) -> Iterator[list[T]]:
-  """These in lists of `size`, the last one shorter."""
+  """Groups items into lists of `size`; the last one may be shorter."""
   stream = iter(rows)
   while block := list(itertools.islice(stream, size)):
     yield block

@@ -1,7 +1,8 @@
 """WMT22: English with Chinese, Japanese and Russian, in six directions.
 
-Validation is newstest2021 and the test is WMT's general test of 2022, each with one reference. The
-sizes that Wang et al. 2024, https://arxiv.org/abs/2406.00060, print for WMT22 are newstest2021's.
+The validation split is newstest2021 and the test split WMT's general test of 2022, each with one
+reference. The sizes of WMT22 in Wang et al. 2024, https://arxiv.org/abs/2406.00060, are those of
+newstest2021.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from etils import epath
 
 from cascades.tasks import parallel, textfiles
 from cascades.tasks import sources as sources_lib
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example
 from cascades.tasks.parallel import Pair
-from cascades.tasks.sources import Dataset, Sources
+from cascades.tasks.sources import Sources
 from cascades.tasks.task import Mixture, Row, Task
 from cascades.tasks.textfiles import Malformed
 
@@ -35,13 +37,21 @@ _VERSION = '1.0.0'  # of a TFDS directory; TFDS itself has no builder for WMT22
 
 
 class Edition(NamedTuple):
-  """One year's test set: its files, as patterns for the languages {a} and {b} of a direction."""
+  """One year's test set: its files, as patterns for the languages {a} and {b} of a direction.
 
-  text: str  # its source is {text}.src.{a}, and its references are {text}.ref.A.{b} and so on
+  Fields:
+    text: the source is {text}.src.{a}, the references are {text}.ref.A.{b} and so on.
+    xml: names of XML files.
+    sgm: the source is {sgm}-src.{a}.sgm, the reference {sgm}-ref.{b}.sgm.
+    archive: where to get the files, for error messages.
+    sizes: numbers of segments in the order of PAIRS; None if not checked.
+  """
+
+  text: str
   xml: tuple[str, ...]
-  sgm: str | None  # {sgm}-src.{a}.sgm, {sgm}-ref.{b}.sgm
+  sgm: str | None
   archive: str
-  sizes: tuple[int, ...] | None  # segments, in the order of PAIRS
+  sizes: tuple[int, ...] | None
 
 
 EDITIONS: Mapping[str, Edition] = {
@@ -65,17 +75,23 @@ EDITIONS: Mapping[str, Edition] = {
 }
 
 
-class Located(NamedTuple):
-  """Where a split's pairs are, and how to read them there."""
+class PairSource(NamedTuple):
+  """Files with a split's pairs.
+
+  Fields:
+    where: paths of the files.
+    pairs: reads the pairs.
+    fingerprint: identifies the content.
+  """
 
   where: str
   pairs: Callable[[], Iterator[Pair]]
-  fingerprint: Callable[[], str]  # of the content
+  fingerprint: Callable[[], str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Direction:
-  """What a task is made from: the pairs of one direction."""
+  """The data source of a task: the pairs of one direction, from language `a` to `b`."""
 
   a: str
   b: str
@@ -95,7 +111,7 @@ class Direction:
     names = (_names(EDITIONS[s], self.a, self.b, self.reference) for s in self.dataset.sizes)
     return ' '.join([f'wmt22/{self.a}-{self.b}/train.tsv', *(name.text[0] for name in names)])
 
-  def locate(self, split: str) -> Located:
+  def locate(self, split: str) -> PairSource:
     return locate((self.a, self.b), split, sources=self.sources, reference=self.reference)
 
   def location(self, split: str) -> str:
@@ -109,10 +125,16 @@ class Direction:
 
 
 def task(pair: tuple[str, str] | str, sources: Sources, *, reference: str = 'A') -> Task:
-  """`wmt22_<a>_<b>`: 'translate <language a> to <language b>: <source>' -> the translation.
+  """Makes `wmt22_<a>_<b>`: 'translate <language a> to <language b>: ...' -> the translation.
 
-  `pair` is ('en', 'ja') or 'en-ja'. Of the test sets some have a second `reference`, 'B': of 2021
-  en-ru, en-zh and ru-en, of 2022 en-zh and zh-en.
+  Args:
+    pair: a direction, ('en', 'ja') or 'en-ja'.
+    sources: where to look for the files.
+    reference: the reference translation. Some test sets have a second one, 'B': of 2021 en-ru,
+      en-zh and ru-en, of 2022 en-zh and zh-en.
+
+  Raises:
+    ValueError: if there is no such direction or reference.
   """
   a, b = _direction(pair)
   if not reference.isalnum():
@@ -136,13 +158,13 @@ def task(pair: tuple[str, str] | str, sources: Sources, *, reference: str = 'A')
 
 
 def mixture(sources: Sources | None = None, *, reference: str = 'A') -> Mixture:
-  """All six directions, at the rates of their training pairs."""
-  where = sources or Sources()
-  return Mixture('wmt22', tuple(task(pair, where, reference=reference) for pair in PAIRS))
+  """Makes the mixture of all six directions, at the rates of their training pairs."""
+  sources = sources or Sources()
+  return Mixture('wmt22', tuple(task(pair, sources, reference=reference) for pair in PAIRS))
 
 
 def dataset(pair: tuple[str, str] | str) -> Dataset:
-  """What a TFDS directory, or JSON lines with TFDS names, of a direction must hold."""
+  """The data set of a direction, as a TFDS directory or JSON lines with TFDS's names."""
   a, b = _direction(pair)
   sizes, features = _sizes(a, b), {a: str, b: str}
   return Dataset(f'wmt22_translate/{a}-{b}', _VERSION, sizes, features, in_tfds=False)
@@ -150,31 +172,35 @@ def dataset(pair: tuple[str, str] | str) -> Dataset:
 
 def locate(
   pair: tuple[str, str] | str, split: str, *, sources: Sources, reference: str = 'A'
-) -> Located:
-  """The first place that has the split, or a FileNotFoundError that names all."""
+) -> PairSource:
+  """Finds the first files with the split; FileNotFoundError, naming all candidates, if none."""
   a, b = _direction(pair)
   if sources.sample:
-    return _sample(a, b)
+    file = epath.Path(SAMPLES / f'{"-".join(sorted((a, b)))}.tsv')
+    columns = (0, 1) if a < b else (1, 0)
+    return _of_files([file], lambda: parallel.tsv_pairs(file, columns=columns))
   if sources.data_dir is not None:
     root = epath.Path(sources.data_dir).expanduser()
-    found = (
+    local = (
       _training(root, a, b, malformed=sources.malformed)
       if split == 'train'
       else _test_set(root, EDITIONS[split], a, b, reference)
     )
-    if found:
-      return found
-  # Under these names nothing says which reference it is; `prepare` writes the first.
-  if (split == 'train' or reference == 'A') and (found := _by_tfds_name(a, b, split, sources)):
-    return found
+    if local:
+      return local
+  # TFDS's names do not tell the reference; `prepare` writes the first.
+  if split == 'train' or reference == 'A':
+    named = _by_tfds_name(a, b, split, sources)
+    if named:
+      return named
   raise FileNotFoundError(_where_to_get(a, b, split, sources, reference))
 
 
 def _direction(pair: tuple[str, str] | str) -> tuple[str, str]:
   direction = tuple(pair.split('-')) if isinstance(pair, str) else tuple(pair)
-  for known in PAIRS:
-    if direction == known:
-      return known
+  for published in PAIRS:
+    if direction == published:
+      return published
   raise ValueError(
     f'{pair!r} is no direction of WMT22 here; they are {", ".join(map("-".join, PAIRS))}.'
   )
@@ -182,47 +208,43 @@ def _direction(pair: tuple[str, str] | str) -> tuple[str, str]:
 
 def _sizes(a: str, b: str) -> dict[str, int]:
   index = PAIRS.index((a, b))
-  return {split: of.sizes[index] for split, of in EDITIONS.items() if of.sizes}
+  return {name: edition.sizes[index] for name, edition in EDITIONS.items() if edition.sizes}
 
 
-def _rows(a: str, b: str, split: str, found: Located, *, published: int | None) -> Iterator[Row]:
+def _rows(
+  a: str, b: str, split: str, source: PairSource, *, published: int | None
+) -> Iterator[Row]:
   name = f'wmt22_{a}_{b}'
-  log.info('%s, %s: reading %s', name, split, found.where)
+  log.info('%s, %s: reading %s', name, split, source.where)
   count = 0
-  for pair in found.pairs():
+  for pair in source.pairs():
     inputs = f'translate {LANGUAGES[a]} to {LANGUAGES[b]}: {pair.source}'
     yield Row(f'{name}/{split}/{count}', inputs, (pair.reference,))
     count += 1
   if not count:
-    raise ValueError(f'{found.where} has no pair for split {split} of {name}.')
+    raise ValueError(f'{source.where} has no pair for split {split} of {name}.')
   if published not in (None, count):
     log.warning(
       '%s has %d pairs; split %s of %s was published with %d.',
-      *(found.where, count, split, name, published),
+      *(source.where, count, split, name, published),
     )
 
 
-def _of_files(files: Sequence[epath.Path], pairs: Callable[[], Iterator[Pair]]) -> Located:
+def _of_files(files: Sequence[epath.Path], pairs: Callable[[], Iterator[Pair]]) -> PairSource:
   where = (
     f'{files[0]} and {len(files) - 1} more files'
     if len(files) > 2
     else ' and '.join(map(str, files))
   )
   digest = lambda: ' '.join(map(textfiles.sha256, files))
-  return Located(where, pairs, digest)
+  return PairSource(where, pairs, digest)
 
 
-def _sample(a: str, b: str) -> Located:
-  file = epath.Path(SAMPLES / f'{"-".join(sorted((a, b)))}.tsv')
-  columns = (0, 1) if a < b else (1, 0)
-  return _of_files([file], lambda: parallel.tsv_pairs(file, columns=columns))
-
-
-def _training(root: epath.Path, a: str, b: str, *, malformed: Malformed) -> Located | None:
-  """train*.tsv or aligned files in a folder a-b or b-a, which serves both directions."""
+def _training(root: epath.Path, a: str, b: str, *, malformed: Malformed) -> PairSource | None:
+  """Finds train*.tsv or aligned files in a folder a-b or b-a, which serves both directions."""
   for first, second in ((a, b), (b, a)):
-    for place in _TRAINING_FOLDERS:
-      for folder in sorted(root.glob(f'{place}{first}-{second}')):
+    for parent in _TRAINING_FOLDERS:
+      for folder in sorted(root.glob(f'{parent}{first}-{second}')):
         if files := sorted([*folder.glob('train*.tsv'), *folder.glob('train*.tsv.gz')]):
           columns = (0, 1) if first == a else (1, 0)
           return _of_files(files, functools.partial(_tsv, files, columns, malformed))
@@ -244,9 +266,11 @@ def _tsv(
     yield from parallel.tsv_pairs(file, columns=columns, malformed=malformed, empty='skip')
 
 
-def _test_set(root: epath.Path, of: Edition, a: str, b: str, reference: str) -> Located | None:
-  """As text, or as XML, or as SGM. In a test set nothing is skipped."""
-  text, xml, sgm = _names(of, a, b, reference)
+def _test_set(
+  root: epath.Path, edition: Edition, a: str, b: str, reference: str
+) -> PairSource | None:
+  """Finds a test set as text, XML or SGM. In a test set nothing is skipped."""
+  text, xml, sgm = _names(edition, a, b, reference)
   if both := _find_both(root, *text):
     return _of_files(both, functools.partial(parallel.aligned_pairs, *both))
   for name in xml:
@@ -264,8 +288,10 @@ class _Names(NamedTuple):
   sgm: tuple[str, str] | None
 
 
-def _names(of: Edition, a: str, b: str, reference: str) -> _Names:
-  text, sgm, *xml = ((name or '').format(a=a, b=b) for name in (of.text, of.sgm, *of.xml))
+def _names(edition: Edition, a: str, b: str, reference: str) -> _Names:
+  text, sgm, *xml = (
+    (name or '').format(a=a, b=b) for name in (edition.text, edition.sgm, *edition.xml)
+  )
   return _Names(
     (f'{text}.src.{a}', f'{text}.ref.{reference}.{b}'),
     tuple(xml),
@@ -275,16 +301,16 @@ def _names(of: Edition, a: str, b: str, reference: str) -> _Names:
 
 
 def _find(root: epath.Path, name: str) -> epath.Path | None:
-  """The file, plain or gzipped, in the root or at most three folders below."""
-  for place in _FOLDERS:
+  """Finds a file, plain or gzipped, in the root or at most three folders below."""
+  for folder in _FOLDERS:
     for ending in ('', '.gz'):
-      if found := sorted(root.glob(f'{place}{name}{ending}')):
-        return found[0]
+      if files := sorted(root.glob(f'{folder}{name}{ending}')):
+        return files[0]
   return None
 
 
 def _find_both(root: epath.Path, first: str, second: str) -> tuple[epath.Path, epath.Path] | None:
-  """Preferably in one folder."""
+  """Finds two files, preferably in one folder."""
   source = _find(root, first)
   if source is None:
     return None
@@ -297,8 +323,8 @@ def _plain_or_gzipped(folder: epath.Path, name: str) -> epath.Path | None:
   return next((file for file in files if file.exists()), None)
 
 
-def _by_tfds_name(a: str, b: str, split: str, sources: Sources) -> Located | None:
-  """In a prepared TFDS directory, or in JSON lines with TFDS names."""
+def _by_tfds_name(a: str, b: str, split: str, sources: Sources) -> PairSource | None:
+  """Finds a prepared TFDS directory, or JSON lines with TFDS's names."""
   named = dataset((a, b))._replace(sizes={})
   offline = dataclasses.replace(sources, allow_download=False)
   try:
@@ -312,14 +338,14 @@ def _by_tfds_name(a: str, b: str, split: str, sources: Sources) -> Located | Non
     return [Pair(number + 1, example[a], example[b])]
 
   read = lambda: sources_lib.read(named, split, offline, pair)
-  return Located(backend.where, read, backend.fingerprint)
+  return PairSource(backend.where, read, backend.fingerprint)
 
 
 def _where_to_get(a: str, b: str, split: str, sources: Sources, reference: str) -> str:
   named = dataset((a, b))
   if split == 'train':
     names = f'train*.tsv[.gz] or train.{a} with train.{b} in [*/][wmt22/]{a}-{b} or {b}-{a}'
-    origin = 'Training data are yours to choose: the lists of WMT22 name many corpora.'
+    origin = 'Training data are your choice: WMT22 lists many corpora.'
   else:
     text, xml, sgm = _names(EDITIONS[split], a, b, reference)
     both = [' with '.join(files) for files in (text, sgm) if files]
@@ -339,12 +365,12 @@ def _other_references(a: str, b: str, split: str, sources: Sources) -> str:
     return ''
   root = epath.Path(sources.data_dir).expanduser()
   name = f'{EDITIONS[split].text.format(a=a, b=b)}.ref.*.{b}'
-  found = {path.name for place in _FOLDERS for path in root.glob(f'{place}{name}')}
-  return f' Found are only {", ".join(sorted(found))}.' if found else ''
+  others = {path.name for folder in _FOLDERS for path in root.glob(f'{folder}{name}')}
+  return f' There is only {", ".join(sorted(others))}.' if others else ''
 
 
 def _bleu(language: str) -> str:
-  """BLEU's name with the tokeniser for a language."""
+  """Name of BLEU with the tokenizer of a language."""
   match language:
     case 'zh':
       return 'bleu_zh'
@@ -358,7 +384,7 @@ def _japanese_bleu() -> str:
   if all(importlib.util.find_spec(name) for name in ('MeCab', 'ipadic')):
     return 'bleu_ja_mecab'
   log.warning(
-    'BLEU of Japanese is of characters here, bleu_char, which is higher than bleu_ja_mecab, the '
-    "usual one, for which MeCab and a dictionary are missing: pip install 'cascades[ja]'."
+    'BLEU of Japanese is bleu_char here, on characters, which is higher than the usual '
+    "bleu_ja_mecab. MeCab or its dictionary is missing: pip install 'cascades[ja]'."
   )
   return 'bleu_char'

@@ -89,7 +89,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(
   ('template', 'message'),
-  [(GEMMA, 'cannot write this prompt: No system.'), ('{% if', 'not one of Jinja')],
+  [(GEMMA, 'cannot write this prompt: No system.'), ('{% if', 'not valid Jinja')],
 )
 def test_a_template_that_refuses_says_why(template, message, tmp_path):
   with pytest.raises(ValueError, match=message):

@@ -225,7 +225,7 @@ def test_too_few_extra_ids_are_refused():
 
 @pytest.mark.parametrize('noise', [[True, False, True], [False, True, False], [False] * 3])
 def test_a_mask_whose_halves_would_not_align_is_refused(noise):
-  with pytest.raises(ValueError, match='starts with a token that is kept and ends with one of noi'):
+  with pytest.raises(ValueError, match='must start with a token that is not noise and end with no'):
     corruption.span_corruption(array(5, 6, 7), np.array(noise), **VOCABULARY)
 
 

@@ -201,7 +201,7 @@ def test_later_years_write_reference_a_as_ref_a(tmp_path):
 def test_documents_that_nobody_translated_are_passed_over_and_counted(tmp_path, caplog):
   content = dataset(doc({1: 'x'}), doc({1: 'a'}, ('A', {1: 'A'})), doc({1: 'y'}))
   assert xml(tmp_path, content) == [(1, 'a', 'A')]
-  assert 'set.xml: passed over 2 documents without reference' in caplog.text
+  assert 'set.xml: skipped 2 documents without reference' in caplog.text
 
 
 @pytest.mark.parametrize(

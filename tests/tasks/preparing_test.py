@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 
 from cascades import browse_tasks as commands
-from cascades.tasks import catalog, preparing, sources, superglue
-from cascades.tasks.sources import Dataset, Sources
+from cascades.tasks import catalog, preparing, sources, superglue, tfds_directories
+from cascades.tasks.datasets import Dataset
+from cascades.tasks.sources import Sources
 
 
 def same(rows, others):
@@ -134,7 +136,7 @@ def test_rows_may_be_read_shuffled_and_by_name_alone(tmp_path, rte):
 def test_a_directory_that_is_there_is_refused_before_anything_is_read(tmp_path, rte):
   preparing.prepare(rte.origin, tmp_path)
   nothing = catalog.get('flan_rte', str(tmp_path / 'nowhere'))
-  with pytest.raises(FileExistsError, match=r'1\.0\.2 is there already\. Delete it'):
+  with pytest.raises(FileExistsError, match=r'1\.0\.2 exists already\. Delete it'):
     preparing.prepare(nothing.origin, tmp_path)
 
 
@@ -155,7 +157,7 @@ def test_a_malformed_row_is_named_and_leaves_nothing_behind(tmp_path, rte):
   write(file, [*map(json.loads, file.read_text().splitlines()), {'premise': 'no more'}])
   with pytest.raises(ValueError, match=r"train\.jsonl, line 301: there is no field 'hypothesis'"):
     preparing.prepare(rte.origin, tmp_path / 'tfds')
-  assert sources.prepared_directory(rte.origin.dataset, Sources(None, tmp_path / 'tfds')) is None
+  assert tfds_directories.find(rte.origin.dataset, epath.Path(tmp_path / 'tfds')) is None
   assert list((tmp_path / 'tfds' / 'super_glue' / 'rte').iterdir()) == []
   skipping = catalog.get('flan_rte', str(tmp_path / 'local'), malformed='skip')
   assert preparing.prepare(skipping.origin, tmp_path / 'tfds') == {'train': 300}
@@ -167,7 +169,7 @@ def test_what_is_being_written_is_not_taken_for_a_data_set(tmp_path):
 
   def examples(_):
     for i in range(3):
-      seen.append(sources.prepared_directory(data, Sources(tfds_data_dir=tmp_path)))
+      seen.append(tfds_directories.find(data, epath.Path(tmp_path)))
       yield {'text': str(i)}
     partial = next((tmp_path / 'halved').glob('*1.0.0'))
     assert partial.name != '1.0.0'
@@ -177,7 +179,7 @@ def test_what_is_being_written_is_not_taken_for_a_data_set(tmp_path):
 
   assert preparing.prepare(Made(data, examples), tmp_path) == {'train': 3}
   assert seen == [None] * 3
-  found = sources.prepared_directory(data._replace(version='2.0.0'), Sources(None, tmp_path))
+  found = tfds_directories.find(data._replace(version='2.0.0'), epath.Path(tmp_path))
   assert found == tmp_path / 'halved' / '1.0.0'
 
 
@@ -191,7 +193,7 @@ def test_a_directory_of_another_version_is_read_and_named(tmp_path, rte, caplog)
 def test_of_several_versions_the_newest_is_read(tmp_path, rte):
   for version in ('1.9.0', '1.10.0', '0.11.0'):
     write(tmp_path / 'super_glue' / 'rte' / version / 'dataset_info.json', [])
-  found = sources.prepared_directory(rte.origin.dataset, Sources(None, tmp_path))
+  found = tfds_directories.find(rte.origin.dataset, epath.Path(tmp_path))
   assert found.name == '1.10.0'
 
 

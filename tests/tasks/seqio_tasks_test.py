@@ -329,7 +329,7 @@ def test_chunks_of_c4_come_as_the_tokens_of_our_records(tmp_path, monkeypatch, k
 def test_tokens_without_text_do_not_come_back_as_text():
   task = c4.causal_lm(sources.Sources(sample=True))
   seqio_tasks.register(task, both(vocabularies.bytes_vocabulary()))
-  with pytest.raises(ValueError, match='c4_causal_lm keeps no text of its targets'):
+  with pytest.raises(ValueError, match='c4_causal_lm has no text of its targets'):
     next(seqio_tasks.from_seqio(task.name).rows('train'))
 
 

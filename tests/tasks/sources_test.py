@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from cascades.tasks import sources
-from cascades.tasks.sources import Dataset, Sources
+from cascades.tasks import sources, tfds_directories
+from cascades.tasks.datasets import Dataset
+from cascades.tasks.sources import Sources
 from cascades.tasks.task import Row
 
 DATASET = Dataset(
@@ -197,12 +198,12 @@ def test_without_a_folder_of_its_own_tfds_is_looked_for_where_it_usually_is(monk
 def test_a_download_happens_only_when_allowed_and_only_once(monkeypatch, tmp_path):
   downloads = []
 
-  def download(dataset, where):
+  def download(dataset, tfds_root):
     downloads.append(dataset.builder)
-    write(where.tfds_root / dataset.builder / dataset.version, 'dataset_info.json', [])
-    return where.tfds_root / dataset.builder / dataset.version
+    write(tfds_root / dataset.builder / dataset.version, 'dataset_info.json', [])
+    return tfds_root / dataset.builder / dataset.version
 
-  monkeypatch.setattr(sources, 'download', download)
+  monkeypatch.setattr(tfds_directories, 'download', download)
   allowed = Sources(None, tmp_path, allow_download=True)
   with pytest.raises(FileNotFoundError):
     sources.locate(DATASET, 'train', Sources(None, tmp_path))

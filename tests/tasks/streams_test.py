@@ -161,7 +161,7 @@ def test_a_missing_or_impossible_expert_label_names_file_and_line(tmp_path, line
   [
     ('stream_fever', 'gpt35', 'train', "came without their claims' order"),
     ('stream_fever', 'gpt35', 'test', "came without their claims' order"),
-    ('stream_imdb', 'gpt35', 'test', 'No expert labelled split test of stream_imdb, only train'),
+    ('stream_imdb', 'gpt35', 'test', 'No expert labeled split test of stream_imdb, only train'),
     ('stream_isear', 'gpt35', 'test', "stream_isear has no split 'test'; its splits are train"),
     ('stream_isear', 'gpt4', 'train', "'gpt4' is no recorded expert; they are gpt35, llama2_70b"),
     ('stream_trec', 'gpt35', 'train', "'stream_trec' is no stream; they are stream_imdb, "),

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.text import super_glue
 
-from cascades.tasks import c4, catalog, sources, superglue
+from cascades.tasks import c4, catalog, sources, superglue, tfds_directories
 from cascades.tasks import features as features_lib
 from cascades.tasks.flan import coreference
 from cascades.tasks.sources import Sources
@@ -159,7 +159,8 @@ def mocked(dataset, split, folder):
   with tfds.testing.mock_data(num_examples=3):
     rows = builder_of(dataset, folder).as_dataset(split=split)
     return [
-      features_lib.encode(dataset.features, sources._plain(row)) for row in tfds.as_numpy(rows)
+      features_lib.encode(dataset.features, tfds_directories.plain(row))
+      for row in tfds.as_numpy(rows)
     ]
 
 

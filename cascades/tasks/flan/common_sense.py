@@ -5,41 +5,41 @@ from __future__ import annotations
 import re
 
 from cascades.tasks import superglue
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import NO_LABEL, Example
-from cascades.tasks.flan.definition import Definition, Fields, choose, labelled
-from cascades.tasks.sources import Dataset
+from cascades.tasks.flan.definition import FlanTask, PromptFields, choose, labeled
 
 _TAG = re.compile(r'\s*\[[^\[\]]*\]\s*')  # [header], [title], [step], [substeps]
 _ENDINGS = {1: 0, 2: 1, NO_LABEL: NO_LABEL}  # counted from one
 
 
-def _hellaswag(example: Example) -> list[Fields]:
-  """Tags of how-to articles become line breaks; an unlabelled row is left out."""
+def _hellaswag(example: Example) -> list[PromptFields]:
+  """Tags of how-to articles become line breaks; an unlabeled row is left out."""
   if not 0 <= example['label'] < 4:
     return []
   context = _TAG.sub('\n', example['context']).strip()
   endings = [_TAG.sub(' ', ending).strip() for ending in example['endings']]
-  return [labelled({'context': context}, endings, example['label'])]
+  return [labeled({'context': context}, endings, example['label'])]
 
 
-def _story_cloze(example: Example) -> list[Fields]:
+def _story_cloze(example: Example) -> list[PromptFields]:
   label = example['label']
   if label not in _ENDINGS:
     raise ValueError(f'the label {label} is neither ending 1 nor ending 2')
-  return [labelled({'context': example['context']}, example['endings'], _ENDINGS[label])]
+  return [labeled({'context': example['context']}, example['endings'], _ENDINGS[label])]
 
 
 TASKS = (
-  Definition(
+  FlanTask(
     name='copa',
     dataset=superglue.DATASETS['copa'],
     train='train[:-50]',
     validation='train[-50:]',
     test='validation',
     rows=350,
-    form=choose({'premise': 'premise', 'question': 'question'}, ('choice1', 'choice2')),
+    preprocess=choose({'premise': 'premise', 'question': 'question'}, ('choice1', 'choice2')),
   ),
-  Definition(
+  FlanTask(
     name='hellaswag',
     dataset=Dataset(
       builder='hellaswag',
@@ -51,9 +51,9 @@ TASKS = (
     validation='train[-200:]',
     test='validation',
     rows=30_000,
-    form=_hellaswag,
+    preprocess=_hellaswag,
   ),
-  Definition(
+  FlanTask(
     name='story_cloze',
     dataset=Dataset(
       builder='story_cloze/2016',
@@ -65,9 +65,9 @@ TASKS = (
     validation='validation[-200:]',
     test='test',
     rows=1671,
-    form=_story_cloze,
+    preprocess=_story_cloze,
   ),
-  Definition(
+  FlanTask(
     name='piqa',
     dataset=Dataset(
       builder='piqa',
@@ -79,6 +79,6 @@ TASKS = (
     validation='train[-100:]',
     test='validation',
     rows=16_013,
-    form=choose({'goal': 'goal'}, ('sol1', 'sol2')),
+    preprocess=choose({'goal': 'goal'}, ('sol1', 'sol2')),
   ),
 )

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 from cascades.tasks import superglue
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example
-from cascades.tasks.flan.definition import Definition, Fields, classify, labelled, pick
-from cascades.tasks.sources import Dataset
+from cascades.tasks.flan.definition import FlanTask, PromptFields, classify, labeled, pick
 
 
-def _candidates(example: Example) -> list[Fields]:
+def _candidates(example: Example) -> list[PromptFields]:
   texts = pick(example, {'sentence': 'sentence', 'pronoun': 'pronoun'})
-  return [labelled(texts, example['candidates'], example['label'])]
+  return [labeled(texts, example['candidates'], example['label'])]
 
 
-def _winogrande(example: Example) -> list[Fields]:
+def _winogrande(example: Example) -> list[PromptFields]:
   """The sentence up to its blank, to be continued by an option and the rest of the sentence."""
   context, blank, rest = example['sentence'].partition('_')
   if not blank:
     raise ValueError(f'there is no blank, _, in the sentence {example["sentence"]!r:.60}')
   options = [example[option] + rest for option in ('option1', 'option2')]
-  return [labelled({'context': context.strip()}, options, example['label'])]
+  return [labeled({'context': context.strip()}, options, example['label'])]
 
 
-def _wsc273(example: Example) -> list[Fields]:
+def _wsc273(example: Example) -> list[PromptFields]:
   """The text up to its pronoun, to be continued by an option and the rest of the text."""
   text, start, end = (example[name] for name in ('text', 'pronoun_start', 'pronoun_end'))
   if text[start:end] != example['pronoun_text']:
     raise ValueError(f'{text[start:end]!r} stands where {example["pronoun_text"]!r} should')
   options = [example[f'{name}_normalized'] + text[end:] for name in ('option1', 'option2')]
-  return [labelled({'context': text[:start].strip()}, options, example['label'])]
+  return [labeled({'context': text[:start].strip()}, options, example['label'])]
 
 
 TASKS = (
-  Definition(
+  FlanTask(
     name='definite_pronoun_resolution',
     dataset=Dataset(
       builder='definite_pronoun_resolution',
@@ -44,9 +44,9 @@ TASKS = (
     validation='train[-200:]',
     test='test',
     rows=1122,
-    form=_candidates,
+    preprocess=_candidates,
   ),
-  Definition(
+  FlanTask(
     name='winogrande',
     dataset=Dataset(
       builder='winogrande',
@@ -58,21 +58,23 @@ TASKS = (
     validation='train_xl[-200:]',
     test='validation',
     rows=30_000,
-    form=_winogrande,
+    preprocess=_winogrande,
   ),
-  Definition(
+  FlanTask(
     name='wsc',
     dataset=superglue.DATASETS['wsc'],
     train='train[:-50]',
     validation='train[-50:]',
     test='validation',
     rows=504,
-    form=classify({'text': 'text', 'noun': 'span1_text', 'pronoun': 'span2_text'}, ('no', 'yes')),
+    preprocess=classify(
+      {'text': 'text', 'noun': 'span1_text', 'pronoun': 'span2_text'}, ('no', 'yes')
+    ),
   ),
 )
 
 # In no cluster, and published as a test split only: there is nothing to train on.
-WSC273 = Definition(
+WSC273 = FlanTask(
   name='wsc273',
   dataset=Dataset(
     builder='wsc273',
@@ -92,5 +94,5 @@ WSC273 = Definition(
   validation='',
   test='test',
   rows=0,
-  form=_wsc273,
+  preprocess=_wsc273,
 )

@@ -1,4 +1,4 @@
-"""What a row of the FLAN2021 table says, and the usual ways from an example to template fields."""
+"""Rows of the FLAN2021 table of tasks, and the usual conversions of examples to prompt fields."""
 
 from __future__ import annotations
 
@@ -6,31 +6,48 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import NO_LABEL, Example
-from cascades.tasks.sources import Dataset
 
 LIMIT = 30_000  # rows of a training slice
 
 
-class Fields(NamedTuple):
-  """One example as templates see it: texts by name, and what is right."""
+class PromptFields(NamedTuple):
+  """One example as templates read it.
+
+  Fields:
+    texts: texts by field name.
+    answers: all right answers; none if the row has no label.
+    options: the permitted answers of a classification, in label order.
+    label: index into options.
+    group: rows of one group are also scored together.
+  """
 
   texts: Mapping[str, str]
-  answers: tuple[str, ...]  # none if the row has no label
+  answers: tuple[str, ...]
   options: tuple[str, ...] = ()
   label: int | None = None
-  group: str | None = None  # rows of one group are also judged together
+  group: str | None = None
 
 
-Form: TypeAlias = Callable[[Example], Iterable[Fields]]  # nothing for an example that is left out
+# Gives no fields for an example that is left out.
+Preprocessor: TypeAlias = Callable[[Example], Iterable[PromptFields]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Definition:
-  """A row of the table. `templates` is the group of wordings, the task's own name if not given.
+class FlanTask:
+  """A row of the table.
 
-  `train`, `validation` and `test` are slices of the data set's splits, `rows` how many the
-  published training slice has.
+  Fields:
+    name: the task's name without 'flan_'.
+    dataset: the data set.
+    train: a slice of one of the data set's splits, such as 'train[:-200]'.
+    validation: likewise.
+    test: likewise.
+    rows: number of rows of the published training slice.
+    preprocess: converts examples to prompt fields.
+    metrics: names in `cascades.metrics`.
+    templates: the group of templates; the task's own name if empty.
   """
 
   name: str
@@ -39,7 +56,7 @@ class Definition:
   validation: str
   test: str
   rows: int
-  form: Form
+  preprocess: Preprocessor
   metrics: tuple[str, ...] = ('accuracy',)
   templates: str = ''
 
@@ -48,53 +65,58 @@ class Definition:
     return self.templates or self.name
 
 
-def classify(texts: Mapping[str, str], options: Sequence[str], label: str = 'label') -> Form:
-  """Texts from features, and a class label that is answered by the option of its index.
+def classify(
+  texts: Mapping[str, str], options: Sequence[str], label: str = 'label'
+) -> Preprocessor:
+  """Makes a preprocessor for a class label that is answered by the option of its index.
 
-  `texts` maps a template's field to the feature, 'question.stem' for one inside another.
+  Args:
+    texts: the feature of each template field; 'question.stem' for a nested feature.
+    options: the answers, in label order.
+    label: the feature that has the label.
   """
 
-  def form(example: Example) -> Iterable[Fields]:
-    return [labelled(pick(example, texts), options, find(example, label))]
+  def preprocess(example: Example) -> Iterable[PromptFields]:
+    return [labeled(pick(example, texts), options, find(example, label))]
 
-  return form
+  return preprocess
 
 
-def choose(texts: Mapping[str, str], choices: Sequence[str], label: str = 'label') -> Form:
-  """Texts from features, and the choices too: one feature each, of which a label names one."""
+def choose(texts: Mapping[str, str], choices: Sequence[str], label: str = 'label') -> Preprocessor:
+  """Makes a preprocessor for choices that are features, of which a label names one."""
 
-  def form(example: Example) -> Iterable[Fields]:
+  def preprocess(example: Example) -> Iterable[PromptFields]:
     options = [find(example, choice) for choice in choices]
-    return [labelled(pick(example, texts), options, find(example, label))]
+    return [labeled(pick(example, texts), options, find(example, label))]
 
-  return form
+  return preprocess
 
 
-def generate(texts: Mapping[str, str], answer: str, *, accepted: str | None = None) -> Form:
-  """Texts from features, and a feature that is the answer; `accepted` lists all right ones."""
+def generate(texts: Mapping[str, str], answer: str, *, accepted: str | None = None) -> Preprocessor:
+  """Makes a preprocessor for an answer that is a feature; `accepted` is a list of right answers."""
 
-  def form(example: Example) -> Iterable[Fields]:
+  def preprocess(example: Example) -> Iterable[PromptFields]:
     answers = (find(example, answer), *(find(example, accepted) if accepted else ()))
-    return [Fields(pick(example, texts), tuple(dict.fromkeys(answers)))]
+    return [PromptFields(pick(example, texts), tuple(dict.fromkeys(answers)))]
 
-  return form
+  return preprocess
 
 
-def labelled(texts: Mapping[str, str], options: Sequence[str], label: int) -> Fields:
-  """Fields whose answer is the option of that index; no answer if the row has no label."""
+def labeled(texts: Mapping[str, str], options: Sequence[str], label: int) -> PromptFields:
+  """Fields whose answer is the option of index `label`; no answer if the row has no label."""
   if not NO_LABEL <= label < len(options):
-    raise ValueError(f'the label {label} is none of {len(options)} options')
+    raise ValueError(f'the label is {label}, expected an index of {len(options)} options')
   answers = () if label == NO_LABEL else (options[label],)
-  return Fields(texts, answers, tuple(options), label)
+  return PromptFields(texts, answers, tuple(options), label)
 
 
 def pick(example: Example, texts: Mapping[str, str]) -> dict[str, str]:
-  """The template's fields, each from its feature."""
+  """Texts of the template fields, each from its feature."""
   return {name: find(example, path) for name, path in texts.items()}
 
 
 def find(example: Example, path: str) -> Any:
-  """A feature by its dotted name."""
+  """Value of a feature by its dotted name."""
   value: Any = example
   for name in path.split('.'):
     value = value[name]

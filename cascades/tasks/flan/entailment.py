@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cascades.tasks import superglue
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import NO_LABEL, Example
-from cascades.tasks.flan.definition import Definition, Fields, classify, labelled, pick
-from cascades.tasks.sources import Dataset
+from cascades.tasks.flan.definition import FlanTask, PromptFields, classify, labeled, pick
 
 _GLUE = '2.0.0'
 _PAIR = {'premise': 'premise', 'hypothesis': 'hypothesis'}
@@ -15,16 +15,16 @@ _LABELS = ('entailment', 'neutral', 'contradiction')  # SuperGLUE's CB has anoth
 _VERDICTS = ('yes', 'it is not possible to tell', 'no')
 
 
-def _snli(example: Example) -> list[Fields]:
+def _snli(example: Example) -> list[PromptFields]:
   """A pair on which its annotators did not agree is left out."""
   if example['label'] == NO_LABEL:
     return []
-  return [labelled(pick(example, _PAIR), _VERDICTS, example['label'])]
+  return [labeled(pick(example, _PAIR), _VERDICTS, example['label'])]
 
 
-def _anli(number: int, train: str, rows: int, sizes: Mapping[str, int]) -> Definition:
+def _anli(number: int, train: str, rows: int, sizes: Mapping[str, int]) -> FlanTask:
   """One round of adversarial NLI."""
-  return Definition(
+  return FlanTask(
     name=f'anli_r{number}',
     dataset=Dataset(
       builder=f'anli/r{number}',
@@ -36,17 +36,17 @@ def _anli(number: int, train: str, rows: int, sizes: Mapping[str, int]) -> Defin
     validation='validation[:200]',
     test='test',
     rows=rows,
-    form=classify(
+    preprocess=classify(
       {'context': 'context', 'hypothesis': 'hypothesis'}, ('Yes', "It's impossible to say", 'No')
     ),
     templates='anli',
   )
 
 
-def _mnli(kind: str) -> Definition:
-  """The validation split is of the training split's genres, 'matched', or of others."""
-  return Definition(
-    name=f'mnli_{kind}',
+def _mnli(genres: str) -> FlanTask:
+  """The validation split of the training split's genres, 'matched', or of others."""
+  return FlanTask(
+    name=f'mnli_{genres}',
     dataset=Dataset(
       builder='glue/mnli',
       version=_GLUE,
@@ -61,9 +61,9 @@ def _mnli(kind: str) -> Definition:
     ),
     train='train[:30000]',
     validation='train[-200:]',
-    test=f'validation_{kind}',
+    test=f'validation_{genres}',
     rows=30_000,
-    form=classify(_PAIR, _VERDICTS),
+    preprocess=classify(_PAIR, _VERDICTS),
     templates='mnli',
   )
 
@@ -72,28 +72,28 @@ TASKS = (
   _anli(1, 'train', 16_946, {'train': 16_946, 'validation': 1000, 'test': 1000}),
   _anli(2, 'train[:30000]', 30_000, {'train': 45_460, 'validation': 1000, 'test': 1000}),
   _anli(3, 'train[:30000]', 30_000, {'train': 100_459, 'validation': 1200, 'test': 1200}),
-  Definition(
+  FlanTask(
     name='cb',
     dataset=superglue.DATASETS['cb'],
     train='train[:-50]',
     validation='train[-50:]',
     test='validation',
     rows=200,
-    form=classify(_PAIR, ('Yes', 'No', "It's impossible to say")),
+    preprocess=classify(_PAIR, ('Yes', 'No', "It's impossible to say")),
     metrics=('accuracy', "macro_f1[Yes|No|It's impossible to say]"),
   ),
-  Definition(
+  FlanTask(
     name='rte',
     dataset=superglue.DATASETS['rte'],
     train='train[:-200]',
     validation='train[-200:]',
     test='validation',
     rows=2290,
-    form=classify(_PAIR, ('yes', 'no')),
+    preprocess=classify(_PAIR, ('yes', 'no')),
   ),
   _mnli('matched'),
   _mnli('mismatched'),
-  Definition(
+  FlanTask(
     name='qnli',
     dataset=Dataset(
       builder='glue/qnli',
@@ -105,9 +105,9 @@ TASKS = (
     validation='train[-200:]',
     test='validation',
     rows=30_000,
-    form=classify({'question': 'question', 'sentence': 'sentence'}, ('yes', 'no')),
+    preprocess=classify({'question': 'question', 'sentence': 'sentence'}, ('yes', 'no')),
   ),
-  Definition(
+  FlanTask(
     name='wnli',
     dataset=Dataset(
       builder='glue/wnli',
@@ -119,9 +119,9 @@ TASKS = (
     validation='train[-30:]',
     test='validation',
     rows=605,
-    form=classify({'sentence1': 'sentence1', 'sentence2': 'sentence2'}, ('no', 'yes')),
+    preprocess=classify({'sentence1': 'sentence1', 'sentence2': 'sentence2'}, ('no', 'yes')),
   ),
-  Definition(
+  FlanTask(
     name='snli',
     dataset=Dataset(
       builder='snli',
@@ -133,6 +133,6 @@ TASKS = (
     validation='validation[:200]',
     test='test',
     rows=30_000,
-    form=_snli,
+    preprocess=_snli,
   ),
 )

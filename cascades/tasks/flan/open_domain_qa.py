@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example
-from cascades.tasks.flan.definition import Definition, Fields, find, labelled
-from cascades.tasks.sources import Dataset
+from cascades.tasks.flan.definition import FlanTask, PromptFields, find, labeled
 
 CHOICES = 4
 UNKNOWN = '<unk>'  # TFDS's answer to TriviaQA's test questions, which were published without
@@ -14,27 +14,27 @@ _LETTERS = ('A', 'B', 'C', 'D', 'E')  # TFDS turns the digits of some files into
 _ARC = {'question': str, 'choices': {'text': [str]}, 'answerKey': _LETTERS}
 
 
-def _trivia_qa(example: Example) -> Iterable[Fields]:
+def _trivia_qa(example: Example) -> Iterable[PromptFields]:
   value = find(example, 'answer.normalized_value')
   accepted = () if value == UNKNOWN else (value, *find(example, 'answer.normalized_aliases'))
-  return [Fields({'question': example['question']}, tuple(dict.fromkeys(accepted)))]
+  return [PromptFields({'question': example['question']}, tuple(dict.fromkeys(accepted)))]
 
 
-def _natural_questions(example: Example) -> Iterable[Fields]:
+def _natural_questions(example: Example) -> Iterable[PromptFields]:
   """The questions are queries to a search engine, and lack their mark."""
   question = example['question'].rstrip(' ?') + '?'
-  return [Fields({'question': question}, tuple(dict.fromkeys(example['answer'])))]
+  return [PromptFields({'question': question}, tuple(dict.fromkeys(example['answer'])))]
 
 
-def _arc(example: Example) -> Iterable[Fields]:
+def _arc(example: Example) -> Iterable[PromptFields]:
   options = find(example, 'choices.text')
   if len(options) != CHOICES:
     return []
-  return [labelled({'question': example['question']}, options, example['answerKey'])]
+  return [labeled({'question': example['question']}, options, example['answerKey'])]
 
 
-TASKS: tuple[Definition, ...] = (
-  Definition(
+TASKS: tuple[FlanTask, ...] = (
+  FlanTask(
     name='trivia_qa',
     dataset=Dataset(
       builder='trivia_qa/rc',
@@ -49,10 +49,10 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='validation',
     rows=30_000,
-    form=_trivia_qa,
+    preprocess=_trivia_qa,
     metrics=('triviaqa_f1', 'triviaqa_em'),
   ),
-  Definition(
+  FlanTask(
     name='natural_questions',
     dataset=Dataset(
       builder='natural_questions_open',
@@ -64,10 +64,10 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='validation',
     rows=30_000,
-    form=_natural_questions,
+    preprocess=_natural_questions,
     metrics=('triviaqa_f1', 'triviaqa_em'),
   ),
-  Definition(
+  FlanTask(
     name='arc_challenge',
     dataset=Dataset(
       builder='ai2_arc/ARC-Challenge',
@@ -79,10 +79,10 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='test',
     rows=919,
-    form=_arc,
+    preprocess=_arc,
     templates='arc',
   ),
-  Definition(
+  FlanTask(
     name='arc_easy',
     dataset=Dataset(
       builder='ai2_arc/ARC-Easy',
@@ -94,7 +94,7 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='test',
     rows=2051,
-    form=_arc,
+    preprocess=_arc,
     templates='arc',
   ),
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cascades.tasks import superglue
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import NO_LABEL, Example
-from cascades.tasks.flan.definition import Definition, Fields, choose, classify, find, generate
-from cascades.tasks.sources import Dataset
+from cascades.tasks.flan.definition import FlanTask, PromptFields, choose, classify, find, generate
 
 CANNOT_ANSWER = 'CANNOTANSWER'  # ends QuAC's texts, to be a span that answers nothing
 HIGHLIGHT = '\n@highlight'
@@ -19,29 +19,29 @@ def numbered(items: Sequence[str]) -> str:
   return '\n'.join(f'{number}. {item}' for number, item in enumerate(items, start=1))
 
 
-def _quac(example: Example) -> Iterable[Fields]:
+def _quac(example: Example) -> Iterable[PromptFields]:
   """Questions that the text does not answer are left out."""
   texts = {
     name: example[name].replace(CANNOT_ANSWER, '').strip()
     for name in ('background', 'context', 'question')
   }
   answer = find(example, 'orig_answer.text').replace(CANNOT_ANSWER, '').strip()
-  return [Fields(texts, (answer,))] if answer else []
+  return [PromptFields(texts, (answer,))] if answer else []
 
 
-def _coqa(example: Example) -> Iterable[Fields]:
+def _coqa(example: Example) -> Iterable[PromptFields]:
   """A whole conversation at once."""
   questions, answers = example['questions'], find(example, 'answers.input_text')
   if len(questions) != len(answers):
     raise ValueError(f'there are {len(questions)} questions and {len(answers)} answers')
   texts = {'story': example['story'], 'questions': numbered(questions)}
-  return [Fields(texts, (numbered(answers),))]
+  return [PromptFields(texts, (numbered(answers),))]
 
 
-def _record(example: Example) -> Iterable[Fields]:
+def _record(example: Example) -> Iterable[PromptFields]:
   """The query up to its gap -> an entity and the rest of the query.
 
-  The label is the place among the entities of the first answer that is one of them.
+  The label is the index among the entities of the first answer that is one of them.
   """
   query, gap, rest = example['query'].partition(PLACEHOLDER)
   if not gap:
@@ -52,11 +52,11 @@ def _record(example: Example) -> Iterable[Fields]:
     for name in ('entities', 'answers')
   )
   label = next((options.index(answer) for answer in answers if answer in options), NO_LABEL)
-  return [Fields(texts, answers, options, label)]
+  return [PromptFields(texts, answers, options, label)]
 
 
-TASKS: tuple[Definition, ...] = (
-  Definition(
+TASKS: tuple[FlanTask, ...] = (
+  FlanTask(
     name='math_dataset',
     dataset=Dataset(
       builder='math_dataset/algebra__linear_1d',
@@ -68,9 +68,9 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='test',
     rows=30_000,
-    form=generate({'question': 'question'}, 'answer'),
+    preprocess=generate({'question': 'question'}, 'answer'),
   ),
-  Definition(
+  FlanTask(
     name='quac',
     dataset=Dataset(
       builder='quac',
@@ -87,10 +87,10 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='validation',
     rows=30_000,
-    form=_quac,
+    preprocess=_quac,
     metrics=('triviaqa_f1', 'triviaqa_em'),
   ),
-  Definition(
+  FlanTask(
     name='coqa',
     dataset=Dataset(
       builder='coqa',
@@ -102,22 +102,22 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-100:]',
     test='test',
     rows=7099,
-    form=_coqa,
+    preprocess=_coqa,
     metrics=('token_f1', 'exact_match'),
   ),
-  Definition(
+  FlanTask(
     name='wic',
     dataset=superglue.DATASETS['wic'],
     train='train[:-200]',
     validation='train[-200:]',
     test='validation',
     rows=5228,
-    form=classify(
+    preprocess=classify(
       {'sentence1': 'sentence1', 'sentence2': 'sentence2', 'word': 'word'},
       ('different meanings', 'the same meaning'),
     ),
   ),
-  Definition(
+  FlanTask(
     name='cola',
     dataset=Dataset(
       builder='glue/cola',
@@ -129,9 +129,9 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='validation',
     rows=8351,
-    form=classify({'sentence': 'sentence'}, ('unacceptable', 'acceptable')),
+    preprocess=classify({'sentence': 'sentence'}, ('unacceptable', 'acceptable')),
   ),
-  Definition(
+  FlanTask(
     name='trec',
     dataset=Dataset(
       builder='trec',
@@ -143,23 +143,23 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='test',
     rows=5252,
-    form=classify(
+    preprocess=classify(
       {'text': 'text'},
       ('description', 'entity', 'abbreviation', 'human', 'numeric', 'location'),
       label='label-coarse',
     ),
   ),
-  Definition(
+  FlanTask(
     name='record',
     dataset=superglue.DATASETS['record'],
     train='train[:30000]',
     validation='train[-200:]',
     test='validation',
     rows=30_000,
-    form=_record,
+    preprocess=_record,
     metrics=('exact_match', 'token_f1'),
   ),
-  Definition(
+  FlanTask(
     name='cosmos_qa',
     dataset=Dataset(
       builder='cosmos_qa',
@@ -179,7 +179,7 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='validation',
     rows=25_062,
-    form=choose(
+    preprocess=choose(
       {'context': 'context', 'question': 'question'}, ('answer0', 'answer1', 'answer2', 'answer3')
     ),
   ),

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import NO_LABEL, Example
-from cascades.tasks.flan.definition import Definition, Fields, classify, labelled, pick
-from cascades.tasks.sources import Dataset
+from cascades.tasks.flan.definition import FlanTask, PromptFields, classify, labeled, pick
 
 _GLUE = '2.0.0'
 _SENTENCES = {'sentence1': 'sentence1', 'sentence2': 'sentence2'}
 _SIMILARITIES = ('0', '1', '2', '3', '4', '5')
 
 
-def _stsb(example: Example) -> list[Fields]:
+def _stsb(example: Example) -> list[PromptFields]:
   """The similarity becomes a whole number, by half to even: 2.5 is '2', 3.5 is '4'."""
   similarity = example['label']
   if similarity != NO_LABEL and not 0 <= similarity <= 5:
     raise ValueError(f'the similarity {similarity} is not from 0 to 5')
-  return [labelled(pick(example, _SENTENCES), _SIMILARITIES, round(similarity))]
+  return [labeled(pick(example, _SENTENCES), _SIMILARITIES, round(similarity))]
 
 
 TASKS = (
-  Definition(
+  FlanTask(
     name='glue_mrpc',
     dataset=Dataset(
       builder='glue/mrpc',
@@ -32,10 +32,10 @@ TASKS = (
     validation='train[-200:]',
     test='validation',
     rows=3468,
-    form=classify(_SENTENCES, ('no', 'yes')),
+    preprocess=classify(_SENTENCES, ('no', 'yes')),
     metrics=('accuracy', 'f1[yes|no]'),
   ),
-  Definition(
+  FlanTask(
     name='glue_qqp',
     dataset=Dataset(
       builder='glue/qqp',
@@ -47,10 +47,10 @@ TASKS = (
     validation='train[-200:]',
     test='validation',
     rows=30_000,
-    form=classify({'question1': 'question1', 'question2': 'question2'}, ('no', 'yes')),
+    preprocess=classify({'question1': 'question1', 'question2': 'question2'}, ('no', 'yes')),
     metrics=('accuracy', 'f1[yes|no]'),
   ),
-  Definition(
+  FlanTask(
     name='paws_wiki',
     dataset=Dataset(
       builder='paws_wiki/labeled_final_tokenized',
@@ -62,9 +62,9 @@ TASKS = (
     validation='validation[:200]',
     test='test',
     rows=30_000,
-    form=classify(_SENTENCES, ('no', 'yes')),
+    preprocess=classify(_SENTENCES, ('no', 'yes')),
   ),
-  Definition(
+  FlanTask(
     name='stsb',
     dataset=Dataset(
       builder='glue/stsb',
@@ -76,7 +76,7 @@ TASKS = (
     validation='train[-100:]',
     test='validation',
     rows=5649,
-    form=_stsb,
+    preprocess=_stsb,
     metrics=('pearson', 'spearman'),
   ),
 )

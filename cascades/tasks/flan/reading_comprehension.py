@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from cascades.tasks import superglue
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example
-from cascades.tasks.flan.definition import Definition, Fields, choose, find, labelled, pick
-from cascades.tasks.sources import Dataset
+from cascades.tasks.flan.definition import FlanTask, PromptFields, choose, find, labeled, pick
 
 UNANSWERABLE = 'unanswerable'
 _NO_YES = ('no', 'yes')
@@ -21,22 +21,22 @@ _SQUAD: dict[str, Any] = {
 }
 
 
-def _squad(example: Example) -> Iterable[Fields]:
-  """Of version 1.1 and 2.0; a question without answer in 2.0 is answered by `UNANSWERABLE`."""
+def _squad(example: Example) -> Iterable[PromptFields]:
+  """SQuAD 1.1 and 2.0; a question without answer in 2.0 is answered by `UNANSWERABLE`."""
   texts = pick(example, {'context': 'context', 'question': 'question'})
   texts['title'] = example['title'].replace('_', ' ')  # as in the address of the page
   answers = [UNANSWERABLE] if example.get('is_impossible') else find(example, 'answers.text')
-  return [Fields(texts, tuple(dict.fromkeys(answers)))]
+  return [PromptFields(texts, tuple(dict.fromkeys(answers)))]
 
 
-def _drop(example: Example) -> Iterable[Fields]:
-  """Left out is an empty answer: TFDS writes one for a date that does not name its day."""
+def _drop(example: Example) -> Iterable[PromptFields]:
+  """Leaves empty answers out: TFDS writes one for a date that does not name its day."""
   texts = pick(example, {'passage': 'passage', 'question': 'question'})
-  return [Fields(texts, (example['answer'],))] if example['answer'] else []
+  return [PromptFields(texts, (example['answer'],))] if example['answer'] else []
 
 
-def _multirc(example: Example) -> Iterable[Fields]:
-  """The answer on trial is the `response`, as {answer} is what a template wants to be told.
+def _multirc(example: Example) -> Iterable[PromptFields]:
+  """The answer to be judged is the field `response`, as {answer} is the answer of a template.
 
   Older files have tags in their texts: <b>Sent 1: </b>...<br>
   """
@@ -45,16 +45,16 @@ def _multirc(example: Example) -> Iterable[Fields]:
     name: re.sub('</?b>', '', text.replace('<br>', ' ')).strip()
     for name, text in pick(example, fields).items()
   }
-  return [labelled(texts, _NO_YES, example['label'])]
+  return [labeled(texts, _NO_YES, example['label'])]
 
 
-def _bool_q(example: Example) -> Iterable[Fields]:
+def _bool_q(example: Example) -> Iterable[PromptFields]:
   texts = pick(example, {name: name for name in ('title', 'passage', 'question')})
-  return [labelled(texts, _NO_YES, int(example['answer']))]
+  return [labeled(texts, _NO_YES, int(example['answer']))]
 
 
-TASKS: tuple[Definition, ...] = (
-  Definition(
+TASKS: tuple[FlanTask, ...] = (
+  FlanTask(
     name='squad_v1',
     dataset=Dataset(
       builder='squad/v1.1',
@@ -66,10 +66,10 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='validation',
     rows=30_000,
-    form=_squad,
+    preprocess=_squad,
     metrics=('token_f1', 'exact_match'),
   ),
-  Definition(
+  FlanTask(
     name='squad_v2',
     dataset=Dataset(
       builder='squad/v2.0',
@@ -81,10 +81,10 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='validation',
     rows=30_000,
-    form=_squad,
+    preprocess=_squad,
     metrics=('token_f1', 'exact_match'),
   ),
-  Definition(
+  FlanTask(
     name='drop',
     dataset=Dataset(
       builder='drop',
@@ -96,20 +96,20 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='dev',
     rows=30_000,
-    form=_drop,
+    preprocess=_drop,
     metrics=('token_f1', 'exact_match'),
   ),
-  Definition(
+  FlanTask(
     name='multirc',
     dataset=superglue.DATASETS['multirc'],
     train='train[:-200]',
     validation='train[-200:]',
     test='validation',
     rows=27_043,
-    form=_multirc,
+    preprocess=_multirc,
     metrics=('f1[yes|no]', 'accuracy'),
   ),
-  Definition(
+  FlanTask(
     name='openbookqa',
     dataset=Dataset(
       builder='openbookqa',
@@ -131,13 +131,13 @@ TASKS: tuple[Definition, ...] = (
     validation='validation[:200]',
     test='test',
     rows=4957,
-    form=choose(
+    preprocess=choose(
       {'fact': 'fact1', 'question': 'question.stem'},
       tuple(f'question.choice_{letter}' for letter in 'ABCD'),
       label='answerKey',
     ),
   ),
-  Definition(
+  FlanTask(
     name='bool_q',
     dataset=Dataset(
       builder='bool_q',
@@ -149,6 +149,6 @@ TASKS: tuple[Definition, ...] = (
     validation='train[-200:]',
     test='validation',
     rows=9227,
-    form=_bool_q,
+    preprocess=_bool_q,
   ),
 )

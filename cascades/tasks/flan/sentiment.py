@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import re
 
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example
-from cascades.tasks.flan.definition import Definition, Fields, classify, labelled
-from cascades.tasks.sources import Dataset
+from cascades.tasks.flan.definition import FlanTask, PromptFields, classify, labeled
 
 _SENTIMENTS = ('negative', 'positive')
 _POLARITIES = {0: 0, 1: 0, 3: 1, 4: 1}  # to the sentiment's index; 2 is neutral
 _NEUTRAL = 2
 
 
-def _imdb(example: Example) -> list[Fields]:
-  """HTML's line breaks become ours."""
+def _imdb(example: Example) -> list[PromptFields]:
+  """Replaces HTML's line breaks."""
   text = example['text'].replace('<br />', '\n')
-  return [labelled({'text': text}, _SENTIMENTS, example['label'])]
+  return [labeled({'text': text}, _SENTIMENTS, example['label'])]
 
 
-def _sentiment140(example: Example) -> list[Fields]:
+def _sentiment140(example: Example) -> list[PromptFields]:
   """A neutral tweet, of which only the test split has some, is left out."""
   polarity = example['polarity']
   if polarity == _NEUTRAL:
     return []
   if polarity not in _POLARITIES:
     raise ValueError(f'the polarity {polarity} is not from 0 to 4')
-  return [labelled({'text': example['text']}, _SENTIMENTS, _POLARITIES[polarity])]
+  return [labeled({'text': example['text']}, _SENTIMENTS, _POLARITIES[polarity])]
 
 
-def _yelp(example: Example) -> list[Fields]:
+def _yelp(example: Example) -> list[PromptFields]:
   r"""Undoes the escapes of the published file, which TFDS keeps: \n, and \"" for a quote."""
   text = re.sub(r'\\?""', '"', example['text']).replace(r'\n', ' ')
-  return [labelled({'text': text}, _SENTIMENTS, example['label'])]
+  return [labeled({'text': text}, _SENTIMENTS, example['label'])]
 
 
 TASKS = (
-  Definition(
+  FlanTask(
     name='imdb_reviews',
     dataset=Dataset(
       builder='imdb_reviews/plain_text',
@@ -48,9 +48,9 @@ TASKS = (
     validation='train[-200:]',
     test='test',
     rows=24_800,
-    form=_imdb,
+    preprocess=_imdb,
   ),
-  Definition(
+  FlanTask(
     name='sentiment140',
     dataset=Dataset(
       builder='sentiment140',
@@ -63,9 +63,9 @@ TASKS = (
     validation='train[-200:]',
     test='test',
     rows=30_000,
-    form=_sentiment140,
+    preprocess=_sentiment140,
   ),
-  Definition(
+  FlanTask(
     name='yelp_polarity_reviews',
     dataset=Dataset(
       builder='yelp_polarity_reviews',
@@ -77,9 +77,9 @@ TASKS = (
     validation='train[-200:]',
     test='test',
     rows=30_000,
-    form=_yelp,
+    preprocess=_yelp,
   ),
-  Definition(
+  FlanTask(
     name='sst2',
     dataset=Dataset(
       builder='glue/sst2',
@@ -91,6 +91,6 @@ TASKS = (
     validation='train[-200:]',
     test='validation',
     rows=30_000,
-    form=classify({'sentence': 'sentence'}, _SENTIMENTS),
+    preprocess=classify({'sentence': 'sentence'}, _SENTIMENTS),
   ),
 )

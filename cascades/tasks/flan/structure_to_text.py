@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example, Feature
-from cascades.tasks.flan.definition import LIMIT, Definition, Fields
-from cascades.tasks.sources import Dataset
+from cascades.tasks.flan.definition import LIMIT, FlanTask, PromptFields
 
 _MARK = re.compile(r'\[[A-Z]+\]\s*')  # DART's [TABLECONTEXT] and [TITLE] stand for no text
 _ATTRIBUTE = re.compile(r'\s*\[(.*?)\]')
@@ -35,28 +35,28 @@ def _task(
   structure: tuple[str, Feature],
   field: str,
   write: Callable[[Any], str],
-) -> Definition:
-  """A GEM data set whose feature `structure` becomes the template's `field` as `write` tells."""
-  feature, kind = structure
+) -> FlanTask:
+  """A GEM data set whose feature `structure` becomes, by `write`, the template's `field`."""
+  feature, feature_type = structure
 
-  def form(example: Example) -> list[Fields]:
+  def preprocess(example: Example) -> list[PromptFields]:
     # The target is the first reference; training rows list no others, hidden rows have neither.
     answers = dict.fromkeys(text for text in (example['target'], *example['references']) if text)
-    return [Fields({field: write(example[feature])}, tuple(answers))]
+    return [PromptFields({field: write(example[feature])}, tuple(answers))]
 
-  return Definition(
+  return FlanTask(
     name=name,
     dataset=Dataset(
       builder=f'gem/{name}',
       version='1.1.0',
       sizes=dict(zip(('train', 'validation', 'test'), sizes, strict=True)),
-      features={feature: kind, 'target': str, 'references': [str]},
+      features={feature: feature_type, 'target': str, 'references': [str]},
     ),
     train=f'train[:{LIMIT}]',
     validation='train[-200:]',
     test='validation',
     rows=LIMIT,
-    form=form,
+    preprocess=preprocess,
     metrics=('rougeL', 'rouge1', 'rouge2'),
   )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 from cascades.tasks.flan import (
@@ -25,9 +26,9 @@ from cascades.tasks.flan import (
   translation,
   wording,
 )
-from cascades.tasks.flan.definition import Definition, Fields
+from cascades.tasks.flan.definition import FlanTask, PromptFields
 from cascades.tasks.flan.wording import Template
-from cascades.tasks.sources import Published, Sources
+from cascades.tasks.sources import DatasetSource, Sources
 from cascades.tasks.task import Mixture, Row, Task
 
 MIXTURE = 'flan2021'
@@ -35,7 +36,7 @@ LARGEST_RATE = 3000
 ROWS_JUDGED = 200  # of the validation slice, before repeated prompts are dropped
 PAPER_SPLIT = 'paper'
 
-CLUSTERS: Mapping[str, tuple[Definition, ...]] = {
+CLUSTERS: Mapping[str, tuple[FlanTask, ...]] = {
   'summarization': summarization.TASKS,
   'structure to text': structure_to_text.TASKS,
   'reading comprehension': reading_comprehension.TASKS,
@@ -49,11 +50,12 @@ CLUSTERS: Mapping[str, tuple[Definition, ...]] = {
   'entailment': entailment.TASKS,
   'others': others.TASKS,
 }
-DEFINITIONS: Mapping[str, Definition] = {
+DEFINITIONS: Mapping[str, FlanTask] = {
   f'flan_{definition.name}': definition for tasks in CLUSTERS.values() for definition in tasks
 }
 
-# Rows that the CAT paper judges: Wang et al. 2024, https://arxiv.org/abs/2406.00060, the captions.
+# Rows that the CAT paper evaluates, by the captions of Wang et al. 2024,
+# https://arxiv.org/abs/2406.00060.
 PAPER_ACCURACY: Mapping[str, int] = {
   f'flan_{name}': 200
   for name in (
@@ -96,41 +98,47 @@ def task(
   list_options: bool = True,
   paper_rows: Mapping[str, int] = PAPER,
 ) -> Task:
-  """`flan_<name>`, with splits train, validation and test, and `paper` if the paper judges it.
+  """Makes the task `name`, with splits train, validation and test.
 
-  `answerable_only` leaves out templates whose prompt does not tell the answer; `list_options`
-  False takes the options out of the prompts, for rank classification. The split `paper` is the
-  first `paper_rows` of the validation slice; translations first lose rows whose prompt is a
-  repeated one, which gives the paper's sizes.
+  Tasks that the CAT paper evaluates have a split `paper` as well: the first `paper_rows` of the
+  validation slice. Translations first lose rows with a repeated prompt, which gives the paper's
+  sizes.
+
+  Args:
+    name: a key of DEFINITIONS, such as 'flan_rte'.
+    sources: where to look for data sets.
+    answerable_only: leave out templates whose prompt does not determine the answer.
+    list_options: list the options in the prompts; False for rank classification.
+    paper_rows: rows of the split `paper` by task.
   """
   definition = DEFINITIONS[name]
   templates = [
     t for t in wording.templates(definition.group) if t.answerable or not answerable_only
   ]
-  parts = {s: getattr(definition, s) for s in ('train', 'validation', 'test')}
+  slices = {s: getattr(definition, s) for s in ('train', 'validation', 'test')}
   if name in paper_rows:
-    parts[PAPER_SPLIT] = definition.validation
-  origin = Published(definition.dataset, parts, sources or Sources())
+    slices[PAPER_SPLIT] = definition.validation
+  origin = DatasetSource(definition.dataset, slices, sources or Sources())
   settings = hashlib.sha256(
     repr((templates, list_options, paper_rows.get(name))).encode()
   ).hexdigest()
 
   def rows(split: str) -> Iterator[Row]:
-    found = _rows(definition, split, origin, templates, list_options)
+    worded = _rows(definition, split, origin, templates, list_options)
     if split != PAPER_SPLIT:
-      return found
-    some = (row for _, row in zip(range(ROWS_JUDGED), found, strict=False))
-    kept = distinct(some) if name in PAPER_BLEU else some
-    return (row for _, row in zip(range(paper_rows[name]), kept, strict=False))
+      return worded
+    first = itertools.islice(worded, ROWS_JUDGED)
+    return itertools.islice(distinct(first) if name in PAPER_BLEU else first, paper_rows[name])
 
+  cluster = next(c for c, tasks in CLUSTERS.items() if definition in tasks)
   return Task(
     name=name,
-    splits=tuple(parts),
+    splits=tuple(slices),
     read=rows,
     fingerprint=origin.fingerprint,
     metrics=definition.metrics,
     version=f'1 {settings}',
-    description=f'{_cluster(name)}; {definition.dataset.builder} in ten wordings of our own',
+    description=f'{cluster}; {definition.dataset.builder} in ten wordings of our own',
     suite=MIXTURE,
     sizes={'train': definition.rows}
     | ({PAPER_SPLIT: paper_rows[name]} if name in paper_rows else {}),
@@ -147,7 +155,10 @@ def mixture(
   list_options: bool = True,
   paper_rows: Mapping[str, int] = PAPER,
 ) -> Mixture:
-  """All 69 tasks at rates of min(rows, 3,000), 188,371 in all, or one of the other SUITES."""
+  """Makes the mixture of all 69 tasks, at rates of min(rows, 3,000), or one of the other SUITES.
+
+  The rates of all 69 sum to 188,371. The other arguments are those of `task`.
+  """
   make = functools.partial(
     task,
     sources=sources,
@@ -159,7 +170,7 @@ def mixture(
 
 
 def distinct(rows: Iterable[Row]) -> Iterator[Row]:
-  """The first row of each prompt."""
+  """Yields the first row of each prompt."""
   seen: set[str] = set()
   for row in rows:
     if row.inputs not in seen:
@@ -168,13 +179,13 @@ def distinct(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _rows(
-  definition: Definition,
+  definition: FlanTask,
   split: str,
-  origin: Published,
+  origin: DatasetSource,
   templates: list[Template],
   list_options: bool,
 ) -> Iterator[Row]:
-  examples = origin.read(split, lambda _, example: definition.form(example))
+  examples = origin.read(split, lambda _, example: definition.preprocess(example))
   for number, fields in enumerate(examples):
     template = number % len(templates)
     yield _row(
@@ -182,19 +193,15 @@ def _rows(
     )
 
 
-def _row(id: str, fields: Fields, template: Template, number: int, list_options: bool) -> Row:
-  inputs, answers = wording.worded(template, fields, list_options=list_options)
-  chosen = template.targets == wording.ANSWER and fields.options
+def _row(id: str, fields: PromptFields, template: Template, number: int, list_options: bool) -> Row:
+  inputs, answers = wording.render(template, fields, list_options=list_options)
+  is_choice = template.targets == wording.ANSWER and fields.options
   return Row(
     id=id,
     inputs=inputs,
     answers=answers,
-    options=fields.options if chosen else (),
-    label=fields.label if chosen else None,
+    options=fields.options if is_choice else (),
+    label=fields.label if is_choice else None,
     group=fields.group,
     template=number,
   )
-
-
-def _cluster(name: str) -> str:
-  return next(c for c, tasks in CLUSTERS.items() if DEFINITIONS[name] in tasks)

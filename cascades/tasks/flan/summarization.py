@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example
-from cascades.tasks.flan.definition import LIMIT, Definition, Fields, classify, generate
-from cascades.tasks.sources import Dataset
+from cascades.tasks.flan.definition import LIMIT, FlanTask, PromptFields, classify, generate
 
 TOPICS = ('World', 'Sports', 'Business', 'Science/Tech')
 
@@ -26,29 +26,29 @@ def _texts(*names: str) -> dict[str, type]:
   return dict.fromkeys(names, str)
 
 
-def _email(example: Example) -> list[Fields]:
+def _email(example: Example) -> list[PromptFields]:
   """An email in one line, and its subject; those without either are left out."""
   body, subject = (
     example[key].replace('\n', ' ').strip() for key in ('email_body', 'subject_line')
   )
-  return [Fields({'body': body}, (subject,))] if body and subject else []
+  return [PromptFields({'body': body}, (subject,))] if body and subject else []
 
 
-def _headline(example: Example) -> list[Fields]:
+def _headline(example: Example) -> list[PromptFields]:
   """Sentences with a masked word or digit are left out."""
   sentence, headline = example['document'], example['summary']
   if any(mask in text for mask in ('UNK', '#') for text in (sentence, headline)):
     return []
-  return [Fields({'document': sentence}, (headline,))]
+  return [PromptFields({'document': sentence}, (headline,))]
 
 
-def _chat(example: Example) -> list[Fields]:
-  """A chat without the marks of what was attached to it."""
+def _chat(example: Example) -> list[PromptFields]:
+  """A chat without the placeholders of attachments."""
   dialogue = _ATTACHMENT.sub(' ', example['dialogue'].replace('\r\n', '\n'))
-  return [Fields({'dialogue': dialogue}, (example['summary'],))]
+  return [PromptFields({'dialogue': dialogue}, (example['summary'],))]
 
 
-def _consensus(example: Example) -> list[Fields]:
+def _consensus(example: Example) -> list[PromptFields]:
   """A film's reviews; a film without any is left out."""
   reviews = example['_critics']['value'][:_OPINIONS]
   if not reviews:
@@ -58,16 +58,16 @@ def _consensus(example: Example) -> list[Fields]:
     'reviews': _numbered(reviews),
     'first_review': reviews[0],
   }
-  return [Fields(texts, (example['_critic_consensus'],))]
+  return [PromptFields(texts, (example['_critic_consensus'],))]
 
 
-def _claim(example: Example) -> list[Fields]:
+def _claim(example: Example) -> list[PromptFields]:
   """A debate's arguments; a claim without any is left out."""
   arguments = example['_argument_sentences']['value'][:_OPINIONS]
   if not arguments:
     return []
   texts = {'debate': example['_debate_name'], 'arguments': _numbered(arguments)}
-  return [Fields(texts, (example['_claim'],))]
+  return [PromptFields(texts, (example['_claim'],))]
 
 
 def _numbered(items: Sequence[str]) -> str:
@@ -80,7 +80,7 @@ def _opinions(*fields: str, of: str) -> dict[str, object]:
 
 
 TASKS = (
-  Definition(
+  FlanTask(
     name='aeslc',
     dataset=Dataset(
       'aeslc', '1.0.0', _splits(14_436, 1960, 1906), _texts('email_body', 'subject_line')
@@ -89,10 +89,10 @@ TASKS = (
     validation='validation[-200:]',
     test='test',
     rows=14_436,
-    form=_email,
+    preprocess=_email,
     metrics=_METRICS,
   ),
-  Definition(
+  FlanTask(
     name='cnn_dailymail',
     dataset=Dataset(
       'cnn_dailymail', '3.4.0', _splits(287_113, 13_368, 11_490), _texts('article', 'highlights')
@@ -101,10 +101,10 @@ TASKS = (
     validation=_VALIDATION,
     test='test',
     rows=LIMIT,
-    form=generate({'article': 'article'}, 'highlights'),
+    preprocess=generate({'article': 'article'}, 'highlights'),
     metrics=_METRICS,
   ),
-  Definition(
+  FlanTask(
     name='gigaword',
     dataset=Dataset(
       'gigaword', '1.2.0', _splits(3_803_957, 189_651, 1951), _texts('document', 'summary')
@@ -113,10 +113,10 @@ TASKS = (
     validation=_VALIDATION,
     test='test',
     rows=LIMIT,
-    form=_headline,
+    preprocess=_headline,
     metrics=_METRICS,
   ),
-  Definition(
+  FlanTask(
     name='multi_news',
     dataset=Dataset(
       'multi_news', '2.1.0', _splits(44_972, 5622, 5622), _texts('document', 'summary')
@@ -125,10 +125,10 @@ TASKS = (
     validation=_VALIDATION,
     test='test',
     rows=LIMIT,
-    form=generate({'document': 'document'}, 'summary'),
+    preprocess=generate({'document': 'document'}, 'summary'),
     metrics=_METRICS,
   ),
-  Definition(
+  FlanTask(
     name='newsroom',
     dataset=Dataset(
       'newsroom',
@@ -142,20 +142,20 @@ TASKS = (
     validation=_VALIDATION,
     test='test',
     rows=LIMIT,
-    form=generate({'title': 'title', 'text': 'text'}, 'summary'),
+    preprocess=generate({'title': 'title', 'text': 'text'}, 'summary'),
     metrics=_METRICS,
   ),
-  Definition(
+  FlanTask(
     name='samsum',
     dataset=Dataset('samsum', '1.0.0', _splits(14_732, 818, 819), _texts('dialogue', 'summary')),
     train='train',
     validation=_VALIDATION,
     test='test',
     rows=14_732,
-    form=_chat,
+    preprocess=_chat,
     metrics=_METRICS,
   ),
-  Definition(
+  FlanTask(
     name='xsum',
     dataset=Dataset(
       'xsum', '1.1.0', _splits(203_577, 11_305, 11_301), _texts('document', 'summary')
@@ -164,10 +164,10 @@ TASKS = (
     validation=_VALIDATION,
     test='test',
     rows=LIMIT,
-    form=generate({'document': 'document'}, 'summary'),
+    preprocess=generate({'document': 'document'}, 'summary'),
     metrics=_METRICS,
   ),
-  Definition(
+  FlanTask(
     name='ag_news_subset',
     dataset=Dataset(
       'ag_news_subset',
@@ -179,9 +179,9 @@ TASKS = (
     validation='train[-200:]',
     test='test',
     rows=LIMIT,
-    form=classify({'title': 'title', 'description': 'description'}, TOPICS),
+    preprocess=classify({'title': 'title', 'description': 'description'}, TOPICS),
   ),
-  Definition(
+  FlanTask(
     name='opinion_abstracts_rotten_tomatoes',
     dataset=Dataset(
       'opinion_abstracts/rotten_tomatoes',
@@ -193,10 +193,10 @@ TASKS = (
     validation='train[-600:-500]',
     test='train[-500:]',
     rows=3131,
-    form=_consensus,
+    preprocess=_consensus,
     metrics=_METRICS,
   ),
-  Definition(
+  FlanTask(
     name='opinion_abstracts_idebate',
     dataset=Dataset(
       'opinion_abstracts/idebate',
@@ -208,10 +208,10 @@ TASKS = (
     validation='train[-600:-500]',
     test='train[-500:]',
     rows=1659,
-    form=_claim,
+    preprocess=_claim,
     metrics=_METRICS,
   ),
-  Definition(
+  FlanTask(
     name='wiki_lingua_english_en',
     dataset=Dataset(
       'gem/wiki_lingua_english_en',
@@ -223,7 +223,7 @@ TASKS = (
     validation=_VALIDATION,
     test='test',
     rows=LIMIT,
-    form=generate({'source': 'source'}, 'target'),
+    preprocess=generate({'source': 'source'}, 'target'),
     metrics=_METRICS,
   ),
 )

@@ -5,9 +5,9 @@ The templates of a group choose the direction: their target is one sentence or t
 
 from __future__ import annotations
 
+from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example
-from cascades.tasks.flan.definition import LIMIT, Definition, Fields, Form
-from cascades.tasks.sources import Dataset
+from cascades.tasks.flan.definition import LIMIT, FlanTask, Preprocessor, PromptFields
 
 _METRICS = ('bleu', 'chrf')
 _WMT16 = {  # rows of train, validation and test; publications differ in Czech training rows
@@ -20,45 +20,45 @@ _WMT16 = {  # rows of train, validation and test; publications differ in Czech t
 }
 
 
-def _pair(code: str, language: str) -> Form:
+def _pair(code: str, language: str) -> Preprocessor:
   """A sentence in English and in the other language; pairs with an empty side are left out."""
 
-  def form(example: Example) -> list[Fields]:
+  def preprocess(example: Example) -> list[PromptFields]:
     sentences = {'sent1': example['en'], 'sent2': example[code]}
     if not all(sentence.strip() for sentence in sentences.values()):
       return []
-    return [Fields({'lang1': 'English', 'lang2': language, **sentences}, (example[code],))]
+    return [PromptFields({'lang1': 'English', 'lang2': language, **sentences}, (example[code],))]
 
-  return form
+  return preprocess
 
 
-def _wmt16(code: str) -> Definition:
+def _wmt16(code: str) -> FlanTask:
   language, sizes = _WMT16[code]
-  return Definition(
+  return FlanTask(
     name=f'wmt16_translate_{code}en',
     dataset=Dataset(f'wmt16_translate/{code}-en', '1.0.0', sizes, {'en': str, code: str}),
     train=f'train[:{LIMIT}]',
     validation='validation[:200]',
     test='test',
     rows=LIMIT,
-    form=_pair(code, language),
+    preprocess=_pair(code, language),
     metrics=_METRICS,
     templates='wmt16',
   )
 
 
 TASKS = (
-  Definition(
+  FlanTask(
     name='para_crawl_enes',
     dataset=Dataset('para_crawl/enes', '1.2.0', {'train': 21_987_267}, {'en': str, 'es': str}),
     train=f'train[:{LIMIT}]',
     validation='train[-1200:-1000]',
     test='train[-1000:]',
     rows=LIMIT,
-    form=_pair('es', 'Spanish'),
+    preprocess=_pair('es', 'Spanish'),
     metrics=_METRICS,
   ),
-  Definition(
+  FlanTask(
     name='wmt14_enfr',
     dataset=Dataset(
       'wmt14_translate/fr-en',
@@ -70,7 +70,7 @@ TASKS = (
     validation='validation[:200]',
     test='test',
     rows=LIMIT,
-    form=_pair('fr', 'French'),
+    preprocess=_pair('fr', 'French'),
     metrics=_METRICS,
   ),
   *map(_wmt16, _WMT16),

@@ -1,7 +1,7 @@
-"""Templates in our own words, ten a group, one file a group.
+"""Prompt templates: one file for each group of ten.
 
-They follow FLAN in kind, not in wording, so numbers measured with them do not compare with
-published FLAN numbers.
+Their kinds follow FLAN, their wordings are our own, so that numbers measured with them do not
+compare with published FLAN numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import string
 import tomllib
 from typing import NamedTuple
 
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 
 FOLDER = pathlib.Path(__file__).parent / 'templates'
 COUNT = 10
@@ -20,11 +20,16 @@ ANSWER = '{answer}'
 
 
 class Template(NamedTuple):
-  """How a prompt and its answer are worded, with fields in braces.
+  """Wording of a prompt and its answer, with fields in braces.
 
-  Not `answerable` is a template whose prompt does not tell what to answer: a constant one, or one
-  that asks for the source of a summary. Such templates train a model and do not judge it.
+  Fields:
+    inputs: the prompt.
+    targets: the answer.
+    answerable: False if the prompt does not determine the answer: it is constant, or asks for the
+      source of a summary. Such templates are for training and not for evaluation.
   """
+
+  # The class's repr is part of the version of FLAN tasks: renaming it rewrites their records.
 
   inputs: str
   targets: str = ANSWER
@@ -32,35 +37,44 @@ class Template(NamedTuple):
 
   @property
   def fields(self) -> set[str]:
-    """Names of the fields that it takes from an example."""
+    """Names of the fields that the template takes from an example."""
     parsed = string.Formatter().parse(self.inputs + self.targets)
     return {name for _, name, _, _ in parsed if name} - {'answer', 'options_'}
 
 
 @functools.cache
 def templates(group: str) -> tuple[Template, ...]:
-  """The ten templates of a group."""
+  """Reads the ten templates of a group."""
   with (FOLDER / f'{group}.toml').open('rb') as stream:
-    found = tuple(Template(**row) for row in tomllib.load(stream)['templates'])
-  if len(found) != COUNT:
-    raise ValueError(f'{FOLDER / group}.toml has {len(found)} templates, expected {COUNT}.')
-  return found
+    loaded = tuple(Template(**row) for row in tomllib.load(stream)['templates'])
+  if len(loaded) != COUNT:
+    raise ValueError(f'{FOLDER / group}.toml has {len(loaded)} templates, expected {COUNT}.')
+  return loaded
 
 
 def options_text(options: tuple[str, ...]) -> str:
-  """OPTIONS:, and a line each."""
+  """The line OPTIONS: and a line for each option."""
   return 'OPTIONS:\n' + '\n'.join(f'- {option}' for option in options)
 
 
-def worded(
-  template: Template, fields: Fields, *, list_options: bool = True
+def render(
+  template: Template, fields: PromptFields, *, list_options: bool = True
 ) -> tuple[str, tuple[str, ...]]:
-  """The prompt, and every right answer to it."""
+  """Fills a template in.
+
+  Args:
+    template: the wording.
+    fields: an example.
+    list_options: whether {options_} becomes the list of options or nothing.
+
+  Returns:
+    The prompt and all right answers to it.
+  """
   listed = options_text(fields.options) if fields.options and list_options else ''
   texts = dict(fields.texts, options_=listed)
   answers = fields.answers or ('',)
   prompt = template.inputs.format(answer=answers[0], **texts).strip()
   if not fields.answers:
     return prompt, ()
-  wanted = (template.targets.format(answer=answer, **texts).strip() for answer in answers)
-  return prompt, tuple(dict.fromkeys(wanted))
+  targets = (template.targets.format(answer=answer, **texts).strip() for answer in answers)
+  return prompt, tuple(dict.fromkeys(targets))

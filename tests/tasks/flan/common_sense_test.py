@@ -4,10 +4,10 @@ from collections import Counter
 import pytest
 
 from cascades.tasks.flan import common_sense, wording
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 from cascades.tasks.sources import Sources
 from tests.tasks.flan import sample_rows
-from tests.tasks.flan.sample_rows import form
+from tests.tasks.flan.sample_rows import preprocess
 
 TASKS = {task.name: task for task in common_sense.TASKS}
 HELD_OUT = {'copa': 50, 'hellaswag': 200, 'story_cloze': 200, 'piqa': 100}
@@ -27,28 +27,28 @@ def test_slices_of_the_published_splits_have_the_rows_of_the_table(task):
 def test_a_cause_or_effect_is_answered_by_the_text_of_the_choice(label, index):
   row = {'premise': 'It rained.', 'question': 'effect', 'label': label, 'idx': 0}
   choices = ('Streets were wet.', 'Clouds came.')
-  assert form(TASKS['copa'], **row, choice1=choices[0], choice2=choices[1]) == [
-    Fields({'premise': 'It rained.', 'question': 'effect'}, (choices[index],), choices, index)
+  assert preprocess(TASKS['copa'], **row, choice1=choices[0], choice2=choices[1]) == [
+    PromptFields({'premise': 'It rained.', 'question': 'effect'}, (choices[index],), choices, index)
   ]
 
 
 @pytest.mark.parametrize(('label', 'index'), [(0, 0), (1, 1), ('1', 1)])
 def test_a_goal_is_answered_by_the_text_of_the_solution(label, index):
   solutions = ('Wait.', 'Run.')
-  assert form(TASKS['piqa'], goal='Be late.', sol1='Wait.', sol2='Run.', label=label) == [
-    Fields({'goal': 'Be late.'}, (solutions[index],), solutions, index)
+  assert preprocess(TASKS['piqa'], goal='Be late.', sol1='Wait.', sol2='Run.', label=label) == [
+    PromptFields({'goal': 'Be late.'}, (solutions[index],), solutions, index)
   ]
 
 
 def test_tags_of_how_to_articles_become_line_breaks_in_the_context_and_go_in_the_endings():
   endings = ['[substeps] Stir.', 'Wait. [title] Eat. [step] Chew.', 'No [tags]', '']
-  assert form(
+  assert preprocess(
     TASKS['hellaswag'],
     context='[header] How to cook [title] Begin. [step] Boil water.',
     endings=endings,
     label=1,
   ) == [
-    Fields(
+    PromptFields(
       {'context': 'How to cook\nBegin.\nBoil water.'},
       ('Wait. Eat. Chew.',),
       ('Stir.', 'Wait. Eat. Chew.', 'No', ''),
@@ -59,27 +59,29 @@ def test_tags_of_how_to_articles_become_line_breaks_in_the_context_and_go_in_the
 
 @pytest.mark.parametrize('label', [-1, 4, 7])
 def test_a_continuation_without_a_usable_label_is_left_out(label):
-  assert form(TASKS['hellaswag'], context='He', endings=['a', 'b', 'c', 'd'], label=label) == []
+  assert (
+    preprocess(TASKS['hellaswag'], context='He', endings=['a', 'b', 'c', 'd'], label=label) == []
+  )
 
 
 def test_a_label_that_names_no_ending_is_refused():
-  with pytest.raises(ValueError, match='none of 2 options'):
-    form(TASKS['hellaswag'], context='He', endings=['a', 'b'], label=3)
+  with pytest.raises(ValueError, match='expected an index of 2 options'):
+    preprocess(TASKS['hellaswag'], context='He', endings=['a', 'b'], label=3)
 
 
 @pytest.mark.parametrize(
   ('label', 'answers', 'index'), [(1, ('Up.',), 0), (2, ('Down.',), 1), (-1, (), -1)]
 )
 def test_endings_of_a_story_are_counted_from_one(label, answers, index):
-  assert form(TASKS['story_cloze'], context='A. B.', endings=['Up.', 'Down.'], label=label) == [
-    Fields({'context': 'A. B.'}, answers, ('Up.', 'Down.'), index)
-  ]
+  assert preprocess(
+    TASKS['story_cloze'], context='A. B.', endings=['Up.', 'Down.'], label=label
+  ) == [PromptFields({'context': 'A. B.'}, answers, ('Up.', 'Down.'), index)]
 
 
 @pytest.mark.parametrize('label', [0, 3, -2])
 def test_an_ending_that_is_neither_of_the_two_is_refused(label):
   with pytest.raises(ValueError, match='neither ending 1 nor ending 2'):
-    form(TASKS['story_cloze'], context='A.', endings=['Up.', 'Down.'], label=label)
+    preprocess(TASKS['story_cloze'], context='A.', endings=['Up.', 'Down.'], label=label)
 
 
 @pytest.mark.parametrize('name', ['hellaswag', 'story_cloze', 'piqa'])
@@ -107,8 +109,8 @@ def test_a_prompt_that_can_be_answered_shows_the_texts_and_all_options(name):
 
 
 def test_the_reversed_wording_asks_for_the_goal_of_a_solution():
-  fields = Fields({'goal': 'Be late.'}, ('Wait.',), ('Wait.', 'Run.'), 0)
-  prompt, targets = wording.worded(sample_rows.reversed_wording('piqa'), fields)
+  fields = PromptFields({'goal': 'Be late.'}, ('Wait.',), ('Wait.', 'Run.'), 0)
+  prompt, targets = wording.render(sample_rows.reversed_wording('piqa'), fields)
   assert 'Wait.' in prompt
   assert 'Be late.' not in prompt
   assert targets == ('Be late.',)
@@ -132,5 +134,7 @@ def test_real_goals_have_their_solutions(real_data):
   assert len(rows) == TASKS['piqa'].dataset.sizes['validation']
   for row in rows:
     first, second = row['options']
-    (fields,) = form(TASKS['piqa'], goal=row['input'], sol1=first, sol2=second, label=row['label'])
+    (fields,) = preprocess(
+      TASKS['piqa'], goal=row['input'], sol1=first, sol2=second, label=row['label']
+    )
     assert fields.answers == (row['target'],)

@@ -3,10 +3,10 @@ import json
 import pytest
 
 from cascades.tasks.flan import coreference, wording
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 from cascades.tasks.sources import Sources
 from tests.tasks.flan import sample_rows
-from tests.tasks.flan.sample_rows import form
+from tests.tasks.flan.sample_rows import preprocess
 
 TASKS = {task.name: task for task in coreference.TASKS}
 WSC273 = coreference.WSC273
@@ -25,42 +25,46 @@ def test_slices_of_the_published_splits_have_the_rows_of_the_table(task):
 
 @pytest.mark.parametrize(('label', 'index'), [(0, 0), (1, 1), ('1', 1)])
 def test_a_pronoun_is_answered_by_one_of_two_candidates(label, index):
-  assert form(
+  assert preprocess(
     TASKS['definite_pronoun_resolution'],
     sentence=TEXT,
     pronoun='she',
     candidates=['Ann', 'Bo'],
     label=label,
-  ) == [Fields({'sentence': TEXT, 'pronoun': 'she'}, (('Ann', 'Bo')[index],), ('Ann', 'Bo'), index)]
+  ) == [
+    PromptFields(
+      {'sentence': TEXT, 'pronoun': 'she'}, (('Ann', 'Bo')[index],), ('Ann', 'Bo'), index
+    )
+  ]
 
 
 @pytest.mark.parametrize(('label', 'index'), [('1', 0), ('2', 1), (0, 0)])
 def test_the_sentence_goes_on_after_its_blank_with_an_option(label, index):
   options = ("Ann's bus was late.", "Bo's bus was late.")
-  assert form(
+  assert preprocess(
     TASKS['winogrande'],
     sentence="Ann called Bo as _'s bus was late.",
     option1='Ann',
     option2='Bo',
     label=label,
-  ) == [Fields({'context': 'Ann called Bo as'}, (options[index],), options, index)]
+  ) == [PromptFields({'context': 'Ann called Bo as'}, (options[index],), options, index)]
 
 
 def test_a_sentence_without_a_label_has_no_answer():
-  (fields,) = form(TASKS['winogrande'], sentence='_ ran.', option1='A', option2='B', label=-1)
-  assert fields == Fields({'context': ''}, (), ('A ran.', 'B ran.'), -1)
+  (fields,) = preprocess(TASKS['winogrande'], sentence='_ ran.', option1='A', option2='B', label=-1)
+  assert fields == PromptFields({'context': ''}, (), ('A ran.', 'B ran.'), -1)
 
 
 def test_a_sentence_without_a_blank_is_refused():
   with pytest.raises(ValueError, match='there is no blank'):
-    form(TASKS['winogrande'], sentence='Ann ran.', option1='A', option2='B', label='1')
+    preprocess(TASKS['winogrande'], sentence='Ann ran.', option1='A', option2='B', label='1')
 
 
 @pytest.mark.parametrize(('label', 'index'), [(True, 1), (False, 0)])
 def test_a_pronoun_stands_for_a_phrase_or_not(label, index):
   spans = {'span1_text': 'Ann', 'span1_index': 0, 'span2_text': 'she', 'span2_index': 4, 'idx': 3}
-  assert form(TASKS['wsc'], text=TEXT, **spans, label=label) == [
-    Fields(
+  assert preprocess(TASKS['wsc'], text=TEXT, **spans, label=label) == [
+    PromptFields(
       {'text': TEXT, 'noun': 'Ann', 'pronoun': 'she'}, (('no', 'yes')[index],), ('no', 'yes'), index
     )
   ]
@@ -79,20 +83,20 @@ WINOGRAD = {
 @pytest.mark.parametrize('label', [0, 1])
 def test_a_text_goes_on_after_its_pronoun_with_an_option(label):
   options = ('Ann was late.', 'Bo was late.')
-  assert form(WSC273, **WINOGRAD, label=label) == [
-    Fields({'context': 'Ann called Bo as'}, (options[label],), options, label)
+  assert preprocess(WSC273, **WINOGRAD, label=label) == [
+    PromptFields({'context': 'Ann called Bo as'}, (options[label],), options, label)
   ]
 
 
 def test_no_space_comes_between_an_option_and_the_full_stop():
   row = {**WINOGRAD, 'text': 'Ann called Bo. It was she.', 'pronoun_start': 22, 'pronoun_end': 25}
-  (fields,) = form(WSC273, **row, label=0)
+  (fields,) = preprocess(WSC273, **row, label=0)
   assert fields.options == ('Ann.', 'Bo.')
 
 
 def test_a_pronoun_that_is_not_at_its_place_is_refused():
   with pytest.raises(ValueError, match="'he ' stands where 'she' should"):
-    form(WSC273, **{**WINOGRAD, 'pronoun_start': 18, 'pronoun_end': 21}, label=0)
+    preprocess(WSC273, **{**WINOGRAD, 'pronoun_start': 18, 'pronoun_end': 21}, label=0)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +111,8 @@ def test_a_pronoun_that_is_not_at_its_place_is_refused():
   ],
 )
 def test_a_label_outside_the_set_is_refused(task, row):
-  with pytest.raises(ValueError, match='is none of'):
-    form(task, **row, label=2)
+  with pytest.raises(ValueError, match=r'is none of|expected an index of'):
+    preprocess(task, **row, label=2)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ def test_real_sentences_with_their_blank_filled(real_data):
   assert len(rows) == TASKS['winogrande'].dataset.sizes['validation']
   for row in rows:
     first, second = row['options']
-    (fields,) = form(
+    (fields,) = preprocess(
       TASKS['winogrande'], sentence=row['input'], option1=first, option2=second, label=row['label']
     )
     assert f'{fields.texts["context"]} {fields.answers[0]}'.split() == (

@@ -3,10 +3,10 @@ import json
 import pytest
 
 from cascades.tasks.flan import entailment, wording
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 from cascades.tasks.sources import Sources
 from tests.tasks.flan import sample_rows
-from tests.tasks.flan.sample_rows import form
+from tests.tasks.flan.sample_rows import preprocess
 
 TASKS = {task.name: task for task in entailment.TASKS}
 ROUNDS = ('anli_r1', 'anli_r2', 'anli_r3')
@@ -67,29 +67,29 @@ def test_labels_in_their_order_and_what_they_are_answered_by(names, texts, answe
   for name in names:
     assert TASKS[name].dataset.features['label'] == tuple(answers)
     for index, (label, answer) in enumerate(answers.items()):
-      expected = [Fields(fields, (answer,), options, index)]
-      assert form(TASKS[name], **fields, idx=0, label=label) == expected
-      assert form(TASKS[name], **fields, idx=0, label=index) == expected
+      expected = [PromptFields(fields, (answer,), options, index)]
+      assert preprocess(TASKS[name], **fields, idx=0, label=label) == expected
+      assert preprocess(TASKS[name], **fields, idx=0, label=index) == expected
     for label in ('perhaps', len(answers)):
       with pytest.raises(ValueError, match='is none of'):
-        form(TASKS[name], **fields, idx=0, label=label)
+        preprocess(TASKS[name], **fields, idx=0, label=label)
 
 
 def test_the_f1_of_cb_is_over_its_answers():
   (_, f1) = TASKS['cb'].metrics
-  (fields,) = form(TASKS['cb'], premise='A.', hypothesis='B.', idx=0, label=0)
+  (fields,) = preprocess(TASKS['cb'], premise='A.', hypothesis='B.', idx=0, label=0)
   assert f1 == f'macro_f1[{"|".join(fields.options)}]'
 
 
 @pytest.mark.parametrize('name', [*MATCHED, 'qnli', 'wnli', 'rte'])
-def test_an_unlabelled_pair_has_no_answer(name):
+def test_an_unlabeled_pair_has_no_answer(name):
   texts = dict.fromkeys((*TASKS[name].dataset.features, 'idx'), 'Some text.')
-  (fields,) = form(TASKS[name], **{**texts, 'label': -1, 'idx': 0})
+  (fields,) = preprocess(TASKS[name], **{**texts, 'label': -1, 'idx': 0})
   assert (fields.answers, fields.label) == ((), -1)
 
 
 def test_a_pair_that_annotators_did_not_agree_on_is_left_out():
-  assert form(TASKS['snli'], premise='A man.', hypothesis='A tall man.', label=-1) == []
+  assert preprocess(TASKS['snli'], premise='A man.', hypothesis='A tall man.', label=-1) == []
 
 
 @pytest.mark.parametrize('name', OWN_SAMPLES)
@@ -119,8 +119,8 @@ def test_a_prompt_that_can_be_answered_shows_both_texts_and_how_to_answer(name):
 def test_reversed_wordings_ask_for_a_pair_of_a_given_verdict(name, label):
   task = TASKS[name]
   texts = {key: f'The {key}.' for key in task.dataset.features if key != 'label'}
-  (fields,) = form(task, **texts, label=label)
-  prompt, (target,) = wording.worded(sample_rows.reversed_wording(task.group), fields)
+  (fields,) = preprocess(task, **texts, label=label)
+  prompt, (target,) = wording.render(sample_rows.reversed_wording(task.group), fields)
   assert fields.answers[0] in prompt
   assert all(text in target and text not in prompt for text in texts.values())
 

@@ -5,7 +5,7 @@ import pytest
 from cascades.tasks import sources
 from cascades.tasks.features import encode
 from cascades.tasks.flan import open_domain_qa, wording
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 from cascades.tasks.sources import Sources
 
 TASKS = {task.name: task for task in open_domain_qa.TASKS}
@@ -14,12 +14,14 @@ SAMPLES = Sources(sample=True)
 
 def formed(name, **fields):
   task = TASKS[name]
-  return list(task.form(encode(task.dataset.features, fields)))
+  return list(task.preprocess(encode(task.dataset.features, fields)))
 
 
 def sampled(name, split='train'):
   task = TASKS[name]
-  return list(sources.read(task.dataset, split, SAMPLES, lambda _, example: task.form(example)))
+  return list(
+    sources.read(task.dataset, split, SAMPLES, lambda _, example: task.preprocess(example))
+  )
 
 
 def real_rows(real_data, name):
@@ -38,13 +40,15 @@ def test_the_tasks_stand_in_the_tables_order_and_arc_shares_its_templates():
 def test_trivia_qa_teaches_the_value_and_accepts_its_aliases():
   answer = {'normalized_value': '4', 'normalized_aliases': ['four', '4', '4 strings']}
   assert formed('trivia_qa', question='How many?', answer=answer) == [
-    Fields({'question': 'How many?'}, ('4', 'four', '4 strings'))
+    PromptFields({'question': 'How many?'}, ('4', 'four', '4 strings'))
   ]
 
 
 def test_trivia_qas_test_questions_have_no_answer():
   answer = {'normalized_value': '<unk>', 'normalized_aliases': []}
-  assert formed('trivia_qa', question='Who?', answer=answer) == [Fields({'question': 'Who?'}, ())]
+  assert formed('trivia_qa', question='Who?', answer=answer) == [
+    PromptFields({'question': 'Who?'}, ())
+  ]
   assert sum(not fields.answers for fields in sampled('trivia_qa', 'test')) == 1
   assert all(fields.answers for fields in sampled('trivia_qa'))
 
@@ -54,7 +58,7 @@ def test_trivia_qas_test_questions_have_no_answer():
 )
 def test_a_natural_question_ends_with_one_mark(question):
   assert formed('natural_questions', question=question, answer=['Ann', 'Ann Lo', 'Ann']) == [
-    Fields({'question': 'who sang it?'}, ('Ann', 'Ann Lo'))
+    PromptFields({'question': 'who sang it?'}, ('Ann', 'Ann Lo'))
   ]
 
 
@@ -68,7 +72,7 @@ def test_arc_chooses_by_letter(name):
   choices = {'text': ['w', 'x', 'y', 'z'], 'label': ['A', 'B', 'C', 'D']}
   for label, letter in enumerate('ABCD'):
     assert formed(name, question='Q?', choices=choices, answerKey=letter) == [
-      Fields({'question': 'Q?'}, ('wxyz'[label],), ('w', 'x', 'y', 'z'), label)
+      PromptFields({'question': 'Q?'}, ('wxyz'[label],), ('w', 'x', 'y', 'z'), label)
     ]
 
 
@@ -80,7 +84,7 @@ def test_arc_leaves_out_rows_without_four_choices(name):
 
 def test_a_letter_beyond_the_choices_is_an_error():
   choices = {'text': ['w', 'x', 'y', 'z']}
-  with pytest.raises(ValueError, match='label 4 is none of 4 options'):
+  with pytest.raises(ValueError, match='label is 4, expected an index of 4 options'):
     formed('arc_easy', question='Q?', choices=choices, answerKey='E')
   with pytest.raises(ValueError, match="label '1' of 'answerKey'"):
     formed('arc_easy', question='Q?', choices=choices, answerKey='1')
@@ -105,7 +109,7 @@ def test_hand_written_rows_have_every_class(name, rows, labels):
 def test_every_template_words_every_hand_written_row(name):
   for template in wording.templates(TASKS[name].group):
     for fields in sampled(name, 'test' if 'test' in TASKS[name].dataset.sizes else 'train'):
-      prompt, answers = wording.worded(template, fields)
+      prompt, answers = wording.render(template, fields)
       assert prompt
       assert bool(answers) == bool(fields.answers)
 

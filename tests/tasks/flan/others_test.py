@@ -6,7 +6,7 @@ import pytest
 from cascades.tasks import sources, superglue
 from cascades.tasks.features import encode
 from cascades.tasks.flan import others, wording
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 from cascades.tasks.sources import Sources
 
 TASKS = {task.name: task for task in others.TASKS}
@@ -15,12 +15,14 @@ SAMPLES = Sources(sample=True)
 
 def formed(name, **fields):
   task = TASKS[name]
-  return list(task.form(encode(task.dataset.features, fields)))
+  return list(task.preprocess(encode(task.dataset.features, fields)))
 
 
 def sampled(name, split='train'):
   task = TASKS[name]
-  return list(sources.read(task.dataset, split, SAMPLES, lambda _, example: task.form(example)))
+  return list(
+    sources.read(task.dataset, split, SAMPLES, lambda _, example: task.preprocess(example))
+  )
 
 
 def real_lines(real_data, *names):
@@ -42,7 +44,7 @@ def test_items_are_numbered_from_one():
 
 def test_an_equation_is_answered_by_its_solution():
   assert formed('math_dataset', question='Solve 2*x = 4 for x.', answer='2') == [
-    Fields({'question': 'Solve 2*x = 4 for x.'}, ('2',))
+    PromptFields({'question': 'Solve 2*x = 4 for x.'}, ('2',))
   ]
 
 
@@ -62,8 +64,8 @@ def quac(answer, **fields):
 
 def test_quac_texts_lose_the_mark_of_questions_that_have_no_answer():
   texts = {'background': 'A singer.', 'context': 'She sang.', 'question': 'What?'}
-  assert quac('She sang.') == [Fields(texts, ('She sang.',))]
-  assert quac('sang. CANNOTANSWER') == [Fields(texts, ('sang.',))]
+  assert quac('She sang.') == [PromptFields(texts, ('She sang.',))]
+  assert quac('sang. CANNOTANSWER') == [PromptFields(texts, ('sang.',))]
 
 
 def test_quac_leaves_out_questions_without_answer():
@@ -74,7 +76,7 @@ def test_quac_leaves_out_questions_without_answer():
 def test_coqa_asks_the_whole_conversation_at_once():
   conversation = {'story': 'Ann came.', 'questions': ['Who?', 'Did she go?']}
   assert formed('coqa', **conversation, answers={'input_text': ['Ann', 'no']}) == [
-    Fields({'story': 'Ann came.', 'questions': '1. Who?\n2. Did she go?'}, ('1. Ann\n2. no',))
+    PromptFields({'story': 'Ann came.', 'questions': '1. Who?\n2. Did she go?'}, ('1. Ann\n2. no',))
   ]
   with pytest.raises(ValueError, match='2 questions and 1 answers'):
     formed('coqa', **conversation, answers={'input_text': ['Ann']})
@@ -86,16 +88,18 @@ def test_wic_says_whether_a_word_keeps_its_meaning():
   options = ('different meanings', 'the same meaning')
   for label in (0, 1):
     assert formed('wic', **texts, **places, label=label) == [
-      Fields(texts, (options[label],), options, label)
+      PromptFields(texts, (options[label],), options, label)
     ]
 
 
 def test_cola_judges_a_sentence():
   options = ('unacceptable', 'acceptable')
   texts = {'sentence': 'Ann to be go.'}
-  assert formed('cola', **texts, label=0) == [Fields(texts, ('unacceptable',), options, 0)]
-  assert formed('cola', **texts, label='acceptable') == [Fields(texts, ('acceptable',), options, 1)]
-  assert formed('cola', **texts, label=-1) == [Fields(texts, (), options, -1)]
+  assert formed('cola', **texts, label=0) == [PromptFields(texts, ('unacceptable',), options, 0)]
+  assert formed('cola', **texts, label='acceptable') == [
+    PromptFields(texts, ('acceptable',), options, 1)
+  ]
+  assert formed('cola', **texts, label=-1) == [PromptFields(texts, (), options, -1)]
   with pytest.raises(ValueError, match="label 2 of 'label'"):
     formed('cola', **texts, label=2)
 
@@ -106,7 +110,7 @@ def test_cosmos_qa_chooses_among_four_texts():
   for label in range(4):
     for written in (label, str(label)):
       assert formed('cosmos_qa', **row, **answers, label=written) == [
-        Fields(row, ('wxyz'[label],), ('w', 'x', 'y', 'z'), label)
+        PromptFields(row, ('wxyz'[label],), ('w', 'x', 'y', 'z'), label)
       ]
   assert formed('cosmos_qa', **row, **answers, label=-1)[0].answers == ()
 
@@ -124,7 +128,7 @@ def record(query, entities, answers):
 
 def test_record_completes_a_sentence_from_a_name_on():
   assert record('Later @placeholder left.', ['Ann', 'Bo', '森'], ['Bo', '森']) == [
-    Fields(
+    PromptFields(
       {'passage': 'Ann met Bo (森).', 'query': 'Later'},
       ('Bo left.', '森 left.'),
       ('Ann left.', 'Bo left.', '森 left.'),
@@ -184,7 +188,7 @@ def test_one_hand_written_prompt_is_over_long(name):
 def test_every_template_words_every_hand_written_row(name):
   for template in wording.templates(TASKS[name].group):
     for fields in sampled(name, 'test' if 'test' in TASKS[name].dataset.sizes else 'train'):
-      prompt, answers = wording.worded(template, fields)
+      prompt, answers = wording.render(template, fields)
       assert prompt
       assert bool(answers) == bool(fields.answers)
       for mark in ('CANNOTANSWER', '@placeholder', '@highlight'):
@@ -205,7 +209,7 @@ def test_real_wic_sentences_are_answered_by_their_label(real_data):
   task, count = TASKS['wic'], 0
   for line in real_lines(real_data, 'superglue', 'WiC', 'val.jsonl'):
     (example,) = superglue.DATASETS['wic'].parse(line)
-    (fields,) = task.form(encode(task.dataset.features, example))
+    (fields,) = task.preprocess(encode(task.dataset.features, example))
     assert fields.answers == ('the same meaning' if line['label'] else 'different meanings',)
     assert fields.texts['sentence2'] == line['sentence2']
     count += 1
@@ -216,7 +220,7 @@ def test_real_record_queries_are_completed_by_entities(real_data):
   task, count = TASKS['record'], 0
   for line in real_lines(real_data, 'superglue', 'ReCoRD', 'train_fewglue32.jsonl'):
     for example in superglue.DATASETS['record'].parse(line):
-      (fields,) = task.form(encode(task.dataset.features, example))
+      (fields,) = task.preprocess(encode(task.dataset.features, example))
       assert '@' not in fields.texts['passage'][-200:]
       assert set(fields.answers) <= set(fields.options)
       assert fields.answers[0] == fields.options[fields.label]

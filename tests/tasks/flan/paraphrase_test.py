@@ -1,9 +1,9 @@
 import pytest
 
 from cascades.tasks.flan import paraphrase, wording
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 from tests.tasks.flan import sample_rows
-from tests.tasks.flan.sample_rows import form
+from tests.tasks.flan.sample_rows import preprocess
 
 TASKS = {task.name: task for task in paraphrase.TASKS}
 PAIR = {'sentence1': 'It rains.', 'sentence2': 'Rain falls.'}
@@ -30,9 +30,9 @@ def test_slices_of_the_published_splits_have_the_rows_of_the_table(task):
   ],
 )
 def test_two_sentences_mean_the_same_or_not(name, label, index):
-  expected = Fields(PAIR, (('no', 'yes')[index],), ('no', 'yes'), index)
-  assert form(TASKS[name], **PAIR, label=label) == [expected]
-  assert form(TASKS[name], **PAIR, label=index) == [expected]
+  expected = PromptFields(PAIR, (('no', 'yes')[index],), ('no', 'yes'), index)
+  assert preprocess(TASKS[name], **PAIR, label=label) == [expected]
+  assert preprocess(TASKS[name], **PAIR, label=index) == [expected]
 
 
 def test_two_questions_are_duplicates_or_not():
@@ -42,8 +42,8 @@ def test_two_questions_are_duplicates_or_not():
     ('duplicate', ('yes',), 1),
     (-1, (), -1),
   ):
-    assert form(TASKS['glue_qqp'], **texts, label=label) == [
-      Fields(texts, answers, ('no', 'yes'), index)
+    assert preprocess(TASKS['glue_qqp'], **texts, label=label) == [
+      PromptFields(texts, answers, ('no', 'yes'), index)
     ]
 
 
@@ -52,20 +52,20 @@ def test_two_questions_are_duplicates_or_not():
   [(0, '0'), (0.4, '0'), (0.5, '0'), (1.5, '2'), (2.5, '2'), (3.5, '4'), (4.75, '5'), (5.0, '5')],
 )
 def test_a_similarity_is_rounded_with_a_half_to_the_even_side(similarity, answer):
-  assert form(TASKS['stsb'], **PAIR, label=similarity) == [
-    Fields(PAIR, (answer,), SCALE, int(answer))
+  assert preprocess(TASKS['stsb'], **PAIR, label=similarity) == [
+    PromptFields(PAIR, (answer,), SCALE, int(answer))
   ]
   assert answer == f'{similarity:.0f}'  # C's printf, which TensorFlow's as_string follows
 
 
 def test_a_similarity_of_minus_one_is_no_label():
-  assert form(TASKS['stsb'], **PAIR, label=-1.0) == [Fields(PAIR, (), SCALE, -1)]
+  assert preprocess(TASKS['stsb'], **PAIR, label=-1.0) == [PromptFields(PAIR, (), SCALE, -1)]
 
 
 @pytest.mark.parametrize('similarity', [-0.6, 5.2, 7, float('nan'), float('inf')])
 def test_a_similarity_off_the_scale_is_refused(similarity):
   with pytest.raises(ValueError, match='not from 0 to 5'):
-    form(TASKS['stsb'], **PAIR, label=similarity)
+    preprocess(TASKS['stsb'], **PAIR, label=similarity)
 
 
 @pytest.mark.parametrize('name', ['glue_mrpc', 'glue_qqp', 'paws_wiki'])
@@ -73,7 +73,7 @@ def test_a_similarity_off_the_scale_is_refused(similarity):
 def test_a_label_outside_the_set_is_refused(name, label):
   row = dict.fromkeys(TASKS[name].dataset.features, 'Some text.')
   with pytest.raises(ValueError, match='is none of'):
-    form(TASKS[name], **{**row, 'label': label})
+    preprocess(TASKS[name], **{**row, 'label': label})
 
 
 @pytest.mark.parametrize('task', TASKS.values(), ids=TASKS)
@@ -98,6 +98,6 @@ def test_a_prompt_that_can_be_answered_shows_both_texts(task):
 
 def test_the_reversed_wording_asks_for_a_pair_of_a_given_similarity():
   template = sample_rows.reversed_wording('stsb')
-  prompt, targets = wording.worded(template, Fields(PAIR, ('3',), SCALE, 3))
+  prompt, targets = wording.render(template, PromptFields(PAIR, ('3',), SCALE, 3))
   assert '3' in prompt
   assert targets == ('It rains.\nRain falls.',)

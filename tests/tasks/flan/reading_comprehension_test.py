@@ -5,7 +5,7 @@ import pytest
 from cascades.tasks import sources, superglue
 from cascades.tasks.features import encode
 from cascades.tasks.flan import reading_comprehension, wording
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 from cascades.tasks.sources import Sources
 
 TASKS = {task.name: task for task in reading_comprehension.TASKS}
@@ -14,12 +14,14 @@ SAMPLES = Sources(sample=True)
 
 def formed(name, **fields):
   task = TASKS[name]
-  return list(task.form(encode(task.dataset.features, fields)))
+  return list(task.preprocess(encode(task.dataset.features, fields)))
 
 
 def sampled(name, split='train'):
   task = TASKS[name]
-  return list(sources.read(task.dataset, split, SAMPLES, lambda _, example: task.form(example)))
+  return list(
+    sources.read(task.dataset, split, SAMPLES, lambda _, example: task.preprocess(example))
+  )
 
 
 def passage(**fields):
@@ -34,7 +36,7 @@ def test_the_tasks_stand_in_the_tables_order():
 def test_squad_teaches_the_first_answer_and_accepts_each_once():
   answers = {'text': ['nine years', 'nine', 'nine years'], 'answer_start': [8, 8, 8]}
   assert formed('squad_v1', **passage(answers=answers)) == [
-    Fields(
+    PromptFields(
       {'title': 'Old Bridge (Vell)', 'context': 'It took nine years.', 'question': 'How long?'},
       ('nine years', 'nine'),
     )
@@ -50,7 +52,7 @@ def test_a_question_without_answer_is_called_unanswerable():
 
 def test_drop_leaves_out_dates_without_a_day_whose_answer_tfds_leaves_empty():
   row = {'passage': 'It began in 1522.', 'question': 'In which year did it begin?'}
-  assert formed('drop', **row, answer='1522') == [Fields(row, ('1522',))]
+  assert formed('drop', **row, answer='1522') == [PromptFields(row, ('1522',))]
   assert formed('drop', **row, answer='') == []
 
 
@@ -66,9 +68,9 @@ def test_multirc_judges_one_response_and_drops_the_tags_of_older_files():
     'question': 'Who came?',
     'response': 'Bo',
   }
-  assert formed('multirc', **row, label=False) == [Fields(texts, ('no',), ('no', 'yes'), 0)]
-  assert formed('multirc', **row, label='True') == [Fields(texts, ('yes',), ('no', 'yes'), 1)]
-  assert formed('multirc', **row, label=-1) == [Fields(texts, (), ('no', 'yes'), -1)]
+  assert formed('multirc', **row, label=False) == [PromptFields(texts, ('no',), ('no', 'yes'), 0)]
+  assert formed('multirc', **row, label='True') == [PromptFields(texts, ('yes',), ('no', 'yes'), 1)]
+  assert formed('multirc', **row, label=-1) == [PromptFields(texts, (), ('no', 'yes'), -1)]
 
 
 def test_openbookqa_chooses_among_four_texts():
@@ -76,7 +78,7 @@ def test_openbookqa_chooses_among_four_texts():
   row = {'question': {'stem': 'Ice', **choices}, 'fact1': 'warmth melts ice'}
   for label, letter in enumerate('ABCD'):
     assert formed('openbookqa', **row, answerKey=letter) == [
-      Fields(
+      PromptFields(
         {'fact': 'warmth melts ice', 'question': 'Ice'},
         ('wxyz'[label],),
         ('w', 'x', 'y', 'z'),
@@ -89,8 +91,8 @@ def test_openbookqa_chooses_among_four_texts():
 
 def test_bool_q_says_yes_for_true():
   row = {'title': 'Quince', 'passage': 'A fruit.', 'question': 'is a quince a fruit'}
-  assert formed('bool_q', **row, answer=True) == [Fields(row, ('yes',), ('no', 'yes'), 1)]
-  assert formed('bool_q', **row, answer=False) == [Fields(row, ('no',), ('no', 'yes'), 0)]
+  assert formed('bool_q', **row, answer=True) == [PromptFields(row, ('yes',), ('no', 'yes'), 1)]
+  assert formed('bool_q', **row, answer=False) == [PromptFields(row, ('no',), ('no', 'yes'), 0)]
   assert type(formed('bool_q', **row, answer=True)[0].label) is int
 
 
@@ -127,7 +129,7 @@ def test_hand_written_passages_hold_their_answers_and_one_is_over_long():
 def test_every_template_words_every_hand_written_row(name):
   for template in wording.templates(TASKS[name].group):
     for fields in sampled(name):
-      prompt, answers = wording.worded(template, fields)
+      prompt, answers = wording.render(template, fields)
       assert prompt
       assert bool(answers) == bool(fields.answers)
       assert '<b' not in prompt
@@ -144,7 +146,7 @@ def test_real_multirc_rows_are_answered_by_their_label(real_data):
     answers = [answer for question in questions for answer in question['answers']]
     examples = list(parse(json.loads(line)))
     for answer, example in zip(answers, examples, strict=True):
-      (fields,) = task.form(encode(task.dataset.features, example))
+      (fields,) = task.preprocess(encode(task.dataset.features, example))
       assert fields.texts['response'] == answer['text'].strip()
       assert fields.answers == (('no', 'yes')[answer['label']],)
       targets += fields.answers

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from cascades.tasks.flan import sentiment, wording
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 from tests.tasks.flan import sample_rows
-from tests.tasks.flan.sample_rows import form
+from tests.tasks.flan.sample_rows import preprocess
 
 TASKS = {task.name: task for task in sentiment.TASKS}
 OPTIONS = ('negative', 'positive')
@@ -37,23 +37,23 @@ def test_tweets_are_sorted_by_class_where_they_are_published():
 )
 def test_the_first_label_is_negative_and_the_second_positive(name, text, labels):
   for index, label in enumerate(labels):
-    expected = [Fields({text: 'So it goes.'}, (OPTIONS[index],), OPTIONS, index)]
-    assert form(TASKS[name], **{text: 'So it goes.', 'label': label}) == expected
-    assert form(TASKS[name], **{text: 'So it goes.', 'label': index}) == expected
-  (unlabelled,) = form(TASKS[name], **{text: 'So it goes.', 'label': -1})
-  assert (unlabelled.answers, unlabelled.label) == ((), -1)
+    expected = [PromptFields({text: 'So it goes.'}, (OPTIONS[index],), OPTIONS, index)]
+    assert preprocess(TASKS[name], **{text: 'So it goes.', 'label': label}) == expected
+    assert preprocess(TASKS[name], **{text: 'So it goes.', 'label': index}) == expected
+  (unlabeled,) = preprocess(TASKS[name], **{text: 'So it goes.', 'label': -1})
+  assert (unlabeled.answers, unlabeled.label) == ((), -1)
   for label in ('meh', 2):
     with pytest.raises(ValueError, match='is none of'):
-      form(TASKS[name], **{text: 'So it goes.', 'label': label})
+      preprocess(TASKS[name], **{text: 'So it goes.', 'label': label})
 
 
 def test_line_breaks_of_html_become_line_breaks():
-  (fields,) = form(TASKS['imdb_reviews'], text='One.<br /><br />Two < 3.<br />', label='pos')
+  (fields,) = preprocess(TASKS['imdb_reviews'], text='One.<br /><br />Two < 3.<br />', label='pos')
   assert fields.texts == {'text': 'One.\n\nTwo < 3.\n'}
 
 
 def test_escapes_of_the_published_reviews_are_undone():
-  (fields,) = form(
+  (fields,) = preprocess(
     TASKS['yelp_polarity_reviews'], text=r'\""Fine,\"" I said.\n\nNot ""fine"" at all!', label='1'
   )
   assert fields.texts == {'text': '"Fine," I said.  Not "fine" at all!'}
@@ -61,19 +61,19 @@ def test_escapes_of_the_published_reviews_are_undone():
 
 @pytest.mark.parametrize(('polarity', 'index'), [(0, 0), (1, 0), (3, 1), (4, 1)])
 def test_a_polarity_below_two_is_negative_and_one_above_it_positive(polarity, index):
-  assert form(TASKS['sentiment140'], text='@you :)', polarity=polarity) == [
-    Fields({'text': '@you :)'}, (OPTIONS[index],), OPTIONS, index)
+  assert preprocess(TASKS['sentiment140'], text='@you :)', polarity=polarity) == [
+    PromptFields({'text': '@you :)'}, (OPTIONS[index],), OPTIONS, index)
   ]
 
 
 def test_a_neutral_tweet_is_left_out():
-  assert form(TASKS['sentiment140'], text='It is Monday.', polarity=2) == []
+  assert preprocess(TASKS['sentiment140'], text='It is Monday.', polarity=2) == []
 
 
 @pytest.mark.parametrize('polarity', [-1, 5])
 def test_a_polarity_off_the_scale_is_refused(polarity):
   with pytest.raises(ValueError, match='not from 0 to 4'):
-    form(TASKS['sentiment140'], text='It is Monday.', polarity=polarity)
+    preprocess(TASKS['sentiment140'], text='It is Monday.', polarity=polarity)
 
 
 @pytest.mark.parametrize('task', TASKS.values(), ids=TASKS)
@@ -110,7 +110,7 @@ def test_a_prompt_that_can_be_answered_shows_the_text_and_both_options(task):
 def test_the_reversed_wording_asks_for_a_text_of_a_given_sentiment(task):
   template = sample_rows.reversed_wording(task.group)
   for fields in sample_rows.samples(task, task.train.split('[')[0]):
-    prompt, targets = wording.worded(template, fields)
+    prompt, targets = wording.render(template, fields)
     (text,) = fields.texts.values()
     assert fields.answers[0] in prompt
     assert targets == (text.strip(),)
@@ -121,7 +121,7 @@ def test_real_snippets_have_their_sentiments(real_data):
   rows = [json.loads(line) for line in file.read_text().split('\n') if line]
   assert len(rows) == TASKS['sst2'].dataset.sizes['validation']
   for row in rows:
-    (fields,) = form(TASKS['sst2'], sentence=row['input'], label=row['target'])
+    (fields,) = preprocess(TASKS['sst2'], sentence=row['input'], label=row['target'])
     assert fields.options == tuple(row['options'])
     assert fields.answers == (row['target'],)
 
@@ -130,7 +130,7 @@ def test_real_reviews_lose_their_html(real_data):
   with gzip.open(real_data / 'online_cascade' / 'imdb_test.jsonl.gz', 'rt') as stream:
     rows = [json.loads(line) for line in itertools.islice(stream, 2000)]
   for row in rows:
-    (fields,) = form(TASKS['imdb_reviews'], **row)
+    (fields,) = preprocess(TASKS['imdb_reviews'], **row)
     assert '<br' not in fields.texts['text']
     assert fields.texts['text'].count('\n') == row['text'].count('<br />')
   assert sum(row['text'].count('<br />') for row in rows) > 1000

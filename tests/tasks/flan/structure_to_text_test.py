@@ -2,7 +2,7 @@ import pytest
 
 from cascades.tasks import sources
 from cascades.tasks.flan import structure_to_text, wording
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 
 TASKS = {task.name: task for task in structure_to_text.TASKS}
 
@@ -14,7 +14,7 @@ def samples(name, split):
 
 def formed(name, feature, value, target='T.', references=()):
   example = {feature: value, 'target': target, 'references': list(references)}
-  (fields,) = TASKS[name].form(example)
+  (fields,) = TASKS[name].preprocess(example)
   return fields
 
 
@@ -29,7 +29,7 @@ def test_slices_are_those_of_the_table_in_its_order():
 
 def test_concepts_are_listed_in_their_order():
   fields = formed('common_gen', 'concepts', ['row', 'lake', 'boat'])
-  assert fields == Fields({'concepts': 'row, lake, boat'}, ('T.',))
+  assert fields == PromptFields({'concepts': 'row, lake, boat'}, ('T.',))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_every_reference_is_right_and_the_target_is_first(target, references, an
 
 @pytest.mark.parametrize('name', TASKS)
 def test_every_sample_row_has_one_answer_in_training_and_some_have_several(name):
-  rows = [row for example in samples(name, 'train') for row in TASKS[name].form(example)]
+  rows = [row for example in samples(name, 'train') for row in TASKS[name].preprocess(example)]
   assert len(rows) == len(samples(name, 'train')) >= 8
   counts = [len(row.answers) for row in rows]
   assert min(counts) == 1
@@ -80,8 +80,10 @@ def test_every_sample_row_has_one_answer_in_training_and_some_have_several(name)
 
 
 def test_hidden_rows_have_no_answer_and_are_not_trained_on():
-  form = TASKS['common_gen'].form
-  answers = [row.answers for example in samples('common_gen', 'test') for row in form(example)]
+  preprocess = TASKS['common_gen'].preprocess
+  answers = [
+    row.answers for example in samples('common_gen', 'test') for row in preprocess(example)
+  ]
   assert answers.count(()) == 1
   assert all(example['target'] for example in samples('common_gen', 'train'))
 
@@ -92,8 +94,8 @@ def test_one_template_goes_from_the_text_to_the_data_and_one_is_constant(name):
   others = [template for template in templates if not template.answerable]
   (back,) = (template for template in others if '{answer}' in template.inputs)
   (constant,) = (template for template in others if '{' not in template.inputs)
-  (fields,) = TASKS[name].form(samples(name, 'train')[4])
-  prompt, answers = wording.worded(back, fields)
+  (fields,) = TASKS[name].preprocess(samples(name, 'train')[4])
+  prompt, answers = wording.render(back, fields)
   assert fields.answers[0] in prompt
   assert answers == tuple(fields.texts.values())
-  assert wording.worded(constant, fields)[1] == fields.answers
+  assert wording.render(constant, fields)[1] == fields.answers

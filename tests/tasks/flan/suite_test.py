@@ -64,7 +64,7 @@ def formed(one, count=200):
     for _, example in sources.locate(
       one.dataset, parse_slice(one.train or one.test)[0], SAMPLE
     ).examples(0, None)
-    for fields in one.form(example)
+    for fields in one.preprocess(example)
   ]
   return list(itertools.islice(itertools.cycle(examples), count))
 
@@ -76,7 +76,7 @@ def test_every_template_words_every_hand_written_example(one):
     assert fields.answers or fields.label == -1
     for template in templates:
       assert template.fields <= set(fields.texts), (one.name, template)
-      prompt, answers = wording.worded(template, fields)
+      prompt, answers = wording.render(template, fields)
       assert prompt
       assert bool(answers) == bool(fields.answers)
       if template.answerable and template.targets == wording.ANSWER and fields.options:
@@ -100,7 +100,7 @@ def test_dropping_repeated_prompts_leaves_the_papers_number_of_rows(name):
   prompts = []
   for number in range(200):
     texts = {key: f'{text} {number}' for key, text in fields.texts.items()}
-    prompts.append(wording.worded(templates[number % 10], fields._replace(texts=texts))[0])
+    prompts.append(wording.render(templates[number % 10], fields._replace(texts=texts))[0])
   assert len(set(prompts)) == suite.PAPER_BLEU[name]
   assert suite.PAPER_BLEU[name] == (162 if name == 'flan_para_crawl_enes' else 181)
 
@@ -128,7 +128,7 @@ def test_row_i_has_template_i_mod_ten():
   rows = list(task.rows('train'))
   assert [row.template for row in rows] == [i % 10 for i in range(len(rows))]
   for row, fields in zip(rows, formed(suite.DEFINITIONS['flan_rte'], len(rows)), strict=True):
-    assert (row.inputs, row.answers) == wording.worded(templates[row.template], fields)
+    assert (row.inputs, row.answers) == wording.render(templates[row.template], fields)
 
 
 def test_answerable_only_leaves_out_what_cannot_be_judged():
@@ -139,7 +139,7 @@ def test_answerable_only_leaves_out_what_cannot_be_judged():
   rows = list(suite.task('flan_wmt14_enfr', SAMPLE, answerable_only=True).rows('train'))
   fields = formed(suite.DEFINITIONS['flan_wmt14_enfr'], len(rows))
   for row, one in zip(rows, fields, strict=True):
-    assert row.inputs == wording.worded(answerable[row.template], one)[0]
+    assert row.inputs == wording.render(answerable[row.template], one)[0]
 
 
 def test_options_can_be_taken_out_of_the_prompt():
@@ -155,7 +155,7 @@ def test_options_are_written_line_by_line():
 
 
 def test_a_reversed_template_is_no_classification():
-  fields = definition.Fields({'text': 'good'}, ('positive',), ('negative', 'positive'), 1)
+  fields = definition.PromptFields({'text': 'good'}, ('positive',), ('negative', 'positive'), 1)
   template = wording.Template('Write a {answer} review.', '{text}', answerable=False)
   row = suite._row('1', fields, template, 3, True)
   assert (row.inputs, row.answers) == ('Write a positive review.', ('good',))

@@ -4,7 +4,7 @@ import pytest
 
 from cascades.tasks import features, sources
 from cascades.tasks.flan import summarization, wording
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 
 TASKS = {task.name: task for task in summarization.TASKS}
 CUT = ('train[:-600]', 'train[-600:-500]', 'train[-500:]')
@@ -35,7 +35,7 @@ def samples(name, split):
 
 
 def formed(name, **example):
-  return list(TASKS[name].form(example))
+  return list(TASKS[name].preprocess(example))
 
 
 def test_slices_and_rows_are_those_of_the_table_in_its_order():
@@ -54,7 +54,7 @@ def test_the_rows_of_a_small_slice_follow_from_the_published_split(name):
 @pytest.mark.parametrize('name', TASKS)
 def test_every_sample_row_forms_or_is_left_out_by_rule(name):
   examples = samples(name, 'train')
-  rows = [row for example in examples for row in TASKS[name].form(example)]
+  rows = [row for example in examples for row in TASKS[name].preprocess(example)]
   assert len(rows) == len(examples) - DROPPED.get(name, 0) >= 8
   for row in rows:
     assert len(row.answers) == 1
@@ -69,7 +69,7 @@ def test_one_sample_row_is_longer_than_most_models_read(name):
 
 def test_an_email_is_one_line_without_the_line_ends_of_its_file():
   fields = formed('aeslc', email_body='Hi,\n\nwe moved.\n', subject_line='New office\n')
-  assert fields == [Fields({'body': 'Hi,  we moved.'}, ('New office',))]
+  assert fields == [PromptFields({'body': 'Hi,  we moved.'}, ('New office',))]
 
 
 @pytest.mark.parametrize(('body', 'subject'), [('\n', 'a\n'), ('a\n', '\n'), ('', '')])
@@ -79,7 +79,7 @@ def test_an_email_without_text_or_subject_is_left_out(body, subject):
 
 def test_a_headline_is_kept_as_it_is():
   fields = formed('gigaword', document='oil fell .', summary='oil falls')
-  assert fields == [Fields({'document': 'oil fell .'}, ('oil falls',))]
+  assert fields == [PromptFields({'document': 'oil fell .'}, ('oil falls',))]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,9 @@ def test_a_headline_with_a_mask_is_left_out(document, summary):
 def test_a_chat_loses_its_attachments_but_not_its_hearts():
   dialogue = 'A: <file_photo>\r\nB: I <3 it > yours\r\nA: <file_gif> see'
   fields = formed('samsum', dialogue=dialogue, summary='B loves it.')
-  assert fields == [Fields({'dialogue': 'A:  \nB: I <3 it > yours\nA:   see'}, ('B loves it.',))]
+  assert fields == [
+    PromptFields({'dialogue': 'A:  \nB: I <3 it > yours\nA:   see'}, ('B loves it.',))
+  ]
 
 
 @pytest.mark.parametrize(
@@ -102,15 +104,15 @@ def test_a_chat_loses_its_attachments_but_not_its_hearts():
 def test_a_news_items_section_is_the_option_of_its_label(label, answers):
   (fields,) = formed('ag_news_subset', title='T', description='D', label=label)
   options = ('World', 'Sports', 'Business', 'Science/Tech')
-  assert fields == Fields({'title': 'T', 'description': 'D'}, answers, options, label)
+  assert fields == PromptFields({'title': 'T', 'description': 'D'}, answers, options, label)
 
 
 def test_a_label_outside_the_sections_is_an_error():
-  with pytest.raises(ValueError, match='label 4'):
+  with pytest.raises(ValueError, match='the label is 4'):
     formed('ag_news_subset', title='T', description='D', label=4)
 
 
-def test_samples_have_every_section_and_an_unlabelled_row_that_is_not_trained_on():
+def test_samples_have_every_section_and_an_unlabeled_row_that_is_not_trained_on():
   labels = [example['label'] for example in samples('ag_news_subset', 'train')]
   assert set(labels) == {0, 1, 2, 3}
   assert -1 in [example['label'] for example in samples('ag_news_subset', 'test')]
@@ -168,7 +170,7 @@ def test_a_film_or_claim_of_which_nothing_is_said_is_left_out():
 
 def test_a_headline_is_a_field_of_its_own_beside_the_article():
   (fields,) = formed('newsroom', title='T', text='A.\n"B."', summary='S')
-  assert fields == Fields({'title': 'T', 'text': 'A.\n"B."'}, ('S',))
+  assert fields == PromptFields({'title': 'T', 'text': 'A.\n"B."'}, ('S',))
 
 
 @pytest.mark.parametrize('name', TASKS)
@@ -177,7 +179,7 @@ def test_no_prompt_that_can_be_answered_shows_the_summary(name):
     return
   for template in wording.templates(TASKS[name].group):
     texts = dict.fromkeys(template.fields, 'text')
-    prompt, (target,) = wording.worded(template, Fields(texts, ('SUMMARY',)))
+    prompt, (target,) = wording.render(template, PromptFields(texts, ('SUMMARY',)))
     if template.answerable:
       assert 'SUMMARY' not in prompt
       assert target == 'SUMMARY'
@@ -190,5 +192,5 @@ def test_newsrooms_official_files_are_read_as_they_are(tmp_path, split, file):
   (tmp_path / 'newsroom' / f'{file}.jsonl').write_text(json.dumps(row) + '\n')
   task = TASKS['newsroom']
   where = sources.Sources(tmp_path)
-  rows = list(sources.read(task.dataset, f'{split}[:1]', where, lambda _, ex: task.form(ex)))
-  assert rows == [Fields({'title': 'T', 'text': 'A'}, ('S',))]
+  rows = list(sources.read(task.dataset, f'{split}[:1]', where, lambda _, ex: task.preprocess(ex)))
+  assert rows == [PromptFields({'title': 'T', 'text': 'A'}, ('S',))]

@@ -4,14 +4,14 @@ import pytest
 
 from cascades.tasks import sources
 from cascades.tasks.flan import text_formatting
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 
 TASKS = {task.name: task for task in text_formatting.TASKS}
 FIELD = {'true_case': 'lower', 'fix_punct': 'no_punct', 'word_segment': 'no_space'}
 
 
 def formed(name, text):
-  return list(TASKS[name].form({'en': text}))
+  return list(TASKS[name].preprocess({'en': text}))
 
 
 def test_slices_are_those_of_the_table_and_do_not_overlap():
@@ -41,7 +41,7 @@ def test_slices_are_those_of_the_table_and_do_not_overlap():
   ],
 )
 def test_a_text_is_damaged_and_the_text_itself_is_the_answer(name, text, damaged):
-  assert formed(name, text) == [Fields({FIELD[name]: damaged}, (text,))]
+  assert formed(name, text) == [PromptFields({FIELD[name]: damaged}, (text,))]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_text_that_does_not_change_or_vanishes_is_left_out(name, text):
 def test_sample_rows_that_do_not_change_are_left_out(name, count):
   task = TASKS[name]
   everything = sources.Sources(sample=True)
-  rows = list(sources.read(task.dataset, task.train, everything, lambda _, ex: task.form(ex)))
+  rows = list(sources.read(task.dataset, task.train, everything, lambda _, ex: task.preprocess(ex)))
   assert len(rows) == count
   for row in rows:
     assert row.texts[FIELD[name]] not in ('', row.answers[0])

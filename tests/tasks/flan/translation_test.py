@@ -2,7 +2,7 @@ import pytest
 
 from cascades.tasks import sources
 from cascades.tasks.flan import translation, wording
-from cascades.tasks.flan.definition import Fields
+from cascades.tasks.flan.definition import PromptFields
 
 TASKS = {task.name: task for task in translation.TASKS}
 OTHER = {
@@ -25,8 +25,8 @@ def samples(task, part):
 
 def prompts(task, examples):
   templates = wording.templates(task.group)
-  rows = [fields for example in examples for fields in task.form(example)]
-  return [wording.worded(templates[i % 10], fields) for i, fields in enumerate(rows)]
+  rows = [fields for example in examples for fields in task.preprocess(example)]
+  return [wording.render(templates[i % 10], fields) for i, fields in enumerate(rows)]
 
 
 def test_slices_are_those_of_the_table_in_its_order():
@@ -54,14 +54,14 @@ def test_builders_name_the_other_language_first_except_in_para_crawl():
 @pytest.mark.parametrize('name', TASKS)
 def test_a_pair_gives_both_sentences_and_their_languages(name):
   code, language = OTHER[name]
-  (fields,) = TASKS[name].form({'en': 'Yes.', code: 'Ŷes.'})
+  (fields,) = TASKS[name].preprocess({'en': 'Yes.', code: 'Ŷes.'})
   texts = {'lang1': 'English', 'lang2': language, 'sent1': 'Yes.', 'sent2': 'Ŷes.'}
-  assert fields == Fields(texts, ('Ŷes.',))
+  assert fields == PromptFields(texts, ('Ŷes.',))
 
 
 @pytest.mark.parametrize('pair', [('', 'a'), ('a', ''), (' ', 'a'), ('a', '\t')])
 def test_a_pair_with_an_empty_side_is_left_out(pair):
-  assert list(TASKS['wmt14_enfr'].form(dict(zip(('en', 'fr'), pair, strict=True)))) == []
+  assert list(TASKS['wmt14_enfr'].preprocess(dict(zip(('en', 'fr'), pair, strict=True)))) == []
 
 
 @pytest.mark.parametrize('name', TASKS)
@@ -69,7 +69,7 @@ def test_every_sample_row_but_the_half_empty_one_forms(name):
   task = TASKS[name]
   for part in (task.train, task.validation, task.test):
     examples = samples(task, part)
-    assert len([row for ex in examples for row in task.form(ex)]) == len(examples) - 1 >= 8
+    assert len([row for ex in examples for row in task.preprocess(ex)]) == len(examples) - 1 >= 8
 
 
 @pytest.mark.parametrize('name', TASKS)
@@ -98,12 +98,12 @@ def test_of_200_real_prompts_as_many_are_distinct(real_data):
 def test_templates_read_either_way_as_often(group):
   """The prompt shows one sentence and the other is wanted; a constant prompt shows none."""
   task = next(task for task in translation.TASKS if task.group == group)
-  fields = Fields(
+  fields = PromptFields(
     {'lang1': 'English', 'lang2': 'Spanish', 'sent1': 'ONE', 'sent2': 'TWO'}, ('TWO',)
   )
   wanted = []
   for template in wording.templates(task.group):
-    prompt, (answer,) = wording.worded(template, fields)
+    prompt, (answer,) = wording.render(template, fields)
     shown = 'TWO' if answer == 'ONE' else 'ONE'
     assert answer not in prompt
     assert template.answerable == (shown in prompt)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascades.tasks import superglue_forms as forms
+from cascades.tasks import superglue_preprocessors as preprocessors
 from cascades.tasks.task import Row
 
 COPA = {'premise': 'It rained.', 'choice1': 'We got wet.', 'choice2': 'We swam.'}
@@ -24,7 +24,7 @@ WSC = {
 
 
 def test_the_premise_and_its_two_choices():
-  (row,) = forms.copa('train', 0, {**COPA, 'question': 'effect', 'idx': 3, 'label': 1})
+  (row,) = preprocessors.copa('train', 0, {**COPA, 'question': 'effect', 'idx': 3, 'label': 1})
   assert row == Row(
     id='copa/train/3',
     inputs=('copa choice1: We got wet. choice2: We swam. premise: It rained. question: effect'),
@@ -36,7 +36,7 @@ def test_the_premise_and_its_two_choices():
 
 
 def test_unlabelled_choices_have_no_answer():
-  (row,) = forms.copa('test', 0, {**COPA, 'question': 'effect', 'idx': 3, 'label': -1})
+  (row,) = preprocessors.copa('test', 0, {**COPA, 'question': 'effect', 'idx': 3, 'label': -1})
   assert (row.answers, row.options, row.label) == ((), ('We got wet.', 'We swam.'), -1)
 
 
@@ -48,7 +48,7 @@ def test_an_answer_to_a_question_loses_its_markup_and_gets_a_group():
     'idx': {'paragraph': 7, 'question': 11, 'answer': 130},
     'label': 0,
   }
-  (row,) = forms.multirc('validation', 0, example)
+  (row,) = preprocessors.multirc('validation', 0, example)
   assert row == Row(
     id='multirc/validation/7/11/130',
     inputs=('multirc question: Who is it? answer: a <i>hen</i> paragraph: Sent 1: Two  hens. '),
@@ -63,11 +63,11 @@ def test_an_answer_to_a_question_loses_its_markup_and_gets_a_group():
 def test_an_answer_of_an_unknown_question_cannot_be_judged(place):
   example = {'idx': {'paragraph': 0, 'question': 0, 'answer': 0} | {place: -1}}
   with pytest.raises(ValueError, match=r"'idx' is .* need numbers"):
-    list(forms.multirc('train', 0, example))
+    list(preprocessors.multirc('train', 0, example))
 
 
 def test_a_query_is_evaluated_once_with_all_its_answers():
-  (row,) = forms.record('validation', 0, RECORD)
+  (row,) = preprocessors.record('validation', 0, RECORD)
   assert row == Row(
     id='record/validation/4/9',
     inputs=(
@@ -82,7 +82,7 @@ def test_a_query_is_evaluated_once_with_all_its_answers():
 
 
 def test_a_query_is_learnt_once_for_each_of_its_answers():
-  rows = list(forms.record('train', 0, RECORD))
+  rows = list(preprocessors.record('train', 0, RECORD))
   assert [(row.id, row.targets, row.label) for row in rows] == [
     ('record/train/4/9/0', 'Eva', 2),
     ('record/train/4/9/1', 'Bo', 1),
@@ -95,13 +95,13 @@ def test_a_query_is_learnt_once_for_each_of_its_answers():
   ('answers', 'label'), [([], -1), (['Nobody'], None), (['Nobody', 'Bo'], 1), (['Ada'], 0)]
 )
 def test_the_label_is_that_of_the_first_answer_among_the_entities(answers, label):
-  (row,) = forms.record('validation', 0, {**RECORD, 'answers': answers})
+  (row,) = preprocessors.record('validation', 0, {**RECORD, 'answers': answers})
   assert (row.answers, row.label) == (tuple(answers), label)
 
 
 def test_an_unlabelled_query_is_one_row_in_every_split():
   for split in ('train', 'test'):
-    (row,) = forms.record(split, 0, {**RECORD, 'answers': []})
+    (row,) = preprocessors.record(split, 0, {**RECORD, 'answers': []})
     assert row.id == f'record/{split}/4/9'
 
 
@@ -117,11 +117,11 @@ def test_an_unlabelled_query_is_one_row_in_every_split():
   ],
 )
 def test_highlights_become_sentences(passage, expected):
-  assert forms.without_highlights(passage) == expected
+  assert preprocessors.without_highlights(passage) == expected
 
 
 def test_the_pronoun_is_marked_and_the_candidate_follows():
-  (row,) = forms.wsc('train', 0, {**WSC, 'label': 1})
+  (row,) = preprocessors.wsc('train', 0, {**WSC, 'label': 1})
   assert row == Row(
     id='wsc/train/5',
     inputs='wsc text: Jan saw him, and he said: "I know *him*," as he left. candidate: Jan',
@@ -142,7 +142,7 @@ def test_the_pronoun_is_marked_and_the_candidate_follows():
   ],
 )
 def test_the_referent_is_learnt_only_where_the_candidate_is_right(split, label, answers):
-  rows = list(forms.wsc_referent(split, 0, {**WSC, 'label': label}))
+  rows = list(preprocessors.wsc_referent(split, 0, {**WSC, 'label': label}))
   assert [row.answers for row in rows] == answers
   for row in rows:
     assert row.id == f'wsc_referent/{split}/5'
@@ -165,13 +165,13 @@ def test_the_referent_is_learnt_only_where_the_candidate_is_right(split, label, 
   ],
 )
 def test_the_whole_word_nearest_the_index_is_marked(text, pronoun, index, expected):
-  assert forms.marked(text, pronoun, index) == expected
+  assert preprocessors.marked(text, pronoun, index) == expected
 
 
 @pytest.mark.parametrize(('text', 'pronoun'), [('Its lid fits.', 'it'), ('', 'it'), ('a b', '')])
 def test_a_pronoun_that_is_not_there_is_an_error(text, pronoun):
   with pytest.raises(ValueError, match='is no whole word of'):
-    forms.marked(text, pronoun, 0)
+    preprocessors.marked(text, pronoun, 0)
 
 
 @given(
@@ -183,9 +183,9 @@ def test_marking_takes_the_nearest_of_the_words_that_are_the_pronoun(words, inde
   text = ' '.join(words)
   if not places:
     with pytest.raises(ValueError, match='no whole word'):
-      forms.marked(text, 'he', index)
+      preprocessors.marked(text, 'he', index)
     return
-  found = forms.marked(text, 'he', index)
+  found = preprocessors.marked(text, 'he', index)
   assert found.replace('*', '') == text
   (place,) = [i for i, word in enumerate(found.split(' ')) if '*he*' in word]
   assert place in places
@@ -193,11 +193,13 @@ def test_marking_takes_the_nearest_of_the_words_that_are_the_pronoun(words, inde
 
 
 def test_a_row_without_a_number_is_called_by_its_place():
-  form = forms.classify('rte', ('hypothesis', 'premise'), ('entailment', 'not_entailment'))
+  preprocess = preprocessors.classify(
+    'rte', ('hypothesis', 'premise'), ('entailment', 'not_entailment')
+  )
   example = {'premise': 'p', 'hypothesis': 'h', 'idx': -1, 'label': 0}
-  assert [row.id for row in form('train', 12, example)] == ['rte/train/row12']
+  assert [row.id for row in preprocess('train', 12, example)] == ['rte/train/row12']
   unknown = {**RECORD, 'idx': {'passage': -1, 'query': 3}}
-  assert [row.id for row in forms.record('train', 12, unknown)] == [
+  assert [row.id for row in preprocessors.record('train', 12, unknown)] == [
     'record/train/row12/0',
     'record/train/row12/1',
   ]
