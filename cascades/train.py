@@ -30,10 +30,18 @@ from cascades.data.corpus import Corpus, Data
 from cascades.interop import companions
 from cascades.models import configs, lora
 from cascades.models.abstract import init_params
-from cascades.runtime import files, locking, profiling, progress, stopping
+from cascades.runtime import files, locking, profiling, stopping
 from cascades.runtime.partitioning import Devices
 from cascades.tokenizers import vocabularies
-from cascades.training import cached_teacher, loop, run_log, setup, train_step, utilization
+from cascades.training import (
+  cached_teacher,
+  loop,
+  metrics_log,
+  run_log,
+  setup,
+  train_step,
+  utilization,
+)
 from cascades.training import validation as validating
 from cascades.training.setup import (
   AbstractRun,
@@ -136,7 +144,7 @@ def train(
     if base is not None and not start:
       checkpoints.save_base(base)
     with (
-      progress.Events(directory / 'train', first_step=start) as events,
+      metrics_log.MetricsLog(directory, first_step=start) as metrics,
       profiling.Profiler(directory / 'profile', profile_steps) as profiler,
       stopping.watchdog(failures.hang_timeout) as alive,
     ):
@@ -151,7 +159,7 @@ def train(
         ),
         report=run_log.reporter(
           schedule.train_steps,
-          events,
+          metrics,
           learning_rate=step.learning_rate,
           used=usage.now,
           check=checkpoints.check,

@@ -15,7 +15,8 @@ import rich.table
 from etils import epath
 
 from cascades.evaluation.quantities import ABOVE_CHORD, AREA, LARGE, SMALL
-from cascades.runtime import files, progress
+from cascades.runtime import files
+from cascades.training import metrics_log
 
 HISTORY = 'stages.jsonl'  # beside the logs of a run, one line per run of a stage
 COLUMNS = {
@@ -35,10 +36,11 @@ def row(
 
 def _trained(run: epath.Path) -> dict[str, Any]:
   """Last value of each quantity that training reported."""
-  events = progress.read_events(run / 'train')
+  logged = metrics_log.read(run)
   names = {'loss': 'train_loss', 'validation/loss': 'validation_loss'}
-  values: dict[str, Any] = {names[tag]: value for _, tag, value in events if tag in names}
-  return values | ({'steps': max(step for step, _, _ in events)} if events else {})
+  last = {name: value for values in logged.values() for name, value in values.items()}
+  columns: dict[str, Any] = {names[name]: last[name] for name in names if name in last}
+  return columns | ({'steps': max(logged)} if logged else {})
 
 
 def _evaluated(run: epath.Path) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from cascades.training import metrics_log
 from tests.killing import SAVED_EVERY, Run, Topology
-from tests.runtime.progress_test import read_events
 
 TOPOLOGIES = {
   'one device': Topology(1, 1),
@@ -35,10 +35,17 @@ def final_state(directory, step):
 
 
 def metrics_by_step(directory):
-  """The values of the last time that each step was logged, exactly."""
+  """The values of every step, exactly; each is logged once, whatever the run went through."""
   timing = ('steps_per_second', 'tokens_per_second', 'seconds_left', 'memory', 'mfu')
-  events = read_events(directory / 'run' / 'train')
-  return {(step, name): value for step, name, value in events if name not in timing}
+  lines = (directory / 'run' / metrics_log.METRICS).read_text().splitlines()
+  metrics = metrics_log.read(directory / 'run')
+  assert len(lines) == len(metrics)
+  return {
+    (step, name): value
+    for step, values in metrics.items()
+    for name, value in values.items()
+    if name not in timing
+  }
 
 
 def assert_same_run(first: pathlib.Path, second: pathlib.Path, step: int) -> None:

@@ -16,7 +16,7 @@ from cascades.models import decoder, lora
 from cascades.models.abstract import abstract_model
 from cascades.runtime import locking, partitioning, stopping
 from cascades.tokenizers import vocabularies
-from cascades.training import optimizers, train_step
+from cascades.training import metrics_log, optimizers, train_step
 from tests import testing, tiny
 from tests.runtime.progress_test import read_events
 
@@ -43,8 +43,8 @@ def test_a_run_leaves_what_it_promises(large):
   directory, history = large
   run = directory / 'run'
   assert {path.name for path in run.iterdir()} == {
-    'checkpoint_4', 'checkpoint_6', 'config.gin', 'model-info.txt', 'model.json', 'train',
-    'vocabulary.json',
+    'checkpoint_4', 'checkpoint_6', 'config.gin', 'metrics.jsonl', 'model-info.txt', 'model.json',
+    'train', 'vocabulary.json',
   }  # fmt: skip
   assert (run / 'config.gin').read_text() == 'X = 1'
   assert 'trained: ' in (run / 'model-info.txt').read_text()
@@ -59,8 +59,14 @@ def test_a_run_leaves_what_it_promises(large):
 VALIDATED = {'validation/loss', 'validation/accuracy'}
 
 
-def test_every_line_is_in_the_event_file(large):
+def test_every_line_is_in_the_metrics_and_in_the_event_file(large):
   directory, history = large
+  metrics = metrics_log.read(directory / 'run')
+  assert list(metrics) == [2, 3, 4, 6]
+  assert [
+    {name: metrics[step][name] for name in values}
+    for step, values in zip((2, 3, 4, 6), history, strict=True)
+  ] == history
   events = read_events(directory / 'run' / 'train')
   logged = {(step, name): value for step, name, value in events}
   for step, values in zip((2, 3, 4, 6), history, strict=True):

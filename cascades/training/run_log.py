@@ -1,4 +1,4 @@
-"""What a training run says of itself: lines for the terminal, events, and what its arrays are."""
+"""Reports of a training run: log lines, metrics, and descriptions in the run directory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import optax
+from clu import parameter_overview
 from etils import epath
 
 from cascades.checkpoints import store
@@ -15,6 +16,7 @@ from cascades.runtime import files, progress
 from cascades.tokenizers import vocabularies
 from cascades.training import loop
 from cascades.training import validation as validating
+from cascades.training.metrics_log import MetricsLog
 from cascades.training.utilization import Used
 from cascades.types import Vocabulary
 
@@ -23,13 +25,21 @@ log = logging.getLogger(__name__)
 
 def reporter(
   total: int,
-  events: progress.Events,
+  metrics: MetricsLog,
   *,
   learning_rate: optax.Schedule,
   used: Callable[[progress.Rates | None], Used],
   check: Callable[[], None],
 ) -> Callable[[int, loop.Values, float], None]:
-  """Lines for the terminal, and the same numbers for TensorBoard. `check` may raise, or warn."""
+  """The `report` of `loop.run`: log lines, and the same numbers in the metrics.
+
+  Args:
+    total: the steps of the run.
+    metrics: where values are written; a full disk costs a warning.
+    learning_rate: of an update, from the number of updates before it.
+    used: maps rates to the use of the devices since the last report.
+    check: called at every report, and may raise.
+  """
   meter = progress.Meter(total)
   prefix = validating.PREFIX
 
@@ -51,9 +61,9 @@ def reporter(
     if validation:
       log.info('%s', progress.format_line(step, total, validation, None) + '  (validation)')
     try:
-      events.write(step, values | (rates._asdict() if rates else {}) | resources.numbers())
-    except OSError as error:  # a full disk is judged by the next checkpoint
-      log.warning('step %d is not in the event file: %s.', step, error)
+      metrics.write(step, values | (rates._asdict() if rates else {}) | resources.numbers())
+    except OSError as error:  # whether a full disk ends the run is decided at the next checkpoint
+      log.warning('the metrics of step %d were not written: %s.', step, error)
 
   return report
 
@@ -64,16 +74,26 @@ def write_down(
   vocabulary: Vocabulary,
   models: Mapping[str, Any],
 ) -> None:
-  """model.json, the vocabulary, and model-info.txt: every array's name, shape, type and place."""
-  lines = []
+  """Writes model.json, the vocabulary, and model-info.txt, which lists every array.
+
+  Args:
+    directory: the run directory.
+    description: the contents of model.json.
+    vocabulary: the models'.
+    models: trees of placed arrays by role, 'trained' and 'frozen'.
+  """
+  totals, tables = [], []
   for role, params in models.items():
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    lines.append(f'{role}: {sum(leaf.size for _, leaf in leaves):,} parameters')
-    for path, leaf in leaves:
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
-      lines.append(f'  {name}  {leaf.shape}  {leaf.dtype}  {leaf.sharding.spec}')
-  log.info('%s', '; '.join(line for line in lines if not line.startswith(' ')))
+    arrays = {
+      jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    total = f'{role}: {sum(leaf.size for leaf in arrays.values()):,} parameters'
+    table = parameter_overview.get_parameter_overview(arrays, include_stats='sharding')
+    totals.append(total)
+    tables.append(f'{total}\n{table}\n' if arrays else f'{total}\n')
+  log.info('%s', '; '.join(totals))
   if jax.process_index() == 0:
     store.write_description(directory, description)
     vocabularies.save(vocabulary, directory)
-    files.write(directory / 'model-info.txt', '\n'.join([*lines, '']))
+    files.write(directory / 'model-info.txt', '\n'.join(tables))

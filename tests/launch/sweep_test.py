@@ -147,9 +147,8 @@ def test_the_tables_hold_every_point_and_what_it_came_to(config, programs, capsy
   cascades = [{'estimates': estimates}, {'estimates': []}]
   curves = {'metric': {'name': 'accuracy'}, 'cascades': cascades}
   (run / 'evaluation' / 'curves.json').write_text(json.dumps(curves))
-  with results.progress.Events(run / 'train') as events:
-    events.write(2, {'loss': 0.5, 'validation/loss': 1.5})
-    events.write(4, {'loss': 0.25})
+  lines = {'step': 2, 'loss': 0.5, 'validation/loss': 1.5}, {'step': 4, 'loss': 0.25}
+  (run / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   rows = sweep._rows(config, points.all_points(config), {run.name: 0})
   results.write(pathlib.Path(config.log_dir), rows)
   results.show(rows)
