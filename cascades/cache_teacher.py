@@ -120,7 +120,7 @@ def _write_manifest(
   location: epath.Path,
   identity: Mapping[str, Any],
   provenance: Mapping[str, str],
-  model: trained_model.Model,
+  model: trained_model.TrainedModel,
 ) -> None:
   """Write the manifest and the vocabulary, unless they exist; raise if they differ."""
   # The same checkpoint in another directory is the same model.
@@ -133,7 +133,7 @@ def _write_manifest(
 
 
 def _reader(
-  model: trained_model.Model, encoding: AnswerFormat, vocab_size: int
+  model: trained_model.TrainedModel, encoding: AnswerFormat, vocab_size: int
 ) -> Callable[[Batch], Any]:
   """A function that computes the answers to a batch, [B, T, ...], on every process."""
 

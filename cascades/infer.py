@@ -36,23 +36,6 @@ from cascades.tasks import chats
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class DecodingOptions:
-  """How answers are decoded.
-
-  Attributes:
-    temperature: 0 is greedy; otherwise tokens are drawn at this temperature.
-    top_k: Draws among so many most probable tokens; None among all.
-    top_p: Draws among the most probable tokens that together have this probability; None among all.
-    seed: Seed of the draws. A row's answer depends on it and on the row's number alone.
-  """
-
-  temperature: float = 0.0
-  top_k: int | None = None
-  top_p: float | None = None
-  seed: int = 0
-
-
 def infer(
   checkpoint: trained_model.Checkpoint,
   infer_output_dir: str,
@@ -62,7 +45,7 @@ def infer(
   mode: rows.Mode = 'predict',
   candidates: answers.Candidates = 'targets',
   prompts: chats.PromptFormat | None = None,
-  decoding_options: DecodingOptions = DecodingOptions(),
+  decoding_options: answers.DecodingOptions = answers.DecodingOptions(),
   shard_rows: int = 4096,
   devices: Devices = Devices(),
   profile_steps: str | None = None,
@@ -85,14 +68,10 @@ def infer(
     provenance: Gives the configuration and versions that are recorded in the manifest.
 
   Raises:
-    ValueError: for an unknown mode, or shards of other settings in the directory.
+    ValueError: if `mode`, `candidates`, a split, a type or a checkpoint is unknown.
   """
-  read_out: dict[str, Callable[..., answers.RowReader]] = {
-    'predict': answers.predictor,
-    'score': answers.scorer,
-  }
-  if mode not in read_out:
-    raise ValueError(f'mode is {mode!r}; it must be one of {", ".join(read_out)}.')
+  if mode not in ('predict', 'score'):
+    raise ValueError(f'mode is {mode!r}; it must be one of predict, score.')
   options = (
     dataclasses.asdict(decoding_options) if mode == 'predict' else {'candidates': candidates}
   )
@@ -103,7 +82,15 @@ def infer(
     profiling.Profiler(directory / 'profile', profile_steps) as profiler,
   ):
     model = trained_model.load(checkpoint, rules=devices.rules)
-    answer = read_out[mode](model, data.batch_size, profiler, **settings)
+    reader = (
+      answers.predictor(
+        answers.Generator(model, data.lengths['targets'], decoding_options),
+        data.batch_size,
+        profiler,
+      )
+      if mode == 'predict'
+      else answers.scorer(answers.Scorer(model), data.batch_size, profiler, candidates)
+    )
     companion_files = store.locate(checkpoint.path, checkpoint.which)[0] / companions.FOLDER
     for task, task_splits in data.required_task.task_splits(splits):
       prompted = prompts(task, companion_files) if prompts else task
@@ -125,7 +112,7 @@ def infer(
           records,
           described,
           shard_rows,
-          functools.partial(answer, corpus),
+          functools.partial(reader, corpus),
           provenance,
         )
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from cascades.data import corpus
-from cascades.infer import DecodingOptions
 from cascades.inference import trained_model
+from cascades.inference.answers import DecodingOptions
 from cascades.models import t5
 from cascades.runtime import partitioning
 from cascades.tasks import local

@@ -6,6 +6,7 @@ stream calls them directly. `predictor` and `scorer` turn their answers into row
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from cascades.data.converters import Tokens
 from cascades.data.corpus import Corpus
 from cascades.data.prompts import given_options, given_targets
 from cascades.data.records import Records
-from cascades.inference import trained_model
+from cascades.inference.trained_model import TrainedModel
 from cascades.predictions import rows
 from cascades.runtime import partitioning, profiling
 from cascades.tasks.task import Record, Task
@@ -56,6 +57,31 @@ class ScoredCandidate(NamedTuple):
   correct: Bool[np.ndarray, 'n']  # True where a token is the model's first choice
 
 
+@dataclasses.dataclass(frozen=True)
+class DecodingOptions:
+  """Choice of the tokens of an answer.
+
+  Attributes:
+    temperature: 0 decodes greedily; above 0, tokens are sampled at this temperature.
+    top_k: Number of most probable tokens to sample from; None for all.
+    top_p: Probability mass of the nucleus to sample from; None for all.
+    seed: Seed of the samples. A row's answer depends on it and on the row's number alone.
+  """
+
+  temperature: float = 0.0
+  top_k: int | None = None
+  top_p: float | None = None
+  seed: int = 0
+
+  def sampler(self) -> decoding.Sampler:
+    """Function from logits to tokens."""
+    if not self.temperature:
+      return decoding.greedy
+    return functools.partial(
+      decoding.sample, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+    )
+
+
 class Generator:
   """Decodes answers to batches of prompts.
 
@@ -64,30 +90,15 @@ class Generator:
   """
 
   def __init__(
-    self,
-    model: trained_model.Model,
-    *,
-    max_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
+    self, model: TrainedModel, max_tokens: int, options: DecodingOptions = DecodingOptions()
   ) -> None:
-    """Prepares a program that decodes at most `max_tokens` tokens per answer.
+    """Prepares the program.
 
     Args:
       model: A loaded model.
       max_tokens: Longest answer in tokens, end of sequence included.
-      temperature: 0 decodes greedily; above 0, tokens are sampled at this temperature.
-      top_k: Number of most probable tokens to sample from; None for all.
-      top_p: Probability mass of the nucleus to sample from; None for all.
-      seed: Seed of the samples.
+      options: Temperature, cuts and seed; greedy by default.
     """
-    sampler: decoding.Sampler = decoding.greedy
-    if temperature:
-      sampler = functools.partial(
-        decoding.sample, temperature=temperature, top_k=top_k, top_p=top_p
-      )
 
     @jax.jit
     def generate(params: Params, prompts: Prompt, row_ids: Array) -> Generation:
@@ -96,8 +107,8 @@ class Generator:
         prompts,
         max_len=max_tokens,
         eos_id=model.vocabulary.eos_ids,
-        sampler=sampler,
-        key=jax.random.key(seed),
+        sampler=options.sampler(),
+        key=jax.random.key(options.seed),
         row_ids=row_ids,
       )
 
@@ -126,7 +137,7 @@ class Scorer:
   inside `partitioning.use`, on the mesh that holds the model.
   """
 
-  def __init__(self, model: trained_model.Model) -> None:
+  def __init__(self, model: TrainedModel) -> None:
     @jax.jit
     def score(params: Params, batch: Batch) -> tuple[Array, Array]:
       merged = nnx.merge(model.graph, params)
@@ -142,18 +153,14 @@ class Scorer:
     return TokenScores(*partitioning.fetch(self._score(self.model.params, placed)))
 
 
-def predictor(
-  model: trained_model.Model, batch_size: int, profiler: profiling.Profiler, **options: Any
-) -> RowReader:
-  """Rows of answers that a `Generator` with these options decodes, prompts of like length together.
+def predictor(generator: Generator, batch_size: int, profiler: profiling.Profiler) -> RowReader:
+  """Reader of rows of decoded answers, with prompts of similar length in a batch.
 
   Args:
-    model: A loaded model.
-    batch_size: Prompts of a batch; the last one of a length is repeated to fill it.
+    generator: Decodes the answers.
+    batch_size: Prompts of a batch; the last prompt is repeated where there are fewer.
     profiler: Traces batches.
-    **options: Options of `Generator`.
   """
-  generator = Generator(model, **options)
 
   def read(
     corpus: Corpus, split: Records, numbers: Sequence[int]
@@ -166,7 +173,7 @@ def predictor(
       for number, record, tokens, logprobs, mask in zip(
         bucket.indices.tolist(), split.read(bucket.indices), *generation, strict=False
       ):
-        text = model.vocabulary.decode(tokens[mask])
+        text = generator.model.vocabulary.decode(tokens[mask])
         yield (
           number,
           _row(
@@ -182,29 +189,21 @@ def predictor(
 
 
 def scorer(
-  model: trained_model.Model,
-  batch_size: int,
-  profiler: profiling.Profiler,
-  *,
-  candidates: Candidates,
-  max_tokens: int,
+  token_scorer: Scorer, batch_size: int, profiler: profiling.Profiler, candidates: Candidates
 ) -> RowReader:
-  """Rows of scores of given answers, of which a row names the best.
+  """Reader of rows of scores of given answers, with the best one of each row.
 
   Args:
-    model: A loaded model.
-    batch_size: Candidates of a batch.
+    token_scorer: Scores the tokens of the answers.
+    batch_size: Given answers of a batch.
     profiler: Traces batches.
     candidates: 'targets' scores the target of each row; 'options' ranks its options.
-    max_tokens: Longest answer in tokens; the corpus applies it.
 
   Raises:
     ValueError: if `candidates` is neither.
   """
-  del max_tokens
   if candidates not in CANDIDATES:
     raise ValueError(f'candidates is {candidates!r}; it must be one of {", ".join(CANDIDATES)}.')
-  token_scorer = Scorer(model)
   given = CANDIDATES[candidates]
 
   def scored(
@@ -232,7 +231,12 @@ def scorer(
 
 
 def metric_names(names: Sequence[str], candidates: Candidates | None) -> list[str]:
-  """Metrics of a table, of the task's metrics and of what is scored; None for decoded answers."""
+  """Names of the metrics of a table.
+
+  Args:
+    names: Metrics of the task.
+    candidates: Answers that are scored; None for decoded answers.
+  """
   if candidates == 'targets':
     return [metrics.token_accuracy.name]
   return [*names, NORMALIZED] if candidates == 'options' else list(names)

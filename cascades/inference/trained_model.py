@@ -1,4 +1,4 @@
-"""A trained model as the programs that only read it have it: from a run directory, placed."""
+"""Loading of trained models from run directories, for programs that only read them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,17 @@ class Checkpoint:
   weights: str | None = None
 
 
-class Model(NamedTuple):
-  """A trained model, placed, and what a manifest says of it."""
+class TrainedModel(NamedTuple):
+  """A trained model on the active mesh.
+
+  Attributes:
+    graph: Graph definition; `nnx.merge(graph, params)` is the model.
+    params: Parameters as sharded arrays.
+    vocab_size: Number of logits.
+    vocabulary: Vocabulary of the training run.
+    architecture: 'encoder_decoder' or 'decoder_only'.
+    described: Configuration, size, checkpoint and types of the model, for manifests.
+  """
 
   graph: nnx.GraphDef
   params: Params
@@ -47,8 +56,17 @@ class Model(NamedTuple):
   described: Mapping[str, Any]
 
 
-def load(checkpoint: Checkpoint, *, rules: partitioning.Rules) -> Model:
-  """Load the model of a checkpoint on the active mesh."""
+def load(checkpoint: Checkpoint, *, rules: partitioning.Rules) -> TrainedModel:
+  """Load the model of a checkpoint onto the active mesh.
+
+  Args:
+    checkpoint: Run directory, step and types.
+    rules: Sharding rules of the parameters.
+
+  Raises:
+    ValueError: if there is no such checkpoint, its files do not belong together, or a type is
+      unknown.
+  """
   directory, step = store.locate(checkpoint.path, checkpoint.which)
   precision, weights = checkpoint.precision, checkpoint.weights
   description = store.read_description(directory)
@@ -59,7 +77,7 @@ def load(checkpoint: Checkpoint, *, rules: partitioning.Rules) -> Model:
   vocabulary = vocabularies.load(directory)
   if vocabulary.fingerprint != description['vocabulary']:
     raise store.CheckpointError(
-      f'{directory} holds another vocabulary than its model was trained with: restore the '
+      f'The vocabulary in {directory} is not the one that its model was trained with: restore the '
       'directory, or train again.'
     )
   parameters = configs.count_parameters(config)
@@ -75,4 +93,4 @@ def load(checkpoint: Checkpoint, *, rules: partitioning.Rules) -> Model:
     'weights': weights or config.dtype,
   }
   params = store.restore_params(directory, abstract, which=step)
-  return Model(graph, params, config.vocab_size, vocabulary, config.architecture, described)
+  return TrainedModel(graph, params, config.vocab_size, vocabulary, config.architecture, described)

@@ -56,7 +56,7 @@ def test_a_generator_gives_the_answers_of_infers_table(trained, model, tmp_path)
   )
   (table,) = shards.read(tmp_path / 'test')
   assert len(set(table.predictions)) > 5
-  generator = answers.Generator(model, max_tokens=MAX_TOKENS)
+  generator = answers.Generator(model, MAX_TOKENS)
   for first in range(0, len(table.ids), 8):
     chunk = slice(first, first + 8)
     generation = generator.generate(prompts(*table.inputs[chunk]), np.arange(8))
@@ -70,7 +70,7 @@ def test_a_generator_gives_the_answers_of_infers_table(trained, model, tmp_path)
 
 def test_a_scorer_finds_the_log_probabilities_that_a_generator_gave(model):
   texts = ['a b', 'c d e', 'f', 'h g f e']
-  tokens, logprobs, mask = answers.Generator(model, max_tokens=MAX_TOKENS).generate(
+  tokens, logprobs, mask = answers.Generator(model, MAX_TOKENS).generate(
     prompts(*texts), np.arange(4)
   )
   scored = answers.Scorer(model).score(
@@ -92,7 +92,7 @@ def test_calls_of_one_shape_compile_once(model, monkeypatch, name):
     return function(*args, **kwargs)
 
   monkeypatch.setattr(decoding, name, traced)
-  generator, scorer = answers.Generator(model, max_tokens=3), answers.Scorer(model)
+  generator, scorer = answers.Generator(model, 3), answers.Scorer(model)
 
   def call(*texts):
     if name == 'generate':
@@ -107,18 +107,20 @@ def test_calls_of_one_shape_compile_once(model, monkeypatch, name):
 
 
 def test_a_sample_depends_on_its_row_id_and_not_on_its_neighbors(model):
-  generator = answers.Generator(model, max_tokens=MAX_TOKENS, temperature=3.0, seed=1)
+  generator = answers.Generator(model, MAX_TOKENS, answers.DecodingOptions(temperature=3.0, seed=1))
   first = generator.generate(prompts('a b', 'c d', 'a b'), np.array([7, 8, 9]))
   second = generator.generate(prompts('e f', 'a b', 'h'), np.array([1, 7, 2]))
   np.testing.assert_array_equal(first.tokens[0], second.tokens[1])
   assert not np.array_equal(first.tokens[0], first.tokens[2])
-  other_seed = answers.Generator(model, max_tokens=MAX_TOKENS, temperature=3.0, seed=2)
+  other_seed = answers.Generator(
+    model, MAX_TOKENS, answers.DecodingOptions(temperature=3.0, seed=2)
+  )
   again = other_seed.generate(prompts('a b', 'c d', 'a b'), np.array([7, 8, 9]))
   assert not np.array_equal(first.tokens, again.tokens)
 
 
 def test_an_empty_prompt_gets_no_answer(model):
-  generator = answers.Generator(model, max_tokens=MAX_TOKENS)
+  generator = answers.Generator(model, MAX_TOKENS)
   generation = generator.generate(prompts('a b', ''), np.arange(2))
   assert generation.mask.any(axis=1).tolist() == [True, False]
 
@@ -128,7 +130,7 @@ def test_answers_need_the_mesh_of_their_model(trained):
     model = trained_model.load(
       trained_model.Checkpoint(str(trained / 'run')), rules=partitioning.RULES
     )
-  generator = answers.Generator(model, max_tokens=MAX_TOKENS)
+  generator = answers.Generator(model, MAX_TOKENS)
   with pytest.raises(ValueError, match='no mesh is in use'):
     generator.generate(prompts('a'), np.arange(1))
 
