@@ -145,11 +145,7 @@ def cascade_loss(
   small = jnp.asarray(small, jnp.float32)
   teachers = as_teachers(teachers, small.shape[-1])
   scale = token_mask(jax.lax.stop_gradient(small), teachers, targets) * weights
-  counted = scale > 0
-  # Cut before the loss as well as behind it: there 0 is multiplied by slopes that may be infinite.
-  small = jnp.where(counted[..., None], small, jax.lax.stop_gradient(small))
-  losses = token_loss(small, teachers, targets)
-  losses = jnp.where(counted, losses, 0.0)
+  losses = jnp.where(scale > 0, token_loss(small, teachers, targets), 0.0)
   return jnp.sum(losses * scale), jnp.sum(weights)
 
 

@@ -438,30 +438,23 @@ def exact() -> bool:
   return host() == json.loads((GOLDEN / 'host.json').read_text())
 
 
-# Losses cut the gradient of masked tokens, whose logits may be infinite. The values are the same,
-# and XLA lays out the arrays of some programs differently, which moves their last bits.
-LAST_BITS = {'rtol': 1e-5, 'atol': 1e-7}
-
-
-def assert_same(
-  actual: Any, expected: Any, where: str = '', *, rtol: float = 0.0, atol: float = 0.0
-) -> None:
+def assert_same(actual: Any, expected: Any, where: str = '') -> None:
   """To the last bit; floats nearly where another CPU or another version computes them."""
   if isinstance(expected, Mapping):
     assert sorted(actual) == sorted(expected), where
     for name, value in expected.items():
-      assert_same(actual[name], value, f'{where}/{name}', rtol=rtol, atol=atol)
+      assert_same(actual[name], value, f'{where}/{name}')
   elif isinstance(expected, list) and not all(isinstance(x, float | int) for x in expected):
     assert len(actual) == len(expected), where
     for number, pair in enumerate(zip(actual, expected, strict=True)):
-      assert_same(*pair, where=f'{where}/{number}', rtol=rtol, atol=atol)
+      assert_same(*pair, where=f'{where}/{number}')
   elif isinstance(expected, str | None):
     assert actual == expected, where
   else:
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), where
     if exact() or expected.dtype.kind not in 'fV':
-      np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol, err_msg=where)
+      np.testing.assert_array_equal(actual, expected, where)
     else:
       np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5, err_msg=where)
 
@@ -522,7 +515,7 @@ def test_training_and_evaluation_steps_are_the_same():
   small, large = (
     traverse_util.unflatten_dict(below(name, golden), sep='/') for name in ('small', 'large')
   )
-  assert_same(step_numbers(small, large), below('expected', golden), **LAST_BITS)
+  assert_same(step_numbers(small, large), below('expected', golden))
 
 
 def test_curves_and_bands_are_the_same():
@@ -546,7 +539,7 @@ def test_an_old_run_goes_on_bit_by_bit(outcome, run):
 def test_a_run_that_reads_an_old_teacher_cache_comes_out_the_same(outcome, cache):
   directory, _, _ = outcome(f'train by {cache}')
   expected = below(f'by_{cache}', load('continued'))
-  assert_same(parameters(directory / f'by_{cache}', 2), expected, **LAST_BITS)
+  assert_same(parameters(directory / f'by_{cache}', 2), expected)
 
 
 @pytest.mark.parametrize('command', COMMANDS)

@@ -232,22 +232,21 @@ def test_bfloat16_logits_are_summed_in_float32():
   assert total == losses.cat_dist(*as_float, *args[2:])[0]
 
 
-@pytest.mark.parametrize('logit', [-jnp.inf, jnp.inf, jnp.nan])
 @every_cell
-def test_impossible_logits_of_masked_tokens_spoil_neither_the_sum_nor_the_gradient(name, logit):
-  """A `where` behind a loss hides its value, and not its slope: 0 times infinity is NaN."""
+def test_impossible_logits_of_masked_tokens_spoil_neither_the_sum_nor_the_gradient(name):
+  """The loss of such a token is infinite: a `where` hides its value, its slope must be finite."""
   small, large, targets, weights = example(n=8)
   targets = targets.at[0].set(0)
-  spoiled = small.at[0, 0].set(logit), large.at[0, 0].set(logit)
+  impossible = small.at[0, 0].set(-jnp.inf)
   without = weights.at[0].set(0.0)
   cell = jax.value_and_grad(lambda small, *rest: CELLS[name][0](small, *rest)[0])
-  value, gradient = cell(spoiled[0], spoiled[1], targets, without)
+  value, gradient = cell(impossible, large, targets, without)
   expected, expected_gradient = cell(small, large, targets, without)
   assert value == expected
   np.testing.assert_array_equal(gradient, expected_gradient)
   assert not gradient[0].any()
-  if name == 'dist' and logit != jnp.inf:  # of a token that counts they would show
-    assert not jnp.isfinite(cell(*spoiled, targets, without.at[0].set(1.0))[0])
+  if name in ('xent', 'dist'):  # of a token that counts it would show
+    assert not jnp.isfinite(cell(impossible, large, targets, without.at[0].set(1.0))[0])
 
 
 def test_xent_needs_no_large_model_and_the_others_say_that_they_do():
