@@ -37,7 +37,7 @@ MEMORY_BAR = 0.25
 def naive(cell: Cell, loss: losses.CascadeLoss) -> Cell:
   """The same update from logits of all positions at once."""
   optimizer = optimizers.adafactor(optimizers.constant(1e-3))
-  small, large = cell.parts.small, cell.parts.large
+  small, large = cell.abstract.small, cell.abstract.large
 
   def total(params: Any, frozen: Any, batch: Any) -> jax.Array:
     model, teacher = small.bind(params), large and large.bind(frozen.large)
@@ -51,14 +51,14 @@ def naive(cell: Cell, loss: losses.CascadeLoss) -> Cell:
     params = optax.apply_updates(state.params, updates)
     return state._replace(params=params, opt_state=opt_state)
 
-  shardings = setup.shardings(cell.parts.state)
+  shardings = setup.shardings(cell.abstract.state)
   return cell._replace(step=jax.jit(step, donate_argnums=0, out_shardings=shardings))
 
 
 def parameter_sizes(cell: Cell) -> set[int]:
   """Elements of parameters: in total, per device, and gathered over one mesh axis."""
   sizes = set()
-  for leaf in jax.tree.leaves((cell.parts.state, cell.parts.frozen)):
+  for leaf in jax.tree.leaves((cell.abstract.state, cell.abstract.frozen)):
     mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
     local = math.prod(leaf.sharding.shard_shape(leaf.shape))
     cuts = [mesh.shape[axis] for axis in jax.tree.leaves(tuple(spec)) if axis]

@@ -47,7 +47,7 @@ def least(cell: Cell, width: int) -> float:
       total += local * width * (shards - 1)
     return total
 
-  small, large = cell.parts.state.params, cell.parts.frozen.large
+  small, large = cell.abstract.state.params, cell.abstract.frozen.large
   rows = small_mesh(cell).shape['data']
   shards = sum(leaf.size / _cut(leaf) for leaf in jax.tree.leaves(small)) * width
   return 3 * gathered(small) + gathered(large) + 2 * (rows - 1) / rows * shards

@@ -35,12 +35,12 @@ class Cell(NamedTuple):
   """A training step and its arguments."""
 
   step: jax.stages.Wrapped
-  parts: AbstractRun
+  abstract: AbstractRun
   batch: Batch
 
   @property
   def arguments(self) -> tuple[Any, ...]:
-    return self.parts.state, self.parts.frozen, self.batch
+    return self.abstract.state, self.abstract.frozen, self.batch
 
   def compile(self) -> Any:
     on_tpu = self.batch.targets.sharding.mesh.devices.flat[0].platform == 'tpu'
@@ -60,11 +60,11 @@ def cell(
 ) -> Cell:
   """Build a step on the active mesh, for decoder-only rows of `length` positions."""
   step = Step(learning_rate=optimizers.constant(1e-3), loss=loss, block_length=block_length)
-  parts = setup.abstract_run(
+  abstract = setup.abstract_run(
     SmallModel(small), LargeModel(large, dtype=large_dtype), step.transform
   )
   data = Data(lengths={'inputs': length // 2, 'targets': length // 2}, batch_size=rows)
-  return Cell(setup.compiled_step(parts, step), parts, plan.batch_shapes(small, data))
+  return Cell(setup.compiled_step(abstract, step), abstract, plan.batch_shapes(small, data))
 
 
 def mesh(topology: str, count: int | None = None, **axes: int) -> jax.sharding.Mesh:

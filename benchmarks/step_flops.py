@@ -25,14 +25,14 @@ BAR = 1.03
 
 def forward(cell: compiling.Cell) -> Work:
   """Work of the large model: hidden states and logits of all positions, without a loss."""
-  large = cell.parts.large
+  large = cell.abstract.large
   assert large is not None
 
   def logits(params: Any, batch: Any) -> jax.Array:
     model = large.bind(params)
     return model.readout(model.hidden(batch))
 
-  return flops.work_of(logits, cell.parts.frozen.large, cell.batch)
+  return flops.work_of(logits, cell.abstract.frozen.large, cell.batch)
 
 
 def main() -> None:

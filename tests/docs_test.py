@@ -1,5 +1,6 @@
 """The documentation: every page is reachable, every module and file that it names exists."""
 
+import ast
 import importlib.util
 import pathlib
 import re
@@ -50,3 +51,31 @@ def test_every_path_in_code_font_exists(page):
 
 def test_the_readme_is_a_page_to_read():
   assert len((ROOT / 'README.md').read_text().splitlines()) <= 200
+
+
+def _texts(node):
+  """Texts of a module; of an f-string with a placeholder for each value."""
+  if isinstance(node, ast.JoinedStr):
+    yield ''.join(v.value if isinstance(v, ast.Constant) else '\0' for v in node.values)
+    return
+  if isinstance(node, ast.Constant) and isinstance(node.value, str):
+    yield node.value
+  for child in ast.iter_child_nodes(node):
+    yield from _texts(child)
+
+
+def test_the_messages_to_look_up_are_those_that_programs_write():
+  """Their fixed parts: single capitals, HOST, and dots stand for what differs."""
+  table = (DOCS / 'running.md').read_text().partition('| message |')[2]
+  rows = re.findall(r'^\| (.*?) \|', table, re.MULTILINE)
+  messages = [message for row in rows for message in re.findall('`(.*?)`', row)]
+  assert len(messages) > 10
+  sources = [path.read_text() for path in (ROOT / 'cascades').rglob('*.py')]
+  written = '\n'.join(text for source in sources for text in _texts(ast.parse(source)))
+  fixed = [
+    part.strip(' ,_:')
+    for message in messages
+    for part in re.split(r'(?<![A-Za-z])[A-Z](?![A-Za-z])|HOST|\.\.\.', message)
+  ]
+  by_others = {'No space left on device', 'stopped sending heartbeats'}
+  assert {p for p in fixed if len(p) > 3 and p not in written} <= by_others

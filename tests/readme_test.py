@@ -1,4 +1,4 @@
-"""What the README shows works as shown."""
+"""Code and commands of the README work as shown."""
 
 import importlib
 import json
@@ -47,11 +47,11 @@ def shown(tmp_path, monkeypatch):
     sys.modules.pop(name, None)
 
 
-def test_every_place_it_names_exists():
-  places = re.findall(r'\]\(([^)]+)\)', README)
-  local = [place for place in places if not place.startswith('http')]
+def test_every_file_that_it_links_to_exists():
+  links = re.findall(r'\]\(([^)]+)\)', README)
+  local = [link for link in links if not link.startswith('http')]
   assert local
-  assert all((ROOT / place).exists() for place in local)
+  assert all((ROOT / link).exists() for link in local)
 
 
 def test_every_extension_has_at_most_ten_lines():
@@ -59,7 +59,7 @@ def test_every_extension_has_at_most_ten_lines():
   assert all(len(re.findall(r'^.+$', block, re.MULTILINE)) <= 10 for block in blocks('python'))
 
 
-def test_a_loss_of_ones_own(shown):
+def test_a_custom_loss(shown):
   (shown / 'my.gin').write_text(
     'from __gin__ import dynamic_registration\nimport my_losses\nLOSS = @my_losses.cat_smoothed\n'
   )
@@ -73,7 +73,7 @@ def test_a_loss_of_ones_own(shown):
   np.testing.assert_allclose((total, count), (expected, 6), rtol=1e-5)
 
 
-def test_a_rule_of_ones_own(shown):
+def test_a_custom_rule(shown):
   del shown
   rule = importlib.import_module('my_rules').first_token
   logprobs = np.array([[-1.0, -9.0], [-3.0, 0.0], [0.0, 0.0]])
@@ -83,16 +83,16 @@ def test_a_rule_of_ones_own(shown):
   np.testing.assert_array_equal(order, [2, 1, 0])
 
 
-def test_a_task_of_ones_own(shown):
+def test_a_custom_task(shown):
   task = importlib.import_module('my_tasks').doubling()
-  made = materialize.materialize(task, 'test', both(vocabularies.bytes_vocabulary()), str(shown))
-  assert len(made) == 100
-  assert next(iter(made.read([3]))).row.answers == ('1806',)
+  records = materialize.materialize(task, 'test', both(vocabularies.bytes_vocabulary()), str(shown))
+  assert len(records) == 100
+  assert next(iter(records.read([3]))).row.answers == ('1806',)
 
 
 @pytest.mark.slow
 def test_the_four_commands(shown):
-  """As typed, from another folder, but for the number of steps."""
+  """Unchanged and in another folder, except for the number of steps."""
   tiny.write_rows(shown, rows=64)
   (task,) = (block for block in blocks('') if 'local_jsonl' in block)
   (shown / 'task.gin').write_text(task)
@@ -105,8 +105,8 @@ def test_the_four_commands(shown):
 
 
 @pytest.mark.slow
-def test_ones_own_two_checkpoints(shown):
-  """As typed, but for the number of steps and rows of a batch, on tiny random ones."""
+def test_the_commands_for_two_pretrained_checkpoints(shown):
+  """Unchanged except for steps and batch size, on tiny random checkpoints."""
   tiny.write_rows(shown, rows=64)
   (task,) = (block for block in blocks('') if 'local_jsonl' in block)
   (shown / 'task.gin').write_text(task)
@@ -117,8 +117,8 @@ def test_ones_own_two_checkpoints(shown):
   for name in ('flan-t5-base', 'flan-t5-xxl'):
     folder = twin_folders.twin(shown / 'downloads' / name, 't5_1_1')
     tokenizer.save(str(folder / 'tokenizer.json'))
-    said = {'tokenizer_class': 'T5Tokenizer', 'eos_token': '</s>', 'pad_token': '<pad>'}
-    (folder / 'tokenizer_config.json').write_text(json.dumps(said))
+    settings = {'tokenizer_class': 'T5Tokenizer', 'eos_token': '</s>', 'pad_token': '<pad>'}
+    (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
   (commands,) = (block for block in blocks('sh') if 'cascades.convert' in block)
   commands = commands.replace('python -m', f'{sys.executable} -m')
   commands = commands.replace('TRAIN_STEPS=2000', 'TRAIN_STEPS=2').replace('SIZE=64', 'SIZE=8')

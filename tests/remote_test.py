@@ -61,6 +61,6 @@ def test_the_whole_job_runs_in_an_object_store(bucket, tmp_path):
   assert store.locate(f'{BUCKET}/small')[1] == 6
   steps = {step for step, _, _ in read_events(f'{BUCKET}/small/train')}
   assert {4, 6} <= steps
-  there = {path.name for path in (bucket / 'small').iterdir()}
-  assert {'huggingface', 'damaged_checkpoint_2', 'checkpoint_4', 'checkpoint_6'} <= there
-  assert 'checkpoint_5' not in there
+  names = {path.name for path in (bucket / 'small').iterdir()}
+  assert {'huggingface', 'damaged_checkpoint_2', 'checkpoint_4', 'checkpoint_6'} <= names
+  assert 'checkpoint_5' not in names
