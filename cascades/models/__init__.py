@@ -1,1 +1,1 @@
-"""Language models in flax.nnx: T5 and decoder-only. Imports nothing by itself."""
+"""Language models in flax.nnx, T5 and decoder-only, and BERT encoders."""

@@ -136,6 +136,22 @@ def test_on_chip_memory_is_no_traffic():
   assert hlo_costs.traffic(hlo.parse(on_chip)) == all_bytes - 4 * 4 * 5 * 16
 
 
+COPY = """HloModule copy
+
+ENTRY %main (x: f32[4,8]) -> f32[4,8] {
+  %x = f32[4,8]{1,0} parameter(0)
+  %near = (f32[4,8]{1,0:S(1)}, f32[4,8]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %done = f32[4,8]{1,0:S(1)} copy-done(%near)
+  %far = (f32[2,8]{1,0}, f32[4,8]{1,0:S(1)}, u32[]{:S(2)}) slice-start(%done)
+  ROOT %out = f32[2,8]{1,0} slice-done(%far)
+}
+"""
+
+
+def test_a_copy_between_memories_moves_its_bytes_once_and_a_slice_only_its_own():
+  assert hlo_costs.traffic(hlo.parse(COPY)) == 4 * 4 * 8 + 4 * 2 * 8
+
+
 def test_buffers_are_the_results_outside_of_fusions():
   x = jnp.ones((8, 100))
   fused = compiled(lambda x: jnp.sum(jnp.tanh(x[:, :, None] * x[:, None, :])), x)

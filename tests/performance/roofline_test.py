@@ -49,7 +49,10 @@ def test_a_plan_as_table_and_as_json():
   text = roofline.format_table(PLAN)
   assert 'all-gather' in text
   assert '3 times' in text
+  assert '2,000.00 ms, 3,000.00 ms, 5,000.00 ms\n' in text
   assert '5,000.00 ms; without overlap 10,000.00 ms' in text
+  assert '8.00 T on all devices' in text
+  assert '4.00 T, without recomputation' in text
   assert 'at most 13\n' in text  # 64 positions in 5 seconds
   record = json.loads(json.dumps(roofline.to_json(PLAN)))
   assert record['compiled']['memory']['total'] == 900
@@ -100,6 +103,26 @@ def test_running_out_of_memory_is_a_verdict_that_names_the_largest_buffers():
   plan = PLAN._replace(compiled=None, compile_error=verdict)
   assert plan.fits is False
   assert 'DOES NOT FIT: needs 45.20G of 15.75G' in roofline.format_table(plan)
+
+
+def test_a_compiled_step_has_the_totals_of_its_collectives():
+  with partitioning.use(partitioning.make_mesh(fsdp=8, devices=jax.devices()[:8])):
+    mesh = jax.sharding.get_mesh()
+    sharding = lambda *spec: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    x, y = (
+      jax.ShapeDtypeStruct((rows, 16), 'float32', sharding=sharding('fsdp')) for rows in (64, 32)
+    )
+
+    def function(x, y):  # two gathers, and a sum over the devices
+      gathered = (jax.lax.with_sharding_constraint(array, sharding()) for array in (x, y))
+      return (*gathered, x.sum(0))
+
+    step = roofline.analyze(jax.jit(function).lower(x, y).compile())
+  gathered, reduced = (64 + 32) * 16 * 4, 16 * 4  # bytes
+  assert step.collectives['all-gather'].bytes == pytest.approx(7 / 8 * gathered)
+  assert step.collectives['all-reduce'] == CollectiveTotals(1, 2 * 7 / 8 * reduced)
+  assert step.memory.arguments == gathered // 8
+  assert step.flops == 0
 
 
 def test_other_compiler_errors_are_not_about_memory():
