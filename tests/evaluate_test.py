@@ -222,6 +222,16 @@ def test_every_macro_reaches_the_program():
   assert set(re.findall(r'^([A-Z_]+) =', text, re.M)) == set(macros)
 
 
+def test_rules_can_be_bound_by_name():
+  gin.clear_config()
+  binding = "evaluate.evaluate.rules={'least likely token': @deferral.minimum}"
+  cli.configure('cascades.evaluate', [], [binding])
+  rule = gin.get_bindings(evaluate.evaluate)['rules']['least likely token']
+  gin.clear_config()
+  logprobs, mask = np.array([[-1.0, -3.0], [-2.0, 0.0]]), np.array([[1, 1], [1, 0]], bool)
+  np.testing.assert_array_equal(rule(logprobs, mask), [3, 2])
+
+
 @pytest.mark.parametrize('metric', ['bleu', metrics.bleu()], ids=['name', 'metric'])
 def test_a_metric_that_inference_did_not_know_judges_the_texts(
   directories, tmp_path, no_figures, metric

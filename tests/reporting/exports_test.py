@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import math
 
 import hypothesis.strategies as st
 import pytest
@@ -89,6 +90,28 @@ def test_there_is_one_record_for_each_number_with_an_interval():
   assert all(record['p'] is None for record in records if not record['baseline'])
   assert {record['task'] for record in differences} == {pooling.POOLED}
   assert records[-1]['quantity'] == 'bleu alone'
+
+
+def test_records_hold_every_number_of_the_cascades_and_of_their_differences():
+  comparison = synthetic_tables.comparison()
+  records = list(exports.records(comparison))
+
+  def rows(estimates):
+    """Rows of the numbers; what is not finite is None."""
+    return [
+      (*quantity, *(x if math.isfinite(x) else None for x in estimate))
+      for quantity, estimate in estimates.items()
+    ]
+
+  for source in (*comparison.cascades, *comparison.differences):
+    baseline, columns = getattr(source, 'baseline', ''), ['quantity', 'at', 'value', 'low', 'high']
+    names = {
+      'model': source.model, 'baseline': baseline, 'score': source.score,
+      'task': getattr(source, 'task', pooling.POOLED),
+    }  # fmt: skip
+    chosen = [record for record in records if names.items() <= record.items()]
+    columns += ['p'] if baseline else []
+    assert [tuple(record[name] for name in columns) for record in chosen] == rows(source.estimates)
 
 
 @given(st.text())
