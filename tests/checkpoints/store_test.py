@@ -1,6 +1,7 @@
 """Checkpoints: what comes back is what was saved, and what is wrong is said by name."""
 
 import json
+import shutil
 import threading
 
 import jax
@@ -44,13 +45,20 @@ def test_directories_may_be_relative(tmp_path, state, monkeypatch):
   )
 
 
-def test_saving_does_not_wait_for_the_disk_and_later_steps_do_not_change_it(tmp_path, state):
+def test_later_steps_do_not_change_what_is_being_saved(tmp_path, state, monkeypatch):
+  """As in training, the next steps write into the buffers of the state, which is donated."""
+  go, write = threading.Event(), store.checksums.write
+  monkeypatch.setattr(store.checksums, 'write', lambda path: go.wait(60) and write(path))
+  params = jax.tree.map(lambda x: x + 0, state.params)  # the fixture's is compared below
+  step = jax.jit(lambda params: jax.tree.map(lambda x: x + 1, params), donate_argnums=0)
   with store.Checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(1, state)
-    changed = jax.tree.map(lambda x: x + 1, state)
-    del changed
-  with store.Checkpoints(tmp_path) as checkpoints:
-    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(1, state), state)
+    checkpoints.save(1, {'params': params})
+    for _ in range(3):
+      params = step(params)
+    assert not (tmp_path / 'checkpoint_1').exists()
+    go.set()
+  restored = store.restore_params(tmp_path, params)
+  jax.tree.map(np.testing.assert_array_equal, restored, state.params)
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path, state):
@@ -152,7 +160,7 @@ def test_a_damaged_checkpoint_is_an_error(tmp_path, state):
   with store.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, state)
   (tmp_path / 'checkpoint_1' / 'state' / '_METADATA').write_text('{')
-  with pytest.raises(store.CheckpointError, match='checkpoint_1'):
+  with pytest.raises(store.CheckpointError, match=r'checkpoint_1.* is damaged'):
     store.restore_params(tmp_path, state.params)
 
 
@@ -178,10 +186,12 @@ def test_no_or_a_damaged_description_is_an_error(tmp_path):
 
 def test_a_checkpoint_written_in_place_of_another_has_another_identity(tmp_path, state):
   identities = set()
-  for run in ('a', 'b'):
-    with store.Checkpoints(tmp_path / run) as checkpoints:
+  for _ in range(2):
+    with store.Checkpoints(tmp_path) as checkpoints:
       checkpoints.save(1, state)
-    identities.add(store.identity(tmp_path / run, 1))
+    identities.add(store.identity(tmp_path, 1))
+    assert store.identity(tmp_path, 1) in identities
+    shutil.rmtree(tmp_path / 'checkpoint_1')
   assert len(identities) == 2
   assert all(json.loads(identity) for identity in identities)
 

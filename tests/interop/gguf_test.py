@@ -107,6 +107,8 @@ def test_every_tensor_is_dequantized_by_its_own_type(tmp_path):
   )
   query = gguf_files.interleave(np.asarray(arrays[f'{layer}.self_attn.q_proj.weight']), 4)
   np.testing.assert_array_equal(query, restored('blk.0.attn_q.weight'))
+  key = gguf_files.interleave(np.asarray(arrays[f'{layer}.self_attn.k_proj.weight']), 2)
+  np.testing.assert_array_equal(key, restored('blk.0.attn_k.weight'))
   assert 0 < np.abs(query - original['blk.0.attn_q.weight']).max() < 0.01
   assert {np.asarray(array).dtype for array in arrays.values()} == {np.dtype('float32')}
   assert all(np.asarray(array).shape == array.shape for array in arrays.values())
@@ -116,7 +118,7 @@ def test_weights_go_where_the_mesh_wants_them(tmp_path):
   mesh = partitioning.make_mesh(1, 4, 2)
   _, params = _load(_write(tmp_path, 'llama'), mesh=mesh)
   kernel = params['blocks']['mlp']['wi_0']['kernel']
-  assert not kernel.sharding.is_fully_replicated
+  assert kernel.addressable_shards[0].data.shape == (2, 4, 12)
   expected = testing.weights(TWINS['llama'])['blocks/mlp/wi_0/kernel']
   np.testing.assert_array_equal(kernel, expected)
 

@@ -190,10 +190,11 @@ def test_saving_leaves_no_temporary_file(every_kind, tmp_path):
 
 
 def test_descriptions_are_json_and_say_the_kind(every_kind):
-  for vocabulary in every_kind:
-    assert json.loads(json.dumps(vocabulary.describe()))['kind'] in (
-      'bytes', 'symbols', 'sentencepiece',
-    )  # fmt: skip
+  descriptions = [json.loads(json.dumps(vocabulary.describe())) for vocabulary in every_kind]
+  assert descriptions == [vocabulary.describe() for vocabulary in every_kind]
+  assert [description['kind'] for description in descriptions] == [
+    *('bytes', 'bytes', 'symbols', 'sentencepiece')
+  ]
 
 
 def test_fingerprints_differ_exactly_when_contents_do(every_kind, model, tmp_path):
