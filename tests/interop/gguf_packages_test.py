@@ -67,16 +67,18 @@ def _lines(language: str, count: int) -> list[str]:
 
 
 def _ours(path: pathlib.Path, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  found = importer.open_file(path)
-  config = configs.from_description(found.description)
+  weights = importer.open_file(path)
+  config = configs.from_description(weights.description)
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     graph, abstract = abstract_model(config)
-  params = found.tensors.load(abstract)
+  params = weights.tensors.load(abstract)
 
   @jax.jit
   def answer(params, tokens):
-    whole = nnx.merge(graph, params)
-    return jax.nn.log_softmax(whole.readout(whole.hidden(Batch(tokens, None, None))))
+    language_model = nnx.merge(graph, params)
+    return jax.nn.log_softmax(
+      language_model.readout(language_model.hidden(Batch(tokens, None, None)))
+    )
 
   return {name: np.asarray(answer(params, tokens[None]))[0] for name, tokens in rows.items()}
 
@@ -104,14 +106,14 @@ def test_log_probabilities_are_those_of_transformers(model):
     language: np.array([*start, *vocabulary.encode(text)][:TOKENS], np.int32)
     for language, text in texts.items()
   }
-  ours, theirs = _ours(path, rows), _theirs(path, rows)
+  actual, original = _ours(path, rows), _theirs(path, rows)
   for language, tokens in rows.items():
-    worst = np.abs(ours[language] - theirs[language]).max()
-    second, first = np.sort(theirs[language], -1)[:, -2:].T
+    worst = np.abs(actual[language] - original[language]).max()
+    second, first = np.sort(original[language], -1)[:, -2:].T
     clear = first - second > TOLERANCE
-    same = ours[language].argmax(-1) == theirs[language].argmax(-1)
+    same = actual[language].argmax(-1) == original[language].argmax(-1)
     read = vocabulary.decode(tokens).encode()
-    bits = -ours[language][np.arange(len(tokens) - 1), tokens[1:]].sum() / np.log(2) / len(read)
+    bits = -actual[language][np.arange(len(tokens) - 1), tokens[1:]].sum() / np.log(2) / len(read)
     print(
       f'{name} {language}: log-probabilities differ by at most {worst:.1e}, first choices agree in '
       f'{same.sum()} of {len(same)}, {bits:.3f} bits per byte'
@@ -131,6 +133,6 @@ def test_real_lines_are_encoded_as_transformers_does(model):
   for language in PASSAGES:
     lines = _lines(language, LINES)
     expected = reference(lines, add_special_tokens=False).input_ids
-    found = [ids.tolist() for ids in vocabulary.encode_all(lines)]
-    assert found == expected
-    assert [vocabulary.decode(ids) for ids in found] == lines
+    encoded = [ids.tolist() for ids in vocabulary.encode_all(lines)]
+    assert encoded == expected
+    assert [vocabulary.decode(ids) for ids in encoded] == lines

@@ -18,7 +18,7 @@ from tests.interop import twin_folders
 gguf = pytest.importorskip('gguf', reason='the extra `gguf` is not installed')
 gguf_files = pytest.importorskip('tests.interop.gguf_files')
 
-# As GGUF can say them: Llama 3's scaling is recognised by its published sizes, and Gemma 3 has one
+# As GGUF can say them: Llama 3's scaling is recognized by its published sizes, and Gemma 3 has one
 # scale for its queries.
 TWINS = {
   'llama': dataclasses.replace(twins.CONFIGS['llama'], rope_llama3=None),
@@ -28,24 +28,24 @@ TWINS = {
 }
 
 
-def _write(path, name, config=None, *, said=None, tensors=None, **options):
+def _write(path, name, config=None, *, settings=None, tensors=None, **options):
   config = config or TWINS[name]
   return gguf_files.write(
     path / f'{name}.gguf',
     name,
-    gguf_files.fields(name, config) | (said or {}),
+    gguf_files.fields(name, config) | (settings or {}),
     gguf_files.tensors(name, config) if tensors is None else tensors,
     **options,
   )
 
 
 def _load(path, *, mesh=None):
-  found = importer.open_file(path)
-  config = configs.from_description(found.description)
+  actual = importer.open_file(path)
+  config = configs.from_description(actual.description)
   mesh = mesh or partitioning.make_mesh(devices=jax.devices()[:1])
   with partitioning.use(mesh):
     _, abstract = abstract_model(config)
-  return config, found.tensors.load(abstract)
+  return config, actual.tensors.load(abstract)
 
 
 @pytest.mark.parametrize('name', TWINS)
@@ -56,11 +56,11 @@ def test_a_file_is_the_twin_that_it_was_written_from(name, tmp_path):
     assert config.query_scale == pytest.approx(expected.query_scale)
     config = dataclasses.replace(config, query_scale=expected.query_scale)
   assert config == expected
-  found, weights = twin_folders.flat(params), testing.weights(expected)
-  assert found.keys() == weights.keys()
+  actual, weights = twin_folders.flat(params), testing.weights(expected)
+  assert actual.keys() == weights.keys()
   # Adding one to Gemma's scales, and taking it away, costs their last bits.
   for path, value in weights.items():
-    np.testing.assert_allclose(found[path], value, rtol=0, atol=3e-7 if 'norm' in path else 0)
+    np.testing.assert_allclose(actual[path], value, rtol=0, atol=3e-7 if 'norm' in path else 0)
 
 
 def test_adjacent_rotary_rows_become_halves():
@@ -94,8 +94,8 @@ def test_every_tensor_is_dequantized_by_its_own_type(tmp_path):
   )
 
   def restored(name):
-    kind = gguf.GGMLQuantizationType[STORED[name]]
-    return gguf.quants.dequantize(gguf.quants.quantize(original[name], kind), kind)
+    variant = gguf.GGMLQuantizationType[STORED[name]]
+    return gguf.quants.dequantize(gguf.quants.quantize(original[name], variant), variant)
 
   layer = 'model.layers.0'
   np.testing.assert_array_equal(arrays['model.embed_tokens.weight'], restored('token_embd.weight'))
@@ -125,29 +125,29 @@ def test_weights_go_where_the_mesh_wants_them(tmp_path):
 
 def _llama_factors(size, theta, factor, low, high, length):
   """`LlamaModel.generate_extra_tensors` of llama.cpp's converter, frequency by frequency."""
-  found = []
+  actual = []
   for i in range(0, size, 2):
     wavelength = 2 * np.pi * theta ** (i / size)
     if wavelength < length / high:
-      found.append(1.0)
+      actual.append(1.0)
     elif wavelength > length / low:
-      found.append(factor)
+      actual.append(factor)
     else:
       smooth = (length / wavelength - low) / (high - low)
-      found.append(1 / ((1 - smooth) / factor + smooth))
-  return np.array(found, np.float32)
+      actual.append(1 / ((1 - smooth) / factor + smooth))
+  return np.array(actual, np.float32)
 
 
 @pytest.mark.parametrize('published', importer._LLAMA3_ROPES)
-def test_llama_3_is_recognised_by_its_rotary_factors(published, tmp_path):
+def test_llama_3_is_recognized_by_its_rotary_factors(published, tmp_path):
   config = dataclasses.replace(WIDE, head_dim=64, rope_theta_pattern=(500_000.0,))
   tensors = {
     'token_embd.weight': np.zeros((32, 32), np.float32),
     'rope_freqs.weight': _llama_factors(64, 500_000.0, *published),
   }
   assert len(set(tensors['rope_freqs.weight'].tolist())) > 3
-  found = importer.open_file(_write(tmp_path, 'llama', config, tensors=tensors))
-  assert tuple(found.description['rope_llama3']) == published
+  actual = importer.open_file(_write(tmp_path, 'llama', config, tensors=tensors))
+  assert tuple(actual.description['rope_llama3']) == published
 
 
 def test_rotary_factors_of_another_kind_are_refused(tmp_path):
@@ -160,7 +160,7 @@ def test_rotary_factors_of_another_kind_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('said', 'message'),
+  ('settings', 'message'),
   [
     ({'llama.expert_count': 8}, r'llama\.expert_count=8 .* supported: None, 0'),
     ({'llama.attention.value_length': 4}, r'llama\.attention\.value_length=4'),
@@ -169,9 +169,9 @@ def test_rotary_factors_of_another_kind_are_refused(tmp_path):
     ({'split.count': 3}, r'is one of 3 files of a model: join them with'),
   ],
 )
-def test_what_our_models_do_not_compute_is_named(said, message, tmp_path):
+def test_what_our_models_do_not_compute_is_named(settings, message, tmp_path):
   with pytest.raises(store.CheckpointError, match=message):
-    importer.open_file(_write(tmp_path, 'llama', said=said))
+    importer.open_file(_write(tmp_path, 'llama', settings=settings))
 
 
 def test_another_architecture_is_named_with_those_that_are_known(tmp_path):
@@ -181,10 +181,10 @@ def test_another_architecture_is_named_with_those_that_are_known(tmp_path):
 
 
 def test_a_missing_field_is_named(tmp_path):
-  said = gguf_files.fields('llama', TWINS['llama'])
-  del said['llama.feed_forward_length']
+  settings = gguf_files.fields('llama', TWINS['llama'])
+  del settings['llama.feed_forward_length']
   tensors = gguf_files.tensors('llama', TWINS['llama'])
-  path = gguf_files.write(tmp_path / 'm.gguf', 'llama', said, tensors)
+  path = gguf_files.write(tmp_path / 'm.gguf', 'llama', settings, tensors)
   with pytest.raises(store.CheckpointError, match=r'lacks llama\.feed_forward_length'):
     importer.open_file(path)
 

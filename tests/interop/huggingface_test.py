@@ -21,10 +21,10 @@ from tests.interop import twin_folders
 
 
 def _assert_twin(params, name):
-  found, expected = twin_folders.flat(params), testing.weights(twins.CONFIGS[name])
-  assert found.keys() == expected.keys()
+  actual, expected = twin_folders.flat(params), testing.weights(twins.CONFIGS[name])
+  assert actual.keys() == expected.keys()
   for path in expected:
-    np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+    np.testing.assert_array_equal(actual[path], expected[path], err_msg=path)
 
 
 @pytest.mark.parametrize('name', twins.CONFIGS)
@@ -37,9 +37,9 @@ def test_a_folder_is_the_model_that_has_the_golden_logits(name, tmp_path):
 @pytest.mark.parametrize('name', twins.CONFIGS)
 def test_reading_what_was_written_is_bit_exact(name, tmp_path):
   first = twin_folders.twin(tmp_path / 'first', name)
-  found = huggingface.open_folder(first)
+  actual = huggingface.open_folder(first)
   _, params = twin_folders.load(first)
-  tensors = tensor_tables.unload(found.tensors.table, params)
+  tensors = tensor_tables.unload(actual.tensors.table, params)
   huggingface.write_folder(tmp_path / 'second', twin_folders.config(name), tensors, {})
   again = load_file(tmp_path / 'second' / 'model.safetensors')
   expected = twin_folders.tensors(name)
@@ -78,7 +78,7 @@ def test_every_process_reads_only_what_its_devices_hold(tmp_path, monkeypatch):
   spy = lambda path, abstract_state: asked.append(abstract_state) or load(path, abstract_state)
   monkeypatch.setattr(safetensors_files.ocp, 'load', spy)
   twin_folders.load(folder, mesh=partitioning.make_mesh(1, 4, 2), batch_bytes=1)
-  placed = {name: like for part in asked for name, like in part.items()}
+  placed = {name: like for section in asked for name, like in section.items()}
   shards = lambda name: placed[name].sharding.shard_shape(placed[name].shape)
   assert shards('model.layers.0.self_attn.q_proj.weight') == (12, 4)  # of (4 x 6, 16)
   assert shards('model.layers.1.self_attn.o_proj.weight') == (4, 12)
@@ -133,12 +133,12 @@ def test_copies_of_shared_weights_are_compared(tmp_path):
   tensors = twin_folders.tensors('t5_1_0')
   copies = ('lm_head.weight', 'encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
   config = twin_folders.config('t5_1_0')
-  whole = tensors | dict.fromkeys(copies, tensors['shared.weight'])
-  _, params = twin_folders.load(twin_folders.write(tmp_path, config, whole))
+  complete = tensors | dict.fromkeys(copies, tensors['shared.weight'])
+  _, params = twin_folders.load(twin_folders.write(tmp_path, config, complete))
   np.testing.assert_array_equal(params['embedding'], tensors['shared.weight'])
-  whole['lm_head.weight'] = whole['lm_head.weight'] + 1
+  complete['lm_head.weight'] = complete['lm_head.weight'] + 1
   with pytest.raises(store.CheckpointError, match=r'lm_head.weight should repeat shared.weight'):
-    twin_folders.load(twin_folders.write(tmp_path, config, whole))
+    twin_folders.load(twin_folders.write(tmp_path, config, complete))
 
 
 def test_a_copy_stands_for_weights_that_are_stored_once(tmp_path):

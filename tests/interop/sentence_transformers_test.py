@@ -12,8 +12,8 @@ POOLING = '1_Pooling/config.json'
 
 def options(*kinds, pooling=None, limits=None, prompts=None):
   steps = [
-    {'path': f'{i}_{kind}' if i else '', 'type': f'sentence_transformers.models.{kind}'}
-    for i, kind in enumerate(kinds)
+    {'path': f'{i}_{variant}' if i else '', 'type': f'sentence_transformers.models.{variant}'}
+    for i, variant in enumerate(kinds)
   ]
   folder = {
     'modules.json': steps,
@@ -51,14 +51,14 @@ def test_the_way_of_pooling_is_read(pooling, expected):
   assert options(*STEPS, pooling=pooling) == {'pooling': expected, 'normalize': False}
 
 
-def test_vectors_are_normalised_and_texts_cut_if_the_files_say_so():
-  found = options(*STEPS, 'Normalize', limits={'max_seq_length': 256, 'do_lower_case': False})
-  assert found == {'pooling': 'mean', 'normalize': True, 'max_length': 256}
+def test_vectors_are_normalized_and_texts_cut_if_the_files_say_so():
+  actual = options(*STEPS, 'Normalize', limits={'max_seq_length': 256, 'do_lower_case': False})
+  assert actual == {'pooling': 'mean', 'normalize': True, 'max_length': 256}
   assert 'max_length' not in options(*STEPS, limits={'max_seq_length': None})
 
 
 @pytest.mark.parametrize(
-  ('said', 'words'),
+  ('settings', 'words'),
   [
     (
       {'pooling': SWITCHES | {'pooling_mode_max_tokens': True}},
@@ -73,9 +73,9 @@ def test_vectors_are_normalised_and_texts_cut_if_the_files_say_so():
     ({'prompts': {'default_prompt_name': 'query'}}, "default_prompt_name='query'"),
   ],
 )
-def test_an_option_that_is_not_supported_is_named(said, words):
+def test_an_option_that_is_not_supported_is_named(settings, words):
   with pytest.raises(store.CheckpointError, match=re.escape(words)):
-    options(*STEPS, **said)
+    options(*STEPS, **settings)
 
 
 @pytest.mark.parametrize('kinds', [('Transformer', 'Pooling', 'Dense'), ('Transformer',)])

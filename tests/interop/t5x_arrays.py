@@ -1,4 +1,4 @@
-"""Tiny checkpoints in T5X's layouts and by its names, and what they are here."""
+"""Tiny checkpoints in T5X's layouts and by its names, and the parameters that they become."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def abstract(
 
 
 def load(path: Any, *, dtype: str = 'float32', mesh: tuple[int, int, int] = (1, 1, 1)) -> Loaded:
-  """As a program does it: the configuration from the checkpoint, the parameters onto a mesh."""
+  """Reads configuration and parameters as a program does, onto a mesh."""
   source = t5x.open_checkpoint(path)
   config = configs.from_description(source.description)
   like = abstract(config, dtype, *mesh)[1]
@@ -51,7 +51,7 @@ def flat(params: Any) -> dict[str, np.ndarray]:
 
 
 def write_orbax(path: pathlib.Path, target: Mapping[str, np.ndarray], step: int = 5) -> None:
-  """As T5X's Orbax checkpoints are, by Orbax."""
+  """Writes arrays as T5X's Orbax checkpoints, with Orbax."""
   tree = {
     'target': traverse_util.unflatten_dict(dict(target), sep='/'),
     'state': {'step': np.int32(step)},
@@ -61,7 +61,7 @@ def write_orbax(path: pathlib.Path, target: Mapping[str, np.ndarray], step: int 
 
 
 def write_native(path: pathlib.Path, target: Mapping[str, np.ndarray], version: int = 3) -> None:
-  """As T5X's native checkpoints are, written by hand and wholly inline."""
+  """Writes arrays as T5X's native checkpoints, all of them inline."""
   path.mkdir(parents=True)
   tree = {
     'target': traverse_util.unflatten_dict(dict(target), sep='/'),
@@ -71,45 +71,47 @@ def write_native(path: pathlib.Path, target: Mapping[str, np.ndarray], version: 
   (path / 'checkpoint').write_bytes(content)
 
 
-def plain(config: t5.T5Config, theirs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def plain(config: t5.T5Config, original: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Our parameters from T5X's names of plain T5, one by one and without a table."""
   heads = (config.num_heads, config.head_dim)
-  ours = {'embedding': theirs['token_embedder/embedding']}
+  params = {'embedding': original['token_embedder/embedding']}
   if not config.logits_via_embedding:
-    ours['unembedding'] = theirs['decoder/logits_dense/kernel'].T
+    params['unembedding'] = original['decoder/logits_dense/kernel'].T
   inner = {'wi_0': 'wi_0', 'wi_1': 'wi_1'} if len(config.mlp_activations) == 2 else {'wi_0': 'wi'}
   for stack, num in (
     ('encoder', config.num_encoder_layers),
     ('decoder', config.num_decoder_layers),
   ):
     gather = lambda name, stack=stack, num=num: np.stack(
-      [theirs[f'{stack}/layers_{i}/{name}'] for i in range(num)]
+      [original[f'{stack}/layers_{i}/{name}'] for i in range(num)]
     )
     own = 'attention' if stack == 'encoder' else 'self_attention'
     attentions = {'self': (f'pre_{own}_layer_norm', own)}
     if stack == 'decoder':
       attentions['cross'] = ('pre_cross_attention_layer_norm', 'encoder_decoder_attention')
-    ours[f'{stack}_bias/table'] = theirs[f'{stack}/relpos_bias/rel_embedding'].T
-    ours[f'{stack}_norm/scale'] = theirs[f'{stack}/{stack}_norm/scale']
-    ours[f'{stack}/mlp_norm/scale'] = gather('pre_mlp_layer_norm/scale')
-    for here, there in {**inner, 'wo': 'wo'}.items():
-      ours[f'{stack}/mlp/{here}/kernel'] = gather(f'mlp/{there}/kernel')
-    for here, (norm, there) in attentions.items():
-      ours[f'{stack}/{here}_norm/scale'] = gather(f'{norm}/scale')
-      for part in ('query', 'key', 'value'):
-        kernel = gather(f'{there}/{part}/kernel')
-        ours[f'{stack}/{here}_attention/{part}/kernel'] = kernel.reshape(num, -1, *heads)
-      kernel = gather(f'{there}/out/kernel')
-      ours[f'{stack}/{here}_attention/out/kernel'] = kernel.reshape(num, *heads, -1)
-  return ours
+    params[f'{stack}_bias/table'] = original[f'{stack}/relpos_bias/rel_embedding'].T
+    params[f'{stack}_norm/scale'] = original[f'{stack}/{stack}_norm/scale']
+    params[f'{stack}/mlp_norm/scale'] = gather('pre_mlp_layer_norm/scale')
+    for parameter, tensor in {**inner, 'wo': 'wo'}.items():
+      params[f'{stack}/mlp/{parameter}/kernel'] = gather(f'mlp/{tensor}/kernel')
+    for parameter, (norm, tensor) in attentions.items():
+      params[f'{stack}/{parameter}_norm/scale'] = gather(f'{norm}/scale')
+      for projection in ('query', 'key', 'value'):
+        kernel = gather(f'{tensor}/{projection}/kernel')
+        params[f'{stack}/{parameter}_attention/{projection}/kernel'] = kernel.reshape(
+          num, -1, *heads
+        )
+      kernel = gather(f'{tensor}/out/kernel')
+      params[f'{stack}/{parameter}_attention/out/kernel'] = kernel.reshape(num, *heads, -1)
+  return params
 
 
 def shapes(config: t5.T5Config) -> dict[str, tuple[int, ...]]:
   """All names and shapes of plain T5, from the format's description."""
   E, M, J = config.emb_dim, config.mlp_dim, config.num_heads * config.head_dim
-  found: dict[str, tuple[int, ...]] = {'token_embedder/embedding': (config.vocab_size, E)}
+  shapes: dict[str, tuple[int, ...]] = {'token_embedder/embedding': (config.vocab_size, E)}
   if not config.logits_via_embedding:
-    found['decoder/logits_dense/kernel'] = (E, config.vocab_size)
+    shapes['decoder/logits_dense/kernel'] = (E, config.vocab_size)
   inner = ('wi_0', 'wi_1') if len(config.mlp_activations) == 2 else ('wi',)
   per_stack = {
     'encoder': (config.num_encoder_layers, ('attention',), ('attention', 'mlp')),
@@ -121,16 +123,16 @@ def shapes(config: t5.T5Config) -> dict[str, tuple[int, ...]]:
   }
   for stack, (num, attentions, norms) in per_stack.items():
     buckets = config.relative_attention_num_buckets
-    found[f'{stack}/relpos_bias/rel_embedding'] = (config.num_heads, buckets)
-    found[f'{stack}/{stack}_norm/scale'] = (E,)
+    shapes[f'{stack}/relpos_bias/rel_embedding'] = (config.num_heads, buckets)
+    shapes[f'{stack}/{stack}_norm/scale'] = (E,)
     for layer in (f'{stack}/layers_{i}' for i in range(num)):
-      found |= {f'{layer}/pre_{norm}_layer_norm/scale': (E,) for norm in norms}
-      found |= {f'{layer}/mlp/{wi}/kernel': (E, M) for wi in inner}
-      found[f'{layer}/mlp/wo/kernel'] = (M, E)
+      shapes |= {f'{layer}/pre_{norm}_layer_norm/scale': (E,) for norm in norms}
+      shapes |= {f'{layer}/mlp/{wi}/kernel': (E, M) for wi in inner}
+      shapes[f'{layer}/mlp/wo/kernel'] = (M, E)
       for attention in attentions:
-        found |= {f'{layer}/{attention}/{p}/kernel': (E, J) for p in ('query', 'key', 'value')}
-        found[f'{layer}/{attention}/out/kernel'] = (J, E)
-  return found
+        shapes |= {f'{layer}/{attention}/{p}/kernel': (E, J) for p in ('query', 'key', 'value')}
+        shapes[f'{layer}/{attention}/out/kernel'] = (J, E)
+  return shapes
 
 
 def decoder_shapes(config: decoder.DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -140,20 +142,20 @@ def decoder_shapes(config: decoder.DecoderConfig) -> dict[str, tuple[int, ...]]:
   inner = ('wi_0', 'wi_1') if len(config.mlp_activations) == 2 else ('wi',)
   layer = {
     **{f'pre_{norm}_layer_norm/scale': (E,) for norm in ('self_attention', 'mlp')},
-    **{f'self_attention/{part}/kernel': (E, J) for part in ('query', 'key', 'value')},
+    **{f'self_attention/{projection}/kernel': (E, J) for projection in ('query', 'key', 'value')},
     'self_attention/out/kernel': (J, E),
     **{f'mlp/{wi}/kernel': (E, M) for wi in inner},
     'mlp/wo/kernel': (M, E),
     **(bias if config.relative_bias_per_layer else {}),
   }
-  whole = {
+  shapes = {
     'token_embedder/embedding': (config.vocab_size, E),
     'decoder_norm/scale': (E,),
     **({} if config.relative_bias_per_layer else bias),
     **({} if config.logits_via_embedding else {'logits_dense/kernel': (E, config.vocab_size)}),
     **{f'layers_{i}/{n}': shape for i in range(config.num_layers) for n, shape in layer.items()},
   }
-  return {f'decoder/{name}': shape for name, shape in whole.items()}
+  return {f'decoder/{name}': shape for name, shape in shapes.items()}
 
 
 def random_arrays(
@@ -165,16 +167,16 @@ def random_arrays(
 
 
 def scanned(
-  config: t5.T5Config, theirs: Mapping[str, np.ndarray], *, layers: Mapping[str, str]
+  config: t5.T5Config, original: Mapping[str, np.ndarray], *, layers: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
   """The arrays as the scanned variant keeps them: all layers on axis 1, the heads apart."""
-  found, groups = {}, {}
-  for name, array in theirs.items():
+  arrays, groups = {}, {}
+  for name, array in original.items():
     stack, _, rest = name.partition('/')
     if rest == 'relpos_bias/rel_embedding':
       # Each layer's own: the plain one's, and others.
       num = getattr(config, f'num_{stack}_layers')
-      found[f'{stack}/{layers[stack]}/{rest}'] = np.stack(
+      arrays[f'{stack}/{layers[stack]}/{rest}'] = np.stack(
         [(-1) ** i * array + i / 2 for i in range(num)], 1
       )
     elif rest.startswith('layers_'):
@@ -185,5 +187,5 @@ def scanned(
         array = array.reshape(-1, *heads)
       groups.setdefault(f'{stack}/{layers[stack]}/{rest.partition("/")[2]}', []).append(array)
     else:
-      found[name] = array
-  return found | {name: np.stack(arrays, 1) for name, arrays in groups.items()}
+      arrays[name] = array
+  return arrays | {name: np.stack(layer, 1) for name, layer in groups.items()}

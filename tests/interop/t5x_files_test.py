@@ -107,8 +107,8 @@ def test_a_checkpoint_is_found_wherever_it_was_written(written, tmp_path):
 
 
 def test_orbax_without_ocdbt_is_read(tmp_path):
-  theirs = random_arrays(TINY)
-  for name, array in theirs.items():
+  exported = random_arrays(TINY)
+  for name, array in exported.items():
     folder = tmp_path / 'checkpoint_5' / 'state' / f'target.{name.replace("/", ".")}'
     kvstore = {'driver': 'file', 'path': f'{folder}/'}
     spec = {'driver': 'zarr', 'kvstore': kvstore, 'metadata': {'shape': [*array.shape]}}

@@ -1,4 +1,4 @@
-"""What T5X's scanned T5 and its decoder-only example compute, slowly, from arrays by its names.
+"""Logits of T5X's scanned T5 and its decoder-only example, slowly, from its arrays.
 
 After t5x/examples/{scalable_t5,decoder_only}/{network,layers}.py; float64, one query at a time.
 """
@@ -14,18 +14,18 @@ Arrays = Mapping[str, np.ndarray]
 
 def bucket(distance: int, *, bidirectional: bool, num_buckets: int, max_distance: int) -> int:
   """The published definition, one distance at a time, in float32 as T5X computes it."""
-  found, far = 0, -distance
+  offset, far = 0, -distance
   if bidirectional:
     num_buckets //= 2
-    found += num_buckets if far < 0 else 0
+    offset += num_buckets if far < 0 else 0
     far = abs(far)
   else:
     far = max(far, 0)
   exact = num_buckets // 2
   if far < exact:
-    return found + far
+    return offset + far
   growth = np.log(np.float32(far) / exact + np.finfo(np.float32).eps) / np.log(max_distance / exact)
-  return found + min(exact + int(growth * (num_buckets - exact)), num_buckets - 1)
+  return offset + min(exact + int(growth * (num_buckets - exact)), num_buckets - 1)
 
 
 def scanned_t5(arrays: Arrays, inputs: np.ndarray, targets: np.ndarray, encoder: np.ndarray):
@@ -101,7 +101,9 @@ def _attention(get, name, x, source, mask, table, bidirectional) -> np.ndarray:
   """No 1 / sqrt(d); what is masked gets -1e10; `table` is (heads, buckets)."""
   out = _wide(get(f'{name}/out/kernel'))
   heads = out.shape[0] if table is None and out.ndim == 3 else len(table)
-  split = lambda part, y: (y @ _flat(get(f'{name}/{part}/kernel'))).reshape(*y.shape[:2], heads, -1)
+  split = lambda projection, y: (y @ _flat(get(f'{name}/{projection}/kernel'))).reshape(
+    *y.shape[:2], heads, -1
+  )
   query, key, value = split('query', x), split('key', source), split('value', source)
   read = np.zeros_like(query)
   for b, t, n in np.ndindex(*query.shape[:3]):

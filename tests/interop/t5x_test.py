@@ -37,7 +37,7 @@ FIXTURE = 't5x_checkpoints/micro_t5_1_1'
 
 
 def as_t5x(config: t5.T5Config, params: Any) -> dict[str, np.ndarray]:
-  """By T5X's names."""
+  """Arrays by T5X's names."""
   tensors = tensor_tables.unload(t5x.table(configs.describe(config)), jax.device_get(params))
   return {name: tensor.compute() for name, tensor in tensors.items()}
 
@@ -61,9 +61,9 @@ def micro(fixture: pathlib.Path) -> Loaded:
   return load(fixture / 'native' / 'checkpoint_30')
 
 
-def batch(expected: Mapping[str, np.ndarray], part: str) -> Batch:
-  """With segments always, so that one compiled function serves packed rows and others."""
-  get = lambda name: expected.get(f'{part}/{name}')
+def batch(expected: Mapping[str, np.ndarray], section: str) -> Batch:
+  """A batch with segments in any case, so that one compiled function serves all rows."""
+  get = lambda name: expected.get(f'{section}/{name}')
   segments, encoder_segments = get('decoder_segment_ids'), get('encoder_segment_ids')
   if segments is None:
     segments = np.ones_like(get('decoder_input_tokens'))
@@ -90,7 +90,7 @@ def test_the_configuration_is_found_in_both_layouts(fixture):
 def test_every_array_of_both_layouts_is_there_and_equal(fixture):
   tree = json.loads((fixture / 'tree.json').read_text())
   native, orbax = (
-    t5x_files.arrays(fixture / kind / 'checkpoint_30') for kind in ('native', 'orbax')
+    t5x_files.arrays(fixture / variant / 'checkpoint_30') for variant in ('native', 'orbax')
   )
   assert set(native) == set(orbax) == set(tree) | {'state/step'}
   for name, leaf in tree.items():
@@ -131,19 +131,21 @@ def run(micro: Loaded) -> Any:
 
 
 def test_logits_packing_and_token_scores_equal_t5x(expected, run):
-  for part, name in (('batch', 'logits'), ('packed', 'packed_logits')):
-    rows = batch(expected, part)
-    found, real = run(rows), rows.weights > 0
-    np.testing.assert_allclose(found['logits'][real], expected[name][real], atol=1e-4)
-    if part == 'batch':
-      np.testing.assert_allclose(found['scores'], expected['token_scores'] * real, atol=1e-4)
-      np.testing.assert_allclose(found['scores'].sum(1), expected['score'], atol=1e-4)
+  for section, name in (('batch', 'logits'), ('packed', 'packed_logits')):
+    rows = batch(expected, section)
+    actual, real = run(rows), rows.weights > 0
+    np.testing.assert_allclose(actual['logits'][real], expected[name][real], atol=1e-4)
+    if section == 'batch':
+      np.testing.assert_allclose(actual['scores'], expected['token_scores'] * real, atol=1e-4)
+      np.testing.assert_allclose(actual['scores'].sum(1), expected['score'], atol=1e-4)
 
 
 def test_loss_and_gradient_equal_t5x(expected, micro, run):
-  found = run(batch(expected, 'batch'))
-  np.testing.assert_allclose(found['loss'], expected['loss_sum_with_zloss'], rtol=1e-5)
-  norms = {n: np.linalg.norm(g.ravel()) for n, g in as_t5x(micro.config, found['gradient']).items()}
+  actual = run(batch(expected, 'batch'))
+  np.testing.assert_allclose(actual['loss'], expected['loss_sum_with_zloss'], rtol=1e-5)
+  norms = {
+    n: np.linalg.norm(g.ravel()) for n, g in as_t5x(micro.config, actual['gradient']).items()
+  }
   np.testing.assert_allclose(np.hypot.reduce([*norms.values()]), expected['grad_global_norm'], 1e-5)
   assert {f'grad_norm/{name}' for name in norms} == {n for n in expected if 'grad_norm/' in n}
   for name, norm in norms.items():
@@ -207,25 +209,27 @@ def test_one_more_step_equals_t5x(fixture, expected, micro, run):
 
 def test_what_is_written_is_what_t5x_wrote(fixture, micro, tmp_path):
   original = fixture / 'native' / 'checkpoint_30'
-  found = {name: array.read().result() for name, array in t5x_files.arrays(original).items()}
+  actual = {name: array.read().result() for name, array in t5x_files.arrays(original).items()}
   prefix = 'state/param_states/'
-  slots = {n.removeprefix(prefix): a for n, a in found.items() if n.startswith(prefix)}
-  place = t5x.write(tmp_path, configs.describe(micro.config), micro.params, step=30, slots=slots)
-  assert place == tmp_path / 'checkpoint_30'
+  slots = {n.removeprefix(prefix): a for n, a in actual.items() if n.startswith(prefix)}
+  checkpoint = t5x.write(
+    tmp_path, configs.describe(micro.config), micro.params, step=30, slots=slots
+  )
+  assert checkpoint == tmp_path / 'checkpoint_30'
 
-  again = {name: array.read().result() for name, array in t5x_files.arrays(place).items()}
-  assert {n: a.dtype for n, a in again.items()} == {n: a.dtype for n, a in found.items()}
-  jax.tree.map(np.testing.assert_array_equal, again, found)
+  again = {name: array.read().result() for name, array in t5x_files.arrays(checkpoint).items()}
+  assert {n: a.dtype for n, a in again.items()} == {n: a.dtype for n, a in actual.items()}
+  jax.tree.map(np.testing.assert_array_equal, again, actual)
   index = [
-    serialization.msgpack_restore((d / 'checkpoint').read_bytes()) for d in (original, place)
+    serialization.msgpack_restore((d / 'checkpoint').read_bytes()) for d in (original, checkpoint)
   ]
   assert json.dumps(index[0], sort_keys=True, default=repr) == json.dumps(
     index[1], sort_keys=True, default=repr
   )
-  folders = [sorted(found.name for found in d.glob('*.*')) for d in (original, place)]
+  folders = [sorted(actual.name for actual in d.glob('*.*')) for d in (original, checkpoint)]
   assert folders[0] == folders[1]
   for folder in folders[0]:
-    zarr = [json.loads((d / folder / '.zarray').read_text()) for d in (original, place)]
+    zarr = [json.loads((d / folder / '.zarray').read_text()) for d in (original, checkpoint)]
     assert zarr[0] == zarr[1]
 
 
@@ -244,23 +248,23 @@ def test_new_optimizer_slots_are_those_that_t5x_has(fixture, micro, tmp_path):
 
 @pytest.mark.parametrize('config', [TINY, TINY_1_0], ids=['1.1', '1.0'])
 def test_t5_1_0_and_1_1_are_read_from_either_layout(config, tmp_path):
-  theirs = random_arrays(config)
-  write_orbax(tmp_path / 'checkpoint_5', theirs)
-  write_native(tmp_path / 'native' / 'checkpoint_5', theirs)
+  exported = random_arrays(config)
+  write_orbax(tmp_path / 'checkpoint_5', exported)
+  write_native(tmp_path / 'native' / 'checkpoint_5', exported)
   for path in (tmp_path / 'checkpoint_5', tmp_path / 'native' / 'checkpoint_5'):
     loaded = load(path)
     assert loaded.config == config
-    want = plain(config, theirs)
+    want = plain(config, exported)
     assert flat(loaded.params).keys() == want.keys()
     jax.tree.map(np.testing.assert_array_equal, flat(loaded.params), want)
 
 
 @pytest.mark.parametrize('write', [write_native, write_orbax])
 def test_bfloat16_and_float32_are_read_as_either(write, tmp_path):
-  theirs = random_arrays(TINY)
+  exported = random_arrays(TINY)
   mixed = {  # T5X stores one type; files that were put together by hand need not
     name: array.astype(jnp.bfloat16) if 'kernel' in name else array
-    for name, array in theirs.items()
+    for name, array in exported.items()
   }
   write(tmp_path / 'checkpoint_5', mixed)
   exact = {name: array.astype(np.float32) for name, array in mixed.items()}
@@ -268,39 +272,43 @@ def test_bfloat16_and_float32_are_read_as_either(write, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, wide, plain(TINY, exact))
   narrow = flat(load(tmp_path / 'checkpoint_5', dtype='bfloat16').params)
   assert {leaf.dtype for leaf in narrow.values()} == {jnp.dtype('bfloat16')}
-  want = plain(TINY, {name: array.astype(jnp.bfloat16) for name, array in theirs.items()})
+  want = plain(TINY, {name: array.astype(jnp.bfloat16) for name, array in exported.items()})
   jax.tree.map(np.testing.assert_array_equal, narrow, want)
 
 
 @pytest.mark.parametrize(('dtype', 'config'), [('float32', TINY), ('bfloat16', TINY_1_0)])
 def test_writing_and_reading_gives_the_same_bits(dtype, config, tmp_path):
-  theirs = {name: array.astype(dtype) for name, array in random_arrays(config).items()}
-  write_native(tmp_path / 'a' / 'checkpoint_5', theirs)
+  exported = {name: array.astype(dtype) for name, array in random_arrays(config).items()}
+  write_native(tmp_path / 'a' / 'checkpoint_5', exported)
   first = load(tmp_path / 'a' / 'checkpoint_5', dtype=dtype)
-  place = t5x.write(tmp_path / 'b', configs.describe(config), first.params, step=7, dtype=dtype)
+  checkpoint = t5x.write(
+    tmp_path / 'b', configs.describe(config), first.params, step=7, dtype=dtype
+  )
   stored = {
     name.removeprefix('target/'): array.read().result()
-    for name, array in t5x_files.arrays(place).items()
+    for name, array in t5x_files.arrays(checkpoint).items()
     if name.startswith('target/')
   }
-  assert stored.keys() == theirs.keys()
+  assert stored.keys() == exported.keys()
   assert {array.dtype for array in stored.values()} == {np.dtype(dtype)}
-  jax.tree.map(np.testing.assert_array_equal, stored, theirs)
-  types = {array.dtype.name for name, array in t5x_files.arrays(place).items() if '/param_' in name}
-  assert types == {'float32'}  # the optimiser's state is not cast
-  again = load(place, dtype=dtype)
+  jax.tree.map(np.testing.assert_array_equal, stored, exported)
+  types = {
+    array.dtype.name for name, array in t5x_files.arrays(checkpoint).items() if '/param_' in name
+  }
+  assert types == {'float32'}  # the optimizer's state is not cast
+  again = load(checkpoint, dtype=dtype)
   assert again.config == config
   jax.tree.map(np.testing.assert_array_equal, again.params, first.params)
 
 
 def test_parameters_go_straight_to_where_the_mesh_has_them(tmp_path):
-  theirs = random_arrays(TINY)
-  write_orbax(tmp_path / 'checkpoint_5', theirs)
+  exported = random_arrays(TINY)
+  write_orbax(tmp_path / 'checkpoint_5', exported)
   params = load(tmp_path / 'checkpoint_5', mesh=(2, 2, 2)).params
   kernel = params['decoder']['self_attention']['query']['kernel']
   assert {piece.data.shape for piece in kernel.addressable_shards} == {(2, 8, 1, 6)}
   assert len(kernel.sharding.device_set) == 8
-  jax.tree.map(np.testing.assert_array_equal, flat(params), plain(TINY, theirs))
+  jax.tree.map(np.testing.assert_array_equal, flat(params), plain(TINY, exported))
 
 
 def test_only_the_pieces_that_a_device_needs_are_asked_for(tmp_path, monkeypatch):
@@ -343,22 +351,22 @@ def test_new_slots_are_factored_from_128_on(rows, columns, v_row, v_col, v):
 
 
 def test_all_arrays_that_do_not_fit_are_named(tmp_path):
-  theirs = random_arrays(TINY)
-  theirs['decoder/adapter/kernel'] = np.zeros((2, 2), np.float32)
+  exported = random_arrays(TINY)
+  exported['decoder/adapter/kernel'] = np.zeros((2, 2), np.float32)
   for layer in range(2):
-    del theirs[f'decoder/layers_{layer}/mlp/wo/kernel']
-  theirs['encoder/encoder_norm/scale'] = np.zeros(3, np.float32)
-  theirs['encoder/layers_1/mlp/wi_0/kernel'] = np.zeros((16, 20), np.int32)
-  write_native(tmp_path / 'checkpoint_5', theirs)
+    del exported[f'decoder/layers_{layer}/mlp/wo/kernel']
+  exported['encoder/encoder_norm/scale'] = np.zeros(3, np.float32)
+  exported['encoder/layers_1/mlp/wi_0/kernel'] = np.zeros((16, 20), np.int32)
+  write_native(tmp_path / 'checkpoint_5', exported)
   with pytest.raises(CheckpointError) as error:
     load(tmp_path / 'checkpoint_5')
-  for part in (
+  for section in (
     'missing: decoder/layers_{0-1}/mlp/wo/kernel',
     'decoder/adapter/kernel',
     'encoder/encoder_norm/scale is (3,), expected (16,)',
     'encoder/layers_1/mlp/wi_0/kernel (int32)',
   ):
-    assert part in str(error.value)
+    assert section in str(error.value)
 
 
 def test_what_is_no_t5_says_what_it_is(tmp_path):

@@ -68,7 +68,7 @@ PACKED = Batch(INPUTS, TARGETS, np.float32(WEIGHTS), None, SEGMENTS, POSITIONS)
 
 
 def arrays_of(config: Any) -> dict[str, np.ndarray]:
-  """Of a size at which every part of the model matters, and float32 is enough to tell."""
+  """Arrays so large that every module matters at the precision of float32."""
   size = lambda name: 1.0 if 'embedding' in name or 'scale' in name else 0.3
   return {name: size(name) * array for name, array in random_arrays(config).items()}
 
@@ -101,11 +101,14 @@ def test_the_scanned_t5_answers_as_t5x(config, tmp_path):
   targets = np.array(testing.tokens((2, 11), 2))
   inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
   want = t5x_oracle.scanned_t5(stored, inputs, targets, encoder)
-  found = answer(loaded, Batch(inputs, None, None, encoder))
-  np.testing.assert_allclose(found, want, atol=1e-4)
-  one = 'encoder/encoder/relpos_bias/rel_embedding'
-  for part in (one, one.replace('encoder', 'decoder')):  # or the layers' tables would not matter
-    same = stored | {part: np.repeat(stored[part][:, :1], stored[part].shape[1], 1)}
+  actual = answer(loaded, Batch(inputs, None, None, encoder))
+  np.testing.assert_allclose(actual, want, atol=1e-4)
+  first = 'encoder/encoder/relpos_bias/rel_embedding'
+  for section in (
+    first,
+    first.replace('encoder', 'decoder'),
+  ):  # or the layers' tables would not matter
+    same = stored | {section: np.repeat(stored[section][:, :1], stored[section].shape[1], 1)}
     assert np.abs(t5x_oracle.scanned_t5(same, inputs, targets, encoder) - want).max() > 0.01
 
 
@@ -114,13 +117,13 @@ def test_scanned_arrays_are_the_plain_ones_layer_by_layer(layers, tmp_path):
   config = OURS[0]
   stored = of_each_layer(config, layers)
   write_native(tmp_path / 'checkpoint_5', stored)
-  found, want = flat(load(tmp_path / 'checkpoint_5').params), plain(config, arrays_of(config))
+  actual, want = flat(load(tmp_path / 'checkpoint_5').params), plain(config, arrays_of(config))
   for stack in ('encoder', 'decoder'):
     del want[f'{stack}_bias/table']
     table = stored[f'{stack}/{layers[stack]}/relpos_bias/rel_embedding']
     want[f'{stack}/relative_bias/table'] = np.stack([table[:, i].T for i in range(table.shape[1])])
-  assert found.keys() == want.keys()
-  jax.tree.map(np.testing.assert_array_equal, found, want)
+  assert actual.keys() == want.keys()
+  jax.tree.map(np.testing.assert_array_equal, actual, want)
 
 
 @DECODERS
@@ -137,8 +140,8 @@ def test_the_decoder_only_example_answers_as_t5x(config, tmp_path):
   other = t5x_oracle.decoder_only(
     stored, INPUTS, TARGETS, segments=SEGMENTS, causal_attention=PREFIX
   )
-  found = answer(Loaded(prefix, loaded.params), PACKED)
-  np.testing.assert_allclose(found[real], other[real], atol=1e-4)
+  actual = answer(Loaded(prefix, loaded.params), PACKED)
+  np.testing.assert_allclose(actual[real], other[real], atol=1e-4)
   assert np.abs(other - want)[real].max() > 0.01
 
 
@@ -164,16 +167,16 @@ def test_writing_and_reading_gives_the_same_bits(config, tmp_path):
   stored = arrays_of(config) if config in (UNTIED, TIED) else of_each_layer(config, NOW)
   write_native(tmp_path / 'a' / 'checkpoint_5', stored)
   loaded = load(tmp_path / 'a' / 'checkpoint_5')
-  place = t5x.write(tmp_path / 'b', configs.describe(config), loaded.params, step=5)
-  found = {name: array.read().result() for name, array in t5x_files.arrays(place).items()}
-  again = {n.removeprefix('target/'): array for n, array in found.items() if 'target/' in n}
+  path = t5x.write(tmp_path / 'b', configs.describe(config), loaded.params, step=5)
+  actual = {name: array.read().result() for name, array in t5x_files.arrays(path).items()}
+  again = {n.removeprefix('target/'): array for n, array in actual.items() if 'target/' in n}
   assert again.keys() == stored.keys()
   jax.tree.map(np.testing.assert_array_equal, again, stored)
 
 
 def test_slots_of_all_layers_are_factored_by_the_names_of_axes():
   """Adafactor's logical rules: the width is a row, heads and features columns, layers apart."""
-  found = {
+  actual = {
     name: {slot: value.shape for slot, value in t5x._initial_slots(name, shape).items()}
     for name, shape in {
       'encoder/encoder/attention/query/kernel': (16, 3, 2, 6),
@@ -185,14 +188,14 @@ def test_slots_of_all_layers_are_factored_by_the_names_of_axes():
     }.items()
   }
   factors = lambda row, column: {'v': (1,), 'v_row': row, 'v_col': column, 'm': (1,)}
-  whole = lambda shape: {'v': shape, 'v_row': (1,), 'v_col': (1,), 'm': (1,)}
-  assert list(found.values()) == [
+  complete = lambda shape: {'v': shape, 'v_row': (1,), 'v_col': (1,), 'm': (1,)}
+  assert list(actual.values()) == [
     factors((16, 3), (3, 2, 6)),
     factors((3, 16), (2, 3, 6)),
     factors((16, 3), (3, 20)),
     factors((3, 16), (20, 3)),
-    whole((2, 3, 8)),
-    whole((16, 3)),
+    complete((2, 3, 8)),
+    complete((16, 3)),
   ]
 
 

@@ -73,11 +73,11 @@ def test_numbers_are_rounded_once_when_they_are_read():
 
 
 def test_unloading_gives_back_the_tensors():
-  made = tensor_tables.unload(TABLE, _load(_tensors()))
-  assert made.keys() == _tensors().keys()
+  created = tensor_tables.unload(TABLE, _load(_tensors()))
+  assert created.keys() == _tensors().keys()
   for name, expected in _tensors().items():
-    assert made[name].shape == expected.shape
-    got = made[name].compute()
+    assert created[name].shape == expected.shape
+    got = created[name].compute()
     assert got.flags.c_contiguous
     np.testing.assert_array_equal(got, expected)
 
@@ -99,7 +99,7 @@ def test_all_problems_are_named_at_once_and_grouped():
 
 
 def test_nothing_is_read_if_something_is_wrong():
-  def read(wanted):
+  def read(specs):
     raise AssertionError('read')
 
   weights = tensor_tables.from_arrays('there', {'embed': np.ones(3)})._replace(read=read)
@@ -127,19 +127,19 @@ def test_a_copy_must_be_one_and_may_stand_alone():
 
 
 def test_lazy_arrays_are_made_when_they_are_read():
-  made = []
+  created = []
 
   class Lazy:
     shape, dtype = (4,), np.dtype('float32')
 
     def __array__(self, dtype=None, copy=None):
-      made.append(1)
+      created.append(1)
       return np.full(4, 7, np.float32)
 
   weights = tensor_tables.from_arrays('there', _tensors() | {'norm': Lazy()})
-  assert not made
+  assert not created
   np.testing.assert_array_equal(tensor_tables.load(TABLE, weights, _like())['scale'], [7, 7, 7, 7])
-  assert len(made) == 1  # whatever the number of devices
+  assert len(created) == 1  # whatever the number of devices
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,9 @@ def hf():
 
 def _config(hf, name):
   if name == MT5:
-    said = {**twin_folders.config('t5_1_1'), 'model_type': 'mt5'}
-    del said['scale_decoder_outputs']
-    return hf.MT5Config(**{key: value for key, value in said.items() if key != 'model_type'})
+    settings = {**twin_folders.config('t5_1_1'), 'model_type': 'mt5'}
+    del settings['scale_decoder_outputs']
+    return hf.MT5Config(**{key: value for key, value in settings.items() if key != 'model_type'})
   return hf.AutoConfig.for_model(**twin_folders.config(name))
 
 
@@ -48,7 +48,7 @@ def _saved(hf, name, folder, **options):
 
   torch.manual_seed(0)
   model = _kind(hf, name).from_config(_config(hf, name)).eval()
-  if name in ('t5_1_1', 'llama', MT5):  # untied, whatever transformers 5 initialises
+  if name in ('t5_1_1', 'llama', MT5):  # untied, whatever transformers 5 initializes
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
   with torch.no_grad():
     for parameter in model.parameters():
@@ -72,9 +72,9 @@ def _logits(model, name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_logits_are_equal_both_ways(hf, name, tmp_path):
-  theirs = _saved(hf, name, tmp_path / 'theirs', max_shard_size='20KB')
+  original = _saved(hf, name, tmp_path / 'theirs', max_shard_size='20KB')
   assert len(list((tmp_path / 'theirs').glob('*.safetensors'))) > 1
-  expected = _logits(theirs, name)
+  expected = _logits(original, name)
   config, params = twin_folders.load(tmp_path / 'theirs')
   got = twin_folders.logits(config, params, 't5_1_1' if name == MT5 else name)
   np.testing.assert_allclose(got, expected, atol=2e-5 * max(1, np.abs(expected).max()))

@@ -54,11 +54,11 @@ def load(
   folder: pathlib.Path, *, mesh: Any = None, dtype: str = 'float32', **options: int
 ) -> tuple[Any, Params]:
   """Configuration and parameters of what the folder holds; on one device unless told otherwise."""
-  found = huggingface.open_folder(folder)
-  config = configs.from_description(found.description)
+  actual = huggingface.open_folder(folder)
+  config = configs.from_description(actual.description)
   mesh = mesh or partitioning.make_mesh(devices=jax.devices()[:1])
   abstract = _abstract(config, mesh, dtype)
-  return config, found.tensors.load(abstract, **options)
+  return config, actual.tensors.load(abstract, **options)
 
 
 @functools.cache
@@ -68,7 +68,7 @@ def _abstract(config: Any, mesh: Any, dtype: str) -> Params:
 
 
 def logits(config: Any, params: Params, name: str) -> np.ndarray:
-  """What the loaded model answers to the twin's golden inputs."""
+  """Logits of the loaded model for the twin's golden inputs."""
   golden = twins.load(name)
   graph, _ = nnx.split(nnx.eval_shape(lambda: config.build(jax.random.key(0))))
   batch = Batch(golden['inputs'], None, None, golden.get('encoder'))

@@ -33,17 +33,20 @@ LOSSLESS = {
 }
 
 
-def _vocabulary(kind, folder):
-  if kind == 't5':
+def _vocabulary(tokenizer_type, folder):
+  if tokenizer_type == 't5':
     return _trained(folder / 't5', pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
-  if kind == 'gemma':
+  if tokenizer_type == 'gemma':
     ids = {'pad_id': 0, 'eos_id': 1, 'bos_id': 2, 'unk_id': 3}
     return _trained(folder / 'gemma', add_dummy_prefix=False, **ids, **LOSSLESS)
-  if kind == 'llama':
+  if tokenizer_type == 'llama':
     return _trained(folder / 'llama', unk_id=0, bos_id=1, eos_id=2, **LOSSLESS)
   byte_level(digits=True).save(str(folder / 'tokenizer.json'))
   return vocabularies.huggingface(
-    folder, pad='<pad>', eos=('</s>', '<|end|>'), bos='<s>' if kind == 'bpe with start' else ''
+    folder,
+    pad='<pad>',
+    eos=('</s>', '<|end|>'),
+    bos='<s>' if tokenizer_type == 'bpe with start' else '',
   )
 
 

@@ -20,9 +20,9 @@ def model(tmp_path_factory):
 def test_the_sentencepiece_model_of_t5_gets_its_extra_ids(model, tmp_path):
   (tmp_path / 'spiece.model').write_bytes(model.read_bytes())
   (tmp_path / 'tokenizer.json').write_text('a translation of it, which is not looked at')
-  found = from_folder.read_vocabulary(tmp_path)
-  assert found.size == 396
-  assert found.fingerprint == vocabularies.sentencepiece(model, 100).fingerprint
+  actual = from_folder.read_vocabulary(tmp_path)
+  assert actual.size == 396
+  assert actual.fingerprint == vocabularies.sentencepiece(model, 100).fingerprint
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'extra_ids': 0}))
   assert from_folder.read_vocabulary(tmp_path).size == 296  # mT5
 
@@ -35,33 +35,33 @@ def test_a_sentencepiece_model_is_read_where_nothing_else_is(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('name', 'said'),
+  ('name', 'options'),
   [
     ('generation_config', {'eos_token_id': [1, 7]}),
     ('special_tokens_map', {'eos_token': {'content': '{piece}'}}),
   ],
 )
-def test_a_sentencepiece_model_ends_as_the_files_beside_it_say(name, said, model, tmp_path):
+def test_a_sentencepiece_model_ends_as_the_files_beside_it_say(name, options, model, tmp_path):
   (tmp_path / 'tokenizer.model').write_bytes(model.read_bytes())
   own = vocabularies.sentencepiece(model, 0)
   piece = spm.SentencePieceProcessor(model_proto=own.model).IdToPiece(7)
-  written = json.dumps(said, ensure_ascii=False).replace('{piece}', piece)
+  written = json.dumps(options, ensure_ascii=False).replace('{piece}', piece)
   (tmp_path / f'{name}.json').write_text(written)
-  found = from_folder.read_vocabulary(tmp_path)
-  assert found.eos_ids == ((1, 7) if name == 'generation_config' else (7,))
-  vocabularies.save(found, tmp_path / 'saved')
-  assert vocabularies.load(tmp_path / 'saved') == found
+  actual = from_folder.read_vocabulary(tmp_path)
+  assert actual.eos_ids == ((1, 7) if name == 'generation_config' else (7,))
+  vocabularies.save(actual, tmp_path / 'saved')
+  assert vocabularies.load(tmp_path / 'saved') == actual
   (tmp_path / f'{name}.json').write_text(json.dumps({'eos_token_id': 1}))
   assert from_folder.read_vocabulary(tmp_path) == vocabularies.sentencepiece(model)
 
 
 @pytest.mark.parametrize(
-  ('name', 'said'),
+  ('name', 'options'),
   [('added_tokens', {'<|im_end|>': 296}), ('config', {'eos_token_id': 296})],
 )
-def test_tokens_added_to_a_sentencepiece_model_are_refused(name, said, model, tmp_path):
+def test_tokens_added_to_a_sentencepiece_model_are_refused(name, options, model, tmp_path):
   (tmp_path / 'tokenizer.model').write_bytes(model.read_bytes())
-  (tmp_path / f'{name}.json').write_text(json.dumps(said))
+  (tmp_path / f'{name}.json').write_text(json.dumps(options))
   if name == 'added_tokens':
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'eos_token': '<|im_end|>'}))
   with pytest.raises(ValueError, match=r'has 296 pieces, .* add tokens up to id 296: save both'):

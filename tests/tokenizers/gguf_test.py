@@ -17,7 +17,7 @@ gguf = pytest.importorskip('gguf', reason='the extra `gguf` is not installed')
 CONTROL, USER_DEFINED = gguf_tokenizers.CONTROL, gguf_tokenizers.USER_DEFINED
 
 
-def _write(path, model, tokens, kinds, *, scores=None, merges=None, pre=None, **said):
+def _write(path, model, tokens, kinds, *, scores=None, merges=None, pre=None, **options):
   """A GGUF file that holds a tokenizer and no tensors."""
   writer = gguf.GGUFWriter(path, 'llama')
   writer.add_tokenizer_model(model)
@@ -29,7 +29,7 @@ def _write(path, model, tokens, kinds, *, scores=None, merges=None, pre=None, **
     writer.add_token_scores(scores)
   if merges is not None:
     writer.add_token_merges(merges)
-  for name, value in said.items():
+  for name, value in options.items():
     add = writer.add_bool if isinstance(value, bool) else writer.add_uint32
     add(f'tokenizer.ggml.{name}', value)
   writer.write_header_to_file()
@@ -39,13 +39,13 @@ def _write(path, model, tokens, kinds, *, scores=None, merges=None, pre=None, **
   return path
 
 
-def _write_bpe(path, tokenizer, *, pre='smollm', control=SPECIAL, **said):
+def _write_bpe(path, tokenizer, *, pre='smollm', control=SPECIAL, **options):
   content = json.loads(tokenizer.to_str())['model']
   tokens = sorted(content['vocab'], key=content['vocab'].get)
   kinds = [CONTROL if token in control else 1 for token in tokens]
   merges = [' '.join(merge) for merge in content['merges']]
-  said = {'eos_token_id': 2} | said
-  return _write(path, 'gpt2', tokens, kinds, merges=merges, pre=pre, **said)
+  options = {'eos_token_id': 2} | options
+  return _write(path, 'gpt2', tokens, kinds, merges=merges, pre=pre, **options)
 
 
 @pytest.fixture(scope='module')
@@ -78,8 +78,8 @@ def test_turns_and_messages_end_an_answer_too(smollm, tmp_path):
 
 
 def test_a_beginning_is_added_if_the_file_says_so(smollm, tmp_path):
-  def start(pre, **said):
-    path = _write_bpe(tmp_path / 'm.gguf', smollm, pre=pre, bos_token_id=1, **said)
+  def start(pre, **options):
+    path = _write_bpe(tmp_path / 'm.gguf', smollm, pre=pre, bos_token_id=1, **options)
     return vocabularies.gguf(path).bos_id
 
   assert start('smollm', add_bos_token=True) == 1
@@ -89,7 +89,7 @@ def test_a_beginning_is_added_if_the_file_says_so(smollm, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('pre', 'text', 'parts'),
+  ('pre', 'text', 'sections'),
   [
     ('gpt-2', "it's 2022  1", ['it', "'s", ' 2022', ' ', ' 1']),
     ('smollm', "it's 2022  1", ['it', "'s", ' ', '2', '0', '2', '2', '  ', '1']),
@@ -97,10 +97,10 @@ def test_a_beginning_is_added_if_the_file_says_so(smollm, tmp_path):
     ('qwen2', "IT'S 22\n\nx", ['IT', "'S", ' ', '2', '2', '\n\n', 'x']),
   ],
 )
-def test_text_is_cut_as_the_file_says_before_merging(pre, text, parts, smollm, tmp_path):
+def test_text_is_cut_as_the_file_says_before_merging(pre, text, sections, smollm, tmp_path):
   vocabulary = vocabularies.gguf(_write_bpe(tmp_path / 'm.gguf', smollm, pre=pre))
   cuts = vocabulary._tokenizer.pre_tokenizer.pre_tokenize_str(text)
-  assert [text[start:end] for _, (start, end) in cuts] == parts
+  assert [text[start:end] for _, (start, end) in cuts] == sections
 
 
 def test_qwen_composes_characters_and_others_do_not(smollm, tmp_path):
@@ -150,7 +150,7 @@ def gemma(tmp_path_factory):
   return prefix.with_suffix('.model')
 
 
-def _write_spm(path, model, *, control=(), **said):
+def _write_spm(path, model, *, control=(), **options):
   """As llama.cpp's converter does: what users define has real spaces, some of it is control."""
   proto = sentencepiece_model_pb2.ModelProto.FromString(model.read_bytes())
   tokens, kinds = [], []
@@ -158,12 +158,12 @@ def _write_spm(path, model, *, control=(), **said):
     defined = piece.type == USER_DEFINED
     tokens.append(piece.piece.replace('▁', ' ') if defined else piece.piece)
     kinds.append(CONTROL if piece.piece in control else piece.type)
-  said = {
+  options = {
     'padding_token_id': 0, 'eos_token_id': 1, 'bos_token_id': 2, 'unknown_token_id': 3,
-    'add_space_prefix': False, **said,
+    'add_space_prefix': False, **options,
   }  # fmt: skip
   scores = [piece.score for piece in proto.pieces]
-  return _write(path, 'llama', tokens, kinds, scores=scores, **said)
+  return _write(path, 'llama', tokens, kinds, scores=scores, **options)
 
 
 @pytest.fixture(scope='module')
@@ -182,8 +182,8 @@ def test_sentencepiece_encodes_as_what_it_was_written_from(rebuilt_gemma, gemma,
 
 
 def test_sentencepiece_keeps_its_special_ids(rebuilt_gemma):
-  found = (rebuilt_gemma.pad_id, rebuilt_gemma.eos_ids, rebuilt_gemma.bos_id, rebuilt_gemma.unk_id)
-  assert found == (0, (1, 5), 2, 3)
+  actual = (rebuilt_gemma.pad_id, rebuilt_gemma.eos_ids, rebuilt_gemma.bos_id, rebuilt_gemma.unk_id)
+  assert actual == (0, (1, 5), 2, 3)
   assert rebuilt_gemma.decode([2, *rebuilt_gemma.encode('boats'), 5, 10]) == 'boats'
 
 
@@ -211,9 +211,9 @@ def test_a_space_is_put_first_unless_the_file_says_not(gemma, tmp_path):
   assert vocabularies.gguf(path).encode('boats') == vocabularies.gguf(bare).encode(' boats')
 
 
-@pytest.mark.parametrize('kind', ['rebuilt', 'rebuilt_gemma'])
-def test_a_rebuilt_vocabulary_is_saved_like_any_other(kind, request, tmp_path):
-  vocabulary = request.getfixturevalue(kind)
+@pytest.mark.parametrize('variant', ['rebuilt', 'rebuilt_gemma'])
+def test_a_rebuilt_vocabulary_is_saved_like_any_other(variant, request, tmp_path):
+  vocabulary = request.getfixturevalue(variant)
   vocabularies.save(vocabulary, tmp_path)
   loaded = vocabularies.load(tmp_path)
   assert loaded == vocabulary

@@ -45,6 +45,6 @@ def test_spelled_tokens_come_before_numbered_ones(tmp_path):
     generation_config={'eos_token_id': [0, 1], 'pad_token_id': -1},
     config={'eos_token_id': 3},
   )
-  said = huggingface_folder.read_settings(tmp_path)
-  assert huggingface_folder.special_ids(said, 'eos', 'abc'.index) == [1, 2, 0, 3]
-  assert huggingface_folder.special_ids(said, 'pad', 'abc'.index) == []
+  options = huggingface_folder.read_settings(tmp_path)
+  assert huggingface_folder.special_ids(options, 'eos', 'abc'.index) == [1, 2, 0, 3]
+  assert huggingface_folder.special_ids(options, 'pad', 'abc'.index) == []

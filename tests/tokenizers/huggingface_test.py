@@ -47,8 +47,8 @@ def reference() -> tokenizers.Tokenizer:
 def folder(reference, tmp_path_factory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp('model')
   reference.save(str(folder / 'tokenizer.json'))
-  said = {'pad_token': '<pad>', 'bos_token': {'content': '<s>'}, 'eos_token': '</s>'}
-  (folder / 'tokenizer_config.json').write_text(json.dumps(said))
+  options = {'pad_token': '<pad>', 'bos_token': {'content': '<s>'}, 'eos_token': '</s>'}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(options))
   return folder
 
 
@@ -57,9 +57,9 @@ def vocabulary(folder):
   return vocabularies.huggingface(folder)
 
 
-def _folder(path, tokenizer, **said):
+def _folder(path, tokenizer, **options):
   tokenizer.save(str(path / 'tokenizer.json'))
-  for name, content in said.items():
+  for name, content in options.items():
     (path / f'{name}.json').write_text(json.dumps(content))
   return path
 
@@ -76,7 +76,7 @@ def _starting(reference) -> tokenizers.Tokenizer:
 def test_every_text_is_encoded_and_spelled_as_the_library_does(vocabulary, reference, text):
   ids = vocabulary.encode(text)
   assert ids == reference.encode(text, add_special_tokens=False).ids
-  assert [found.tolist() for found in vocabulary.encode_all([text, text])] == [ids, ids]
+  assert [actual.tolist() for actual in vocabulary.encode_all([text, text])] == [ids, ids]
   assert vocabulary.decode(ids) == text or any(token in text for token in SPECIAL)
 
 
@@ -91,29 +91,29 @@ def test_what_the_tokenizer_puts_before_a_text_is_the_beginning(reference, tmp_p
   vocabulary = vocabularies.huggingface(_folder(tmp_path, starting))
   assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id) == (1, 2, 2)
   assert vocabulary.encode('boats') == reference.encode('boats').ids
-  said = {'add_bos_token': False, 'eos_token': '</s>'}
-  again = vocabularies.huggingface(_folder(tmp_path, starting, tokenizer_config=said))
+  options = {'add_bos_token': False, 'eos_token': '</s>'}
+  again = vocabularies.huggingface(_folder(tmp_path, starting, tokenizer_config=options))
   assert again.bos_id is None
 
 
 def test_a_configuration_may_ask_for_a_beginning(reference, tmp_path):
-  said = {'add_bos_token': True, 'bos_token': '<s>', 'eos_token': '</s>'}
-  vocabulary = vocabularies.huggingface(_folder(tmp_path, reference, tokenizer_config=said))
+  options = {'add_bos_token': True, 'bos_token': '<s>', 'eos_token': '</s>'}
+  vocabulary = vocabularies.huggingface(_folder(tmp_path, reference, tokenizer_config=options))
   assert vocabulary.bos_id == 1
 
 
 def test_a_beginning_that_is_asked_for_must_be_named(reference, tmp_path):
-  said = {'add_bos_token': True, 'eos_token': '</s>'}
+  options = {'add_bos_token': True, 'eos_token': '</s>'}
   with pytest.raises(
     ValueError, match=r'tokenizer_config\.json asks for a beginning .* names none'
   ):
-    vocabularies.huggingface(_folder(tmp_path, reference, tokenizer_config=said))
+    vocabularies.huggingface(_folder(tmp_path, reference, tokenizer_config=options))
   assert vocabularies.huggingface(tmp_path, bos='').bos_id is None
 
 
 def test_a_class_may_be_left_open(reference, tmp_path):
-  said = {'tokenizer_class': None, 'eos_token': '</s>'}
-  vocabulary = vocabularies.huggingface(_folder(tmp_path, reference, tokenizer_config=said))
+  options = {'tokenizer_class': None, 'eos_token': '</s>'}
+  vocabulary = vocabularies.huggingface(_folder(tmp_path, reference, tokenizer_config=options))
   assert vocabulary.eos_ids == (2,)
 
 
@@ -124,23 +124,23 @@ def test_tokens_that_the_model_has_no_row_for_are_not_in_its_vocabulary(referenc
     'tokenizer_config': {'eos_token': '</s>'},
     'special_tokens_map': {'image_token': '<image>'},
   }
-  found = {}
+  actual = {}
   for size in (331, 400, None):  # tables of a model that reads text, of one with eyes, and not said
     (folder := tmp_path / str(size)).mkdir()
-    found[size] = vocabularies.huggingface(
+    actual[size] = vocabularies.huggingface(
       _folder(folder, longer, config={'vocab_size': size}, **told)
     )
-    assert found[size].size == 331
-    assert 330 in found[size].encode('a <more>')
-    ids = found[size].encode('a <image>')
+    assert actual[size].size == 331
+    assert 330 in actual[size].encode('a <more>')
+    ids = actual[size].encode('a <image>')
     assert max(ids) < 330
-    assert found[size].decode(ids) == 'a <image>'
-  assert found[331].fingerprint == found[400].fingerprint == found[None].fingerprint
-  vocabularies.save(found[331], tmp_path)
+    assert actual[size].decode(ids) == 'a <image>'
+  assert actual[331].fingerprint == actual[400].fingerprint == actual[None].fingerprint
+  vocabularies.save(actual[331], tmp_path)
   assert vocabularies.load(tmp_path).size == 331
 
   (tmp_path / '331' / 'special_tokens_map.json').unlink()
-  assert vocabularies.huggingface(tmp_path / '331') == found[331]
+  assert vocabularies.huggingface(tmp_path / '331') == actual[331]
   (tmp_path / '331' / 'config.json').write_text('{"vocab_size": 330}')
   assert vocabularies.huggingface(tmp_path / '331').size == 330
   with pytest.raises(ValueError, match="no token '<more>' within the vocab_size"):
@@ -148,24 +148,24 @@ def test_tokens_that_the_model_has_no_row_for_are_not_in_its_vocabulary(referenc
 
 
 @pytest.mark.parametrize(
-  'said',
+  'options',
   [
     {'tokenizer_config': {'tokenizer_class': 'T5Tokenizer', 'pad_token': '<pad>'}},
     {'config': {'decoder_start_token_id': 3, 'pad_token_id': 3}},
     {'generation_config': {'decoder_start_token_id': 3, 'pad_token_id': 3}},
   ],
 )
-def test_an_encoder_decoder_starts_from_what_its_configuration_says(said, reference, tmp_path):
-  vocabulary = vocabularies.huggingface(_folder(tmp_path, _starting(reference), **said))
+def test_an_encoder_decoder_starts_from_what_its_configuration_says(options, reference, tmp_path):
+  vocabulary = vocabularies.huggingface(_folder(tmp_path, _starting(reference), **options))
   assert (vocabulary.bos_id, vocabulary.pad_id) == (3, 3)
 
 
 def test_a_chat_model_ends_in_several_ways(reference, tmp_path):
-  said = {
+  options = {
     'tokenizer_config': {'eos_token': '<|end|>', 'pad_token': None},
     'generation_config': {'eos_token_id': [2, 4], 'pad_token_id': 3},
   }
-  vocabulary = vocabularies.huggingface(_folder(tmp_path, reference, **said))
+  vocabulary = vocabularies.huggingface(_folder(tmp_path, reference, **options))
   assert (vocabulary.eos_ids, vocabulary.eos_id, vocabulary.pad_id) == ((4, 2), 4, 3)
   boats, dawn = vocabulary.encode('boats'), vocabulary.encode('dawn')
   for end in (2, 4):
@@ -193,13 +193,13 @@ def test_limits_for_one_use_of_a_model_do_not_cut_texts(reference, vocabulary, f
   limited = tokenizers.Tokenizer.from_str(reference.to_str())
   limited.enable_truncation(4)
   limited.enable_padding(length=16)
-  said = json.loads((folder / 'tokenizer_config.json').read_text())
-  found = vocabularies.huggingface(_folder(tmp_path, limited, tokenizer_config=said))
-  assert found.encode(TEXTS[0]) == vocabulary.encode(TEXTS[0])
-  assert found == vocabulary
+  options = json.loads((folder / 'tokenizer_config.json').read_text())
+  actual = vocabularies.huggingface(_folder(tmp_path, limited, tokenizer_config=options))
+  assert actual.encode(TEXTS[0]) == vocabulary.encode(TEXTS[0])
+  assert actual == vocabulary
 
 
-def test_special_tokens_in_a_text_are_recognised_and_shown(vocabulary):
+def test_special_tokens_in_a_text_are_recognized_and_shown(vocabulary):
   ids = vocabulary.encode('<s>boats<|end|>')
   assert (ids[0], ids[-1]) == (1, 4)
   assert vocabulary.decode(ids) == '<s>boats<|end|>'
@@ -233,16 +233,16 @@ def test_a_swapped_tokenizer_is_noticed(vocabulary, tmp_path):
 
 
 def test_fingerprints_know_content_and_special_ids_but_not_spacing(folder, vocabulary, tmp_path):
-  said = json.loads((folder / 'tokenizer_config.json').read_text())
+  options = json.loads((folder / 'tokenizer_config.json').read_text())
   content = json.loads((folder / 'tokenizer.json').read_text())
   (tmp_path / 'tokenizer.json').write_text(json.dumps(content, indent=7))
-  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(said))
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(options))
   assert vocabularies.huggingface(tmp_path) == vocabulary
   assert vocabularies.huggingface(folder, bos='<s>') != vocabulary
   assert vocabularies.huggingface(folder, eos=('</s>', '<|end|>')) != vocabulary
 
 
-def test_processes_that_tokenise_build_one_tokenizer(vocabulary):
+def test_processes_that_tokenize_build_one_tokenizer(vocabulary):
   first, second = (pickle.loads(pickle.dumps(vocabulary)) for _ in range(2))
   assert first is second
   assert first == vocabulary

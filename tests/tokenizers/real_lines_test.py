@@ -29,23 +29,23 @@ ODD = [
 @pytest.fixture(scope='module', params=LINES)
 def lines(request, real_data):
   text = (real_data / 'wmt' / LINES[request.param]).read_text()
-  found = [line for line in text.split('\n') if line]
-  assert len(found) > 1500
-  return found
+  loaded = [line for line in text.split('\n') if line]
+  assert len(loaded) > 1500
+  return loaded
 
 
 @pytest.fixture(scope='module')
 def llama(real_data):
   file = real_data / 'tokenizers' / 'llama2_32k.tokenizer.json'
-  made = vocabularies.huggingface(file, pad='<unk>', eos=('</s>',), bos='<s>')
-  return made, tokenizers.Tokenizer.from_file(str(file))
+  created = vocabularies.huggingface(file, pad='<unk>', eos=('</s>',), bos='<s>')
+  return created, tokenizers.Tokenizer.from_file(str(file))
 
 
 @pytest.fixture(scope='module')
 def albert(real_data):
   file = real_data / 'tokenizers' / 'albert_30k.spiece.model'
-  made = vocabularies.sentencepiece(file, eos=('[SEP]',))
-  return made, spm.SentencePieceProcessor(str(file))
+  created = vocabularies.sentencepiece(file, eos=('[SEP]',))
+  return created, spm.SentencePieceProcessor(str(file))
 
 
 def _encoded(vocabulary, lines):
@@ -56,32 +56,32 @@ def _encoded(vocabulary, lines):
 
 
 def test_llamas_tokenizer_says_what_its_library_says_and_every_line_comes_back(llama, lines):
-  ours, theirs = llama
-  found = _encoded(ours, lines)
-  expected = [one.ids for one in theirs.encode_batch(lines, add_special_tokens=False)]
-  assert found == expected
-  assert [ours.decode(ids) for ids in found] == lines
+  actual, original = llama
+  loaded = _encoded(actual, lines)
+  expected = [sample.ids for sample in original.encode_batch(lines, add_special_tokens=False)]
+  assert loaded == expected
+  assert [actual.decode(ids) for ids in loaded] == lines
 
 
 def test_alberts_model_says_what_its_library_says(albert, lines):
-  ours, theirs = albert
-  found = _encoded(ours, lines)
-  assert found == theirs.EncodeAsIds(lines)
-  assert [ours.decode(ids) for ids in found] == theirs.DecodeIds(found)
+  actual, original = albert
+  loaded = _encoded(actual, lines)
+  assert loaded == original.EncodeAsIds(lines)
+  assert [actual.decode(ids) for ids in loaded] == original.DecodeIds(loaded)
 
 
 @pytest.mark.parametrize('text', ODD)
 def test_odd_texts_come_back_from_llamas_pieces_and_bytes(llama, text):
-  ours, theirs = llama
-  ids = ours.encode(text)
-  assert ids == theirs.encode(text, add_special_tokens=False).ids
-  assert ours.decode(ids) == text
-  assert ours.unk_id not in ids
+  actual, original = llama
+  ids = actual.encode(text)
+  assert ids == original.encode(text, add_special_tokens=False).ids
+  assert actual.decode(ids) == text
+  assert actual.unk_id not in ids
 
 
-def test_special_tokens_of_llama_are_recognised_and_the_first_end_ends(llama):
-  ours, _ = llama
-  first, *inner, last = ours.encode('<s>yes</s>')
-  assert (first, last) == (ours.bos_id, ours.eos_id)
-  assert ours.decode([*inner, last, *inner]) == 'yes'
-  assert (ours.size, ours.bos_id, ours.eos_ids) == (32_000, 1, (2,))
+def test_special_tokens_of_llama_are_recognized_and_the_first_end_ends(llama):
+  actual, _ = llama
+  first, *inner, last = actual.encode('<s>yes</s>')
+  assert (first, last) == (actual.bos_id, actual.eos_id)
+  assert actual.decode([*inner, last, *inner]) == 'yes'
+  assert (actual.size, actual.bos_id, actual.eos_ids) == (32_000, 1, (2,))

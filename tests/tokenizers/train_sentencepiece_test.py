@@ -90,6 +90,6 @@ def test_an_impossible_size_is_one_sentence_and_writes_nothing(tmp_path, texts, 
 
 
 def test_the_output_folder_is_made(tmp_path):
-  made = train(tmp_path / 'new' / 'a.model')
-  assert made == vocabularies.sentencepiece(tmp_path / 'new' / 'a.model')
+  created = train(tmp_path / 'new' / 'a.model')
+  assert created == vocabularies.sentencepiece(tmp_path / 'new' / 'a.model')
   assert [path.name for path in (tmp_path / 'new').iterdir()] == ['a.model']

@@ -52,13 +52,13 @@ def test_case_and_accents_are_kept_if_the_model_keeps_them(folder):
 
 
 def test_special_tokens_may_have_other_names(folder):
-  said = {
+  options = {
     'cls_token': 'un',
     'sep_token': {'content': 'a'},
     'pad_token': 'e',
     'mask_token': None,
   }
-  (folder / 'tokenizer_config.json').write_text(json.dumps(said))
+  (folder / 'tokenizer_config.json').write_text(json.dumps(options))
   vocabulary = wordpiece.read_wordpiece(folder)
   assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id) == (5, 8, 10)
   (folder / 'tokenizer_config.json').write_text(json.dumps({'cls_token': '<s>'}))
@@ -84,7 +84,11 @@ def test_real_lines_are_encoded_as_by_the_tokenizer_json_beside_it(language, tmp
   for name in ('vocab.txt', 'tokenizer_config.json'):
     shutil.copy(model / name, tmp_path)
   lines = real(f'wmt/generaltest2022.{language}').read_text().split('\n')
-  ours, whole = wordpiece.read_wordpiece(tmp_path), vocabularies.huggingface(model)
-  assert (ours.pad_id, ours.bos_id, ours.eos_ids) == (whole.pad_id, whole.bos_id, whole.eos_ids)
-  assert [ours.encode(line) for line in lines] == [whole.encode(line) for line in lines]
+  actual, complete = wordpiece.read_wordpiece(tmp_path), vocabularies.huggingface(model)
+  assert (actual.pad_id, actual.bos_id, actual.eos_ids) == (
+    complete.pad_id,
+    complete.bos_id,
+    complete.eos_ids,
+  )
+  assert [actual.encode(line) for line in lines] == [complete.encode(line) for line in lines]
   assert len(lines) > 1000
