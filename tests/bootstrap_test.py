@@ -89,6 +89,7 @@ def test_the_spread_of_a_mean_is_its_standard_error():
 def test_the_interval_leaves_out_equal_shares_and_minds_what_is_out_of_reach():
   values = np.random.default_rng(0).permutation(np.arange(1, 1001))
   assert bootstrap.interval(values, confidence=0.95) == (26, 975)
+  assert bootstrap.interval(values, confidence=0.9) == (51, 950)  # 1 - 0.9 is less than 0.1
   assert bootstrap.interval(values, confidence=0.5) == (251, 750)
   out_of_reach = np.where(values > 970, np.inf, values)
   low, high = bootstrap.interval(out_of_reach)

@@ -19,7 +19,7 @@ def location(path: epath.Path) -> epath.Path:
 
 
 def write(path: epath.Path, data: bytes, *, rows: int, fingerprint: str) -> None:
-  """Write a file and then its marker; in between, the file is not complete.
+  """Write a file and then its marker; in between, the file differs from its marker.
 
   Args:
     path: Path of the file.
@@ -27,7 +27,6 @@ def write(path: epath.Path, data: bytes, *, rows: int, fingerprint: str) -> None
     rows: Number of rows in it.
     fingerprint: Identifies the model, settings and data that the rows were computed from.
   """
-  location(path).unlink(missing_ok=True)
   files.write(path, data)
   summary = {'rows': rows, **_size_and_digest(data), 'fingerprint': fingerprint}
   files.write(location(path), json.dumps(summary))

@@ -254,16 +254,24 @@ def test_arrays_that_need_pickles_or_are_no_numbers_are_not_written(tmp_path, ta
   assert not list(tmp_path.glob('*embedding*'))
 
 
-def test_a_pickle_in_the_place_of_an_array_is_not_loaded(tmp_path, table, embedding):
-  sidecars.write(tmp_path, 'embedding', table, embedding)
+@pytest.mark.parametrize('remote', [False, True])
+def test_a_pickle_in_the_place_of_an_array_is_not_loaded(
+  tmp_path, monkeypatch, table, embedding, remote
+):
+  folder = tmp_path
+  if remote:
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, 'gs', object_store.Bucket(tmp_path.parent))
+    monkeypatch.setattr(gpath, '_is_tf_installed', lambda: False)
+    folder = f'gs://{tmp_path.name}'
+  sidecars.write(folder, 'embedding', table, embedding)
   path = tmp_path / 'a-predict.embedding.npy-00000-of-00001'
   with path.open('wb') as file:
     np.save(file, np.array([{}] * ROWS), allow_pickle=True)
   marker = path.with_name(f'{path.name}.COMPLETED')
   size = {'bytes': path.stat().st_size}
   marker.write_text(json.dumps(json.loads(marker.read_text()) | size))
-  with pytest.raises(ValueError, match=r'is not an array in the format of NumPy: .*Python objects'):
-    read(tmp_path, table)
+  with pytest.raises(ValueError, match=r'is not an array in the format of NumPy: .*bject'):
+    read(folder, table)
 
 
 def test_shards_of_different_shape_are_not_completed(tmp_path, table):
