@@ -86,7 +86,9 @@ _MODULES = {
   ),
   'cascades.prune': (*_USUAL, 'cascades.models.pruning'),
   'cascades.plan': ('cascades.train', *_USUAL),
-  'cascades.infer': ('cascades.inference.trained_model', *_USUAL),
+  'cascades.infer': (
+    'cascades.inference.answers', 'cascades.inference.trained_model', *_USUAL,
+  ),
   'cascades.cache_teacher': ('cascades.inference.trained_model', *_USUAL),
 }  # fmt: skip
 # Files that are read after those of the command, and the macros that stay required after them.

@@ -1,5 +1,6 @@
 """The recipes: the paper's table, public sizes, commands, and two tiny steps on shipped rows."""
 
+import dataclasses
 import math
 import pathlib
 import re
@@ -10,11 +11,13 @@ import pytest
 
 from cascades import cli, infer, losses, train
 from cascades.checkpoints import store
+from cascades.data import corpus
+from cascades.inference import answers, trained_model
 from cascades.models import configs, t5
 from cascades.predictions import shards
 from cascades.tasks import catalog, sources
 from cascades.tokenizers import train_sentencepiece
-from cascades.training import optimizers
+from cascades.training import optimizers, setup
 from tests import tiny
 
 RECIPES = pathlib.Path(__file__).parents[1] / 'gin_configs' / 'recipes'
@@ -136,6 +139,26 @@ def test_the_command_of_a_recipe_says_all_that_is_required(recipe):
   assert files == [f'recipes/{recipe}.gin']
   cli.configure(program, files, bindings)
   cli._finalize()
+
+
+CONFIGS = {
+  'train': (corpus.Data, setup.SmallModel, setup.LargeModel, setup.Step, setup.Schedule,
+            setup.Failures),
+  'infer': (corpus.Data, trained_model.Checkpoint, answers.DecodingOptions),
+  'cache_teacher': (corpus.Data, trained_model.Checkpoint),
+  'prune': (corpus.Data,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('program', CONFIGS)
+def test_every_field_of_a_config_object_has_a_macro(program):
+  cli.configure(f'cascades.{program}', [f'runs/{program}.gin'], [])
+  for config in CONFIGS[program]:
+    bound = gin.get_bindings(config, resolve_references=False)
+    assert all(re.fullmatch(r'%[A-Z_]+', str(value)) for value in bound.values())
+    fields = {field.name for field in dataclasses.fields(config)}
+    # The sizes of a large model are those of its checkpoint, but for a plan.
+    assert set(bound) == fields - ({'config'} if config is setup.LargeModel else set())
 
 
 @pytest.mark.parametrize('name', ['INITIAL_CHECKPOINT_PATH', 'LARGE_CHECKPOINT_PATH'])

@@ -11,12 +11,12 @@ import pytest
 
 from cascades import losses, train
 from cascades.checkpoints import store
-from cascades.data.corpus import Corpus
+from cascades.data.corpus import Corpus, Data
 from cascades.models import decoder, lora
 from cascades.models.abstract import abstract_model
 from cascades.runtime import locking, partitioning, stopping
 from cascades.tokenizers import vocabularies
-from cascades.training import metrics_log, optimizers, train_step
+from cascades.training import metrics_log, optimizers, setup, train_step
 from tests import testing, tiny
 from tests.runtime.progress_test import read_events
 
@@ -210,6 +210,11 @@ def refused(message, directory, **changes):
   return raised.value
 
 
+def data(directory):
+  task = tiny.task(directory)
+  return Data(task=task, lengths=tiny.LENGTHS, batch_size=8, records_dir=str(directory / 'records'))
+
+
 def claimed(directory):
   return (directory / 'run' / 'model.json').exists()
 
@@ -240,6 +245,20 @@ def test_a_directory_of_another_model_is_refused(large):
 def test_weights_of_another_shape_are_refused(large, tmp_path):
   refused('checkpoint of another model: params/decoder', tmp_path,
           initial_checkpoint_path=str(large[0] / 'run'))  # fmt: skip
+
+
+def test_a_large_model_of_given_sizes_needs_its_weights(tmp_path):
+  refused('name its LARGE_CHECKPOINT_PATH', tmp_path, large=tiny.LARGE)
+  assert not claimed(tmp_path)
+
+
+def test_a_large_model_of_other_sizes_than_its_checkpoint_s_is_refused(large, tmp_path):
+  path, corpus = str(large[0] / 'run'), data(tmp_path).corpus(tiny.VOCABULARY, 'encoder_decoder')
+  given = setup.LargeModel(tiny.LARGE, checkpoint_path=path)
+  teacher, cache = train._teacher(given, tiny.SMALL, corpus, losses.cat_xent)
+  assert (teacher, cache) == (given, None)
+  refused('emb_dim=32.* and not .*emb_dim=16', tmp_path, large=tiny.SMALL,
+          large_checkpoint_path=path, loss=losses.cat_xent)  # fmt: skip
 
 
 def test_a_missing_large_model_is_refused(tmp_path):
