@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascades import losses
+from cascades.teachers import Logits
 from tests import oracles
 
 CELLS = {
@@ -267,6 +268,64 @@ def test_another_vocabulary_is_an_error_that_names_both_sizes():
 def test_a_weight_outside_its_range_is_an_error():
   with pytest.raises(ValueError, match=r'\[0, 1\]; it is 1.5'):
     losses.dist(*example(), w=1.5)
+
+
+# -- several teachers, and schedules ---------------------------------------------------------------
+
+
+def second_teacher():
+  """Another teacher, which is right about tokens that neither of the models of `example` predicts."""
+  targets = example()[2]
+  logits = example(seed=5)[1]
+  return logits.at[jnp.arange(2, 24, 4), targets[2::4]].set(9.0)
+
+
+@every_cell
+def test_one_teacher_is_the_same_alone_wrapped_or_in_a_tuple(name):
+  small, large, targets, weights = example()
+  cell = CELLS[name][0]
+  alone = cell(small, large, targets, weights)
+  for teachers in ((large,), [Logits(large)], Logits(large)):
+    assert cell(small, teachers, targets, weights) == alone
+
+
+def test_several_teachers_distill_the_mean_of_their_distributions():
+  small, large, targets, weights = example()
+  other = second_teacher()
+  total, count = losses.dist(small, (large, other), targets, weights, w=0.0)
+  each = [losses.dist(small, teacher, targets, weights, w=0.0)[0] for teacher in (large, other)]
+  np.testing.assert_allclose(total, np.mean(each), rtol=1e-6)
+  mean = jnp.log((jax.nn.softmax(large) + jax.nn.softmax(other)) / 2)
+  np.testing.assert_allclose(total, losses.dist(small, mean, targets, weights, w=0.0)[0], rtol=1e-5)
+  assert count == weights.sum()
+
+
+def test_tokens_that_any_of_several_teachers_predicts_count():
+  small, large, targets, weights = example()
+  other = second_teacher()
+  correct = [np.asarray(logits.argmax(-1) == targets) for logits in (small, large, other)]
+  assert (correct[2] & ~correct[0] & ~correct[1]).any()
+  each = np.asarray(optax.softmax_cross_entropy_with_integer_labels(small, targets) * weights)
+  for name, mask in (('cat_xent', np.any(correct, 0)), ('cat_xent_l', np.any(correct[1:], 0))):
+    total, _ = CELLS[name][0](small, (large, other), targets, weights)
+    np.testing.assert_allclose(total, each[mask].sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['dist', 'cat_dist', 'cat_dist_l', 'cat_dist_s'])
+def test_a_weight_follows_its_schedule(name):
+  args = example()
+  cell = CELLS[name][0]
+  schedule = optax.linear_schedule(1.0, 0.2, transition_steps=8)
+  for step, w in ((0, 1.0), (4, 0.6), (8, 0.2), (99, 0.2)):
+    expected = cell(*args, w=w, step=jnp.asarray(step))
+    scheduled = jax.jit(partial(cell, w=schedule))(*args, step=jnp.asarray(step))
+    np.testing.assert_allclose(scheduled, expected, rtol=1e-6)
+  assert cell(*args, step=jnp.asarray(3)) == cell(*args)  # a constant does not see the step
+
+
+def test_a_schedule_without_a_step_is_an_error():
+  with pytest.raises(ValueError, match='is a schedule: pass the `step`'):
+    losses.dist(*example(), w=optax.constant_schedule(0.5))
 
 
 # -- what the mask is for --------------------------------------------------------------------------

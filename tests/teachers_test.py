@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascades import losses, masks
-from cascades.teachers import Logits, Top1, TopK, as_teachers, to_top1, to_top_k
+from cascades.teachers import Logits, TeacherError, Top1, TopK, as_teachers, only, to_top1, to_top_k
 
 SHAPES = [(5,), (2, 3)]
 
@@ -41,6 +41,28 @@ def test_arrays_become_teachers_and_teachers_stay():
   assert isinstance(alone, Logits)
   with pytest.raises(ValueError, match='one vocabulary'):
     as_teachers(np.ones((2, 4)), 3)
+
+
+def test_losses_for_one_teacher_say_what_they_are_given_instead():
+  teacher = Logits(jnp.ones((2, 3)))
+  assert only((teacher,)) is teacher
+  with pytest.raises(TeacherError, match='none is given'):
+    only(())
+  with pytest.raises(TeacherError, match='defined for one large model, and 2 are given'):
+    only((teacher, teacher))
+
+
+def test_distributions_come_from_logits_and_from_nothing_else():
+  logits = jnp.asarray(random_logits((4,)), jnp.bfloat16)
+  logprobs = Logits(logits).logprobs()
+  assert logprobs.dtype == jnp.float32
+  np.testing.assert_allclose(jnp.exp(logprobs).sum(-1), 1.0, rtol=1e-6)
+  np.testing.assert_array_equal(logprobs, jax.nn.log_softmax(logits.astype(jnp.float32)))
+  assert not jax.grad(lambda x: Logits(x).logprobs().sum())(jnp.ones((2, 3))).any()
+  with pytest.raises(TeacherError, match=r'holds first choices only \(Top1\): pass the logits'):
+    to_top1(logits).logprobs()
+  with pytest.raises(TeacherError, match=r'holds the first 3 choices only \(TopK\)'):
+    to_top_k(logits, k=3).logprobs()
 
 
 # -- what a cache keeps ----------------------------------------------------------------------------

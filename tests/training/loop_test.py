@@ -108,6 +108,30 @@ def test_a_run_that_is_asked_to_stop_saves_that_step_without_validation_and_ends
   ]
 
 
+def test_batches_see_the_state_and_the_number_of_their_step():
+  calls = []
+
+  def batches(state, step):
+    calls.append((state, step))
+    return step
+
+  loop.run(
+    {'steps': 6},
+    lambda state, batch: ({'steps': state['steps'] + 1}, totals(loss=float(batch))),
+    batches,
+    start=6,
+    total=9,
+    intervals=loop.Intervals(0, 0, 0),
+    report=lambda *_: None,
+    validate=lambda _: {},
+    save=lambda *_: None,
+    on_rejected=lambda *_: None,
+    asked_to_stop=lambda _: False,
+    profile=lambda _: contextlib.nullcontext(),
+  )
+  assert calls == [({'steps': 6}, 7), ({'steps': 7}, 8), ({'steps': 8}, 9)]
+
+
 def test_means_are_over_tokens_not_over_steps():
   values = loop.means([totals(loss=1.0, tokens=1.0, correct=1.0), totals(loss=9.0, tokens=9.0)])
   assert values == {'loss': 1.0, 'accuracy': 0.4}

@@ -200,6 +200,30 @@ def test_without_a_large_model_the_step_reports_accuracy_alone():
     train_step.kept_tokens(metrics)
 
 
+def test_a_loss_weight_follows_its_schedule_also_after_a_resume():
+  """From distillation alone to cross-entropy alone in four updates, and in two times two."""
+  mesh, schedule = ONE(), optax.linear_schedule(0.0, 1.0, transition_steps=3)
+  with partitioning.use(mesh):
+    state, large, step = setup(mesh, optimizer=SGD, loss=functools.partial(losses.dist, w=schedule))
+    small, evaluate = build(SMALL, mesh, 0)[0], {}
+    for w in range(4):
+      constant = functools.partial(losses.dist, w=w / 3)
+      definitions = {'small': small, 'large': build(LARGE, mesh, 1)[0]}
+      evaluate[w] = functools.partial(train_step.eval_step, **definitions, loss=constant)
+    saved = None
+    for number, batch in enumerate(batches(4)):
+      expected = jax.jit(evaluate[number])(state.params, large, batch)['loss']
+      if number == 2:
+        saved = jax.device_get(state)
+      state, metrics = step(state, large, partitioning.place_batch(batch))
+      np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
+    resumed = jax.device_put(saved)
+    for batch in list(batches(4))[2:]:
+      resumed, _ = step(resumed, large, partitioning.place_batch(batch))
+    assert step._cache_size() <= 2  # of a fresh and of a restored state, not one of each weight
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(state))
+
+
 # -- every mesh ------------------------------------------------------------------------------------
 
 MESHES = [{'data': 8}, {'data': 1, 'fsdp': 8}, {'data': 2, 'fsdp': 2, 'tensor': 2}]
