@@ -111,7 +111,7 @@ def measure(
     effort: Effort of the compiler, as in `plan`.
   """
   arguments = abstract.state, abstract.frozen, batch
-  needs = utilization.needs(abstract, batch)
+  needs = utilization.model_flops(abstract, batch)
   uncompiled = Plan(
     topology,
     parameters,

@@ -136,10 +136,10 @@ def train(
       batch_size=data.batch_size,
       cache=cache,
     )
-    run_log.write_down(
+    run_log.describe_run(
       directory, description, vocabulary, {'trained': state.params, 'frozen': frozen}
     )
-    usage = utilization.Usage(abstract)
+    meter = utilization.UtilizationMeter(abstract)
     companions.inherit(small.initial_checkpoint_path, directory)
     if base is not None and not start:
       checkpoints.save_base(base)
@@ -150,7 +150,7 @@ def train(
     ):
       history = loop.run(
         state,
-        setup.on_batches(setup.compiled_step(abstract, step), frozen, usage.compiled),
+        setup.on_batches(setup.compiled_step(abstract, step), frozen, meter.compiled),
         lambda _state, _step: next(batches),
         start=start,
         total=schedule.train_steps,
@@ -161,7 +161,7 @@ def train(
           schedule.train_steps,
           metrics,
           learning_rate=step.learning_rate,
-          used=usage.now,
+          utilization=meter.measure,
           check=checkpoints.check,
         ),
         validate=validate,

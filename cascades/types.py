@@ -85,7 +85,7 @@ CacheT = TypeVar('CacheT', bound=Cache)
 
 
 class LanguageModel(Protocol[CacheT]):
-  """What training, decoding and scoring need of a model: T5, decoder-only, test dummies."""
+  """Interface of T5, decoder-only models and test dummies to training, decoding and scoring."""
 
   def hidden(self, batch: Batch, key: Array | None = None) -> Float[Array, 'B T D']:
     """Final hidden states under teacher forcing, aligned with `batch.targets`.
@@ -96,7 +96,7 @@ class LanguageModel(Protocol[CacheT]):
 
   @property
   def table(self) -> Any:
-    """What `readout` multiplies with, [V, D], however it is held."""
+    """The table [V, D] that `readout` multiplies with: an array, or quantized values and scales."""
     ...
 
   def readout(self, hidden: Float[Array, '*n D'], table: Any = None) -> Float[Array, '*n V']:
@@ -156,7 +156,7 @@ class Vocabulary(Protocol):
     ...
 
   def describe(self) -> dict[str, Any]:
-    """As JSON, to be built again beside a checkpoint."""
+    """JSON from which the vocabulary is rebuilt beside a checkpoint."""
     ...
 
   def encode(self, text: str) -> list[int]:

@@ -274,7 +274,7 @@ def test_a_weight_outside_its_range_is_an_error():
 
 
 def second_teacher():
-  """Another teacher, which is right about tokens that neither of the models of `example` predicts."""
+  """A teacher that is right about tokens which neither model of `example` predicts."""
   targets = example()[2]
   logits = example(seed=5)[1]
   return logits.at[jnp.arange(2, 24, 4), targets[2::4]].set(9.0)

@@ -34,7 +34,7 @@ class Intervals(NamedTuple):
   save: int
 
   def due(self, step: int, total: int) -> Due:
-    """What is to be done after `step` of `total` steps."""
+    """Selects what `run` does after `step` of `total` steps."""
     log, validate, save = (n > 0 and (step % n == 0 or step == total) for n in self)
     # A checkpoint is judged by a validation of its own, and neither goes unreported.
     validate |= save and self.validate > 0
@@ -42,7 +42,7 @@ class Intervals(NamedTuple):
 
 
 class Due(NamedTuple):
-  """What is to be done after a step."""
+  """Actions that are due after a step."""
 
   log: bool
   validate: bool

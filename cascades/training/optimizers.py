@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimisers: optax, with the defaults of this field."""
+"""Learning-rate schedules and optimizers: optax, with the defaults of this field."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from cascades.tokenizers import vocabularies
 from cascades.training import loop
 from cascades.training import validation as validating
 from cascades.training.metrics_log import MetricsLog
-from cascades.training.utilization import Used
+from cascades.training.utilization import Utilization
 from cascades.types import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def reporter(
   metrics: MetricsLog,
   *,
   learning_rate: optax.Schedule,
-  used: Callable[[progress.Rates | None], Used],
+  utilization: Callable[[progress.Rates | None], Utilization],
   check: Callable[[], None],
 ) -> Callable[[int, loop.Values, float], None]:
   """The `report` of `loop.run`: log lines, and the same numbers in the metrics.
@@ -37,7 +37,7 @@ def reporter(
     total: the steps of the run.
     metrics: where values are written; a full disk costs a warning.
     learning_rate: of an update, from the number of updates before it.
-    used: maps rates to the use of the devices since the last report.
+    utilization: maps rates to the use of the devices since the last report.
     check: called at every report, and may raise.
   """
   meter = progress.Meter(total)
@@ -56,7 +56,7 @@ def reporter(
     values = values | {'lr': float(learning_rate(step - 1))}
     validation = {k[len(prefix) :]: v for k, v in values.items() if k.startswith(prefix)}
     training = {k: v for k, v in values.items() if not k.startswith(prefix)}
-    resources = used(rates)
+    resources = utilization(rates)
     log.info('%s', progress.format_line(step, total, training, rates, notes=resources.notes()))
     if validation:
       log.info('%s', progress.format_line(step, total, validation, None) + '  (validation)')
@@ -68,7 +68,7 @@ def reporter(
   return report
 
 
-def write_down(
+def describe_run(
   directory: epath.Path,
   description: Mapping[str, Any],
   vocabulary: Vocabulary,

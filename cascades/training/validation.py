@@ -24,22 +24,29 @@ from cascades.types import Params, Prompt
 
 log = logging.getLogger(__name__)
 
-PREFIX = 'validation/'  # begins the names of what is found
+PREFIX = 'validation/'  # of the names of validation's values
 
 
 class Validation(NamedTuple):
-  """When and on how many rows a run is validated: with teacher forcing, without dropout."""
+  """Validation during a run: with teacher forcing, without dropout.
+
+  Attributes:
+    every: steps between two validations.
+    rows: rows of the split, evenly spaced.
+    split: the tasks' split.
+    decoded_rows: rows whose answers are also decoded greedily and judged by the tasks' metrics.
+  """
 
   every: int = 500
   rows: int = 1024
   split: str = 'validation'
-  decoded_rows: int = 0  # that many answers are also decoded greedily and judged by the metrics
+  decoded_rows: int = 0
 
 
 def validator(
   validation: Validation | None,
   corpus: Corpus,
-  parts: AbstractRun,
+  abstract: AbstractRun,
   frozen: Frozen,
   *,
   loss: losses.CascadeLoss,
@@ -47,10 +54,11 @@ def validator(
   batch_size: int,
   cache: TeacherCache | None = None,
 ) -> Callable[[TrainState], loop.Values]:
-  """What `validation` asks for, from a state.
+  """Builds the function from a state to the values of its validation; none if it is None.
 
-  With a teacher cache that lacks the split no large model is known there: the loss is then the
-  plain cross-entropy of all tokens, and no shares of agreement are found.
+  A loss whose weights follow a schedule is that of the state's step. If `cache` lacks the split,
+  there is no large model: the loss is then the plain cross-entropy of all tokens, without shares
+  of agreement.
   """
   if validation is None:
     return lambda _: {}
@@ -68,10 +76,10 @@ def validator(
     )
     loss = losses.xent
   step = jax.jit(
-    functools.partial(train_step.eval_step, **parts.models, loss=loss, block_length=block_length)
+    functools.partial(train_step.eval_step, **abstract.models, loss=loss, block_length=block_length)
   )
   decode = _decoder(
-    corpus, tasks, split, parts.small, frozen.base, validation.decoded_rows, batch_size
+    corpus, tasks, split, abstract.small, frozen.base, validation.decoded_rows, batch_size
   )
 
   rows = validation.rows
@@ -81,8 +89,8 @@ def validator(
     for batch in corpus.evaluation(split, batch_size=batch_size, rows=rows, teacher=teacher):
       sums.append(step(state.params, frozen, partitioning.place_batch(batch), state.step))
       partitioning.wait_on_virtual_devices(sums)
-    found = loop.means(jax.device_get(sums)) | decode(state.params)
-    return {PREFIX + name: value for name, value in found.items()}
+    values = loop.means(jax.device_get(sums)) | decode(state.params)
+    return {PREFIX + name: value for name, value in values.items()}
 
   return validate
 
@@ -107,22 +115,24 @@ def _decoder(
       eos_id=corpus.vocabulary.eos_ids,
     ).tokens
 
-  def answers(params: Params, part: records.Records) -> Iterator[tuple[tuple[str, ...], str]]:
-    first = range(min(-(-rows // len(tasks)), len(part)))
-    for bucket in corpus.buckets(part, first, batch_size=batch_size):
-      prompt = partitioning.place_whole(corpus.prompts(part, bucket, batch_size=batch_size))
+  def answers(
+    params: Params, rows_of_task: records.Records
+  ) -> Iterator[tuple[tuple[str, ...], str]]:
+    first = range(min(-(-rows // len(tasks)), len(rows_of_task)))
+    for bucket in corpus.buckets(rows_of_task, first, batch_size=batch_size):
+      prompt = partitioning.place_whole(corpus.prompts(rows_of_task, bucket, batch_size=batch_size))
       tokens = partitioning.fetch(generate(params, base, prompt))[: len(bucket.indices)]
-      for record, ids in zip(part.read(bucket.indices), tokens, strict=True):
+      for record, ids in zip(rows_of_task.read(bucket.indices), tokens, strict=True):
         yield record.row.answers, corpus.vocabulary.decode(ids)
 
   def decode(params: Params) -> loop.Values:
-    found = {}
-    for task, part in zip(tasks, split.per_task, strict=True):
-      answered = list(answers(params, part)) if rows else []
+    values = {}
+    for task, rows_of_task in zip(tasks, split.per_task, strict=True):
+      answered = list(answers(params, rows_of_task)) if rows else []
       for judge in map(metrics.by_name, task.metrics if answered else ()):
         name = judge.name if len(tasks) == 1 else f'{task.name}/{judge.name}'
         sums = np.sum([judge.statistics(*answer) for answer in answered], axis=0)
-        found[name] = float(judge.finalize(sums))
-    return found
+        values[name] = float(judge.finalize(sums))
+    return values
 
   return decode

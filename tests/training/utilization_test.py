@@ -33,9 +33,9 @@ def forward(rows, length):
   return 2 * rows * length * (weights + attention)
 
 
-def needed(parts, batch):
-  """For a batch of which every token counts."""
-  needs = utilization.needs(parts, batch)
+def needed(abstract, batch):
+  """Operations for a batch of which every token counts."""
+  needs = utilization.model_flops(abstract, batch)
   return needs.step + batch.targets.size * needs.token
 
 
@@ -45,42 +45,44 @@ def test_what_the_models_need_is_three_passes_of_the_small_one_and_one_of_the_la
   with partitioning.use(tiny.one_device()):
     assert needed(abstract_run(), batch) == 3 * once
     assert needed(abstract_run(large=CONFIG), batch) == 4 * once
-    assert utilization.needs(abstract_run(), batch).token == 3 * 2 * CONFIG.emb_dim * testing.VOCAB
+    assert (
+      utilization.model_flops(abstract_run(), batch).token == 3 * 2 * CONFIG.emb_dim * testing.VOCAB
+    )
     adapted = needed(abstract_run(adapters=lora.LoraConfig(rank=1)), batch)
   assert 2 * once < adapted < 2.6 * once
 
 
 def test_the_step_itself_needs_no_more_products_unless_it_recomputes():
-  parts = abstract_run(large=CONFIG)
+  abstract = abstract_run(large=CONFIG)
   batch = testing.batch(CONFIG)
   with partitioning.use(tiny.one_device()):
-    step = setup.compiled_step(parts, STEP)
-    found = flops.flops_of(step, parts.state, parts.frozen, batch)
-    least = needed(parts, batch)
+    step = setup.compiled_step(abstract, STEP)
+    measured = flops.flops_of(step, abstract.state, abstract.frozen, batch)
+    least = needed(abstract, batch)
   # The first layer's input has a gradient too, but no product needs it: a table is looked up.
-  assert least * 0.95 < found <= least
+  assert least * 0.95 < measured <= least
 
 
 def test_a_compiled_step_says_its_memory_and_lines_say_the_share_of_the_peak(monkeypatch, caplog):
   monkeypatch.setattr(chips, 'of', lambda device: CHIP)
-  parts, batch = abstract_run(), testing.batch(CONFIG)
-  used = utilization.Usage(parts)
-  assert used.now(None).mfu is None
+  abstract, batch = abstract_run(), testing.batch(CONFIG)
+  used = utilization.UtilizationMeter(abstract)
+  assert used.measure(None).mfu is None
   with partitioning.use(tiny.one_device()), caplog.at_level(logging.INFO, 'cascades'):
     used.compiled(jax.jit(lambda x: x @ x).lower(jnp.ones((64, 64))).compile(), batch)
-    needs = utilization.needs(parts, batch)
-  (said,) = caplog.messages
-  assert 'takes 32 KiB of the 1 GiB of a v0 on each device: 16 KiB parameters' in said
-  found = used.now(Rates(steps_per_second=100.0, tokens_per_second=300.0, seconds_left=0.0))
+    needs = utilization.model_flops(abstract, batch)
+  (line,) = caplog.messages
+  assert 'takes 32 KiB of the 1 GiB of a v0 on each device: 16 KiB parameters' in line
+  measured = used.measure(Rates(steps_per_second=100.0, tokens_per_second=300.0, seconds_left=0.0))
   per_second = 100 * needs.step + 300 * needs.token
-  assert found.mfu == pytest.approx(per_second / (1e9 * jax.device_count()))
-  assert found.notes()[0].startswith('MFU ')
-  assert set(found.numbers()) == {'mfu', 'memory'}
+  assert measured.mfu == pytest.approx(per_second / (1e9 * jax.device_count()))
+  assert measured.notes()[0].startswith('MFU ')
+  assert set(measured.numbers()) == {'mfu', 'memory'}
 
 
 def test_without_a_known_chip_there_is_memory_alone():
-  used = utilization.Usage(abstract_run())
-  found = used.now(Rates(1.0, 1.0, 1.0))
-  assert found.mfu is None
-  assert found.memory > 1 << 24
-  assert found.notes()[0].startswith('memory ')
+  used = utilization.UtilizationMeter(abstract_run())
+  measured = used.measure(Rates(1.0, 1.0, 1.0))
+  assert measured.mfu is None
+  assert measured.memory > 1 << 24
+  assert measured.notes()[0].startswith('memory ')
