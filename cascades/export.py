@@ -38,7 +38,7 @@ def export(
   *,
   format: Literal['huggingface', 't5x'] = 'huggingface',
   tokenizer: str | None = None,
-  which: store.Which = 'last',
+  which: store.StepSelector = 'last',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   shard_bytes: int = huggingface.SHARD_BYTES,
   mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,

@@ -43,7 +43,7 @@ def prune(
   mlp_dim: int | None = None,
   data: Data | None = None,
   task_rows: int = 512,
-  which: store.Which = 'last',
+  which: store.StepSelector = 'last',
   devices: Devices = Devices(),
   provenance: Callable[[], Mapping[str, str]] = dict,
 ) -> None:

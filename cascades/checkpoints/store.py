@@ -30,7 +30,7 @@ from cascades.runtime import files
 
 log = logging.getLogger(__name__)
 
-Which: TypeAlias = int | Literal['last', 'best']
+StepSelector: TypeAlias = int | Literal['last', 'best']
 
 DESCRIPTION = 'model.json'
 MANIFEST = 'manifest.json'  # source and options of a run that was not trained
@@ -235,7 +235,7 @@ def make(
     checkpoints.save(0, {'params': params})
 
 
-def restore_params(path: epath.PathLike, like: Any, *, which: Which = 'last') -> Any:
+def restore_params(path: epath.PathLike, like: Any, *, which: StepSelector = 'last') -> Any:
   """Reads the parameters of a checkpoint, with adapters merged into their base.
 
   Parameters that are merged, or change their quantization, are read one at a time, so that only one
@@ -282,7 +282,7 @@ def _base(directory: epath.Path) -> epath.Path:
   return directory / BASE
 
 
-def locate(path: epath.PathLike, which: Which = 'last') -> tuple[epath.Path, int]:
+def locate(path: epath.PathLike, which: StepSelector = 'last') -> tuple[epath.Path, int]:
   """Finds a checkpoint. A collective operation: all processes must call it.
 
   Args:

@@ -31,7 +31,7 @@ class Checkpoint:
   """
 
   path: str
-  which: store.Which = 'last'
+  which: store.StepSelector = 'last'
   precision: str | None = 'float32'
   weights: str | None = None
 
