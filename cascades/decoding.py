@@ -181,11 +181,18 @@ def score(
   block_length: int | None = None,
   axes: blocks.MeshAxes = blocks.ONE_DEVICE,
 ) -> tuple[Float[Array, 'B T'], Bool[Array, 'B T']]:
-  """Log-probability of every target token, and whether it is the model's first choice.
+  """Score the targets of a batch under teacher forcing, without forming logits [B, T, V].
 
-  Zero and False where `batch.weights` is 0. Reads out `block_length` positions of all rows at a
-  time, by default as many as fit the budget of `blocks`, so that [B, T, V] is never formed. `axes`
-  are the mesh axes that split rows and vocabulary.
+  Args:
+    model: The language model.
+    batch: Examples; tokens of weight 0 are not scored.
+    block_length: Positions of all rows that are read out together; None for as many as fit the
+      budget of `blocks`.
+    axes: Mesh axes that split rows and vocabulary.
+
+  Returns:
+    The log-probability of every target token, 0 where it is not scored; and True where it is the
+    model's first choice.
   """
   hidden, table = model.hidden(batch), model.table
   V = jax.tree.leaves(table)[0].shape[0]
