@@ -73,7 +73,7 @@ def test_rows_on_several_devices_are_computed_where_they_are():
   rng = np.random.default_rng(0)
   table, hidden = np.float32(rng.normal(size=(32, 16))), np.float32(rng.normal(size=(8, 6, 16)))
   counted = rng.random((8, 6)) < np.arange(8)[:, None] / 8  # unevenly many in the rows
-  place = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+  put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
   with partitioning.use(mesh):
     axes = partitioning.block_axes(8, table.shape)
     run = jax.jit(
@@ -82,8 +82,8 @@ def test_rows_on_several_devices_are_computed_where_they_are():
       )
     )
     arrays = (
-      place(table, 'tensor', 'fsdp'),
-      *(place(x, ('data', 'fsdp')) for x in (hidden, counted)),
+      put(table, 'tensor', 'fsdp'),
+      *(put(x, ('data', 'fsdp')) for x in (hidden, counted)),
     )
     outputs = run(*arrays)
     text = run.lower(*arrays).compile().as_text()

@@ -137,8 +137,8 @@ def test_a_teacher_that_is_never_right_leaves_the_small_models_tokens():
   small, large, targets, weights = example()
   wrong = large.at[jnp.arange(len(targets)), targets].set(-99.0)
   args = (small, wrong, targets, weights)
-  for kind in ('xent', 'dist'):
-    either, by_small, by_large = (CELLS[f'cat_{kind}{end}'][0] for end in ('', '_s', '_l'))
+  for loss_name in ('xent', 'dist'):
+    either, by_small, by_large = (CELLS[f'cat_{loss_name}{end}'][0] for end in ('', '_s', '_l'))
     assert either(*args) == by_small(*args)
     assert by_large(*args)[0] == 0
     assert not jax.grad(lambda x: by_large(x, *args[1:])[0])(small).any()  # noqa: B023
@@ -158,17 +158,17 @@ def test_inclusion_exclusion_and_order(seed, n, w):
   def cell(mask):
     return oracles.cascade_loss(*map(np.asarray, args), w=w, mask=mask)[0]
 
-  ours = {
+  values = {
     'all': losses.dist(*args, w=w)[0],
     'either': losses.cat_dist(*args, w=w)[0],
     'large': losses.cat_dist_l(*args, w=w)[0],
     'small': losses.cat_dist_s(*args, w=w)[0],
   }
-  for mask, value in ours.items():
+  for mask, value in values.items():
     np.testing.assert_allclose(value, cell(mask), rtol=1e-4, atol=1e-5)
-  both = ours['small'] + ours['large'] - ours['either']
-  assert -1e-4 <= both <= min(ours['small'], ours['large']) + 1e-4
-  assert ours['either'] <= ours['all'] + 1e-4
+  both = values['small'] + values['large'] - values['either']
+  assert -1e-4 <= both <= min(values['small'], values['large']) + 1e-4
+  assert values['either'] <= values['all'] + 1e-4
 
 
 def test_the_mixture_is_linear_in_its_weight():
@@ -209,11 +209,11 @@ def test_nothing_flows_to_the_large_model_or_to_masked_tokens(name):
   small, large, targets, weights = example()
   assert not jax.grad(lambda x: cell(small, x, targets, weights)[0])(large).any()
   gradient = jax.grad(lambda x: cell(x, large, targets, weights)[0])(small)
-  kept = oracles.cascade_loss_gradient(
+  counted = oracles.cascade_loss_gradient(
     *map(np.asarray, (small, large, targets, weights)), w=w, mask=mask
   ).any(-1)
-  assert not gradient[~kept].any()
-  assert gradient[kept].any(-1).all()
+  assert not gradient[~counted].any()
+  assert gradient[counted].any(-1).all()
 
 
 @every_cell
@@ -360,11 +360,11 @@ def test_the_mask_removes_label_noise_that_neither_model_predicts():
   large = jax.nn.one_hot(rule, vocab) * 9.0
   aware, contexts = _fit(losses.cat_xent, large, targets)
   plain, _ = _fit(losses.xent, large, targets)
-  kept = np.asarray(aware[contexts].argmax(-1) == targets) | (rule == np.asarray(targets))
-  assert abs((1 - kept.mean()) - q * (1 - 1 / vocab)) < 0.02
+  counted = np.asarray(aware[contexts].argmax(-1) == targets) | (rule == np.asarray(targets))
+  assert abs((1 - counted.mean()) - q * (1 - 1 / vocab)) < 0.02
 
   def nll(table):
     each = optax.softmax_cross_entropy_with_integer_labels(table[contexts], targets)
-    return float(each[kept].mean())
+    return float(each[counted].mean())
 
   assert nll(aware) < 0.1 * nll(plain)

@@ -23,10 +23,12 @@ def cascade_loss(small, large, targets, weights, *, w, mask):
     log_small = log_softmax(small[i])
     p_large = [math.exp(x) for x in log_softmax(large[i])]
     by_small, by_large = argmax(small[i]) == target, argmax(large[i]) == target
-    kept = {'all': True, 'either': by_small or by_large, 'large': by_large, 'small': by_small}[mask]
+    counted = {'all': True, 'either': by_small or by_large, 'large': by_large, 'small': by_small}[
+      mask
+    ]
     hard = -log_small[target]
     soft = -sum(p * logp for p, logp in zip(p_large, log_small, strict=True))
-    total += weights[i] * kept * (w * hard + (1 - w) * soft)
+    total += weights[i] * counted * (w * hard + (1 - w) * soft)
     count += weights[i]
   return total, count
 
@@ -38,7 +40,9 @@ def cascade_loss_gradient(small, large, targets, weights, *, w, mask):
     p_small = np.exp(log_softmax(small[i]))
     p_large = np.exp(log_softmax(large[i]))
     by_small, by_large = argmax(small[i]) == target, argmax(large[i]) == target
-    kept = {'all': True, 'either': by_small or by_large, 'large': by_large, 'small': by_small}[mask]
+    counted = {'all': True, 'either': by_small or by_large, 'large': by_large, 'small': by_small}[
+      mask
+    ]
     onehot = np.eye(len(small[i]))[target]
-    gradient[i] = weights[i] * kept * (p_small - (w * onehot + (1 - w) * p_large))
+    gradient[i] = weights[i] * counted * (p_small - (w * onehot + (1 - w) * p_large))
   return gradient

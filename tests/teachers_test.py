@@ -76,26 +76,26 @@ def random_logits(shape, *, vocab=7, seed=0, scale=2.0):
 def slow_cross_entropy(large, small, k):
   """One token after the other, in double precision."""
   losses = np.zeros(large.shape[:-1])
-  for place in np.ndindex(losses.shape):
-    p = np.exp(large[place].astype(float))
+  for index in np.ndindex(losses.shape):
+    p = np.exp(large[index].astype(float))
     p /= p.sum()
-    log_q = small[place].astype(float) - np.log(np.exp(small[place].astype(float)).sum())
+    log_q = small[index].astype(float) - np.log(np.exp(small[index].astype(float)).sum())
     order = sorted(range(len(p)), key=lambda v: (-p[v], v))
     rest = sum(p[v] for v in order[k:])
     for rank, v in enumerate(order):
-      losses[place] -= (p[v] if rank < k else rest / (len(p) - k)) * log_q[v]
+      losses[index] -= (p[v] if rank < k else rest / (len(p) - k)) * log_q[v]
   return losses
 
 
 def test_the_tail_is_spread_evenly_over_what_was_not_kept():
   large = jnp.log(jnp.array([0.5, 0.1, 0.3, 0.06, 0.04]))
-  kept = to_top_k(large, k=2)
-  assert kept.ids.tolist() == [0, 2]
-  np.testing.assert_allclose(np.exp(kept.top_logprobs), [0.5, 0.3], rtol=1e-6)
-  np.testing.assert_allclose(kept.tail, 0.2, rtol=1e-6)
+  reduced = to_top_k(large, k=2)
+  assert reduced.ids.tolist() == [0, 2]
+  np.testing.assert_allclose(np.exp(reduced.top_logprobs), [0.5, 0.3], rtol=1e-6)
+  np.testing.assert_allclose(reduced.tail, 0.2, rtol=1e-6)
   small = jnp.log(jnp.array([0.4, 0.2, 0.2, 0.1, 0.1]))
   weights = np.array([0.5, 0.2 / 3, 0.3, 0.2 / 3, 0.2 / 3])
-  np.testing.assert_allclose(kept.cross_entropy(small), -weights @ np.array(small), rtol=1e-6)
+  np.testing.assert_allclose(reduced.cross_entropy(small), -weights @ np.array(small), rtol=1e-6)
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -112,18 +112,18 @@ def test_top_k_equals_a_slow_sum(shape, wrap):
 
 def test_all_of_the_vocabulary_kept_is_the_large_model_itself():
   large, small = random_logits((4, 5)), jax.nn.log_softmax(random_logits((4, 5), seed=1))
-  kept = to_top_k(jnp.asarray(large), k=7)
-  assert not kept.tail.any()
+  reduced = to_top_k(jnp.asarray(large), k=7)
+  assert not reduced.tail.any()
   expected = Logits(jnp.asarray(large)).cross_entropy(small)
-  np.testing.assert_allclose(kept.cross_entropy(small), expected, rtol=1e-5)
+  np.testing.assert_allclose(reduced.cross_entropy(small), expected, rtol=1e-5)
 
 
 @functools.partial(jax.jit, static_argnames='k')
 def moved_by_the_tail(large, small, *, k):
-  """How far the loss and its gradient are from those of all logits, and their bounds."""
-  kept = to_top_k(large, k=k)
+  """Differences of the loss and its gradient from those of all logits, and their bounds."""
+  reduced = to_top_k(large, k=k)
   log_q = jax.nn.log_softmax(small)
-  others = jnp.put_along_axis(log_q, kept.ids, jnp.nan, axis=-1, inplace=False)
+  others = jnp.put_along_axis(log_q, reduced.ids, jnp.nan, axis=-1, inplace=False)
   spread = jnp.nanmax(others, axis=-1) - jnp.nanmin(others, axis=-1)
 
   def loss(small, teacher):
@@ -131,14 +131,14 @@ def moved_by_the_tail(large, small, *, k):
     return losses.sum(), losses
 
   (slope, losses), (expected_slope, expected) = (
-    jax.grad(loss, has_aux=True)(small, teacher) for teacher in (kept, Logits(large))
+    jax.grad(loss, has_aux=True)(small, teacher) for teacher in (reduced, Logits(large))
   )
   rounding = 1e-5 * jnp.abs(log_q).max()
   return (
     jnp.abs(losses - expected) - rounding,
-    kept.tail * spread,
+    reduced.tail * spread,
     jnp.abs(slope - expected_slope).sum(-1) - 1e-5,
-    2 * kept.tail,
+    2 * reduced.tail,
   )
 
 
@@ -155,19 +155,19 @@ def test_the_loss_and_its_gradient_are_within_the_bounds_of_the_tail(seed, k, sc
 def test_fewer_bits_move_the_loss_by_no_more_than_they_say(dtype, unit):
   large = jnp.asarray(random_logits((200,), scale=4.0))
   small = jax.nn.log_softmax(random_logits((200,), seed=1))
-  exact, kept = to_top_k(large, k=4), to_top_k(large, k=4, dtype=dtype)
-  assert kept.top_logprobs.dtype == dtype
+  exact, reduced = to_top_k(large, k=4), to_top_k(large, k=4, dtype=dtype)
+  assert reduced.top_logprobs.dtype == dtype
   p, log_p = np.exp(exact.top_logprobs), np.abs(exact.top_logprobs)
   largest = np.abs(np.take_along_axis(np.asarray(small), np.asarray(exact.ids), axis=-1))
   bound = (p * np.expm1(unit * log_p) * largest).sum(-1)
-  difference = np.abs(kept.cross_entropy(small) - exact.cross_entropy(small))
+  difference = np.abs(reduced.cross_entropy(small) - exact.cross_entropy(small))
   assert (difference <= bound + 1e-6).all()
   assert difference.max() > 0
 
 
 def test_a_tail_too_small_for_one_minus_the_rest_is_kept():
-  kept = to_top_k(jnp.array([30.0, 0.0, 0.0]), k=1)
-  np.testing.assert_allclose(kept.tail, 2 * np.exp(-30.0), rtol=1e-5)
+  reduced = to_top_k(jnp.array([30.0, 0.0, 0.0]), k=1)
+  np.testing.assert_allclose(reduced.tail, 2 * np.exp(-30.0), rtol=1e-5)
 
 
 def test_first_choices_and_masks_are_those_of_the_logits_ties_included():
@@ -176,31 +176,31 @@ def test_first_choices_and_masks_are_those_of_the_logits_ties_included():
   for mask in (masks.either_correct, masks.large_correct):
     expected = mask(small, (Logits(large),), targets)
     assert 0 < expected.sum() < 50
-    for kept in (to_top1(large), to_top_k(large, k=3, dtype='bfloat16')):
-      np.testing.assert_array_equal(mask(small, (kept,), targets), expected)
+    for reduced in (to_top1(large), to_top_k(large, k=3, dtype='bfloat16')):
+      np.testing.assert_array_equal(mask(small, (reduced,), targets), expected)
 
 
 def test_only_the_small_model_gets_a_gradient_from_what_was_kept():
-  kept = to_top_k(jnp.asarray(random_logits((5,))), k=3)
+  reduced = to_top_k(jnp.asarray(random_logits((5,))), k=3)
   small = jnp.asarray(random_logits((5,), seed=1))
 
   def loss(logprobs, tail, small):
-    return TopK(kept.ids, logprobs, tail).cross_entropy(jax.nn.log_softmax(small)).sum()
+    return TopK(reduced.ids, logprobs, tail).cross_entropy(jax.nn.log_softmax(small)).sum()
 
-  of_kept, of_tail, of_small = jax.grad(loss, (0, 1, 2))(kept.top_logprobs, kept.tail, small)
+  of_kept, of_tail, of_small = jax.grad(loss, (0, 1, 2))(reduced.top_logprobs, reduced.tail, small)
   assert not of_kept.any()
   assert not of_tail.any()
   # Of a cross-entropy against weights that add up to 1: softmax minus the weights.
-  weights = np.full(small.shape, np.asarray(kept.tail)[:, None] / 4)
-  np.put_along_axis(weights, np.asarray(kept.ids), np.exp(kept.top_logprobs), axis=-1)
+  weights = np.full(small.shape, np.asarray(reduced.tail)[:, None] / 4)
+  np.put_along_axis(weights, np.asarray(reduced.ids), np.exp(reduced.top_logprobs), axis=-1)
   np.testing.assert_allclose(of_small, jax.nn.softmax(small) - weights, atol=1e-6)
 
 
 def test_first_choices_alone_serve_cat_xent_and_cannot_distil():
   small, large = jnp.asarray(random_logits((9,), seed=1)), jnp.asarray(random_logits((9,)))
   targets, weights = jnp.arange(9) % 7, jnp.ones(9)
-  found = losses.cat_xent(small, to_top1(large), targets, weights)
-  np.testing.assert_array_equal(found, losses.cat_xent(small, large, targets, weights))
+  total = losses.cat_xent(small, to_top1(large), targets, weights)
+  np.testing.assert_array_equal(total, losses.cat_xent(small, large, targets, weights))
   for loss in (losses.dist, functools.partial(losses.cat_dist, w=0.9)):
     with pytest.raises(ValueError, match=r'holds first choices only \(Top1\): pass a TopK'):
       loss(small, Top1(targets), targets, weights)

@@ -21,13 +21,13 @@ LOSSES = ('xent', 'cat_xent', 'cat_xent_l', 'cat_xent_s', 'dist', 'cat_dist', 'c
           'cat_dist_s')  # fmt: skip
 
 
-def draw(dtype='float32', whole=T):
+def draw(dtype='float32', width=T):
   rng = np.random.default_rng(0)
   normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
   table, large_table = normal(V, D), normal(V, 2 * D)
-  hidden, hidden_large = normal(B, whole, D).astype(dtype), normal(B, whole, 2 * D).astype(dtype)
-  targets = jnp.asarray(rng.integers(0, V, (B, whole)))
-  weights = jnp.asarray(rng.random((B, whole)) < 0.8, jnp.float32)
+  hidden, hidden_large = normal(B, width, D).astype(dtype), normal(B, width, 2 * D).astype(dtype)
+  targets = jnp.asarray(rng.integers(0, V, (B, width)))
+  weights = jnp.asarray(rng.random((B, width)) < 0.8, jnp.float32)
   return table, hidden, large_table, (hidden_large, targets, weights)
 
 
@@ -81,10 +81,10 @@ def test_tokens_that_do_not_count_are_not_read_out():
   of = functools.partial(totals_of, losses.cat_dist)
   expected, totals = both(of, table, hidden, large_table, (hidden_large, targets, weights))
   rows = (hidden_large + unread, targets, weights)
-  found, totals_ = both(blocked(of, length=2), table, hidden + unread, large_table, rows)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+  actual, totals_ = both(blocked(of, length=2), table, hidden + unread, large_table, rows)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
   np.testing.assert_allclose(totals_['loss'], totals['loss'], rtol=1e-6)
-  np.testing.assert_array_equal(found[1][:, ~counted], 0)
+  np.testing.assert_array_equal(actual[1][:, ~counted], 0)
 
 
 def test_a_batch_of_padding_adds_nothing():
@@ -110,14 +110,14 @@ def test_the_gradient_is_that_of_recomputed_blocks():
 
   expected = jax.grad(recomputed, (0, 1))(table, hidden)
   loss = lambda *trained: blocked(of, length=2)(*trained, large_table, rows)['loss']
-  found = jax.grad(loss, (0, 1))(table, hidden)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+  actual = jax.grad(loss, (0, 1))(table, hidden)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
 
 
 def test_narrow_activations_get_narrow_gradients_and_the_table_its_own_type():
   of = functools.partial(totals_of, losses.cat_dist)
-  arrays = draw('bfloat16', whole=64)
-  exact, _ = both(of, *draw(whole=64))
+  arrays = draw('bfloat16', width=64)
+  exact, _ = both(of, *draw(width=64))
   errors = []
   for dtype in ('float32', 'bfloat16'):
     (table, hidden), _ = both(blocked(of, length=1, gradient_dtype=dtype), *arrays)
@@ -127,7 +127,7 @@ def test_narrow_activations_get_narrow_gradients_and_the_table_its_own_type():
 
 
 def products(jaxpr, times=1):
-  """How many products have a table among their matrices, loops counted by their trips."""
+  """Number of products that have a table among their matrices, loops counted by their trips."""
   count = collections.Counter()
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
@@ -136,19 +136,19 @@ def products(jaxpr, times=1):
       count[width] += times
     inner = times * equation.params.get('length', 1)
     for parameter in equation.params.values():
-      for part in parameter if isinstance(parameter, tuple) else (parameter,):
-        part = getattr(part, 'jaxpr', part)
-        if hasattr(part, 'eqns'):
-          count += products(part, inner)
+      for value in parameter if isinstance(parameter, tuple) else (parameter,):
+        value = getattr(value, 'jaxpr', value)
+        if hasattr(value, 'eqns'):
+          count += products(value, inner)
   return count
 
 
 def test_nothing_is_read_out_twice():
   of = functools.partial(totals_of, losses.cat_dist)
   in_blocks = functools.partial(both, blocked(of, length=1))
-  found = products(jax.make_jaxpr(in_blocks)(*draw()).jaxpr)
+  actual = products(jax.make_jaxpr(in_blocks)(*draw()).jaxpr)
   # Six blocks: logits and two gradients of the small readout, logits of the large one.
-  assert found == {D: 6 * 3, 2 * D: 6}
+  assert actual == {D: 6 * 3, 2 * D: 6}
 
 
 def test_a_table_that_is_not_trained_gets_no_gradient_and_none_is_computed():
@@ -207,9 +207,9 @@ def compiled(mesh):
   """The blocked gradient, with rows and tables placed; on the mesh that is in use."""
   of = functools.partial(totals_of, losses.cat_dist)
   table, hidden, large_table, rows = uneven()
-  place = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
-  tables = [place(x, 'tensor', 'fsdp') for x in (table, large_table)]
-  hidden, rows = jax.tree.map(lambda x: place(x, ('data', 'fsdp')), (hidden, rows))
+  put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+  tables = [put(x, 'tensor', 'fsdp') for x in (table, large_table)]
+  hidden, rows = jax.tree.map(lambda x: put(x, ('data', 'fsdp')), (hidden, rows))
   arrays = tables[0], hidden, tables[1], rows
   return jax.jit(functools.partial(both, blocked(of, length=2))).lower(*arrays).compile(), arrays
 
@@ -220,8 +220,8 @@ def test_rows_on_several_devices_add_up_and_no_block_moves_a_table(shape):
   mesh = partitioning.make_mesh(**shape)
   with partitioning.use(mesh):
     program, arrays = compiled(mesh)
-    found, totals_ = program(*arrays)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
+    actual, totals_ = program(*arrays)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
   np.testing.assert_allclose(totals_['loss'], totals['loss'], rtol=1e-5)
   table = V * D // mesh.shape['tensor']
   assert moved_in_loops(program.as_text()) < table

@@ -1,4 +1,4 @@
-"""Schedules at their corners; optimisers do what their names promise."""
+"""Schedules at their corners; optimizers do what their names promise."""
 
 import jax.numpy as jnp
 import numpy as np

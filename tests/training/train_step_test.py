@@ -42,7 +42,7 @@ def batches(count):
 
 @functools.cache
 def initial(config, seed):
-  """Parameters on one device; compiling an initialisation for every mesh would take longest."""
+  """Parameters on one device; compiling an initialization for every mesh would take longest."""
   with partitioning.use(ONE()):
     return init_params(config, seed, abstract_model(config)[1])
 
@@ -51,8 +51,8 @@ def initial(config, seed):
 def build(config, mesh, seed):
   with partitioning.use(mesh):
     graph, abstract = abstract_model(config)
-  places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  return train_step.ModelDef(graph, V), jax.device_put(initial(config, seed), places)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return train_step.ModelDef(graph, V), jax.device_put(initial(config, seed), shardings)
 
 
 def setup(mesh, *, loss=losses.cat_dist, optimizer=None, small=SMALL, **options):
@@ -62,13 +62,13 @@ def setup(mesh, *, loss=losses.cat_dist, optimizer=None, small=SMALL, **options)
   large, large_params = build(LARGE, mesh, 1)
   init = functools.partial(train_step.init_state, optimizer=optimizer, seed=0)
   shapes = partitioning.like_parameters(jax.eval_shape(init, params), params)
-  places = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-  state = jax.jit(init, out_shardings=places)(params)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+  state = jax.jit(init, out_shardings=shardings)(params)
   step = functools.partial(
     train_step.train_step,
     small=definition, large=large, loss=loss, optimizer=optimizer, **options,
   )  # fmt: skip
-  compiled = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+  compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
   return state, train_step.Frozen(large_params), compiled
 
 
@@ -167,8 +167,8 @@ def test_a_normalizer_divides_the_same_sums(plain, normalizer, count):
 
 def test_agreement_partitions_the_valid_tokens(plain):
   metrics = plain[1][0]
-  parts = sum(metrics[name] for name in ('both', 'only_small', 'only_large', 'neither'))
-  assert parts == metrics['tokens'] == next(batches(1)).weights.sum()
+  counted = sum(metrics[name] for name in ('both', 'only_small', 'only_large', 'neither'))
+  assert counted == metrics['tokens'] == next(batches(1)).weights.sum()
 
 
 def test_dropout_follows_the_step_and_the_seed():
@@ -201,7 +201,7 @@ def test_without_a_large_model_the_step_reports_accuracy_alone():
 
 
 def test_a_loss_weight_follows_its_schedule_also_after_a_resume():
-  """From distillation alone to cross-entropy alone in four updates, and in two times two."""
+  """Goes from distillation to cross-entropy in four updates, and in two times two."""
   mesh, schedule = ONE(), optax.linear_schedule(0.0, 1.0, transition_steps=3)
   with partitioning.use(mesh):
     state, large, step = setup(mesh, optimizer=SGD, loss=functools.partial(losses.dist, w=schedule))
@@ -311,14 +311,14 @@ def test_the_optimizer_state_is_split_with_the_parameters():
 
 
 def test_no_array_of_all_logits_is_formed():
-  """With blocks of two positions, nothing in the compiled step has B x T x V elements."""
+  """Checks that with blocks of two positions no array of the step has B x T x V elements."""
   mesh = ONE()
   with partitioning.use(mesh):
     state, large, step = setup(mesh, block_length=2)
     text = step.lower(state, large, next(batches(1))).compile().as_text()
-    whole = setup(mesh)[2].lower(state, large, next(batches(1))).compile().as_text()
+    unblocked = setup(mesh)[2].lower(state, large, next(batches(1))).compile().as_text()
   shape = f'f32[{B},{T},{V}]'
-  assert shape in whole or f'f32[{B * T},{V}]' in whole
+  assert shape in unblocked or f'f32[{B * T},{V}]' in unblocked
   for padded in (T, T + 1):
     assert f'f32[{B},{padded},{V}]' not in text
     assert f'f32[{B * padded},{V}]' not in text
@@ -348,7 +348,7 @@ def test_eval_step_is_the_loss_without_dropout():
 
 
 def test_an_update_that_is_refused_changes_nothing_but_the_step():
-  """Of Adam too, whose moments would remember a NaN for ever; the same program takes both."""
+  """Covers Adam, whose moments would remember a NaN for ever; the same program takes both."""
   mesh, adam = ONE(), optimizers.adamw(optimizers.constant(1e-2))
   accept = functools.partial(train_step.finite, most_grad_norm=50.0)
   with partitioning.use(mesh):
