@@ -58,7 +58,7 @@ def test_check_counts_rows_and_names_malformed_lines(capsys, tmp_path):
   assert 'no data    superglue_rte validation' in out
 
 
-def test_a_mixture_is_shown_and_materialised_task_by_task(capsys, tmp_path):
+def test_a_mixture_is_shown_and_materialized_task_by_task(capsys, tmp_path):
   code, out, _ = run(capsys, 'show', 'wmt22', '--sample', '-n', 1)
   assert code == 0
   assert out.count('translate English to ') == 3

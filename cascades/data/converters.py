@@ -28,7 +28,7 @@ Counts: TypeAlias = Int[np.ndarray, 'n 2']  # tokens of inputs and targets, as s
 class ExampleTokens(NamedTuple):
   """One example as a model reads it.
 
-  Fields:
+  Attributes:
     encoder: the encoder's tokens; None for a decoder-only model.
     context: the decoder's tokens before the first one that is predicted.
     targets: the tokens to be predicted.
@@ -68,7 +68,7 @@ CONVERTERS: Mapping[Architecture, Convert] = {
 class FeatureConverter:
   """A converter with the feature lengths and special ids of one split's records.
 
-  Fields:
+  Attributes:
     convert: `encoder_decoder` or `decoder_only`.
     lengths: maximum tokens of 'inputs' and 'targets', end of sequence included.
     start: the decoder's first input, or no token.

@@ -67,7 +67,7 @@ class Data:
 class Corpus:
   """Everything that training and inference read of a task, with their common settings.
 
-  Fields:
+  Attributes:
     task: a task or a mixture.
     vocabulary: vocabulary of inputs and targets.
     architecture: 'encoder_decoder' or 'decoder_only'.

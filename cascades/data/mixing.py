@@ -26,7 +26,7 @@ _SALT = 0x6D697865
 class TaskRows(NamedTuple):
   """Rows of a mixture.
 
-  Fields:
+  Attributes:
     task: the task of each row.
     number: the number of earlier rows of the same task.
   """

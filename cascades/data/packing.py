@@ -31,7 +31,7 @@ _Composition: TypeAlias = tuple[tuple[int, int], ...]
 class PackingPlan:
   """P packs of N examples. Slots are sorted by length, and so are the examples that fill them.
 
-  Fields:
+  Attributes:
     capacity: tokens of a row.
     starts: pack p has `slots[starts[p] : starts[p + 1]]`.
     slots: a permutation of the N slots, pack by pack.

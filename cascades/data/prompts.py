@@ -32,7 +32,7 @@ class Bucket(NamedTuple):
 class ScoringBatch(NamedTuple):
   """Candidate answers under teacher forcing. Rows of the batch beyond `rows` are padding.
 
-  Fields:
+  Attributes:
     rows: the record of each row of the batch.
     candidates: the number of the candidate among its record's candidates.
     batch: prompts and candidates.

@@ -28,7 +28,7 @@ MANIFEST = 'manifest.json'
 class Manifest:
   """Description of a directory of records, stored as JSON.
 
-  Fields:
+  Attributes:
     task: name of the task.
     split: name of the split.
     identity: versions and fingerprints of the definition, the source and the vocabularies.
@@ -118,7 +118,7 @@ class Records:
 class TokenStore:
   """Token arrays with the position of each row: 16 bytes a row in memory, so that C4 fits too.
 
-  Fields:
+  Attributes:
     arrays: token arrays, one a shard.
     first: number of the first row of each array, and of all rows.
     starts: start of each row in its array, which has inputs, then targets.

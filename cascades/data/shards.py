@@ -46,7 +46,7 @@ class File(NamedTuple):
 class Shard:
   """Description of a finished shard.
 
-  Fields:
+  Attributes:
     name: the shard's number, five digits.
     rows: number of rows.
     unlabeled: number of rows without an answer.

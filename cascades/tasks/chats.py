@@ -37,7 +37,7 @@ PromptFormat: TypeAlias = Callable[[Task, epath.PathLike], Task]
 class ChatTemplate(NamedTuple):
   """A chat template of Hugging Face, https://huggingface.co/docs/transformers/chat_templating.
 
-  Fields:
+  Attributes:
     source: the template in Jinja.
     tokens: texts of the special tokens that it may write, by their names in templates.
     system: the system's turn; None leaves it to the template.

@@ -13,7 +13,7 @@ from cascades.tasks.task import Task
 class SplitCheck(NamedTuple):
   """Result of reading one split of a task.
 
-  Fields:
+  Attributes:
     task: name of the task.
     split: name of the split.
     where: file or directory; empty if there are no data.

@@ -16,7 +16,7 @@ def single_example(fields: Example) -> Iterable[Example]:
 class Dataset(NamedTuple):
   """A published data set, by its TFDS name and by its official files.
 
-  Fields:
+  Attributes:
     builder: TFDS name with configuration, such as 'super_glue/boolq'.
     version: version of the TFDS builder.
     sizes: published numbers of rows by split.
@@ -40,7 +40,7 @@ class Dataset(NamedTuple):
 class Backend(NamedTuple):
   """A file or directory with a split's examples.
 
-  Fields:
+  Attributes:
     where: path of the file or directory.
     examples: gives examples with their numbers, from a start up to a stop or the end.
     size: gives the number of examples; called only for slices that need it.

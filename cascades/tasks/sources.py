@@ -38,7 +38,7 @@ _SLICE = re.compile(r'(?P<split>\w+)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?'
 class Sources:
   """Folders of data sets, and permissions.
 
-  Fields:
+  Attributes:
     data_dir: folder of official files.
     tfds_data_dir: folder of prepared TFDS data sets; None for $TFDS_DATA_DIR or
       ~/tensorflow_datasets.
@@ -127,7 +127,7 @@ def examples(dataset: Dataset, split: str, sources: Sources) -> Iterator[Example
 class DatasetSource:
   """The data set behind a task: each of the task's splits is a split of it, or a slice of one.
 
-  Fields:
+  Attributes:
     dataset: the data set.
     slices: by the task's split, a slice of the data set's, such as 'train[:-200]'.
     sources: where to look for the data set.

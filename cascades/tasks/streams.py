@@ -31,7 +31,7 @@ TEXT = '{text}'  # replaced by the text in a prompt
 class Stream(NamedTuple):
   """A published data set as a stream.
 
-  Fields:
+  Attributes:
     labels: the answers, in label order.
     prompt: the prompt with {text}; the question comes first, so that a cut text leaves it.
     files: names of the files by split.

@@ -18,7 +18,7 @@ from cascades.tasks.task import Mixture, Task
 class SuperGlueTask(NamedTuple):
   """A row of the table of tasks.
 
-  Fields:
+  Attributes:
     dataset: the data set.
     preprocess: converts examples to rows.
     description: one line.

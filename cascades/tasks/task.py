@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class Row(NamedTuple):
   """One example as text.
 
-  Fields:
+  Attributes:
     id: unique within a split, and the same in every run.
     inputs: the prompt.
     answers: all right answers; none in an unlabeled split.
@@ -95,7 +95,7 @@ class DataSource(Protocol):
 class SpecialTokens(NamedTuple):
   """Special tokens around the text of a row.
 
-  Fields:
+  Attributes:
     start: give the decoder a first input, if the vocabulary has one.
     prompt_end: put an end of sequence after every prompt.
     answer_end: put an end of sequence after every answer.
@@ -116,7 +116,7 @@ Tokenize: TypeAlias = Callable[[Iterable[Row], Vocabularies, int], Iterator[Reco
 class Task:
   """Rows by split. Reading is lazy: defining or listing a task touches no data.
 
-  Fields:
+  Attributes:
     name: letters, digits, '_', '.', ':' and '-'; names the task's files.
     splits: names of the splits.
     read: gives the rows of a split, always in the same order.
@@ -191,7 +191,7 @@ class Task:
 class Mixture:
   """Tasks that are trained on together, each at its rate, and evaluated one by one.
 
-  Fields:
+  Attributes:
     name: name of the mixture.
     tasks: its tasks, each with its rate.
   """

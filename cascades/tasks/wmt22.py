@@ -39,7 +39,7 @@ _VERSION = '1.0.0'  # of a TFDS directory; TFDS itself has no builder for WMT22
 class Edition(NamedTuple):
   """One year's test set: its files, as patterns for the languages {a} and {b} of a direction.
 
-  Fields:
+  Attributes:
     text: the source is {text}.src.{a}, the references are {text}.ref.A.{b} and so on.
     xml: names of XML files.
     sgm: the source is {sgm}-src.{a}.sgm, the reference {sgm}-ref.{b}.sgm.
@@ -78,7 +78,7 @@ EDITIONS: Mapping[str, Edition] = {
 class PairSource(NamedTuple):
   """Files with a split's pairs.
 
-  Fields:
+  Attributes:
     where: paths of the files.
     pairs: reads the pairs.
     fingerprint: identifies the content.

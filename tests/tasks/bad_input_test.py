@@ -57,7 +57,7 @@ CASES = (
   Case('wmt22_en_ja', 'wmt22_translate/en-ja/train.jsonl', {'en': 'Yes.', 'ja': 'はい。'}, 'ja'),
   Case('stream_isear', 'online_cascade/isear.jsonl', {'text': 'It was dark.', 'label': 5}, 'text'),
 )
-LABELLED = [case for case in CASES if 'label' in case.row]
+LABELED = [case for case in CASES if 'label' in case.row]
 # A line of a stream that is left out would put its rows and its expert's labels out of step.
 SKIPPING = [case for case in CASES if not case.task.startswith('stream')]
 
@@ -134,7 +134,7 @@ def test_a_line_that_cannot_be_used_is_skipped_on_demand_and_counted(tmp_path, c
   assert f'Skipped 1 malformed lines of {file}. First: {file}, line 2: ' in caplog.text
 
 
-@named(LABELLED)
+@named(LABELED)
 @pytest.mark.parametrize('label', [9, -2, 'perhaps', None, 0.5, [0], {}, math.nan])
 def test_a_label_outside_the_set_is_named(tmp_path, case, label):
   file = write(tmp_path, case, case.row, case.row | {'label': label})
@@ -167,7 +167,7 @@ def test_separators_of_other_kinds_than_a_line_feed_are_text(tmp_path, case):
   assert text in row.inputs + row.targets
 
 
-@named(LABELLED)
+@named(LABELED)
 def test_a_row_that_its_form_refuses_is_named_by_its_number(tmp_path, case, monkeypatch):
   """Which is all that there is of a row of a TFDS directory."""
   write(tmp_path, case, case.row, case.row)

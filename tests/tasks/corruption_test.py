@@ -167,7 +167,7 @@ def test_spans_are_three_long_on_average_and_distributed_as_random_segments():
       assert abs((found == length).mean() - share) < 5 * deviation
 
 
-def test_neighbouring_chunks_and_seeds_have_unrelated_masks():
+def test_neighboring_chunks_and_seeds_have_unrelated_masks():
   masks = np.array([corruption.random_spans(568, seed=0, number=i) for i in range(200)], float)
   others = np.array([corruption.random_spans(568, seed=1, number=i) for i in range(200)], float)
   inner = slice(20, -20)  # both ends are the same in all

@@ -101,7 +101,7 @@ def short_dictionary(monkeypatch):
 
 
 @pytest.mark.parametrize('kind', ['symbols', 'bytes', 'sentencepiece'])
-def test_seqio_tokenises_the_dictionary_as_our_records(tmp_path, short_dictionary, model, kind):
+def test_seqio_tokenizes_the_dictionary_as_our_records(tmp_path, short_dictionary, model, kind):
   vocabulary = {
     'symbols': cmudict.vocabulary,
     'bytes': vocabularies.bytes_vocabulary,
@@ -111,7 +111,7 @@ def test_seqio_tokenises_the_dictionary_as_our_records(tmp_path, short_dictionar
 
 
 @pytest.mark.parametrize('kind', ['symbols', 'bytes', 'sentencepiece'])
-def test_seqio_tokenises_json_lines_as_our_records(tmp_path, lines, model, kind):
+def test_seqio_tokenizes_json_lines_as_our_records(tmp_path, lines, model, kind):
   vocabulary = {
     'symbols': lambda: vocabularies.symbols(['two', 'spaces', 'мир', '日本']),
     'bytes': lambda: vocabularies.bytes_vocabulary(extra_ids=3),
@@ -122,7 +122,7 @@ def test_seqio_tokenises_json_lines_as_our_records(tmp_path, lines, model, kind)
 
 @pytest.mark.parametrize('kind', ['bytes', 'sentencepiece'])
 @pytest.mark.parametrize('split', ['train', 'test'])
-def test_seqio_tokenises_boolq_as_our_records(tmp_path, hand_written, model, kind, split):
+def test_seqio_tokenizes_boolq_as_our_records(tmp_path, hand_written, model, kind, split):
   vocabulary = {
     'bytes': vocabularies.bytes_vocabulary,
     'sentencepiece': lambda: vocabularies.sentencepiece(model),
@@ -355,7 +355,7 @@ def user_task(name, prefix='say ', vocabulary=None, features=('inputs', 'targets
   )
 
 
-def test_a_users_seqio_task_is_found_by_name_and_materialised(tmp_path):
+def test_a_users_seqio_task_is_found_by_name_and_materialized(tmp_path):
   user_task('their_task')
   task = catalog.get('their_task')
   assert list(task.rows('train')) == [
@@ -374,7 +374,7 @@ def test_an_edited_preprocessor_changes_the_fingerprint():
   assert catalog.get('their_task').fingerprint('train') != before
 
 
-def test_a_language_modelling_task_has_empty_inputs():
+def test_a_language_model_task_has_empty_inputs():
   user_task('lm', features=('targets',))
   assert [row.inputs for row in catalog.get('lm').rows('train')] == ['', '']
 
@@ -390,7 +390,7 @@ def test_our_own_rows_survive_the_way_through_seqio(hand_written, model):
 
 
 @pytest.mark.parametrize('name', ['flan_multirc', 'flan_rte', 'superglue_record', 'wmt22_en_ja'])
-def test_groups_templates_and_unlabelled_rows_survive_the_way_through_seqio(name):
+def test_groups_templates_and_unlabeled_rows_survive_the_way_through_seqio(name):
   task = catalog.get(name, sample=True)
   seqio_tasks.register(task, both(vocabularies.bytes_vocabulary()))
   for split in task.splits:
@@ -414,7 +414,7 @@ def test_seqios_own_source_reads_a_directory_that_we_prepare(tmp_path, hand_writ
   assert passages == sorted(example['passage'] for example in task.origin.examples('train'))
 
 
-def test_seqio_tokenises_real_passages_as_our_records(tmp_path, real_data, model):
+def test_seqio_tokenizes_real_passages_as_our_records(tmp_path, real_data, model):
   for vocabulary in (vocabularies.bytes_vocabulary(), vocabularies.sentencepiece(model)):
     task = superglue.boolq(str(real_data))
     compare(task, vocabulary, 'validation', tmp_path, count=50)

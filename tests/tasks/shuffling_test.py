@@ -90,7 +90,7 @@ def test_every_order_of_three_occurs():
   assert min(orders.values()) > 50
 
 
-def test_neighbours_do_not_stay_together():
+def test_neighbors_do_not_stay_together():
   size = 20_000
   permuted = shuffling.shuffled(np.arange(size), size, shuffling.mix(5))
   assert abs(np.corrcoef(permuted[1:], permuted[:-1])[0, 1]) < 0.05

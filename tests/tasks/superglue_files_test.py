@@ -9,7 +9,7 @@ from cascades.tasks import features, sources, superglue_files, textfiles
 from cascades.tasks.sources import Sources
 from cascades.tasks.superglue_files import DATASETS
 
-LABELLED = [name for name in DATASETS if name != 'record']
+LABELED = [name for name in DATASETS if name != 'record']
 TEXTS = [name for name in DATASETS if name not in ('multirc', 'record')]
 
 
@@ -72,7 +72,7 @@ def test_a_span_at_a_capital_word_gets_a_capital_and_lines_become_spaces():
   assert (found['span1_text'], found['span2_text']) == ('Anna Lind', 'went')
 
 
-@pytest.mark.parametrize('config', LABELLED)
+@pytest.mark.parametrize('config', LABELED)
 def test_a_row_without_a_label_has_minus_one(config, hand_written, tmp_path):
   sample = {key: value for key, value in samples(config)[0].items() if key != 'label'}
   (found,) = examples(config, 'train', written(tmp_path, config, [sample]))
@@ -225,8 +225,8 @@ def test_the_hand_written_rows_have_the_names_of_tfds_and_every_class(config):
   for row in rows:
     splits = row.pop('_splits', ['train', 'validation', 'test'])
     assert features.encode(dataset.features, row) == row
-    unlabelled = row.get('label') == -1 or row.get('answers') == []
-    assert splits == (['test'] if unlabelled else ['train', 'validation', 'test'])
+    unlabeled = row.get('label') == -1 or row.get('answers') == []
+    assert splits == (['test'] if unlabeled else ['train', 'validation', 'test'])
   if 'label' in dataset.features:
     assert {row['label'] for row in rows} == set(range(-1, len(dataset.features['label'])))
 

@@ -35,7 +35,7 @@ def test_the_premise_and_its_two_choices():
   assert row.targets == 'choice2'
 
 
-def test_unlabelled_choices_have_no_answer():
+def test_unlabeled_choices_have_no_answer():
   (row,) = preprocessors.copa('test', 0, {**COPA, 'question': 'effect', 'idx': 3, 'label': -1})
   assert (row.answers, row.options, row.label) == ((), ('We got wet.', 'We swam.'), -1)
 
@@ -99,7 +99,7 @@ def test_the_label_is_that_of_the_first_answer_among_the_entities(answers, label
   assert (row.answers, row.label) == (tuple(answers), label)
 
 
-def test_an_unlabelled_query_is_one_row_in_every_split():
+def test_an_unlabeled_query_is_one_row_in_every_split():
   for split in ('train', 'test'):
     (row,) = preprocessors.record(split, 0, {**RECORD, 'answers': []})
     assert row.id == f'record/{split}/4/9'

@@ -111,7 +111,7 @@ def test_published_sizes_are_those_of_the_papers_table():
   ('installed', 'name'),
   [({'MeCab', 'ipadic'}, 'bleu_ja_mecab'), ({'MeCab'}, 'bleu_char'), (set(), 'bleu_char')],
 )
-def test_bleu_has_the_tokeniser_of_the_target_language(monkeypatch, caplog, installed, name):
+def test_bleu_has_the_tokenizer_of_the_target_language(monkeypatch, caplog, installed, name):
   monkeypatch.setattr(wmt22.importlib.util, 'find_spec', lambda name: name in installed or None)
   wmt22._japanese_bleu.cache_clear()
   try:

@@ -15,7 +15,7 @@ LIMIT = 30_000  # rows of a training slice
 class PromptFields(NamedTuple):
   """One example as templates read it.
 
-  Fields:
+  Attributes:
     texts: texts by field name.
     answers: all right answers; none if the row has no label.
     options: the permitted answers of a classification, in label order.
@@ -38,7 +38,7 @@ Preprocessor: TypeAlias = Callable[[Example], Iterable[PromptFields]]
 class FlanTask:
   """A row of the table.
 
-  Fields:
+  Attributes:
     name: the task's name without 'flan_'.
     dataset: the data set.
     train: a slice of one of the data set's splits, such as 'train[:-200]'.

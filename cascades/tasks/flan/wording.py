@@ -22,7 +22,7 @@ ANSWER = '{answer}'
 class Template(NamedTuple):
   """Wording of a prompt and its answer, with fields in braces.
 
-  Fields:
+  Attributes:
     inputs: the prompt.
     targets: the answer.
     answerable: False if the prompt does not determine the answer: it is constant, or asks for the
