@@ -42,10 +42,10 @@ def evaluation(records, **settings):
 
 
 def same(first, second):
-  return all(
-    a is b is None or (np.array_equal(a, b) and a.dtype == b.dtype)
-    for a, b in zip(first, second, strict=True)
-  )
+  if jax.tree.structure(first) != jax.tree.structure(second):
+    return False
+  pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+  return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
 
 
 def answers(batches):
