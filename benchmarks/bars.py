@@ -87,13 +87,14 @@ def _plain(value: Any) -> Any:
 
 
 def machine() -> dict[str, Any]:
-  """Processor, load, and commit, followed by '+' if the working tree differs from it."""
+  """Processor, load, and commit; '+' means that files other than results differ from it."""
+  changes = _git('status', '--porcelain', '--', '.', ':!benchmarks/results')
   return {
     'processor': _processor(),
     'cores': len(os.sched_getaffinity(0)),
     'load': round(os.getloadavg()[0], 1),
     'python': platform.python_version(),
-    'commit': _git('rev-parse', '--short', 'HEAD') + '+' * bool(_git('status', '--porcelain')),
+    'commit': _git('rev-parse', '--short', 'HEAD') + '+' * bool(changes),
   }
 
 

@@ -117,7 +117,7 @@ def measure(
     parameters,
     {
       'trained parameters': roofline.device_bytes(abstract.state.params),
-      'optimiser state': roofline.device_bytes(abstract.state.opt_state),
+      'optimizer state': roofline.device_bytes(abstract.state.opt_state),
       'frozen parameters': roofline.device_bytes(abstract.frozen),
       'batch': roofline.device_bytes(batch),
     },

@@ -5,10 +5,13 @@ Floors are told from shape. A top-level file is a word of the field (no `__main_
 """
 
 import ast
+import collections
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -164,6 +167,85 @@ def test_files_and_functions_stay_short():
       if isinstance(node, ast.FunctionDef)
     ]
   assert statistics.quantiles(lengths, n=10)[-1] <= 45
+
+
+# Names that say nothing: a reader has to look up what they hold.
+FILLERS = {
+  'found', 'held', 'kept', 'kind', 'known', 'made', 'one', 'ours', 'part', 'parts', 'place',
+  'places', 'said', 'some', 'theirs', 'there', 'wanted', 'whole',
+}  # fmt: skip
+# Openers of docstrings that read as a riddle; a verb or a noun phrase says what a thing does or is.
+OPENERS = {'What', 'How', 'Which', 'Where', 'Whether', 'Within', 'Who', 'When', 'Why'}
+# 'unlabelled' is a key of manifests on disk.
+BRITISH = re.compile(
+  r'(normal|token|quant|optim|initial|material|serial|recogn|organ|summar|general|regular|vector|'
+  r'parallel|minim|maxim|random|synchron|factor|util|special|stabil|visual)is(e|ed|es|er|ers|ing|'
+  r'ation|ations)\b|behaviour|neighbour|colour|favour|honour|(?<!un)labell|modell|artefact|cancell(ed|ing)',
+  re.IGNORECASE,
+)
+MOST_PARAMETERS = 12
+
+
+def _bindings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+  """Line and name of every variable and parameter that a file binds."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+      yield node.lineno, node.id
+    elif isinstance(node, ast.arg):
+      yield node.lineno, node.arg
+
+
+def _docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+  for node in ast.walk(tree):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+      text = ast.get_docstring(node)
+      if text:
+        yield getattr(node, 'lineno', 1), text
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_names_docstrings_and_spelling_are_those_of_the_field(module):
+  text = MODULES[module].read_text()
+  tree = ast.parse(text)
+  problems = [f'line {n}: {name} says nothing' for n, name in _bindings(tree) if name in FILLERS]
+  problems += [
+    f'line {n}: a docstring opens with {docstring.split()[0]}'
+    for n, docstring in _docstrings(tree)
+    if docstring.split()[0].rstrip(',') in OPENERS
+  ]
+  problems += [
+    f'line {n}: {match[0]} is not American'
+    for n, line in enumerate(text.splitlines(), 1)
+    for match in BRITISH.finditer(line)
+  ]
+  assert not problems
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_no_function_has_more_parameters_than_one_can_remember(module):
+  for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+      arguments = node.args
+      count = len(arguments.posonlyargs) + len(arguments.args) + len(arguments.kwonlyargs)
+      assert count <= MOST_PARAMETERS, f'{module}.{node.name} has {count} parameters'
+
+
+def test_one_type_name_means_one_thing():
+  homes = collections.defaultdict(set)
+  for module, path in MODULES.items():
+    for node in ast.parse(path.read_text()).body:
+      if isinstance(node, ast.ClassDef):
+        homes[node.name].add(module)
+      elif isinstance(node, ast.AnnAssign) and 'TypeAlias' in ast.unparse(node.annotation):
+        homes[ast.unparse(node.target)].add(module)
+  assert not {name: modules for name, modules in homes.items() if len(modules) > 1}
+
+
+def test_equations_do_not_name_settings_of_the_command_line():
+  for module in WORDS:
+    text = MODULES[module].read_text()
+    macros = re.findall(r'\b(?:[A-Z]{3,}_)+(?:PATH|CACHE|STEPS|SIZE|DIR|K)\b', text)
+    assert not macros, f'{module} names {macros}'
 
 
 def test_tests_weigh_as_much_as_the_code():

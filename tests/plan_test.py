@@ -86,7 +86,7 @@ def test_eight_bits_and_adapters_shrink_what_a_device_holds():
   wide = planned('no libtpu')
   narrow = planned('no libtpu', large_dtype='int8', adapters=lora.LoraConfig(rank=2))
   assert narrow.models == wide.models
-  assert narrow.device_bytes['optimiser state'] < wide.device_bytes['optimiser state']
+  assert narrow.device_bytes['optimizer state'] < wide.device_bytes['optimizer state']
   assert narrow.device_bytes['trained parameters'] < wide.device_bytes['trained parameters'] / 2
 
 
