@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,plan]'
 	@touch $@
 
-demo: $(STAMP)  ## train a large and four small models on real text, and report (about 8 minutes)
+demo: $(STAMP)  ## train a large and four small models on real text, and report (about 4 minutes)
 	$(BIN)/python -m launch.demo
 
 test: $(STAMP)  ## run the tests
