@@ -84,10 +84,14 @@ def test_the_loss_falls(large):
 
 def test_a_finished_run_is_left_alone(large):
   directory, _ = large
-  before = {path: path.stat().st_mtime_ns for path in directory.rglob('*') if path.is_file()}
+
+  def contents():
+    files = [path for path in (directory / 'run').rglob('*') if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+  before = contents()
   assert tiny.train(**tiny.settings(directory, small=tiny.LARGE)) == []
-  after = {path: path.stat().st_mtime_ns for path in directory.rglob('*') if path.is_file()}
-  assert {p.name for p in before} == {p.name for p in after}
+  assert contents() == before
 
 
 def test_cat_with_the_large_model_logs_the_shares_of_agreement(large, tmp_path):
