@@ -1,6 +1,6 @@
 """Command line of the programs: flags, gin files and bindings. The only file that imports gin.
 
-    python -m cascades.train --gin_file=recipes/demo_cat_xent.gin --gin.TRAIN_STEPS=500
+    python -m cascades.train --gin_file=recipes/demo_large.gin --gin.TRAIN_STEPS=500
 
 Files set macros and bindings; `--gin.NAME=value` overrides them. Both may name functions of this
 package (`--gin.LOSS=@losses.cat_dist`). On the command line a value that is not a Python literal is

@@ -5,10 +5,10 @@
 
 With a LARGE_CHECKPOINT_PATH the frozen large model runs beside the small one in every step. With a
 TEACHER_CACHE (`cascades.cache_teacher`) its answers are read from there instead. The run directory
-MODEL_DIR gets config.gin, model-info.txt, model.json, the vocabulary, checkpoint_N/ and TensorBoard
-events in train/. Rerunning the same command resumes from the last checkpoint, bit by bit. With
-ADAPTERS only low-rank adapters are trained and saved, beside the frozen weights in base/; other
-programs read such a run as the merged model.
+MODEL_DIR gets config.gin, model-info.txt, model.json, the vocabulary, checkpoint_N/, metrics.jsonl
+and TensorBoard events in train/. Rerunning the same command resumes from the last checkpoint, bit
+by bit. With ADAPTERS only low-rank adapters are trained and saved, beside the frozen weights in
+base/; other programs read such a run as the merged model.
 """
 
 from __future__ import annotations

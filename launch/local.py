@@ -2,7 +2,8 @@
 
     python -m launch.local --processes=4 -- cascades.train --gin_file=... --gin.MODEL_DIR=...
 
-Runs any program of `cascades` with one device per process. Prints the log of process 0 as it is
+Runs a program of `cascades` with one device per process; `evaluate`, `plan` and `browse_tasks`
+run in one process only. Prints the log of process 0 as it is
 written, and the end of the log of a process that failed; all logs are kept in a folder of --logs.
 When one process dies the others are stopped with SIGTERM, and with SIGKILL after --grace seconds.
 The program is restarted after a preemption (exit code 75), and after a signal --max_restarts times.
