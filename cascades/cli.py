@@ -22,7 +22,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
@@ -377,9 +376,9 @@ def _help(module: Any, function: Callable[..., Any]) -> str:
   for recipe in sorted((search_path()[0] / 'recipes').glob('*.gin')):
     first = recipe.read_text().partition('\n')[0].lstrip('# ')
     lines.append(f'  {recipe.name:34}{first}')
-  lines += ['', f'Arguments (--gin.{name}.NAME=value, or the macros of runs/{name}.gin):', '']
-  for parameter in inspect.signature(function).parameters.values():
-    lines.append(f'  {parameter.name:32}{_default(parameter)}')
+  lines += ['', 'Settings (--gin.NAME=VALUE), with their defaults:', '']
+  for file in ('runs/train.gin', 'runs/plan.gin') if name == 'plan' else (f'runs/{name}.gin',):
+    lines += _settings(file)
   lines += [
     '',
     'Exit codes: 0 success; 1 error; 75 ended by SIGTERM or because another process of the run was',
@@ -388,10 +387,10 @@ def _help(module: Any, function: Callable[..., Any]) -> str:
   return '\n'.join([*lines, ''])
 
 
-def _default(parameter: inspect.Parameter) -> str:
-  default = parameter.default
-  if default is inspect.Parameter.empty:
-    return 'required'
-  if isinstance(default, functools.partial):
-    default = default.func
-  return textwrap.shorten(str(getattr(default, '__name__', repr(default))), 64)
+def _settings(file: str) -> Iterator[str]:
+  """Lines of a gin file, and of those that it includes, that set macros."""
+  for line in (search_path()[0] / file).read_text().splitlines():
+    if include := re.match(r"include '(.+)'", line):
+      yield from _settings(include[1])
+    elif re.match(r'[A-Z_]+ = ', line):
+      yield '  ' + line.replace('%gin.REQUIRED', '(required)')
