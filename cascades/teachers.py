@@ -8,7 +8,7 @@ asks for no more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -159,9 +159,9 @@ def as_teachers(teachers: TeacherLike | Sequence[TeacherLike], vocab_size: int) 
   Raises:
     ValueError: if logits have another number of entries.
   """
-  if isinstance(teachers, Teacher | jax.Array | np.ndarray):
-    teachers = (teachers,)
-  return tuple(_as_teacher(teacher, vocab_size) for teacher in teachers)
+  several = type(teachers) in (tuple, list)  # and not isinstance: most teachers are NamedTuples
+  sequence = cast('Sequence[TeacherLike]', teachers if several else (teachers,))
+  return tuple(_as_teacher(teacher, vocab_size) for teacher in sequence)
 
 
 def _as_teacher(teacher: TeacherLike, vocab_size: int) -> Teacher:

@@ -112,6 +112,13 @@ def test_every_other_program_starts_quietly_and_uses_the_cache(newcomer, first):
     assert quiet(newcomer.run(program, f'--gin_file=runs/{program}.gin', *arguments))
 
 
+def test_planning_starts_quietly(newcomer):
+  recipe = ('--gin_file=recipes/demo_small.gin', '--topology=v5e:2x2')
+  result = newcomer.run('plan', *recipe)
+  assert quiet(result)
+  assert 'verdict' in result.stdout
+
+
 def test_a_flag_is_refused_by_programs_that_do_not_honor_it(newcomer):
   for program, flag in (
     ('train', '--topology=v5e:4x4'),
