@@ -6,11 +6,13 @@ Importing this package imports neither JAX nor TensorFlow.
 
 import sys
 
+from cascades.runtime import environment
+
 __version__ = '0.1.0'
+
+environment.warn_of_namesake()
 
 # While `python -m cascades.train` looks for the module, argv[0] is '-m'. The module imports JAX,
 # which reads the environment then: this is the last moment to set it.
 if sys.argv[:1] == ['-m']:
-  from cascades.runtime import environment
-
   environment.prepare()

@@ -30,6 +30,7 @@ import gin
 from absl import app, flags
 from absl import logging as absl_logging
 
+from cascades import __version__
 from cascades.runtime import environment, stopping
 
 _FILES = flags.DEFINE_multi_string('gin_file', [], 'A gin file; repeat for several.')
@@ -95,7 +96,7 @@ _LAST_FILES = {'cascades.plan': ['runs/plan.gin']}
 _REQUIRED = {
   'cascades.plan': {'BATCH_SIZE', 'TASK_FEATURE_LENGTHS', 'LEARNING_RATE', 'TRAIN_STEPS'}
 }
-_VERSIONS = ('cascades', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sacrebleu')
+_VERSIONS = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sacrebleu')
 
 
 def main(program: str, argv: Sequence[str] | None = None) -> None:
@@ -106,6 +107,7 @@ def main(program: str, argv: Sequence[str] | None = None) -> None:
     argv: Arguments with the program's name first, by default those of the process.
   """
   environment.prepare()
+  environment.warn_of_namesake()  # where its `cascades/__init__.py` has replaced ours
   _start_logging()
   with stopping.on_sigterm(stopping.leave):
     try:
@@ -254,7 +256,7 @@ def provenance() -> dict[str, str]:
     'config': gin.operative_config_str(),
     'command': ' '.join(['python', '-m', spec.name if spec else sys.argv[0], *sys.argv[1:]]),
     'commit': _commit(),
-    'versions': f'python {sys.version.split()[0]}  {versions}',
+    'versions': f'python {sys.version.split()[0]}  lm-cascades {__version__}  {versions}',
   }
 
 

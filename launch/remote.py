@@ -142,10 +142,10 @@ def package(run: Execute) -> Package:
   constraints = ROOT / 'constraints.txt'
   extras = f'[{",".join(EXTRAS.value)}]' if EXTRAS.value else ''
   if VERSION.value:
-    return Package([constraints], shlex.quote(f'cascades{extras}=={VERSION.value}'))
+    return Package([constraints], shlex.quote(f'lm-cascades{extras}=={VERSION.value}'))
   directory = pathlib.Path(tempfile.mkdtemp(prefix='cascades-wheel-'))
   build = ['pip', 'wheel', '--quiet', '--no-deps', f'--wheel-dir={directory}', str(ROOT)]
   checked(run([sys.executable, '-m', *build]), 'building the wheel')
   version = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']
-  wheel = directory / f'cascades-{version}-py3-none-any.whl'
-  return Package([wheel, constraints], f'"cascades{extras} @ file://$PWD/{wheel.name}"')
+  wheel = directory / f'lm_cascades-{version}-py3-none-any.whl'
+  return Package([wheel, constraints], f'"lm-cascades{extras} @ file://$PWD/{wheel.name}"')

@@ -50,7 +50,7 @@ LOST = 255  # ssh's own: no connection, or a signal ended the program
 INSTALL = """set -e; cd cascades
 python3 -m pip install --quiet --user uv
 test -x venv/bin/python || ~/.local/bin/uv venv --quiet --python 3.11 venv
-~/.local/bin/uv pip install --quiet --python venv/bin/python --reinstall-package cascades \
+~/.local/bin/uv pip install --quiet --python venv/bin/python --reinstall-package lm-cascades \
 -c constraints.txt {requirement} 'jax[tpu]'"""
 # gcloud reruns a command when its connection breaks: the old program is stopped and saves.
 STOP = (

@@ -38,7 +38,7 @@ def installation(tmp_path_factory):
     assert result.returncode == 0, result.stderr
 
   set_up(sys.executable, '-m', 'build', '--wheel', '--outdir', folder, ROOT)
-  (wheel,) = folder.glob('*.whl')
+  (wheel,) = folder.glob('lm_cascades-*.whl')
   set_up(sys.executable, '-m', 'venv', 'clean')
   binaries = folder / 'clean' / 'bin'
   set_up(binaries / 'python', '-m', 'pip', 'install', '--no-deps', wheel)

@@ -26,7 +26,7 @@ ENVIRONMENT = {
   'TPU_WORKER_HOSTNAMES': 'localhost',
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
-INSTALL = "pip install 'cascades[plan]'"
+INSTALL = "pip install 'lm-cascades[plan]'"
 
 
 class Topology(NamedTuple):

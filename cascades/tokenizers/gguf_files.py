@@ -62,7 +62,7 @@ def _reader() -> type[gguf.GGUFReader]:
     import gguf
   except ImportError as error:
     raise ImportError(
-      'GGUF files are read with the package gguf: pip install "cascades[gguf]".'
+      'GGUF files are read with the package gguf: pip install "lm-cascades[gguf]".'
     ) from error
 
   class Reader(gguf.GGUFReader):

@@ -58,7 +58,7 @@ def test_the_calls_of_a_run_that_goes_well(gcloud):
   assert mkdir == [*ssh, '--command=mkdir -p cascades']
   assert scp == [*tpu, 'scp', f'{ROOT}/constraints.txt', 'me:cascades/', *everywhere]
   assert install[: len(ssh)] == ssh
-  assert "-c constraints.txt 'cascades[gcs]==0.1.0' 'jax[tpu]'" in install[-1]
+  assert "-c constraints.txt 'lm-cascades[gcs]==0.1.0' 'jax[tpu]'" in install[-1]
   assert run[: len(ssh)] == ssh
   assert delete == [*tpu, 'delete', 'me', *PLACE, '--quiet']
 
@@ -266,8 +266,10 @@ def test_this_checkout_is_built_and_copied_with_its_constraints(gcloud):
   build, *_, scp = [line for line in output.splitlines() if 'wheel' in line and 'ssh' not in line]
   assert shlex.split(build)[1:4] == ['-m', 'pip', 'wheel']
   directory = re.search(r'--wheel-dir=(\S+)', build)[1]
-  assert f'{directory}/cascades-0.1.0-py3-none-any.whl {ROOT}/constraints.txt me:cascades/' in scp
-  assert '"cascades[gcs] @ file://$PWD/cascades-0.1.0-py3-none-any.whl"' in output
+  assert (
+    f'{directory}/lm_cascades-0.1.0-py3-none-any.whl {ROOT}/constraints.txt me:cascades/' in scp
+  )
+  assert '"lm-cascades[gcs] @ file://$PWD/lm_cascades-0.1.0-py3-none-any.whl"' in output
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def test_the_package_is_put_on_a_base_image_and_installed(xpk):
   (directory,) = [word.partition('=')[2] for word in create if word.startswith('--script-dir=')]
   assert [file.name for file in pathlib.Path(directory).iterdir()] == ['constraints.txt']
   assert create[-1].startswith(
-    "--command=pip install --quiet -c constraints.txt 'cascades[gcs]==0.1.0' 'jax[tpu]' && exec env"
+    '--command=pip install --quiet -c constraints.txt '
+    "'lm-cascades[gcs]==0.1.0' 'jax[tpu]' && exec env"
   )
 
 

@@ -64,7 +64,7 @@ def test_without_a_compiler_a_plan_has_abstract_figures_and_says_how_to_install_
   plan = PLAN._replace(compiled=None)
   assert plan.fits is plan.seconds is plan.mfu_bound is None
   text = roofline.format_table(plan)
-  assert "pip install 'cascades[plan]'" in text
+  assert "pip install 'lm-cascades[plan]'" in text
   assert '7 parameters' in text
   assert json.loads(json.dumps(roofline.to_json(plan)))['compiled'] is None
 

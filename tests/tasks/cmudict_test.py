@@ -103,4 +103,4 @@ def test_a_missing_package_says_how_to_install_it():
     'except ModuleNotFoundError as error: print(error)\n'
   )
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-  assert "pip install 'cascades[demo]'" in out.stdout
+  assert "pip install 'lm-cascades[demo]'" in out.stdout

@@ -123,7 +123,7 @@ def test_bleu_has_the_tokenizer_of_the_target_language(monkeypatch, caplog, inst
   assert all(metrics.by_name(metric) for both in found.values() for metric in both)
   said = [record.message for record in caplog.records]
   assert len(said) == (name == 'bleu_char')
-  assert all("pip install 'cascades[ja]'" in line for line in said)
+  assert all("pip install 'lm-cascades[ja]'" in line for line in said)
 
 
 @pytest.mark.parametrize('place', ['', 'wmt', 'a/b', 'a/b/c'])
