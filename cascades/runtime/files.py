@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 
 from etils import epath
+
+MAX_NAME_BYTES = 200  # file systems take 255, and endings are added
+
+_UNFIT_FOR_NAMES = re.compile(r'[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -32,6 +37,22 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
+
+
+def component(name: str, what: str) -> str:
+  """The name, which may become a folder or file; ValueError if it could lead elsewhere.
+
+  Args:
+    name: a name that a user or a file gives.
+    what: the thing that it names, for the message: 'a split'.
+  """
+  is_fit = 0 < len(name.encode(errors='replace')) <= MAX_NAME_BYTES and name[0] != '.'
+  if not is_fit or _UNFIT_FOR_NAMES.search(name):
+    raise ValueError(
+      f'{name!r:.80} cannot name {what}: files carry the name, so use at most {MAX_NAME_BYTES} '
+      "bytes, no '.' in front, and no '/', '\\' or control characters."
+    )
+  return name
 
 
 def require_local(path: epath.PathLike | None, allow_remote: bool) -> None:

@@ -190,9 +190,9 @@ def _pair(number: int, cells: tuple[bytes, ...], files: tuple[epath.Path, epath.
 
 def _text(file: epath.Path, number: int, line: bytes) -> str:
   try:
-    text = line.decode()
-  except UnicodeDecodeError as error:
-    raise MalformedLineError(file, number, f'not UTF-8: byte {line[error.start]:#04x}') from error
+    text = textfiles.decoded(line, textfiles.MAX_LINE_BYTES)
+  except ValueError as error:
+    raise MalformedLineError(file, number, textfiles.reason(error)) from error
   if not text.strip():
     raise _EmptySideError(file, number, 'a side of the pair is empty')
   return text
@@ -217,6 +217,7 @@ class _Documents:
     self._segment: str | None = None
     self._pieces: list[str] = []
     self._ready: list[tuple[str, str]] = []
+    self._fed = self._parsed = 0  # bytes, and those up to the end of the last document
 
   def feed(self, block: bytes) -> list[tuple[str, str]]:
     """Parses a block; returns the pairs of the documents that it completes."""
@@ -228,6 +229,12 @@ class _Documents:
     self._parse(b'', True)
 
   def _parse(self, block: bytes, is_final: bool) -> None:
+    self._fed += len(block)
+    if self._fed - self._parsed > textfiles.MAX_LINE_BYTES:
+      raise self._malformed(
+        f'a document of more than {textfiles.MAX_LINE_BYTES:,} bytes; if that is right, raise '
+        'textfiles.MAX_LINE_BYTES'
+      )
     try:
       self._parser.Parse(block, is_final)
     except expat.ExpatError as error:
@@ -261,6 +268,8 @@ class _Documents:
       self._pieces.append(text)
 
   def _end(self, tag: str) -> None:
+    if tag == 'doc':
+      self._parsed = self._parser.CurrentByteIndex
     if tag == 'seg' and self._segment is not None and self._side is not None:
       self._side[self._segment] = _one_line(''.join(self._pieces))
       self._segment = None
@@ -334,7 +343,12 @@ def _sgm_segments(file: epath.Path) -> dict[tuple[str, str], tuple[int, str]]:
 
 def _read_text(file: epath.Path) -> str:
   with textfiles.opened(file) as stream:
-    content = stream.read()
+    content = stream.read(textfiles.MAX_LINE_BYTES + 1)
+  if len(content) > textfiles.MAX_LINE_BYTES:
+    raise ValueError(
+      f'{file} has more than {textfiles.MAX_LINE_BYTES:,} bytes, which are too many to read at '
+      'once; raise textfiles.MAX_LINE_BYTES.'
+    )
   try:
     return content.decode('utf-8-sig')
   except UnicodeDecodeError as error:

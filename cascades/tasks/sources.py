@@ -97,15 +97,16 @@ def read(
     start, stop, _ = slice(start, stop).indices(size)
     _check_size(dataset, split, backend.where, size, '; slices of it may overlap')
   count = left_out = 0
-  skipped: list[str] = []
+  skipped = textfiles.Skipped()
   for number, example in backend.examples(start, stop):
     count += 1
     try:
       rows = list(preprocess(number, example))
     except ValueError as error:
-      skipped.append(f'{backend.where}, row {number} of split {split}: {error}')
+      reason = f'{backend.where}, row {number} of split {split}: {error}'
       if sources.malformed == 'error':
-        raise ValueError(skipped[0]) from error
+        raise ValueError(reason) from error
+      skipped.add(reason)
       continue
     left_out += not rows
     yield from rows
@@ -113,8 +114,8 @@ def read(
     log.info(
       '%s, %s: the task leaves out %d of %d rows.', dataset.builder, split_slice, left_out, count
     )
-  if skipped:
-    log.warning('Skipped %d rows that cannot be used. First: %s', len(skipped), skipped[0])
+  if skipped.count:
+    log.warning('Skipped %d rows that cannot be used. First: %s', skipped.count, skipped)
   _check_count(dataset, split_slice, split, backend.where, count)
 
 

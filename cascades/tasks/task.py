@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
+from cascades.runtime import files
 from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example
 from cascades.tokenizers import vocabularies
@@ -155,6 +157,15 @@ class Task:
         f'{self.name!r} cannot name a task: its files carry the name, so use letters, digits, '
         "'_', '.', ':' and '-' only."
       )
+    files.component(self.name, 'a task')
+    for field in ('splits', 'metrics'):
+      if isinstance(getattr(self, field), str):
+        raise ValueError(
+          f'{field} of task {self.name} is the text {getattr(self, field)!r}, expected a tuple of '
+          f'texts: ({getattr(self, field)!r},).'
+        )
+    for split in self.splits:
+      files.component(split, f'a split of task {self.name}')
 
   def require(self, split: str) -> None:
     """Raises ValueError unless the task has the split."""
@@ -184,7 +195,20 @@ class Task:
       FileNotFoundError: if the split's data are missing.
     """
     self.require(split)
-    return iter(self.read(split))
+    return map(_checked, self.read(split), itertools.repeat(f'{self.name}, split {split}'))
+
+
+def _checked(row: Row, where: str) -> Row:
+  """The row; ValueError if a field has another type: of answers='yes' the first is 'y'."""
+  if not (isinstance(row, Row) and isinstance(row.id, str) and isinstance(row.inputs, str)):
+    raise ValueError(f'{where}: {row!r:.200} is no Row with texts for id and inputs.')
+  for field, texts in (('answers', row.answers), ('options', row.options)):
+    if not isinstance(texts, tuple | list) or not all(isinstance(text, str) for text in texts):
+      raise ValueError(
+        f'{where}, row {row.id!r:.80}: {field} is {texts!r:.80}, expected a tuple of texts such as '
+        "('yes',)."
+      )
+  return row
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,3 +42,10 @@ def test_objects_are_not_renamed(tmp_path, monkeypatch):
   monkeypatch.setattr(gpath, '_is_tf_installed', lambda: False)
   files.write('gs://some-bucket/file', 'text')
   assert (tmp_path / 'some-bucket' / 'file').read_text() == 'text'
+
+
+def test_a_name_that_leads_out_of_its_folder_is_refused():
+  assert files.component('validation 2', 'a split') == 'validation 2'
+  for name in ('', '.', '../up', '/root', 'a\\b', 'a\0', 'é' * 101):
+    with pytest.raises(ValueError, match='cannot name a split: files carry the name'):
+      files.component(name, 'a split')

@@ -43,6 +43,26 @@ def test_a_line_may_bring_its_own_id(tmp_path):
   assert [row.id for row in rows(task)] == ['7', 'seven']
 
 
+@pytest.mark.parametrize('null', [None, '', '  '])
+def test_null_is_no_id_so_that_the_number_serves(tmp_path, null):
+  task = jsonl(tmp_path, *({'id': null, 'inputs': 'a', 'targets': 'b'} for _ in range(2)))
+  assert [row.id for row in rows(task)] == ['mine/train/1', 'mine/train/2']
+  table = tsv(tmp_path, 'id\tinputs\ttargets\n\ta\tb\n5\ta\tb\n', columns=None)
+  assert [row.id for row in rows(table)] == ['mine/train/2', '5']
+
+
+@pytest.mark.parametrize('value', [True, 1.5, float('nan'), [1], {}])
+def test_an_id_that_is_neither_text_nor_whole_number_is_refused(tmp_path, value):
+  with pytest.raises(MalformedLineError, match=r"line 1: 'id' has .*, expected a text or a whole"):
+    rows(jsonl(tmp_path, {'id': value, 'inputs': 'a', 'targets': 'b'}))
+
+
+@pytest.mark.parametrize('value', ['a\nb', 'a\0', 'a\u2028', 'x' * 1001])
+def test_an_id_that_is_no_short_line_is_refused(tmp_path, value):
+  with pytest.raises(MalformedLineError, match=r"line 1: 'id' has .*, expected at most 1,000 char"):
+    rows(jsonl(tmp_path, {'id': value, 'inputs': 'a', 'targets': 'b'}))
+
+
 def test_options_give_the_label(tmp_path):
   line = {'inputs': 'a', 'targets': 'no', 'options': ['yes', 'no']}
   (row,) = rows(jsonl(tmp_path, line))
@@ -81,7 +101,12 @@ def test_without_a_targets_key_rows_are_only_to_be_predicted(tmp_path):
     ('{"inputs": "a"', 'not JSON'),
     ('["a", "b"]', 'expected a JSON object, found an array'),
     ({'input': 'a', 'targets': 'b'}, "there is no 'inputs'; the line has 'input', 'targets'"),
-    ({'inputs': 'a'}, "there is no 'targets'; the line has 'inputs'"),
+    ({'inputs': 'a'}, "there is no 'targets'; the line has 'inputs'; set targets_key=None for"),
+    ('{"inputs": "a", "inputs": "b", "targets": "c"}', "the key 'inputs' occurs twice"),
+    ('{"x": {"y": 1, "y": 1}}', "the key 'y' occurs twice"),
+    ('{"inputs": 1e999}', "'inputs' has inf, expected a string"),
+    ('{"inputs": ' + '9' * 5000 + '}', 'Exceeds the limit'),
+    ({'inputs': 'a', 'targets': 'b', 'options': 0}, "'options' is 0, expected a string or"),
     ({}, "there is no 'inputs'; the line has no keys"),
     ({'inputs': 3, 'targets': 'b'}, "'inputs' has 3, expected a string"),
     ({'inputs': 'a', 'targets': None}, "'targets' is None, expected a string or a list"),
@@ -101,6 +126,47 @@ def test_a_malformed_line_names_file_line_and_reason(tmp_path, line, reason):
     rows(task)
   assert 'rows.jsonl, line 2: ' in str(caught.value)
   assert reason in str(caught.value)
+
+
+def test_an_error_about_a_million_keys_is_short(tmp_path):
+  with pytest.raises(MalformedLineError) as caught:
+    rows(jsonl(tmp_path, {f'key {i}' * 9: 0 for i in range(10_000)}))
+  assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+  ('header', 'reason'),
+  [
+    ('inputs\tinputs\ttargets', "two columns have the name 'inputs'"),
+    ('inputs\t\ttargets', 'column 2 of 3 has no name'),
+  ],
+)
+def test_columns_have_distinct_names(tmp_path, header, reason):
+  with pytest.raises(MalformedLineError, match=f'rows.tsv, line 1: {reason}'):
+    rows(tsv(tmp_path, f'{header}\na\tb\tc\n', columns=None, malformed='skip'))
+  with pytest.raises(ValueError, match=f'columns of task mine cannot be used: {reason}'):
+    tsv(tmp_path, 'a\tb\tc\n', columns=header.split('\t'))
+
+
+@pytest.mark.parametrize('kind', [jsonl, lambda folder, **_: tsv(folder, 'a\tb\n', columns=None)])
+def test_a_file_without_rows_is_named(tmp_path, kind):
+  with pytest.raises(ValueError, match=r'rows\.\w+ has no rows for split train of mine'):
+    rows(kind(tmp_path))
+
+
+def test_one_text_in_the_place_of_several_is_refused(tmp_path):
+  for setting in ('metrics', 'options'):
+    with pytest.raises(ValueError, match=f"{setting} of task mine is the text 'ab'"):
+      jsonl(tmp_path, **{setting: 'ab'})
+
+
+def test_a_longer_line_is_refused_or_skipped_as_the_task_says(tmp_path, caplog):
+  lines = [{'inputs': 'x' * 100, 'targets': 'b'}, {'inputs': 'a', 'targets': 'b'}]
+  with pytest.raises(MalformedLineError, match=r'line 1: longer than 60 bytes.*max_line_bytes'):
+    rows(jsonl(tmp_path, *lines, max_line_bytes=60))
+  (row,) = rows(jsonl(tmp_path, *lines, max_line_bytes=60, malformed='skip'))
+  assert row.id == 'mine/train/2'
+  assert len(rows(jsonl(tmp_path, *lines))) == 2
 
 
 def test_malformed_lines_are_skipped_when_asked(tmp_path, caplog):

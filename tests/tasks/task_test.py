@@ -45,3 +45,34 @@ def test_defining_a_task_reads_nothing():
 def test_both_uses_one_vocabulary_twice():
   vocabulary = vocabularies.bytes_vocabulary()
   assert both(vocabulary) == (vocabulary, vocabulary)
+
+
+@pytest.mark.parametrize(
+  'split', ['', '.', '..', '../up', 'a/b', 'a\\b', 'a\nb', '\ud800', 'x' * 201]
+)
+def test_a_split_that_cannot_be_a_file_name_is_refused(split):
+  with pytest.raises(ValueError, match='cannot name a split of task mine'):
+    Task(name='mine', splits=('train', split), read=lambda _: [], fingerprint=str)
+
+
+@pytest.mark.parametrize('field', ['splits', 'metrics'])
+def test_a_text_in_the_place_of_a_tuple_is_refused(field):
+  with pytest.raises(ValueError, match=f"{field} of task mine is the text 'ab'.*: \\('ab',\\)"):
+    Task(**{'name': 'mine', 'splits': ('a',), 'read': str, 'fingerprint': str, field: 'ab'})
+
+
+@pytest.mark.parametrize(
+  ('row', 'reason'),
+  [
+    (Row('1', 'a', 'yes'), "row '1': answers is 'yes', expected a tuple of texts"),
+    (Row('1', 'a', None), "row '1': answers is None"),
+    (Row('1', 'a', ('yes', 2)), r"row '1': answers is \('yes', 2\)"),
+    (Row('1', 'a', ('y',), 'yn'), "row '1': options is 'yn'"),
+    (Row(1, 'a', ('y',)), 'is no Row with texts'),
+    (('1', 'a', ('y',)), 'is no Row with texts'),
+  ],
+)
+def test_a_row_of_other_types_is_named(row, reason):
+  task = Task(name='mine', splits=('train',), read=lambda _: [row], fingerprint=str)
+  with pytest.raises(ValueError, match=f'mine, split train.*{reason}'):
+    list(task.rows('train'))

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import logging
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -54,6 +55,58 @@ def test_a_truncated_gzip_file_is_named(tmp_path):
   path = write(tmp_path, whole[: len(whole) // 2], 'rows.gz')
   with pytest.raises(ValueError, match=r'rows\.gz is truncated'):
     read(path)
+
+
+@pytest.mark.parametrize('ending', ['txt', 'gz'])
+@pytest.mark.parametrize('end', [b'\n', b'\r\n', b''])
+def test_a_line_of_just_the_permitted_length_is_read(tmp_path, ending, end):
+  pack = gzip.compress if ending == 'gz' else bytes
+  content = b'\xef\xbb\xbf' + b'x' * 50 + end
+  path = write(tmp_path, pack(content), f'rows.{ending}')
+  assert list(textfiles.parsed_lines(path, len_of, malformed='error', max_bytes=50)) == [(1, 50)]
+  with pytest.raises(textfiles.MalformedLineError, match='line 1: longer than 49 bytes'):
+    list(textfiles.parsed_lines(path, len_of, malformed='error', max_bytes=49))
+
+
+def len_of(number, line):
+  return number, len(line)
+
+
+def test_a_line_that_would_fill_the_memory_is_never_in_memory(tmp_path):
+  path = write(tmp_path, gzip.compress(bytes(64 << 20) + b'\nnext\n', 1), 'rows.gz')
+  tracemalloc.start()
+  try:
+    read_lines = textfiles.parsed_lines(path, len_of, malformed='skip', max_bytes=1 << 20)
+    assert list(read_lines) == [(2, 4)]
+    assert tracemalloc.get_traced_memory()[1] < 12 << 20
+  finally:
+    tracemalloc.stop()
+
+
+def test_skipped_lines_do_not_fill_the_memory(tmp_path):
+  path = write(tmp_path, (b'x' * 999 + b'\n') * 5000)
+
+  def refuse(number, line):
+    raise ValueError(line)
+
+  tracemalloc.start()
+  try:
+    assert not read(path, refuse, malformed='skip')
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+  finally:
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+  ('encoding', 'reason'),
+  [
+    ('utf-16', 'looks like UTF-16: save the file as UTF-8'),
+    ('utf-16-le', 'a NUL byte at column 2'),
+  ],
+)
+def test_text_of_two_bytes_a_character_is_named(tmp_path, encoding, reason):
+  with pytest.raises(textfiles.MalformedLineError, match=f'line 1: .*{reason}'):
+    read(write(tmp_path, 'a\tb\n'.encode(encoding)))
 
 
 DAMAGED = gzip.compress(b'x' * 9999)[:20] + b'\0' * 40
@@ -145,7 +198,7 @@ def test_no_bytes_crash_the_gzip_reader_without_the_file(tmp_path_factory, conte
 
 def test_a_missing_file_or_a_folder_is_named(tmp_path):
   for path in (tmp_path / 'nothing.jsonl', tmp_path):
-    with pytest.raises(FileNotFoundError, match=f'There is no file {path}'):
+    with pytest.raises(FileNotFoundError, match=f'There is no file {path}[.:]'):
       textfiles.required(path)
 
 
