@@ -93,7 +93,7 @@ def infer(
     )
     companion_files = store.locate(checkpoint.path, checkpoint.which)[0] / companions.FOLDER
     for task, task_splits in data.required_task.task_splits(splits):
-      prompted = prompts(task, companion_files) if prompts else task
+      prompted = prompts(task, companion_files, model.architecture) if prompts else task
       corpus = data.corpus(model.vocabulary, model.architecture, task=prompted)
       judges = answers.metric_names(task.metrics, candidates if mode == 'score' else None)
       for split in task_splits:

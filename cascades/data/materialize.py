@@ -182,7 +182,7 @@ def _write_shards(
   if written:
     log.info('%s: resuming after %d finished shards.', name, len(written))
   rows = task.rows(split)
-  if task.tokenize is None:  # otherwise ids are numbers, and may be too many to remember
+  if not task.joins_rows:  # otherwise ids are numbers, and may be too many to remember
     rows = _distinct(rows, name)
   with _progress(name, task.sizes.get(split)) as advance:
     jobs = {}

@@ -105,6 +105,7 @@ def _task(
     metrics=('token_accuracy',),
     version=f'1 {chunk} {getattr(make, "keywords", "")}',
     tokenize=functools.partial(_chunks, length=chunk, make=make, joined=special_tokens.answer_end),
+    joins_rows=True,
     special_tokens=special_tokens,
     description=f'{chunk} tokens of English web text a row; {description}',
     suite='c4',

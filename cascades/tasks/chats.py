@@ -10,89 +10,51 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
-import jinja2
-import jinja2.sandbox
 import numpy as np
 from etils import epath
 
-from cascades.tasks import tokenize
+from cascades.tasks import chat_templates, tokenize
+from cascades.tasks.chat_templates import ChatTemplate
 from cascades.tasks.task import Record, Row, SpecialTokens, Task, Vocabularies
-from cascades.tokenizers import huggingface_folder
+from cascades.tasks.tokenize import PromptedAnswers
 from cascades.tokenizers.conventions import TOKEN
 from cascades.tokenizers.sentencepiece import SentencePiece
-from cascades.types import Vocabulary
+from cascades.types import Architecture, Vocabulary
 
-_FORMAT = 2  # raise it when the content of records of a prompt or an answer changes
-_TEMPLATES = ('chat_template.jinja', 'chat_template.json')
+_FORMAT = 3  # raise it when the content of records of a prompt or an answer changes
 _ANSWER = '\N{ASTERISM}'  # no template writes this character itself
-_SPELLED = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
-
-# Gives the task with prompts as a model expects them, from the model's Hugging Face folder.
-PromptFormat: TypeAlias = Callable[[Task, epath.PathLike], Task]
 
 
-class ChatTemplate(NamedTuple):
-  """A chat template of Hugging Face, https://huggingface.co/docs/transformers/chat_templating.
+class PromptFormat(Protocol):
+  """Gives the task with prompts as a model expects them, from the model's Hugging Face folder."""
 
-  Attributes:
-    source: the template in Jinja.
-    tokens: texts of the special tokens that it may write, by their names in templates.
-    system: the system's turn; None leaves it to the template.
-  """
-
-  source: str
-  tokens: dict[str, str]
-  system: str | None = None
-
-  def __call__(self, text: str, answer: str | None = None) -> str:
-    """Renders a prompt: the system's turn, `text` as the user's turn, the start of the model's.
-
-    With an `answer` the model's turn is complete, as a later prompt would repeat it.
-    """
-    turns = {'system': self.system or None, 'user': text, 'assistant': answer}
-    messages = [{'role': role, 'content': turn} for role, turn in turns.items() if turn is not None]
-    try:
-      return _compiled(self.source).render(
-        messages=messages, add_generation_prompt=answer is None, **self.tokens
-      )
-    except jinja2.TemplateError as error:
-      raise ValueError(f'The chat template cannot write this prompt: {error}') from error
+  def __call__(self, task: Task, folder: epath.PathLike, architecture: Architecture) -> Task: ...
 
 
-def read(folder: epath.PathLike, *, system: str | None = None) -> ChatTemplate:
-  """Reads the template in a Hugging Face folder; ValueError if it has none."""
-  folder = epath.Path(folder)
-  config = huggingface_folder.read(folder / huggingface_folder.CONFIG)
-  plain, wrapped = (folder / name for name in _TEMPLATES)
-  source = plain.read_text() if plain.exists() else None
-  wrapping = huggingface_folder.read(wrapped)
-  source = source or wrapping.get('chat_template') or config.get('chat_template')
-  if isinstance(source, list):  # several, by name
-    named = {entry['name']: entry['template'] for entry in source}
-    source = named.get('default') or next(iter(named.values()), None)
-  if not source:
-    raise ValueError(
-      f'{folder} has no chat template ({", ".join(_TEMPLATES)}, or one in '
-      f'{huggingface_folder.CONFIG}): the model is not for chats, or was converted without the '
-      'files beside its weights.'
-    )
-  spelled = {name: huggingface_folder.token_text(config.get(name)) for name in _SPELLED}
-  return ChatTemplate(source, {name: token for name, token in spelled.items() if token}, system)
-
-
-def chat(task: Task, folder: epath.PathLike, *, system: str | None = None) -> Task:
+def chat(
+  task: Task,
+  folder: epath.PathLike,
+  architecture: Architecture = 'decoder_only',
+  *,
+  system: str | None = None,
+  date: str = chat_templates.DATE,
+) -> Task:
   """Makes a task whose prompts are the user's turn in a chat template.
 
-  Tables keep the text of prompts without the template. Answers and options end as the template ends
-  the model's turn, if that is one of the vocabulary's ends.
+  Tables keep the text of prompts without the template. Answers and options are tokenized as they
+  stand in the whole chat, and end as the template ends the model's turn, if that is one of the
+  vocabulary's ends. If the template has `{% generation %}` blocks, the prompt reaches up to the
+  block around the answer.
 
   Args:
     task: the task.
     folder: Hugging Face folder with the template.
+    architecture: the decoder of an 'encoder_decoder' model reads no prompt before its answer.
     system: the system's turn; None leaves it to the template.
+    date: the date that the template may write, as 2024-07-26.
 
   Returns:
     The task with another `version`, tokenization and special tokens.
@@ -100,74 +62,115 @@ def chat(task: Task, folder: epath.PathLike, *, system: str | None = None) -> Ta
   Raises:
     ValueError: if the folder has no chat template, or it is not valid.
   """
-  template = read(folder, system=system)
+  template = chat_templates.read(folder, system=system, date=date)
   digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
+  encode, alone = tokenize.behind, ''
+  if architecture == 'encoder_decoder':
+    encode, alone = tokenize.alone, ' alone'
   return dataclasses.replace(
     task,
-    version=f'{task.version} chat {_FORMAT} {digest[:16]}',
-    tokenize=functools.partial(_templated, template=template),
+    version=f'{task.version} chat {_FORMAT} {digest[:16]}{alone}',
+    tokenize=functools.partial(_templated, template=template, encode=encode),
     special_tokens=SpecialTokens(
       start=False, prompt_end=False, answer_end=False
     ),  # the template writes them
   )
 
 
-def continuation(task: Task, folder: epath.PathLike) -> Task:
-  """Makes a task whose prompts are continued: no end of sequence follows them."""
+def continuation(
+  task: Task, folder: epath.PathLike, architecture: Architecture = 'decoder_only'
+) -> Task:
+  """Makes a task whose prompts are continued: no end of sequence follows them.
+
+  Answers and options have the tokens of the text that they continue. Spaces at the end of a prompt
+  belong to the answer, since tokenizers put a space before a word and not behind one.
+  """
   del folder
-  return dataclasses.replace(
-    task,
-    version=f'{task.version} continued',
-    special_tokens=task.special_tokens._replace(prompt_end=False),
-  )
+  special_tokens = task.special_tokens._replace(prompt_end=False)
+  version, encode = f'{task.version} continued', task.tokenize
+  if encode is None and architecture == 'decoder_only':
+    version, encode = f'{version} {_FORMAT}', tokenize.continued
+  return dataclasses.replace(task, version=version, tokenize=encode, special_tokens=special_tokens)
+
+
+class _Frame(NamedTuple):
+  """Text that a template writes around prompt and answer, and what stands for it in tokens.
+
+  Attributes:
+    start_text: the beginning of sequence, if the vocabulary reads it in no text; else empty.
+    start: its id, or nothing.
+    behind: the text behind an answer; None if the template writes no answers.
+    end: where the end of sequence begins in `behind`.
+    end_id: its id.
+  """
+
+  start_text: str
+  start: tuple[int, ...]
+  behind: str | None
+  end: int
+  end_id: int
 
 
 def _templated(
-  rows: Iterable[Row], vocabularies: Vocabularies, shard: int, *, template: ChatTemplate
+  rows: Iterable[Row],
+  vocabularies: Vocabularies,
+  shard: int,
+  *,
+  template: ChatTemplate,
+  encode: tokenize.Encode,
 ) -> Iterator[Record]:
-  cut, start = _beginning(template, vocabularies.inputs)
-  end = np.array([_end(template, vocabularies.targets)], TOKEN)
+  del shard
+  frame = _frame(template, vocabularies)
+  start, end = np.array(frame.start, TOKEN), np.array([frame.end_id], TOKEN)
   for block in tokenize.blocks(rows, tokenize.ROWS_TOGETHER):
-    written = [row._replace(inputs=template(row.inputs).removeprefix(cut)) for row in block]
-    for row, record in zip(block, tokenize.row_by_row(written, vocabularies, shard), strict=True):
-      yield Record(
-        row,
-        np.concatenate([np.array(start, TOKEN), record.inputs]),
-        np.concatenate([record.targets, end]),
-        tuple(np.concatenate([option, end]) for option in record.options),
-      )
+    texts = [_turn(template, frame, row) for row in block]
+    for row, (prompt, answers) in zip(block, encode(texts, vocabularies), strict=True):
+      target, *options = (np.concatenate([answer, end]) for answer in answers)
+      yield Record(row, np.concatenate([start, prompt]), target, tuple(options))
 
 
-def _beginning(template: ChatTemplate, vocabulary: Vocabulary) -> tuple[str, list[int]]:
-  """Text and id of the beginning of sequence, which SentencePiece reads in no text."""
-  spelled = template.tokens.get('bos_token')
-  start = vocabulary.bos_id if isinstance(vocabulary, SentencePiece) else None
-  if start is None or not spelled or not template('').startswith(spelled):
-    return '', []
-  return spelled, [start]
-
-
-def _end(template: ChatTemplate, vocabulary: Vocabulary) -> int:
-  """The end of sequence, of the vocabulary's several, that the template writes after an answer."""
-  _, _, behind = template('', _ANSWER).partition(_ANSWER)
-  written = (i for i in vocabulary.encode(behind) if i in vocabulary.eos_ids)
-  return next(written, vocabulary.eos_id)
-
-
-@functools.cache
-def _compiled(source: str) -> jinja2.Template:
-  """Compiles a template as transformers does; sandboxed, since templates are not trusted."""
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
+def _turn(template: ChatTemplate, frame: _Frame, row: Row) -> PromptedAnswers:
+  """The prompt of a row in the template, and its answers as the template writes them behind it."""
+  prompt = template(row.inputs)
+  written, generation = template.turn(row.inputs, _ANSWER)
+  if generation and written.startswith(prompt):
+    prompt = written[: max(len(prompt), generation[0])]
+  answers = (
+    _answer(template(row.inputs, answer), prompt, frame, answer)
+    for answer in (row.targets, *row.options)
   )
-  environment.filters['tojson'] = functools.partial(json.dumps, ensure_ascii=False)
-  # No `strftime_now`: templates that show the date fall back to a fixed one, the same every day.
-  environment.globals['raise_exception'] = _refuse
-  try:
-    return environment.from_string(source)
-  except jinja2.TemplateError as error:
-    raise ValueError(f'The chat template is not valid Jinja: {error}') from error
+  return PromptedAnswers(prompt.removeprefix(frame.start_text), tuple(answers))
 
 
-def _refuse(message: str) -> None:
-  raise jinja2.TemplateError(message)
+def _answer(chat: str, prompt: str, frame: _Frame, answer: str) -> str:
+  """The text of a chat between the prompt and the end of sequence."""
+  if frame.behind is None or not chat.startswith(prompt) or not chat.endswith(frame.behind):
+    return answer  # the template writes answers otherwise once the chat has gone on
+  return chat[len(prompt) : len(chat) - len(frame.behind) + frame.end]
+
+
+def _frame(template: ChatTemplate, vocabularies: Vocabularies) -> _Frame:
+  """The text around prompt and answer; SentencePiece reads a beginning of sequence in no text."""
+  spelled = template.tokens.get('bos_token', '')
+  start = vocabularies.inputs.bos_id if isinstance(vocabularies.inputs, SentencePiece) else None
+  has_start = start is not None and spelled and template('').startswith(spelled)
+  _, written, behind = template('', _ANSWER).rpartition(_ANSWER)
+  end, end_id = _end(behind, template, vocabularies.targets)
+  return _Frame(
+    start_text=spelled if has_start else '',
+    start=(start,) if has_start and start is not None else (),
+    behind=behind if written else None,
+    end=end,
+    end_id=end_id,
+  )
+
+
+def _end(behind: str, template: ChatTemplate, vocabulary: Vocabulary) -> tuple[int, int]:
+  """Place and id of the first end of sequence, of the vocabulary's several, behind an answer."""
+  ids: Sequence[int] = vocabulary.encode(behind)
+  end_id = next((i for i in ids if i in vocabulary.eos_ids), None)
+  if end_id is None:  # none, or one that SentencePiece reads in no text
+    return max(behind.find(template.tokens.get('eos_token', '')), 0), vocabulary.eos_id
+  last = next(n for n in range(len(behind) + 1) if end_id in vocabulary.encode(behind[:n]))
+  first = next(n for n in range(last, -1, -1) if end_id in vocabulary.encode(behind[n:last]))
+  return first, end_id

@@ -84,7 +84,7 @@ def print_rows(
   tokenize = task.tokenize or row_by_row
   rows = task.rows(split)
   # A tokenization that joins rows may need many for one record.
-  needed = rows if task.tokenize else itertools.islice(rows, count)
+  needed = rows if task.joins_rows else itertools.islice(rows, count)
   records = tokenize(needed, both(vocabulary), 0)
   for record in itertools.islice(records, count):
     _print_record(out, task, record, vocabulary, lengths)

@@ -131,6 +131,7 @@ class Task:
     suite: name of the group of tasks that the task belongs to.
     sizes: published numbers of rows by split.
     tokenize: the task's own tokenization; None for row by row.
+    joins_rows: whether `tokenize` makes records of several rows, whose ids it numbers.
     special_tokens: special tokens around the text of a row.
     rate: share in a mixture; None for the number of training rows.
     origin: the published data set behind the task.
@@ -147,6 +148,7 @@ class Task:
   suite: str = ''
   sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
   tokenize: Tokenize | None = None
+  joins_rows: bool = False
   special_tokens: SpecialTokens = ALL_SPECIAL_TOKENS
   rate: int | None = None
   origin: DataSource | None = None

@@ -31,6 +31,14 @@ def read(file: epath.Path) -> dict[str, Any]:
     ) from error
 
 
+def read_text(file: epath.Path) -> str:
+  """The text of a file. Raises ValueError if it is not in UTF-8."""
+  try:
+    return file.read_text(encoding='utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{file} is damaged, it should hold text in UTF-8 ({error}).') from error
+
+
 def read_settings(folder: epath.Path) -> TokenizerSettings:
   """The files that name special tokens."""
   return {name: read(folder / f'{name}.json') for name in (*_TEXT_FILES, *_ID_FILES)}
@@ -39,6 +47,20 @@ def read_settings(folder: epath.Path) -> TokenizerSettings:
 def token_text(token: str | Mapping[str, Any] | None) -> str:
   """Text of a special token, written as text or as an object with options; empty for None."""
   return (token['content'] if isinstance(token, Mapping) else token) or ''
+
+
+def named_tokens(settings: TokenizerSettings) -> dict[str, str]:
+  """Texts of the special tokens by the names that chat templates know them by, as `bos_token`."""
+  config = settings['tokenizer_config']
+  named = {**config, **({} if 'added_tokens_decoder' in config else settings['special_tokens_map'])}
+  extra = named.get('extra_special_tokens')
+  named |= extra if isinstance(extra, Mapping) else {}
+  texts = {
+    name: token_text(token)
+    for name, token in named.items()
+    if name.endswith('_token') and isinstance(token, str | Mapping)
+  }
+  return {name: text for name, text in texts.items() if text}
 
 
 def token_texts(settings: TokenizerSettings, role: str) -> list[str]:

@@ -6,7 +6,7 @@ import sentencepiece
 import tokenizers
 
 from cascades.data import converters, materialize, prompts
-from cascades.tasks import chats
+from cascades.tasks import chat_templates, chats
 from cascades.tasks.task import Row, both
 from cascades.tokenizers import vocabularies
 from tests.tiny_tasks import tiny_task
@@ -49,42 +49,42 @@ def vocabulary(directory):
 
 
 def test_a_prompt_by_hand(tmp_path):
-  template = chats.read(folder(tmp_path, CHATML))
+  template = chat_templates.read(folder(tmp_path, CHATML))
   assert template('Hi {{ x }}') == ASKED.format('Hi {{ x }}') + ANSWERS
 
 
 def test_what_the_system_says_comes_first(tmp_path):
-  template = chats.read(folder(tmp_path, CHATML), system='Speak Latin.')
+  template = chat_templates.read(folder(tmp_path, CHATML), system='Speak Latin.')
   asked = '<|im_start|>system\nSpeak Latin.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n'
   assert template('Hi') == asked + ANSWERS
 
 
 def test_special_tokens_are_spelled_as_the_folder_says(tmp_path):
   told = {'content': '<bos>', 'lstrip': False}
-  template = chats.read(folder(tmp_path, GEMMA, bos_token=told))
+  template = chat_templates.read(folder(tmp_path, GEMMA, bos_token=told))
   assert template(' Hi ').startswith('<bos><start_of_turn>user\nHi<end_of_turn>')
 
 
 def test_a_template_of_its_own_file_comes_first(tmp_path):
   folder(tmp_path, CHATML)
   (tmp_path / 'chat_template.jinja').write_text("{{ messages[0]['content'] }}!")
-  assert chats.read(tmp_path)('Hi') == 'Hi!'
+  assert chat_templates.read(tmp_path)('Hi') == 'Hi!'
 
 
 def test_of_several_templates_the_default_is_taken(tmp_path):
   several = [{'name': 'tool_use', 'template': 'x'}, {'name': 'default', 'template': 'y'}]
-  assert chats.read(folder(tmp_path, several))('Hi') == 'y'
+  assert chat_templates.read(folder(tmp_path, several))('Hi') == 'y'
 
 
 def test_a_folder_without_template_is_named(tmp_path):
   with pytest.raises(ValueError, match='has no chat template'):
-    chats.read(folder(tmp_path, None))
+    chat_templates.read(folder(tmp_path, None))
 
 
 def test_a_damaged_file_is_named(tmp_path):
   (tmp_path / 'tokenizer_config.json').write_text('{"chat_template": "')
   with pytest.raises(ValueError, match=r'tokenizer_config\.json is damaged'):
-    chats.read(tmp_path)
+    chat_templates.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_a_damaged_file_is_named(tmp_path):
 )
 def test_a_template_that_refuses_says_why(template, message, tmp_path):
   with pytest.raises(ValueError, match=message):
-    chats.read(folder(tmp_path, template), system='Be brief.')('Hi')
+    chat_templates.read(folder(tmp_path, template), system='Be brief.')('Hi')
 
 
 def test_a_template_cannot_reach_out_of_its_sandbox(tmp_path):
   attack = '{{ messages.__class__.__mro__[1].__subclasses__() }}'
   with pytest.raises(ValueError, match='cannot write this prompt'):
-    chats.read(folder(tmp_path, attack))('Hi')
+    chat_templates.read(folder(tmp_path, attack))('Hi')
 
 
 @pytest.mark.parametrize(
@@ -239,4 +239,4 @@ def test_prompts_are_those_of_transformers(template, tmp_path):
     expected = reference.apply_chat_template(
       [{'role': 'user', 'content': text}], add_generation_prompt=True, tokenize=False
     )
-    assert chats.read(tmp_path)(text) == expected
+    assert chat_templates.read(tmp_path)(text) == expected
