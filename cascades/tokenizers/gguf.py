@@ -6,6 +6,7 @@ pre-tokenization for each `tokenizer.ggml.pre` follows llama.cpp (src/llama-voca
 
 from __future__ import annotations
 
+import collections
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epath
@@ -46,11 +47,17 @@ class PreTokenization(NamedTuple):
   adds_bos: bool = False
 
 
+_LLAMA_BPE = PreTokenization(_LLAMA3, ignore_merges=True, adds_bos=True)
+_QWEN = PreTokenization(_LLAMA3.replace('{1,3}', ''))
 PRE_TOKENIZATIONS = {
   'gpt-2': PreTokenization(),
+  'phi-2': PreTokenization(),
   'smollm': PreTokenization(digits=True),
-  'llama-bpe': PreTokenization(_LLAMA3, ignore_merges=True, adds_bos=True),
-  'qwen2': PreTokenization(_LLAMA3.replace('{1,3}', ''), nfc=True),
+  'llama-bpe': _LLAMA_BPE,
+  'llama-v3': _LLAMA_BPE,
+  'llama3': _LLAMA_BPE,
+  'qwen2': _QWEN._replace(nfc=True),
+  'deepseek-r1-qwen': _QWEN,
 }
 
 
@@ -79,6 +86,15 @@ def read_gguf(path: epath.Path) -> SentencePiece | HuggingFace:
     ValueError: the file is damaged, or its tokenizer is not supported.
   """
   reader = read(path)
+  try:
+    return _vocabulary(reader, path)
+  except (ValueError, ImportError):
+    raise
+  except Exception as error:  # `tokenizers` raises bare Exceptions
+    raise ValueError(f'{path} has a damaged tokenizer: {error}.') from error
+
+
+def _vocabulary(reader: gguf.GGUFReader, path: epath.Path) -> SentencePiece | HuggingFace:
   model = required(reader, 'tokenizer.ggml.model')
   if model == 'gpt2':
     return _byte_level(reader, path)
@@ -90,15 +106,22 @@ def read_gguf(path: epath.Path) -> SentencePiece | HuggingFace:
   )
 
 
-def _fields(reader: gguf.GGUFReader) -> TokenizerFields:
+def _fields(reader: gguf.GGUFReader, path: epath.Path) -> TokenizerFields:
   option = lambda name: field(reader, f'tokenizer.ggml.{name}')
-  tokens = required(reader, 'tokenizer.ggml.tokens')
+  tokens, types = (required(reader, f'tokenizer.ggml.{name}') for name in ('tokens', 'token_type'))
   ends = [option(f'{name}_token_id') for name in ('eos', 'eot', 'eom')]
   if ends[0] is None:
     raise ValueError('The GGUF file names no end of sequence (tokenizer.ggml.eos_token_id).')
+  _check(tokens, types, path)
+  for name in ('eos', 'eot', 'eom', 'bos', 'padding', 'unknown'):
+    index = option(f'{name}_token_id')
+    if index is not None and not 0 <= index < len(tokens):
+      raise ValueError(
+        f'{path} has {len(tokens)} tokens, and tokenizer.ggml.{name}_token_id is {index}.'
+      )
   return TokenizerFields(
     tokens=tokens,
-    types=option('token_type') or [NORMAL] * len(tokens),
+    types=types,
     pad=option('padding_token_id'),
     eos=tuple(dict.fromkeys(end for end in ends if end is not None)),
     bos=option('bos_token_id'),
@@ -107,18 +130,23 @@ def _fields(reader: gguf.GGUFReader) -> TokenizerFields:
   )
 
 
+def _check(tokens: list[str], types: list[int], path: epath.Path) -> None:
+  if len(types) != len(tokens):
+    raise ValueError(f'{path} has {len(tokens)} tokens, and types of {len(types)}.')
+  if len({*tokens}) < len(tokens):
+    token, count = collections.Counter(tokens).most_common(1)[0]
+    raise ValueError(f'{path} has the token {token!r} {count} times: a text would have two ids.')
+
+
 def _byte_level(reader: gguf.GGUFReader, path: epath.Path) -> HuggingFace:
   from tokenizers import AddedToken, Tokenizer, decoders, models
 
-  fields = _fields(reader)
-  pre = field(reader, 'tokenizer.ggml.pre', 'gpt-2')
-  if pre not in PRE_TOKENIZATIONS:
-    raise ValueError(
-      f'{path} splits text as {pre!r} (tokenizer.ggml.pre); supported are '
-      f'{", ".join(PRE_TOKENIZATIONS)}. Use the tokenizer.json of the original model.'
-    )
-  pre_tokenization = PRE_TOKENIZATIONS[pre]
+  fields = _fields(reader, path)
+  pre_tokenization = _pre_tokenization(reader, path)
   merges = required(reader, 'tokenizer.ggml.merges')
+  unpaired = next((merge for merge in merges if merge.count(' ') != 1), None)
+  if unpaired is not None:
+    raise ValueError(f'{path} merges {unpaired!r} (tokenizer.ggml.merges), which is no pair.')
   tokenizer = Tokenizer(
     models.BPE(
       {token: i for i, token in enumerate(fields.tokens)},
@@ -139,6 +167,24 @@ def _byte_level(reader: gguf.GGUFReader, path: epath.Path) -> HuggingFace:
   return HuggingFace(tokenizer.to_str().encode(), ids, path, tokenizer=tokenizer)
 
 
+def _pre_tokenization(reader: gguf.GGUFReader, path: epath.Path) -> PreTokenization:
+  pre = field(reader, 'tokenizer.ggml.pre')
+  if pre in (None, 'default'):
+    raise ValueError(
+      f'{path} does not say how to split text (tokenizer.ggml.pre is {pre or "missing"}), as files '
+      'of before May 2024: other splits give other tokens than the model was trained with. Convert '
+      "the model again with today's llama.cpp, or, if you know the split, such as llama-bpe of "
+      f'Llama 3, `gguf-new-metadata --pre-tokenizer NAME {path} NEW_FILE`; supported are '
+      f'{", ".join(PRE_TOKENIZATIONS)}.'
+    )
+  if pre not in PRE_TOKENIZATIONS:
+    raise ValueError(
+      f'{path} splits text as {pre!r} (tokenizer.ggml.pre); supported are '
+      f'{", ".join(PRE_TOKENIZATIONS)}. Use the tokenizer.json of the original model.'
+    )
+  return PRE_TOKENIZATIONS[pre]
+
+
 def _set_pre_tokenizer(tokenizer: tokenizers.Tokenizer, options: PreTokenization) -> None:
   from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -152,11 +198,13 @@ def _set_pre_tokenizer(tokenizer: tokenizers.Tokenizer, options: PreTokenization
 
 
 def _sentencepiece(reader: gguf.GGUFReader, path: epath.Path) -> SentencePiece:
-  fields = _fields(reader)
+  fields = _fields(reader, path)
   flag = lambda name, default: field(reader, f'tokenizer.ggml.{name}', default)
   ids = fields.special_ids(adds_bos=True)
   unk = 0 if fields.unk is None else fields.unk
   scores = required(reader, 'tokenizer.ggml.scores')
+  if len(scores) != len(fields.tokens):
+    raise ValueError(f'{path} has {len(fields.tokens)} tokens, and scores of {len(scores)}.')
   proto = ModelProto()
   trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
   trainer.model_type = _BPE

@@ -110,8 +110,49 @@ def test_qwen_composes_characters_and_others_do_not(smollm, tmp_path):
     assert vocabulary.decode(vocabulary.encode(apart)) == expected
 
 
+@pytest.mark.parametrize('pre', [None, 'default'])
+def test_a_file_that_does_not_say_how_to_split_is_refused(pre, smollm, tmp_path):
+  path = _write_bpe(tmp_path / 'm.gguf', smollm, pre=pre)
+  with pytest.raises(ValueError, match=r'does not say how to split .* --pre-tokenizer NAME'):
+    vocabularies.gguf(path)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'merges': ['a']}, r"merges 'a' .* no pair"),
+    ({'tokens': ['a', 'b', 'a']}, "has the token 'a' 2 times"),
+    ({'kinds': [1]}, 'has 3 tokens, and types of 1'),
+    ({'eos_token_id': 3}, 'has 3 tokens, and tokenizer.ggml.eos_token_id is 3'),
+    ({'bos_token_id': 2**32 - 1}, 'has 3 tokens, and tokenizer.ggml.bos_token_id is 4294967295'),
+    ({'merges': ['a c']}, 'damaged tokenizer'),
+    ({'model': 'llama', 'scores': [0.0]}, 'has 3 tokens, and scores of 1'),
+    ({'model': 'llama', 'scores': [0.0] * 3, 'unknown_token_id': 7}, 'unknown_token_id is 7'),
+    ({'tokens': [1, 2, 3]}, 'tokenizer'),
+  ],
+)
+def test_a_damaged_tokenizer_is_named(change, message, tmp_path):
+  whole = {'model': 'gpt2', 'tokens': ['a', 'b', 'ab'], 'kinds': [1, 1, 1], 'merges': ['a b']}
+  path = tmp_path / 'm.gguf'
+  with pytest.raises(ValueError, match=message) as raised:
+    vocabularies.gguf(_write(path, pre='gpt-2', **{**whole, 'eos_token_id': 0, **change}))
+  assert 'm.gguf' in str(raised.value)
+
+
+def test_names_of_one_split_split_alike(smollm, tmp_path):
+  def cuts(pre):
+    path = _write_bpe(tmp_path / f'{pre}.gguf', smollm, pre=pre)
+    return vocabularies.gguf(path)._tokenizer.pre_tokenizer.pre_tokenize_str("IT'S 20221\n\n !!\n")
+
+  assert cuts('llama3') == cuts('llama-v3') == cuts('llama-bpe') != cuts('gpt-2')
+  assert cuts('phi-2') == cuts('gpt-2')
+  assert cuts('deepseek-r1-qwen') == cuts('qwen2') != cuts('llama-bpe')
+
+
 def test_unknown_kinds_and_cuts_are_named(smollm, tmp_path):
-  with pytest.raises(ValueError, match=r"splits text as 'tekken' .* gpt-2, smollm, llama-bpe"):
+  with pytest.raises(
+    ValueError, match=r"splits text as 'tekken' .* gpt-2, phi-2, smollm, llama-bpe"
+  ):
     vocabularies.gguf(_write_bpe(tmp_path / 'm.gguf', smollm, pre='tekken'))
   path = _write(tmp_path / 'n.gguf', 'bert', ['a'], [1], eos_token_id=0)
   with pytest.raises(ValueError, match="tokenizer of type 'bert'; supported are gpt2"):
