@@ -531,8 +531,12 @@ def test_comparisons_are_the_same():
 def test_an_old_run_goes_on_bit_by_bit(outcome, run):
   directory, _, output = outcome(f'continue {run}')
   assert f'resuming from step {STEPS[run]}.' in output
-  step = STEPS[run] + 2
-  assert_same(arrays(directory / run, step), below(run, load('continued')))
+  actual, expected = arrays(directory / run, STEPS[run] + 2), below(run, load('continued'))
+  if ADAMW[0] in RUNS[run]:
+    assert_same(actual, expected)
+  else:  # Adafactor's means are over each layer since, so of this only layer in another order
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-7)
+    jax.tree.map(close, actual, expected)
 
 
 @pytest.mark.parametrize('cache', CACHES)

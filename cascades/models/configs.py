@@ -20,6 +20,11 @@ FAMILIES: dict[str, type[LanguageModelConfig]] = {
   'decoder': decoder.DecoderConfig,
   't5': t5.T5Config,
 }
+# Parameter name of each stack of layers, and the configuration's field of its size.
+STACKS: Mapping[type[LanguageModelConfig], Mapping[str, str]] = {
+  decoder.DecoderConfig: {'blocks': 'num_layers'},
+  t5.T5Config: {'encoder': 'num_encoder_layers', 'decoder': 'num_decoder_layers'},
+}
 ENCODERS: dict[str, type[bert.BertConfig]] = {'bert': bert.BertConfig}
 
 

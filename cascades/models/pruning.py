@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from cascades.models import decoder, t5
+from cascades.models import configs, decoder
 from cascades.models.configs import LanguageModelConfig
 from cascades.types import Batch, Params
 
@@ -25,11 +25,6 @@ LayerChoice: TypeAlias = Callable[[int], Sequence[int]]  # from the number of la
 Importance: TypeAlias = Mapping[str, Float[Array, 'layers F']]  # of channels, by stack
 Loss: TypeAlias = Callable[[Params, Batch], Float[Array, '']]
 
-# Parameter name of each stack of layers, and the configuration's field of its size.
-STACKS: Mapping[type[LanguageModelConfig], Mapping[str, str]] = {
-  decoder.DecoderConfig: {'blocks': 'num_layers'},
-  t5.T5Config: {'encoder': 'num_encoder_layers', 'decoder': 'num_decoder_layers'},
-}
 _PATTERNS = ('window_pattern', 'rope_theta_pattern', 'rope_factor_pattern')
 
 
@@ -63,7 +58,7 @@ def channel_importance(
     loss: Loss of a batch as a function of the parameters.
     params: Parameters of the model.
     batches: Batches to sum over.
-    stacks: Parameter names of the stacks of layers, keys of `STACKS`.
+    stacks: Parameter names of the stacks of layers, keys of `configs.STACKS`.
 
   Returns:
     Importance of every channel, [layers, F] by stack.
@@ -98,7 +93,7 @@ def select_layers(config: LanguageModelConfig, choice: LayerChoice) -> dict[str,
     ValueError: The choice is empty, repeats a layer, or names one that does not exist.
   """
   layers = {}
-  for stack, field in STACKS[type(config)].items():
+  for stack, field in configs.STACKS[type(config)].items():
     num_layers = getattr(config, field)
     numbers = tuple(choice(num_layers))
     if not numbers or not set(numbers) <= {*range(num_layers)} or len({*numbers}) < len(numbers):
@@ -129,7 +124,7 @@ def pruned_config(
       f'mlp_dim={mlp_dim} must be from 1 to {config.mlp_dim}, the size of the model.'
     )
   changes: dict[str, Any] = {
-    field: len(layers[stack]) for stack, field in STACKS[type(config)].items()
+    field: len(layers[stack]) for stack, field in configs.STACKS[type(config)].items()
   }
   if isinstance(config, decoder.DecoderConfig):
     for name in _PATTERNS:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import jax
 import jax.numpy as jnp
 import optax
+
+from cascades.training import adafactor as layerwise
 
 Optimizer: TypeAlias = Callable[[optax.Schedule], optax.GradientTransformation]
 
@@ -53,22 +54,34 @@ def adafactor(
   clip_norm: float | None = None,
   decay_rate: float = 0.8,
   multiply_by_parameter_scale: bool = True,
-  weight_decay: float | None = None,
+  weight_decay: float = 0.0,
+  min_size_to_factor: int = 128,
 ) -> optax.GradientTransformation:
-  """Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235. No momentum.
+  """Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235, as in T5X. No momentum.
 
   Updates are relative to each parameter's own scale unless told otherwise, so the rate is large
-  for Adam's habits: 1e-3 to 1e-2. `clip_norm` bounds the gradient's global norm first.
+  for Adam's habits: 1e-3 to 1e-2. Every layer of a stack is a parameter of its own.
+
+  Args:
+    learning_rate: Maps the number of earlier updates to the rate.
+    clip_norm: Bound of the gradient's global norm before all else; None for no bound.
+    decay_rate: Exponent c of the second moment's decay 1 - t^-c.
+    multiply_by_parameter_scale: Multiplies an update by the RMS of its parameter.
+    weight_decay: Times the learning rate, the share that a matrix loses in a step; as in `adamw`
+      norms and biases are spared. T5X's `weight_decay_rate` is not times the rate.
+    min_size_to_factor: The second moment of a matrix is factored if both sides are that long.
   """
-  return _clipped(
-    optax.adafactor(
-      learning_rate,
-      decay_rate=decay_rate,
-      multiply_by_parameter_scale=multiply_by_parameter_scale,
-      weight_decay_rate=weight_decay,
-    ),
-    clip_norm,
-  )
+  steps = [
+    layerwise.scale_by_factored_rms(decay_rate=decay_rate, min_size_to_factor=min_size_to_factor),
+    layerwise.clip_by_layer_rms(),
+    optax.scale_by_learning_rate(learning_rate, flip_sign=False),
+  ]
+  if multiply_by_parameter_scale:
+    steps.append(layerwise.scale_by_layer_rms())
+  if weight_decay:
+    decay = lambda step: weight_decay * learning_rate(step)
+    steps.append(optax.add_decayed_weights(decay, mask=layerwise.matrices))
+  return _clipped(optax.chain(*steps, optax.scale(-1)), clip_norm)
 
 
 def adamw(
@@ -82,20 +95,20 @@ def adamw(
 ) -> optax.GradientTransformation:
   """Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101.
 
-  Weight decay spares scales and biases.
+  Args:
+    learning_rate: Maps the number of earlier updates to the rate.
+    clip_norm: Bound of the gradient's global norm before all else; None for no bound.
+    b1: Decay of the gradient's mean.
+    b2: Decay of the squared gradient's mean.
+    eps: Added to the root of the squared gradient's mean.
+    weight_decay: Times the learning rate, the share that a matrix loses in a step. Scales of
+      norms, biases and relative position biases are spared.
   """
+  mask = layerwise.matrices
   return _clipped(
-    optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed),
+    optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask),
     clip_norm,
   )
-
-
-def _decayed(params: Any) -> Any:
-  def decays(path: Any, leaf: Any) -> bool:
-    del leaf
-    return not {'scale', 'bias'} & {str(getattr(key, 'key', '')) for key in path}
-
-  return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def _clipped(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from cascades.checkpoints.store import CheckpointError
 from cascades.interop import t5x, t5x_files, tensor_tables
 from cascades.models import configs, t5
 from cascades.runtime import partitioning
-from cascades.training import optimizers
+from cascades.training import optimizers, train_step
 from cascades.types import Batch, Prompt
 from tests import real_data, testing
 from tests.interop.t5x_arrays import (
@@ -114,12 +115,9 @@ def run(micro: Loaded) -> Any:
   graph = abstract(micro.config, 'float32', 1, 1, 1)[0]
 
   def loss(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """T5X's: a sum over tokens, with the z-loss."""
     model = nnx.merge(graph, params)
     logits = model.readout(model.hidden(batch))
-    log_z = jax.nn.logsumexp(logits, -1)
-    hit = jnp.take_along_axis(logits, batch.targets[..., None], -1)[..., 0]
-    return jnp.sum((log_z - hit + 1e-4 * log_z**2) * batch.weights), logits
+    return loss_with_z_loss(logits, (), batch.targets, batch.weights)[0], logits
 
   @jax.jit
   def run(batch: Batch) -> dict[str, Any]:
@@ -169,41 +167,48 @@ def test_greedy_decodes_equal_t5x(expected, micro):
   np.testing.assert_allclose(answer.logprobs.sum(1) / penalty, scores, atol=1e-4)
 
 
-def adafactor_step(
-  params: dict[str, np.ndarray], gradient: dict[str, np.ndarray], moments: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-  """Our Adafactor's step 31 from T5X's second moments, on each array as T5X cuts them."""
+def loss_with_z_loss(logits, teachers, targets, weights, *, step=None):
+  """T5X's: a sum over tokens."""
+  del teachers, step
+  log_z = jax.nn.logsumexp(logits, -1)
+  hit = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+  return jnp.sum((log_z - hit + 1e-4 * log_z**2) * weights), jnp.sum(weights)
+
+
+def test_one_more_step_equals_t5x(fixture, expected, micro, run, tmp_path):
+  """Our training step 31 on stacked layers, from T5X's second moments."""
+  next_batch = batch(expected, 'next_batch')
+  gradient = as_t5x(micro.config, run(next_batch)['gradient'])
+  for name, array in gradient.items():
+    np.testing.assert_allclose(array, expected[f'next_grad/{name}'], atol=1e-4)
+  states = t5x_files.arrays(fixture / 'native' / 'checkpoint_30')
+  write_native(
+    tmp_path / 'checkpoint_30',
+    {name: states[f'state/param_states/{name}/v'].read().result() for name in gradient},
+  )
+  moments = load(tmp_path / 'checkpoint_30').params
   optimizer = optimizers.adafactor(optimizers.constant(1e-2))
   is_factored = lambda state: isinstance(state, optax.FactoredState)
-
-  @jax.jit
-  @jax.vmap
-  def step(param: jax.Array, gradient: jax.Array, moment: jax.Array) -> jax.Array:
-    state = jax.tree.map(
-      lambda s: s._replace(count=jnp.int32(30), v=moment) if is_factored(s) else s,
-      optimizer.init(param),
+  state = train_step.init_state(micro.params, optimizer, seed=0)
+  state = state._replace(
+    opt_state=jax.tree.map(
+      lambda s: s._replace(count=jnp.int32(30), v=moments) if is_factored(s) else s,
+      state.opt_state,
       is_leaf=is_factored,
     )
-    return optax.apply_updates(param, optimizer.update(gradient, state, param)[0])
-
-  stepped = {}
-  for shape in {array.shape for array in params.values()}:  # arrays of a shape compile once
-    names = [name for name in params if params[name].shape == shape]
-    stacks = (np.stack([tree[name] for name in names]) for tree in (params, gradient, moments))
-    stepped |= dict(zip(names, step(*stacks), strict=True))
-  return stepped
-
-
-def test_one_more_step_equals_t5x(fixture, expected, micro, run):
-  gradient = as_t5x(micro.config, run(batch(expected, 'next_batch'))['gradient'])
-  states = t5x_files.arrays(fixture / 'native' / 'checkpoint_30')
-  moments = {n: states[f'state/param_states/{n}/v'].read().result() for n in gradient}
-  stepped = adafactor_step(as_t5x(*micro), gradient, moments)
+  )
+  graph = abstract(micro.config, 'float32', 1, 1, 1)[0]
+  definition = train_step.ModelDef(graph, micro.config.vocab_size)
+  step = functools.partial(
+    train_step.train_step, small=definition, large=None, loss=loss_with_z_loss, normalizer=1.0,
+    optimizer=optimizer,
+  )  # fmt: skip
+  state, _ = jax.jit(step)(state, train_step.Frozen(), next_batch)
+  stepped = as_t5x(micro.config, state.params)
   assert {f'after_next_step/{name}' for name in stepped} == {
     name for name in expected if name.startswith('after_next_step/')
   }
   for name, after in stepped.items():
-    np.testing.assert_allclose(gradient[name], expected[f'next_grad/{name}'], atol=1e-4)
     np.testing.assert_allclose(after, expected[f'after_next_step/{name}'], atol=1e-5)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cascades.models import decoder, pruning, t5
+from cascades.models import configs, decoder, pruning, t5
 from cascades.types import Batch
 from tests import testing
 
@@ -40,7 +40,7 @@ def pruned(config, layers, mlp_dim=None):
   selected = pruning.select_layers(config, layers)
   importance = {
     stack: np.ones((getattr(config, field), config.mlp_dim))
-    for stack, field in pruning.STACKS[type(config)].items()
+    for stack, field in configs.STACKS[type(config)].items()
   }
   params = pruning.prune(params_of(config), selected, mlp_dim, importance)
   return pruning.pruned_config(config, selected, mlp_dim), params
