@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -27,8 +28,9 @@ from etils import epath
 
 from cascades.data import records, shards
 from cascades.data.records import Manifest, Records
-from cascades.data.shards import Shard
+from cascades.data.shards import DamagedError, Shard
 from cascades.data.workers import Workers
+from cascades.runtime import files
 from cascades.tasks.task import Row, Task, Vocabularies
 from cascades.tasks.tokenize import ROWS_PER_SHARD, blocks
 
@@ -37,6 +39,8 @@ log = logging.getLogger(__name__)
 DIRECTORY = '~/.cache/cascades/records'
 
 _LOCK = 'lock'
+_FINGERPRINT_DIGITS = 16
+_TEMPORARY = re.compile(r'\..+\.[0-9a-f]{32}')  # of `files.write`, left by a kill
 _CHECKED_BYTES = 1 << 22  # larger records take too long to read at every start, of 69 tasks
 _SECONDS_BETWEEN_REPORTS = 10.0
 _POLL_SECONDS = 0.5
@@ -57,7 +61,7 @@ def materialize(
 
   Of several processes that share the directory, process 0 writes and the others wait. Of several
   jobs that write the same records one does, and the others wait for it. Finished shards of an
-  interrupted job are reused.
+  interrupted job are reused. Damaged records are set aside, and written again.
 
   Args:
     task: the task.
@@ -73,23 +77,37 @@ def materialize(
     The records.
 
   Raises:
-    ValueError: if the task does not have the split, its rows cannot be used, there are none, two
-      have the same id, or records written earlier are damaged.
+    ValueError: if the task does not have the split, its rows cannot be used, there are none, or two
+      have the same id.
     FileNotFoundError: if the task's data are missing.
+    OSError: naming the file, if records cannot be written.
     TimeoutError: if process 0 does not finish in time.
   """
   path = location(task, split, vocabularies, directory)
-  if records.is_complete(path):
-    if sum(file.bytes for file in records.read_manifest(path).files.values()) <= _CHECKED_BYTES:
-      records.check_content(path)
-  elif process_index == 0:
-    _report_others(task, split, vocabularies, path)
+  if process_index:
+    _wait_for(path, timeout)
+  elif defect := _defect(path):
+    if records.is_complete(path):
+      log.warning('Token records are damaged and written again: %s', defect)
+    else:
+      _report_others(task, split, vocabularies, path)
     with contextlib.ExitStack() as stack:
       workers = workers or stack.enter_context(Workers())
       _write(task, split, vocabularies, path, rows_per_shard, workers)
-  else:
-    _wait_for(path, timeout)
   return Records(path)
+
+
+def _defect(path: epath.Path) -> str:
+  """Reason why records cannot be used; empty if they can."""
+  if not records.is_complete(path):
+    return f'{path} is not complete.'
+  try:
+    bytes_written = sum(file.bytes for file in Records(path).manifest.files.values())
+    if bytes_written <= _CHECKED_BYTES:
+      records.check_content(path)
+  except DamagedError as error:
+    return str(error)
+  return ''
 
 
 def location(
@@ -104,7 +122,9 @@ def location(
     )
   content = json.dumps(identity(task, split, vocabularies), sort_keys=True)
   fingerprint = hashlib.sha256(content.encode()).hexdigest()
-  return epath.Path(directory).expanduser() / task.name / f'{split}-{fingerprint[:16]}'
+  return (
+    epath.Path(directory).expanduser() / task.name / f'{split}-{fingerprint[:_FINGERPRINT_DIGITS]}'
+  )
 
 
 def identity(task: Task, split: str, vocabularies: Vocabularies) -> dict[str, str]:
@@ -119,15 +139,25 @@ def identity(task: Task, split: str, vocabularies: Vocabularies) -> dict[str, st
 
 
 def _report_others(task: Task, split: str, vocabularies: Vocabularies, path: epath.Path) -> None:
-  """Logs why existing records of the split are not read."""
+  """Logs, in one line, why existing records of the split do not serve."""
   expected = identity(task, split, vocabularies)
-  for manifest in sorted(path.parent.glob(f'{split}-*/{records.MANIFEST}')):
+  differences: list[list[str]] = []
+  pattern = re.compile(rf'{re.escape(split)}-[0-9a-f]{{{_FINGERPRINT_DIGITS}}}')
+  for directory in path.parent.iterdir() if path.parent.exists() else ():
+    if not pattern.fullmatch(directory.name) or not records.is_complete(directory):
+      continue
     try:
-      actual: Mapping[str, str] = records.read_manifest(manifest.parent).identity
+      actual: Mapping[str, str] = records.read_manifest(directory).identity
     except ValueError:  # damaged, or of a version with other manifests
       actual = {**expected, 'format': ''}
-    differing = [name for name in expected if actual.get(name) != expected[name]]
-    log.info('Not reading %s: made with another %s.', manifest.parent, ' and '.join(differing))
+    differences.append([name for name in expected if actual.get(name) != expected[name]])
+  if differences:
+    nearest = min(differences, key=len)
+    log.info(
+      '%s, split %s: tokenized for the first time with this %s. %s has records of %d other '
+      'settings, which can be deleted.',
+      *(task.name, split, ' and '.join(nearest), path.parent, len(differences)),
+    )
 
 
 def _write(
@@ -138,12 +168,18 @@ def _write(
   rows_per_shard: int,
   workers: Workers,
 ) -> None:
-  """Writes missing shards, then the manifest; renames the directory to `path` last."""
+  """Writes missing shards, then the manifest; renames the directory to `path` last.
+
+  A damaged directory in its place is kept under another name, for a look at what damaged it.
+  """
   partial = path.with_name(f'.{path.name}.partial')
   with _only_writer(partial, path) as mine:
     if not mine:
       return
     name = f'{task.name}, split {split}'
+    for file in partial.iterdir():
+      if _TEMPORARY.fullmatch(file.name):
+        file.unlink()
     written = _write_shards(task, split, vocabularies, partial, rows_per_shard, workers)
     if not sum(shard.rows for shard in written.values()):
       shutil.rmtree(partial)
@@ -159,11 +195,13 @@ def _write(
       eos_id=targets.eos_id if special.answer_end else None,
       shards=[written[index] for index in sorted(written)],
     )
-    (partial / records.MANIFEST).write_text(manifest.to_json())
-    if path.exists():  # left by an interrupted copy; moved first, as a rename is atomic
-      remains = partial.with_name(f'{partial.name}.remains')
-      path.rename(remains)
-      shutil.rmtree(remains)
+    files.write(partial / records.MANIFEST, manifest.to_json())
+    if path.exists():
+      aside = path.with_name(f'{path.name}.damaged')
+      if aside.exists():
+        shutil.rmtree(aside)
+      path.rename(aside)
+      log.warning('%s: the damaged records are now in %s, which can be deleted.', name, aside)
     (partial / _LOCK).unlink()
     partial.rename(path)
 
@@ -207,7 +245,7 @@ def _only_writer(partial: epath.Path, path: epath.Path) -> Iterator[bool]:
   Others wait until the records are complete, and get False.
   """
   waited = False
-  while not records.is_complete(path):
+  while _defect(path):
     partial.mkdir(parents=True, exist_ok=True)
     try:
       lock = open(partial / _LOCK, 'w')  # noqa: SIM115
@@ -224,7 +262,7 @@ def _only_writer(partial: epath.Path, path: epath.Path) -> Iterator[bool]:
           waited = True
         time.sleep(_POLL_SECONDS)
         continue
-      if records.is_complete(path) or not (partial / _LOCK).exists():
+      if not (partial / _LOCK).exists() or not _defect(path):
         continue
       yield True
       return
@@ -232,9 +270,12 @@ def _only_writer(partial: epath.Path, path: epath.Path) -> Iterator[bool]:
 
 
 def _wait_for(path: epath.Path, timeout: float) -> None:
-  log.info('Waiting for process 0 to write %s', path)
   deadline = time.monotonic() + timeout
-  while not records.is_complete(path):
+  waited = False
+  while _defect(path):
+    if not waited:
+      log.info('Waiting for process 0 to write %s', path)
+      waited = True
     if time.monotonic() > deadline:
       raise TimeoutError(
         f'Process 0 has not written {path} within {timeout:.0f} s. If the processes do not share '

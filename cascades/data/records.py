@@ -10,14 +10,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 from etils import epath
 from jaxtyping import Int
 
 from cascades.data import shards
-from cascades.data.shards import File, Shard
+from cascades.data.shards import DamagedError, File, Shard
 from cascades.tasks import textfiles
 from cascades.tasks.task import Record
+from cascades.tokenizers.conventions import TOKEN
 
 Indices: TypeAlias = Int[np.ndarray, 'n'] | Sequence[int]
 
@@ -65,6 +67,19 @@ class Manifest:
     fields['shards'] = [shards.describe(shard) for shard in self.shards]
     return json.dumps(fields, indent=2) + '\n'
 
+  @classmethod
+  def from_json(cls, text: str) -> Manifest:
+    """Reads the content of `manifest.json`; ValueError if it is something else."""
+    fields = json.loads(text)
+    if not isinstance(fields, dict) or not isinstance(fields.get('shards'), list):
+      raise ValueError('no JSON object with a list of shards')
+    described = [shards.from_description(shard) for shard in fields['shards']]
+    try:
+      manifest = msgspec.convert({**fields, 'shards': []}, cls)
+    except msgspec.ValidationError as error:
+      raise ValueError(str(error)) from error
+    return dataclasses.replace(manifest, shards=described)
+
 
 class Records:
   """A split's records with random access by row number; `lengths` are token counts."""
@@ -77,7 +92,7 @@ class Records:
 
     Raises:
       FileNotFoundError: if there is no manifest.
-      ValueError: if files have lost or gained rows or bytes since they were written.
+      DamagedError: if files have lost or gained rows or bytes since they were written.
     """
     self.directory = epath.Path(directory)
     self.manifest = read_manifest(self.directory)
@@ -87,9 +102,10 @@ class Records:
     self._reader = shards.Reader(self.directory, self.manifest.shards)
     lengths, tokens = [], []
     for shard in self.manifest.shards:
+      stored = self.manifest.files[f'{shard.name}.tokens'].bytes
+      _check(self.directory, 'tokens', expected=sum(shard.tokens), actual=stored // TOKEN.itemsize)
       lengths.append(shards.lengths(self.directory, shard))
       tokens.append(shards.map_tokens(self.directory, shard))
-      _check(self.directory, 'rows', expected=shard.rows, actual=len(lengths[-1]))
     self.token_store = TokenStore.from_lengths(lengths, tokens)
     self.lengths: Int[np.ndarray, 'n 2'] = self.token_store.lengths
 
@@ -234,7 +250,7 @@ def is_complete(directory: epath.PathLike) -> bool:
 
 
 def check_content(directory: epath.PathLike) -> None:
-  """Reads every file; raises ValueError if a checksum differs from the manifest's."""
+  """Reads every file; raises DamagedError if a checksum differs from the manifest's."""
   for name, file in read_manifest(epath.Path(directory)).files.items():
     path = epath.Path(directory) / name
     checksum = textfiles.sha256(path) if path.exists() else 'no file'
@@ -242,26 +258,20 @@ def check_content(directory: epath.PathLike) -> None:
 
 
 def read_manifest(directory: epath.Path) -> Manifest:
-  """Reads `manifest.json`; FileNotFoundError or ValueError if it is missing or unreadable."""
+  """Reads `manifest.json`; FileNotFoundError or DamagedError if it is missing or unreadable."""
   try:
-    fields = json.loads((directory / MANIFEST).read_text())
-    described = [shards.from_description(shard) for shard in fields.pop('shards')]
-    return Manifest(shards=described, **fields)
+    return Manifest.from_json((directory / MANIFEST).read_text())
   except FileNotFoundError:
     raise FileNotFoundError(
       f'{directory} has no token records: {MANIFEST} is missing. Write them with '
       '`python -m cascades.browse_tasks materialize`.'
     ) from None
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(
-      f'{directory / MANIFEST} is not a manifest of token records ({error}). Delete the '
-      'directory, and it will be written again.'
+  except (ValueError, RecursionError) as error:
+    raise DamagedError(
+      directory / MANIFEST, f'is not a manifest of token records ({error})'
     ) from error
 
 
 def _check(path: epath.Path, what: str, *, expected: object, actual: object) -> None:
   if actual != expected:
-    raise ValueError(
-      f'{path} has {actual} {what}, but {expected} was written: the copy is damaged. Delete the '
-      'directory, and it will be written again.'
-    )
+    raise DamagedError(path, f'has {actual} {what}, but {expected} was written')

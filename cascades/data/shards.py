@@ -8,13 +8,17 @@ interrupted job resumes with the shard that it was writing.
 from __future__ import annotations
 
 import array
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import msgpack
+import msgspec
 import numpy as np
 from array_record.python import array_record_module
 from etils import epath
@@ -26,19 +30,32 @@ from cascades.tasks.task import Row, Tokenize, Vocabularies
 from cascades.tasks.tokenize import ROWS_TOGETHER, blocks, row_by_row
 from cascades.tokenizers.conventions import TOKEN
 
+log = logging.getLogger(__name__)
+
 FORMAT = 2  # raise it when a record's layout changes
 
 _TEXT, _TOKENS, _LENGTHS, _DESCRIPTION = 'array_record', 'tokens', 'lengths.npy', 'json'
 _WRITER_OPTIONS = 'group_size:1,uncompressed'  # a read fetches one row, and rows are small
 _READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 _READER_BUFFER = 4096  # bytes
+_REMEDY = 'Delete the directory, and it will be written again.'
 _STORED_KEYS = {'unlabeled': 'unlabelled'}  # fields that JSON spells otherwise
+
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class DamagedError(ValueError):
+  """Token records that differ from what was written; the message names the file."""
+
+  def __init__(self, path: epath.Path, reason: str) -> None:
+    super().__init__(f'{path} {reason}. {_REMEDY}')
 
 
 class File(NamedTuple):
   """Size and checksum of a written file."""
 
-  bytes: int
+  bytes: Count
   sha256: str
 
 
@@ -54,10 +71,10 @@ class Shard:
     files: size and checksum of each file.
   """
 
-  name: str
-  rows: int
-  unlabeled: int
-  tokens: tuple[int, int]
+  name: Annotated[str, msgspec.Meta(pattern=r'^[0-9]{5,9}$')]
+  rows: Count
+  unlabeled: Count
+  tokens: tuple[Count, Count]
   files: Mapping[str, File]
 
 
@@ -79,14 +96,19 @@ def write(
 
   Returns:
     The shard's description, which is also written, after everything else.
+
+  Raises:
+    OSError: naming the file, if it cannot be written, on a full disk for example.
   """
   name = f'{index:05d}'
   path = functools.partial(_file, epath.Path(directory), name)
   lengths = array.array('i')
   unlabeled = 0
   pack = msgpack.Packer().pack  # making a packer costs more than packing
-  writer = array_record_module.ArrayRecordWriter(str(path(_TEXT)), _WRITER_OPTIONS)
-  with path(_TOKENS).open('wb') as tokens:
+  path(_DESCRIPTION).unlink(missing_ok=True)  # of a shard that is written again
+  with _named_errors(path(_TEXT)):
+    writer = array_record_module.ArrayRecordWriter(str(path(_TEXT)), _WRITER_OPTIONS)
+  with _named_errors(path(_TOKENS)), path(_TOKENS).open('wb') as tokens:
     records = (tokenize or row_by_row)(rows, vocabularies, index)
     for block in blocks(records, ROWS_TOGETHER):
       fields = [ids for record in block for ids in (record.inputs, record.targets)]
@@ -95,9 +117,10 @@ def write(
       unlabeled += sum(not record.row.answers for record in block)
       for record in block:
         writer.write(pack((*record.row, [ids.tobytes() for ids in record.options])))
-  writer.close()
+  with _named_errors(path(_TEXT)):
+    writer.close()
   counts = np.array(lengths, np.int32).reshape(-1, 2)
-  with path(_LENGTHS).open('wb') as stream:
+  with _named_errors(path(_LENGTHS)), path(_LENGTHS).open('wb') as stream:
     np.save(stream, counts, allow_pickle=False)
   totals = counts.sum(axis=0, dtype=np.int64).tolist()
   written = {
@@ -105,15 +128,33 @@ def write(
     for file in (path(_TEXT), path(_TOKENS), path(_LENGTHS))
   }
   shard = Shard(name, len(counts), unlabeled, (totals[0], totals[1]), written)
-  files.write(path(_DESCRIPTION), json.dumps(describe(shard)).encode())
+  with _named_errors(path(_DESCRIPTION)):
+    files.write(path(_DESCRIPTION), json.dumps(describe(shard)).encode())
   return shard
+
+
+@contextlib.contextmanager
+def _named_errors(path: epath.Path) -> Iterator[None]:
+  """Adds the file's name to errors of writing, which come without one."""
+  try:
+    yield
+  except RuntimeError as error:  # of ArrayRecord, for any reason
+    raise OSError(f'{path} cannot be written: {error}') from error
+  except OSError as error:
+    if error.filename is not None or error.errno is None:
+      raise
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def finished(directory: epath.PathLike) -> dict[int, Shard]:
   """The complete shards that an interrupted job has left, by number."""
   shards = {}
-  for file in epath.Path(directory).glob(f'*.{_DESCRIPTION}'):
-    shard = from_description(json.loads(file.read_text()))
+  for file in epath.Path(directory).glob(f'[0-9]*.{_DESCRIPTION}'):  # no manifest
+    try:
+      shard = from_description(json.loads(file.read_text()))
+    except ValueError as error:
+      log.warning('%s is damaged and written again: %s', file, error)
+      continue
     paths = {name: epath.Path(directory) / name for name in shard.files}
     if all(p.exists() and p.stat().length == shard.files[n].bytes for n, p in paths.items()):
       shards[int(shard.name)] = shard
@@ -127,19 +168,38 @@ def describe(shard: Shard) -> dict[str, object]:
 
 
 def from_description(fields: Mapping[str, object]) -> Shard:
-  """A shard from its description as JSON stores it."""
+  """A shard from its description as JSON stores it; ValueError if it is something else."""
   names = {key: name for name, key in _STORED_KEYS.items()}
-  named = {names.get(key, key): value for key, value in dict(fields).items()}
-  shard = Shard(**named)  # type: ignore[arg-type]
-  inputs, targets = shard.tokens
-  described = {name: File(*file) for name, file in shard.files.items()}
-  return dataclasses.replace(shard, tokens=(inputs, targets), files=described)
+  if not isinstance(fields, Mapping):
+    raise ValueError('a description of a shard is a JSON object')
+  try:
+    shard = msgspec.convert({names.get(key, key): fields[key] for key in fields}, Shard)
+  except msgspec.ValidationError as error:
+    raise ValueError(f'not the description of a shard: {error}') from error
+  expected = {f'{shard.name}.{suffix}' for suffix in (_TEXT, _TOKENS, _LENGTHS)}
+  if set(shard.files) != expected:
+    raise ValueError(f'shard {shard.name} has other files: {sorted(shard.files)!r:.200}')
+  return shard
 
 
 def lengths(directory: epath.Path, shard: Shard) -> Int[np.ndarray, 'n 2']:
-  """Reads the token counts of inputs and targets of each row."""
-  with _file(directory, shard.name, _LENGTHS).open('rb') as stream:
-    return np.load(stream, allow_pickle=False)
+  """Reads the token counts of inputs and targets of each row.
+
+  Raises DamagedError if they are not those of the shard's rows and tokens. Mapped before they are
+  read: a header that lies about their number fills no memory.
+  """
+  path = _file(directory, shard.name, _LENGTHS)
+  try:
+    mapped = np.load(os.fspath(path), mmap_mode='r', allow_pickle=False)
+  except (ValueError, EOFError, OverflowError) as error:
+    raise DamagedError(path, f'has no token counts ({error})') from error
+  if mapped.shape != (shard.rows, 2) or mapped.dtype != np.int32:
+    raise DamagedError(path, f'has {len(mapped)} rows, but {shard.rows} was written')
+  counts = np.array(mapped)
+  totals = tuple(counts.sum(axis=0, dtype=np.int64).tolist())
+  if totals != tuple(shard.tokens) or counts.min(initial=0) < 0:
+    raise DamagedError(path, f'has {totals} tokens, but {shard.tokens} was written')
+  return counts
 
 
 def map_tokens(directory: epath.Path, shard: Shard) -> Int[np.ndarray, 'n']:
@@ -160,13 +220,16 @@ class Reader:
   def read(self, indices: Int[np.ndarray, 'n']) -> list[tuple[Row, tuple[np.ndarray, ...]]]:
     """Reads rows with their options' tokens, in the order of `indices`; one bulk read a shard."""
     shard = np.searchsorted(self._starts, indices, side='right') - 1
-    contents: list[bytes] = [b''] * len(indices)
+    rows: list[Any] = [None] * len(indices)
     for i in np.unique(shard):
       positions = np.flatnonzero(shard == i)
-      block = self._open(i).read((indices[positions] - self._starts[i]).tolist())
-      for position, content in zip(positions, block, strict=True):
-        contents[position] = content
-    return [_unpack(content) for content in contents]
+      try:
+        block = self._open(i).read((indices[positions] - self._starts[i]).tolist())
+        for position, content in zip(positions, block, strict=True):
+          rows[position] = _unpack(content)
+      except (RuntimeError, TypeError, ValueError) as error:
+        raise DamagedError(self._files[i], f'has rows that cannot be read ({error})') from error
+    return rows
 
   # Opened when first read, since training reads no text.
   @functools.cache  # noqa: B019

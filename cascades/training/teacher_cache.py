@@ -42,6 +42,7 @@ COMMAND = 'python -m cascades.cache_teacher'
 # On disk: NumPy itself has no bfloat16.
 _STORED: Mapping[str, str] = {'float32': '<f4', 'float16': '<f2', 'bfloat16': '<u2'}
 _ROW = np.dtype([('tokens', '<i4'), ('crc32', '<u4')])
+_MANIFEST_TYPES: Mapping[str, Any] = {'shards': int, 'top_k': int | None, 'dtype': str}
 _ANSWERS, _ROWS, _IDS, _DESCRIPTION = 'answers', 'rows.npy', 'ids.npy', 'json'
 
 
@@ -188,11 +189,19 @@ def read_manifest(directory: epath.Path) -> dict[str, Any]:
       f'{directory} holds no teacher cache: {MANIFEST} is missing. Make one with `{COMMAND}`.'
     )
   try:
-    return json.loads(path.read_text())
-  except ValueError as error:
+    manifest = json.loads(path.read_text())
+    if not isinstance(manifest, dict):
+      raise ValueError('no JSON object')
+    for key, types in _MANIFEST_TYPES.items():
+      if not isinstance(manifest.get(key), types):
+        raise ValueError(f'{key} is {manifest.get(key)!r:.80}')
+    if manifest['shards'] < 1:
+      raise ValueError('it has no shards')
+  except (ValueError, RecursionError) as error:
     raise ValueError(
       f'{path} is damaged ({error}): remove the directory, and make it again with `{COMMAND}`.'
     ) from error
+  return manifest
 
 
 def check_identity(
@@ -235,14 +244,17 @@ class CachedAnswers:
   def open(cls, directory: epath.Path) -> CachedAnswers:
     """Opens a split's answers. Raises ValueError, naming them, if shards are missing or damaged."""
     manifest = read_manifest(directory)
-    indices = range(manifest['shards'])
+    count = manifest['shards']
+    # The manifest may claim any number: a missing one is among the first of one more than exist.
+    existing = sum(1 for _ in directory.glob(f'[0-9]*.{_DESCRIPTION}'))
+    indices = range(min(count, existing + 1))
     defects = {index: _defect(directory, index, contents=(_ROWS,)) for index in indices}
     incomplete = [f'{index:05d} {defect}' for index, defect in defects.items() if defect]
     if incomplete:
+      unusable = count - len(indices) + len(incomplete)
       raise ValueError(
-        f'the teacher cache {directory} is not complete: of {len(indices)} shards '
-        f'{len(incomplete)} cannot be used ({"; ".join(incomplete[:3])}). Run the same `{COMMAND}` '
-        'again: it makes those.'
+        f'the teacher cache {directory} is not complete: of {count} shards {unusable} cannot be '
+        f'used ({"; ".join(incomplete[:3])}). Run the same `{COMMAND}` again: it makes those.'
       )
     rows = [_load(directory, index, _ROWS) for index in indices]
     paths = [_file(directory, index, _ANSWERS) for index in indices]
@@ -308,11 +320,15 @@ def _defect(directory: epath.Path, index: int, *, contents: Sequence[str]) -> st
   """A shard's defect, or ''. Reads every byte of `contents`, and of other files the size."""
   try:
     description = json.loads(_file(directory, index, _DESCRIPTION).read_text())
+    sizes = {
+      suffix: (int(description[suffix][0]), int(description[suffix][1]))
+      for suffix in (_ANSWERS, _ROWS, _IDS)
+    }
   except FileNotFoundError:
     return 'is missing'
-  except ValueError:
+  except (ValueError, LookupError, TypeError, RecursionError):
     return 'has an unreadable description'
-  for suffix, (size, crc32) in description.items():
+  for suffix, (size, crc32) in sizes.items():
     path = _file(directory, index, suffix)
     size_on_disk = path.stat().length if path.exists() else 0
     if size_on_disk != size:

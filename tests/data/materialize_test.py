@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import multiprocessing
+import re
 import subprocess
 import sys
 import threading
@@ -91,7 +92,42 @@ def test_an_incomplete_directory_is_written_again(tmp_path):
   (directory / 'manifest.json').unlink()
   (directory / '00000.tokens').write_bytes(b'')
   assert len(write(tmp_path)) == 11
-  assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+
+
+@pytest.mark.parametrize('left', ['manifest.json', '00000.json', '.00000.json.' + 'a' * 32])
+@pytest.mark.parametrize('content', ['', '[]', '{"name": "00000"}', '["', '{"task": "tiny"}'])
+def test_nothing_that_an_interrupted_write_leaves_is_in_the_way(
+  tmp_path, monkeypatch, left, content
+):
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(type(epath.Path(tmp_path)), 'rename', killed)
+    with pytest.raises(KeyboardInterrupt):
+      write(tmp_path)
+  (partial,) = (tmp_path / 'tiny').iterdir()
+  (partial / left).write_text(content)
+  written = write(tmp_path)
+  assert [record.row for record in written.read(range(11))] == spelling(11)
+  assert [path.name for path in (tmp_path / 'tiny').iterdir()] == [written.directory.name]
+  assert not [path for path in written.directory.iterdir() if path.name.startswith('.')]
+
+
+def test_a_full_disk_is_named_with_the_file_and_harms_no_later_run(tmp_path):
+  code = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+from tests.data.materialize_test import write
+from tests.tiny_tasks import spelling
+write({str(tmp_path)!r}, spelling(400))
+"""
+  run = [sys.executable, '-c', code]
+  for most_bytes, file in ((100, 'tokens'), (20_000, 'array_record')):
+    failed = subprocess.run([*run, str(most_bytes)], capture_output=True, text=True, cwd=ROOT)
+    assert re.search(rf'OSError.*{tmp_path}/tiny/.*00000\.{file}', failed.stderr), failed.stderr
+  assert len(write(tmp_path, spelling(400))) == 400
 
 
 def test_a_directory_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
@@ -162,15 +198,17 @@ def test_records_that_another_version_wrote_are_in_nobodys_way(tmp_path, caplog)
   (old / records.MANIFEST).write_text('{"task": "tiny", "shards": ["0"]}')
   with caplog.at_level(logging.INFO):
     assert len(write(tmp_path)) == 11
-  assert f'Not reading {old}: made with another format.' in caplog.text
+  assert f'first time with this format. {tmp_path}/tiny has records of 1 other' in caplog.text
 
 
-def test_records_of_another_definition_are_refused_by_name(tmp_path, caplog):
-  old = write(tmp_path)
+def test_records_of_other_definitions_are_counted_in_one_line(tmp_path, caplog):
+  directories = {write(tmp_path, fingerprint=name).directory for name in ('one', 'two')}
+  (tmp_path / 'tiny' / 'train-more-0123456789abcdef').mkdir()  # of a split with a longer name
   with caplog.at_level(logging.INFO):
-    new = write(tmp_path, fingerprint='two')
-  assert new.directory != old.directory
-  assert f'Not reading {old.directory}: made with another source.' in caplog.text
+    assert write(tmp_path, fingerprint='three').directory not in directories
+  assert caplog.text.count('for the first time with this source') == 1
+  assert 'has records of 2 other settings, which can be deleted' in caplog.text
+  assert not caplog.text.count(str(min(directories)))
 
 
 def test_joined_records_are_read_as_one(tmp_path):
@@ -188,7 +226,7 @@ def test_joined_records_are_read_as_one(tmp_path):
 
 @pytest.mark.parametrize('name', ['00000.tokens', '00000.lengths.npy', '00000.array_record'])
 @pytest.mark.parametrize('damage', ['flip', 'truncate', 'extend', 'remove'])
-def test_damaged_files_are_refused_by_name(tmp_path, name, damage):
+def test_damaged_files_are_named_set_aside_and_written_again(tmp_path, caplog, name, damage):
   file = write(tmp_path).directory / name
   content = bytearray(file.read_bytes())
   content[len(content) // 2] ^= 1
@@ -197,8 +235,28 @@ def test_damaged_files_are_refused_by_name(tmp_path, name, damage):
   else:
     damaged = {'flip': bytes(content), 'truncate': content[:-8], 'extend': content + b'12345678'}
     file.write_bytes(damaged[damage])
-  with pytest.raises(ValueError, match=f'{name} has .* the copy is damaged. Delete the directory'):
-    write(tmp_path)
+  with pytest.raises(ValueError, match=f'{name} has .* was written. Delete the directory'):
+    records.check_content(file.parent)
+  assert [record.row for record in write(tmp_path).read(range(11))] == spelling(11)
+  assert f'Token records are damaged and written again: {file} has ' in caplog.text
+  assert f'records are now in {file.parent}.damaged, which can be deleted' in caplog.text
+  file.unlink()
+  write(tmp_path)  # beside what was set aside before
+  assert sorted(path.name for path in (tmp_path / 'tiny').iterdir()) == [
+    file.parent.name, f'{file.parent.name}.damaged'
+  ]  # fmt: skip
+
+
+def test_a_process_waits_until_damaged_records_are_written_again(tmp_path):
+  (write(tmp_path).directory / 'manifest.json').write_text('')
+  opened = []
+  waiting = threading.Thread(
+    target=lambda: opened.append(write(tmp_path, process_index=1, timeout=30))
+  )
+  waiting.start()
+  write(tmp_path)
+  waiting.join(30)
+  assert len(opened[0]) == 11
 
 
 def test_very_large_files_are_checked_by_size_alone(tmp_path, monkeypatch):
@@ -208,8 +266,8 @@ def test_very_large_files_are_checked_by_size_alone(tmp_path, monkeypatch):
   monkeypatch.setattr(materialize, '_CHECKED_BYTES', 10)
   write(tmp_path)
   file.write_bytes(content + b'1234')
-  with pytest.raises(ValueError, match=r'00000\.tokens has'):
-    write(tmp_path)
+  write(tmp_path)
+  assert file.read_bytes() == content
 
 
 def test_opening_notices_other_sizes_without_reading_the_files(tmp_path, monkeypatch):
@@ -230,7 +288,47 @@ def test_a_wrong_row_count_is_refused(tmp_path):
     records.Records(directory)
 
 
-@pytest.mark.parametrize('content', ['', '{}', '[]', '{"files": {}, "rows": 1}'])
+@pytest.mark.parametrize('rows', [11, 10**9, 10**30])
+def test_a_header_that_lies_about_its_rows_fills_no_memory(tmp_path, rows):
+  directory = write(tmp_path).directory
+  file = directory / '00000.lengths.npy'
+  header = file.read_bytes()[:128].replace(b'(11, 2)', f'({rows}, 2)'.encode())
+  file.write_bytes(header[:128] + file.read_bytes()[128:])
+  manifest = json.loads((directory / 'manifest.json').read_text())
+  (shard,) = manifest['shards']
+  shard['rows'] = rows
+  shard['files'][file.name][0] = len(file.read_bytes())
+  (directory / 'manifest.json').write_text(json.dumps(manifest))
+  if rows == 11:
+    assert len(records.Records(directory)) == 11
+    return
+  with pytest.raises(ValueError, match=r'00000|manifest'):
+    records.Records(directory)
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('name', '../../00000'),
+    ('name', 0),
+    ('rows', -1),
+    ('rows', 1e999),
+    ('tokens', [1]),
+    ('tokens', [5, 6]),
+    ('files', {'../x': [1, 'a']}),
+    ('files', None),
+  ],
+)
+def test_a_description_of_something_else_is_refused(tmp_path, key, value):
+  directory = write(tmp_path).directory
+  manifest = json.loads((directory / 'manifest.json').read_text())
+  manifest['shards'][0][key] = value
+  (directory / 'manifest.json').write_text(json.dumps(manifest))
+  with pytest.raises(ValueError, match=str(directory)):
+    records.Records(directory)
+
+
+@pytest.mark.parametrize('content', ['', '{}', '[]', '{"files": {}, "rows": 1}', '[' * 9999])
 def test_a_manifest_of_something_else_is_refused(tmp_path, content):
   directory = write(tmp_path).directory
   (directory / 'manifest.json').write_text(content)

@@ -133,6 +133,8 @@ def flip(path, index):
     (lambda d: (d / '00001.answers').unlink(), '00001 has 0 bytes'),
     (lambda d: (d / '00001.json').unlink(), '00001 is missing'),
     (lambda d: (d / '00001.json').write_text('{'), '00001 has an unreadable description'),
+    (lambda d: (d / '00001.json').write_text('[]'), '00001 has an unreadable description'),
+    (lambda d: (d / '00001.json').write_text('{"../x": [1, 2]}'), '00001 has an unreadable desc'),
     (lambda d: flip(d / '00001.rows.npy', -1), '00001 is damaged in 00001.rows.npy'),
   ],
 )
@@ -169,6 +171,24 @@ def test_what_is_no_cache_is_said(tmp_path, directory):
     teacher_cache.read_manifest(directory)
   with pytest.raises(ValueError, match="'float8': choose one of float32, float16, bfloat16"):
     AnswerFormat(2, 'float8').record  # noqa: B018
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'message'),
+  [
+    ('shards', 10**9, 'of 1000000000 shards 999999998 cannot be used .00002 is missing.'),
+    ('shards', -1, 'it has no shards'),
+    ('shards', '2', "shards is '2'"),
+    ('top_k', [1], r'top_k is \[1\]'),
+    ('dtype', None, 'dtype is None'),
+  ],
+)
+def test_a_manifest_that_claims_other_things_is_refused_at_once(directory, key, value, message):
+  write(directory, [2, 3, 4, 5])
+  path = directory / teacher_cache.MANIFEST
+  path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+  with pytest.raises(ValueError, match=message):
+    CachedAnswers.open(directory)
 
 
 def test_records_that_do_not_fit_their_rows_are_not_written(directory):
