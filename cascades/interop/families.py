@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from cascades.interop.option_values import boolean, integer
 from cascades.interop.tensor_tables import TensorRule, TensorTable
 
 HuggingFaceConfig: TypeAlias = Mapping[str, Any]  # the content of a config.json
@@ -27,6 +28,7 @@ class Family(NamedTuple):
     has_window: whether a layer attends to a window, where `layer_types` is not given; None if no
       layer does.
     optional: options that only some families have.
+    unread: options that transformers' class ignores, and their values that contradict nothing.
   """
 
   model_type: str
@@ -36,11 +38,15 @@ class Family(NamedTuple):
   fields: Mapping[str, Any] = {}
   has_window: Callable[[HuggingFaceConfig, int], bool] | None = None
   optional: Sequence[str] = ()
+  unread: Mapping[str, tuple[Any, ...]] = {}
 
 
 _OFF = (None, False)
 _LLAMA = {'num_key_value_heads': None, 'head_dim': None, 'rms_norm_eps': 1e-6}
-_QWEN = {'num_key_value_heads': 32, 'head_dim': None, 'rms_norm_eps': 1e-6}
+_QWEN = {
+  **{'num_key_value_heads': 32, 'head_dim': None, 'rms_norm_eps': 1e-6},
+  **{'use_sliding_window': False, 'sliding_window': 4096, 'max_window_layers': 28},
+}
 _GEMMA = {'head_dim': 256, 'rms_norm_eps': 1e-6, 'tie_word_embeddings': True}
 _GEMMA_FIELDS = {'mlp_activations': ('gelu', 'linear'), 'norm_offset': 1.0}
 _GEMMA_SUPPORTED = {
@@ -49,15 +55,24 @@ _GEMMA_SUPPORTED = {
   'use_bidirectional_attention': _OFF,
 }
 SCALED = ('query_pre_attn_scalar', 'attn_logit_softcapping', 'final_logit_softcapping')
+_TANH_GELU = ('gelu_pytorch_tanh', 'gelu', None)  # the first releases write gelu and mean this
 _T5_SUPPORTED = {
   'layer_norm_epsilon': (1e-6,),
   'pad_token_id': (0,),
   'decoder_start_token_id': (0,),
 }
+_T5_UNREAD = {'is_decoder': (None, False), 'is_encoder_decoder': (None, True)}
 
 
 def _qwen_has_window(config: HuggingFaceConfig, layer: int) -> bool:
-  return bool(config.get('use_sliding_window')) and layer >= config.get('max_window_layers', 28)
+  if not boolean(config, 'use_sliding_window') or config['sliding_window'] is None:
+    return False
+  return layer >= integer(config, 'max_window_layers', least=0)
+
+
+def _gemma3_has_window(config: HuggingFaceConfig, layer: int) -> bool:
+  pattern = {'sliding_window_pattern': 6, **config}
+  return (layer + 1) % integer(pattern, 'sliding_window_pattern') > 0
 
 
 DECODERS = (
@@ -74,6 +89,7 @@ DECODERS = (
     _QWEN,
     {'qkv_bias': True},
     has_window=_qwen_has_window,
+    unread=dict.fromkeys(('attention_bias', 'qkv_bias'), (None, False, True)),
   ),
   Family(
     'qwen3',
@@ -82,15 +98,15 @@ DECODERS = (
     _QWEN | {'head_dim': 128},
     {'qk_norm': True},
     has_window=_qwen_has_window,
+    unread=dict.fromkeys(('use_qk_norm', 'qk_norm'), (None, True)),
   ),
   Family(
     'gemma',
     'GemmaForCausalLM',
-    # The first releases write gelu and mean its tanh form.
     {
       **_GEMMA_SUPPORTED,
       'hidden_activation': ('gelu_pytorch_tanh', None),
-      'hidden_act': ('gelu_pytorch_tanh', 'gelu'),
+      'hidden_act': _TANH_GELU[:2],
     },
     _GEMMA | {'num_key_value_heads': 16},
     _GEMMA_FIELDS,
@@ -105,6 +121,7 @@ DECODERS = (
     _GEMMA_FIELDS | {'post_norms': True},
     has_window=lambda _, layer: layer % 2 == 0,
     optional=SCALED,
+    unread={'hidden_act': _TANH_GELU},
   ),
   Family(
     'gemma3_text',
@@ -115,8 +132,9 @@ DECODERS = (
     | {'sliding_window': 4096, 'query_pre_attn_scalar': 256}
     | {'rope_theta': 1e6, 'rope_local_base_freq': 1e4},
     _GEMMA_FIELDS | {'post_norms': True, 'qk_norm': True},
-    has_window=lambda config, layer: (layer + 1) % config.get('sliding_window_pattern', 6) > 0,
+    has_window=_gemma3_has_window,
     optional=SCALED,
+    unread={'hidden_act': _TANH_GELU},
   ),
 )
 T5S = (
@@ -125,12 +143,14 @@ T5S = (
     'T5ForConditionalGeneration',
     _T5_SUPPORTED,
     {'feed_forward_proj': 'relu', 'tie_word_embeddings': True},
+    unread=_T5_UNREAD,
   ),
   Family(
     'mt5',
     'MT5ForConditionalGeneration',
     _T5_SUPPORTED,
     {'feed_forward_proj': 'gated-gelu', 'tie_word_embeddings': False},
+    unread=_T5_UNREAD,
   ),
 )
 _ENCODER_SUPPORTED = {

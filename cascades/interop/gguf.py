@@ -19,7 +19,7 @@ from etils import epath
 from jaxtyping import Float
 
 from cascades.checkpoints.store import CheckpointError
-from cascades.interop import families, hf_config, tensor_tables
+from cascades.interop import families, gguf_options, hf_config, sizes, tensor_tables
 from cascades.interop.tensor_tables import PretrainedTensors, PretrainedWeights
 from cascades.runtime import files
 from cascades.tokenizers import gguf_files
@@ -114,6 +114,7 @@ def open_file(path: epath.PathLike) -> PretrainedWeights:
     raise CheckpointError(str(error)) from error
   description = hf_config.describe(config)
   stored = tensor_tables.from_arrays(os.fspath(file), _tensors(reader, config))
+  sizes.check(stored.origin, description, stored.shapes)
   return PretrainedWeights(description, PretrainedTensors(families.table(description), stored))
 
 
@@ -125,30 +126,43 @@ def read_config(reader: gguf.GGUFReader) -> dict[str, Any]:
       f'general.architecture={name!r} of the GGUF file is not supported; these are: '
       f'{", ".join(ARCHITECTURES)}. Use the safetensors of the original model.'
     )
+  gguf_options.check(reader, name)
   option = functools.partial(_option, reader, name)
+  whole = functools.partial(gguf_options.whole, option, name)
   shapes = {tensor.name: tensor.shape.tolist() for tensor in reader.tensors}
-  heads, width = option('attention.head_count'), option('embedding_length')
-  _check_options(name, option, head_dim=width // heads)
+  if len(shapes.get('token_embd.weight', ())) != 2:
+    raise CheckpointError('The GGUF file lacks the matrix token_embd.weight: it is no whole model.')
+  heads, width = whole('attention.head_count'), whole('embedding_length')
+  head_dim = whole('attention.key_length', width // heads)
+  for length in ('attention.value_length', 'rope.dimension_count'):
+    if option(length, None) not in (None, head_dim):
+      raise gguf_options.unsupported(f'{name}.{length}', option(length), (None, head_dim))
   config = {
     'model_type': ARCHITECTURES[name].model_type,
     'vocab_size': shapes['token_embd.weight'][1],
     'hidden_size': width,
-    'intermediate_size': option('feed_forward_length'),
-    'num_hidden_layers': option('block_count'),
+    'intermediate_size': whole('feed_forward_length'),
+    'num_hidden_layers': whole('block_count'),
     'num_attention_heads': heads,
-    'num_key_value_heads': option('attention.head_count_kv', heads),
-    'head_dim': option('attention.key_length', width // heads),
+    'num_key_value_heads': whole('attention.head_count_kv', heads),
+    'head_dim': head_dim,
     'rms_norm_eps': _decimal(option('attention.layer_norm_rms_epsilon')),
     'rope_theta': _decimal(option('rope.freq_base', 10_000.0)),
     'tie_word_embeddings': 'output.weight' not in shapes,
   }
-  if option('rope.scaling.type', None) == 'linear':
-    config['rope_scaling'] = {'rope_type': 'linear', 'factor': option('rope.scaling.factor')}
+  factor = gguf_options.linear_factor(option, name)
+  if factor != 1.0:
+    config['rope_scaling'] = {'rope_type': 'linear', 'factor': factor}
   if name == 'gemma3':
     config |= _gemma3_options(config, option)
-  if _ROPE_FACTORS in shapes:
-    config['rope_scaling'] = _llama3_scaling(reader, config)
-  return config
+  scaling = _llama3_scaling(reader, config) if _ROPE_FACTORS in shapes else None
+  if scaling and (factor != 1.0 or name != 'llama'):
+    raise CheckpointError(
+      f'{_ROPE_FACTORS} of the GGUF file scales the rotary frequencies of a {name} model, '
+      f'{name}.rope.scaling.factor={factor:g} too: this is not supported. Use the safetensors of '
+      'the original model.'
+    )
+  return config | ({'rope_scaling': scaling} if scaling else {})
 
 
 def _option(reader: gguf.GGUFReader, architecture: str, name: str, *default: Any) -> Any:
@@ -156,50 +170,46 @@ def _option(reader: gguf.GGUFReader, architecture: str, name: str, *default: Any
   return gguf_files.field(reader, key, *default) if default else gguf_files.required(reader, key)
 
 
-def _check_options(architecture: str, option: Callable[..., Any], *, head_dim: int) -> None:
-  """Raises CheckpointError for options that change the computation and are not supported."""
-  key_dim = option('attention.key_length', None)
-  for name, supported in {
-    'expert_count': (None, 0),
-    'attention.value_length': (None, key_dim),
-    'rope.dimension_count': (None, key_dim or head_dim),
-    'rope.scaling.type': (None, 'none', 'linear'),
-    'attention.causal': (None, True),
-    'final_logit_softcapping': (None,),
-  }.items():
-    value = option(name, None)
-    if value not in supported:
-      raise CheckpointError(
-        f'{architecture}.{name}={value!r} of the GGUF file is not supported; supported: '
-        f'{", ".join(map(repr, supported))}.'
-      )
-
-
-def _decimal(value: float) -> float:
+def _decimal(value: object) -> float | object:
   """The shortest number that is `value` in float32: 1e-5, not 9.999999747378752e-06."""
-  return float(str(np.float32(value)))
+  return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _gemma3_options(config: Mapping[str, Any], option: Callable[..., Any]) -> dict[str, Any]:
   """Options of Gemma 3 that are constants in llama.cpp."""
   largest = config['num_hidden_layers'] == _GEMMA3_27B_LAYERS
   width_per_head = config['hidden_size'] // config['num_attention_heads']
+  pattern = option('attention.sliding_window_pattern', 6)
+  if isinstance(pattern, list):  # for each layer, whether it has a window
+    names = (hf_config.FULL, hf_config.SLIDING)
+    windows = {'layer_types': [names[bool(windowed)] for windowed in pattern]}
+  else:
+    windows = {'sliding_window_pattern': pattern}
   return {
     'hidden_activation': 'gelu_pytorch_tanh',
     'query_pre_attn_scalar': width_per_head if largest else config['head_dim'],
     'sliding_window': option('attention.sliding_window'),
-    'sliding_window_pattern': option('attention.sliding_window_pattern', 6),
+    **windows,
     'rope_local_base_freq': _decimal(option('rope.freq_base_swa', 10_000.0)),
   }
 
 
-def _llama3_scaling(reader: gguf.GGUFReader, config: Mapping[str, Any]) -> dict[str, Any]:
-  """The published scaling that gives the factors in the file."""
-  stored = next(tensor for tensor in reader.tensors if tensor.name == _ROPE_FACTORS).data
-  for rope in _LLAMA3_ROPES:
-    if np.allclose(_llama3_factors(config, *rope), stored, rtol=1e-4):
-      names = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
-      return {'rope_type': 'llama3', **dict(zip(names, rope, strict=True))}
+def _llama3_scaling(reader: gguf.GGUFReader, config: Mapping[str, Any]) -> dict[str, Any] | None:
+  """The published scaling that gives the factors in the file; None if they are all 1."""
+  stored = next(tensor for tensor in reader.tensors if tensor.name == _ROPE_FACTORS)
+  factors = np.asarray(GGUFTensor(stored, lambda x: x))
+  if factors.shape == (config['head_dim'] // 2,):
+    if (factors == 1).all():
+      return None
+    for rope in _LLAMA3_ROPES:
+      if np.allclose(_llama3_factors(config, *rope), factors, rtol=1e-4):
+        names = (
+          'factor',
+          'low_freq_factor',
+          'high_freq_factor',
+          'original_max_position_embeddings',
+        )
+        return {'rope_type': 'llama3', **dict(zip(names, rope, strict=True))}
   raise CheckpointError(
     f'{_ROPE_FACTORS} of the GGUF file scales rotary frequencies in a way that is not supported; '
     'those of Llama 3.1 and 3.2 are. Use the safetensors of the original model.'

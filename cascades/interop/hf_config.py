@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cascades.checkpoints.store import CheckpointError
+from cascades.interop import known_options, rope_options
 from cascades.interop.families import (
   DECODERS,
   ENCODERS,
@@ -17,32 +18,18 @@ from cascades.interop.families import (
   Family,
   HuggingFaceConfig,
 )
+from cascades.interop.known_options import DECODER_SIZES, ENCODER_SIZES, T5_SIZES
+from cascades.interop.option_values import (
+  MAX_DISTANCE,
+  MAX_LAYERS,
+  MAX_SIZE,
+  boolean,
+  integer,
+  number,
+  unsupported,
+)
+from cascades.interop.rope_options import FULL, SLIDING
 
-# Fields of a description and the options that equal them. Other fields have a function below.
-DECODER_SIZES = {
-  'vocab_size': 'vocab_size',
-  'emb_dim': 'hidden_size',
-  'num_heads': 'num_attention_heads',
-  'num_layers': 'num_hidden_layers',
-  'mlp_dim': 'intermediate_size',
-}
-T5_SIZES = {
-  'vocab_size': 'vocab_size',
-  'emb_dim': 'd_model',
-  'num_heads': 'num_heads',
-  'num_encoder_layers': 'num_layers',
-  'head_dim': 'd_kv',
-  'mlp_dim': 'd_ff',
-}
-ENCODER_SIZES = {
-  'vocab_size': 'vocab_size',
-  'emb_dim': 'hidden_size',
-  'num_heads': 'num_attention_heads',
-  'num_layers': 'num_hidden_layers',
-  'mlp_dim': 'intermediate_size',
-  'num_positions': 'max_position_embeddings',
-  'norm_eps': 'layer_norm_eps',
-}
 T5_ACTIVATIONS = {
   'relu': ('relu',),
   'silu': ('silu',),
@@ -61,7 +48,8 @@ _DETERMINED = {
   *('dense_act_fn', 'scale_decoder_outputs', 'tie_word_embeddings', 'is_encoder_decoder'),
   *('model_type', 'architectures', 'dtype', 'torch_dtype', 'transformers_version'),
 }
-SLIDING, FULL = 'sliding_attention', 'full_attention'
+TYPES = {SLIDING, FULL}
+_LAYER_COUNTS = ('num_hidden_layers', 'num_layers', 'num_decoder_layers')
 
 
 def describe(config: HuggingFaceConfig) -> dict[str, Any]:
@@ -76,15 +64,16 @@ def describe(config: HuggingFaceConfig) -> dict[str, Any]:
   Raises:
     CheckpointError: an option that the models here do not compute, or that is missing.
   """
+  known_options.check_unquantized(config)
   config = text_config(config)
   model_type = config.get('model_type')
-  if model_type not in FAMILIES:
+  if not isinstance(model_type, str) or model_type not in FAMILIES:
     raise CheckpointError(
       f'model_type={model_type!r} of config.json is not supported; these are: '
       f'{", ".join(FAMILIES)} (and the language model of gemma3).'
     )
   family = FAMILIES[model_type]
-  _check_options(config, family)
+  known_options.check(config, family)
   readers = (DECODERS, _describe_decoder), (T5S, _describe_t5), (ENCODERS, _describe_encoder)
   read = next(read for families, read in readers if family in families)
   try:
@@ -103,46 +92,43 @@ def text_config(config: HuggingFaceConfig) -> HuggingFaceConfig:
   """The configuration of the language model in that of an image-text model."""
   if config.get('model_type') != 'gemma3':
     return config
-  return {**config.get('text_config', {}), 'model_type': 'gemma3_text'}
+  text = config.get('text_config') or {}
+  if not isinstance(text, dict):
+    raise unsupported('gemma3', 'text_config', text, ('an object',))
+  return {**text, 'model_type': 'gemma3_text'}
 
 
-def _check_options(config: HuggingFaceConfig, family: Family) -> None:
-  if config.get('quantization_config'):
-    raise CheckpointError(
-      'config.json has a quantization_config: quantized weights cannot be read; give the folder '
-      'of the original weights, or a GGUF file.'
-    )
-  for option, values in family.supported.items():
-    if option in config and config[option] not in values:
-      raise _unsupported(family.model_type, option, config[option], values)
+def _sizes(config: HuggingFaceConfig, sizes: Mapping[str, str]) -> dict[str, int]:
+  return {field: _size(config, option) for field, option in sizes.items()}
 
 
-def _unsupported(
-  model_type: str, option: str, value: object, supported: Sequence[object]
-) -> CheckpointError:
-  return CheckpointError(
-    f'{option}={value!r} in config.json of a {model_type} model is not supported; '
-    f'supported: {", ".join(map(repr, supported))}.'
-  )
+def _size(config: HuggingFaceConfig, option: str) -> int:
+  return integer(config, option, most=MAX_LAYERS if option in _LAYER_COUNTS else MAX_SIZE)
 
 
 def _describe_decoder(config: HuggingFaceConfig, family: Family) -> dict[str, Any]:
-  sizes = {field: config[option] for field, option in DECODER_SIZES.items()}
+  sizes = _sizes(config, DECODER_SIZES)
   width, heads = sizes['emb_dim'], sizes['num_heads']
   windowed = _windowed_layers(config, family)
-  ropes = [_rope(config, SLIDING if window else FULL) for window in windowed]
-  scalar = config.get('query_pre_attn_scalar')
+  rope = rope_options.read(config, family)
+  ropes = [rope[SLIDING if window else FULL] for window in windowed]
+  if any(r.llama3 != ropes[0].llama3 for r in ropes):
+    raise unsupported(family.model_type, 'rope_type', 'llama3', ['llama3 in all layers'])
+  scaled = {option: _optional_number(config, option) for option in family.optional}
+  scalar = scaled.get('query_pre_attn_scalar')
   return {
     'family': 'decoder',
     **sizes,
-    'num_kv_heads': config['num_key_value_heads'] or heads,
-    'head_dim': config['head_dim'] or width // heads,
-    'logits_via_embedding': config.get('tie_word_embeddings', False),
-    'norm_eps': config['rms_norm_eps'],
+    'num_kv_heads': _size(config, 'num_key_value_heads')
+    if config['num_key_value_heads']
+    else heads,
+    'head_dim': _head_dim(config, width, heads),
+    'logits_via_embedding': boolean(config, 'tie_word_embeddings'),
+    'norm_eps': number(config, 'rms_norm_eps', zero=True),
     'embedding_scale': width**0.5 if 'norm_offset' in family.fields else 1.0,
     'query_scale': scalar**-0.5 if scalar else None,
-    'attention_softcap': config.get('attn_logit_softcapping'),
-    'logit_softcap': config.get('final_logit_softcapping'),
+    'attention_softcap': scaled.get('attn_logit_softcapping'),
+    'logit_softcap': scaled.get('final_logit_softcapping'),
     'window_pattern': _period(
       [config['sliding_window'] if window else None for window in windowed]
     ),
@@ -153,72 +139,96 @@ def _describe_decoder(config: HuggingFaceConfig, family: Family) -> dict[str, An
   }
 
 
+def _optional_number(config: HuggingFaceConfig, option: str) -> float | None:
+  return None if config.get(option) is None else number(config, option)
+
+
+def _head_dim(config: HuggingFaceConfig, width: int, heads: int) -> int:
+  if config['head_dim'] is None and width % heads:
+    raise CheckpointError(
+      f'hidden_size={width} is not divisible by num_attention_heads={heads}, and config.json gives '
+      'no head_dim.'
+    )
+  size = width // heads if config['head_dim'] is None else _size(config, 'head_dim')
+  if size % 2:
+    raise unsupported(config['model_type'], 'head_dim', size, ['even numbers, for rotary pairs'])
+  return size
+
+
 def _windowed_layers(config: HuggingFaceConfig, family: Family) -> list[bool]:
   """One boolean per layer: whether it attends to a window only."""
-  layers = range(config['num_hidden_layers'])
-  if family.has_window is None or not config.get('use_sliding_window', True):
+  layers, has_window = range(config['num_hidden_layers']), family.has_window
+  if has_window is None:
     return [False for _ in layers]
-  if config.get('layer_types'):
-    return [layer_type == SLIDING for layer_type in config['layer_types']]
-  return [family.has_window(config, layer) for layer in layers]
-
-
-class _Rope(NamedTuple):
-  theta: float
-  factor: float = 1.0
-  llama3: tuple[float, float, float, int] | None = None
-
-
-def _rope(config: HuggingFaceConfig, layer_type: str) -> _Rope:
-  """Rotary positions of a type of layer, in the options of transformers 5 or of those before."""
-  options: HuggingFaceConfig = config.get('rope_parameters') or {}
-  options = options.get(layer_type, {}) if {SLIDING, FULL} & options.keys() else options
-  local = layer_type == SLIDING and 'rope_local_base_freq' in config
-  if not options:
-    options = {} if local else config.get('rope_scaling') or {}
-  default: float = config['rope_local_base_freq'] if local else config.get('rope_theta', 10_000.0)
-  theta = float(options.get('rope_theta', default))
-  rotated = options.get('partial_rotary_factor', config.get('partial_rotary_factor', 1.0))
-  if rotated != 1.0:
-    raise _unsupported(config['model_type'], 'partial_rotary_factor', rotated, [1.0])
-  rope_type = options.get('rope_type', options.get('type', 'default'))
-  if rope_type == 'default':
-    return _Rope(theta)
-  if rope_type == 'linear':
-    return _Rope(theta, float(options['factor']))
-  if rope_type == 'llama3':
-    names = ('factor', 'low_freq_factor', 'high_freq_factor')
-    length = int(options['original_max_position_embeddings'])
-    factor, low, high = (float(options[name]) for name in names)
-    return _Rope(theta, llama3=(factor, low, high, length))
-  raise _unsupported(config['model_type'], 'rope_type', rope_type, ('default', 'linear', 'llama3'))
+  types = config.get('layer_types')
+  if types is None:
+    windowed = [has_window(config, layer) for layer in layers]
+  elif isinstance(types, list) and len(types) == len(layers) and not {*map(str, types)} - TYPES:
+    windowed = [layer_type == SLIDING for layer_type in types]
+  else:
+    names = f'{len(layers)} of {SLIDING} and {FULL}'
+    raise unsupported(family.model_type, 'layer_types', types, [names])
+  if any(windowed):
+    if not boolean(config, 'use_sliding_window', True) and 'use_sliding_window' in family.defaults:
+      raise CheckpointError(
+        f'use_sliding_window=False and layer_types with {SLIDING} in config.json of a '
+        f'{family.model_type} model contradict each other.'
+      )
+    integer(config, 'sliding_window')
+  return windowed
 
 
 def _describe_t5(config: HuggingFaceConfig, family: Family) -> dict[str, Any]:
   projection = config['feed_forward_proj']
-  if projection not in T5_ACTIVATIONS:
-    raise _unsupported(family.model_type, 'feed_forward_proj', projection, [*T5_ACTIVATIONS])
+  if not isinstance(projection, str) or projection not in T5_ACTIVATIONS:
+    raise unsupported(family.model_type, 'feed_forward_proj', projection, [*T5_ACTIVATIONS])
+  activations = T5_ACTIVATIONS[projection]
+  # transformers derives these two, but lets the file replace them.
+  derived = {'is_gated_act': len(activations) > 1, 'dense_act_fn': projection.split('-')[-1]}
+  if projection == 'gated-gelu':
+    derived['dense_act_fn'] = 'gelu_new'
+  for option, value in derived.items():
+    if config.get(option, value) not in (value, None):
+      raise unsupported(family.model_type, option, config[option], [value])
   # In transformers 5 `tie_word_embeddings` is always true and has no effect.
-  scaled = config.get('scale_decoder_outputs', config['tie_word_embeddings'])
+  tied = boolean(config, 'tie_word_embeddings')
+  scaled = boolean(config, 'scale_decoder_outputs', tied)
+  sizes = _sizes(config, T5_SIZES)
+  decoder = {'num_decoder_layers': sizes['num_encoder_layers'], **_given(config)}
+  relative = {'relative_attention_num_buckets': 32, 'relative_attention_max_distance': 128}
+  relative |= _given(config)
+  buckets = integer(relative, 'relative_attention_num_buckets', least=4)
+  dropout = number({'dropout_rate': 0.1, **_given(config)}, 'dropout_rate', zero=True)
+  if dropout >= 1:
+    raise unsupported(family.model_type, 'dropout_rate', dropout, ['numbers below 1'])
   return {
     'family': 't5',
-    **{field: config[option] for field, option in T5_SIZES.items()},
-    'num_decoder_layers': config.get('num_decoder_layers') or config['num_layers'],
-    'mlp_activations': T5_ACTIVATIONS[projection],
-    'dropout_rate': float(config.get('dropout_rate', 0.1)),
-    'logits_via_embedding': bool(scaled) and family.model_type == 't5',
-    'relative_attention_num_buckets': config.get('relative_attention_num_buckets', 32),
-    'relative_attention_max_distance': config.get('relative_attention_max_distance', 128),
+    **sizes,
+    'num_decoder_layers': _size(decoder, 'num_decoder_layers'),
+    'mlp_activations': activations,
+    'dropout_rate': float(dropout),
+    'logits_via_embedding': scaled and family.model_type == 't5',
+    'relative_attention_num_buckets': buckets,
+    'relative_attention_max_distance': integer(
+      relative, 'relative_attention_max_distance', least=buckets // 2 + 1, most=MAX_DISTANCE
+    ),
   }
 
 
+def _given(config: HuggingFaceConfig) -> dict[str, Any]:
+  return {option: value for option, value in config.items() if value is not None}
+
+
 def _describe_encoder(config: HuggingFaceConfig, family: Family) -> dict[str, Any]:
+  segments = 'type_vocab_size'
+  sizes = _sizes(config, ENCODER_SIZES)
   return {
     'family': 'bert',
-    **{field: config[option] for field, option in ENCODER_SIZES.items()},
-    'num_segments': config.get('type_vocab_size'),
+    **sizes,
+    'norm_eps': number(config, 'layer_norm_eps', zero=True),
+    'num_segments': integer(config, segments, least=0) if segments in config else None,
     **family.fields,
-    'max_length': config['max_position_embeddings'] - family.fields.get('first_position', 0),
+    'max_length': sizes['num_positions'] - family.fields.get('first_position', 0),
   }
 
 
@@ -252,7 +262,11 @@ def configuration(model: Description, model_type: str | None = None) -> dict[str
   differences = {}
   for family in fitting:
     written = (_write_t5 if family in T5S else _write_decoder)(model, family)
-    again = _canonical(describe(written))
+    try:
+      again = _canonical(describe(written))
+    except CheckpointError as error:
+      differences[family.model_type] = [str(error)]
+      continue
     different = [name for name in again if not _equal(again[name], model.get(name))]
     if not different:
       return written
@@ -281,7 +295,7 @@ def _write_decoder(model: Description, family: Family) -> dict[str, Any]:
     'rms_norm_eps': model['norm_eps'],
     'tie_word_embeddings': model['logits_via_embedding'],
     **{name: scaled[name] for name in family.optional},
-    **_write_ropes(model, windows),
+    **_write_ropes(model, windows, family),
   }
   if family.has_window:
     written |= {
@@ -292,7 +306,9 @@ def _write_decoder(model: Description, family: Family) -> dict[str, Any]:
   return written
 
 
-def _write_ropes(model: Description, windows: Sequence[int | None]) -> dict[str, Any]:
+def _write_ropes(
+  model: Description, windows: Sequence[int | None], family: Family
+) -> dict[str, Any]:
   """Options of transformers before version 5, which later versions read too."""
   num = model['num_layers']
   thetas = _repeated(model['rope_theta_pattern'], num)
@@ -306,7 +322,7 @@ def _write_ropes(model: Description, windows: Sequence[int | None]) -> dict[str,
     names = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
     values = zip(names, model['rope_llama3'], strict=True)
     written['rope_scaling'] = {'rope_type': 'llama3', **dict(values)}
-  if model['qk_norm'] and model['post_norms']:
+  if 'rope_local_base_freq' in family.defaults:
     written['rope_local_base_freq'] = thetas[local]
   return written
 
