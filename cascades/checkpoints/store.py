@@ -23,7 +23,7 @@ from etils import epath
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cascades.checkpoints import arrays, checksums, finished
+from cascades.checkpoints import arrays, checksums, finished, json_files
 from cascades.checkpoints.finished import CheckpointError
 from cascades.models import lora, quantization
 from cascades.runtime import files
@@ -327,7 +327,7 @@ def check_description(
   path = epath.Path(directory) / file
   if not path.exists():
     return
-  stored, expected = _flat(read_json(path)), _flat(json.loads(_text(description)))
+  stored, expected = _flat(json_files.read_object(path)), _flat(json.loads(_text(description)))
   different = [
     f'{key} is {stored.get(key)!r} there and {expected.get(key)!r} here'
     for key in dict.fromkeys((*expected, *stored))
@@ -387,14 +387,4 @@ def read_description(path: epath.PathLike) -> dict[str, Any]:
       f'{directory} is not a run directory: {DESCRIPTION} is missing. Give the MODEL_DIR of a '
       'training run, or one of its checkpoints.'
     )
-  return read_json(file)
-
-
-def read_json(file: epath.Path) -> dict[str, Any]:
-  """The content of a JSON file. Raises CheckpointError if it is damaged."""
-  try:
-    return json.loads(file.read_text())
-  except ValueError as error:
-    raise CheckpointError(
-      f'{file} is damaged ({error}): copy it again from an intact copy.'
-    ) from error
+  return json_files.read_object(file)

@@ -79,7 +79,7 @@ DECODERS = (
   Family(
     'llama',
     'LlamaForCausalLM',
-    {'hidden_act': ('silu',), 'attention_bias': (False,), 'mlp_bias': (False,)},
+    {'hidden_act': ('silu',), 'attention_bias': _OFF[::-1], 'mlp_bias': _OFF[::-1]},
     _LLAMA,
   ),
   Family(
@@ -94,7 +94,7 @@ DECODERS = (
   Family(
     'qwen3',
     'Qwen3ForCausalLM',
-    {'hidden_act': ('silu',), 'attention_bias': (False,)},
+    {'hidden_act': ('silu',), 'attention_bias': _OFF[::-1]},
     _QWEN | {'head_dim': 128},
     {'qk_norm': True},
     has_window=_qwen_has_window,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Literal, TypeAlias
 
 from etils import epath
@@ -26,10 +28,18 @@ def recognize(path: epath.PathLike) -> Format:
   Raises:
     CheckpointError: there is no model of these formats; the message says what to give.
   """
-  path = files.absolute(path)
+  given, path = os.fspath(path), files.absolute(path)
   if path.is_dir():
     return _recognize_folder(path)
   if not path.exists():
+    if re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', given) and not path.parent.exists():
+      folder = f'downloads/{path.name}'
+      raise CheckpointError(
+        f'there is no folder {given}. If this is the name of a model on the Hugging Face hub: '
+        'models are not downloaded here; with the package huggingface_hub,\n'
+        f'  hf download {given} --local-dir {folder}\n'
+        f'makes a folder, which is then the SOURCE: --gin.SOURCE={folder}'
+      )
     raise CheckpointError(f'there is no {path}. {_SUPPORTED}')
   if path.suffix == GGUF:
     return 'gguf'

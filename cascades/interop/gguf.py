@@ -128,12 +128,12 @@ def read_config(reader: gguf.GGUFReader) -> dict[str, Any]:
     )
   gguf_options.check(reader, name)
   option = functools.partial(_option, reader, name)
-  whole = functools.partial(gguf_options.whole, option, name)
+  size_of = functools.partial(gguf_options.layer_size, option, name)
   shapes = {tensor.name: tensor.shape.tolist() for tensor in reader.tensors}
   if len(shapes.get('token_embd.weight', ())) != 2:
     raise CheckpointError('The GGUF file lacks the matrix token_embd.weight: it is no whole model.')
-  heads, width = whole('attention.head_count'), whole('embedding_length')
-  head_dim = whole('attention.key_length', width // heads)
+  heads, width = size_of('attention.head_count'), size_of('embedding_length')
+  head_dim = size_of('attention.key_length', width // heads)
   for length in ('attention.value_length', 'rope.dimension_count'):
     if option(length, None) not in (None, head_dim):
       raise gguf_options.unsupported(f'{name}.{length}', option(length), (None, head_dim))
@@ -141,10 +141,10 @@ def read_config(reader: gguf.GGUFReader) -> dict[str, Any]:
     'model_type': ARCHITECTURES[name].model_type,
     'vocab_size': shapes['token_embd.weight'][1],
     'hidden_size': width,
-    'intermediate_size': whole('feed_forward_length'),
-    'num_hidden_layers': whole('block_count'),
+    'intermediate_size': size_of('feed_forward_length'),
+    'num_hidden_layers': size_of('block_count'),
     'num_attention_heads': heads,
-    'num_key_value_heads': whole('attention.head_count_kv', heads),
+    'num_key_value_heads': size_of('attention.head_count_kv', heads),
     'head_dim': head_dim,
     'rms_norm_eps': _decimal(option('attention.layer_norm_rms_epsilon')),
     'rope_theta': _decimal(option('rope.freq_base', 10_000.0)),

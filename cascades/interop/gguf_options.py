@@ -127,7 +127,7 @@ def linear_factor(option: Callable[..., Any], architecture: str) -> float:
   return float(factor) if factor and scaling_type == 'linear' else 1.0
 
 
-def whole(option: Callable[..., Any], architecture: str, name: str, *default: Any) -> int:
+def layer_size(option: Callable[..., Any], architecture: str, name: str, *default: Any) -> int:
   """A size, which some files list for each layer.
 
   Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,10 @@ import numpy as np
 from etils import epath
 from safetensors import numpy as safetensors
 
-from cascades.checkpoints import store
+from cascades.checkpoints import json_files
 from cascades.checkpoints.safetensors_files import read_shapes, read_tensors
 from cascades.checkpoints.store import CheckpointError
-from cascades.interop import families, hf_config, sentence_transformers
+from cascades.interop import families, hf_config, sentence_transformers, sizes
 from cascades.interop.tensor_tables import (
   PretrainedTensors,
   PretrainedWeights,
@@ -27,6 +28,8 @@ from cascades.interop.tensor_tables import (
   TensorToWrite,
 )
 from cascades.runtime import files
+
+log = logging.getLogger(__name__)
 
 CONFIG = 'config.json'
 INDEX = 'model.safetensors.index.json'
@@ -36,6 +39,7 @@ PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
 _GIT_LFS_POINTER = b'version https://git-lfs'
 # Gemma 3 for images stores its language model under either prefix.
 _TEXT_PREFIXES = ('language_model.', 'model.language_model.')
+_T5_TABLES = ('shared.weight', 'encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
 _IMAGE_MODULES = ('vision_tower', 'multi_modal_projector')
 
 
@@ -56,11 +60,14 @@ def open_folder(folder: epath.PathLike) -> PretrainedWeights:
   config = read_config(folder)
   description = hf_config.describe(config)
   stored = _stored_tensors(folder, config)
+  sizes.check(stored.origin, description, stored.shapes)
   if hf_config.text_config(config) is not config:
     stored = _language_model_tensors(stored)
   if description['family'] == 'bert':
     description |= sentence_transformers.options(functools.partial(_read_optional, folder))
     stored = _encoder_tensors(stored, config['model_type'])
+  if description['family'] == 't5' and not description['logits_via_embedding']:
+    stored = _with_readout(stored)
   tensors = PretrainedTensors(families.table(description), stored)
   return PretrainedWeights(description, tensors)
 
@@ -71,9 +78,9 @@ def read_config(folder: epath.Path) -> dict[str, Any]:
   if not file.exists():
     raise CheckpointError(
       f'{folder} has no {CONFIG}; give the folder of a Hugging Face model, as '
-      '`huggingface-cli download` or `save_pretrained` writes it.'
+      '`hf download` or `save_pretrained` writes it.'
     )
-  return store.read_json(file)
+  return json_files.read_object(file)
 
 
 def write_folder(
@@ -164,7 +171,12 @@ def _stored_tensors(folder: epath.Path, config: Mapping[str, Any]) -> StoredTens
 def _files(folder: epath.Path, config: Mapping[str, Any]) -> Sequence[epath.Path]:
   """The files of the weights; the folder may have safetensors of other models too."""
   if (folder / INDEX).exists():
-    names = sorted(set(store.read_json(folder / INDEX)['weight_map'].values()))
+    names = _indexed_files(folder)
+    if (folder / WEIGHTS).exists() and names != [WEIGHTS]:
+      raise CheckpointError(
+        f'{folder} holds {WEIGHTS} and {INDEX} of other files: remove those that do not belong to '
+        'the model.'
+      )
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
       raise CheckpointError(
@@ -179,6 +191,19 @@ def _files(folder: epath.Path, config: Mapping[str, Any]) -> Sequence[epath.Path
     raise CheckpointError(_pickle_message(folder, pickles, config))
   hints = ''.join(f' Did you mean {file.name}?' for file in folder.glob('*.gguf'))
   raise CheckpointError(f'{folder} has neither {WEIGHTS} nor {INDEX}: there are no weights.{hints}')
+
+
+def _indexed_files(folder: epath.Path) -> list[str]:
+  """Names of the files that the index lists, all of them in its folder."""
+  index = json_files.read_object(folder / INDEX).get('weight_map')
+  names = index.values() if isinstance(index, dict) else ()
+  outside = lambda name: not isinstance(name, str) or name != epath.Path(name).name
+  if not names or any(map(outside, names)):
+    raise CheckpointError(
+      f'{folder / INDEX} is damaged: its weight_map must give the name of a file beside it for '
+      'every tensor.'
+    )
+  return sorted(set(names))
 
 
 def _pickle_message(folder: epath.Path, pickles: Sequence[str], config: Mapping[str, Any]) -> str:
@@ -212,6 +237,24 @@ def _language_model_tensors(stored: StoredTensors) -> StoredTensors:
   )
 
 
+def _with_readout(stored: StoredTensors) -> StoredTensors:
+  """Reads out with the embedding table if there is no other.
+
+  transformers 5 ties the two tables of every T5, also of those without the scaling that tied
+  models had before, and then writes them once.
+  """
+  table = next((name for name in _T5_TABLES if name in stored.shapes), None)
+  if 'lm_head.weight' in stored.shapes or table is None:
+    return stored
+  log.warning(
+    '%s has no lm_head.weight: %s is read in its place, as in transformers 5. In training the two '
+    'are separate.',
+    stored.origin,
+    table,
+  )
+  return _renamed(stored, {**{name: name for name in stored.shapes}, 'lm_head.weight': table})
+
+
 def _encoder_tensors(stored: StoredTensors, prefix: str) -> StoredTensors:
   """The tensors of an encoder, named as in recent versions and without the prefix of a head."""
   new = lambda name: name.replace('Norm.gamma', 'Norm.weight').replace('Norm.beta', 'Norm.bias')
@@ -231,7 +274,7 @@ def _renamed(stored: StoredTensors, names: Mapping[str, str]) -> StoredTensors:
 
 def _read_optional(folder: epath.Path, name: str) -> Any:
   file = folder / name
-  return store.read_json(file) if file.exists() else {}
+  return json_files.read(file) if file.exists() else {}
 
 
 def _text(content: Mapping[str, Any]) -> str:

@@ -151,7 +151,8 @@ WITHOUT_EFFECT = frozenset(
     *('suppress_tokens', 'begin_suppress_tokens', 'encoder_no_repeat_ngram_size'),
     *('max_new_tokens', 'output_past', 'image_token_index', 'boi_token_index'),
     *('eoi_token_index', 'mm_tokens_per_image'),
-    # Of BERT's heads, which are not read.
+    # Of models without rotary positions, and of BERT's heads, which are not read.
+    'rope_theta',
     *('directionality', 'pooler_fc_size', 'pooler_num_attention_heads', 'pooler_num_fc_layers'),
     *('pooler_size_per_head', 'pooler_type', 'type_vocab_size', 'tie_word_embeddings'),
     # transformers' classes of the families without windows ignore these.

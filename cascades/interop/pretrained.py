@@ -68,8 +68,7 @@ def open_pretrained(
       compute; the message names the option.
     ValueError: there is no vocabulary, or one larger than the model's embedding table.
   """
-  path = files.absolute(path)
-  format = recognize(path)
+  format, path = recognize(path), files.absolute(path)
   weights = _OPEN[format](path)
   if weights.description['family'] in configs.ENCODERS:
     raise CheckpointError(

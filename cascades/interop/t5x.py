@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from cascades.checkpoints.store import CheckpointError
 from cascades.interop import t5x_files, tensor_tables
+from cascades.interop.tensor_names import summarize
 from cascades.interop.tensor_tables import (
   PretrainedTensors,
   PretrainedWeights,
@@ -182,8 +183,8 @@ def _describe(origin: str, shapes: Shapes, scan: str | None) -> dict[str, Any]:
   )
   if missing := [name for name in required if len(shapes.get(name, ())) < 2]:
     raise CheckpointError(
-      f'{origin} is no model of T5X: it lacks {tensor_tables.summarize(missing)}; it holds '
-      f'{tensor_tables.summarize(shapes) or "no parameters"}.'
+      f'{origin} is no model of T5X: it lacks {summarize(missing)}; it holds '
+      f'{summarize(shapes) or "no parameters"}.'
     )
   embedding, relative, query, wo = (shapes[name] for name in required)
   num_heads, width, tied = relative[0], embedding[1], _UNEMBEDDING not in shapes

@@ -20,7 +20,7 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from cascades.checkpoints.store import CheckpointError
-from cascades.interop import tensor_tables
+from cascades.interop.tensor_names import summarize
 from cascades.interop.tensor_tables import StoredTensors
 from cascades.runtime import files
 
@@ -67,7 +67,7 @@ def arrays(path: epath.PathLike) -> dict[str, ts.TensorStore]:
       problems[name] = _line(error)
   if problems:
     raise CheckpointError(
-      f'{directory} is incomplete. Missing or damaged: {tensor_tables.summarize(problems)} '
+      f'{directory} is incomplete. Missing or damaged: {summarize(problems)} '
       f'({next(iter(problems.values()))}). Copy it again, with its folders.'
     )
   return opened

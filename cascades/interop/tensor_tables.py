@@ -9,17 +9,17 @@ from __future__ import annotations
 import fnmatch
 import functools
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from cascades.checkpoints.store import CheckpointError
 from cascades.interop import axis_layouts
+from cascades.interop.tensor_names import summarize
 from cascades.types import Params
 
 BATCH_BYTES = 1 << 28  # of tensors read together, on one device
@@ -134,8 +134,8 @@ def load(
     Arrays in the structure of `like`.
 
   Raises:
-    CheckpointError: tensors are missing, not in the table, of another shape or dtype, or copies
-      that differ from their original. The message names all of them.
+    CheckpointError: tensors are missing, not in the table, of another shape or dtype, copies
+      that differ from their original, or not finite. The message names them.
   """
   leaves = _by_path(like)
   _check(table, stored, leaves)
@@ -175,31 +175,6 @@ def unload(
         compute = functools.partial(_fetch_tensor, rule, leaf, layer, fetch)
         tensors[name] = TensorToWrite(_tensor_shape(rule, leaf), np.dtype(leaf.dtype), compute)
   return tensors
-
-
-def summarize(names: Iterable[str]) -> str:
-  """Joins names, grouping those that differ in their first number: `layers.{0-3,7}.weight`."""
-  groups: dict[str, list[int]] = {}
-  for name in names:
-    number = re.search(r'\d+', name)
-    template = re.sub(r'\d+', '{}', name, count=1)
-    groups.setdefault(template, []).extend([int(number[0])] if number else [])
-  return ', '.join(
-    template.replace('{}', _ranges(numbers) if len(numbers) > 1 else str(numbers[0]), 1)
-    if numbers
-    else template
-    for template, numbers in groups.items()
-  )
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-  runs: list[list[int]] = []
-  for number in sorted(set(numbers)):
-    if runs and number == runs[-1][-1] + 1:
-      runs[-1][1:] = [number]
-    else:
-      runs.append([number])
-  return '{' + ','.join('-'.join(map(str, run)) for run in runs) + '}'
 
 
 def _check(table: TensorTable, stored: StoredTensors, leaves: Mapping[str, Any]) -> None:
@@ -267,7 +242,8 @@ def _batches(parameters: Sequence[_Parameter], limit: int) -> Iterator[list[_Par
       yield batch
       batch = []
     batch.append(parameter)
-  yield batch
+  if batch:
+    yield batch
 
 
 def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
@@ -298,9 +274,10 @@ def _load_batch(batch: Sequence[_Parameter], stored: StoredTensors) -> dict[str,
           'does not share these weights, contrary to its configuration.'
         )
   assemble = _jit_assemble(tuple(_assembly(p) for p in batch))
-  params = assemble([[arrays[name] for name in originals] for originals in names])
+  params, finite = assemble([[arrays[name] for name in originals] for originals in names])
   # Without waiting, several batches are in memory beside the parameters that they become.
   jax.block_until_ready(params)
+  _check_finite(stored, [name for originals in names for name in originals], finite)
   return dict(zip((p.rule.parameter for p in batch), params, strict=True))
 
 
@@ -316,8 +293,18 @@ def _load_by_layers(parameter: _Parameter, stored: StoredTensors, limit: int) ->
     shape = (len(batch), *leaf.shape[1:])
     insert = _jit_insert(_assembly(parameter)._replace(shape=shape))
     # Without waiting, several batches are in memory.
-    param = jax.block_until_ready(insert(param, [arrays[name] for name in batch], begin))
+    param, finite = jax.block_until_ready(insert(param, [arrays[name] for name in batch], begin))
+    _check_finite(stored, batch, finite)
   return param
+
+
+def _check_finite(stored: StoredTensors, names: Sequence[str], finite: jax.Array) -> None:
+  wrong = [name for name, good in zip(names, np.asarray(finite), strict=True) if not good]
+  if wrong:
+    raise CheckpointError(
+      f'{stored.origin} holds weights that are NaN or infinite, or become so in the type to store: '
+      f'{summarize(wrong)}. The file is damaged, or its training diverged.'
+    )
 
 
 class _Assembly(NamedTuple):
@@ -346,22 +333,36 @@ def _tensor_spec(parameter: _Parameter) -> jax.ShapeDtypeStruct:
 @functools.cache
 def _jit_assemble(
   assemblies: tuple[_Assembly, ...],
-) -> Callable[[list[list[jax.Array]]], list[jax.Array]]:
+) -> Callable[[list[list[jax.Array]]], tuple[list[jax.Array], jax.Array]]:
   """Compiled, so that it also works on arrays with shards on other hosts."""
+
+  def assemble(batch: list[list[jax.Array]]) -> tuple[list[jax.Array], jax.Array]:
+    params = [_assemble(*pair) for pair in zip(assemblies, batch, strict=True)]
+    return params, _finite([tensor for tensors in batch for tensor in tensors])
+
+  shardings = [assembly.sharding for assembly in assemblies]
   return jax.jit(
-    lambda batch: [_assemble(*pair) for pair in zip(assemblies, batch, strict=True)],
-    out_shardings=[assembly.sharding for assembly in assemblies],
+    assemble, out_shardings=(shardings, NamedSharding(assemblies[0].sharding.mesh, PartitionSpec()))
   )
 
 
 @functools.cache
-def _jit_insert(assembly: _Assembly) -> Callable[[jax.Array, list[jax.Array], int], jax.Array]:
+def _jit_insert(
+  assembly: _Assembly,
+) -> Callable[[jax.Array, list[jax.Array], int], tuple[jax.Array, jax.Array]]:
   """Writes some layers of a parameter in place."""
 
-  def insert(param: jax.Array, tensors: list[jax.Array], begin: int) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(param, _assemble(assembly, tensors), begin, axis=0)
+  def insert(param: jax.Array, tensors: list[jax.Array], begin: int) -> tuple[jax.Array, jax.Array]:
+    layers = _assemble(assembly, tensors)
+    return jax.lax.dynamic_update_slice_in_dim(param, layers, begin, axis=0), _finite(tensors)
 
-  return jax.jit(insert, donate_argnums=0, out_shardings=assembly.sharding)
+  out_shardings = assembly.sharding, NamedSharding(assembly.sharding.mesh, PartitionSpec())
+  return jax.jit(insert, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _finite(tensors: list[jax.Array]) -> jax.Array:
+  """For each tensor, true if all of its numbers are finite."""
+  return jnp.stack([jnp.isfinite(tensor).all() for tensor in tensors])
 
 
 def _assemble(assembly: _Assembly, tensors: list[jax.Array]) -> jax.Array:

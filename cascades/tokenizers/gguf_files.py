@@ -24,14 +24,16 @@ def read(path: os.PathLike[str]) -> gguf.GGUFReader:
     ValueError: the file is damaged, or one of several.
     ImportError: the package `gguf` is not installed.
   """
+  reader_type = _reader()
   try:
-    reader = _reader()(path)
+    reader = reader_type(path)
+    _check_layout(reader)
   except FileNotFoundError:
     raise
-  except (ValueError, IndexError, KeyError, OSError, struct.error) as error:
+  except Exception as error:  # of any type, since the package trusts what it reads
     raise ValueError(f'{os.fspath(path)} is not a complete GGUF file: {error}.') from error
   count = field(reader, 'split.count', 1)
-  if count > 1:
+  if count != 1:
     raise ValueError(
       f'{os.fspath(path)} is one of {count} files of a model: join them with '
       '`llama-gguf-split --merge`.'
@@ -39,10 +41,26 @@ def read(path: os.PathLike[str]) -> gguf.GGUFReader:
   return reader
 
 
+def _check_layout(reader: gguf.GGUFReader) -> None:
+  """Raises ValueError unless tensors follow each other, as llama.cpp writes and demands it."""
+  end = reader.data_offset
+  for tensor in reader.tensors:
+    if tensor.data_offset != end:
+      raise ValueError(f'tensor {tensor.name!r} begins at {tensor.data_offset}, expected {end}')
+    end += -(-tensor.n_bytes // reader.alignment) * reader.alignment
+
+
 def field(reader: gguf.GGUFReader, name: str, default: Any = None) -> Any:
-  """The value of a field as plain Python; `default` if the file lacks it."""
+  """The value of a field as plain Python; `default` if the file lacks it.
+
+  Raises:
+    ValueError: the value is damaged.
+  """
   value = reader.get_field(name)
-  return default if value is None else value.contents()
+  try:
+    return default if value is None else value.contents()
+  except Exception as error:  # of any type, since the package trusts what it reads
+    raise ValueError(f'{name!r} of the GGUF file is damaged: {error}.') from error
 
 
 def required(reader: gguf.GGUFReader, name: str) -> Any:
@@ -83,6 +101,8 @@ def _reader() -> type[gguf.GGUFReader]:
       start = orig_offs + 12
       if numbers is not None:
         array = self._get(start, numbers, count)
+        if array.size != count:
+          raise ValueError(f'an array of {count} numbers, of which {array.size} are there')
         return 12 + array.nbytes, [array], [0], types
       if element != _STRING:
         return super()._get_field_parts(orig_offs, raw_type)

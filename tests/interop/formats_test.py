@@ -46,3 +46,16 @@ def test_what_is_no_checkpoint_of_others_says_what_to_give(files, given, message
     path.mkdir() if name.endswith('/') else path.write_bytes(b'')
   with pytest.raises(store.CheckpointError, match=message):
     formats.recognize(tmp_path / given)
+
+
+def test_the_name_of_a_hub_says_how_to_get_the_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(store.CheckpointError, match='there is no folder') as caught:
+    formats.recognize('google/flan-t5-small')
+  assert (
+    'hf download google/flan-t5-small --local-dir downloads/flan-t5-small\n'
+    'makes a folder, which is then the SOURCE: --gin.SOURCE=downloads/flan-t5-small'
+  ) in str(caught.value)
+  for path in ('google', './google/flan', '/google/flan', 'a/b/c'):
+    with pytest.raises(store.CheckpointError, match=r'there is no /'):
+      formats.recognize(path)
