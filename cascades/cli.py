@@ -16,11 +16,11 @@ import difflib
 import functools
 import importlib
 import inspect
+import json
 import logging
 import os
 import pathlib
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
@@ -255,16 +255,26 @@ def provenance() -> dict[str, str]:
   return {
     'config': gin.operative_config_str(),
     'command': ' '.join(['python', '-m', spec.name if spec else sys.argv[0], *sys.argv[1:]]),
-    'commit': _commit(),
+    'commit': environment.commit(),
     'versions': f'python {sys.version.split()[0]}  lm-cascades {__version__}  {versions}',
   }
+
+
+def _run_provenance() -> dict[str, str]:
+  """`provenance`, and the arguments of functions that are passed on uncalled, as @losses.dist."""
+  names = sorted(set(re.findall(r'@([\w.]+)(?![\w.]*[(/])', gin.config_str())))
+  bound = {
+    f'{name}.{key}': value for name in names for key, value in gin.get_bindings(name).items()
+  }
+  text = json.dumps(bound, default=lambda value: type(value).__name__)
+  return provenance() | {'bindings': text}
 
 
 def _call(function: Callable[..., Any]) -> None:
   given = {name: _flag(name) for name in ('topology', 'profile_steps')}
   settings: dict[str, Any] = {name: value for name, value in given.items() if value}
   if 'provenance' in inspect.signature(function).parameters:
-    settings['provenance'] = provenance
+    settings['provenance'] = _run_provenance if function.__name__ == 'train' else provenance
   gin.get_configurable(function)(**settings)
 
 
@@ -358,17 +368,6 @@ def _import_hint(error: ImportError) -> str:
   imports = ['.'.join(('cascades', *path.parts[:-1])) for path in paths]
   hints = ' or '.join(f'`from {name} import {stem}`' for name in imports)
   return f'\n  {hints} imports the module of this name.' if hints else ''
-
-
-def _commit() -> str:
-  """Commit of the checkout, with `+` if it has changes; empty outside a checkout."""
-  here = pathlib.Path(__file__).parent
-  command = ['git', '-C', str(here), 'describe', '--always', '--dirty=+', '--abbrev=12']
-  try:
-    described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
-  except (OSError, subprocess.SubprocessError):
-    return ''
-  return described.stdout.strip()
 
 
 def _help(module: Any, function: Callable[..., Any]) -> str:

@@ -5,10 +5,11 @@
 
 With a LARGE_CHECKPOINT_PATH the frozen large model runs beside the small one in every step. With a
 TEACHER_CACHE (`cascades.cache_teacher`) its answers are read from there instead. The run directory
-MODEL_DIR gets config.gin, model-info.txt, model.json, the vocabulary, checkpoint_N/, metrics.jsonl
-and TensorBoard events in train/. Rerunning the same command resumes from the last checkpoint, bit
-by bit. With ADAPTERS only low-rank adapters are trained and saved, beside the frozen weights in
-base/; other programs read such a run as the merged model.
+MODEL_DIR gets config.gin, settings.json, model-info.txt, model.json, the vocabulary, checkpoint_N/,
+metrics.jsonl and TensorBoard events in train/. Rerunning the same command resumes from the last
+checkpoint, bit by bit; other settings are refused, unless ON_CHANGED_SETTINGS=@stopping.go_on.
+With ADAPTERS only low-rank adapters are trained and saved, beside the frozen weights in base/;
+other programs read such a run as the merged model.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from cascades.training import (
   loop,
   metrics_log,
   run_log,
+  settings,
   setup,
   train_step,
   utilization,
@@ -53,7 +55,7 @@ from cascades.training.setup import (
 )
 from cascades.training.train_step import Frozen, TrainState
 from cascades.training.validation import Validation
-from cascades.types import ModelConfig, Params, Vocabulary
+from cascades.types import Batch, ModelConfig, Params, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -83,17 +85,19 @@ def train(
     schedule: Length of the run, and intervals of log lines and checkpoints.
     large: The frozen large model, if the loss needs one.
     validation: Interval and size of validations; None for no validation.
-    failures: Reactions to updates that are not accepted, failed saves and hangs.
+    failures: Reactions to changed settings, updates that are not accepted, failed saves and hangs.
     devices: Mesh and sharding rules.
     seed: Seed of initial parameters, dropout and the order of rows.
     profile_steps: Steps to be traced by the profiler, as '10:15'.
-    provenance: Gives the operative configuration, which is written to config.gin.
+    provenance: Gives the operative configuration, which is written to config.gin before the first
+      step, the bindings of functions, the command, and versions.
 
   Returns:
     The values of each log line of this call, none if the run is already finished.
 
   Raises:
-    ValueError: for settings that do not fit together.
+    ValueError: for settings that do not fit together, or that differ from those of the run that is
+      continued.
     CheckpointError: for checkpoints that do not fit the settings. Nothing is overwritten.
     BlockingIOError: if another run holds the directory.
     stopping.Preempted: after SIGTERM, when a checkpoint is saved; it exits with code 75.
@@ -113,6 +117,10 @@ def train(
     ) as checkpoints,
     devices.use(),
   ):
+    described = settings.describe(
+      small, large, data, step, corpus=corpus, seed=seed, bindings=provenance().get('bindings', '')
+    )
+    settings.check(directory, start, described, failures.on_changed_settings)
     if start >= schedule.train_steps:
       log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
       return []
@@ -143,6 +151,13 @@ def train(
     companions.inherit(small.initial_checkpoint_path, directory)
     if base is not None and not start:
       checkpoints.save_base(base)
+
+    def compiled(program: jax.stages.Compiled, batch: Batch) -> None:
+      # Only now all functions have been called, of which gin reports the arguments.
+      if jax.process_index() == 0:
+        settings.record(directory, start, described, provenance())
+      meter.compiled(program, batch)
+
     with (
       metrics_log.MetricsLog(directory, first_step=start) as metrics,
       profiling.Profiler(directory / 'profile', profile_steps) as profiler,
@@ -150,7 +165,7 @@ def train(
     ):
       history = loop.run(
         state,
-        setup.on_batches(setup.compiled_step(abstract, step), frozen, meter.compiled),
+        setup.on_batches(setup.compiled_step(abstract, step), frozen, compiled),
         lambda _state, _step: next(batches),
         start=start,
         total=schedule.train_steps,
@@ -176,8 +191,6 @@ def train(
         asked_to_stop=lambda number: alive() or asked_to_stop(number),
         profile=profiler.step,
       )
-  if jax.process_index() == 0:
-    files.write(directory / 'config.gin', provenance().get('config', ''))
   return history
 
 

@@ -44,7 +44,7 @@ def test_a_run_leaves_what_it_promises(large):
   run = directory / 'run'
   assert {path.name for path in run.iterdir()} == {
     'checkpoint_4', 'checkpoint_6', 'config.gin', 'metrics.jsonl', 'model-info.txt', 'model.json',
-    'train', 'vocabulary.json',
+    'settings.json', 'train', 'vocabulary.json',
   }  # fmt: skip
   assert (run / 'config.gin').read_text() == 'X = 1'
   assert 'trained: ' in (run / 'model-info.txt').read_text()
@@ -92,6 +92,34 @@ def test_a_finished_run_is_left_alone(large):
   before = contents()
   assert tiny.train(**tiny.settings(directory, small=tiny.LARGE)) == []
   assert contents() == before
+
+
+def test_a_run_that_is_continued_with_other_settings_is_refused_and_left_alone(
+  large, tmp_path, caplog
+):
+  shutil.copytree(large[0] / 'run', tmp_path / 'run')
+  changes = {'small': tiny.LARGE, 'train_steps': 7, 'batch_size': 8, 'save_every': 9}
+  changed = tiny.settings(tmp_path, provenance=lambda: {'config': 'X = 2'}, **changes)
+  for finished in ({}, {'train_steps': 6}):
+    with pytest.raises(ValueError, match=r'to step 6 .*: BATCH_SIZE is 16 there and 8 here'):
+      tiny.train(**changed | finished)
+  assert (tmp_path / 'run' / 'config.gin').read_text() == 'X = 1'
+  tiny.train(**changed, on_changed_settings=stopping.go_on)
+  assert 'BATCH_SIZE is 16 there and 8 here' in caplog.text
+  assert (tmp_path / 'run' / 'config-1-6.gin').read_text() == 'X = 1'
+  assert (tmp_path / 'run' / 'config.gin').read_text() == 'X = 2'
+
+
+def test_another_large_model_is_refused_and_the_same_one_elsewhere_is_not(large, tmp_path):
+  for name in ('here', 'moved', 'longer'):
+    shutil.copytree(large[0] / 'run', tmp_path / name)
+  metadata = tmp_path / 'longer' / 'checkpoint_6' / '_CHECKPOINT_METADATA'
+  metadata.write_text(metadata.read_text().replace('{', '{ ', 1))
+  settings = tiny.settings(tmp_path, loss=losses.cat_xent, train_steps=1)
+  tiny.train(**settings, large_checkpoint_path=str(tmp_path / 'here'))
+  assert tiny.train(**settings, large_checkpoint_path=str(tmp_path / 'moved')) == []
+  with pytest.raises(ValueError, match=r'LARGE_CHECKPOINT_PATH is .*here \(step 6, .*longer \('):
+    tiny.train(**settings, large_checkpoint_path=str(tmp_path / 'longer'))
 
 
 def test_cat_with_the_large_model_logs_the_shares_of_agreement(large, tmp_path):

@@ -1,4 +1,4 @@
-"""The environment of the programs: variables for JAX, which reads them at import, and namesakes."""
+"""The environment of the programs: variables for JAX, namesakes, and the checkout."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import subprocess
 import warnings
 from importlib import metadata
 
@@ -51,3 +52,14 @@ def has_accelerator(devices: pathlib.Path = pathlib.Path('/dev')) -> bool:
   """True if a TPU (accel, vfio) or a GPU is attached to this machine."""
   names = ('accel*', 'vfio/[0-9]*', 'nvidia[0-9]*', 'nvidiactl', 'kfd', 'dxg')
   return any(any(devices.glob(name)) for name in names)
+
+
+def commit() -> str:
+  """Commit of the checkout, with `+` if it has changes; empty outside a checkout."""
+  here = pathlib.Path(__file__).parent
+  command = ['git', '-C', str(here), 'describe', '--always', '--dirty=+', '--abbrev=12']
+  try:
+    described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+  except (OSError, subprocess.SubprocessError):
+    return ''
+  return described.stdout.strip()

@@ -115,12 +115,14 @@ class Failures:
   """Reactions to failures: `stopping.stop` ends the run, `stopping.go_on` logs and continues.
 
   Attributes:
+    on_changed_settings: Called with a ValueError if a run is continued with other settings.
     on_bad_step: Called with a FloatingPointError if a step's update was not accepted.
     on_failed_save: Called with a SaveError if a checkpoint could not be written.
     hang_timeout: Seconds without a finished step after which the process is aborted with the
       stacks of its threads; None for never.
   """
 
+  on_changed_settings: Callable[[Exception], None] = stopping.stop
   on_bad_step: Callable[[Exception], None] = stopping.stop
   on_failed_save: Callable[[Exception], None] = stopping.stop
   hang_timeout: float | None = 3600.0

@@ -1,0 +1,347 @@
+"""Settings that decide about the numbers of a run, compared with those that it is continued with.
+
+`settings.json` in the run directory lists them for each configuration, with its first step:
+
+    [{"first_step": 1, "settings": {"BATCH_SIZE": 16, ...}, "command": ..., "versions": ...}]
+
+`config.gin` is the current configuration; `config-1-60.gin` was that of steps 1 to 60. A setting
+that a run of an older version has not recorded is not compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import optax
+from etils import epath
+
+from cascades.checkpoints import finished, store
+from cascades.data.corpus import Corpus, Data
+from cascades.runtime import files
+from cascades.training import teacher_cache
+from cascades.training.setup import LargeModel, SmallModel, Step
+
+log = logging.getLogger(__name__)
+
+SETTINGS = 'settings.json'
+CONFIG = 'config.gin'
+# Steps whose learning rates are compared.
+PROBED_STEPS = (0, *(1 << power for power in range(21)))
+_ORDER = ('TASK', 'TASK_FEATURE_LENGTHS', 'BATCH_SIZE', 'PACK_LENGTH', 'SEED')
+_DEPTH = 6  # of nested closures and configs
+_SHOWN = 60  # characters; of longer values a digest is shown
+
+
+def describe(
+  small: SmallModel,
+  large: LargeModel,
+  data: Data,
+  step: Step,
+  *,
+  corpus: Corpus,
+  seed: int,
+  bindings: str = '',
+) -> dict[str, Any]:
+  """Settings as JSON, by the names of the command line; model.json describes the model itself.
+
+  Microbatches, block lengths, devices and the number of processes change no number but by rounding.
+
+  Args:
+    small: The model that is trained.
+    large: The frozen large model, if there is one.
+    data: The shape of batches.
+    step: Loss, optimizer and learning rate.
+    corpus: The rows.
+    seed: Seed of initial parameters, dropout and the order of rows.
+    bindings: Arguments bound to functions by the command line, from `cli.provenance`.
+  """
+  bound = json.loads(bindings or '{}')
+  plain = functools.partial(_plain, bound=bound)
+  initial, teacher = small.initial_checkpoint_path, large.checkpoint_path
+  return {
+    'TASK': {
+      task.name: {
+        name: text
+        for name, text in corpus.identity(task, 'train').items()
+        if name in ('definition', 'source')
+      }
+      | {'rate': task.rate}
+      for task in corpus.tasks
+    },
+    'TASK_FEATURE_LENGTHS': plain(data.lengths),
+    'BATCH_SIZE': data.batch_size,
+    'PACK_LENGTH': data.pack_length,
+    'SEED': seed,
+    'LOSS': plain(step.loss),
+    'LOSS_NORMALIZING_FACTOR': plain(step.normalizer),
+    'OPTIMIZER': plain(step.optimizer),
+    'LEARNING_RATE': _learning_rates(step.learning_rate),
+    'READOUT_GRADIENT_DTYPE': step.readout_gradient_dtype,
+    'ACCEPT': plain(step.accept),
+    'INITIAL_CHECKPOINT_PATH': initial and _origin(initial, _checkpoint),
+    'LARGE_CHECKPOINT_PATH': teacher and _origin(teacher, _checkpoint),
+    'LARGE_DTYPE': large.dtype if teacher else None,
+    'TEACHER_CACHE': large.teacher_cache
+    and _origin(large.teacher_cache, functools.partial(_answers, corpus=corpus)),
+  }
+
+
+def check(
+  directory: epath.Path,
+  start: int,
+  settings: Mapping[str, Any],
+  react: Callable[[Exception], None],
+) -> None:
+  """Compare with the settings that a run directory's step `start` was trained with.
+
+  Args:
+    directory: The run directory.
+    start: Its last step; at 0 there is nothing to compare with.
+    settings: From `describe`.
+    react: `stopping.stop` or `stopping.go_on`; called with a ValueError that lists differences.
+  """
+  before = _until(start, _read(directory))
+  if not start:
+    return
+  if not before:
+    log.warning(
+      '%s has no %s: it cannot be checked that this command has the settings of the run.',
+      directory, SETTINGS,
+    )  # fmt: skip
+    return
+  different = dict(_differences(before[-1]['settings'], settings))
+  if different:
+    react(ValueError(_refusal(directory, start, different)))
+
+
+def record(
+  directory: epath.Path, start: int, settings: Mapping[str, Any], provenance: Mapping[str, str]
+) -> None:
+  """Write the configuration of the steps after `start`; that of earlier steps is kept beside it."""
+  entries, config = _read(directory), provenance.get('config', '')
+  path = directory / CONFIG
+  earlier = path.read_text() if path.exists() else None
+  first = entries[-1]['first_step'] if entries else 1
+  if earlier is not None and earlier != config and first <= start:
+    files.write(directory / f'config-{first}-{start}.gin', earlier)
+  files.write(path, config)
+  entries = _until(start, entries)
+  if not entries or entries[-1]['settings'] != settings or earlier != config:
+    origin = {name: provenance.get(name, '') for name in ('command', 'commit', 'versions')}
+    entry = {'first_step': start + 1, 'settings': settings, **origin}
+    files.write(directory / SETTINGS, json.dumps([*entries, entry], indent=1) + '\n')
+
+
+def _read(directory: epath.Path) -> list[dict[str, Any]]:
+  """Entries of all configurations, in the order in which they were used."""
+  path = directory / SETTINGS
+  if not path.exists():
+    return []
+  try:
+    entries = json.loads(path.read_text())
+    if not all({'first_step', 'settings'} <= set(entry) for entry in [*entries]):
+      raise ValueError('an entry lacks its first step or its settings')
+    return [*entries]
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f'{path} is damaged ({error}): copy it again from an intact copy, or remove it to continue '
+      'the run without comparing its settings.'
+    ) from error
+
+
+def _until(start: int, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Those that a step up to `start` was trained with; later steps have not been saved."""
+  return [entry for entry in entries if entry['first_step'] <= start]
+
+
+# -- differences -----------------------------------------------------------------------------------
+
+
+def _refusal(directory: epath.Path, start: int, different: Mapping[str, str]) -> str:
+  order = [name for name in _ORDER if any(key.split()[0] == name for key in different)]
+  rows = (
+    f' The rows of a step depend on {" and ".join(order)}: some would repeat, and others be left '
+    'out before the next epoch.'
+  )
+  return (
+    f'{directory} was trained to step {start} with other settings: '
+    f'{"; ".join(f"{name} {text}" for name, text in different.items())}.{rows if order else ""} '
+    'Restore the settings, choose another MODEL_DIR, or continue with the new ones by '
+    'ON_CHANGED_SETTINGS=@stopping.go_on.'
+  )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+  """Names of settings, with the values that differ."""
+  before, now = json.loads(json.dumps([before, now]))  # both without tuples
+  for name in [name for name in now if name in before]:
+    old, new = before[name], now[name]
+    if name == 'LEARNING_RATE':
+      yield from _different_rates(old, new)
+    elif name.endswith(('_PATH', '_CACHE')):
+      if not _same_origin(name, old, new):
+        yield name, _versus(old, new)
+    else:
+      yield from _different_fields(name, old, new)
+
+
+def _different_fields(name: str, old: Any, new: Any) -> Iterator[tuple[str, str]]:
+  """Descends into dictionaries, and into the arguments of one function."""
+  if json.dumps(old) == json.dumps(new):  # in the same order
+    return
+  dicts = isinstance(old, dict) and isinstance(new, dict)
+  if not dicts or old.get('function') != new.get('function'):
+    yield name, _versus(old, new)
+  else:
+    for key in dict.fromkeys((*old, *new)):
+      if 'function' in old and not (key in old and key in new):
+        continue  # an argument that another version does not have
+      yield from _different_fields(f'{name} {key}', old.get(key), new.get(key))
+    if list(old) != list(new) and sorted(old) == sorted(new) and 'function' not in old:
+      yield name, f'has the order {", ".join(old)} there and {", ".join(new)} here'
+
+
+def _different_rates(
+  old: Mapping[str, float], new: Mapping[str, float]
+) -> Iterator[tuple[str, str]]:
+  for step in new:
+    if step in old and not math.isclose(old[step], new[step], rel_tol=1e-5):
+      text = f'is {old[step]:.6g} there and {new[step]:.6g} here in step {int(step) + 1}'
+      yield 'LEARNING_RATE', f'{text} (by SCHEDULE, WARMUP_STEPS or TRAIN_STEPS too)'
+      return
+
+
+def _same_origin(name: str, old: Any, new: Any) -> bool:
+  if not (old and new):
+    return old == new
+  # A run that has begun does not read its initial checkpoint again, which may have gone.
+  if name == 'INITIAL_CHECKPOINT_PATH' and (old['path'] == new['path'] or not new['identity']):
+    return True
+  by = 'identity' if old['identity'] and new['identity'] else 'path'
+  return old[by] == new[by]
+
+
+def _versus(old: Any, new: Any) -> str:
+  return f'is {_shown(old)} there and {_shown(new)} here'
+
+
+def _shown(value: Any) -> str:
+  if isinstance(value, dict) and 'path' in value:
+    return f'{value["path"]} ({value["identity"]})' if value['identity'] else value['path']
+  if isinstance(value, dict) and 'function' in value:
+    return value['function']
+  text = repr(value)
+  return text if len(text) <= _SHOWN else _digest(text)
+
+
+def _digest(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# -- descriptions ----------------------------------------------------------------------------------
+
+
+def _learning_rates(schedule: optax.Schedule) -> dict[str, float]:
+  """Learning rates of the updates after so many others."""
+  return {str(step): float(schedule(step)) for step in PROBED_STEPS}
+
+
+def _origin(path: str, identity: Callable[[str], str]) -> dict[str, Any]:
+  """Path and identity of something that other programs wrote; it may have been removed since."""
+  try:
+    content = identity(path)
+  except (OSError, ValueError):
+    content = None
+  return {'path': str(files.absolute(path)), 'identity': content}
+
+
+def _checkpoint(path: str) -> str:
+  directory = files.absolute(path)
+  run = store.run_of(directory)
+  step = max(finished.steps(run)) if run == directory else int(directory.name.rpartition('_')[2])
+  return f'step {step}, {_digest(store.identity(run, step))}'
+
+
+def _answers(path: str, corpus: Corpus) -> str:
+  manifests = [
+    teacher_cache.read_manifest(teacher_cache.location(path, task.name, 'train'))
+    for task in corpus.tasks
+  ]
+  names = ('checkpoint_identity', 'vocab_size', 'top_k', 'dtype', 'weights', 'precision')
+  return _digest(json.dumps([[manifest.get(name) for name in names] for manifest in manifests]))
+
+
+def _plain(value: Any, *, bound: Mapping[str, Any], depth: int = _DEPTH) -> Any:
+  """A value as JSON: functions by name and arguments, other objects by their type."""
+  deeper = functools.partial(_plain, bound=bound, depth=depth - 1)
+  if isinstance(value, float) and not math.isfinite(value):
+    return repr(value)  # JSON has none
+  if value is None or isinstance(value, bool | int | float | str):
+    return value
+  if isinstance(value, np.generic):
+    return value.item()
+  if not depth:
+    return type(value).__name__
+  if isinstance(value, Mapping):
+    return {str(key): deeper(item) for key, item in value.items()}
+  if hasattr(value, '_asdict'):
+    return deeper(value._asdict())
+  if isinstance(value, list | tuple | set | frozenset):
+    return [deeper(item) for item in value]
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {'function': type(value).__name__, **deeper(fields)}
+  if not callable(value):
+    return type(value).__name__
+  function = inspect.unwrap(value)
+  name = _name(function)
+  arguments = dict(_arguments(function)) | dict(_bound(name, bound))
+  return {'function': '.'.join(name.split('.')[-2:]), **deeper(arguments)}
+
+
+def _name(function: Any) -> str:
+  """Dotted name; of a `partial`, that of the variable in the module of its function."""
+  target = function
+  while isinstance(target, functools.partial):
+    target = inspect.unwrap(target.func)
+  module = getattr(target, '__module__', None) or ''
+  variables = vars(sys.modules[module]) if module in sys.modules else {}
+  named = next((name for name, value in variables.items() if value is function), None)
+  return f'{module}.{named or getattr(target, "__qualname__", type(target).__name__)}'
+
+
+def _arguments(function: Any) -> Iterable[tuple[str, Any]]:
+  """Default values, those of a `partial`, and variables of the functions around it."""
+  target = function.func if isinstance(function, functools.partial) else function
+  code, cells = getattr(target, '__code__', None), getattr(target, '__closure__', None) or ()
+  for name, cell in zip(code.co_freevars if code else (), cells, strict=True):
+    try:
+      yield name, cell.cell_contents
+    except ValueError:  # not yet assigned
+      continue
+  if isinstance(function, functools.partial):
+    yield from ((str(index), value) for index, value in enumerate(function.args))
+  try:
+    signature = inspect.signature(function)
+  except (ValueError, TypeError):  # written in C
+    return
+  for name, parameter in signature.parameters.items():
+    if parameter.default is not inspect.Parameter.empty:
+      yield name, parameter.default
+
+
+def _bound(name: str, bound: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+  for key, value in bound.items():
+    selector, _, argument = key.rpartition('.')
+    if f'.{name}'.endswith(f'.{selector}'):
+      yield argument, value
