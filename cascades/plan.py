@@ -33,6 +33,9 @@ from cascades.types import Batch, ModelConfig
 
 log = logging.getLogger(__name__)
 
+# Settings that a recipe may require for training, and that a plan can do without.
+OPTIONAL_SETTINGS = ('MODEL', 'INITIAL_CHECKPOINT_PATH', 'LARGE_CHECKPOINT_PATH')
+
 
 def plan(
   topology: str = '',

@@ -2,6 +2,7 @@
 
 Floors are told from shape. A top-level file is a word of the field (no `__main__` block), a program
 (a `__main__` block), or `cli`; a folder is machinery, on the one floor of `FLOORS` that names it.
+Above the programs, `settings` reads gin files and checks them, and `cli` uses it.
 """
 
 import ast
@@ -27,8 +28,9 @@ FLOORS = (
   ('training', 'inference'),
   ('serving',),
 )
+ABOVE = ('settings', 'cli')  # the programs
 ONLY_IN = {
-  'gin': {'cli'},
+  'gin': {'cli', 'settings'},
   'seqio': {'tasks', 'data'},
   'tensorflow': {'tasks', 'data'},
   'tensorflow_datasets': {'tasks', 'data'},
@@ -70,13 +72,13 @@ def _floor(module: str) -> int:
   Raises ValueError for a module that the house has no room for.
   """
   _, room, *rest = module.split('.')
+  if room in ABOVE:
+    return len(FLOORS) + 2 + ABOVE.index(room)
   if rest or MODULES[module].name == '__init__.py':
     floors = [number for number, rooms in enumerate(FLOORS, 1) if room in rooms]
     if len(floors) != 1:
       raise ValueError(f'no floor holds the folder cascades/{room}: see FLOORS.')
     return floors[0]
-  if room == 'cli':
-    return len(FLOORS) + 2
   body = ast.parse(MODULES[module].read_text()).body
   return len(FLOORS) + 1 if any(map(_is_main_block, body)) else 0
 
@@ -108,7 +110,7 @@ PROGRAMS = [name for name in MODULES if name != 'cascades' and _floor(name) == l
 def test_a_file_imports_only_from_lower_floors(module):
   floor = _floor(module)
   for name in _imported_modules(MODULES[module]):
-    if floor == 0 == _floor(name) or (_room(name) == _room(module) and floor <= len(FLOORS)):
+    if floor == 0 == _floor(name) or _room(name) == _room(module):
       continue
     assert _floor(name) < floor, (
       f'{module} (floor {floor}) imports {name} (floor {_floor(name)}): siblings do not know each '

@@ -10,7 +10,8 @@ import gin
 import jax.numpy as jnp
 import pytest
 
-from cascades import cli, losses
+from cascades import cli, losses, plan
+from cascades.settings import checking
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -165,11 +166,17 @@ def test_an_error_is_one_message_and_a_bad_exit(arguments, message):
 
 
 @pytest.mark.parametrize('program', ['train', 'infer', 'evaluate'])
-def test_help_names_the_command_the_recipes_and_the_arguments(program):
+def test_help_shows_examples_settings_arguments_and_the_recipes_that_fit(program):
   done = run(f'cascades.{program}', '--help')
-  assert f'python -m cascades.{program} --gin_file=' in done.stdout
-  assert 'demo_large.gin' in done.stdout
-  assert '  SEED = 0' in done.stdout
+  assert done.returncode == 0
+  text = ' '.join(done.stdout.split())
+  assert done.stdout.count(f'  python -m cascades.{program} ') >= 3
+  assert ('demo_large.gin' in text) == (program == 'train')
+  assert ('demo_infer.gin' in text) == (program == 'infer')
+  assert '(SEED) Seed of' in text
+  files = set(re.findall(r'--(?:gin_file|large_model)=([\w/]+\.gin)', text)) - {'task.gin'}
+  assert all((ROOT / 'gin_configs' / file).exists() for file in files)
+  assert re.search(r'^  SEED = 0 +\S', done.stdout, re.MULTILINE), 'with its meaning'
   assert '(required)' in done.stdout
 
 
@@ -188,8 +195,8 @@ RECIPE = 'recipes/cat_flan2021_small_cat_dist.gin'
 
 
 def plan_bindings(*bindings):
-  cli.configure('cascades.plan', [RECIPE], bindings)
-  cli._finalize(cli._REQUIRED['cascades.plan'])
+  settings = cli.configure('cascades.plan', [RECIPE], bindings)
+  checking.finish(settings, optional=frozenset(plan.OPTIONAL_SETTINGS))
   return gin.get_bindings('plan.plan')
 
 

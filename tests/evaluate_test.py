@@ -16,6 +16,7 @@ from cascades.evaluation.tables import Tables
 from cascades.predictions import shards
 from cascades.reporting import figures
 from cascades.reporting.report import Report
+from cascades.settings import reading
 from tests import synthetic_tables
 from tests.predictions.shards_test import remote  # noqa: F401
 
@@ -201,7 +202,7 @@ def test_options_of_the_report_are_used(directories, tmp_path, no_figures):
 
 def test_every_macro_reaches_the_program():
   macros = {
-    'SMALL': {'x': 'small'}, 'LARGE': 'large', 'EVAL_OUTPUT_DIR': 'out', 'SPLIT': 'validation',
+    'SMALL': {'x': 'small'}, 'LARGE': 'large', 'EVAL_OUTPUT_DIR': 'out', 'SPLITS': 'validation',
     'TASKS': ['b'], 'MODE': 'score', 'METRIC': 'bleu', 'TASK_WEIGHTS': 'uniform', 'COSTS': [2.0],
     'QUALITIES': [0.5], 'BASELINE': 'x', 'RESAMPLES': 20, 'CONFIDENCE': 0.9, 'SEED': 3,
     'DEDUPE_INPUTS': True, 'TITLE': 'A title',
@@ -218,7 +219,7 @@ def test_every_macro_reaches_the_program():
     'settings': Settings('uniform', [2.0], [0.5], 'x', 20, 0.9, 3, dedupe_inputs=True),
     'report': Report('A title'),
   }
-  text = (cli.search_path()[0] / 'runs' / 'evaluate.gin').read_text()
+  text = (reading.search_path()[0] / 'runs' / 'evaluate.gin').read_text()
   assert set(re.findall(r'^([A-Z_]+) =', text, re.M)) == set(macros)
 
 

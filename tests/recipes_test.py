@@ -9,12 +9,13 @@ import shlex
 import gin
 import pytest
 
-from cascades import cli, infer, losses, train
+from cascades import infer, losses, train
 from cascades.checkpoints import store
 from cascades.data import corpus
 from cascades.inference import answers, trained_model
 from cascades.models import configs, t5
 from cascades.predictions import shards
+from cascades.settings import checking, reading
 from cascades.tasks import catalog, sources
 from cascades.tokenizers import train_sentencepiece
 from cascades.training import optimizers, setup
@@ -62,7 +63,7 @@ def fresh_gin():
 
 def configure(recipe, *bindings):
   program = 'infer' if recipe.endswith('infer') else 'train'
-  cli.configure(f'cascades.{program}', [f'recipes/{recipe}.gin'], bindings)
+  return reading.configure(f'cascades.{program}', [f'recipes/{recipe}.gin'], bindings)
 
 
 def macro(name):
@@ -114,7 +115,7 @@ def test_c4_is_learned_as_t5_learned_it():
 
 @pytest.mark.parametrize('model', [*PARAMETERS, *FLAN_T5])
 def test_models_have_the_published_numbers_of_parameters(model):
-  cli.configure('cascades.train', [f'models/{model}.gin'], [])
+  reading.configure('cascades.train', [f'models/{model}.gin'], [])
   assert (
     configs.count_parameters(gin.get_configurable(t5.T5Config)()) == (PARAMETERS | FLAN_T5)[model]
   )
@@ -137,8 +138,7 @@ def test_the_command_of_a_recipe_says_all_that_is_required(recipe):
     flag, _, value = argument.replace('--gin.', '--gin_bindings=', 1).partition('=')
     {'--gin_file': files, '--gin_bindings': bindings}[flag].append(value)
   assert files == [f'recipes/{recipe}.gin']
-  cli.configure(program, files, bindings)
-  cli._finalize()
+  checking.finish(reading.configure(program, files, bindings))
 
 
 CONFIGS = {
@@ -152,21 +152,23 @@ CONFIGS = {
 
 @pytest.mark.parametrize('program', CONFIGS)
 def test_every_field_of_a_config_object_has_a_macro(program):
-  cli.configure(f'cascades.{program}', [f'runs/{program}.gin'], [])
+  reading.configure(f'cascades.{program}', [f'runs/{program}.gin'], [])
   for config in CONFIGS[program]:
     bound = gin.get_bindings(config, resolve_references=False)
     assert all(re.fullmatch(r'%[A-Z_]+', str(value)) for value in bound.values())
     fields = {field.name for field in dataclasses.fields(config)}
-    # The sizes of a large model are those of its checkpoint, but for a plan.
-    assert set(bound) == fields - ({'config'} if config is setup.LargeModel else set())
+    # The sizes of a large model are those of its checkpoint, but for a plan; only `train` packs.
+    others = set() if program == 'train' else {'pack_length'}
+    assert set(bound) == fields - ({'config'} if config is setup.LargeModel else others)
 
 
 @pytest.mark.parametrize('name', ['INITIAL_CHECKPOINT_PATH', 'LARGE_CHECKPOINT_PATH'])
 def test_a_row_with_a_large_model_does_not_start_without_its_checkpoints(name):
   needed = {'INITIAL_CHECKPOINT_PATH', 'LARGE_CHECKPOINT_PATH', 'MODEL_DIR'}
-  configure('cat_wmt22_small_dist', *(f'{other}=there' for other in needed - {name}))
+  bindings = [f'{other}=there' for other in needed - {name}]
+  settings = configure('cat_wmt22_small_dist', *bindings)
   with pytest.raises(ValueError, match=f'{name} is required'):
-    cli._finalize()
+    checking.finish(settings)
 
 
 @pytest.mark.parametrize('program', ['train', 'infer'])
@@ -176,7 +178,7 @@ def test_where_rows_are_looked_for_is_said_once_for_all_tasks(program):
     'malformed': 'skip',
   }  # fmt: skip
   bindings = [f'{name.upper()}={value}' for name, value in given.items()]
-  cli.configure(f'cascades.{program}', [f'runs/{program}.gin'], bindings)
+  reading.configure(f'cascades.{program}', [f'runs/{program}.gin'], bindings)
   assert gin.get_bindings(catalog.get) == given | {'name': None}
   assert gin.get_bindings(catalog.mixture)['sources'] == sources.Sources(**given)
 
@@ -204,9 +206,9 @@ def folder(tmp_path_factory):
 
 def run(folder, recipe, *bindings):
   program = infer.infer if recipe.endswith('infer') else train.train
-  configure(recipe, *TINY, f'RECORDS_DIR={folder}/records', *bindings)
+  settings = configure(recipe, *TINY, f'RECORDS_DIR={folder}/records', *bindings)
   gin.bind_parameter('partitioning.Devices.mesh', tiny.one_device)
-  cli._finalize()
+  checking.finish(settings, on_unread=checking.warn)  # TINY serves all programs
   return gin.get_configurable(program)()
 
 

@@ -23,6 +23,11 @@ def visible(text: str) -> str:
   return ''.join(_visible(character) for character in text)
 
 
+def lines(text: str) -> str:
+  """Escapes each line of a text; the line breaks stay."""
+  return '\n'.join(map(visible, text.split('\n')))
+
+
 def _visible(character: str) -> str:
   if unicodedata.category(character) not in HIDDEN:
     return character

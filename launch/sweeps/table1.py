@@ -39,7 +39,7 @@ def get_config(suite: str = 'superglue') -> ml_collections.ConfigDict:
   config.infer.gin_file = f'recipes/{suite}_infer.gin'
   config.infer.bindings = {**data, 'SPLITS': (SPLITS[suite],)}
   config.evaluate.gin_file = 'runs/evaluate.gin'
-  config.evaluate.bindings = {'SPLIT': SPLITS[suite]}
+  config.evaluate.bindings = {'SPLITS': SPLITS[suite]}
   config.points = tuple(
     {points.GIN_FILE: f'recipes/cat_{suite}_small_{loss}.gin'} for loss in LOSSES
   )

@@ -7,6 +7,7 @@ import gin
 import pytest
 
 from cascades import cli
+from cascades.settings import checking
 from launch import points, stages
 from launch.sweeps import demo, table1
 
@@ -155,8 +156,7 @@ def test_every_command_of_the_examples_is_understood(settings):
   for stage in {stage.words()[1]: stage for run in runs for stage in run}.values():
     gin.clear_config()
     bindings = [f'{name}={value}' for name, value in stage.bindings.items()]
-    cli.configure(f'cascades.{stage.program}', stage.gin_files, bindings)
-    gin.finalize()
+    checking.finish(cli.configure(f'cascades.{stage.program}', stage.gin_files, bindings))
   gin.clear_config()
 
 

@@ -1,0 +1,1 @@
+"""Settings of the programs: gin files and bindings, checked by name and type before use."""
