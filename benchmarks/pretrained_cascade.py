@@ -26,7 +26,7 @@ from flax import nnx
 
 from benchmarks import bars
 from benchmarks.bars import Measured
-from benchmarks.local_tsv import read
+from benchmarks.own_rows import read
 from cascades.checkpoints import store
 from cascades.data import materialize
 from cascades.data.corpus import Corpus

@@ -8,6 +8,8 @@ import re
 import pytest
 import yaml
 
+from tests import settings_page
+
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / 'docs'
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob('*.md'))
@@ -51,6 +53,16 @@ def test_every_path_in_code_font_exists(page):
 
 def test_the_readme_is_a_page_to_read():
   assert len((ROOT / 'README.md').read_text().splitlines()) <= 200
+
+
+def test_the_table_of_macros_is_up_to_date():
+  text = (DOCS / 'settings.md').read_text()
+  assert settings_page.page() == text, 'run `python -m tests.settings_page`'
+
+
+def test_every_file_of_settings_has_a_table():
+  files = {path.stem for path in (ROOT / 'gin_configs' / 'runs').glob('*.gin')}
+  assert files - set(settings_page.SECTIONS.values()) == {'finetune'}  # train, started elsewhere
 
 
 def _texts(node):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -90,38 +91,72 @@ def test_a_custom_task(shown):
   assert next(iter(records.read([3]))).row.answers == ('1806',)
 
 
-@pytest.mark.slow
-def test_the_four_commands(shown):
-  """Unchanged and in another folder, except for the number of steps."""
-  tiny.write_rows(shown, rows=64)
+def command_block(word):
+  (text,) = (block for block in blocks('sh') if word in block)
+  return text.replace('python -m', f'{sys.executable} -m')
+
+
+def run_shown(commands, folder, *replacements):
+  """Commands as shown, in a folder with rows and the README's task.gin, with smaller sizes."""
+  tiny.write_rows(folder, rows=64)
   (task,) = (block for block in blocks('') if 'local_jsonl' in block)
-  (shown / 'task.gin').write_text(task)
-  (commands,) = (block for block in blocks('sh') if 'cascades.evaluate' in block)
-  commands = commands.replace('python -m', f'{sys.executable} -m').replace(
-    'recipes/local_train.gin --gin', 'recipes/local_train.gin --gin.TRAIN_STEPS=101 --gin'
+  (folder / 'task.gin').write_text(task)
+  for old, new in replacements:
+    assert old in commands
+    commands = commands.replace(old, new)
+  one_device = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  words = ['bash', '-euo', 'pipefail', '-c', commands]
+  subprocess.run(words, check=True, cwd=folder, env=one_device)
+
+
+def pretrained(folder, name, **settings):
+  """A tiny random model with a tokenizer, as a Hugging Face folder."""
+  symbols = ['<pad>', '</s>', '<unk>', *'abcdefghABCDEFGH'][: twins.VOCAB]
+  model = tokenizers.models.WordLevel({name: i for i, name in enumerate(symbols)}, '<unk>')
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  twin_folders.twin(folder, name)
+  tokenizer.save(str(folder / 'tokenizer.json'))
+  settings |= {'eos_token': '</s>', 'pad_token': '<pad>'}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
+
+
+@pytest.mark.slow
+def test_the_way_from_pretrained_weights_to_a_report(shown):
+  """Unchanged but for the number of steps and layers, on a tiny random model."""
+  pretrained(shown / 'downloaded', 'gemma3')
+  _, mark, commands = command_block('cascades.prune').partition('# convert')
+  run_shown(
+    f'SOURCE=downloaded\n{mark}{commands}',
+    shown,
+    ('HEAD=4 --gin.TAIL=4', 'HEAD=1 --gin.TAIL=1'),
+    (
+      '--gin_file=task.gin \\\n  --gin.INITIAL',
+      '--gin_file=task.gin --gin.TRAIN_STEPS=21 --gin.INITIAL',
+    ),
   )
-  subprocess.run(['bash', '-euo', 'pipefail', '-c', commands], check=True, cwd=shown)
   assert (shown / 'runs' / 'mine' / 'report' / 'report.html').exists()
+
+
+@pytest.mark.slow
+def test_the_way_from_scratch(shown):
+  """Unchanged but for the number of steps and pieces."""
+  run_shown(
+    command_block('models/t5_mini.gin'),
+    shown,
+    ('--size=4000', '--size=24'),
+    ('4100', '124'),
+    ('recipes/local_train.gin', 'recipes/local_train.gin --gin.TRAIN_STEPS=101'),
+  )
+  assert (shown / 'runs' / 'scratch' / 'small' / 'manifest.json').exists()
 
 
 @pytest.mark.slow
 def test_the_commands_for_two_pretrained_checkpoints(shown):
   """Unchanged except for steps and batch size, on tiny random checkpoints."""
-  tiny.write_rows(shown, rows=64)
-  (task,) = (block for block in blocks('') if 'local_jsonl' in block)
-  (shown / 'task.gin').write_text(task)
-  symbols = ['<pad>', '</s>', '<unk>', *'abcdefghABCDEFGH'][: twins.VOCAB]
-  model = tokenizers.models.WordLevel({name: i for i, name in enumerate(symbols)}, '<unk>')
-  tokenizer = tokenizers.Tokenizer(model)
-  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   for name in ('flan-t5-base', 'flan-t5-xxl'):
-    folder = twin_folders.twin(shown / 'downloads' / name, 't5_1_1')
-    tokenizer.save(str(folder / 'tokenizer.json'))
-    settings = {'tokenizer_class': 'T5Tokenizer', 'eos_token': '</s>', 'pad_token': '<pad>'}
-    (folder / 'tokenizer_config.json').write_text(json.dumps(settings))
-  (commands,) = (block for block in blocks('sh') if 'cascades.convert' in block)
-  commands = commands.replace('python -m', f'{sys.executable} -m')
-  commands = commands.replace('TRAIN_STEPS=2000', 'TRAIN_STEPS=2').replace('SIZE=64', 'SIZE=8')
-  subprocess.run(['bash', '-euo', 'pipefail', '-c', commands], check=True, cwd=shown)
+    pretrained(shown / 'downloads' / name, 't5_1_1', tokenizer_class='T5Tokenizer')
+  sizes = ('TRAIN_STEPS=2000', 'TRAIN_STEPS=2'), ('SIZE=64', 'SIZE=8')
+  run_shown(command_block('flan-t5-xxl'), shown, *sizes)
   exported = {file.name for file in (shown / 'exported' / 'small').iterdir()}
   assert {'model.safetensors', 'config.json', 'tokenizer.json'} <= exported
