@@ -47,6 +47,7 @@ def cache_teacher(
   dtype: str = 'float16',
   vocab_size: int | None = None,
   shard_rows: int = 1 << 14,
+  overwrite: bool = False,
   devices: Devices = Devices(),
   profile_steps: str | None = None,
   provenance: Callable[[], Mapping[str, str]] = dict,
@@ -63,6 +64,7 @@ def cache_teacher(
     dtype: Type that holds the log-probabilities: 'float16', 'bfloat16' or 'float32'.
     vocab_size: Number of leading logits to choose among, if the small model has fewer entries.
     shard_rows: Number of rows of a shard.
+    overwrite: Replaces answers of another model, task, length or format instead of refusing.
     devices: Mesh and sharding rules.
     profile_steps: Batches to be traced by the profiler, as '10:15'.
     provenance: Gives the configuration and versions that are recorded in the manifest.
@@ -104,7 +106,7 @@ def cache_teacher(
         }
         location = teacher_cache.location(directory, task.name, split)
         identity = settings | corpus.identity(task, split) | sizes
-        _write_manifest(location, identity, provenance(), model)
+        _write_manifest(location, identity, provenance(), model, overwrite=overwrite)
         answered = functools.partial(
           _answered,
           corpus,
@@ -121,13 +123,15 @@ def _write_manifest(
   identity: Mapping[str, Any],
   provenance: Mapping[str, str],
   model: trained_model.TrainedModel,
+  *,
+  overwrite: bool,
 ) -> None:
-  """Write the manifest and the vocabulary, unless they exist; raise if they differ."""
+  """Write the manifest and the vocabulary; raise if other ones exist and are to be kept."""
   # The same checkpoint in another directory is the same model.
   compared = {name: value for name, value in identity.items() if name != 'checkpoint'}
   notes = {'tail': teacher_cache.TAIL, 'checkpoint': identity['checkpoint'], **provenance}
   first = jax.process_index() == 0
-  teacher_cache.begin(location, compared, notes, write=first)
+  teacher_cache.begin(location, compared, notes, write=first, overwrite=overwrite)
   if first:
     vocabularies.save(model.vocabulary, location)
 

@@ -6,7 +6,8 @@
 Writes one table of predictions per split, INFER_OUTPUT_DIR/<split>/, as sharded JSON lines with a
 manifest; a mixture has one table per task in the same directory. Mode `score` computes the
 log-probabilities of the targets, or ranks the options, instead of decoding answers. Rerunning the
-same command writes the shards that are missing.
+same command writes the shards that are missing; a table of another checkpoint or decoding is
+replaced only with OVERWRITE=True.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,9 +37,24 @@ from cascades.tasks import chats
 log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """The tables that are written.
+
+  Attributes:
+    directory: Directory of the tables, one a split and task.
+    shard_rows: Approximate number of rows of a shard.
+    overwrite: Replaces tables of another checkpoint or decoding instead of refusing.
+  """
+
+  directory: str
+  shard_rows: int = 4096
+  overwrite: bool = False
+
+
 def infer(
   checkpoint: trained_model.Checkpoint,
-  infer_output_dir: str,
+  output: Output,
   *,
   data: Data,
   splits: Sequence[str] = ('test',),
@@ -46,7 +62,6 @@ def infer(
   candidates: answers.Candidates = 'targets',
   prompts: chats.PromptFormat | None = None,
   decoding_options: answers.DecodingOptions = answers.DecodingOptions(),
-  shard_rows: int = 4096,
   devices: Devices = Devices(),
   profile_steps: str | None = None,
   provenance: Callable[[], Mapping[str, str]] = dict,
@@ -55,20 +70,21 @@ def infer(
 
   Args:
     checkpoint: The model. Both types of its numbers are recorded in the manifest.
-    infer_output_dir: Directory of the tables, one a split and task.
+    output: Directory of the tables, and the size of their files.
     data: The rows. Answers have at most `lengths['targets']` tokens.
     splits: Names of splits; a task of a mixture that lacks one is left out.
     mode: 'predict' decodes answers; 'score' computes log-probabilities of given ones.
     candidates: Answers that are scored: a row's 'targets', or each of its 'options'.
     prompts: Changes the prompt of a row: `chats.chat` applies the model's own chat template.
     decoding_options: Temperature and seed of mode 'predict'.
-    shard_rows: Approximate number of rows of a shard.
     devices: Mesh and sharding rules.
     profile_steps: Batches to be traced by the profiler, as '10:15'.
     provenance: Gives the configuration and versions that are recorded in the manifest.
 
   Raises:
-    ValueError: if `mode`, `candidates`, a split, a type or a checkpoint is unknown.
+    ValueError: if `mode`, `candidates`, a split, a type or a checkpoint is unknown, or naming the
+      differences, if the directory holds tables of another origin.
+    OSError: if the directory cannot be written to. Both are noticed before rows are answered.
   """
   if mode not in ('predict', 'score'):
     raise ValueError(f'mode is {mode!r}; it must be one of predict, score.')
@@ -76,7 +92,7 @@ def infer(
     dataclasses.asdict(decoding_options) if mode == 'predict' else {'candidates': candidates}
   )
   settings = options | {'max_tokens': data.lengths['targets']}
-  directory = files.absolute(infer_output_dir)
+  directory = files.absolute(output.directory)
   with (
     devices.use(),
     profiling.Profiler(directory / 'profile', profile_steps) as profiler,
@@ -92,6 +108,7 @@ def infer(
       else answers.scorer(answers.Scorer(model), data.batch_size, profiler, candidates)
     )
     companion_files = store.locate(checkpoint.path, checkpoint.which)[0] / companions.FOLDER
+    tables = []
     for task, task_splits in data.required_task.task_splits(splits):
       prompted = prompts(task, companion_files, model.architecture) if prompts else task
       corpus = data.corpus(model.vocabulary, model.architecture, task=prompted)
@@ -107,29 +124,55 @@ def infer(
           'metrics': judges,
         }
         (records,) = corpus.open(split).per_task
-        _write_table(
-          directory / split,
-          records,
-          described,
-          shard_rows,
-          functools.partial(reader, corpus),
-          provenance,
-        )
+        answer = functools.partial(reader, corpus)
+        table = _Table(directory / split, records, described, output.shard_rows, answer)
+        if jax.process_index() == 0:
+          table.begin(overwrite=output.overwrite)
+        tables.append(table)
+    for table in tables:
+      _write(table, provenance)
 
 
-def _write_table(
-  directory: epath.Path,
-  split: Records,
-  described: Mapping[str, Any],
-  shard_rows: int,
-  answer: Callable[[Records, Sequence[int]], Iterator[tuple[int, rows.JsonRow]]],
-  provenance: Callable[[], Mapping[str, str]],
-) -> None:
+class _Table(NamedTuple):
+  """A table to be written: the answers to one split of one task."""
+
+  directory: epath.Path
+  split: Records
+  described: Mapping[str, Any]
+  shard_rows: int
+  answer: Callable[[Records, Sequence[int]], Iterator[tuple[int, rows.JsonRow]]]
+
+  @property
+  def shard_count(self) -> int:
+    """Number of shards."""
+    return -(-len(self.split) // self.shard_rows)
+
+  @property
+  def fingerprint(self) -> str:
+    """Digest of the model, the settings and the data."""
+    identity = json.dumps([self.described, self.split.directory.name], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+  def begin(self, *, overwrite: bool) -> None:
+    """Refuse or remove a table of another origin; see `shards.begin`."""
+    data = {
+      'records': self.split.directory.name,
+      'rows': len(self.split),
+      'shards': self.shard_count,
+    }
+    shards.begin(
+      self.directory,
+      {**self.described, **data},
+      fingerprint=self.fingerprint,
+      overwrite=overwrite,
+    )
+
+
+def _write(table: _Table, provenance: Callable[[], Mapping[str, str]]) -> None:
   """Write the shards that are missing, then the manifest."""
-  task, mode, total = described['task'], described['mode'], len(split)
-  count = -(-total // shard_rows)
-  identity = json.dumps([described, split.directory.name], sort_keys=True)
-  fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+  directory, split, described, _, answer = table
+  task, mode, total, count = described['task'], described['mode'], len(split), table.shard_count
+  fingerprint = table.fingerprint
   done = shards.completed_shards(directory, task, mode, count, total=total, fingerprint=fingerprint)
   # All must answer the same shards, and others may see another disk than the one that writes.
   missing = np.flatnonzero(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -273,3 +274,9 @@ def test_a_directory_of_other_answers_is_left_as_it_is(
   with pytest.raises(ValueError, match=message):
     make(home, large, 'first', **options)
   assert contents(first_choices) == before
+
+
+def test_other_answers_are_replaced_when_that_is_asked_for(home, large, first_choices, tmp_path):
+  shutil.copytree(first_choices, home / 'replaced')
+  directory = make(home, large, 'replaced', top_k=3, overwrite=True)
+  assert contents(directory) == contents(make(home, large, 'few', top_k=3))

@@ -1,6 +1,7 @@
 """The inference program: what it writes, that it agrees with the model, and how it resumes."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from cascades import decoding
 from cascades.checkpoints import store
 from cascades.data import converters
 from cascades.data.corpus import Corpus
+from cascades.inference import answers
 from cascades.models import configs
 from cascades.predictions import shards as predictions
 from cascades.runtime import partitioning
@@ -169,11 +171,72 @@ def test_an_interrupted_run_goes_on_without_losing_or_repeating_a_row(
   np.testing.assert_array_equal(table.logprobs, answered[1].logprobs)
 
 
-def test_another_setting_is_another_table(trained, tmp_path, answered):
-  run(trained, tmp_path)
-  sampled = run(trained, tmp_path, temperature=5.0)
+def contents(directory):
+  return {path.name: path.read_bytes() for path in (directory / 'test').iterdir()}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'temperature': 5.0}, r'decoding temperature is 0\.0 there and 5\.0 here'),
+    ({'precision': 'bfloat16'}, "precision is 'float32' there and 'bfloat16' here"),
+    ({'shard_rows': 16}, 'shards is 4 there and 2 here'),
+    ({'task_feature_lengths': {'inputs': 8, 'targets': 7}}, 'decoding max_tokens is 8 there and 7'),
+  ],
+  ids=str,
+)
+def test_a_table_of_another_origin_is_left_as_it_is(trained, answered, changes, message):
+  before = contents(answered[0])
+  with pytest.raises(ValueError, match=f'(?s){message}.*OVERWRITE=True'):
+    run(trained, answered[0], **changes)
+  assert contents(answered[0]) == before
+
+
+def test_a_later_checkpoint_of_the_same_run_is_another_origin(trained, tmp_path, answered):
+  shutil.copytree(answered[0], tmp_path / 'answers')
+  shutil.copytree(trained / 'run', tmp_path / 'run')
+  run(trained, tmp_path / 'answers', checkpoint_path=str(tmp_path / 'run'))  # moved: the same one
+  tiny.train(**tiny.settings(trained, model_dir=str(tmp_path / 'run'), train_steps=101))
+  with pytest.raises(ValueError, match=r'; step is 100 there and 101 here'):
+    run(trained, tmp_path / 'answers', checkpoint_path=str(tmp_path / 'run'))
+
+
+def test_a_table_is_replaced_when_that_is_asked_for(trained, tmp_path, answered):
+  shutil.copytree(answered[0], tmp_path / 'answers')
+  sampled = run(trained, tmp_path / 'answers', temperature=5.0, shard_rows=16, overwrite=True)
   assert sampled.manifest['decoding']['temperature'] == 5.0
   assert list(sampled.predictions) != list(answered[1].predictions)
+  assert len(contents(tmp_path / 'answers')) == 5  # two shards, their markers, the manifest
+
+
+@pytest.mark.parametrize('begun', [True, False], ids=['now', 'by an older version'])
+def test_an_unfinished_table_of_another_origin_is_not_continued(
+  trained, tmp_path, monkeypatch, begun
+):
+  def interrupted(*args, **kwargs):
+    write(*args, **kwargs)
+    raise KeyboardInterrupt
+
+  write = predictions.write_shard
+  monkeypatch.setattr(predictions, 'write_shard', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    tiny.infer(**settings(trained, tmp_path))
+  if not begun:
+    (tmp_path / 'test' / 'backwards-predict.begun.json').unlink()
+  reason = 'decoding temperature is' if begun else 'an unfinished table of unknown origin'
+  with pytest.raises(ValueError, match=reason):
+    tiny.infer(**settings(trained, tmp_path, temperature=5.0))
+  monkeypatch.setattr(predictions, 'write_shard', write)
+  run(trained, tmp_path)
+
+
+def test_a_directory_that_cannot_be_written_to_is_noticed_before_anything_is_answered(
+  trained, tmp_path, monkeypatch
+):
+  (tmp_path / 'test').write_text('a file where the directory would be')
+  monkeypatch.setattr(answers.Generator, 'generate', lambda *_: pytest.fail('rows are answered'))
+  with pytest.raises(OSError, match=f'{tmp_path}/test'):
+    tiny.infer(**settings(trained, tmp_path))
 
 
 def test_a_sample_does_not_depend_on_its_batch(trained, tmp_path, answered):

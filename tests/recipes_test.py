@@ -144,7 +144,7 @@ def test_the_command_of_a_recipe_says_all_that_is_required(recipe):
 CONFIGS = {
   'train': (corpus.Data, setup.SmallModel, setup.LargeModel, setup.Step, setup.Schedule,
             setup.Failures),
-  'infer': (corpus.Data, trained_model.Checkpoint, answers.DecodingOptions),
+  'infer': (corpus.Data, trained_model.Checkpoint, answers.DecodingOptions, infer.Output),
   'cache_teacher': (corpus.Data, trained_model.Checkpoint),
   'prune': (corpus.Data,),
 }  # fmt: skip

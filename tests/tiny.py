@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from cascades import infer as inference
 from cascades.data import corpus
 from cascades.inference import trained_model
 from cascades.inference.answers import DecodingOptions
@@ -92,6 +93,9 @@ CONFIGS: dict[str, tuple[type, dict[str, str]]] = {
   'checkpoint': (trained_model.Checkpoint, {
     'checkpoint_path': 'path', 'which': 'which', 'precision': 'precision', 'weights': 'weights',
   }),
+  'output': (inference.Output, {
+    'infer_output_dir': 'directory', 'shard_rows': 'shard_rows', 'overwrite': 'overwrite',
+  }),
   'decoding_options': (DecodingOptions, {
     'temperature': 'temperature', 'top_k': 'top_k', 'top_p': 'top_p', 'seed': 'seed',
   }),
@@ -121,9 +125,7 @@ def train(**settings: Any) -> Any:
 
 def infer(**settings: Any) -> None:
   """`cascades.infer` with flat settings."""
-  from cascades import infer
-
-  infer.infer(**arguments(infer.infer, **settings))
+  inference.infer(**arguments(inference.infer, **settings))
 
 
 def cache_teacher(**settings: Any) -> None:

@@ -58,5 +58,16 @@ def defect(path: epath.Path, *, rows: int, fingerprint: str, digest: bool = True
   )
 
 
+def fingerprints(directory: epath.Path, pattern: str) -> set[str]:
+  """Fingerprints of the markers of matching files; unreadable markers have none."""
+  values = set()
+  for path in directory.glob(f'{pattern}{SUFFIX}') if directory.exists() else ():
+    try:
+      values.add(str(json.loads(path.read_bytes())['fingerprint']))
+    except (ValueError, TypeError, KeyError):
+      continue
+  return values
+
+
 def _size_and_digest(data: bytes) -> dict[str, Any]:
   return {'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest()}

@@ -5,6 +5,7 @@ A directory holds one split, in files with T5X's names:
     {task}-{mode}.jsonl-00000-of-00004             rows (see `rows`), in the split's order
     {task}-{mode}.jsonl-00000-of-00004.COMPLETED   written after it: count, size, digest
     {task}-{mode}.manifest.json                    written last: origin of the table
+    {task}-{mode}.begun.json                       the same of a table that is being written
 
 A table without a manifest is unfinished; a shard that differs from its marker is written again.
 """
@@ -27,6 +28,7 @@ from cascades.runtime import files
 from cascades.types import Predictions
 
 VERSION = 1
+_MANIFEST, _BEGUN = 'manifest.json', 'begun.json'
 
 Positive = msgspec.Meta(gt=0)
 
@@ -66,6 +68,78 @@ def shard_rows(total: int, index: int, count: int) -> range:
     count: Number of shards.
   """
   return range(total * index // count, total * (index + 1) // count)
+
+
+def begin(
+  directory: epath.PathLike, origin: Mapping[str, Any], *, fingerprint: str, overwrite: bool
+) -> None:
+  """Make room for a table: an unfinished one of the same origin is resumed, another is refused.
+
+  Writes a file in any case, so that a directory that cannot be written to is noticed.
+
+  Args:
+    directory: Directory of the split.
+    origin: Model, settings and data of the table, with `task` and `mode`, as JSON.
+    fingerprint: Identifies them.
+    overwrite: True removes a table of another origin.
+
+  Raises:
+    ValueError: naming the differences, if the directory holds a table of another origin.
+    OSError: if the directory cannot be written to.
+  """
+  directory, name = epath.Path(directory), stem(origin['task'], origin['mode'])
+  marker = directory / f'{name}.{_BEGUN}'
+  different = _differences(directory, name, origin, fingerprint)
+  if different and not overwrite:
+    raise ValueError(
+      f'{directory} holds answers to {origin["task"]} (mode {origin["mode"]}) of another origin: '
+      f'{"; ".join(different)}. Name another INFER_OUTPUT_DIR, or replace them with OVERWRITE=True.'
+    )
+  if different:
+    table = [path for path in directory.iterdir() if path.name.startswith(f'{name}.')]
+    # Without its manifest a table is unfinished, whenever this is interrupted.
+    for path in sorted(table, key=lambda path: path.name != f'{name}.{_MANIFEST}'):
+      path.unlink()
+  files.write(marker, _json({**origin, 'fingerprint': fingerprint}, indent=2) + b'\n')
+
+
+def _differences(
+  directory: epath.Path, name: str, origin: Mapping[str, Any], fingerprint: str
+) -> list[str]:
+  """Differences from the table of this name in the directory, if there is one."""
+  begun, manifest = (directory / f'{name}.{suffix}' for suffix in (_BEGUN, _MANIFEST))
+  path = begun if begun.exists() else manifest
+  if not path.exists():  # perhaps unfinished, of a version that did not write its origin first
+    written = markers.fingerprints(directory, f'{name}.jsonl-*')
+    return [] if written <= {fingerprint} else ['an unfinished table of unknown origin']
+  try:
+    stored, expected = _flat(json.loads(path.read_bytes())), _flat(json.loads(_json(origin)))
+  except (ValueError, AttributeError) as error:
+    return [f'{path.name} is damaged ({error})']
+  if stored.get('checkpoint_identity') == expected.get('checkpoint_identity'):
+    expected['checkpoint'] = stored.get('checkpoint')  # the same one elsewhere
+  different = [
+    f'{key} is {_shown(stored[key])} there and {_shown(value)} here'
+    for key, value in expected.items()
+    if key in stored and stored[key] != value
+  ]
+  same_path = stored.get('checkpoint') == origin.get('checkpoint')
+  if not different and same_path and stored.get('fingerprint', '') != fingerprint:
+    return ['its rows, or their tokens, are others']
+  return different
+
+
+def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:
+  """Single fields of the model and of the decoding."""
+  flat: dict[str, Any] = {}
+  for key, value in origin.items():
+    flat |= {f'{key} {k}': v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+  return flat
+
+
+def _shown(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) <= 60 else f'{text[:13]}...'
 
 
 def write_shard(
@@ -136,9 +210,10 @@ def write_manifest(directory: epath.PathLike, manifest: Mapping[str, Any]) -> No
   """
   manifest = {'version': VERSION, **manifest}
   _check_manifest(manifest)
-  path = epath.Path(directory) / f'{stem(manifest["task"], manifest["mode"])}.manifest.json'
+  path = epath.Path(directory) / f'{stem(manifest["task"], manifest["mode"])}.{_MANIFEST}'
   _check_shards(path.parent, manifest)
   files.write(path, _json(manifest, indent=2) + b'\n')
+  (path.parent / path.name.replace(_MANIFEST, _BEGUN)).unlink(missing_ok=True)
 
 
 def read(

@@ -116,25 +116,39 @@ def location(directory: epath.PathLike, task: str, split: str) -> epath.Path:
 
 
 def begin(
-  directory: epath.Path, identity: Mapping[str, Any], notes: Mapping[str, Any], *, write: bool
+  directory: epath.Path,
+  identity: Mapping[str, Any],
+  notes: Mapping[str, Any],
+  *,
+  write: bool,
+  overwrite: bool = False,
 ) -> None:
-  """Checks or writes the manifest, before any shard.
+  """Checks and writes the manifest, before any shard; so a disk that cannot be written is noticed.
 
   Args:
     directory: the cache of one split.
     identity: what all shards of the directory must have in common.
     notes: what else the manifest says, not compared.
     write: whether this process writes.
+    overwrite: whether answers of another identity are removed.
 
   Raises:
     ValueError: naming the differences, if the directory holds answers of another identity.
   """
   path = directory / MANIFEST
   identity = json.loads(json.dumps({'format': FORMAT, **identity}))
+  content = json.dumps({**identity, **notes}, indent=2, allow_nan=False) + '\n'
   if path.exists():
-    check_identity(directory, read_manifest(directory), identity)
-  elif write:
-    files.write(path, json.dumps({**identity, **notes}, indent=2, allow_nan=False) + '\n')
+    try:
+      check_identity(directory, read_manifest(directory), identity)
+      content = path.read_text()  # with the notes of the command that began
+    except ValueError as error:
+      if not overwrite:
+        raise ValueError(f'{error} OVERWRITE=True replaces these answers.') from error
+      if write:
+        directory.rmtree()
+  if write:
+    files.write(path, content)
 
 
 def write_shard(
