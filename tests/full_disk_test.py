@@ -8,9 +8,10 @@ import sys
 import pytest
 
 PROGRAM = """
-import pathlib, sys
+import pathlib, sys, threading
 import jax, jax.numpy as jnp
 from cascades.checkpoints import finished, store
+from cascades.runtime import locking
 from tests import tiny
 
 MOUNT = pathlib.Path(sys.argv[1])
@@ -53,6 +54,21 @@ with store.Checkpoints(MOUNT / 'run', keep=3, on_failure=make_room) as checkpoin
   checkpoints.save(4, state(4))
 whole(4)
 print('kept:', sorted(finished.steps(store.files.absolute(MOUNT / 'run'))))
+
+# No directory can be made: the failure names it, and no thread waits for it.
+spare = []
+try:
+  with locking.held(MOUNT / 'run'), store.Checkpoints(MOUNT / 'run') as checkpoints:
+    try:
+      while True:
+        spare.append(MOUNT / f'spare-{len(spare)}')
+        spare[-1].mkdir()
+    except OSError:
+      checkpoints.save(5, state(5))
+except store.SaveError as error:
+  print('no room for a name:', error)
+names = ('serialize_shardings', 'array_type_handler', 'write_metadata_after_commits')
+print('waiting:', [thread.name for thread in threading.enumerate() if thread.name in names])
 """
 
 
@@ -61,7 +77,7 @@ def said(tmp_path_factory):
   mount = tmp_path_factory.mktemp('disk')
   if not shutil.which('unshare'):
     pytest.skip('there is no unshare to make a file system with')
-  script = f'mount -t tmpfs -o size=3m tmpfs {mount} && exec "$@"'
+  script = f'mount -t tmpfs -o size=3m,nr_inodes=400 tmpfs {mount} && exec "$@"'
   namespace = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c']
   if subprocess.run(
     [*namespace, script, 'sh', 'true'], check=False, capture_output=True
@@ -84,3 +100,9 @@ def test_a_full_disk_stops_the_run_and_leaves_the_earlier_checkpoints_whole(said
 def test_a_run_that_is_to_go_on_writes_again_when_there_is_room(said):
   assert 'the checkpoint of step 2 could not be written to ' in said['told']
   assert said['kept'] == '[1, 3, 4]'
+
+
+def test_a_directory_that_cannot_be_made_is_named_and_no_thread_waits_for_it(said):
+  assert 'the checkpoint of step 5 could not be written to ' in said['no room for a name']
+  assert "checkpoint_5.orbax-checkpoint-tmp'" in said['no room for a name']
+  assert said['waiting'] == '[]'

@@ -9,6 +9,7 @@ warning.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -36,6 +37,10 @@ DESCRIPTION = 'model.json'
 MANIFEST = 'manifest.json'  # source and options of a run that was not trained
 LORA = 'lora'  # of a description: the `lora.Config` of a run that trains adapters
 BASE = 'base'  # folder beside its checkpoints with the weights that the adapters belong to
+
+
+# Threads would wait minutes for a directory that cannot be created.
+_ASYNC = ocp.AsyncOptions(create_directories_asynchronously=False)
 
 
 class SaveError(CheckpointError):
@@ -85,7 +90,7 @@ class Checkpoints:
         step_prefix=finished.PREFIX,
         best_fn=finished.quality,  # without it Orbax does not write what its policies read
         preservation_policy=keep_policy,
-        async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+        async_options=dataclasses.replace(_ASYNC, post_finalization_callback=self._write_checksums),
       ),
     )
 
@@ -142,7 +147,7 @@ class Checkpoints:
     return SaveError(
       f'the checkpoint of step {self._writing} could not be written to {self._directory} '
       f'({str(error).splitlines()[0]}). Earlier checkpoints are intact: {steps}. Free some disk '
-      'space; rerunning the same command resumes training.'
+      'space, or make the directory writable; rerunning the same command resumes training.'
     )
 
   def _write_checksums(self) -> None:
@@ -166,7 +171,7 @@ class Checkpoints:
 
   def save_base(self, params: Any) -> None:
     """Writes the frozen weights that the checkpoints' adapters belong to, and waits for it."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(async_options=_ASYNC) as checkpointer:
       checkpointer.save(self._directory / BASE, {'params': params}, force=True)
     if jax.process_index() == 0:
       checksums.write(self._directory / BASE)

@@ -47,7 +47,9 @@ def held(directory: epath.PathLike) -> Iterator[None]:
     try:
       yield
     finally:
-      path.unlink(missing_ok=True)
+      # Its error would hide that of the run; a file that nobody locks keeps nobody out.
+      with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _locked(path: epath.Path) -> IO[str]:

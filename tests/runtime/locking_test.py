@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from etils.epath import gpath
 
 from cascades.runtime import locking
 
@@ -79,6 +80,18 @@ def test_where_locks_are_not_to_be_had_the_run_starts_and_says_so(tmp_path, monk
   monkeypatch.setattr(locking.fcntl, 'flock', unsupported)
   with locking.held(tmp_path):
     assert 'cannot be locked' in caplog.text
+
+
+def test_a_lock_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
+  def refuse(*_, **__):
+    raise PermissionError(13, 'Permission denied', '.lock')
+
+  def fail():
+    raise ValueError('the error of the run')
+
+  monkeypatch.setattr(gpath._GPath, 'unlink', refuse)
+  with pytest.raises(ValueError, match='the error of the run'), locking.held(tmp_path):
+    fail()
 
 
 def test_object_stores_are_not_covered():
