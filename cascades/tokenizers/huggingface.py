@@ -8,12 +8,17 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from cascades.tokenizers import conventions, huggingface_folder
+from cascades.tokenizers import (
+  added_tokens,
+  conventions,
+  huggingface_folder,
+  tokenizer_classes,
+)
 from cascades.tokenizers.conventions import Tokens
 from cascades.tokenizers.huggingface_folder import TokenizerSettings
 
@@ -107,8 +112,14 @@ def read_huggingface(
       'instead is read by `vocabularies.sentencepiece`, given that file.'
     )
   settings = huggingface_folder.read_settings(file.parent)
-  model = _without_unused_tokens(file.read_bytes(), settings, file)
+  if settings['tokenizer_config'].get('split_special_tokens'):
+    raise ValueError(
+      f'{file.parent / huggingface_folder.CONFIG} sets split_special_tokens, with which a text '
+      'cannot hold special tokens; set it to false.'
+    )
+  model = _as_class_reads(_without_unused_tokens(file.read_bytes(), settings, file), settings, file)
   tokenizer = parse(model, file)
+  model = _with_added_tokens(model, tokenizer, settings, file)
 
   def token_id(token: str) -> int:
     index = tokenizer.token_to_id(token)
@@ -127,7 +138,7 @@ def read_huggingface(
   padding = token_id(pad) if pad else [*ids('pad'), *ends][0]
   start = token_id(bos) if bos else None
   if bos is None:
-    start = _start_id(settings, padding, prefix, ids, file)
+    start = _start_id(settings, padding, prefix)
   special = SpecialIds(padding, tuple(ends), start)
   return HuggingFace(model, special, file, tokenizer=tokenizer)
 
@@ -174,29 +185,35 @@ def _without_unused_tokens(model: bytes, settings: TokenizerSettings, file: epat
   return json.dumps(content | {'added_tokens': tokens}).encode() if tokens != added else model
 
 
-def _start_id(
-  settings: TokenizerSettings,
-  pad: int,
-  prefix: Sequence[int],
-  ids: Callable[[str], list[int]],
-  file: epath.Path,
-) -> int | None:
-  """The decoder's first input; None if the model was trained without one."""
+def _as_class_reads(model: bytes, settings: TokenizerSettings, file: epath.Path) -> bytes:
+  """The file as the tokenizer's class in transformers reads it; see `tokenizer_classes`."""
+  content, original = _content(model, file), _content(model, file)
+  content = tokenizer_classes.apply(content, settings)
+  return json.dumps(content).encode() if content != original else model
+
+
+def _with_added_tokens(
+  model: bytes, tokenizer: tokenizers.Tokenizer, settings: TokenizerSettings, file: epath.Path
+) -> bytes:
+  """Adds the tokens of the JSON files beside a tokenizer.json to both; see `added_tokens`."""
+  content = _content(model, file)
+  tokens = added_tokens.add(tokenizer, settings, file)
+  if tokens == sorted(content.get('added_tokens') or [], key=lambda token: token['id']):
+    return model
+  return json.dumps(content | {'added_tokens': tokens}).encode()
+
+
+def _start_id(settings: TokenizerSettings, pad: int, prefix: Sequence[int]) -> int | None:
+  """The decoder's first input; None if the model was trained without one.
+
+  The template of a tokenizer.json says it; like transformers 5, `add_bos_token` is not read then.
+  """
   for name in ('generation_config', 'config'):
     if (start := settings[name].get('decoder_start_token_id')) is not None:
       return start
-  if 'T5' in (settings['tokenizer_config'].get('tokenizer_class') or ''):
+  if tokenizer_classes.name(settings) == 'T5Tokenizer':
     return pad
-  adds = settings['tokenizer_config'].get('add_bos_token')
-  if not adds and (adds is not None or not prefix):
-    return None
-  candidates = [*prefix, *ids('bos')]
-  if not candidates:
-    raise ValueError(
-      f'{file.parent / huggingface_folder.CONFIG} asks for a beginning of sequence '
-      '(add_bos_token) and names none: give it as bos, or bos="" to do without.'
-    )
-  return candidates[0]
+  return prefix[0] if prefix else None
 
 
 def _template_ids(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:

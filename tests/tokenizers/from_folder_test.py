@@ -19,7 +19,7 @@ def model(tmp_path_factory):
 
 def test_the_sentencepiece_model_of_t5_gets_its_extra_ids(model, tmp_path):
   (tmp_path / 'spiece.model').write_bytes(model.read_bytes())
-  (tmp_path / 'tokenizer.json').write_text('a translation of it, which is not looked at')
+  (tmp_path / 'tokenizer.json').write_text('{"a translation of it": "which is not read"}')
   actual = from_folder.read_vocabulary(tmp_path)
   assert actual.size == 396
   assert actual.fingerprint == vocabularies.sentencepiece(model, 100).fingerprint
@@ -64,7 +64,7 @@ def test_tokens_added_to_a_sentencepiece_model_are_refused(name, options, model,
   (tmp_path / f'{name}.json').write_text(json.dumps(options))
   if name == 'added_tokens':
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'eos_token': '<|im_end|>'}))
-  with pytest.raises(ValueError, match=r'has 296 pieces, .* add tokens up to id 296: save both'):
+  with pytest.raises(ValueError, match=r'has 296 pieces, .* add .* with id 296, .*: save both'):
     from_folder.read_vocabulary(tmp_path)
 
 

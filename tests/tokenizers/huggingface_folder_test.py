@@ -21,6 +21,7 @@ def test_files_that_are_not_there_say_nothing(tmp_path):
     'generation_config': {},
     'tokenizer_config': {},
     'special_tokens_map': {},
+    'added_tokens': {},
   }
 
 
