@@ -23,12 +23,12 @@ from typing import Any, Literal
 
 import jax
 
-from cascades.checkpoints import store
+from cascades.checkpoints import made_runs, store
 from cascades.interop import companions, tensor_tables
 from cascades.interop.pretrained import open_pretrained
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
-from cascades.runtime import files, partitioning
+from cascades.runtime import files, locking, partitioning
 from cascades.tokenizers import vocabularies
 from cascades.types import Vocabulary
 
@@ -42,6 +42,7 @@ def convert(
   vocabulary: Vocabulary | None = None,
   model_options: Mapping[str, Any] | None = None,
   dtype: Literal['float32', 'bfloat16'] = 'float32',
+  overwrite: bool = False,
   mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
   rules: partitioning.Rules = partitioning.RULES,
   provenance: Callable[[], Mapping[str, str]] = dict,
@@ -54,13 +55,14 @@ def convert(
     vocabulary: the tokenizer, for T5X which stores none.
     model_options: fields of the model's configuration that the source lacks, or to replace.
     dtype: of the stored weights.
+    overwrite: replace another conversion in `model_dir`.
     mesh: the devices that read the weights.
     rules: how parameters are sharded over the mesh.
     provenance: the operative configuration, stored beside the checkpoint.
 
   Raises:
     CheckpointError: the models here do not compute the source's, whose option is named; its
-      tensors are not that model's, and are named; or `model_dir` holds another run.
+      tensors are not that model's, and are named; or `model_dir` holds another run or other files.
     ValueError: there is no vocabulary, or one that is larger than the model's embedding table.
   """
   tensor_tables.check_dtype(dtype)
@@ -72,12 +74,13 @@ def convert(
     'vocabulary_size': pretrained.vocabulary.size,
   }
   origin = {'converted_from': str(files.absolute(source)), 'dtype': dtype}
-  if store.is_made(directory, description, origin):
+  if made_runs.check(directory, description, origin, source=source, overwrite=overwrite):
     log.info('%s already holds this checkpoint.', model_dir)
     return
-  with partitioning.use(mesh(), rules):
+  with partitioning.use(mesh(), rules), locking.held(directory):
     _, abstract = abstract_model(pretrained.config, rules, dtype=dtype)
     params = pretrained.tensors.load(abstract)
+    made_runs.begin(directory, description, origin, overwrite=overwrite)
     if jax.process_index() == 0:
       vocabularies.save(pretrained.vocabulary, directory)
       for name, content in pretrained.companions().items():

@@ -25,7 +25,7 @@ from cascades.checkpoints import store
 from cascades.interop import companions, families, huggingface, t5x, tensor_tables
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
-from cascades.runtime import files, partitioning
+from cascades.runtime import files, locking, partitioning
 from cascades.tokenizers import vocabularies
 from cascades.types import Params
 
@@ -41,6 +41,7 @@ def export(
   which: store.StepSelector = 'last',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   shard_bytes: int = huggingface.SHARD_BYTES,
+  overwrite: bool = False,
   mesh: Callable[[], jax.sharding.Mesh] = partitioning.make_mesh,
   rules: partitioning.Rules = partitioning.RULES,
 ) -> None:
@@ -55,11 +56,13 @@ def export(
     which: the checkpoint of a run directory: a step, the last, or the best.
     dtype: of the weights.
     shard_bytes: the size of a file of weights, for Hugging Face.
+    overwrite: replace the model in `output_dir`; files that belong to no model stay.
     mesh: the devices that read the weights.
     rules: how parameters are sharded over the mesh.
 
   Raises:
-    CheckpointError: the other program does not compute the model, or `output_dir` holds one.
+    CheckpointError: the other program does not compute the model, or `output_dir` holds one,
+      or other files.
   """
   if format not in ('huggingface', 't5x'):
     raise ValueError(f'FORMAT is {format!r}; it can be huggingface or t5x.')
@@ -77,30 +80,31 @@ def export(
       step=step,
       dtype=dtype,
       fetch=partitioning.fetch,
+      overwrite=overwrite,
       primary=primary,
     )
   else:
-    options, companion_files = _prepare(output, directory, description, tokenizer)
+    huggingface.check_output(output, overwrite=overwrite)
+    options, companion_files = _prepare(directory, description, tokenizer)
     write = lambda params: huggingface.write_folder(
       output,
       options | {'torch_dtype': dtype},
       tensor_tables.unload(families.table(description), params, fetch=partitioning.fetch),
       companion_files,
       shard_bytes=shard_bytes,
+      overwrite=overwrite,
       primary=primary,
     )
-  with partitioning.use(mesh(), rules):
+  with partitioning.use(mesh(), rules), locking.held(output):
     _, abstract = abstract_model(config, rules, dtype=dtype)
     write(store.restore_params(directory, abstract, which=step))
   log.info('%s: step %d of %s in %s', output, step, directory, dtype)
 
 
 def _prepare(
-  output: epath.Path, directory: epath.Path, description: Mapping[str, Any], tokenizer: str | None
+  directory: epath.Path, description: Mapping[str, Any], tokenizer: str | None
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
   """The content of config.json, and the companion files."""
-  if (output / huggingface.CONFIG).exists():
-    raise store.CheckpointError(f'{output} holds a model already: remove it, or name another.')
   original = companions.find_original(directory if tokenizer is None else tokenizer)
   if original is None and tokenizer is not None:
     raise store.CheckpointError(

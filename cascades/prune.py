@@ -21,12 +21,12 @@ import jax
 from jax import Array
 
 from cascades import losses
-from cascades.checkpoints import store
+from cascades.checkpoints import made_runs, store
 from cascades.data.corpus import Data
 from cascades.interop import companions
 from cascades.models import configs, pruning
 from cascades.models.abstract import abstract_model
-from cascades.runtime import files, partitioning
+from cascades.runtime import files, locking, partitioning
 from cascades.runtime.partitioning import Devices
 from cascades.tokenizers import vocabularies
 from cascades.training import train_step
@@ -44,6 +44,7 @@ def prune(
   data: Data | None = None,
   task_rows: int = 512,
   which: store.StepSelector = 'last',
+  overwrite: bool = False,
   devices: Devices = Devices(),
   provenance: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
@@ -58,12 +59,13 @@ def prune(
     data: The rows that channels are judged by; needed with `mlp_dim` only.
     task_rows: Number of training rows that channels are judged by.
     which: 'last', 'best', or the number of a step.
+    overwrite: Replace another pruned or converted model in `model_dir`.
     devices: Mesh and sharding rules.
     provenance: Gives the operative configuration, which is written to config.gin.
 
   Raises:
     ValueError: for layers or channels that the model does not have.
-    CheckpointError: if `model_dir` holds another checkpoint.
+    CheckpointError: if `model_dir` holds another checkpoint, or other files.
   """
   if mlp_dim and not (data and data.task and data.lengths):
     raise ValueError('MLP_DIM needs TASK and TASK_FEATURE_LENGTHS, to judge channels by its rows.')
@@ -84,10 +86,10 @@ def prune(
     'mlp_dim': small.mlp_dim,
     'task': data.required_task.name if data and mlp_dim else None,
   }
-  if store.is_made(directory, description, choice):
+  if made_runs.check(directory, description, choice, source=source, overwrite=overwrite):
     log.info('%s holds a checkpoint already.', model_dir)
     return
-  with devices.use():
+  with devices.use(), locking.held(directory):
     graph, abstract = abstract_model(large, devices.rules)
     _, abstract_small = abstract_model(small, devices.rules)
     weights = store.restore_params(source, abstract, which=step)
@@ -104,6 +106,7 @@ def prune(
     select = functools.partial(pruning.prune, layers=remaining, mlp_dim=mlp_dim)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_small)
     params = jax.jit(select, out_shardings=shardings)(weights, importance=importance)
+    made_runs.begin(directory, description, choice, overwrite=overwrite)
     if jax.process_index() == 0:
       vocabularies.save(vocabulary, directory)
     companions.inherit(source, directory)

@@ -212,3 +212,6 @@ def test_the_gin_files_convert_and_export(tmp_path):
   settings = [f'CHECKPOINT_PATH={tmp_path}/run', f'OUTPUT_DIR={tmp_path}/out', 'FORMAT=t5x']
   _run('export', export.export, *settings)
   assert (tmp_path / 'out' / 'checkpoint_0' / 'checkpoint').exists()
+  with pytest.raises(store.CheckpointError, match='or set OVERWRITE=True'):
+    _run('export', export.export, *settings)
+  _run('export', export.export, *settings, 'OVERWRITE=True')

@@ -173,6 +173,29 @@ def test_another_source_or_type_in_the_same_place_is_refused(folder, tmp_path):
     _convert(other, tmp_path / 'run')
   with pytest.raises(store.CheckpointError, match="dtype is 'float32' there and 'bfloat16' here"):
     _convert(folder, tmp_path / 'run', dtype='bfloat16')
+  _convert(folder, tmp_path / 'run', dtype='bfloat16', overwrite=True)
+  assert json.loads((tmp_path / 'run' / 'manifest.json').read_text())['dtype'] == 'bfloat16'
+
+
+def test_a_source_that_cannot_be_read_leaves_the_run_that_it_should_replace(folder, tmp_path):
+  _convert(folder, tmp_path / 'run')
+  before = store.identity(tmp_path / 'run', 0)
+  tensors = twin_folders.tensors('t5_1_1')
+  tensors['shared.weight'] = np.full_like(tensors['shared.weight'], np.nan)
+  twin_folders.write(folder, twin_folders.config('t5_1_1'), tensors)
+  with pytest.raises(store.CheckpointError, match=r'NaN or infinite.*: shared\.weight'):
+    _convert(folder, tmp_path / 'run', overwrite=True)
+  assert store.identity(tmp_path / 'run', 0) == before
+
+
+def test_a_conversion_does_not_mix_with_other_files(folder, tmp_path):
+  other = shutil.copytree(folder, tmp_path / 'other')
+  with pytest.raises(
+    store.CheckpointError, match=r"holds no run, but 'README\.md', 'config\.json'"
+  ):
+    _convert(folder, other)
+  with pytest.raises(store.CheckpointError, match='holds the source'):
+    _convert(folder, folder)
 
 
 @pytest.mark.parametrize('program', [_convert, _export])

@@ -72,6 +72,10 @@ def test_a_second_run_changes_nothing_and_another_choice_is_refused(large, tmp_p
   other = functools.partial(pruning.ends, head=0, tail=1)
   with pytest.raises(store.CheckpointError, match='layers encoder is'):
     _prune(large, small, layers=other)
+  _prune(large, small, layers=other, overwrite=True, mlp_dim=None)
+  assert json.loads((small / store.MANIFEST).read_text())['layers']['encoder'] == [1]
+  with pytest.raises(store.CheckpointError, match='holds the source'):
+    _prune(large, large, overwrite=True)
 
 
 def test_narrowing_needs_a_task(large, tmp_path):

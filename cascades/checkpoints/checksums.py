@@ -45,6 +45,9 @@ def damage(directory: epath.Path) -> str | None:
   except (ValueError, TypeError, AttributeError) as error:
     return f'{MANIFEST} is damaged ({error})'
   present = _files(directory)
+  unlisted = [name for name in present.keys() - manifest if epath.Path(name).name[0] != '.']
+  if unlisted or not manifest:
+    return f'{MANIFEST} lists {len(manifest)} files, and not {min(unlisted, default="any")}'
   for name, (size, _) in manifest.items():
     length = present[name].stat().length if name in present else None
     if length != size:

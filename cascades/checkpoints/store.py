@@ -186,11 +186,12 @@ def _raise(error: SaveError) -> None:
 
 
 def _remove_unfinished(directory: epath.Path) -> None:
-  """Removes incomplete checkpoints of a killed or failed save.
+  """Removes incomplete checkpoints and files of a killed or failed save.
 
   Orbax's manager would also remove a base that is being written and, in object stores, folders
   without its mark, such as logs.
   """
+  files.remove_leftovers(directory)
   for temporary in ocp.utils.tmp_checkpoints(directory):
     path = temporary.get()
     if not re.match(rf'({finished.PREFIX}_\d+|{BASE})(\.|$)', path.name):

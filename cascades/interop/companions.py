@@ -26,22 +26,7 @@ from cascades.types import Vocabulary
 log = logging.getLogger(__name__)
 
 FOLDER = 'huggingface'
-GENERATION = 'generation_config.json'
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
-# Files that servers read, and fine-tuning does not change.
-FILES = (
-  GENERATION,
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'tokenizer.model',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'spiece.model',
-  'vocab.json',
-  'merges.txt',
-  'chat_template.jinja',
-  'chat_template.json',
-)
 
 
 class Original(NamedTuple):
@@ -53,7 +38,7 @@ class Original(NamedTuple):
 
 def read(folder: epath.Path) -> dict[str, bytes]:
   """The companion files in a folder, by name."""
-  paths = (folder / name for name in FILES)
+  paths = (folder / name for name in huggingface.COMPANIONS)
   return {path.name: path.read_bytes() for path in paths if path.exists()}
 
 
@@ -83,7 +68,7 @@ def generate(
   return {
     **tokenizer_files(vocabulary, chat_template=chat_template),
     huggingface.CONFIG: json.dumps(config).encode(),
-    GENERATION: _generation_config(config),
+    huggingface.GENERATION: _generation_config(config),
   }
 
 
@@ -134,7 +119,7 @@ def for_export(
       del config[option]
     config |= hf_config.configuration(description, model_type)
     companions = read(original.folder)
-  return config, {GENERATION: _generation_config(config)} | companions
+  return config, {huggingface.GENERATION: _generation_config(config)} | companions
 
 
 def _generation_config(config: Mapping[str, Any]) -> bytes:

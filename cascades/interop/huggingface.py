@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from etils import epath
 from safetensors import numpy as safetensors
 
-from cascades.checkpoints import json_files
+from cascades.checkpoints import json_files, store
 from cascades.checkpoints.safetensors_files import read_shapes, read_tensors
 from cascades.checkpoints.store import CheckpointError
 from cascades.interop import families, hf_config, sentence_transformers, sizes
@@ -27,15 +28,31 @@ from cascades.interop.tensor_tables import (
   StoredTensors,
   TensorToWrite,
 )
-from cascades.runtime import files
+from cascades.runtime import files, locking
 
 log = logging.getLogger(__name__)
 
 CONFIG = 'config.json'
 INDEX = 'model.safetensors.index.json'
 WEIGHTS = 'model.safetensors'
+GENERATION = 'generation_config.json'
+# Files that servers read, and fine-tuning does not change.
+COMPANIONS = (
+  GENERATION,
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'tokenizer.model',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'spiece.model',
+  'vocab.json',
+  'merges.txt',
+  'chat_template.jinja',
+  'chat_template.json',
+)
 SHARD_BYTES = 1 << 30
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
+_UNFINISHED = '.unfinished'  # where an export is until it is complete
 _GIT_LFS_POINTER = b'version https://git-lfs'
 # Gemma 3 for images stores its language model under either prefix.
 _TEXT_PREFIXES = ('language_model.', 'model.language_model.')
@@ -90,9 +107,10 @@ def write_folder(
   companions: Mapping[str, bytes],
   *,
   shard_bytes: int = SHARD_BYTES,
+  overwrite: bool = False,
   primary: bool = True,
 ) -> None:
-  """Writes a model: the weights first, config.json last, so that it marks a complete folder.
+  """Writes a model: to a folder inside, moved when complete, with config.json last.
 
   Args:
     folder: the folder, created if it does not exist.
@@ -100,28 +118,74 @@ def write_folder(
     tensors: the weights by name; computed by all processes, a file at a time.
     companions: other files by name, such as the tokenizer's.
     shard_bytes: the size of a file of weights, which is held in memory when it is written.
+    overwrite: replaces the model in the folder; files that belong to no model stay.
     primary: whether this process writes the files.
+
+  Raises:
+    CheckpointError: the folder is not empty, and `overwrite` is False.
   """
   folder = files.absolute(folder)
+  check_output(folder, overwrite=overwrite)
+  remote = '://' in os.fspath(folder)  # where files are not moved
+  unfinished = folder if remote else folder / _UNFINISHED
   shards = list(_sharded(tensors, shard_bytes))
   index: dict[str, str] = {}
+  if primary:
+    _remove_model(folder) if remote else _remove(unfinished)
 
   def write(name: str, content: bytes | str) -> None:
     if primary:
-      files.write(folder / name, content)
+      files.write(unfinished / name, content)
 
   for number, names in enumerate(shards, 1):
     name = f'model-{number:05}-of-{len(shards):05}.safetensors' if len(shards) > 1 else WEIGHTS
     index |= dict.fromkeys(names, name)
     arrays = {tensor: tensors[tensor].compute() for tensor in names}
     if primary:  # transformers requires the metadata
-      files.write(folder / name, safetensors.save(arrays, {'format': 'pt'}))
+      files.write(unfinished / name, safetensors.save(arrays, {'format': 'pt'}))
   total = sum(map(_size, tensors.values()))
   if len(shards) > 1:
     write(INDEX, _text({'metadata': {'total_size': total}, 'weight_map': index}))
   for file, content in companions.items():
     write(file, content)
   write(CONFIG, _text(config))
+  if primary and not remote:
+    _remove_model(folder)
+    for path in sorted(unfinished.iterdir(), key=lambda path: path.name == CONFIG):
+      path.replace(folder / path.name)
+    unfinished.rmdir()
+
+
+def check_output(folder: epath.Path, *, overwrite: bool = False) -> None:
+  """Raises CheckpointError if a model cannot be written to a folder: it holds other things."""
+  if folder.exists() and not folder.is_dir():
+    raise CheckpointError(f'{folder} is a file: choose another OUTPUT_DIR.')
+  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  names = sorted({*names} - {_UNFINISHED, locking.LOCK})
+  if store.DESCRIPTION in names:
+    raise CheckpointError(f'{folder} is a run directory: choose another OUTPUT_DIR.')
+  if names and not overwrite:
+    listed = f'{", ".join(map(repr, names[:5]))}{" ..." if len(names) > 5 else ""}'
+    model = 'a model already' if CONFIG in names else 'files already, but no complete model'
+    raise CheckpointError(
+      f'{folder} holds {model} ({listed}): choose another OUTPUT_DIR, or set OVERWRITE=True to '
+      'replace the files of a model in it.'
+    )
+
+
+def _remove_model(folder: epath.Path) -> None:
+  """Removes the model in a folder, config.json first: without it no program reads the rest."""
+  patterns = (CONFIG, *COMPANIONS, '*.safetensors', '*.safetensors.index.json', *PICKLES)
+  for path in (path for pattern in patterns for path in folder.glob(pattern)):
+    path.unlink(missing_ok=True)
+
+
+def _remove(folder: epath.Path) -> None:
+  """Removes what an interrupted export left; never what a link points to."""
+  if os.path.islink(folder):
+    folder.unlink()
+  elif folder.exists():
+    folder.rmtree()
 
 
 def _sharded(tensors: Mapping[str, TensorToWrite], limit: int) -> Iterator[list[str]]:

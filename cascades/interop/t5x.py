@@ -232,6 +232,7 @@ def write(
   dtype: Dtype = 'float32',
   slots: Mapping[str, np.ndarray] | None = None,
   fetch: Callable[[Any], np.ndarray] = jax.device_get,
+  overwrite: bool = False,
   primary: bool = True,
 ) -> epath.Path:
   """Writes `directory/checkpoint_{step}` in the native layout.
@@ -244,6 +245,7 @@ def write(
     dtype: of the parameters.
     slots: Adafactor's state by `<T5X's parameter>/{v,v_row,v_col,m}`; None writes zeros.
     fetch: brings an array to the host.
+    overwrite: replaces the checkpoint of this step.
     primary: whether this process writes.
 
   Returns:
@@ -254,8 +256,7 @@ def write(
   """
   tensor_tables.check_dtype(dtype)
   checkpoint = files.absolute(directory) / f'checkpoint_{step}'
-  if (checkpoint / t5x_files.INDEX).exists():
-    raise CheckpointError(f'{checkpoint} exists: remove it, or write to another directory.')
+  t5x_files.check_output(checkpoint, overwrite=overwrite)
   # Plain T5 has one bias table per stack.
   scan = 'encoder' if model['family'] == 't5' and model['relative_bias_per_layer'] else None
   tensors = tensor_tables.unload(table(model, scan=scan), params, fetch=fetch)
@@ -265,7 +266,8 @@ def write(
     slots = traverse_util.flatten_dict(zeros, sep='/')
   tree: dict[str, Any] = {'state/step': np.asarray(step, np.int32)}
   if primary:
-    checkpoint.mkdir(parents=True, exist_ok=True)
+    t5x_files.remove(checkpoint)
+    checkpoint.mkdir(parents=True)
   for name, tensor in tensors.items():
     path, array = f'target/{name}', np.asarray(tensor.compute()).astype(dtype)
     if primary:

@@ -166,6 +166,30 @@ def _line(error: Exception) -> str:
   return str(error).splitlines()[0]
 
 
+def check_output(checkpoint: epath.Path, *, overwrite: bool) -> None:
+  """Raises CheckpointError if a checkpoint cannot be written: there is one, or something else."""
+  names = [path.name for path in checkpoint.iterdir()] if checkpoint.is_dir() else []
+  others = [name for name in names if name != INDEX and not name.startswith(('target.', 'state.'))]
+  if others or (checkpoint.exists() and not checkpoint.is_dir()):
+    raise CheckpointError(
+      f'{checkpoint} is no checkpoint of T5X ({", ".join(map(repr, sorted(others)[:5]))}): choose '
+      'another OUTPUT_DIR.'
+    )
+  if names and not overwrite:
+    raise CheckpointError(
+      f'{checkpoint} exists: remove it, choose another OUTPUT_DIR, or set OVERWRITE=True.'
+    )
+
+
+def remove(checkpoint: epath.Path) -> None:
+  """Removes a checkpoint, its index first: without it no program reads the rest."""
+  if os.path.islink(checkpoint):
+    checkpoint.unlink()
+  elif checkpoint.exists():
+    (checkpoint / INDEX).unlink(missing_ok=True)
+    checkpoint.rmtree()
+
+
 def write_array(checkpoint: epath.Path, path: str, array: np.ndarray) -> dict[str, Any]:
   """Writes an array as zarr and returns its spec for the index."""
   folder = path.replace('/', '.')

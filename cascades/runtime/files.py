@@ -10,6 +10,7 @@ from etils import epath
 
 MAX_NAME_BYTES = 200  # file systems take 255, and endings are added
 
+_TEMPORARY = re.compile(r'\..+\.[0-9a-f]{32}')  # names of `write`
 _UNFIT_FOR_NAMES = re.compile(r'[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 
@@ -37,6 +38,21 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
+
+
+def remove_leftovers(directory: epath.PathLike) -> None:
+  """Remove temporary files that killed writes left, in a folder that no other process writes to."""
+  folder = epath.Path(directory)
+  if '://' in os.fspath(folder) or not folder.is_dir():
+    return
+  for path in folder.iterdir():
+    if is_leftover(path.name) and not path.is_dir():
+      path.unlink(missing_ok=True)
+
+
+def is_leftover(name: str) -> bool:
+  """Tell whether a file has the temporary name that `write` gives."""
+  return _TEMPORARY.fullmatch(name) is not None
 
 
 def component(name: str, what: str) -> str:

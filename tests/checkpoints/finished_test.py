@@ -1,5 +1,6 @@
 """Damaged checkpoints, for real: every file of one, in every way. Nobody reads them unknowingly."""
 
+import json
 import pathlib
 import re
 import shutil
@@ -141,6 +142,24 @@ def test_a_checkpoint_without_checksums_is_read_with_a_warning(run, caplog):
   (run / 'checkpoint_2' / checksums.MANIFEST).unlink()
   assert store.locate(run)[1] == 2
   assert 'its files cannot be verified' in caplog.text
+
+
+@pytest.mark.parametrize('content', ['{}', '[]', 'null', '{"a": 3}'])
+def test_checksums_that_list_nothing_vouch_for_nothing(content, run, caplog):
+  (run / 'checkpoint_2' / checksums.MANIFEST).write_text(content)
+  assert store.locate(run)[1] == 1
+  assert f'checkpoint_2 is damaged: {checksums.MANIFEST}' in caplog.text
+
+
+def test_a_file_that_the_checksums_do_not_list_is_damage(run):
+  file = run / 'checkpoint_2' / checksums.MANIFEST
+  manifest = json.loads(file.read_text())
+  name = max(manifest)
+  del manifest[name]
+  file.write_text(json.dumps(manifest))
+  assert store.locate(run)[1] == 1
+  (run / 'checkpoint_1' / '.DS_Store').write_text('')  # of a file manager
+  assert store.locate(run)[1] == 1
 
 
 def test_arrays_that_cannot_be_read_are_a_named_error_even_without_checksums(run, state):

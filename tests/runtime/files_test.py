@@ -49,3 +49,21 @@ def test_a_name_that_leads_out_of_its_folder_is_refused():
   for name in ('', '.', '../up', '/root', 'a\\b', 'a\0', 'é' * 101):
     with pytest.raises(ValueError, match='cannot name a split: files carry the name'):
       files.component(name, 'a split')
+
+
+def test_temporary_files_of_killed_writes_are_removed_and_no_others(tmp_path):
+  names = ['.a.json.' + 'f' * 32, '.hidden', 'a.json', 'x.' + '0' * 32, '.b.' + '0' * 31]
+  for name in names:
+    (tmp_path / name).write_text('')
+  (tmp_path / ('.c.' + '0' * 32)).mkdir()
+  files.remove_leftovers(tmp_path)
+  files.remove_leftovers(tmp_path / 'nowhere')
+  assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names[1:], '.c.' + '0' * 32])
+
+
+def test_a_killed_write_leaves_a_name_that_is_recognized(tmp_path, monkeypatch):
+  names, path = [], type(files.absolute(tmp_path))
+  monkeypatch.setattr(path, 'replace', lambda temporary, target: names.append(temporary.name))
+  files.write(tmp_path / 'a.json', b'x')
+  assert len(names) == 1
+  assert files.is_leftover(names[0])
