@@ -12,18 +12,19 @@ evidence for it and defers first: its score is `NO_TOKENS`, the largest finite n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from cascades.types import DeferralRule, Predictions, Score
 
 Logprobs = Float[np.ndarray, 'N T']
 Mask = Bool[np.ndarray, 'N T']
 
+MOST_CELLS = 1 << 22  # tokens and padding that a rule is given at a time; more than that is split
 NO_TOKENS = float(np.finfo(np.float64).max)
 
 
@@ -96,6 +97,10 @@ PAPER: Mapping[str, DeferralRule] = MappingProxyType({
 def as_score(rule: DeferralRule) -> Score:
   """Score of a table of predictions by a rule.
 
+  Where padding to the longest answer would exceed `MOST_CELLS`, the rule is called for rows of
+  similar length at a time, so the score of a row must depend on that row alone; `random`, which
+  numbers the rows, always sees all of them.
+
   Args:
     rule: Deferral rule.
 
@@ -104,9 +109,35 @@ def as_score(rule: DeferralRule) -> Score:
   """
 
   def score(table: Predictions) -> Float[np.ndarray, 'N']:
-    return rule(table.logprobs, table.mask)
+    if getattr(rule, 'func', rule) is random:
+      return rule(np.empty((len(table.lengths), 0)), np.empty((len(table.lengths), 0), bool))
+    blocks = [*_blocks(table.lengths)]
+    if len(blocks) == 1:
+      return rule(*table.padded())
+    scores = np.empty(len(table.lengths))
+    for rows in blocks:
+      values = np.asarray(rule(*table.padded(rows)), float)
+      if values.shape != rows.shape:
+        raise ValueError(
+          f'A rule must give one number for each of {len(rows)} rows; its result has shape '
+          f'{values.shape}.'
+        )
+      scores[rows] = values
+    return scores
 
   return score
+
+
+def _blocks(lengths: Int[np.ndarray, 'N']) -> Iterator[Int[np.ndarray, 'n']]:
+  """Indices of rows to be padded together: all if they are few, else those of similar length."""
+  lengths = np.maximum(lengths, 1)
+  width = np.full(len(lengths), lengths.max(initial=1))
+  if width.sum() > MOST_CELLS:
+    width = 2 ** np.ceil(np.log2(lengths)).astype(int)
+  for size in np.unique(width).tolist():
+    rows = np.flatnonzero(width == size)
+    step = max(1, MOST_CELLS // size)
+    yield from np.split(rows, range(step, len(rows), step))
 
 
 def _sum(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:

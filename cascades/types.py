@@ -195,7 +195,11 @@ class Metric(NamedTuple):
 
 
 class Predictions(NamedTuple):
-  """One table: what one model answered to one task's split, as columns of N rows."""
+  """One table: what one model answered to one task's split, as columns of N rows.
+
+  Log-probabilities of the L tokens of all answers stand one after another: padded, one long answer
+  would cost every row its length.
+  """
 
   task: str
   split: str
@@ -203,11 +207,37 @@ class Predictions(NamedTuple):
   inputs: Sequence[str]
   targets: Sequence[Sequence[str]]
   predictions: Sequence[str]
-  logprobs: Float[np.ndarray, 'N T']
-  mask: Bool[np.ndarray, 'N T']
+  token_logprobs: Float[np.ndarray, 'L']
+  lengths: Int[np.ndarray, 'N']  # tokens of each answer
   statistics: Mapping[str, Float[np.ndarray, 'N K']]  # by metric name
   manifest: Mapping[str, Any]
   groups: Sequence[str] = ()  # of rows that are right only together; none if empty
+
+  @property
+  def logprobs(self) -> Float[np.ndarray, 'N T']:
+    """Log-probabilities, padded by zeros to the longest answer."""
+    return self.padded()[0]
+
+  @property
+  def mask(self) -> Bool[np.ndarray, 'N T']:
+    """True on the tokens of each answer, False on padding."""
+    return self.padded()[1]
+
+  def padded(
+    self, rows: Int[np.ndarray, 'n'] | slice = slice(None)
+  ) -> tuple[Float[np.ndarray, 'n T'], Bool[np.ndarray, 'n T']]:
+    """Log-probabilities and mask of some rows, padded to the longest answer among them."""
+    lengths = self.lengths[rows]
+    mask = np.arange(max(1, lengths.max(initial=0))) < lengths[:, None]
+    logprobs = np.zeros(mask.shape)
+    logprobs[mask] = self.tokens(rows)
+    return logprobs, mask
+
+  def tokens(self, rows: Int[np.ndarray, 'n'] | slice) -> Float[np.ndarray, 'l']:
+    """Log-probabilities of the tokens of some rows, one after another in the order of the rows."""
+    lengths, starts = self.lengths[rows], (np.cumsum(self.lengths) - self.lengths)[rows]
+    shift = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return self.token_logprobs[shift + np.arange(len(shift))]
 
 
 class Curve(NamedTuple):

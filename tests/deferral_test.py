@@ -1,9 +1,12 @@
+import tracemalloc
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
 
 from cascades import curves, deferral, metrics
+from cascades.predictions import alignment
 from tests import synthetic_tables
 
 RULES = [rule for name, rule in deferral.PAPER.items() if name != 'random']
@@ -142,6 +145,47 @@ def test_a_rule_becomes_a_score_of_a_table():
   table = synthetic_tables.table('a', size=7)
   score = deferral.as_score(deferral.average)(table)
   np.testing.assert_array_equal(score, deferral.average(table.logprobs, table.mask))
+
+
+@pytest.mark.parametrize('name', deferral.PAPER)
+def test_long_tables_are_scored_in_blocks_to_the_same_bits(name, monkeypatch):
+  lengths = np.array([0, *np.random.default_rng(1).integers(1, 12, size=48), 500])
+  table = synthetic_tables.table('a', size=50)._replace(
+    token_logprobs=-np.random.default_rng(2).exponential(size=lengths.sum()), lengths=lengths
+  )
+  expected = deferral.PAPER[name](table.logprobs, table.mask)
+  calls = []
+
+  def counted(logprobs, mask):
+    calls.append(mask.size)
+    return deferral.PAPER[name](logprobs, mask)
+
+  rule = deferral.PAPER[name] if name == 'random' else counted
+  monkeypatch.setattr(deferral, 'MOST_CELLS', 100)
+  np.testing.assert_array_equal(deferral.as_score(rule)(table), expected)
+  if name != 'random':
+    assert len(calls) > 5
+    assert sorted(calls)[-2] <= 100
+
+
+def test_one_long_answer_does_not_cost_every_row_its_length():
+  lengths = np.append(np.full(9_999, 10), 8192)
+  table = synthetic_tables.table('a', size=1)._replace(
+    token_logprobs=-np.linspace(0, 9, lengths.sum()), lengths=lengths
+  )
+  tracemalloc.start()
+  score = deferral.as_score(deferral.minimum)(table)
+  selected = alignment.select(
+    table._replace(
+      **dict.fromkeys(('ids', 'inputs', 'targets', 'predictions'), ['x'] * 10_000), statistics={}
+    ),
+    range(10_000),
+  )
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  np.testing.assert_array_equal(selected.token_logprobs, table.token_logprobs)
+  assert score[-1] == 9
+  assert peak < 30e6  # padded, one array of numbers alone has 655 MB
 
 
 def test_the_paper_compares_six_indicators_and_a_control():

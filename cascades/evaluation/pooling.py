@@ -45,19 +45,14 @@ def pool(tables: Sequence[Predictions]) -> Predictions:
   If only some tasks have groups, each row of the others is a group of its own. Statistics are left
   out: those of one metric add up only within a task.
   """
-  width = max(table.logprobs.shape[1] for table in tables)
-
-  def pad(values: np.ndarray) -> np.ndarray:
-    return np.pad(values, ((0, 0), (0, width - values.shape[1])))
-
   return tables[0]._replace(
     task=POOLED,
     ids=[f'{table.task}/{name}' for table in tables for name in table.ids],
     inputs=[text for table in tables for text in table.inputs],
     targets=[answers for table in tables for answers in table.targets],
     predictions=[text for table in tables for text in table.predictions],
-    logprobs=np.concatenate([pad(table.logprobs) for table in tables]),
-    mask=np.concatenate([pad(table.mask) for table in tables]),
+    token_logprobs=np.concatenate([table.token_logprobs for table in tables]),
+    lengths=np.concatenate([table.lengths for table in tables]),
     statistics={},
     groups=[f'{table.task}/{name}' for table in tables for name in table.groups or table.ids]
     if any(table.groups for table in tables)

@@ -78,8 +78,8 @@ def select(table: Predictions, rows: Sequence[int]) -> Predictions:
     inputs=[table.inputs[i] for i in rows],
     targets=[table.targets[i] for i in rows],
     predictions=[table.predictions[i] for i in rows],
-    logprobs=table.logprobs[index],
-    mask=table.mask[index],
+    token_logprobs=table.tokens(index),
+    lengths=table.lengths[index],
     statistics={name: values[index] for name, values in table.statistics.items()},
     groups=[table.groups[i] for i in rows] if table.groups else (),
   )

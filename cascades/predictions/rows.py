@@ -33,6 +33,7 @@ LOWEST = float(str(np.finfo(np.float32).min))
 ROUNDING = 1e-4  # a log-softmax in float32 may exceed 0 by so much
 HIGHEST = float(np.finfo(np.float64).max)
 
+Positive = Annotated[int, msgspec.Meta(gt=0, le=1 << 62)]
 Finite = Annotated[float, msgspec.Meta(ge=-HIGHEST, le=HIGHEST)]
 LogProbability = Annotated[float, msgspec.Meta(ge=-HIGHEST, le=ROUNDING)]
 TokenCount = Annotated[float, msgspec.Meta(ge=1, le=HIGHEST)]

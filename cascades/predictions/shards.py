@@ -23,14 +23,13 @@ import numpy as np
 from etils import epath
 
 from cascades.predictions import markers, rows
-from cascades.predictions.rows import JsonRow, Mode, PredictionRow
+from cascades.predictions.rows import JsonRow, Mode, Positive, PredictionRow
 from cascades.runtime import files
 from cascades.types import Predictions
 
 VERSION = 1
+MOST_DEFECTS = 3  # shards that an error names
 _MANIFEST, _BEGUN = 'manifest.json', 'begun.json'
-
-Positive = msgspec.Meta(gt=0)
 
 
 class _TableManifest(msgspec.Struct):
@@ -40,11 +39,11 @@ class _TableManifest(msgspec.Struct):
   task: str
   split: str
   mode: str
-  rows: Annotated[int, Positive]
-  shards: Annotated[int, Positive]
+  rows: Positive
+  shards: Positive
   model: dict[str, Any]
-  parameters: Annotated[int, Positive]
-  flops_per_token: Annotated[float, Positive]
+  parameters: Positive
+  flops_per_token: Annotated[float, msgspec.Meta(gt=0, le=rows.HIGHEST)]
   checkpoint: str
   step: int
   vocabulary: str
@@ -210,7 +209,7 @@ def write_manifest(directory: epath.PathLike, manifest: Mapping[str, Any]) -> No
   """
   manifest = {'version': VERSION, **manifest}
   _check_manifest(manifest)
-  path = epath.Path(directory) / f'{stem(manifest["task"], manifest["mode"])}.{_MANIFEST}'
+  path = epath.Path(directory) / _manifest_name(manifest['task'], manifest['mode'])
   _check_shards(path.parent, manifest)
   files.write(path, _json(manifest, indent=2) + b'\n')
   (path.parent / path.name.replace(_MANIFEST, _BEGUN)).unlink(missing_ok=True)
@@ -279,16 +278,12 @@ def _read_table(directory: epath.Path, manifest: Mapping[str, Any]) -> Predictio
 
 
 def columns(table: Sequence[PredictionRow], manifest: Mapping[str, Any]) -> Predictions:
-  """Table of rows in columns, padded to the longest answer.
+  """Table of rows in columns.
 
   Args:
     table: One or more rows.
     manifest: Manifest of the table.
   """
-  lengths = np.array([len(row.logprobs) for row in table])
-  mask = np.arange(max(1, lengths.max())) < lengths[:, None]
-  logprobs = np.zeros(mask.shape)
-  logprobs[mask] = np.concatenate([row.logprobs for row in table])
   return Predictions(
     task=manifest['task'],
     split=manifest['split'],
@@ -296,8 +291,8 @@ def columns(table: Sequence[PredictionRow], manifest: Mapping[str, Any]) -> Pred
     inputs=[row.inputs for row in table],
     targets=[row.targets for row in table],
     predictions=[row.prediction for row in table],
-    logprobs=logprobs,
-    mask=mask,
+    token_logprobs=np.concatenate([row.logprobs for row in table]),
+    lengths=np.array([len(row.logprobs) for row in table]),
     statistics={
       name: np.array([row.statistics[name] for row in table], float) for name in manifest['metrics']
     },
@@ -323,6 +318,8 @@ def _load_manifest(path: epath.Path) -> Mapping[str, Any]:
   try:
     manifest = json.loads(path.read_bytes(), parse_constant=rows.refuse_constant)
     _check_manifest(manifest)
+    if path.name != (expected := _manifest_name(manifest['task'], manifest['mode'])):
+      raise ValueError(f'the table that it describes has its manifest in {expected}')
   except (ValueError, OverflowError, RecursionError) as error:
     raise ValueError(f'{path}: {error}') from error
   return manifest
@@ -341,11 +338,18 @@ def _check_shards(directory: epath.Path, manifest: Mapping[str, Any]) -> None:
     total = len(shard_rows(manifest['rows'], index, count))
     if defect := markers.defect(path, rows=total, fingerprint=manifest.get('fingerprint', '')):
       defects.append(f'{path.name} {defect}')
+    if len(defects) == MOST_DEFECTS:  # a manifest may claim any number of shards
+      break
   if defects:
+    more = ' or more' if len(defects) == MOST_DEFECTS else ''
     raise ValueError(
-      f'{directory}: {len(defects)} of {count} shards are not complete: {"; ".join(defects[:3])}. '
-      'Rerun inference with the same settings to write them.'
+      f'{directory}: {len(defects)}{more} of {count} shards are not complete: '
+      f'{"; ".join(defects)}. Rerun inference with the same settings to write them.'
     )
+
+
+def _manifest_name(task: str, mode: Mode) -> str:
+  return f'{stem(task, mode)}.{_MANIFEST}'
 
 
 def stem(task: str, mode: Mode) -> str:

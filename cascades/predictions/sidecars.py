@@ -28,7 +28,7 @@ from etils import epath
 from jaxtyping import Int
 
 from cascades.predictions import markers, rows, shards
-from cascades.predictions.rows import Mode
+from cascades.predictions.rows import Mode, Positive
 from cascades.runtime import files
 from cascades.types import Predictions
 
@@ -41,8 +41,8 @@ class _SidecarManifest(msgspec.Struct):
   name: str
   task: str
   mode: str
-  rows: int
-  shards: int
+  rows: Positive
+  shards: Positive
   dtype: str
   shape: list[int]  # of one entry
   fingerprint: str  # of the table

@@ -98,9 +98,8 @@ def test_pooled_groups_stay_those_of_their_task():
 def test_pooled_tables_follow_each_other_with_padding_and_unique_ids():
   first = synthetic_tables.table('a', size=9)
   other = synthetic_tables.table('b', size=4)._replace(ids=list(first.ids[:4]))
-  wider = other._replace(
-    logprobs=np.pad(other.logprobs, ((0, 0), (0, 5))), mask=np.pad(other.mask, ((0, 0), (0, 5)))
-  )
+  longer = np.append(other.token_logprobs, [-1.0] * 5)
+  wider = other._replace(token_logprobs=longer, lengths=np.add(other.lengths, [0, 0, 0, 5]))
   pooled = pooling.pool([first, wider])
   assert pooled.task == pooling.POOLED
   assert len(set(pooled.ids)) == 13

@@ -181,7 +181,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path):
       shard_records = [records[i] for i in shards.shard_rows(10, index, 4)]
       shards.write_shard(resumed, 'a', 'predict', index, 4, shard_records)
     if stop < 4:
-      with pytest.raises(ValueError, match=f'{4 - stop} of 4 shards are not complete'):
+      with pytest.raises(ValueError, match=f'{4 - stop}( or more)? of 4 shards are not complete'):
         shards.write_manifest(resumed, synthetic_tables.manifest('a', records, shards=4))
       with pytest.raises(FileNotFoundError, match=r"inference of 'a' .* has not finished"):
         shards.read(resumed)
@@ -216,6 +216,36 @@ def test_a_missing_directory_is_an_error(tmp_path):
 def test_a_damaged_shard_is_named(folder, damage, reason):
   damage(folder)
   with pytest.raises(ValueError, match=f'1 of 2 shards are not complete: .*{reason}'):
+    shards.read(folder)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'reason'),
+  [
+    ({'shards': 10**9}, 'of 1000000000 shards are not complete: .*-of-1000000000 is missing'),
+    ({'shards': 10**30}, 'manifest.json: '),
+    ({'shards': 0}, 'shards: Expected `int` >= 1, found 0'),
+    ({'rows': -1}, 'rows: Expected `int` >= 1, found -1'),
+    ({'flops_per_token': -2.0}, 'flops_per_token: Expected `float` > 0.0, found -2.0'),
+    ({'metrics': []}, 'metrics: Expected `array` of length >= 1'),
+    ({'version': 7}, 'version: expected 1 of the format, found 7'),
+    ({'task': 'b'}, 'has its manifest in b-predict.manifest.json'),
+    ({'mode': 'score'}, 'has its manifest in a-score.manifest.json'),
+  ],
+)
+def test_a_manifest_that_cannot_be_true_is_refused_at_once(folder, changes, reason):
+  path = folder / 'a-predict.manifest.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  with pytest.raises(ValueError, match=reason):
+    shards.read(folder)
+
+
+def test_an_infinite_cost_in_a_manifest_is_refused(folder):
+  path = folder / 'a-predict.manifest.json'
+  path.write_text(
+    re.sub('"flops_per_token": [0-9.]+', '"flops_per_token": 1e999', path.read_text())
+  )
+  with pytest.raises(ValueError, match='flops_per_token: '):
     shards.read(folder)
 
 
