@@ -225,9 +225,14 @@ def evenly_spaced(records: AnyRecords, rows: int) -> Int[np.ndarray, 'n']:
 
 
 def _converter(records: AnyRecords, convert: Convert, lengths: Lengths) -> FeatureConverter:
-  """Makes the converter; warns if it trims examples."""
+  """Makes the converter; warns if it trims examples. ValueError if there is nothing to learn."""
   converter = converters.feature_converter(records, convert, lengths)
   for task_records in split_by_task(records):
+    if not converter.target_lengths(task_records.lengths).any():
+      raise ValueError(
+        f'{task_records.name}: no row has a token to predict: all answers are empty, and the task '
+        'puts no end of sequence behind them.'
+      )
     inputs, targets = converter.count_trimmed(task_records.lengths)
     if inputs or targets:
       _warn_once(

@@ -17,12 +17,14 @@ from cascades.data.prompts import (
   ScoringBatch,
   buckets,
   given_targets,
+  padded_rows,
   prompt_lengths,
   read_prompts,
   score_batches,
 )
 from cascades.data.records import AnyRecords, Indices, MixtureRecords, Records
 from cascades.data.workers import Workers
+from cascades.runtime import partitioning
 from cascades.tasks.task import Mixture, Record, Task, both
 from cascades.tokenizers.conventions import Tokens
 from cascades.types import Architecture, Batch, Prompt, Vocabulary
@@ -206,7 +208,12 @@ class Corpus:
     )
 
   def ordered(self, split: AnyRecords, indices: Indices, *, batch_size: int) -> Iterator[Batch]:
-    """Yields batches of these rows in order, the same batches in every process."""
+    """Yields batches of these rows in order, the same batches in every process.
+
+    Fewer rows than a batch make a smaller one, for the active mesh.
+    """
+    rows = min(len(indices), batch_size)
+    batch_size = padded_rows(rows, batch_size, multiple=partitioning.row_shards())
     return batches.evaluation_batches(
       split, **self._features, batch_size=batch_size, indices=indices
     )
@@ -217,8 +224,9 @@ class Corpus:
     return buckets(lengths, indices, batch_size=batch_size)
 
   def prompts(self, split: AnyRecords, bucket: Bucket, *, batch_size: int) -> Prompt:
-    """Reads a bucket's prompts, padded to one shape."""
-    return read_prompts(split, bucket, **self._features, batch_size=batch_size)
+    """Reads a bucket's prompts, padded to one of a few shapes; for the active mesh."""
+    rows = padded_rows(len(bucket.indices), batch_size, multiple=partitioning.row_shards())
+    return read_prompts(split, bucket, **self._features, batch_size=rows)
 
   def candidates(
     self,
@@ -228,7 +236,7 @@ class Corpus:
     batch_size: int,
     of: Callable[[Record], Sequence[Tokens]] = given_targets,
   ) -> Iterator[ScoringBatch]:
-    """Yields given answers of these rows, to be scored under teacher forcing.
+    """Yields given answers of these rows, to be scored under teacher forcing on the active mesh.
 
     Args:
       split: the records.
@@ -236,7 +244,14 @@ class Corpus:
       batch_size: rows of a batch.
       of: gives a record's candidates: `prompts.given_targets` or `prompts.given_options`.
     """
-    return score_batches(split, indices, **self._features, batch_size=batch_size, candidates=of)
+    return score_batches(
+      split,
+      indices,
+      **self._features,
+      batch_size=batch_size,
+      multiple=partitioning.row_shards(),
+      candidates=of,
+    )
 
   @property
   def _features(self) -> dict[str, Any]:

@@ -117,8 +117,13 @@ def plan(lengths: Int[np.ndarray, 'N'], capacity: int) -> PackingPlan:
     The plan, which is the same for every epoch and seed.
 
   Raises:
-    ValueError: if an example is longer than a row.
+    ValueError: if an example is longer than a row, or has no tokens.
   """
+  if not lengths.all():
+    raise ValueError(
+      f'Example {int(np.argmin(lengths))} has no tokens, so that a pack never fills: leave out '
+      'empty rows, or end them with an end of sequence.'
+    )
   if lengths.max() > capacity:
     raise ValueError(
       f'An example of {lengths.max()} tokens does not fit into a pack of {capacity}: raise the '

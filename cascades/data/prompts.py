@@ -85,6 +85,24 @@ def buckets(
   ]
 
 
+def padded_rows(rows: int, batch_size: int, *, multiple: int = 1) -> int:
+  """Rows of the batch that holds `rows` rows: few shapes, and little padding.
+
+  >>> [padded_rows(rows, batch_size=48) for rows in (1, 3, 17, 33, 48)]
+  [1, 4, 32, 48, 48]
+
+  Args:
+    rows: number of rows, at most `batch_size`.
+    batch_size: rows of a full batch.
+    multiple: a divisor of `batch_size` and of the result: rows are split over so many devices.
+
+  Returns:
+    A power of two times `multiple`, or `batch_size` if that is smaller.
+  """
+  blocks = -(-rows // multiple)
+  return min(multiple << (blocks - 1).bit_length(), batch_size)
+
+
 def read_prompts(
   records: AnyRecords, bucket: Bucket, *, convert: Convert, lengths: Lengths, batch_size: int
 ) -> Prompt:
@@ -115,14 +133,16 @@ def score_batches(
   convert: Convert,
   lengths: Lengths,
   batch_size: int,
+  multiple: int = 1,
   candidates: Callable[[Record], Sequence[Tokens]] = given_targets,
 ) -> Iterator[ScoringBatch]:
-  """Yields each row's candidates in order, as batches of equal shape."""
+  """Yields each row's candidates in order, as batches of `batch_size`, the last one padded."""
   converter = converters.feature_converter(records, convert, lengths)
   examples = _candidates(records, np.asarray(indices), converter, candidates, chunk=batch_size)
   while chunk := list(itertools.islice(examples, batch_size)):
     rows, numbers, tokens = zip(*chunk, strict=True)
-    padded = [[example] for example in tokens] + [[]] * (batch_size - len(chunk))
+    padding = padded_rows(len(chunk), batch_size, multiple=multiple) - len(chunk)
+    padded = [[example] for example in tokens] + [[]] * padding
     batch = converters.assemble(
       padded, width=converter.width, encoder_width=converter.encoder_width
     )

@@ -158,7 +158,8 @@ def predictor(generator: Generator, batch_size: int, profiler: profiling.Profile
 
   Args:
     generator: Decodes the answers.
-    batch_size: Prompts of a batch; the last prompt is repeated where there are fewer.
+    batch_size: Most prompts of a batch; where there are fewer, the last prompt is repeated up to a
+      power of two.
     profiler: Traces batches.
   """
 
@@ -169,7 +170,8 @@ def predictor(generator: Generator, batch_size: int, profiler: profiling.Profile
     for count, bucket in enumerate(corpus.buckets(split, numbers, batch_size=batch_size), 1):
       prompts = corpus.prompts(split, bucket, batch_size=batch_size)
       with profiler.step(count):
-        generation = generator.generate(prompts, np.resize(bucket.indices, batch_size))
+        row_ids = np.resize(bucket.indices, len(prompts.length))
+        generation = generator.generate(prompts, row_ids)
       for number, record, tokens, logprobs, mask in zip(
         bucket.indices.tolist(), split.read(bucket.indices), *generation, strict=False
       ):
@@ -195,7 +197,7 @@ def scorer(
 
   Args:
     token_scorer: Scores the tokens of the answers.
-    batch_size: Given answers of a batch.
+    batch_size: Most given answers of a batch.
     profiler: Traces batches.
     candidates: 'targets' scores the target of each row; 'options' ranks its options.
 

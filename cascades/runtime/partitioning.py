@@ -244,8 +244,13 @@ def wait_on_virtual_devices(tree: Any) -> None:
     jax.block_until_ready(tree)
 
 
+def row_shards() -> int:
+  """Number of devices that the rows of a batch are split over."""
+  return math.prod(active_mesh().shape[axis] for axis in BATCH)
+
+
 def _check_divisible(rows: int) -> None:
-  shards = math.prod(active_mesh().shape[axis] for axis in BATCH)
+  shards = row_shards()
   if rows % shards:
     raise ValueError(
       f'a batch of {rows} does not split over {shards} devices ({" x ".join(BATCH)}): '

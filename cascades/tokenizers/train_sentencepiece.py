@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import sentencepiece as spm
@@ -12,6 +12,8 @@ from etils import epath
 
 from cascades.runtime import files
 from cascades.tokenizers import conventions, vocabularies
+
+_MAX_CHARACTERS = 1 << 14
 
 
 def train_sentencepiece(
@@ -28,7 +30,7 @@ def train_sentencepiece(
   equals `text`, except that U+2581, SentencePiece's symbol for a space, becomes a space.
 
   Args:
-    texts: the text.
+    texts: the text; those of more than 16,384 characters are read in pieces.
     output: the file to write.
     size: the number of pieces.
     model_type: SentencePiece's algorithm.
@@ -43,7 +45,7 @@ def train_sentencepiece(
   model = io.BytesIO()
   try:
     spm.SentencePieceTrainer.train(
-      sentence_iterator=iter(_sample(texts, max_texts)),
+      sentence_iterator=iter(_sample(_pieces(texts), max_texts)),
       model_writer=model,
       model_type=model_type,
       vocab_size=size,
@@ -65,6 +67,13 @@ def train_sentencepiece(
   file.parent.mkdir(parents=True, exist_ok=True)
   files.write(file, model.getvalue())
   return vocabularies.sentencepiece(file)
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+  """Cuts long texts: training takes the square of the length of a text that repeats itself."""
+  for text in texts:
+    for begin in range(0, max(len(text), 1), _MAX_CHARACTERS):
+      yield text[begin : begin + _MAX_CHARACTERS]
 
 
 def _sample(texts: Iterable[str], size: int) -> list[str]:

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import itertools
 import json
 import logging
@@ -21,7 +22,7 @@ from cascades.data.batches import (
 )
 from cascades.data.records import MixtureRecords, Records
 from cascades.tasks import local, shuffling
-from cascades.tasks.task import Row, both
+from cascades.tasks.task import Row, SpecialTokens, both
 from cascades.tokenizers import vocabularies
 from tests.real_data import real
 from tests.tiny_tasks import spelling, tiny_task
@@ -360,3 +361,14 @@ def test_the_examples_of_a_step_are_those_of_its_batch(tmp_path, pack):
       for n in range(1, of.max() + 1)
     ]
     assert [f'q{n}' for n in read] == [name.split(': ')[1] for name in ids]
+
+
+@pytest.mark.parametrize('read', [train_batches, evaluation_batches])
+def test_a_split_without_a_token_to_predict_is_an_error(tmp_path, read):
+  task = dataclasses.replace(
+    tiny_task([Row('1', 'a', ('',))]), special_tokens=SpecialTokens(True, True, False)
+  )
+  written = materialize.materialize(task, 'train', both(vocabularies.bytes_vocabulary()), tmp_path)
+  settings = {'seed': 0} if read is train_batches else {}
+  with pytest.raises(ValueError, match='tiny, split train: no row has a token to predict'):
+    read(written, convert=converters.encoder_decoder, lengths=LENGTHS, batch_size=1, **settings)

@@ -109,6 +109,11 @@ def test_real_lengths_pack_nearly_full():
   assert packing.plan(lengths, 256).fill > 0.98
 
 
+def test_an_example_without_tokens_is_an_error():
+  with pytest.raises(ValueError, match='Example 2 has no tokens'):
+    packing.plan(np.array([3, 2, 0, 4]), 8)
+
+
 def test_an_example_that_fits_no_pack_is_an_error():
   with pytest.raises(ValueError, match='An example of 12 tokens does not fit into a pack of 10'):
     packing.plan(np.array([3, 12]), 10)

@@ -1,9 +1,11 @@
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascades.data import batches, converters, materialize, prompts
+from cascades.data import batches, converters, corpus, materialize, prompts
+from cascades.runtime import partitioning
 from cascades.tasks.task import Row, both
 from cascades.tokenizers import vocabularies
 from tests.tiny_tasks import spelling, tiny_task
@@ -65,6 +67,29 @@ def test_a_bucket_short_of_a_batch_repeats_its_last_prompt(tiny_records):
   assert prompt.tokens.shape == (4, 16)
   np.testing.assert_array_equal(prompt.tokens[2:], prompt.tokens[[1, 1]])
   np.testing.assert_array_equal(prompt.length[2:], prompt.length[[1, 1]])
+
+
+@given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 40))
+def test_batches_shrink_to_few_shapes(rows, multiple, blocks):
+  batch_size = multiple * blocks
+  rows = min(rows, batch_size)
+  shape = prompts.padded_rows(rows, batch_size, multiple=multiple)
+  assert rows <= shape <= min(batch_size, max(2 * rows, multiple))
+  assert shape % multiple == 0
+  shapes = {prompts.padded_rows(n + 1, batch_size, multiple=multiple) for n in range(batch_size)}
+  assert len(shapes) <= 1 + blocks.bit_length()
+
+
+@architectures
+def test_three_prompts_do_not_make_a_batch_of_256(tiny_records, convert):
+  task = tiny_task(spelling(3))
+  bytes_, lengths = vocabularies.bytes_vocabulary(), LENGTHS
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+    read = corpus.Corpus(task, bytes_, convert.__name__, lengths)
+    (bucket,) = read.buckets(tiny_records, range(3), batch_size=256)
+    assert read.prompts(tiny_records, bucket, batch_size=256).tokens.shape == (4, 16)
+    (scored,) = read.candidates(tiny_records, range(3), batch_size=256)
+    assert (len(scored.rows), len(scored.batch.targets)) == (3, 4)
 
 
 @given(

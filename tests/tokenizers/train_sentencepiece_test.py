@@ -29,6 +29,12 @@ def test_the_model_has_the_asked_size_and_settings(tmp_path):
   assert sum(processor.is_byte(i) for i in range(310)) == 256
 
 
+def test_a_long_text_that_repeats_itself_takes_no_square_of_its_length(tmp_path):
+  train(
+    tmp_path / 'a.model', texts=[*TEXTS * 5, 'word ' * 60_000], size=300
+  )  # took minutes in one piece
+
+
 def test_the_newline_is_a_piece_even_if_no_text_has_one(tmp_path):
   vocabulary = train(tmp_path / 'a.model', texts=['some words'] * 9, size=270, model_type='bpe')
   assert len(vocabulary.encode('\n\n')) <= 3  # bytes would be as many, so look at the piece
