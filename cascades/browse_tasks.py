@@ -1,8 +1,9 @@
 """List and show tasks, check their data, and prepare the files that training reads.
 
-  python -m cascades.browse_tasks list
+  python -m cascades.browse_tasks list superglue
   python -m cascades.browse_tasks show superglue_rte -n 3 --sample
   python -m cascades.browse_tasks show my_data.jsonl
+  python -m cascades.browse_tasks show task.gin --split=test
   python -m cascades.browse_tasks check --data_dir=data
   python -m cascades.browse_tasks prepare superglue_rte --data_dir=data --tfds_data_dir=tfds
   python -m cascades.browse_tasks download superglue_rte
@@ -10,8 +11,9 @@
   python -m cascades.browse_tasks materialize superglue --data_dir=data --vocabulary=my.model
 
 TASK is the name of a task or mixture from `list`, or a file: .jsonl with the keys inputs and
-targets (or --inputs_key and --targets_key), or .tsv with two columns, plain or gzipped. Without
---vocabulary the task's own vocabulary is used: bytes for most tasks.
+targets (or --inputs_key and --targets_key; `--targets_key=` for rows without answers), .tsv with
+two columns, plain or gzipped, or .gin with the TASK that programs are given. Without --vocabulary
+the task's own vocabulary is used: bytes for most tasks.
 """
 
 from __future__ import annotations
@@ -22,24 +24,32 @@ import inspect
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 from cascades.tasks import catalog, local
 from cascades.tasks.task import DataSource, Mixture, Task, both
 from cascades.tokenizers import vocabularies
 from cascades.types import Vocabulary
 
+# The task of a gin file and its feature lengths; takes the file, bindings, and modules to import.
+ReadTask: TypeAlias = Callable[
+  [str, Sequence[str], Sequence[str]], tuple[Task | Mixture, Mapping[str, int] | None]
+]
 
-def main(argv: Sequence[str] | None = None) -> int:
+
+def main(argv: Sequence[str] | None = None, *, read_task: ReadTask | None = None) -> int:
   """Runs a command.
 
   Args:
     argv: the arguments; None for those of the process.
+    read_task: reads gin files; None refuses them.
 
   Returns:
     The exit code: 0, 1 after an error or malformed rows, 130 if interrupted.
   """
   arguments = _parser().parse_args(argv)
+  arguments.read_task, arguments.lengths = read_task, {}
   level = logging.WARNING if arguments.run in (list_tasks, show) else logging.INFO
   logging.basicConfig(level=level, format='%(message)s', stream=sys.stderr)
   try:
@@ -47,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       importlib.import_module(module)
     return arguments.run(arguments) or 0
   except (ValueError, OSError, ImportError) as error:
-    print(f'Error: {error}', file=sys.stderr)
+    sentence = str(error).partition('\n  In call to configurable')[0]  # which gin appends
+    print(f'Error: {sentence}', file=sys.stderr)
     return 1
   except KeyboardInterrupt:
     print('Interrupted. Rerun the same command to resume.', file=sys.stderr)
@@ -55,13 +66,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def list_tasks(arguments: argparse.Namespace) -> None:
-  """List all tasks with suite, metrics, sizes and data files."""
+  """List tasks with suite, metrics, sizes and data files: all, or those of the given names."""
   from cascades.tasks import listing
 
-  mixtures = (_task(name, arguments) for name in catalog.mixtures())
-  listing.print_tasks(
-    list(_tasks(catalog.names(), arguments)), [m for m in mixtures if isinstance(m, Mixture)]
-  )
+  tasks = list(_tasks(catalog.names(), arguments))
+  mixtures = [m for n in catalog.mixtures() if isinstance(m := _task(n, arguments), Mixture)]
+  if arguments.tasks:
+    listed = {name for given in arguments.tasks for name in _listed(given, tasks, mixtures)}
+    tasks = [task for task in tasks if task.name in listed]
+    mixtures = [mixture for mixture in mixtures if mixture.name in listed]
+  listing.print_tasks(tasks, mixtures)
+
+
+def _listed(name: str, tasks: Sequence[Task], mixtures: Sequence[Mixture]) -> set[str]:
+  """Names of the tasks and mixtures of a suite, a mixture, or with `name` in their own."""
+  of_mixture = {task.name for m in mixtures if m.name == name for task in m.tasks}
+  of_suite = {task.name for task in tasks if task.suite == name}
+  names = [each.name for each in tasks] + [each.name for each in mixtures]
+  listed = of_mixture | of_suite | ({name} & set(names)) or {n for n in names if name in n}
+  if not listed:
+    catalog.get(name)  # raises, with similar names
+  return listed
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -69,7 +94,9 @@ def show(arguments: argparse.Namespace) -> None:
   from cascades.tasks import listing
 
   named = _task(arguments.task, arguments)
-  lengths = {'inputs': arguments.inputs_length, 'targets': arguments.targets_length}
+  lengths = {'inputs': 512, 'targets': 128} | arguments.lengths
+  for feature in lengths:
+    lengths[feature] = getattr(arguments, f'{feature}_length', None) or lengths[feature]
   for task in _split_mixture(named):
     split = arguments.split or task.splits[0]
     listing.print_rows(task, split, arguments.n, _vocabulary(named, arguments), lengths)
@@ -178,10 +205,12 @@ def _split_mixture(task: Task | Mixture) -> tuple[Task, ...]:
 def _task(name: str, arguments: argparse.Namespace) -> Task | Mixture:
   file = pathlib.Path(name.removesuffix('.gz'))
   if file.suffix == '.jsonl':
-    keys = {'inputs_key': arguments.inputs_key, 'targets_key': arguments.targets_key}
+    keys = {'inputs_key': arguments.inputs_key, 'targets_key': arguments.targets_key or None}
     return local.local_jsonl(file.stem, {'train': name}, **keys)
   if file.suffix == '.tsv':
     return local.local_tsv(file.stem, {'train': name})
+  if file.suffix == '.gin':
+    return _task_of_gin_file(name, arguments)
   return catalog.get(
     name,
     arguments.data_dir,
@@ -191,6 +220,23 @@ def _task(name: str, arguments: argparse.Namespace) -> Task | Mixture:
     malformed=arguments.malformed,
     allow_remote=arguments.allow_remote,
   )
+
+
+def _task_of_gin_file(name: str, arguments: argparse.Namespace) -> Task | Mixture:
+  if arguments.read_task is None:
+    raise ValueError(f'{name}: gin files are read by `python -m cascades.browse_tasks` alone.')
+  names = ('data_dir', 'tfds_data_dir', 'allow_download', 'sample')
+  given = {name: getattr(arguments, name) for name in names}
+  bindings = [f'{name.upper()}={value}' for name, value in given.items() if value]
+  if arguments.malformed != 'error':
+    bindings.append(f'MALFORMED={arguments.malformed}')
+  task, lengths = arguments.read_task(name, bindings, arguments.imports)
+  if not isinstance(task, Task | Mixture):
+    raise ValueError(
+      f'TASK of {name} is {task!r:.80}, expected a task such as @local.local_jsonl().'
+    )
+  arguments.lengths = dict(lengths or {})
+  return task
 
 
 def _vocabulary(task: Task | Mixture, arguments: argparse.Namespace) -> Vocabulary:
@@ -241,17 +287,22 @@ def _parser() -> argparse.ArgumentParser:
     added.set_defaults(run=function)
     return added
 
-  command(list_tasks, 'list')
+  added = command(list_tasks, 'list')
+  added.add_argument(
+    'tasks', metavar='NAME', nargs='*', help='a task, mixture, suite, or a part of names'
+  )
 
   added = command(show, 'show')
   added.add_argument('task', metavar='TASK')
   added.add_argument('-n', type=int, default=3, help='number of rows (default: 3)')
   added.add_argument('--split', help="a split (default: the task's first)")
   added.add_argument('--vocabulary', help='a SentencePiece model')
-  added.add_argument('--inputs_length', type=int, default=512, help='maximum tokens (default: 512)')
-  added.add_argument(
-    '--targets_length', type=int, default=128, help='maximum tokens (default: 128)'
-  )
+  for feature, length in (('inputs', 512), ('targets', 128)):
+    added.add_argument(
+      f'--{feature}_length',
+      type=int,
+      help=f'maximum tokens (default: {length}, or those of a .gin file)',
+    )
 
   added = command(check, 'check')
   added.add_argument('tasks', metavar='TASK', nargs='*', help='default: all tasks with data')
@@ -281,4 +332,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  from cascades.settings import reading
+
+  sys.exit(main(read_task=reading.task_of))

@@ -438,22 +438,22 @@ def exact() -> bool:
   return host() == json.loads((GOLDEN / 'host.json').read_text())
 
 
-def assert_same(actual: Any, expected: Any, where: str = '') -> None:
-  """To the last bit; floats nearly where another CPU or another version computes them."""
+def assert_same(actual: Any, expected: Any, where: str = '', *, nearly: bool = False) -> None:
+  """To the last bit; floats nearly where another CPU, version or batch shape computes them."""
   if isinstance(expected, Mapping):
     assert sorted(actual) == sorted(expected), where
     for name, value in expected.items():
-      assert_same(actual[name], value, f'{where}/{name}')
+      assert_same(actual[name], value, f'{where}/{name}', nearly=nearly)
   elif isinstance(expected, list) and not all(isinstance(x, float | int) for x in expected):
     assert len(actual) == len(expected), where
     for number, pair in enumerate(zip(actual, expected, strict=True)):
-      assert_same(*pair, where=f'{where}/{number}')
+      assert_same(*pair, where=f'{where}/{number}', nearly=nearly)
   elif isinstance(expected, str | None):
     assert actual == expected, where
   else:
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), where
-    if exact() or expected.dtype.kind not in 'fV':
+    if (exact() and not nearly) or expected.dtype.kind not in 'fV':
       np.testing.assert_array_equal(actual, expected, where)
     else:
       np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5, err_msg=where)
@@ -571,8 +571,9 @@ def test_old_checkpoints_give_the_old_tables(outcome, run, mode):
   directory, _, _ = outcome(f'infer {run}, {mode}')
   new, old = directory / 'again' / run / 'test', WORK / 'predictions' / run / 'test'
   (name,) = (path.name for path in old.glob(f'*-{mode}.jsonl-*') if path.suffix != '.COMPLETED')
-  assert_same(rows(new / name), rows(old / name))
-  if exact():
+  # The last batch of prompts has fewer rows than it had.
+  assert_same(rows(new / name), rows(old / name), nearly=mode == 'predict')
+  if exact() and mode == 'score':
     assert (new / name).read_bytes() == (old / name).read_bytes()
   manifest = f'letters-{mode}.manifest.json'
   assert_same(described(new / manifest), described(old / manifest))

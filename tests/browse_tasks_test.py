@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 import types
@@ -6,6 +7,8 @@ import pytest
 
 from cascades import browse_tasks as command
 from cascades.data import records
+from cascades.settings import reading
+from cascades.tasks import catalog
 from cascades.tokenizers import vocabularies
 
 
@@ -33,6 +36,58 @@ def test_list_names_tasks_with_suites_metrics_sizes_and_what_is_missing(capsys):
     assert part in line
   for part in ('wmt22_en_ja', 'flan_wmt14_enfr', 'c4_causal_lm', 'stream_isear', '188,371 in all'):
     assert part in out
+
+
+def test_list_takes_names_of_tasks_suites_and_mixtures_and_parts_of_names(capsys):
+  for names, tasks in (
+    (['superglue_rte'], {'superglue_rte'}),
+    (['streams'], {'stream_imdb', 'stream_hatespeech', 'stream_isear', 'stream_fever'}),
+    (['fever', 'c4_causal_lm'], {'stream_fever', 'c4_causal_lm'}),
+  ):
+    _, out, _ = run(capsys, 'list', *names)
+    listed = {line.split()[0] for line in out.split('\n') if line.strip()}
+    assert listed & set(catalog.names()) == tasks
+  _, out, _ = run(capsys, 'list', 'wmt22')
+  assert 'wmt22_en_ja' in out
+  assert 'superglue' not in out
+  code, _, err = run(capsys, 'list', 'superglue_rtf')
+  assert (code, 'Did you mean superglue_rte' in err) == (1, True)
+
+
+def test_the_task_of_a_gin_file_is_shown_and_materialized(capsys, lines, tmp_path):
+  file = tmp_path / 'task.gin'
+  file.write_text(
+    'from __gin__ import dynamic_registration\n'
+    'from cascades.tasks import local\n'
+    'TASK = @local.local_jsonl()\n'
+    "TASK_FEATURE_LENGTHS = {'inputs': 3, 'targets': 16}\n"
+    "local.local_jsonl.name = 'described'\n"
+    f"local.local_jsonl.splits = {{'dev': {str(lines)!r}}}\n"
+  )
+  commands = functools.partial(command.main, read_task=reading.task_of)
+  assert commands(['show', str(file)]) == 0
+  out = capsys.readouterr().out
+  assert 'described, split dev' in out
+  assert '4 tokens, 3 kept' in out
+  assert commands(['materialize', str(file), f'--output={tmp_path}']) == 0
+  assert 'described dev: 2 rows' in capsys.readouterr().out
+  lines.unlink()
+  assert commands(['show', str(file)]) == 1
+  assert capsys.readouterr().err.strip() == f'Error: There is no file {lines}.'
+  file.write_text("MIXTURE_OR_TASK_NAME = 'superglue_rte'")
+  assert commands(['show', str(file), '--sample', '-n1']) == 0
+  assert 'rte hypothesis' in capsys.readouterr().out
+  file.write_text('TASK = 3')
+  assert commands(['show', str(file)]) == 1
+  assert 'TASK of' in capsys.readouterr().err
+
+
+def test_a_file_without_answers_is_shown(capsys, tmp_path):
+  (tmp_path / 'asked.jsonl').write_text('{"inputs": "a"}\n')
+  code, _, err = run(capsys, 'show', tmp_path / 'asked.jsonl')
+  assert (code, 'set targets_key=None' in err) == (1, True)
+  code, out, _ = run(capsys, 'show', tmp_path / 'asked.jsonl', '--targets_key=')
+  assert (code, 'asked/train/1' in out) == (0, True)
 
 
 def test_list_says_where_data_are(capsys, hand_written):

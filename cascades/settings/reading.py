@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import functools
 import importlib
 import io
@@ -15,7 +16,7 @@ import os
 import pathlib
 import re
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
@@ -123,6 +124,26 @@ def model_of(program: str, file: str, search_paths: Sequence[str] = ()) -> Any:
   model = gin.get_bindings('setup.LargeModel')['config']
   gin.clear_config()
   return model
+
+
+def task_of(
+  file: str, bindings: Sequence[str] = (), imported: Sequence[str] = ()
+) -> tuple[Any, Mapping[str, int] | None]:
+  """The TASK of a gin file, and its TASK_FEATURE_LENGTHS. The configuration is empty afterwards.
+
+  Args:
+    file: A file that says which rows to read, such as README's task.gin.
+    bindings: Bindings, `NAME=value`.
+    imported: Modules whose functions the file may name.
+  """
+  gin.clear_config()
+  configure('cascades.infer', ['runs/task.gin', file], bindings, imported=imported)
+  task, lengths = (
+    copy.deepcopy(gin.query_parameter(f'{name}/macro.value'))  # which calls what it refers to
+    for name in ('TASK', 'TASK_FEATURE_LENGTHS')
+  )
+  gin.clear_config()
+  return task, lengths if isinstance(lengths, Mapping) else None
 
 
 def search_path() -> list[pathlib.Path]:
