@@ -19,16 +19,9 @@ from cascades.interop.families import (
   HuggingFaceConfig,
 )
 from cascades.interop.known_options import DECODER_SIZES, ENCODER_SIZES, T5_SIZES
-from cascades.interop.option_values import (
-  MAX_DISTANCE,
-  MAX_LAYERS,
-  MAX_SIZE,
-  boolean,
-  integer,
-  number,
-  unsupported,
-)
+from cascades.interop.option_values import boolean, integer, number, unsupported
 from cascades.interop.rope_options import FULL, SLIDING
+from cascades.models.configs import MAX_DISTANCE, MAX_LAYERS, MAX_SIZE
 
 T5_ACTIVATIONS = {
   'relu': ('relu',),

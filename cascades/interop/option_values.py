@@ -7,11 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cascades.checkpoints.store import CheckpointError
-
-# Larger than any published model, and small enough to loop over.
-MAX_LAYERS = 1000
-MAX_SIZE = 2**31 - 1
-MAX_DISTANCE = 1 << 16  # of relative positions, which have one table entry each
+from cascades.models.configs import MAX_SIZE
 
 
 def integer(config: Mapping[str, Any], option: str, *, least: int = 1, most: int = MAX_SIZE) -> int:

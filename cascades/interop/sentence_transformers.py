@@ -22,6 +22,15 @@ def options(read: Callable[[str], Any]) -> dict[str, Any]:
   Raises:
     CheckpointError: a step or an option that the encoders here do not compute.
   """
+  try:
+    return _options(read)
+  except (KeyError, TypeError, AttributeError, IndexError) as error:
+    raise CheckpointError(
+      f'modules.json, or a file that it names, is not of sentence-transformers: {error!r}.'
+    ) from error
+
+
+def _options(read: Callable[[str], Any]) -> dict[str, Any]:
   steps = read('modules.json')
   if not steps:  # sentence-transformers' default
     return {'pooling': 'mean', 'normalize': False}

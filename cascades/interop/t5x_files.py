@@ -169,13 +169,14 @@ def _line(error: Exception) -> str:
 def check_output(checkpoint: epath.Path, *, overwrite: bool) -> None:
   """Raises CheckpointError if a checkpoint cannot be written: there is one, or something else."""
   names = [path.name for path in checkpoint.iterdir()] if checkpoint.is_dir() else []
-  others = [name for name in names if name != INDEX and not name.startswith(('target.', 'state.'))]
+  own = lambda name: name == INDEX or name.startswith(('target.', 'state.'))
+  others = [name for name in names if not own(name) and not files.is_leftover(name)]
   if others or (checkpoint.exists() and not checkpoint.is_dir()):
     raise CheckpointError(
       f'{checkpoint} is no checkpoint of T5X ({", ".join(map(repr, sorted(others)[:5]))}): choose '
       'another OUTPUT_DIR.'
     )
-  if names and not overwrite:
+  if INDEX in names and not overwrite:
     raise CheckpointError(
       f'{checkpoint} exists: remove it, choose another OUTPUT_DIR, or set OVERWRITE=True.'
     )

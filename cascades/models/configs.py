@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeAlias, TypeVar
 
@@ -15,6 +16,16 @@ from cascades.types import ModelConfig
 
 LanguageModelConfig: TypeAlias = t5.T5Config | decoder.DecoderConfig
 ConfigT = TypeVar('ConfigT', t5.T5Config | decoder.DecoderConfig, bert.BertConfig)
+
+# Larger than any published model, and small enough to loop over.
+MAX_LAYERS = 1000
+MAX_SIZE = 2**31 - 1
+MAX_DISTANCE = 1 << 16  # of relative positions, which have one table entry each
+_BOUNDS = {
+  **dict.fromkeys(('num_layers', 'num_encoder_layers', 'num_decoder_layers'), (1, MAX_LAYERS)),
+  **dict.fromkeys(('first_position', 'num_segments'), (0, MAX_SIZE)),
+  'relative_attention_max_distance': (1, MAX_DISTANCE),
+}
 
 FAMILIES: dict[str, type[LanguageModelConfig]] = {
   'decoder': decoder.DecoderConfig,
@@ -43,7 +54,8 @@ def from_description(description: Mapping[str, Any]) -> LanguageModelConfig:
   """Build the configuration of a language model from the JSON object of `describe`.
 
   Raises:
-    ValueError: The family or a field is unknown, or a field without default is missing.
+    ValueError: The family or a field is unknown, a field without default is missing, or a value
+      is of another type or out of bounds.
   """
   return _from_description(description, FAMILIES)
 
@@ -62,7 +74,7 @@ def _from_description(
 ) -> ConfigT:
   fields = {name: value for name, value in description.items() if name != 'family'}
   family: Any = description.get('family')
-  if family not in families:
+  if not isinstance(family, str) or family not in families:
     raise ValueError(f'Unknown model family {family!r}; this version knows {", ".join(families)}.')
   defaults = {field.name: field.default for field in dataclasses.fields(families[family])}
   required = {name for name, default in defaults.items() if default is dataclasses.MISSING}
@@ -75,7 +87,32 @@ def _from_description(
         f'The description of a {family} model {problem} fields {", ".join(sorted(names))}; it was '
         'written by another version, or by hand. Its fields are ' + ', '.join(defaults) + '.'
       )
+  for name, hint in typing.get_type_hints(families[family]).items():
+    if name in fields:
+      _check_value(family, name, fields[name], hint)
   return families[family](**fields)
+
+
+def _check_value(family: str, name: str, value: Any, hint: Any) -> None:
+  """Raises ValueError for a value of another type, or a size that is out of bounds."""
+  types = typing.get_args(hint) or (hint,)  # of `int | None`; a tuple's are those of its items
+  if value is None and types[-1] is type(None):
+    return
+  if 'tuple[' in str(hint):
+    valid, expected = isinstance(value, list | tuple), 'a list'
+  elif int in types:
+    least, most = _BOUNDS.get(name, (1, MAX_SIZE))
+    valid = type(value) is int and least <= value <= most
+    expected = f'a whole number from {least} to {most}'
+  elif float in types:
+    valid = isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
+    expected = 'a finite number'
+  else:
+    valid, expected = isinstance(value, types), f'of type {types[0].__name__}'
+  if not valid:
+    raise ValueError(
+      f'{name}={repr(value)[:100]} in the description of a {family} model must be {expected}.'
+    )
 
 
 def count_parameters(config: ModelConfig | bert.BertConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 
@@ -159,3 +160,31 @@ def test_rotary_factors_of_one_are_none(tmp_path):
 
 def test_a_file_without_embeddings_is_refused(tmp_path):
   _refused('lacks the matrix token_embd.weight', tmp_path, tensors={'a': np.ones(3, np.float32)})
+
+
+def test_no_damage_of_the_header_ends_in_anything_but_a_sentence(tmp_path):
+  content = gguf_test._write(tmp_path, 'llama').read_bytes()
+  random = np.random.RandomState(0)
+  end = content.index(b'output_norm') + 400
+  path = tmp_path / 'damaged.gguf'
+  for position in random.randint(4, end, 150):
+    damaged = bytearray(content)
+    damaged[position : position + 8] = random.choice([b'\xff' * 8, b'\0' * 8, b'\x01' * 8])
+    path.write_bytes(damaged)
+    with contextlib.suppress(store.CheckpointError):  # other errors are tracebacks
+      importer.open_file(path)
+  for size in random.randint(0, len(content), 50):
+    path.write_bytes(content[:size])
+    with pytest.raises(store.CheckpointError, match='is not a complete GGUF file'):
+      importer.open_file(path)
+
+
+def test_tensors_that_overlap_or_lie_outside_are_refused(tmp_path):
+  path = gguf_test._write(tmp_path, 'llama')
+  content = path.read_bytes()
+  field = importer.gguf_files.read(path).tensors[1].field
+  place = field.offset + sum(part.nbytes for part in field.parts[:-1])
+  for offset in (0, 32, 2**40, 2**63):
+    path.write_bytes(content[:place] + offset.to_bytes(8, 'little') + content[place + 8 :])
+    with pytest.raises(store.CheckpointError, match='is not a complete GGUF file'):
+      importer.open_file(path)

@@ -122,7 +122,10 @@ def test_a_file_in_the_place_of_the_folder_is_named(tensors, tmp_path):
 def test_a_checkpoint_of_t5x_is_replaced_only_if_it_is_one(tmp_path):
   checkpoint = files.epath.Path(tmp_path / 'checkpoint_3')
   t5x_files.check_output(checkpoint, overwrite=False)
-  (checkpoint / 'target.a').mkdir(parents=True)  # a killed export
+  (checkpoint / 'target.a').mkdir(parents=True)
+  (checkpoint / f'.checkpoint.{"0" * 32}').write_text('')
+  t5x_files.check_output(checkpoint, overwrite=False)  # the rest of a killed export
+  (checkpoint / 'checkpoint').write_text('')
   with pytest.raises(store.CheckpointError, match='checkpoint_3 exists: remove it'):
     t5x_files.check_output(checkpoint, overwrite=False)
   t5x_files.check_output(checkpoint, overwrite=True)

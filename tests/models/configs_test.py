@@ -68,3 +68,21 @@ def test_linear_maps_are_the_projections_with_their_inputs():
   assert inputs['encoder/self_attention/query/kernel'] == (-3,)
   assert inputs['encoder/self_attention/out/kernel'] == (-3, -2)
   assert inputs['encoder/mlp/wo/kernel'] == (-2,)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    *(('num_layers', v, 'a whole number from 1 to 1000') for v in (10**6, 0, -1, 2.0, '2', True)),
+    *(('vocab_size', v, 'a whole number from 1 to') for v in (2**31, 0, None, [9])),
+    *(('norm_eps', v, 'a finite number') for v in ('small', float('nan'), None, True)),
+    ('relative_attention_max_distance', 10**9, 'from 1 to 65536'),
+    ('qk_norm', 'false', 'of type bool'),
+    ('window_pattern', 7, 'a list'),
+    ('dtype', 3, 'of type str'),
+  ],
+)
+def test_values_of_a_description_are_checked_before_they_are_used(field, value, message):
+  description = configs.describe(CONFIGS['llama']) | {field: value}
+  with pytest.raises(ValueError, match=f'{field}=.* of a decoder model must be .*{message}'):
+    configs.from_description(description)
