@@ -69,6 +69,7 @@ def plan(
   """
   if not topology:
     raise ValueError('no devices are given: name some, as --topology=v4:2x2x4 or v5e:4x4 does.')
+  step.check_batch(data.batch_size)
   target = topologies.of(topology)
   config = small.config or _config_of(
     small.initial_checkpoint_path, 'MODEL', 'INITIAL_CHECKPOINT_PATH'

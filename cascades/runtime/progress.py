@@ -145,7 +145,13 @@ def counted(
 
 
 class Events:
-  """TensorBoard event files, written without TensorFlow; local or remote."""
+  """TensorBoard event files, written without TensorFlow; local or remote.
+
+  Args:
+    directory: Folder of the files; each instance adds one.
+    first_step: The step after which the run starts or resumes. Viewers drop what another file
+      holds of later steps, which a killed run took and this one takes again.
+  """
 
   def __init__(self, directory: epath.PathLike, *, first_step: int = 0):
     path = epath.Path(directory)
@@ -154,9 +160,9 @@ class Events:
     if separator:
       record_writer.register_writer_factory(scheme, _RemoteFiles)
     self._writer = event_file_writer.EventsWriter(f'{path}/events', f'.{time.time_ns()}')
-    # Events of steps that a killed run took and this one takes again are dropped by viewers.
+    # Viewers drop what is at the step of a start or later, and `first_step` is not taken again.
     session = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.START)
-    self._write(first_step, session_log=session)
+    self._write(first_step + 1, session_log=session)
 
   def __enter__(self) -> Self:
     return self

@@ -17,10 +17,12 @@ import optax
 from cascades import losses
 from cascades.models import configs, lora
 from cascades.models.abstract import abstract_model
-from cascades.runtime import partitioning, stopping
+from cascades.runtime import partitioning, ranges, stopping
 from cascades.training import optimizers, train_step
 from cascades.training.train_step import Frozen, ModelDef, TrainState
 from cascades.types import Batch, ModelConfig, Vocabulary
+
+_GRADIENT_DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,27 @@ class Step:
   readout_gradient_dtype: str = 'float32'
   accept: train_step.Accept = train_step.finite
 
+  def __post_init__(self) -> None:
+    ranges.check(
+      {'MICROBATCHES': self.microbatches, 'BLOCK_LENGTH': self.block_length}, least=1, whole=True
+    )
+    if not callable(self.normalizer):
+      ranges.check({'LOSS_NORMALIZING_FACTOR': self.normalizer}, above=0)
+    if self.readout_gradient_dtype not in _GRADIENT_DTYPES:
+      raise ValueError(
+        f'READOUT_GRADIENT_DTYPE={self.readout_gradient_dtype!r} must be one of '
+        f'{", ".join(_GRADIENT_DTYPES)}.'
+      )
+
+  def check_batch(self, batch_size: int) -> None:
+    """Raises ValueError if a batch cannot be split into equal microbatches."""
+    ranges.check({'BATCH_SIZE': batch_size}, least=1, whole=True)
+    if batch_size % self.microbatches:
+      raise ValueError(
+        f'BATCH_SIZE={batch_size} is not divisible by MICROBATCHES={self.microbatches}: choose a '
+        'multiple, so that all microbatches are equal.'
+      )
+
   @functools.cached_property
   def transform(self) -> optax.GradientTransformation:
     """The optimizer with its learning rate."""
@@ -101,13 +124,18 @@ class Schedule:
     train_steps: Number of training steps.
     log_every: Steps between log lines; 0 for none but the last.
     save_every: Steps between checkpoints; 0 for none but the last.
-    keep: Number of latest checkpoints that are kept, besides the best.
+    keep: Number of latest checkpoints that are kept, besides the best and the last sound one.
   """
 
   train_steps: int
   log_every: int = 100
   save_every: int = 1000
   keep: int = 2
+
+  def __post_init__(self) -> None:
+    ranges.check({'TRAIN_STEPS': self.train_steps, 'KEEP': self.keep}, least=1, whole=True)
+    intervals = {'LOG_EVERY': self.log_every, 'SAVE_EVERY': self.save_every}
+    ranges.check(intervals, least=0, whole=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +146,8 @@ class Failures:
     on_changed_settings: Called with a ValueError if a run is continued with other settings.
     on_bad_step: Called with a FloatingPointError if a step's update was not accepted.
     on_failed_save: Called with a SaveError if a checkpoint could not be written.
+    on_nan_validation: Called with a FloatingPointError if a validation loss is not finite. The
+      checkpoint of such a step is never the best.
     hang_timeout: Seconds without a finished step after which the process is aborted with the
       stacks of its threads; None for never.
   """
@@ -125,7 +155,11 @@ class Failures:
   on_changed_settings: Callable[[Exception], None] = stopping.stop
   on_bad_step: Callable[[Exception], None] = stopping.stop
   on_failed_save: Callable[[Exception], None] = stopping.stop
+  on_nan_validation: Callable[[Exception], None] = stopping.go_on
   hang_timeout: float | None = 3600.0
+
+  def __post_init__(self) -> None:
+    ranges.check({'HANG_TIMEOUT': self.hang_timeout}, least=0)
 
 
 class AbstractRun(NamedTuple):

@@ -2,9 +2,11 @@
 
 import json
 import math
+import struct
 
 import pytest
 from etils import epath
+from tensorboardX.proto import event_pb2
 
 from cascades.runtime import progress
 from cascades.training import metrics_log
@@ -99,3 +101,31 @@ def test_a_run_without_lines_is_read_from_its_event_files_and_continued(run):
 
 def test_a_folder_that_is_no_run_has_no_metrics(run):
   assert metrics_log.read(run / 'nowhere') == {}
+
+
+def as_tensorboard_shows(directory):
+  """Steps of each curve: a start at a step drops what came before of that step or later."""
+  shown = []
+  for file in sorted(directory.iterdir()):
+    data = file.read_bytes()
+    while len(data) >= 12 and len(data) >= 16 + (length := struct.unpack('<Q', data[:8])[0]):
+      event = event_pb2.Event.FromString(data[12 : 12 + length])
+      if event.session_log.status == event_pb2.SessionLog.SessionStatus.START:
+        shown = [(step, tag) for step, tag in shown if step < event.step]
+      shown += [(event.step, value.tag) for value in event.summary.value]
+      data = data[16 + length :]
+  return {tag: [step for step, name in shown if name == tag] for _, tag in shown}
+
+
+def test_curves_hold_every_step_once_after_resumes_and_kills(run):
+  """Also the checkpoint's own point; a kill at 24 leaves 22 and 24, which are taken again."""
+  values = {'validation/loss': 2.0}
+  write(run, [5, 10, 15, 20, 22, 24], **values)
+  (torn,) = (run / 'train').iterdir()
+  torn.write_bytes(torn.read_bytes()[:-7])  # killed while it wrote
+  write(run, [22, 24, 30], first_step=20, **values)
+  write(run, [35], first_step=30, **values)
+  write(run, [21, 25], first_step=20, **values)  # back to an earlier checkpoint
+  expected = [5, 10, 15, 20, 21, 25]
+  assert as_tensorboard_shows(run / 'train') == {'loss': expected, 'validation/loss': expected}
+  assert list(metrics_log.read(run)) == expected

@@ -64,3 +64,35 @@ def test_clipping_bounds_the_gradient_and_not_the_step():
   np.testing.assert_allclose(change, -3.0 * 0.5 / norm, rtol=1e-5)
   unclipped = updated(optimizers._clipped(sgd(1.0), None))
   np.testing.assert_allclose(unclipped['mlp']['kernel'], 2.0 - 3.0)
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (
+      lambda: optimizers.cosine(1e-3, total_steps=50, warmup_steps=100),
+      'WARMUP_STEPS=100 is not below TRAIN_STEPS=50',
+    ),
+    (
+      lambda: optimizers.linear(1e-3, total_steps=50, warmup_steps=50),
+      'WARMUP_STEPS=50 is not below TRAIN_STEPS=50',
+    ),
+    (lambda: optimizers.constant(-1e-3), 'LEARNING_RATE=-0.001 must be'),
+    (lambda: optimizers.rsqrt(float('inf')), 'LEARNING_RATE=inf must be'),
+    (lambda: optimizers.rsqrt(1.0, warmup_steps=0), 'WARMUP_STEPS=0 makes'),
+    (lambda: optimizers.linear(1e-3, total_steps=9, warmup_steps=-1), 'WARMUP_STEPS=-1 must be'),
+    (lambda: optimizers.linear(1e-3, total_steps=0), 'TRAIN_STEPS=0 must be'),
+    (lambda: optimizers.cosine(1e-3, total_steps=9, final=-1.0), 'final=-1.0 must be'),
+    (lambda: optimizers.adamw(len, b2=1.0), 'adamw.b2=1.0 must be .* below 1'),
+    (lambda: optimizers.adamw(len, weight_decay=-0.1), 'adamw.weight_decay=-0.1 must be'),
+    (lambda: optimizers.adafactor(len, clip_norm=0.0), 'adafactor.clip_norm=0.0 must be'),
+    (lambda: optimizers.adafactor(len, weight_decay=float('nan')), 'adafactor.weight_decay=nan'),
+  ],
+)
+def test_settings_out_of_range_are_refused_by_name(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_a_rate_of_zero_is_no_division_by_zero():
+  assert optimizers.cosine(0.0, total_steps=9)(3) == 0.0

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cascades.performance import hlo, hlo_costs, topologies
 from cascades.runtime import partitioning
-from cascades.training import optimizers, setup, train_step
+from cascades.training import optimizers, setup, train_step, validation
 from tests import testing, tiny
 
 STEP = setup.Step(
@@ -83,3 +83,33 @@ def test_on_tpu_the_missing_shards_are_sent_once_and_no_others():
   missing = weight.size * 2 * 7 / 8
   assert sent(setup._compiler_options(mesh)) == missing
   assert setup._compiler_options(partitioning.make_mesh(devices=jax.devices()[:1])) is None
+
+
+RATE = optimizers.constant(1e-2)
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: setup.Step(learning_rate=RATE, microbatches=0), 'MICROBATCHES=0 must be'),
+    (lambda: setup.Step(learning_rate=RATE, block_length=0), 'BLOCK_LENGTH=0 must be'),
+    (lambda: setup.Step(learning_rate=RATE, normalizer=0.0), 'LOSS_NORMALIZING_FACTOR=0.0 must be'),
+    (lambda: setup.Step(learning_rate=RATE, normalizer=-1), 'LOSS_NORMALIZING_FACTOR=-1 must be'),
+    (lambda: setup.Step(learning_rate=RATE, readout_gradient_dtype='f8'), "READOUT_.*='f8' must"),
+    (
+      lambda: setup.Step(learning_rate=RATE, microbatches=2).check_batch(7),
+      'BATCH_SIZE=7 is not divisible by MICROBATCHES=2',
+    ),
+    (lambda: setup.Step(learning_rate=RATE).check_batch(0), 'BATCH_SIZE=0 must be'),
+    (lambda: setup.Schedule(train_steps=0), 'TRAIN_STEPS=0 must be'),
+    (lambda: setup.Schedule(train_steps=9, keep=0), 'KEEP=0 must be'),
+    (lambda: setup.Schedule(train_steps=9, log_every=-1), 'LOG_EVERY=-1 must be'),
+    (lambda: setup.Schedule(train_steps=9, save_every=0.5), 'SAVE_EVERY=0.5 must be'),
+    (lambda: validation.Validation(every=-5), 'VALIDATE_EVERY=-5 must be'),
+    (lambda: validation.Validation(rows=0), 'VALIDATION_ROWS=0 must be'),
+    (lambda: setup.Failures(hang_timeout=-1), 'HANG_TIMEOUT=-1 must be'),
+  ],
+)
+def test_settings_out_of_range_are_refused_by_the_macro(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
