@@ -102,6 +102,7 @@ def train(
     BlockingIOError: if another run holds the directory.
     stopping.Preempted: after SIGTERM, when a checkpoint is saved; it exits with code 75.
   """
+  step.check_batch(data.batch_size)
   config = small.config or _config_of(small.initial_checkpoint_path)
   small = dataclasses.replace(small, config=config)
   vocabulary = small.vocabulary or _vocabulary_of(small, large, data)
@@ -143,6 +144,7 @@ def train(
       block_length=step.block_length,
       batch_size=data.batch_size,
       cache=cache,
+      on_nan=failures.on_nan_validation,
     )
     run_log.describe_run(
       directory, description, vocabulary, {'trained': state.params, 'frozen': frozen}
@@ -181,12 +183,16 @@ def train(
         ),
         validate=validate,
         save=lambda number, state, values: checkpoints.save(
-          number, state, validation_loss=values.get(f'{validating.PREFIX}loss')
+          number,
+          state,
+          validation_loss=values.get(f'{validating.PREFIX}loss'),
+          trained='loss' in values,
         ),
         on_rejected=stopping.refusals(
           directory,
           lambda number: corpus.training_ids(number - 1, **order),
           failures.on_bad_step,
+          way_back=functools.partial(_way_back, directory, start),
         ),
         asked_to_stop=lambda number: alive() or asked_to_stop(number),
         profile=profiler.step,
@@ -199,6 +205,17 @@ def _locked(directory: epath.Path) -> Iterator[int]:
   """Context manager that locks a run directory and gives the last step saved in it, or 0."""
   with locking.held(directory):
     yield finished.recover(directory) or 0
+
+
+def _way_back(directory: epath.Path, start: int, step: int) -> str:
+  """A sentence for a run that cannot go on: its checkpoint's own first step is refused."""
+  earlier = [number for number in finished.steps(directory) if number < start]
+  if step != start + 1 or not earlier:
+    return ''
+  return (
+    f' It is the first step after checkpoint_{start}, whose parameters may be ruined: remove that '
+    f'folder, and the same command resumes from checkpoint_{max(earlier)}.'
+  )
 
 
 def _config_of(path: str | None) -> ModelConfig:

@@ -1,10 +1,13 @@
 """The training program: what it leaves, what it refuses, and that resuming is exact."""
 
+import functools
 import json
 import os
+import re
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -15,6 +18,7 @@ from cascades.data.corpus import Corpus, Data
 from cascades.models import decoder, lora
 from cascades.models.abstract import abstract_model
 from cascades.runtime import locking, partitioning, stopping
+from cascades.tasks import local
 from cascades.tokenizers import vocabularies
 from cascades.training import metrics_log, optimizers, setup, train_step
 from tests import testing, tiny
@@ -51,12 +55,12 @@ def test_a_run_leaves_what_it_promises(large):
   assert 'decoder/mlp/wo/kernel' in (run / 'model-info.txt').read_text()
   assert store.read_description(run)['vocabulary'] == tiny.VOCABULARY.fingerprint
   assert [set(values) for values in history] == [
-    {'loss', 'accuracy', 'grad_norm'} | (VALIDATED if step in (3, 4, 6) else set())
+    {'loss', 'accuracy', 'row_accuracy', 'grad_norm'} | (VALIDATED if step in (3, 4, 6) else set())
     for step in (2, 3, 4, 6)
   ]
 
 
-VALIDATED = {'validation/loss', 'validation/accuracy'}
+VALIDATED = {'validation/loss', 'validation/accuracy', 'validation/row_accuracy'}
 
 
 def test_every_line_is_in_the_metrics_and_in_the_event_file(large):
@@ -421,3 +425,48 @@ def refused_by_the_lock(directory):
 
 def test_a_batch_that_does_not_split_over_the_mesh_is_refused(tmp_path):
   refused('does not split over 8 devices', tmp_path, batch_size=12, mesh=partitioning.make_mesh)
+
+
+def test_a_ruined_checkpoint_leaves_the_one_before_it_and_says_so(tmp_path, caplog):
+  """A finite update of step 4 that leaves parameters from which no step can be taken."""
+  ruinous = lambda step: jnp.where(step == 3, 1e17, 1e-2)
+  settings = tiny.settings(
+    tmp_path, learning_rate=ruinous, train_steps=4, save_every=2, keep=1,
+    optimizer=functools.partial(optimizers.adafactor, multiply_by_parameter_scale=False),
+    validation=train.Validation(every=4),
+  )  # fmt: skip
+  tiny.train(**settings)
+  assert re.search('validation loss of step 4 is (nan|inf)', caplog.text)
+  assert sorted(path.name for path in (tmp_path / 'run').glob('checkpoint_*')) == [
+    'checkpoint_2', 'checkpoint_4',
+  ]  # fmt: skip
+  settings['train_steps'] = 6
+  with pytest.raises(FloatingPointError, match=r'remove that folder, .* from checkpoint_2\.'):
+    tiny.train(**settings)
+  shutil.rmtree(tmp_path / 'run' / 'checkpoint_4')
+  with pytest.raises(FloatingPointError, match='validation loss of step 4'):
+    tiny.train(**settings | {'on_nan_validation': stopping.stop})
+  assert store.locate(tmp_path / 'run')[1] == 2  # nothing was saved after it
+
+
+def test_a_large_model_that_is_no_better_is_said_once(large, tmp_path, caplog):
+  tiny.train(
+    **tiny.settings(
+      tmp_path, small=tiny.LARGE, initial_checkpoint_path=str(large[0] / 'run'),
+      large_checkpoint_path=str(large[0] / 'run'), learning_rate=optimizers.constant(0.0),
+      train_steps=2, validation=train.Validation(every=1),
+    )
+  )  # fmt: skip
+  assert caplog.text.count('THE LARGE MODEL IS NOT BETTER') == 1
+  values = metrics_log.read(tmp_path / 'run')[2]
+  for name in ('accuracy', 'row_accuracy'):
+    assert values[f'validation/large_{name}'] == values[f'validation/{name}']
+
+
+def test_a_task_without_a_validation_split_is_trained_without(tmp_path):
+  paths = tiny.write_rows(tmp_path)
+  task = local.local_jsonl('backwards', {'train': paths['train']})
+  settings = tiny.settings(tmp_path, task=task, train_steps=1)
+  with pytest.raises(ValueError, match=r'backwards has train.*VALIDATE_EVERY=0'):
+    tiny.train(**settings, validation=train.Validation())
+  tiny.train(**settings, validation=train.Validation(every=0))

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
+import sys
 import types
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -130,5 +133,53 @@ def metrics(checkpoint: epath.Path) -> Mapping[str, float] | None:
 
 
 def quality(metrics: Mapping[str, float] | None) -> float:
-  """The negative validation loss: greater is better."""
-  return -metrics['loss'] if metrics else -float('inf')
+  """The negative validation loss: greater is better.
+
+  A checkpoint without a validation is worse than any with one, and better than one whose loss is
+  not finite.
+  """
+  loss = metrics.get('loss') if metrics else None
+  if loss is None:
+    return -sys.float_info.max
+  return -loss if math.isfinite(loss) else -math.inf
+
+
+def best_first(directory: epath.Path, paths: Mapping[int, epath.Path]) -> list[int]:
+  """Sorts steps by validation loss, the newest first among equals."""
+  qualities = {step: quality(metrics(path)) for step, path in paths.items()}
+  if max(qualities.values()) == -math.inf:
+    log.warning('%s: no validation loss of a checkpoint is finite: none is good.', directory)
+  return sorted(paths, key=lambda step: (qualities[step], step), reverse=True)
+
+
+class Preservation:
+  """Policy of the checkpoints to keep: the newest, the best, and the last sound one.
+
+  A checkpoint is sound if its validation loss is finite, or if updates were applied after it. So a
+  single update that ruins the parameters does not cost the last parameters that can be trained.
+
+  Args:
+    keep: the number of newest checkpoints.
+  """
+
+  def __init__(self, keep: int):
+    self._keep = keep
+    self._sound: int | None = None
+
+  def judge(
+    self, step: int, previous: int | None, validation_loss: float | None, trained: bool
+  ) -> None:
+    """Takes note of what is known when `step` is saved; `trained`: updates since `previous`."""
+    if validation_loss is not None and math.isfinite(validation_loss):
+      self._sound = step
+    elif trained and previous is not None:
+      self._sound = previous
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+    """Of each checkpoint, in order of steps: whether it stays. Orbax calls it at every save."""
+    del context
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    if self._sound not in steps:
+      return [True] * len(steps)
+    best = max(checkpoints, key=lambda checkpoint: (quality(checkpoint.metrics), checkpoint.step))
+    return [step in (*steps[-self._keep :], best.step, self._sound) for step in steps]

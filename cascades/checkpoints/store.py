@@ -48,7 +48,7 @@ class SaveError(CheckpointError):
 
 
 class Checkpoints:
-  """The checkpoints of one run: the newest `keep`, and the one of lowest validation loss.
+  """The checkpoints of one run: those that `finished.Preservation` keeps.
 
   Saving copies the state and returns, and a thread writes it during the next steps. A checkpoint
   is visible when it is complete: Orbax renames it, or marks it on object stores. Use it as a
@@ -56,7 +56,7 @@ class Checkpoints:
 
   Args:
     directory: the run directory.
-    keep: the number of checkpoints besides the best.
+    keep: the number of newest checkpoints, besides the best and the last sound one.
     on_failure: called with a SaveError for a checkpoint that cannot be written; by default it is
       raised.
   """
@@ -69,7 +69,7 @@ class Checkpoints:
     on_failure: Callable[[SaveError], None] | None = None,
   ):
     self._directory = files.absolute(directory)
-    self._keep = keep
+    self._preservation = finished.Preservation(keep)
     self._on_failure = on_failure or _raise
     self._writing: int | None = None
     self._manager = self._open()
@@ -77,19 +77,12 @@ class Checkpoints:
   def _open(self) -> ocp.CheckpointManager:
     if jax.process_index() == 0:
       _remove_unfinished(self._directory)
-    policies = ocp.checkpoint_managers
-    keep_policy = policies.AnyPreservationPolicy(
-      [
-        policies.LatestN(self._keep),
-        policies.BestN(get_metric_fn=finished.quality, n=1, keep_checkpoints_without_metrics=False),
-      ]
-    )
     return ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         step_prefix=finished.PREFIX,
         best_fn=finished.quality,  # without it Orbax does not write what its policies read
-        preservation_policy=keep_policy,
+        preservation_policy=self._preservation,
         async_options=dataclasses.replace(_ASYNC, post_finalization_callback=self._write_checksums),
       ),
     )
@@ -114,16 +107,19 @@ class Checkpoints:
     """The step of the newest finished checkpoint; None if there is none."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state: Any, *, validation_loss: float | None = None) -> None:
+  def save(
+    self, step: int, state: Any, *, validation_loss: float | None = None, trained: bool = True
+  ) -> None:
     """Writes `state` in the background, unless the step has a checkpoint already.
 
     Failures in the background are reported by the next `save` or `check`. The checkpoint of the
-    lowest `validation_loss` is the best.
+    lowest `validation_loss` is the best. `trained` says if updates were applied since the last one.
     """
     if step in self._manager.all_steps():
       return
     self._attempt(self._manager.wait_until_finished)
     self._writing = step
+    self._preservation.judge(step, self._manager.latest_step(), validation_loss, trained)
     metrics = None if validation_loss is None else {'loss': validation_loss}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state))
     self._attempt(lambda: self._manager.save(step, args=args, metrics=metrics))
@@ -317,7 +313,7 @@ def locate(path: epath.PathLike, which: StepSelector = 'last') -> tuple[epath.Pa
     available = ', '.join(map(str, reversed(steps)))
     raise CheckpointError(f'{path} holds no checkpoint of step {which}; it holds: {available}.')
   if which == 'best':
-    steps.sort(key=lambda step: finished.quality(finished.metrics(paths[step])), reverse=True)
+    steps = finished.best_first(path, paths)
   return path, finished.first_intact(path, steps if isinstance(which, str) else [which])
 
 

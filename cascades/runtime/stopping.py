@@ -101,6 +101,8 @@ def refusals(
   directory: epath.PathLike,
   ids: Callable[[int], Sequence[str]],
   react: Callable[[Exception], None],
+  *,
+  way_back: Callable[[int], str] = lambda _: '',
 ) -> Callable[[int, Mapping[str, float]], None]:
   """Callback for steps whose update was not applied.
 
@@ -111,6 +113,7 @@ def refusals(
     directory: The run directory.
     ids: Maps a step to the ids of its examples.
     react: `stop` or `go_on`.
+    way_back: Maps a step to a sentence on how to leave ruined parameters, if there is a way.
   """
   import jax
 
@@ -127,6 +130,7 @@ def refusals(
     error = FloatingPointError(
       f'step {step} was refused: {values}. Its update was not applied; its examples are in '
       'skipped.jsonl. Lower the learning rate, warm it up, or clip the gradient (clip_norm).'
+      + way_back(step)
     )
     if len(recent) >= MOST_REFUSED_IN_A_ROW:
       raise error

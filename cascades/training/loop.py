@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -17,16 +18,21 @@ Sums: TypeAlias = Mapping[str, Any]
 # From the state before an update, and the update's number, counted from 1.
 Batches: TypeAlias = Callable[[State, int], Batch]
 
+# Lines besides those of the interval: how a run goes is seen soon, however slow the machine.
+STEPS_TO_LINE = 10
+SECONDS_TO_LINE = 60.0
+STEPS_PER_FETCH = 100
+
 AGREEMENT = ('both', 'only_small', 'only_large', 'neither')
 
 
 class Intervals(NamedTuple):
-  """Intervals in steps, 0 for never. The last step logs, validates and saves in any case.
+  """Intervals in steps. The last step logs and saves in any case.
 
   Attributes:
-    log: steps between two log lines.
-    validate: steps between two validations.
-    save: steps between two checkpoints.
+    log: steps between two log lines; 0 for none but the last.
+    validate: steps between two validations; 0 for none, otherwise the last step validates too.
+    save: steps between two checkpoints; 0 for none but the last.
   """
 
   log: int
@@ -35,9 +41,9 @@ class Intervals(NamedTuple):
 
   def due(self, step: int, total: int) -> Due:
     """Selects what `run` does after `step` of `total` steps."""
-    log, validate, save = (n > 0 and (step % n == 0 or step == total) for n in self)
+    log, validate, save = (step == total or (n > 0 and step % n == 0) for n in self)
     # A checkpoint is judged by a validation of its own, and neither goes unreported.
-    validate |= save and self.validate > 0
+    validate = self.validate > 0 and (validate or save)
     return Due(log or validate or save, validate, save)
 
 
@@ -87,56 +93,112 @@ def run(
     The values of every report.
   """
   history: list[Values] = []
-  sums: list[Sums] = []
-  reported = start
+  window = _Window(on_rejected)
+  line_at = math.inf
   for number in range(start + 1, total + 1):
     with profile(number):
       state, step_sums = step(state, batches(state, number))
-    sums.append(step_sums)
+    window.add(number, step_sums)
     due = intervals.due(number, total)
     if number == start + 1:
       jax.block_until_ready(step_sums)
-      report(number, {}, float(step_sums['tokens']))
-      reported = number
+      report(number, {}, window.take_tokens())
+      if jax.process_count() == 1:  # several would not agree on the time
+        line_at = time.monotonic() + SECONDS_TO_LINE
     stopping = number < total and asked_to_stop(number)
     if stopping:  # without a validation: there may be seconds left
       due = Due(True, False, True)
+    is_late = time.monotonic() >= line_at
+    if intervals.log > 0 and (is_late or (number == start + STEPS_TO_LINE and not history)):
+      due = due._replace(log=True)
     if not due.log:
       continue
-    fetched = jax.device_get(sums)
-    values = _applied_values(fetched)
-    for rejected, step_sums in enumerate(fetched, number - len(sums) + 1):
-      if not step_sums['applied']:
-        on_rejected(rejected, step_sums)
+    line_at = math.inf if is_late else line_at
+    values = window.take_values()
     if due.validate:
       values |= validate(state)
     history.append(values)
-    unreported = fetched[len(fetched) - (number - reported) :]
-    report(number, values, float(sum(s['tokens'] for s in unreported)))
-    reported = number
+    report(number, values, window.take_tokens())
     if due.save:
       save(number, state, values)
     if stopping:
       break
-    sums = []
   return history
 
 
-def _applied_values(sums: Sequence[Sums]) -> Values:
-  """Means over the steps that were applied, and the number of those that were not, if any."""
-  applied = [step_sums for step_sums in sums if step_sums['applied']]
-  values = means(applied) | {'grad_norm': float(applied[-1]['grad_norm'])} if applied else {}
-  skipped = len(sums) - len(applied)
-  return values | ({'skipped': float(skipped)} if skipped else {})
+class _Window:
+  """Sums of the steps since the last line. They are fetched in time, so that few are held."""
+
+  def __init__(self, on_rejected: Callable[[int, Sums], None]):
+    self._on_rejected = on_rejected
+    self._pending: list[tuple[int, Sums]] = []
+    self._applied: list[Sums] = []
+    self._grad_norm = math.nan  # of the last step that was applied
+    self._skipped = 0
+    self._tokens = 0.0
+
+  def add(self, number: int, sums: Sums) -> None:
+    """Takes the sums of a step."""
+    self._pending.append((number, sums))
+    if len(self._pending) >= STEPS_PER_FETCH:
+      self._fetch()
+
+  def take_tokens(self) -> float:
+    """Target tokens since the last call."""
+    self._fetch()
+    tokens, self._tokens = self._tokens, 0.0
+    return tokens
+
+  def take_values(self) -> Values:
+    """Means over the steps that were applied, and the number of those that were not, if any."""
+    self._fetch()
+    values = means(self._applied) | {'grad_norm': self._grad_norm} if self._applied else {}
+    values |= {'skipped': float(self._skipped)} if self._skipped else {}
+    self._applied, self._skipped = [], 0
+    return values
+
+  def _fetch(self) -> None:
+    numbers, pending = [number for number, _ in self._pending], [sums for _, sums in self._pending]
+    self._pending = []
+    for number, sums in zip(numbers, jax.device_get(pending), strict=True):
+      self._tokens += float(sums['tokens'])
+      if sums['applied']:
+        self._applied.append(sums)
+        self._grad_norm = float(sums['grad_norm'])
+      else:
+        self._skipped += 1
+        self._on_rejected(number, sums)
+    if len(self._applied) > STEPS_PER_FETCH:
+      self._applied = [_total(self._applied)]
+
+
+def _total(sums: Sequence[Sums]) -> Values:
+  return {name: math.fsum(float(s[name]) for s in sums) for name in sums[0]}
 
 
 def means(sums: Sequence[Sums]) -> Values:
-  """Loss and accuracy per valid token and, with a large model, the shares of agreement."""
-  total = {name: math.fsum(float(s[name]) for s in sums) for name in sums[0]}
+  """Loss and accuracy per valid token, and the share of rows whose tokens are all right.
+
+  With a large model also the shares of tokens that both, one, or neither predicts.
+  """
+  total = _total(sums)
   shares = {name: total[name] / total['tokens'] for name in AGREEMENT if name in total}
   correct = total['correct'] if 'correct' in total else total['both'] + total['only_small']
+  rows = {'row_accuracy': total['rows_right'] / total['rows']} if total.get('rows') else {}
   return {
     'loss': total['loss'] / total['tokens'],
     'accuracy': correct / total['tokens'],
+    **rows,
     **shares,
+  }
+
+
+def large_means(sums: Sequence[Sums]) -> Values:
+  """Accuracy of the large model per valid token and per row; empty without a large model."""
+  total = _total(sums)
+  if 'both' not in total or not total.get('rows'):
+    return {}
+  return {
+    'large_accuracy': (total['both'] + total['only_large']) / total['tokens'],
+    'large_row_accuracy': total['rows_right_large'] / total['rows'],
   }

@@ -154,33 +154,64 @@ def loss_totals(
     gradient_dtype: the type in which the readout table's gradient is summed over blocks.
 
   Returns:
-    Sums over the batch: 'loss', 'tokens' (valid ones), 'examples' (rows with any), and the counts
-    of `masks.count_agreement`.
+    Sums over the batch: 'loss', 'tokens' (valid ones), 'examples' (rows with any), the counts of
+    `masks.count_agreement`, and those of `_count_rows`.
   """
   hidden = small.hidden(batch, key)
   hidden_large = None if large is None else jax.lax.stop_gradient(large.hidden(batch))
 
+  row_of_token, num_rows = _rows_of_tokens(batch)
+
   def totals_of(table: Any, hidden: Array, large_table: Any, rows: Any) -> Totals:
-    hidden_large, teachers, targets, weights = rows
+    hidden_large, teachers, targets, weights, numbers = rows
     logits = small.readout(hidden, table)[..., :vocab_size]
     if large is not None:
       teachers = (Logits(large.readout(hidden_large, large_table)[..., :vocab_size]), *teachers)
     total, tokens = loss(logits, teachers, targets, weights, step=step)
     agreement = masks.count_agreement(logits, teachers, targets, weights)
-    return {'loss': total, 'tokens': tokens} | jax.lax.stop_gradient(agreement)
+    per_row = lambda tokens: jnp.zeros(num_rows).at[numbers].add(tokens & (weights > 0))
+    wrong = {'wrong': per_row(~masks.small_correct(logits, teachers, targets))}
+    if teachers:
+      wrong['wrong_large'] = per_row(~masks.large_correct(logits, teachers, targets))
+    return {'loss': total, 'tokens': tokens} | jax.lax.stop_gradient(agreement | wrong)
 
   totals = blockwise.sum_blocks(
     totals_of,
     small.table,
     hidden,
     None if large is None else large.table,
-    (hidden_large, batch.teachers, batch.targets, batch.weights),
+    (hidden_large, batch.teachers, batch.targets, batch.weights, row_of_token),
     batch.weights != 0,
     trains_table=trains_table,
     length=block_length,
     gradient_dtype=gradient_dtype,
   )
-  return totals | {'examples': jnp.sum(jnp.any(batch.weights > 0, axis=1), dtype=jnp.float32)}
+  in_row = jnp.zeros(num_rows).at[row_of_token].add(batch.weights > 0)
+  examples = jnp.sum(jnp.any(batch.weights > 0, axis=1), dtype=jnp.float32)
+  return _count_rows(totals, in_row) | {'examples': examples}
+
+
+def _rows_of_tokens(batch: Batch) -> tuple[Int[Array, 'B T'], int]:
+  """The number of each token's row of the task, and a bound of these numbers.
+
+  Packed rows hold several; a number is then that of the packed row and of the segment.
+  """
+  rows, length = batch.targets.shape
+  numbers = jnp.broadcast_to(jnp.arange(rows)[:, None], (rows, length))
+  if batch.segments is None:
+    return numbers, rows
+  return numbers * (length + 1) + batch.segments, rows * (length + 1)
+
+
+def _count_rows(totals: Totals, in_row: Float[Array, 'N']) -> Totals:
+  """Replaces the counts of wrong tokens per row by the number of 'rows' with targets, and those
+  all of whose tokens are right: 'rows_right', and 'rows_right_large' of the large model.
+  """
+  count = lambda rows: jnp.sum(rows & (in_row > 0), dtype=jnp.float32)
+  counts = {'rows': count(True), 'rows_right': count(totals['wrong'] == 0)}
+  if 'wrong_large' in totals:
+    counts['rows_right_large'] = count(totals['wrong_large'] == 0)
+  return {name: total for name, total in totals.items() if name[:5] != 'wrong'} | counts
 
 
 def train_step(
@@ -211,7 +242,7 @@ def train_step(
     large: the model of `frozen.large`, if there is one.
     loss: called with `state.step`.
     optimizer: as it initialized `state`.
-    normalizer: maps the sums to the divisor, or is the divisor.
+    normalizer: maps the sums to the divisor, or is the divisor, a positive number.
     microbatches: parts of the batch whose gradients are computed one after another.
     block_length: positions of all rows read out at a time; see `loss_totals`.
     gradient_dtype: the type in which the readout's gradient is summed over blocks.
@@ -223,6 +254,9 @@ def train_step(
     'update_norm', 'objective' (the normalized loss) and 'applied' (0 or 1).
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+  if not callable(normalizer) and not normalizer > 0:
+    raise ValueError(f'the normalizer is {normalizer}: divide by a positive number.')
 
   def total_loss(params: Params, rows: Batch, key: Array) -> tuple[Float[Array, ''], Totals]:
     totals = loss_totals(
@@ -242,8 +276,8 @@ def train_step(
   gradients, totals = _accumulate(
     jax.grad(total_loss, has_aux=True), state.params, batch, key, microbatches
   )
-  divisor = normalizer(totals) if callable(normalizer) else normalizer
-  scale = 1 / jnp.maximum(divisor, 1.0)
+  divisor = normalizer(totals) if callable(normalizer) else jnp.float32(normalizer)
+  scale = 1 / jnp.where(divisor == 0, 1.0, divisor)  # of nothing, as where no token is kept
   gradients = jax.tree.map(lambda g: g * scale, gradients)
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   updated = optax.apply_updates(state.params, updates), opt_state

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from jax import Array
 from cascades import decoding, losses, metrics
 from cascades.data import records
 from cascades.data.corpus import Corpus
-from cascades.runtime import partitioning
+from cascades.runtime import partitioning, ranges, stopping
 from cascades.tasks.task import Task
 from cascades.training import loop, train_step
 from cascades.training.cached_teacher import TeacherCache
@@ -27,11 +28,12 @@ log = logging.getLogger(__name__)
 PREFIX = 'validation/'  # of the names of validation's values
 
 
-class Validation(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Validation:
   """Validation during a run: with teacher forcing, without dropout.
 
   Attributes:
-    every: steps between two validations.
+    every: steps between two validations; 0 for none.
     rows: rows of the split, evenly spaced.
     split: the tasks' split.
     decoded_rows: rows whose answers are also decoded greedily and judged by the tasks' metrics.
@@ -41,6 +43,11 @@ class Validation(NamedTuple):
   rows: int = 1024
   split: str = 'validation'
   decoded_rows: int = 0
+
+  def __post_init__(self) -> None:
+    ranges.check({'VALIDATE_EVERY': self.every}, least=0, whole=True)
+    ranges.check({'VALIDATION_ROWS': self.rows}, least=1, whole=True)
+    ranges.check({'train.Validation.decoded_rows': self.decoded_rows}, least=0, whole=True)
 
 
 def validator(
@@ -53,18 +60,27 @@ def validator(
   block_length: int | None,
   batch_size: int,
   cache: TeacherCache | None = None,
+  on_nan: Callable[[Exception], None] = stopping.go_on,
 ) -> Callable[[TrainState], loop.Values]:
   """Builds the function from a state to the values of its validation; none if it is None.
 
   A loss whose weights follow a schedule is that of the state's step. If `cache` lacks the split,
   there is no large model: the loss is then the plain cross-entropy of all tokens, without shares
-  of agreement.
+  of agreement. Beside a large model its accuracy is reported too, and once a warning if it is no
+  better than the small one.
+
+  Raises:
+    ValueError: if no task has the split.
   """
-  if validation is None:
+  if validation is None or not validation.every:
     return lambda _: {}
   tasks = [task for task in corpus.tasks if validation.split in task.splits]
   if not tasks:
-    corpus.tasks[0].require(validation.split)
+    raise ValueError(
+      f'no task has a split {validation.split!r} to validate on ({_splits(corpus.tasks)}): add it '
+      'to the task, name another as train.Validation.split, or train without validations: '
+      'VALIDATE_EVERY=0.'
+    )
   split = corpus.open(validation.split, tasks=tasks)
   teacher = None
   if cache and cache.has_split(tasks, validation.split):
@@ -83,16 +99,58 @@ def validator(
   )
 
   rows = validation.rows
+  compare = _large_warning()
 
   def validate(state: TrainState) -> loop.Values:
     sums = []
     for batch in corpus.evaluation(split, batch_size=batch_size, rows=rows, teacher=teacher):
       sums.append(step(state.params, frozen, partitioning.place_batch(batch), state.step))
       partitioning.wait_on_virtual_devices(sums)
-    values = loop.means(jax.device_get(sums)) | decode(state.params)
+    fetched = jax.device_get(sums)
+    values = loop.means(fetched) | loop.large_means(fetched) | decode(state.params)
+    compare(values)
+    if not math.isfinite(values['loss']):
+      on_nan(
+        FloatingPointError(
+          f'the validation loss of step {int(state.step)} is {values["loss"]}: logits are not '
+          'finite. A checkpoint of this step is never the best, and earlier ones stay: resume from '
+          'one with a lower learning rate, or with clipping (clip_norm).'
+        )
+      )
     return {PREFIX + name: value for name, value in values.items()}
 
   return validate
+
+
+def _splits(tasks: Sequence[Task]) -> str:
+  return '; '.join(f'{task.name} has {", ".join(task.splits)}' for task in tasks)
+
+
+def _large_warning() -> Callable[[loop.Values], None]:
+  """A function of validation values that warns at most once: the large model is no better."""
+  is_said = False
+
+  def warn(values: loop.Values) -> None:
+    nonlocal is_said
+    pairs = [
+      (values[f'large_{name}'], values[name])
+      for name in ('row_accuracy', 'accuracy')
+      if f'large_{name}' in values
+    ]
+    if is_said or not pairs or any(large > small for large, small in pairs):
+      return
+    is_said = True
+    numbers = ', '.join(
+      f'{large:.4f} against {small:.4f} of the {unit}'
+      for (large, small), unit in zip(pairs, ('rows', 'tokens'), strict=True)
+    )
+    log.warning(
+      'THE LARGE MODEL IS NOT BETTER than the small one on validation (right: %s). Deferring to it '
+      'costs more and no threshold can gain here: train or choose a better large model first.',
+      numbers,
+    )
+
+  return warn
 
 
 def _decoder(

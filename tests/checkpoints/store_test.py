@@ -217,3 +217,51 @@ def test_the_type_that_is_asked_for_is_the_type_that_is_written(tmp_path):
   stored = ocp.StandardCheckpointer().metadata(tmp_path / 'checkpoint_1' / 'state')
   types = {name: leaf.dtype for name, leaf in stored.item_metadata.tree['params'].items()}
   assert types == {'w': jnp.bfloat16, 'n': jnp.int8}
+
+
+def saved(directory, state, losses, *, keep, trained=lambda step: True):
+  with store.Checkpoints(directory, keep=keep) as checkpoints:
+    for step, loss in losses.items():
+      checkpoints.save(step, state, validation_loss=loss, trained=trained(step))
+  return steps_in(directory)
+
+
+NAN, INF = float('nan'), float('inf')
+
+
+@pytest.mark.parametrize(
+  ('losses', 'steps', 'best'),
+  [
+    ({1: 1.0, 2: 3.0, 3: 2.5, 4: NAN}, [1, 3, 4], 1),
+    ({1: NAN, 2: 3.0, 3: INF, 4: NAN}, [2, 3, 4], 2),
+    ({1: 1.0, 2: -INF, 3: 2.5, 4: 2.5}, [1, 3, 4], 1),
+    ({1: 2.0, 2: 1.0, 3: 1.0, 4: 3.0, 5: 3.0}, [3, 4, 5], 3),  # the newer of two ties
+    ({1: None, 2: 2.0, 3: None, 4: None}, [2, 3, 4], 2),
+    ({1: None, 2: NAN}, [1, 2], 1),
+  ],
+)
+def test_a_loss_that_is_not_finite_is_never_the_best(losses, steps, best, tmp_path, state):
+  assert saved(tmp_path, state, losses, keep=2) == steps
+  assert store.locate(tmp_path, 'best')[1] == best
+  assert store.locate(tmp_path)[1] == max(losses)
+
+
+def test_a_run_without_any_finite_loss_says_so(tmp_path, state, caplog):
+  saved(tmp_path, state, {1: NAN, 2: NAN}, keep=2)
+  assert store.locate(tmp_path, 'best')[1] == 2
+  assert 'no validation loss of a checkpoint is finite' in caplog.text
+
+
+def test_the_last_checkpoint_that_trained_on_stays_beside_a_ruined_one(tmp_path, state):
+  """Without validations, a checkpoint is known to be sound by the updates after it."""
+  ruined = lambda step: step <= 2  # of step 2: no update is applied after it
+  losses = dict.fromkeys((1, 2, 3, 4))
+  assert saved(tmp_path, state, losses, keep=1, trained=ruined) == [1, 4]
+  # Resumed, and still no update: what is sound is unknown, so nothing goes.
+  assert saved(tmp_path, state, {5: None}, keep=1, trained=ruined) == [1, 4, 5]
+  assert saved(tmp_path, state, {6: None}, keep=1) == [5, 6]
+
+
+def test_one_checkpoint_is_enough_if_its_validation_is_finite(tmp_path, state):
+  assert saved(tmp_path, state, {1: 3.0, 2: 2.0}, keep=1) == [2]
+  assert saved(tmp_path, state, {3: NAN}, keep=1) == [2, 3]

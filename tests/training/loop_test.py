@@ -1,7 +1,10 @@
 """The loop with a toy step: what is called when, and that nothing bad is saved."""
 
 import contextlib
+import gc
+import itertools
 import math
+import weakref
 
 import numpy as np
 
@@ -54,7 +57,59 @@ def test_a_first_step_that_is_logged_reports_its_tokens_once():
     ('report', 1, 4.0),
     ('report', 1, 0.0),
     ('report', 2, 4.0),
+    ('save', 2, 2),
   ]
+
+
+def test_intervals_of_zero_are_the_last_step_only():
+  assert Story(every=(0, 0, 0), total=12).events == [
+    ('report', 1, 4.0),
+    ('report', 12, 44.0),
+    ('save', 12, 12),
+  ]
+
+
+def test_a_line_comes_at_step_ten_and_after_the_first_minute(monkeypatch):
+  story = Story(every=(100, 0, 0), total=30)
+  assert [event[1] for event in story.events if event[0] == 'report'] == [1, 10, 30]
+  assert Story(start=20, every=(100, 0, 0), total=40).events[1] == ('report', 30, 36.0)
+  seconds = itertools.count(0, 25)  # a step takes 25 s
+  monkeypatch.setattr(loop.time, 'monotonic', lambda: next(seconds))
+  story = Story(every=(100, 0, 0), total=9)
+  assert [event[1] for event in story.events if event[0] == 'report'] == [1, 3, 9]
+
+
+def test_the_sums_of_a_long_interval_are_not_held():
+  """And refused steps are told in time."""
+  held = weakref.WeakSet()
+
+  class Sums(dict):
+    __hash__ = object.__hash__
+
+  def step(state, batch):
+    held.add(sums := Sums(totals(applied=float(batch != 150))))
+    return state + 1, sums
+
+  refused = []
+  history = loop.run(
+    0,
+    step,
+    lambda state, number: number,
+    start=0,
+    total=1001,
+    intervals=loop.Intervals(0, 0, 0),
+    report=lambda *_: gc.collect(),
+    validate=lambda _: {},
+    save=lambda *_: None,
+    on_rejected=lambda number, sums: refused.append((number, len(held))),
+    asked_to_stop=lambda _: len(held) > 3 * loop.STEPS_PER_FETCH,
+    profile=lambda _: contextlib.nullcontext(),
+  )
+  assert len(history) == 1
+  assert history[0]['loss'] == 0.5
+  assert history[0]['skipped'] == 1
+  assert refused[0][0] == 150
+  assert refused[0][1] <= 3 * loop.STEPS_PER_FETCH
 
 
 def test_a_checkpoint_is_validated_before_it_is_saved():
@@ -142,3 +197,14 @@ def test_with_a_large_model_the_shares_of_agreement_add_up():
   values = loop.means([{'loss': 4.0, 'tokens': 8.0, **agreement}])
   assert values['accuracy'] == 3 / 8
   np.testing.assert_allclose(sum(values[name] for name in loop.AGREEMENT), 1.0)
+
+
+def test_rows_are_right_if_all_of_their_tokens_are():
+  sums = {**totals(), 'rows': 4.0, 'rows_right': 1.0}
+  assert loop.means([sums, sums])['row_accuracy'] == 0.25
+  assert loop.large_means([sums]) == {}
+  large = {
+    'loss': 4.0, 'tokens': 8.0, 'both': 2.0, 'only_small': 1.0, 'only_large': 4.0, 'neither': 1.0,
+    'rows': 4.0, 'rows_right': 1.0, 'rows_right_large': 3.0,
+  }  # fmt: skip
+  assert loop.large_means([large]) == {'large_accuracy': 0.75, 'large_row_accuracy': 0.75}

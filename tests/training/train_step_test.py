@@ -154,7 +154,7 @@ def test_microbatches_and_blocks_change_nothing(plain, options):
   [
     (train_step.examples, lambda totals: B),
     (train_step.kept_tokens, lambda totals: totals['tokens'] - totals['neither']),
-    (100.0, lambda totals: 100.0),
+    (0.25, lambda totals: 0.25),
   ],
 )
 def test_a_normalizer_divides_the_same_sums(plain, normalizer, count):
@@ -163,6 +163,12 @@ def test_a_normalizer_divides_the_same_sums(plain, normalizer, count):
   np.testing.assert_allclose(metrics['objective'], ratio * plain[1][0]['objective'], rtol=1e-5)
   norms = [history[0]['grad_norm'] for history in ([metrics], plain[1])]
   np.testing.assert_allclose(norms[0], ratio * norms[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize('normalizer', [0.0, -2.0, float('nan')])
+def test_a_constant_normalizer_is_positive(normalizer):
+  with pytest.raises(ValueError, match='divide by a positive number'):
+    take(ONE(), optimizer=SGD, normalizer=normalizer)
 
 
 def test_agreement_partitions_the_valid_tokens(plain):
@@ -383,3 +389,46 @@ def test_what_is_not_finite_or_a_spike_is_refused(changed, accepted):
   metrics = {'loss': 1.0, 'grad_norm': 1.0, 'update_norm': 1.0} | changed
   arrays = {name: jnp.float32(value) for name, value in metrics.items()}
   assert train_step.finite(arrays, most_grad_norm=3.0) == accepted
+
+
+@pytest.mark.parametrize(
+  ('packed', 'sizes'), [(False, (1, 1, 1)), (True, (2, 2, 2))], ids=['one', 'eight, packed']
+)
+def test_a_row_is_right_if_all_of_its_tokens_are(packed, sizes):
+  """Rows of the task: of packed ones, each segment is a row."""
+  batch = next(batches(1))
+  segments = np.where(np.arange(T) < 3, 1, 2) * (batch.weights > 0).astype(np.int32)
+  if packed:
+    batch = batch._replace(segments=segments, encoder_segments=np.ones_like(batch.encoder))
+
+  def answer(definition, params):
+    logits = lambda params: (model := definition.bind(params)).readout(model.hidden(batch))
+    return np.argmax(jax.jit(logits)(params), -1)
+
+  with partitioning.use(ONE()):
+    small, large = (
+      answer(*build(config, ONE(), seed)) for seed, config in enumerate((SMALL, LARGE))
+    )
+  # A few rows that one model predicts, and one but for a token.
+  targets = np.array(batch.targets)
+  targets[:4], targets[4:6] = small[:4], large[4:6]
+  targets[3, 0] += 1
+  batch = batch._replace(targets=targets)
+  mesh = partitioning.make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+  with partitioning.use(mesh):
+    (definition, params), (large_definition, large_params) = (
+      build(config, mesh, seed) for seed, config in enumerate((SMALL, LARGE))
+    )
+    step = functools.partial(
+      train_step.eval_step, small=definition, large=large_definition, loss=losses.xent,
+      block_length=3,
+    )  # fmt: skip
+    totals = jax.device_get(
+      jax.jit(step)(params, train_step.Frozen(large_params), partitioning.place_batch(batch))
+    )
+  numbers = segments if packed else (batch.weights > 0).astype(int)
+  rows = [(i, numbers[i] == n) for i in range(B) for n in (1, 2) if (numbers[i] == n).any()]
+  right = lambda answers: sum((answers[i] == targets[i])[places].all() for i, places in rows)
+  assert totals['rows'] == len(rows)
+  assert totals['rows_right'] == right(small) >= 3
+  assert totals['rows_right_large'] == right(large) >= 2
