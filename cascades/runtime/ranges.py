@@ -13,7 +13,7 @@ def check(
   least: float | None = None,
   above: float | None = None,
   below: float | None = None,
-  whole: bool = False,
+  integer: bool = False,
 ) -> None:
   """Check that numbers are finite and in a range; None, where a setting may be that, passes.
 
@@ -22,17 +22,17 @@ def check(
     least: Smallest number allowed.
     above: Number that all must exceed.
     below: Number that all must be less than.
-    whole: Allow whole numbers only.
+    integer: Allow whole numbers only.
 
   Raises:
     ValueError: A number is outside; the message names it and the range.
   """
-  words = [
+  limits = [
     f'{word} {limit:g}'
     for word, limit in (('at least', least), ('above', above), ('below', below))
     if limit is not None
   ]
-  expected = f'a {"whole" if whole else "finite"} number {" and ".join(words)}'.rstrip()
+  expected = f'a {"whole" if integer else "finite"} number {" and ".join(limits)}'.rstrip()
   for name, value in settings.items():
     if value is None:
       continue
@@ -40,7 +40,7 @@ def check(
       isinstance(value, numbers.Real)
       and not isinstance(value, bool)
       and math.isfinite(value)
-      and (not whole or value == int(value))
+      and (not integer or value == int(value))
       and (least is None or value >= least)
       and (above is None or value > above)
       and (below is None or value < below)

@@ -54,8 +54,8 @@ def _check_schedule(
 ) -> None:
   """Raises ValueError, by the macros of the values, for a schedule that cannot be."""
   ranges.check({'LEARNING_RATE': learning_rate, 'final': final}, least=0)
-  ranges.check({'WARMUP_STEPS': warmup_steps}, least=0, whole=True)
-  ranges.check({'TRAIN_STEPS': total_steps}, least=1, whole=True)
+  ranges.check({'WARMUP_STEPS': warmup_steps}, least=0, integer=True)
+  ranges.check({'TRAIN_STEPS': total_steps}, least=1, integer=True)
   if total_steps is not None and warmup_steps >= total_steps:
     raise ValueError(
       f'WARMUP_STEPS={warmup_steps} is not below TRAIN_STEPS={total_steps}: the learning rate '
@@ -95,7 +95,7 @@ def adafactor(
   """
   ranges.check({'adafactor.clip_norm': clip_norm, 'adafactor.decay_rate': decay_rate}, above=0)
   ranges.check({'adafactor.weight_decay': weight_decay}, least=0)
-  ranges.check({'adafactor.min_size_to_factor': min_size_to_factor}, least=1, whole=True)
+  ranges.check({'adafactor.min_size_to_factor': min_size_to_factor}, least=1, integer=True)
   steps = [
     layerwise.scale_by_factored_rms(decay_rate=decay_rate, min_size_to_factor=min_size_to_factor),
     layerwise.clip_by_layer_rms(),

@@ -91,7 +91,7 @@ class Step:
 
   def __post_init__(self) -> None:
     ranges.check(
-      {'MICROBATCHES': self.microbatches, 'BLOCK_LENGTH': self.block_length}, least=1, whole=True
+      {'MICROBATCHES': self.microbatches, 'BLOCK_LENGTH': self.block_length}, least=1, integer=True
     )
     if not callable(self.normalizer):
       ranges.check({'LOSS_NORMALIZING_FACTOR': self.normalizer}, above=0)
@@ -103,7 +103,7 @@ class Step:
 
   def check_batch(self, batch_size: int) -> None:
     """Raises ValueError if a batch cannot be split into equal microbatches."""
-    ranges.check({'BATCH_SIZE': batch_size}, least=1, whole=True)
+    ranges.check({'BATCH_SIZE': batch_size}, least=1, integer=True)
     if batch_size % self.microbatches:
       raise ValueError(
         f'BATCH_SIZE={batch_size} is not divisible by MICROBATCHES={self.microbatches}: choose a '
@@ -133,9 +133,9 @@ class Schedule:
   keep: int = 2
 
   def __post_init__(self) -> None:
-    ranges.check({'TRAIN_STEPS': self.train_steps, 'KEEP': self.keep}, least=1, whole=True)
+    ranges.check({'TRAIN_STEPS': self.train_steps, 'KEEP': self.keep}, least=1, integer=True)
     intervals = {'LOG_EVERY': self.log_every, 'SAVE_EVERY': self.save_every}
-    ranges.check(intervals, least=0, whole=True)
+    ranges.check(intervals, least=0, integer=True)
 
 
 @dataclasses.dataclass(frozen=True)

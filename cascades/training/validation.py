@@ -45,9 +45,9 @@ class Validation:
   decoded_rows: int = 0
 
   def __post_init__(self) -> None:
-    ranges.check({'VALIDATE_EVERY': self.every}, least=0, whole=True)
-    ranges.check({'VALIDATION_ROWS': self.rows}, least=1, whole=True)
-    ranges.check({'train.Validation.decoded_rows': self.decoded_rows}, least=0, whole=True)
+    ranges.check({'VALIDATE_EVERY': self.every}, least=0, integer=True)
+    ranges.check({'VALIDATION_ROWS': self.rows}, least=1, integer=True)
+    ranges.check({'train.Validation.decoded_rows': self.decoded_rows}, least=0, integer=True)
 
 
 def validator(

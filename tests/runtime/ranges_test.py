@@ -6,15 +6,15 @@ from cascades.runtime import ranges
 
 
 def test_numbers_in_the_range_pass():
-  ranges.check({'A': 1, 'B': 2.0, 'C': None}, least=1, whole=True)
+  ranges.check({'A': 1, 'B': 2.0, 'C': None}, least=1, integer=True)
   ranges.check({'A': 1e-9}, above=0, below=1)
 
 
 @pytest.mark.parametrize(
   ('value', 'options', 'message'),
   [
-    (0, {'least': 1, 'whole': True}, "A=0 must be a whole number at least 1."),
-    (1.5, {'least': 1, 'whole': True}, 'A=1.5 must be a whole number at least 1.'),
+    (0, {'least': 1, 'integer': True}, "A=0 must be a whole number at least 1."),
+    (1.5, {'least': 1, 'integer': True}, 'A=1.5 must be a whole number at least 1.'),
     (0.0, {'above': 0, 'below': 1}, 'A=0.0 must be a finite number above 0 and below 1.'),
     (math.nan, {'least': 0}, 'A=nan must be a finite number at least 0.'),
     (-math.inf, {}, 'A=-inf must be a finite number.'),
