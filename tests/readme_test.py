@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from cascades import cli, curves, deferral
+from cascades import curves, deferral
 from cascades.data import materialize
 from cascades.tasks.task import both
 from cascades.tokenizers import vocabularies
@@ -61,11 +61,8 @@ def test_every_extension_has_at_most_ten_lines():
 
 
 def test_a_custom_loss(shown):
-  (shown / 'my.gin').write_text(
-    'from __gin__ import dynamic_registration\nimport my_losses\nLOSS = @my_losses.cat_smoothed\n'
-  )
-  cli.configure('cascades.train', ['recipes/demo_small.gin', 'my.gin'], [])
-  loss = gin.query_parameter('LOSS/macro.value').configurable.wrapped
+  del shown
+  loss = importlib.import_module('my_losses').cat_smoothed
   logits = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
   ids = logits.argmax(-1)
   total, count = loss(logits, logits, ids, np.ones(6, np.float32))
@@ -91,9 +88,47 @@ def test_a_custom_task(shown):
   assert next(iter(records.read([3]))).row.answers == ('1806',)
 
 
+def arguments(module):
+  """What the README tells a reader to type to use one of its modules."""
+  (text,) = re.findall(rf'`(--import {module} [^`]+)`', README)
+  return text
+
+
+def test_a_loss_and_a_task_train_in_an_empty_folder_with_what_a_reader_types(shown):
+  sizes = '--gin.TRAIN_STEPS=1 --gin.WARMUP_STEPS=0 --gin.BATCH_SIZE=4 --gin.VALIDATION_ROWS=4'
+  lengths = """--gin.TASK_FEATURE_LENGTHS="{'inputs': 16, 'targets': 8}" """
+  train = (
+    'python -m cascades.train --gin_file=recipes/local_train.gin --gin_file=models/t5_nano.gin '
+  )
+  train += f'{arguments("my_tasks")} {sizes} {lengths}'
+  small = f'{train} {arguments("my_losses")} --gin.LARGE_CHECKPOINT_PATH=large --gin.MODEL_DIR=mine'
+  run_there(f'{train} --gin.MODEL_DIR=large && {small}', shown)
+  configuration = (shown / 'mine' / 'config.gin').read_text()
+  assert 'my_losses.cat_smoothed' in configuration
+  assert 'my_tasks.doubling' in configuration
+
+
+def test_a_rule_is_evaluated_in_an_empty_folder_with_what_a_reader_types(shown):
+  tables = ROOT / 'tests' / 'golden' / 'before_move' / 'work' / 'predictions'
+  run_there(
+    f'python -m cascades.evaluate --gin_file=runs/evaluate.gin {arguments("my_rules")} '
+    f"""--gin.SMALL="{{'small': '{tables / 'small'}'}}" --gin.LARGE={tables / 'large'} """
+    '--gin.RESAMPLES=20 --gin.EVAL_OUTPUT_DIR=report',
+    shown,
+  )
+  assert 'first token' in (shown / 'report' / 'summary.csv').read_text()
+
+
+def run_there(commands, folder):
+  """Shell commands in a folder, on one device."""
+  one_device = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  words = ['bash', '-euo', 'pipefail', '-c', commands.replace('python -m', f'{sys.executable} -m')]
+  subprocess.run(words, check=True, cwd=folder, env=one_device)
+
+
 def command_block(word):
   (text,) = (block for block in blocks('sh') if word in block)
-  return text.replace('python -m', f'{sys.executable} -m')
+  return text
 
 
 def run_shown(commands, folder, *replacements):
@@ -104,9 +139,7 @@ def run_shown(commands, folder, *replacements):
   for old, new in replacements:
     assert old in commands
     commands = commands.replace(old, new)
-  one_device = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
-  words = ['bash', '-euo', 'pipefail', '-c', commands]
-  subprocess.run(words, check=True, cwd=folder, env=one_device)
+  run_there(commands, folder)
 
 
 def pretrained(folder, name, **settings):
