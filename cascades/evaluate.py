@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 from cascades import deferral
 from cascades.evaluation.compare import compare
 from cascades.evaluation.comparison import Comparison, Settings
+from cascades.evaluation.quantities import LARGE
 from cascades.evaluation.tables import Tables
 from cascades.reporting import escaping, outputs, terminal
 from cascades.reporting.report import Report
-from cascades.runtime import files
+from cascades.runtime import files, locking
 from cascades.types import DeferralRule, Metric, Score
 
 
@@ -31,6 +32,7 @@ def evaluate(
   metric: Metric | str | None = None,
   settings: Settings | None = None,
   report: Report | None = None,
+  overwrite: bool = False,
   provenance: Callable[[], Mapping[str, str]] = dict,
 ) -> Comparison:
   """Joins each small model's tables with the large one's, compares, and writes a report.
@@ -45,6 +47,7 @@ def evaluate(
       their texts where the tables do not hold its statistics.
     settings: Settings of the comparison; None for the defaults.
     report: Options of the report; None for the defaults.
+    overwrite: Replace a report of other tables in `output_dir` instead of refusing.
     provenance: Function that says how the comparison was made, called after it.
 
   Returns:
@@ -52,19 +55,24 @@ def evaluate(
 
   Raises:
     FileNotFoundError: A table is missing or incomplete.
+    FileExistsError: `output_dir` holds a report of other tables.
+    BlockingIOError: Another process writes to `output_dir`.
     ValueError: The tables do not fit together, or cannot be compared as asked for.
   """
   small, large = tables.read()
   by_rule = deferral.PAPER if rules is None else rules
-  comparison = compare(
-    small,
-    large,
-    scores={name: deferral.as_score(rule) for name, rule in by_rule.items()} | dict(scores or {}),
-    settings=settings or Settings(),
-    metric=metric,
-  )
   directory = files.absolute(output_dir)
-  outputs.write(directory, comparison, report or Report(), provenance())
+  with locking.held(directory):
+    if not overwrite:
+      outputs.check(directory, {**small, LARGE.name: large})
+    comparison = compare(
+      small,
+      large,
+      scores={name: deferral.as_score(rule) for name, rule in by_rule.items()} | dict(scores or {}),
+      settings=settings or Settings(),
+      metric=metric,
+    )
+    outputs.write(directory, comparison, report or Report(), provenance())
   terminal.show(comparison)
   print('Report:', escaping.visible(str(directory / 'report.html')))
   return comparison

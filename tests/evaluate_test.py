@@ -16,6 +16,7 @@ from cascades.evaluation.tables import Tables
 from cascades.predictions import shards
 from cascades.reporting import figures
 from cascades.reporting.report import Report
+from cascades.runtime import locking
 from cascades.settings import reading
 from tests import synthetic_tables
 from tests.predictions.shards_test import remote  # noqa: F401
@@ -94,6 +95,25 @@ def test_all_files_are_written_to_the_output_directory(output):
 def test_evaluating_again_gives_the_same_bytes(directories, output, tmp_path):
   run(directories, tmp_path, provenance=lambda: {'config': 'SEED = 0\n', 'commit': 'abc'})
   assert contents(tmp_path) == contents(output)
+
+
+def test_a_report_of_other_tables_is_replaced_only_if_told(directories, tmp_path, no_figures):
+  run(directories, tmp_path)
+  run(directories, tmp_path, settings={'resamples': 20})  # of the same tables
+  before = contents(tmp_path)
+  fewer = {name: path for name, path in directories.items() if name != 'cat'}
+  with pytest.raises(FileExistsError, match=r"Model 'cat' has there .*task a.*, and here no table"):
+    run(fewer, tmp_path)
+  assert contents(tmp_path) == before
+  run(fewer, tmp_path, overwrite=True)
+  assert contents(tmp_path) != before
+
+
+def test_two_comparisons_do_not_write_to_one_folder_at_once(directories, tmp_path, no_figures):
+  with locking.held(tmp_path), pytest.raises(BlockingIOError, match='is in use by process'):
+    run(directories, tmp_path)
+  assert contents(tmp_path) == {}
+  run(directories, tmp_path)
 
 
 def test_files_and_result_agree_on_the_numbers(directories, output, tmp_path, no_figures):
@@ -205,7 +225,8 @@ def test_every_macro_reaches_the_program():
     'SMALL': {'x': 'small'}, 'LARGE': 'large', 'EVAL_OUTPUT_DIR': 'out', 'SPLITS': 'validation',
     'TASKS': ['b'], 'MODE': 'score', 'METRIC': 'bleu', 'TASK_WEIGHTS': 'uniform', 'COSTS': [2.0],
     'QUALITIES': [0.5], 'BASELINE': 'x', 'RESAMPLES': 20, 'CONFIDENCE': 0.9, 'SEED': 3,
-    'DEDUPE_INPUTS': True, 'TITLE': 'A title',
+    'DEDUPE_INPUTS': True, 'TITLE': 'A title', 'ALLOW_DIFFERENCES': ['weights'],
+    'OVERWRITE': True,
   }  # fmt: skip
   gin.clear_config()
   bindings = [f'{name}={value!r}' for name, value in macros.items()]
@@ -213,8 +234,9 @@ def test_every_macro_reaches_the_program():
   arguments = gin.get_bindings(evaluate.evaluate)
   gin.clear_config()
   assert arguments == {
-    'tables': Tables({'x': 'small'}, 'large', 'validation', ['b'], 'score'),
+    'tables': Tables({'x': 'small'}, 'large', 'validation', ['b'], 'score', ['weights']),
     'output_dir': 'out',
+    'overwrite': True,
     'metric': 'bleu',
     'settings': Settings('uniform', [2.0], [0.5], 'x', 20, 0.9, 3, dedupe_inputs=True),
     'report': Report('A title'),

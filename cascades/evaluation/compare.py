@@ -32,6 +32,8 @@ from cascades.evaluation.quantities import LARGE, QUALITY, RATES, Measurements
 from cascades.predictions import alignment
 from cascades.types import Metric, Predictions, Score
 
+MOST_COUNTS = 1 << 33  # resamples times rows, of two bytes each
+
 
 class _Candidate(NamedTuple):
   """A small model beside the large one: statistics [N, K] and scores of the rows of all tasks."""
@@ -69,7 +71,8 @@ def compare(
     ValueError: There is no score, a score is not one finite number per row, the baseline is
       unknown, the metric cannot judge the answers, or intervals are impossible.
   """
-  _check(settings, scores)
+  if not scores:
+    raise ValueError('There is no score to defer by: give one or more rules or scores by name.')
   pairs = _pairs([*small], settings.baseline)
   sizes_with_repeats = _sizes(large) if settings.dedupe_inputs else {}
   if settings.dedupe_inputs:
@@ -137,16 +140,6 @@ def alone(
   return estimates
 
 
-def _check(settings: Settings, scores: Mapping[str, Score]) -> None:
-  if not scores:
-    raise ValueError('There is no score to defer by: give one or more rules or scores by name.')
-  if settings.resamples < 1 or not 0 < settings.confidence < 1:
-    raise ValueError(
-      'Intervals need one or more resamples and a confidence between 0 and 1, found '
-      f'{settings.resamples} and {settings.confidence}.'
-    )
-
-
 def _pairs(models: Sequence[str], baseline: str | None) -> list[tuple[str, str]]:
   """(model, baseline): each model with every earlier one, or all others with the one named."""
   if baseline is None:
@@ -162,6 +155,12 @@ def _sizes(tables: Sequence[Predictions]) -> dict[str, int]:
 
 def _draw(tables: Sequence[Predictions], settings: Settings) -> Int[np.ndarray, 'R N']:
   sizes = [len(table.ids) for table in tables]
+  if settings.resamples * sum(sizes) > MOST_COUNTS:
+    raise ValueError(
+      f'{settings.resamples} resamples of {sum(sizes)} rows take '
+      f'{2 * settings.resamples * sum(sizes) / 2**30:.0f} GiB of memory; for so many rows at most '
+      f'{MOST_COUNTS // sum(sizes)} resamples are possible.'
+    )
   return bootstrap.draw(sizes, resamples=settings.resamples, seed=settings.seed)
 
 

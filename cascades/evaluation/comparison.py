@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,6 +46,20 @@ class Settings:
   confidence: float = 0.95
   seed: int = 0
   dedupe_inputs: bool = False
+
+  def __post_init__(self) -> None:
+    if self.resamples < 1 or not 0 < self.confidence < 1:
+      raise ValueError(
+        'Intervals need one or more resamples and a confidence between 0 and 1, found '
+        f'{self.resamples} and {self.confidence}.'
+      )
+    if self.seed < 0:
+      raise ValueError(f'The seed of the resamples is {self.seed}; it must be 0 or more.')
+    for name, values in (('costs', self.costs), ('qualities', self.qualities)):
+      if bad := [value for value in values if not math.isfinite(value)]:
+        raise ValueError(f'The {name} must be finite numbers, found {bad[0]}.')
+    if bad := [value for value in self.costs if value <= 0]:
+      raise ValueError(f'The costs are FLOPs per token and must be above 0, found {bad[0]}.')
 
 
 class Cascade(NamedTuple):

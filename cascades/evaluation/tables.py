@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -12,6 +16,8 @@ from cascades.predictions import alignment, shards
 from cascades.predictions.rows import Mode
 from cascades.runtime import files
 from cascades.types import Predictions
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +30,9 @@ class Tables:
     split: Split of the tasks, a folder in each directory.
     tasks: Tasks to compare; None for all tasks of the large model.
     mode: 'predict' for generated answers, 'score' for scored ones.
+    allow_differences: Properties in which a small model's tables may differ from the large one's:
+      'inputs', 'definition' (of the task), 'precision', 'weights', or an option of decoding such as
+      'temperature'.
   """
 
   small: Mapping[str, str] | Sequence[str]
@@ -31,6 +40,7 @@ class Tables:
   split: str = 'test'
   tasks: Sequence[str] | None = None
   mode: Mode = 'predict'
+  allow_differences: Sequence[str] = ()
 
   def read(self) -> tuple[dict[str, list[Predictions]], list[Predictions]]:
     """Reads all tables.
@@ -41,9 +51,11 @@ class Tables:
     Raises:
       FileNotFoundError: A table is missing or incomplete.
       ValueError: The models' names are not usable, rows have no target, or the tables are not of
-        the same tasks and rows.
+        the same tasks and rows, or not made alike.
     """
     directories = self._by_name()
+    if repeated := [task for task, count in Counter(self.tasks or ()).items() if count > 1]:
+      raise ValueError(f'The tasks name {", ".join(map(repr, repeated))} more than once.')
     large = self._read(self.large)
     return {name: self._aligned(path, large) for name, path in directories.items()}, large
 
@@ -88,4 +100,45 @@ class Tables:
         f'{directory}, split {self.split!r}, answers the tasks {sorted(small)} and the large model '
         f'{sorted(tasks)}: infer the missing tasks, or choose common ones with tasks=[...].'
       )
-    return [alignment.join(small[table.task], table)[0] for table in large]
+    aligned = [alignment.join(small[table.task], table)[0] for table in large]
+    for pair in zip(aligned, large, strict=True):
+      self._check_alike(directory, *pair)
+    return aligned
+
+  def _check_alike(self, directory: str, small: Predictions, large: Predictions) -> None:
+    """Raise ValueError if the tables differ in something that is not allowed to."""
+    differences = _differences(small, large)
+    texts = [
+      f'{name} ({own!r:.80} and {other!r:.80})' for name, (own, other) in differences.items()
+    ]
+    if refused := sorted(set(differences) - set(self.allow_differences)):
+      raise ValueError(
+        f'The table of task {large.task!r} in {directory} differs from that of the large model in '
+        f'{", ".join(texts)}: one comparison needs answers to the same inputs, made alike. Infer '
+        'both with the same settings, or accept the differences with '
+        f'ALLOW_DIFFERENCES={refused}.'
+      )
+    if texts:
+      log.info('%s differs from the large model in %s, as allowed.', directory, ', '.join(texts))
+
+
+def _differences(small: Predictions, large: Predictions) -> dict[str, tuple[Any, Any]]:
+  """Values of the properties in which two aligned tables differ: those of the small model first."""
+  first = next(((a, b) for a, b in zip(small.inputs, large.inputs, strict=True) if a != b), None)
+  own, other = _properties(small.manifest), _properties(large.manifest)
+  common = [name for name in own if name in other]  # older tables have fewer
+  differences = {name: (own[name], other[name]) for name in common if own[name] != other[name]}
+  return ({'inputs': first} if first else {}) | differences
+
+
+def _properties(manifest: Mapping[str, Any]) -> dict[str, Any]:
+  """Properties that the tables of one comparison should share."""
+  decoding = dict(manifest['decoding'])
+  if not decoding.get('temperature'):
+    decoding.pop('seed', None)  # nothing was drawn
+  properties = {
+    name: manifest[name] for name in ('definition', 'precision', 'weights') if name in manifest
+  }
+  if 'definition' in properties:  # each model may have its own format of prompts
+    properties['definition'] = re.split(' chat | continued', properties['definition'])[0]
+  return properties | decoding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from cascades.evaluation.quantities import ABOVE_CHORD, AREA, LARGE, RATES, SMAL
 from cascades.reporting import escaping
 
 VERSION = 1
+ORIGIN = ('task', 'split', 'mode', 'checkpoint', 'step', 'fingerprint')  # of a table
 SETTINGS = ('weights', 'costs', 'qualities', 'baseline', 'resamples', 'confidence', 'seed')
 
 
@@ -73,6 +74,7 @@ def as_json(comparison: Comparison, *, points: int | None = None) -> dict[str, A
       'scale': metric.scale if math.isfinite(metric.scale) else None,
       'higher_is_better': metric.higher_is_better,
     },
+    'tables': tables(comparison.manifests),
     'tasks': dict(comparison.sizes),
     'tasks_with_repeated_inputs': dict(comparison.sizes_with_repeats),
     'flops_per_token': {'small': dict(comparison.flops), 'large': comparison.large_flops},
@@ -94,6 +96,14 @@ def as_json(comparison: Comparison, *, points: int | None = None) -> dict[str, A
       }
       for task, models in comparison.group_accuracy.items()
     },
+  }
+
+
+def tables(manifests: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+  """Origins of the tables that are compared, by model, as JSON values."""
+  return {
+    model: [{name: manifest.get(name, '') for name in ORIGIN} for manifest in own]
+    for model, own in manifests.items()
   }
 
 

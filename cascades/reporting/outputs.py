@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -11,6 +12,35 @@ from cascades.evaluation.comparison import Comparison
 from cascades.reporting import exports, figures, report
 from cascades.reporting.report import Report
 from cascades.runtime import files
+from cascades.types import Predictions
+
+
+def check(directory: epath.Path, models: Mapping[str, Sequence[Predictions]]) -> None:
+  """Raise FileExistsError if the directory holds a report of other tables.
+
+  Another report of the same tables takes seconds to make again, and may be replaced.
+
+  Args:
+    directory: Folder of the report.
+    models: Tables to compare, by model.
+  """
+  try:
+    present = json.loads((directory / 'curves.json').read_bytes())['tables']
+  except (FileNotFoundError, ValueError, KeyError, TypeError):  # an older or unfinished report
+    return
+  compared = exports.tables({m: [table.manifest for table in own] for m, own in models.items()})
+  for model in sorted({*compared, *present}):
+    if present.get(model) != compared.get(model):
+      raise FileExistsError(
+        f'{directory} holds a report of other tables. Model {model!r} has there '
+        f'{_origin(present.get(model))}, and here {_origin(compared.get(model))}. Choose another '
+        'EVAL_OUTPUT_DIR, or replace the report with OVERWRITE=True.'
+      )
+
+
+def _origin(tables: Sequence[Mapping[str, Any]] | None) -> str:
+  texts = [', '.join(f'{name} {value}' for name, value in t.items() if value) for t in tables or ()]
+  return '; '.join(texts) or 'no table'
 
 
 def write(

@@ -249,6 +249,25 @@ def test_a_score_may_read_the_whole_table_and_must_give_a_number_a_row():
 
 
 @pytest.mark.parametrize(
+  ('settings', 'reason'),
+  [
+    ({'seed': -1}, 'seed of the resamples is -1'),
+    ({'costs': [2000.0, -1.0]}, 'costs are FLOPs per token and must be above 0, found -1'),
+    ({'costs': [float('nan')]}, 'costs must be finite numbers, found nan'),
+    ({'qualities': [0.5, float('inf')]}, 'qualities must be finite numbers, found inf'),
+  ],
+)
+def test_settings_that_have_no_meaning_are_refused(settings, reason):
+  with pytest.raises(ValueError, match=reason):
+    Settings(**settings)
+
+
+def test_resamples_that_would_not_fit_into_memory_are_refused():
+  with pytest.raises(ValueError, match='1000000000 resamples of 110 rows take 205 GiB of memory'):
+    compared(*synthetic_tables.small_and_large(), resamples=10**9)
+
+
+@pytest.mark.parametrize(
   'settings', [{'resamples': 0}, {'confidence': 1.0}, {'confidence': 95}], ids=str
 )
 def test_settings_that_give_no_interval_are_refused(settings):

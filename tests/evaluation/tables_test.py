@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from cascades.evaluation.tables import Tables
@@ -34,6 +36,54 @@ def test_all_tasks_of_the_large_model_are_read_unless_some_are_chosen(directorie
   assert [table.task for table in large] == ['a', 'b']
   _, large = Tables([directories['cat']], directories['large'], tasks=['b']).read()
   assert [table.task for table in large] == ['b']
+
+
+def test_a_task_is_compared_once(directories):
+  with pytest.raises(ValueError, match="The tasks name 'a' more than once"):
+    Tables([directories['cat']], directories['large'], tasks=['a', 'b', 'a']).read()
+
+
+def written(directory, *, inputs='question', **changes):
+  rows = synthetic_tables.records('a', size=5)
+  for number, row in enumerate(rows):
+    row['inputs']['inputs_pretokenized'] = f'{inputs} {number}'
+  synthetic_tables.write(directory / 'test', 'a', rows, **changes)
+  return str(directory)
+
+
+GREEDY = {'temperature': 0.0, 'seed': 0, 'max_tokens': 8}
+USUAL = {'definition': '1', 'precision': 'float32', 'weights': 'float32', 'decoding': GREEDY}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'name', 'values'),
+  [
+    ({'inputs': 'problem'}, 'inputs', "'problem 0' and 'question 0'"),
+    ({'definition': '0'}, 'definition', "'0' and '1'"),
+    ({'definition': '0 chat 2 f00d'}, 'definition', "'0' and '1'"),
+    ({'precision': 'bfloat16'}, 'precision', "'bfloat16' and 'float32'"),
+    ({'weights': 'int8'}, 'weights', "'int8' and 'float32'"),
+    ({'decoding': {**GREEDY, 'temperature': 5.0}}, 'temperature', '5.0 and 0.0'),
+    ({'decoding': {**GREEDY, 'max_tokens': 9}}, 'max_tokens', '9 and 8'),
+  ],
+)
+def test_tables_that_were_not_made_alike_are_refused_by_name_unless_allowed(
+  tmp_path, changes, name, values
+):
+  large = written(tmp_path / 'large', **USUAL)
+  small = written(tmp_path / 'small', **{**USUAL, **changes})
+  with pytest.raises(ValueError, match=re.escape(f'{name} ({values})')) as error:
+    Tables([small], large).read()
+  assert f"ALLOW_DIFFERENCES=['{name}" in str(error.value)
+  Tables([small], large, allow_differences=[name, 'seed']).read()
+
+
+def test_what_may_differ_is_not_refused(tmp_path):
+  large = written(tmp_path / 'large', **USUAL)
+  chats = {'definition': '1 chat 2 f00d', 'vocabulary': 'b0d', 'checkpoint': 'elsewhere'}
+  small = written(tmp_path / 'small', **{**USUAL, **chats, 'decoding': {**GREEDY, 'seed': 3}})
+  older = written(tmp_path / 'older', decoding={'max_tokens': 8})  # with fewer properties
+  Tables([small, older], large).read()
 
 
 def test_models_without_names_are_named_by_their_directories(directories):

@@ -125,8 +125,8 @@ def test_any_text_is_one_harmless_cell_of_the_csv_and_numbers_stay_numbers(text)
 def test_the_json_has_the_keys_of_version_1():
   data = exports.as_json(synthetic_tables.comparison())
   assert list(data) == [
-    'version', 'metric', 'tasks', 'tasks_with_repeated_inputs', 'flops_per_token', 'settings',
-    'band_rates', 'cascades', 'differences', 'other_metrics', 'questions',
+    'version', 'metric', 'tables', 'tasks', 'tasks_with_repeated_inputs', 'flops_per_token',
+    'settings', 'band_rates', 'cascades', 'differences', 'other_metrics', 'questions',
   ]  # fmt: skip
   assert list(data['settings']) == [
     'weights', 'costs', 'qualities', 'baseline', 'resamples', 'confidence', 'seed',
