@@ -27,6 +27,7 @@ from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import files, locking, partitioning
 from cascades.tokenizers import vocabularies
+from cascades.tokenizers.export import end_prompts
 from cascades.types import Params
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def export(
   *,
   format: Literal['huggingface', 't5x'] = 'huggingface',
   tokenizer: str | None = None,
+  prompt_end: bool = False,
   which: store.StepSelector = 'last',
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   shard_bytes: int = huggingface.SHARD_BYTES,
@@ -53,6 +55,8 @@ def export(
     format: of the model.
     tokenizer: the folder of Hugging Face that the model came from, or the run directory that it
       was converted to; by default the files that the run itself keeps.
+    prompt_end: make the exported tokenizer and chat template put an end of sequence after a prompt,
+      as a model that was trained here without another format of prompts expects it.
     which: the checkpoint of a run directory: a step, the last, or the best.
     dtype: of the weights.
     shard_bytes: the size of a file of weights, for Hugging Face.
@@ -86,6 +90,8 @@ def export(
   else:
     huggingface.check_output(output, overwrite=overwrite)
     options, companion_files = _prepare(directory, description, tokenizer)
+    if prompt_end:
+      companion_files = end_prompts(companion_files, vocabularies.load(directory))
     write = lambda params: huggingface.write_folder(
       output,
       options | {'torch_dtype': dtype},

@@ -9,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file
 
 from cascades import convert, export
@@ -16,7 +17,7 @@ from cascades.checkpoints import store
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
-from cascades.tokenizers import vocabularies
+from cascades.tokenizers import from_folder, vocabularies
 from tests import tiny
 from tests.golden import twins
 from tests.interop import twin_folders
@@ -121,6 +122,26 @@ def test_a_model_of_our_own_is_exported_with_a_warning(tmp_path, caplog, monkeyp
   ids = json.loads((tmp_path / 'ours' / 'generation_config.json').read_text())
   assert ids['eos_token_id'] == tiny.VOCABULARY.eos_id
   assert ids['decoder_start_token_id'] == 0
+
+
+def test_tokens_added_elsewhere_are_read_and_handed_on_and_prompts_may_end(tmp_path):
+  config = twin_folders.config('llama')
+  folder = twin_folders.write(tmp_path / 'theirs', config, twin_folders.tensors('llama'))
+  pieces = {piece: i for i, piece in enumerate(['<unk>', '<s>', '</s>', *'abcdefgh'])}
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(pieces, [], unk_token='<unk>'))
+  tokenizer.save(str(folder / 'tokenizer.json'))
+  told = {'eos_token': '</s>', 'bos_token': '<s>', 'extra_special_tokens': ['<sep>']}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(told))
+  _convert(folder, tmp_path / 'run', vocabulary=None)
+  vocabulary = vocabularies.load(tmp_path / 'run')
+  assert vocabulary.encode('a<sep>b') == [3, 11, 4]
+  _export(tmp_path / 'run', tmp_path / 'ours')
+  assert from_folder.read_vocabulary(tmp_path / 'ours') == vocabulary
+  _export(tmp_path / 'run', tmp_path / 'ended', prompt_end=True)
+  again = from_folder.read_vocabulary(tmp_path / 'ended')
+  assert again.encode('a<sep>b') == [3, 11, 4]
+  ended = tokenizers.Tokenizer.from_file(str(tmp_path / 'ended' / 'tokenizer.json'))
+  assert ended.encode('ab').ids == [3, 4, 2]
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(folder, tmp_path):

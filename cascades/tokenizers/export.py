@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sentencepiece as spm
@@ -13,6 +13,8 @@ from cascades.tokenizers import huggingface_folder
 from cascades.tokenizers.huggingface import TOKENIZER_JSON, HuggingFace, parse
 from cascades.tokenizers.sentencepiece import ModelProto, SentencePiece
 from cascades.types import Vocabulary
+
+CHAT_TEMPLATE = 'chat_template.jinja'
 
 
 class _TokenizerFile(NamedTuple):
@@ -53,8 +55,43 @@ def tokenizer_files(
     'clean_up_tokenization_spaces': False,
     **({'chat_template': chat_template} if chat_template else {}),
   }
-  text = json.dumps(options, indent=2, ensure_ascii=False) + '\n'
-  return {file.name: file.content, huggingface_folder.CONFIG: text.encode()}
+  return {file.name: file.content, huggingface_folder.CONFIG: _json(options)}
+
+
+def end_prompts(files: Mapping[str, bytes], vocabulary: Vocabulary) -> dict[str, bytes]:
+  """Makes tokenizer files put an end of sequence after a text, as a prompt has it in training here.
+
+  A text gets the beginning of sequence, if the vocabulary has one, and the end; the chat template
+  writes the same around the last message. T5's tokenizer ends a text already.
+
+  Args:
+    files: the files by name, generated or copied.
+    vocabulary: the vocabulary that they are of.
+
+  Returns:
+    All files, some changed.
+
+  Raises:
+    ValueError: there are no tokenizer files, or `vocabulary` is none that transformers has.
+  """
+  if not isinstance(vocabulary, HuggingFace | SentencePiece):
+    raise ValueError(
+      'PROMPT_END needs a tokenizer that transformers has, and the vocabulary is none.'
+    )
+  if _is_t5(vocabulary):
+    return dict(files)
+  token = _token_text(vocabulary)
+  start, end = vocabulary.bos_id, vocabulary.eos_id
+  before = [] if start is None else [token(start)]
+  options = json.loads(files.get(huggingface_folder.CONFIG, b'{}'))
+  options |= {'eos_token': token(end), 'add_bos_token': bool(before), 'add_eos_token': True}
+  changed = {huggingface_folder.CONFIG: _json(options)}
+  if TOKENIZER_JSON in files:  # transformers reads its template, and not the two options
+    ids = {token(index): index for index in (start, end) if index is not None}
+    changed[TOKENIZER_JSON] = _with_template(files[TOKENIZER_JSON], before, [token(end)], ids)
+  written = json.dumps(''.join(before), ensure_ascii=False), json.dumps(token(end))
+  template = f"{{{{ {written[0]} }}}}{{{{ messages[-1]['content'] }}}}{{{{ {written[1]} }}}}"
+  return {**files, **changed, CHAT_TEMPLATE: template.encode()}
 
 
 def special_ids(vocabulary: Vocabulary, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,19 +122,41 @@ def _sentencepiece(vocabulary: SentencePiece) -> _TokenizerFile:
 
 
 def _huggingface(vocabulary: HuggingFace, bos: int | None) -> _TokenizerFile:
-  from tokenizers import processors
-
-  content = vocabulary.model
+  content, token = vocabulary.model, _token_text(vocabulary)
   tokenizer = parse(content, epath.Path(TOKENIZER_JSON))
-  if bos is not None and tokenizer.encode('a').ids[0] != bos:
+  plain, full = (tokenizer.encode('a', add_special_tokens=special).ids for special in (False, True))
+  if full[:1] != (plain[:1] if bos is None else [bos]):
     # transformers reads the template and ignores `add_bos_token`.
-    token = tokenizer.id_to_token(bos)
-    template = processors.TemplateProcessing(
-      single=[token, '$A'], pair=[token, '$A', token, '$B:1'], special_tokens=[(token, bos)]
-    )
-    others = [tokenizer.post_processor] if tokenizer.post_processor else []
-    tokenizer.post_processor = processors.Sequence([*others, template])
-    content = tokenizer.to_str().encode()
+    before = {} if bos is None else {token(bos): bos}
+    content = _with_template(content, [*before], [], before)
   # The class for any tokenizer.json.
   options = {'tokenizer_class': 'PreTrainedTokenizerFast'}
   return _TokenizerFile(TOKENIZER_JSON, content, options, tokenizer.id_to_token)
+
+
+def _token_text(vocabulary: HuggingFace | SentencePiece) -> Callable[[int], str]:
+  """The function from an id to the token's text."""
+  if isinstance(vocabulary, SentencePiece):
+    return spm.SentencePieceProcessor(model_proto=vocabulary.model).IdToPiece
+  tokenizer = parse(vocabulary.model, epath.Path(TOKENIZER_JSON))
+  return lambda index: tokenizer.id_to_token(index) or ''
+
+
+def _with_template(
+  content: bytes, before: Sequence[str], after: Sequence[str], ids: Mapping[str, int]
+) -> bytes:
+  """A tokenizer.json that puts these tokens around a text, instead of others."""
+  from tokenizers import processors
+
+  tokenizer = parse(content, epath.Path(TOKENIZER_JSON))
+  template = processors.TemplateProcessing(
+    single=[*before, '$A', *after],
+    pair=[*before, '$A', *after, *(f'{token}:1' for token in before), '$B:1', *after],
+    special_tokens=[*ids.items()],
+  )
+  tokenizer.post_processor = template
+  return tokenizer.to_str().encode()
+
+
+def _json(options: Mapping[str, Any]) -> bytes:
+  return (json.dumps(options, indent=2, ensure_ascii=False) + '\n').encode()

@@ -6,7 +6,9 @@ import json
 
 import pytest
 import sentencepiece as spm
+import tokenizers
 
+from cascades.tasks import chat_templates
 from cascades.tokenizers import export, from_folder, vocabularies
 from tests.tokenizers.huggingface_test import TEXTS, byte_level
 
@@ -92,6 +94,50 @@ def test_transformers_reads_the_same_tokenizer(written):
   assert tokenizer.eos_token_id == vocabulary.eos_id
   assert tokenizer.pad_token_id == vocabulary.pad_id
   assert tokenizer.chat_template == '{{ messages }}'
+
+
+def test_prompts_end_as_in_training(written, tmp_path):
+  vocabulary, folder = written
+  files = {path.name: path.read_bytes() for path in folder.iterdir()}
+  ended = export.end_prompts(files, vocabulary)
+  if 'spiece.model' in files:  # which ends all texts itself
+    assert ended == files
+    return
+  for name, content in ended.items():
+    (tmp_path / name).write_bytes(content)
+  again = from_folder.read_vocabulary(tmp_path)
+  assert (again.bos_id, again.eos_ids[0]) == (vocabulary.bos_id, vocabulary.eos_id)
+  assert [again.encode(line) for line in LINES] == [vocabulary.encode(line) for line in LINES]
+  start = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
+  if 'tokenizer.json' in files:
+    whole = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
+    for line in LINES:
+      assert whole.encode(line).ids == [*start, *vocabulary.encode(line), vocabulary.eos_id]
+    text = chat_templates.read(tmp_path)('Hi?')
+    assert whole.encode(text, add_special_tokens=False).ids == whole.encode('Hi?').ids
+
+
+@pytest.mark.reference
+def test_transformers_ends_prompts_as_we_do(written, tmp_path):
+  transformers = pytest.importorskip('transformers', reason='needs the extra `reference`')
+  vocabulary, folder = written
+  files = {path.name: path.read_bytes() for path in folder.iterdir()}
+  for name, content in export.end_prompts(files, vocabulary).items():
+    (tmp_path / name).write_bytes(content)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+  t5 = 'spiece.model' in files
+  start = [] if t5 or vocabulary.bos_id is None else [vocabulary.bos_id]
+  for line in LINES:
+    asked = [*start, *vocabulary.encode(line), vocabulary.eos_id]
+    assert tokenizer(line)['input_ids'] == asked, line
+    if not t5 and 'tokenizer.json' in files:
+      chat = tokenizer.apply_chat_template([{'role': 'user', 'content': line}])
+      assert chat['input_ids'] == asked
+
+
+def test_only_tokenizers_of_transformers_end_prompts():
+  with pytest.raises(ValueError, match='PROMPT_END needs a tokenizer that transformers has'):
+    export.end_prompts({}, vocabularies.bytes_vocabulary())
 
 
 def test_special_ids_are_named_once_and_keep_what_is_said():
