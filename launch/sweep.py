@@ -85,7 +85,7 @@ def located(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   if not config.output_dir:
     raise app.UsageError('output_dir is empty: set it, as in --config.output_dir=runs/sweeps/me')
   config.log_dir = config.log_dir or config.output_dir
-  if '://' in config.log_dir:
+  if files.is_remote(config.log_dir):
     raise app.UsageError(
       f'logs must be local and log_dir is {config.log_dir}: give --config.log_dir=runs/...'
     )
@@ -114,7 +114,7 @@ class Running:
 
   def call(self, command: Sequence[str], log: pathlib.Path) -> int:
     """Run a command, log its output, and return its exit code; none starts after `end`."""
-    with log.open('ab') as file, self._lock:
+    with files.open_local(log, 'ab') as file, self._lock:
       if self._ended:
         return restarting.INTERRUPTED
       child = subprocess.Popen(
@@ -188,7 +188,7 @@ def run_stages(
     try:
       code = stages.run(stage, directory, start)
     except ValueError as error:
-      with log_of(directory, stage.name).open('a') as log:
+      with files.open_local(log_of(directory, stage.name), 'a') as log:
         print(error, file=log)
       code = 1
     if code:
@@ -229,7 +229,7 @@ def _start(
       'seconds': seconds,
       'first_step_seconds': first_step,
     }
-    with (directory / results.HISTORY).open('a') as file:
+    with files.open_local(directory / results.HISTORY, 'a') as file:
       print(json.dumps(record), file=file)
     after = f', first step after {first[0]} s' if first else ''
     _say(f'[{name}] {stage.name}: exit code {code} after {seconds} s{after}')

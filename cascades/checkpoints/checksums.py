@@ -73,7 +73,7 @@ def _below(directory: epath.Path) -> Iterator[epath.Path]:
 
 
 def _crc(path: epath.Path) -> int | None:
-  if '://' in os.fspath(path):
+  if files.is_remote(path):
     return None
   stat = os.stat(path)
   return _cached_crc(str(path), stat.st_size, stat.st_mtime_ns)

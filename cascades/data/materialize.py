@@ -115,7 +115,7 @@ def location(
 ) -> epath.Path:
   """Directory of the records: <directory>/<task>/<split>-<fingerprint>."""
   task.require(split)
-  if '://' in os.fspath(directory):
+  if files.is_remote(directory):
     raise ValueError(
       f'Token records cannot be stored in {os.fspath(directory)}: they are read at random, which '
       'needs a local or mounted file system. Give a local directory for them.'
@@ -248,7 +248,7 @@ def _only_writer(partial: epath.Path, path: epath.Path) -> Iterator[bool]:
   while _defect(path):
     partial.mkdir(parents=True, exist_ok=True)
     try:
-      lock = open(partial / _LOCK, 'w')  # noqa: SIM115
+      lock = files.open_local(partial / _LOCK, 'w')
     except FileNotFoundError:  # another process has just finished
       continue
     with lock:

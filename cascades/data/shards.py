@@ -105,7 +105,8 @@ def write(
   lengths = array.array('i')
   unlabeled = 0
   pack = msgpack.Packer().pack  # making a packer costs more than packing
-  path(_DESCRIPTION).unlink(missing_ok=True)  # of a shard that is written again
+  for file in (_DESCRIPTION, _TEXT, _TOKENS, _LENGTHS):  # of a shard that is written again
+    path(file).unlink(missing_ok=True)  # or links to elsewhere
   with _named_errors(path(_TEXT)):
     writer = array_record_module.ArrayRecordWriter(str(path(_TEXT)), _WRITER_OPTIONS)
   with _named_errors(path(_TOKENS)), path(_TOKENS).open('wb') as tokens:
@@ -137,13 +138,10 @@ def write(
 def _named_errors(path: epath.Path) -> Iterator[None]:
   """Adds the file's name to errors of writing, which come without one."""
   try:
-    yield
+    with files.naming(path):
+      yield
   except RuntimeError as error:  # of ArrayRecord, for any reason
     raise OSError(f'{path} cannot be written: {error}') from error
-  except OSError as error:
-    if error.filename is not None or error.errno is None:
-      raise
-    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def finished(directory: epath.PathLike) -> dict[int, Shard]:

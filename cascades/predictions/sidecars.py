@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -362,7 +361,7 @@ def _write_array(path: epath.Path, array: np.ndarray, fingerprint: str) -> None:
 
 def _open(path: epath.Path) -> np.ndarray:
   try:
-    if '://' not in os.fspath(path):
+    if not files.is_remote(path):
       return np.load(path, mmap_mode='r', allow_pickle=False)
     return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
   except (ValueError, EOFError) as error:

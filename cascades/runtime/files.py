@@ -1,10 +1,18 @@
-"""Atomic writes of files, on local disks and in object stores."""
+"""Writes of files, on local disks and in object stores.
+
+A folder that a program is given may be a stranger's: no write follows a symbolic link in place of
+a file. Errors name the file, which those of a full disk do not by themselves.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import uuid
+from collections.abc import Iterator
+from typing import IO, Any
 
 from etils import epath
 
@@ -14,10 +22,15 @@ _TEMPORARY = re.compile(r'\..+\.[0-9a-f]{32}')  # names of `write`
 _UNFIT_FOR_NAMES = re.compile(r'[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 
+def is_remote(path: epath.PathLike) -> bool:
+  """True for a URL, such as gs://bucket/runs."""
+  return '://' in os.fspath(path)
+
+
 def absolute(path: epath.PathLike) -> epath.Path:
   """Expand `~` and resolve a relative path against the working directory; URLs stay."""
   expanded = epath.Path(path)
-  return expanded if '://' in os.fspath(path) else expanded.expanduser().resolve()
+  return expanded if is_remote(path) else expanded.expanduser().resolve()
 
 
 def write(path: epath.PathLike, content: bytes | str) -> None:
@@ -27,17 +40,60 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
   """
   path = epath.Path(path)
   data = content.encode() if isinstance(content, str) else content
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if '://' in os.fspath(path):
-    path.write_bytes(data)
+  with naming(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(path):
+      path.write_bytes(data)
+      return
+    temporary = path.parent / f'.{path.name}.{uuid.uuid4().hex}'
+    try:
+      with open_local(temporary, 'xb') as file:
+        file.write(data)
+      temporary.replace(path)
+    except BaseException:
+      temporary.unlink(missing_ok=True)
+      raise
+
+
+def append(path: epath.PathLike, line: str) -> None:
+  """Append a line, on disk when this returns; the end of a line that a kill has cut stays apart.
+
+  Object stores cannot append, so there the file is written anew.
+  """
+  path = epath.Path(path)
+  if is_remote(path):
+    write(path, f'{path.read_text() if path.exists() else ""}{line}\n')
     return
-  temporary = path.parent / f'.{path.name}.{uuid.uuid4().hex}'
+  with naming(path), open_local(path, 'ab+') as file:
+    data = f'{line}\n'.encode()
+    if file.seek(0, os.SEEK_END):
+      file.seek(-1, os.SEEK_END)
+      data = data if file.read(1) == b'\n' else b'\n' + data
+    file.write(data)
+
+
+def open_local(path: epath.PathLike, mode: str) -> IO[Any]:
+  """Open a local file to write to it; OSError if it is a symbolic link."""
+  with naming(path):
+    return open(path, mode, opener=_open_no_link)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+  return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+@contextlib.contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+  """Context manager whose OSErrors name the file that was written."""
   try:
-    temporary.write_bytes(data)
-    temporary.replace(path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
+    yield
+  except OSError as error:
+    if error.errno == errno.ELOOP:
+      reason = 'it is a symbolic link, which is not followed, as it may lead anywhere: remove it'
+      raise OSError(error.errno, reason, os.fspath(path)) from error
+    if error.errno is None or error.filename is not None:
+      raise
+    raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def remove_leftovers(directory: epath.PathLike) -> None:
@@ -73,7 +129,7 @@ def component(name: str, what: str) -> str:
 
 def require_local(path: epath.PathLike | None, allow_remote: bool) -> None:
   """Raise ValueError for a URL unless `allow_remote`: data are never fetched by accident."""
-  if path is not None and '://' in os.fspath(path) and not allow_remote:
+  if path is not None and is_remote(path) and not allow_remote:
     raise ValueError(
       f'{os.fspath(path)} is a remote path: copy it to this machine, or set allow_remote=True to '
       'read it where it is.'

@@ -20,6 +20,8 @@ from typing import IO
 
 from etils import epath
 
+from cascades.runtime import files
+
 log = logging.getLogger(__name__)
 
 LOCK = '.lock'
@@ -36,7 +38,7 @@ def held(directory: epath.PathLike) -> Iterator[None]:
   """
   path = epath.Path(directory) / LOCK
   jax = sys.modules.get('jax')  # evaluate runs without
-  if '://' in os.fspath(directory) or (jax and jax.process_index() > 0):
+  if files.is_remote(directory) or (jax and jax.process_index() > 0):
     yield
     return
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,7 @@ def held(directory: epath.PathLike) -> Iterator[None]:
 def _locked(path: epath.Path) -> IO[str]:
   """Open and lock the file, or raise BlockingIOError."""
   while True:
-    file = open(path, 'a+')  # noqa: SIM115
+    file = files.open_local(path, 'a+')
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

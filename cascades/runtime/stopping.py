@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from etils import epath
 
+from cascades.runtime import files
+
 log = logging.getLogger(__name__)
 
 # "Temporary failure": launchers rerun the command.
@@ -124,7 +126,7 @@ def refusals(
     if jax.process_index() == 0:
       # As text, since JSON has no NaN.
       line = {'step': step, **{k: repr(v) for k, v in numbers.items()}, 'ids': list(ids(step))}
-      append(epath.Path(directory) / 'skipped.jsonl', json.dumps(line))
+      files.append(epath.Path(directory) / 'skipped.jsonl', json.dumps(line))
     recent[:] = [*recent, step] if recent and recent[-1] == step - 1 else [step]
     values = ', '.join(f'{name} {value:.6g}' for name, value in numbers.items())
     error = FloatingPointError(
@@ -137,12 +139,6 @@ def refusals(
     react(error)
 
   return refuse
-
-
-def append(path: epath.Path, line: str) -> None:
-  """Append a line; object stores cannot append, so there the file is written anew."""
-  before = path.read_text() if path.exists() else ''
-  path.write_text(f'{before}{line}\n')
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -28,14 +27,12 @@ class MetricsLog:
   def __init__(self, directory: epath.Path, *, first_step: int = 0):
     """Opens the log of a run that resumes after `first_step`."""
     self._path = directory / METRICS
-    self._lines: list[str] = []
     self._is_writer = jax.process_index() == 0
     if self._is_writer:
       past = {step: values for step, values in read(directory).items() if step <= first_step}
-      self._lines = [_to_line(step, values) for step, values in past.items()]
-      if self._lines or self._path.exists():
-        files.write(self._path, ''.join(self._lines))
-    self._torn = False
+      if past or self._path.exists():
+        lines = [f'{_to_line(step, values)}\n' for step, values in past.items()]
+        files.write(self._path, ''.join(lines))
     self._events = progress.Events(directory / EVENTS, first_step=first_step)
 
   def __enter__(self) -> Self:
@@ -47,20 +44,8 @@ class MetricsLog:
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes a step's values by name, on disk when this returns. Raises OSError."""
     if self._is_writer:
-      self._append(_to_line(step, values))
+      files.append(self._path, _to_line(step, values))
     self._events.write(step, values)
-
-  def _append(self, line: str) -> None:
-    self._lines.append(line)
-    if '://' in os.fspath(self._path):  # object stores cannot append
-      files.write(self._path, ''.join(self._lines))
-      return
-    with open(self._path, 'a') as file:
-      # A full disk may have cut the line before.
-      torn, self._torn = self._torn, True
-      file.write(f'\n{line}' if torn else line)
-      file.flush()
-      self._torn = False
 
 
 def read(directory: epath.PathLike) -> dict[int, dict[str, float]]:
@@ -81,7 +66,7 @@ def read(directory: epath.PathLike) -> dict[int, dict[str, float]]:
 def _to_line(step: int, values: Mapping[str, float]) -> str:
   # Numbers that JSON does not have are text.
   finite = {k: float(v) if math.isfinite(v) else repr(float(v)) for k, v in values.items()}
-  return json.dumps({'step': step, **finite}, allow_nan=False) + '\n'
+  return json.dumps({'step': step, **finite}, allow_nan=False)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

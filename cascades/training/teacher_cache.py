@@ -104,7 +104,7 @@ def location(directory: epath.PathLike, task: str, split: str) -> epath.Path:
 
   Raises ValueError for object stores.
   """
-  if '://' in os.fspath(directory):
+  if files.is_remote(directory):
     raise ValueError(
       f'A teacher cache cannot be in {os.fspath(directory)}: it is read at random, which needs a '
       'local or mounted file system. Name a local directory for it.'

@@ -1,5 +1,7 @@
 """Whole or not at all."""
 
+import errno
+
 import pytest
 from etils.epath import gpath
 
@@ -22,19 +24,72 @@ def test_a_path_is_made_absolute_and_a_url_left_alone(tmp_path, monkeypatch):
   assert str(files.absolute('gs://bucket/x')) == 'gs://bucket/x'
 
 
-@pytest.mark.parametrize('failing', ['write_bytes', 'replace'])
+@pytest.mark.parametrize('failing', ['open_local', 'replace'])
 def test_what_was_written_halfway_never_takes_a_files_place(tmp_path, monkeypatch, failing):
   path = tmp_path / 'file'
   files.write(path, 'old')
 
   def fail(*_):
-    raise OSError('disk full')
+    raise OSError(errno.ENOSPC, 'No space left on device')
 
-  monkeypatch.setattr(gpath._GPath, failing, fail)
-  with pytest.raises(OSError, match='disk full'):
+  monkeypatch.setattr(files if failing == 'open_local' else gpath._GPath, failing, fail)
+  with pytest.raises(OSError, match=f'No space left on device: .{path}.'):
     files.write(path, 'new')
   assert path.read_text() == 'old'
   assert [found.name for found in tmp_path.iterdir()] == ['file']
+
+
+def test_lines_are_appended_and_a_cut_one_stays_apart(tmp_path):
+  path = tmp_path / 'lines'
+  for line in ('one', 'two'):
+    files.append(path, line)
+  path.write_bytes(path.read_bytes()[:-2])  # as a kill or a full disk leaves it
+  files.append(path, 'three')
+  files.append(path, 'ä')
+  assert path.read_text() == 'one\ntw\nthree\nä\n'
+
+
+def test_a_kill_during_an_append_takes_no_earlier_line(tmp_path, monkeypatch):
+  """What is there is neither read and written anew nor truncated: the file only grows."""
+  path = tmp_path / 'lines'
+  files.append(path, 'one')
+  inode, flags = path.stat().st_ino, []
+  opened = files.os.open
+  monkeypatch.setattr(files.os, 'open', lambda p, f, m: flags.append(f) or opened(p, f, m))
+  files.append(path, 'two')
+  assert path.stat().st_ino == inode
+  assert not any(flag & files.os.O_TRUNC for flag in flags)
+  assert all(flag & files.os.O_APPEND for flag in flags)
+
+
+@pytest.mark.parametrize('target', ['existing', 'missing'])
+def test_no_write_follows_a_link(tmp_path, target):
+  elsewhere = tmp_path / 'existing'
+  elsewhere.write_text('mine')
+  links = [tmp_path / name for name in ('appended', 'opened', 'written')]
+  for link in links:
+    link.symlink_to(tmp_path / target)
+  appended, opened, written = links
+  with pytest.raises(OSError, match=r'it is a symbolic link, which is not followed.*appended'):
+    files.append(appended, 'line')
+  for mode in ('w', 'a+', 'wb'):
+    with pytest.raises(OSError, match=r'it is a symbolic link.*opened'):
+      files.open_local(opened, mode)
+  files.write(written, 'new')  # takes the link's place
+  assert not written.is_symlink()
+  assert elsewhere.read_text() == 'mine'
+  assert not (tmp_path / 'missing').exists()
+
+
+def test_errors_of_a_full_disk_name_the_file(tmp_path):
+  with (
+    pytest.raises(OSError, match=r'\[Errno 28\] No space left on device: .*/file') as raised,
+    files.naming(tmp_path / 'file'),
+  ):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  assert raised.value.filename == str(tmp_path / 'file')
+  with files.naming(tmp_path / 'file'), pytest.raises(FileNotFoundError, match='other'):
+    open(tmp_path / 'other')  # noqa: SIM115
 
 
 def test_objects_are_not_renamed(tmp_path, monkeypatch):

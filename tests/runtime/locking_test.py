@@ -82,6 +82,18 @@ def test_where_locks_are_not_to_be_had_the_run_starts_and_says_so(tmp_path, monk
     assert 'cannot be locked' in caplog.text
 
 
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+  (tmp_path / 'mine').write_text('precious')
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / locking.LOCK).symlink_to(tmp_path / 'mine')
+  with (
+    pytest.raises(OSError, match=r'it is a symbolic link, which is not followed.*lock'),
+    locking.held(tmp_path / 'run'),
+  ):
+    pytest.fail('the link was followed')
+  assert (tmp_path / 'mine').read_text() == 'precious'
+
+
 def test_a_lock_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
   def refuse(*_, **__):
     raise PermissionError(13, 'Permission denied', '.lock')

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 from tensorboardX.proto import event_pb2
 
-from cascades.runtime import progress
+from cascades.runtime import files, progress
 from cascades.training import metrics_log
 from cascades.training.metrics_log import METRICS, MetricsLog
 
@@ -54,7 +54,8 @@ def test_lines_after_a_full_disk_are_whole(run, monkeypatch):
   with MetricsLog(run) as log:
     log.write(2, {'loss': 1.0})
     with monkeypatch.context() as patched:
-      patched.setattr(metrics_log, 'open', lambda *_: Torn(run / METRICS), raising=False)
+      opened = files.open_local
+      patched.setattr(files, 'open_local', lambda *given: Torn(opened(*given)))
       with pytest.raises(OSError, match='no space left'):
         log.write(4, {'loss': 1.0})
     log.write(6, {'loss': 1.0})
@@ -64,18 +65,20 @@ def test_lines_after_a_full_disk_are_whole(run, monkeypatch):
 class Torn:
   """A file on a disk that is full after ten more characters."""
 
-  def __init__(self, path):
-    self.path = path
+  def __init__(self, file):
+    self.file = file
+
+  def __getattr__(self, name):
+    return getattr(self.file, name)
 
   def __enter__(self):
     return self
 
   def __exit__(self, *exception):
-    return None
+    self.file.close()
 
-  def write(self, text):
-    with self.path.open('a') as file:
-      file.write(text[:10])
+  def write(self, data):
+    self.file.write(data[:10])
     raise OSError('no space left')
 
 
