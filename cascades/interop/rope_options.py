@@ -75,7 +75,9 @@ def _by_layer_type(
     raise unsupported(
       family.model_type, 'rope_parameters', parameters, (f'one for {SLIDING} and {FULL} each',)
     )
-  full = {**(parameters.get(FULL) or {}), **given.get('rope_scaling', {})}
+  # Beside the rope_type that transformers fills in, it ignores the older option `type`.
+  scaling = given.get('rope_scaling', {})
+  full = {**(parameters.get(FULL) or {'rope_type': 'default'}), **scaling}
   local = {**config, 'rope_theta': config['rope_local_base_freq']}
   return {
     SLIDING: _rope(parameters.get(SLIDING) or {}, local, family),

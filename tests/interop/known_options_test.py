@@ -14,6 +14,7 @@ import pytest
 
 from cascades.checkpoints import store
 from cascades.interop import families, hf_config, known_options
+from cascades.models import configs
 from tests.golden import twins
 from tests.interop import hf_config_test, twin_folders
 
@@ -215,3 +216,17 @@ def test_sizes_are_checked_before_anything_is_made_of_them(option, value):
 def test_sizes_of_t5_are_checked(option, value):
   with pytest.raises(store.CheckpointError, match=option):
     hf_config.describe(hf_config_test._FLAN_T5_SMALL | {option: value})
+
+
+@pytest.mark.parametrize('model_type', OPTIONS)
+def test_no_value_of_any_option_ends_in_anything_but_a_sentence(model_type):
+  junk = (None, [], {}, [[1]], {'a': []}, 'x', '', -1, 0, 0.5, 1e400, float('nan'), True, 10**30)
+  base = BASES[model_type]
+  for option in {*base, *OPTIONS[model_type]}:
+    for value in junk:
+      try:
+        description = hf_config.describe(base | {option: value})
+        build = configs.encoder if description['family'] == 'bert' else configs.from_description
+        build(description)
+      except ValueError as error:  # of any other type it would be a traceback
+        assert str(error)  # noqa: PT017

@@ -105,6 +105,7 @@ def test_the_scaling_of_gemma_3_is_of_its_layers_without_window():
     (GEMMA | {'rope_parameters': LINEAR}, 'one for sliding_attention and full_attention each'),
     (GEMMA | {'rope_parameters': {'full_attention': [1]}}, 'rope_parameters='),
     (GEMMA | {'rope_scaling': LLAMA3}, "rope_type='llama3'"),
+    (GEMMA | {'rope_scaling': {'type': 'linear', 'factor': 8.0}}, "type='linear'"),
   ],
 )
 def test_what_is_not_computed_is_refused_by_name(config, words):
