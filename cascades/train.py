@@ -38,6 +38,7 @@ from cascades.training import (
   cached_teacher,
   loop,
   metrics_log,
+  older_moments,
   run_log,
   settings,
   setup,
@@ -314,7 +315,7 @@ def _initial_state(
   latest = checkpoints.latest()
   if latest is not None:
     log.info('resuming from step %d.', latest)
-    state = checkpoints.restore(latest, abstract.state)
+    state = checkpoints.restore(latest, abstract.state, adapt=older_moments.adapt)
     return state, None if base is None else checkpoints.restore_base(base)
   weights = trained if base is None else base
   if path:

@@ -15,6 +15,7 @@ from cascades.checkpoints.finished import CheckpointError
 from cascades.models import quantization
 
 ParameterPath: TypeAlias = tuple[str, ...]
+Adapt: TypeAlias = Callable[[Any, Mapping[str, tuple[int, ...]]], tuple[Any, Callable[[Any], Any]]]
 
 
 def params(
@@ -77,10 +78,20 @@ def _metadata(path: epath.Path) -> Any:
       raise CheckpointError(f'{path} is not a complete checkpoint: {error}.') from error
 
 
-def restore(path: epath.Path, like: Any) -> Any:
-  """Reads the arrays of `like`. Raises CheckpointError if some are missing or of other shapes."""
-  _check_arrays(path, _metadata(path), like)
-  return _load(path, like)
+def restore(path: epath.Path, like: Any, adapt: Adapt | None = None) -> Any:
+  """Reads the arrays of `like`. Raises CheckpointError if some are missing or of other shapes.
+
+  Args:
+    path: the folder of the checkpoint's arrays.
+    like: tree of abstract arrays.
+    adapt: maps `like` and the stored shapes to what to read, and what makes `like` of it.
+  """
+  tree = _metadata(path)
+  convert: Callable[[Any], Any] = lambda state: state
+  if adapt is not None:
+    like, convert = adapt(like, {name: tuple(leaf.shape) for name, leaf in _leaves(tree)})
+  _check_arrays(path, tree, like)
+  return convert(_load(path, like))
 
 
 def _load(path: epath.Path, like: Any) -> Any:

@@ -156,14 +156,19 @@ class Checkpoints:
       (path,) = (p for p in self._directory.glob(f'{name}*') if p.name.split('.')[0] == name)
       checksums.write(path)
 
-  def restore(self, step: int, like: Any) -> Any:
+  def restore(self, step: int, like: Any, *, adapt: arrays.Adapt | None = None) -> Any:
     """Reads the state of a step in the shapes, dtypes and shardings of `like`.
+
+    Args:
+      step: the step of a checkpoint.
+      like: tree of abstract arrays.
+      adapt: describes what an earlier version stored in the place of `like`, and converts it.
 
     Raises:
       CheckpointError: the checkpoint is damaged, or holds other arrays, which are named.
     """
     self._attempt(self._manager.wait_until_finished)
-    return arrays.restore(self._directory / f'{finished.PREFIX}_{step}' / 'state', like)
+    return arrays.restore(self._directory / f'{finished.PREFIX}_{step}' / 'state', like, adapt)
 
   def save_base(self, params: Any) -> None:
     """Writes the frozen weights that the checkpoints' adapters belong to, and waits for it."""
