@@ -184,7 +184,7 @@ def _call(function: Callable[..., Any]) -> None:
   gin.get_configurable(function)(**settings)
 
 
-class _Visible(logging.Formatter):
+class VisibleFormatter(logging.Formatter):
   """Escapes what would act on a terminal: names in files of strangers reach log lines."""
 
   def format(self, record: logging.LogRecord) -> str:
@@ -194,7 +194,7 @@ class _Visible(logging.Formatter):
 def _start_logging() -> None:
   absl_logging.set_verbosity(absl_logging.ERROR)
   handler = logging.StreamHandler(sys.stdout)
-  handler.setFormatter(_Visible('%(asctime)s  %(message)s', '%H:%M:%S'))
+  handler.setFormatter(VisibleFormatter('%(asctime)s  %(message)s', '%H:%M:%S'))
   logger = logging.getLogger('cascades')
   logger.addHandler(handler)
   logger.setLevel(logging.INFO)

@@ -29,7 +29,7 @@ from cascades.interop.pretrained import open_pretrained
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import files, locking, partitioning
-from cascades.tokenizers import vocabularies
+from cascades.tokenizers import named, vocabularies
 from cascades.types import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def convert(
   source: str,
   model_dir: str,
   *,
-  vocabulary: Vocabulary | None = None,
+  vocabulary: Vocabulary | str | None = None,
   model_options: Mapping[str, Any] | None = None,
   dtype: Literal['float32', 'bfloat16'] = 'float32',
   overwrite: bool = False,
@@ -52,7 +52,7 @@ def convert(
   Args:
     source: a folder of Hugging Face, a GGUF file, or a checkpoint_N of T5X.
     model_dir: the run directory. If it holds this conversion already, nothing is written.
-    vocabulary: the tokenizer, for T5X which stores none.
+    vocabulary: the tokenizer, or its name or path, for T5X which stores none.
     model_options: fields of the model's configuration that the source lacks, or to replace.
     dtype: of the stored weights.
     overwrite: replace another conversion in `model_dir`.
@@ -67,6 +67,8 @@ def convert(
   """
   tensor_tables.check_dtype(dtype)
   directory = files.absolute(model_dir)
+  if isinstance(vocabulary, str):
+    vocabulary = named.named(vocabulary)
   pretrained = open_pretrained(source, vocabulary=vocabulary, model_options=model_options)
   description = {
     'model': configs.describe(pretrained.config),

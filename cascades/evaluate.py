@@ -28,6 +28,7 @@ def evaluate(
   output_dir: str,
   *,
   rules: Mapping[str, DeferralRule] | None = None,
+  standard_rules: Mapping[str, DeferralRule] = deferral.PAPER,
   scores: Mapping[str, Score] | None = None,
   metric: Metric | str | None = None,
   settings: Settings | None = None,
@@ -40,7 +41,8 @@ def evaluate(
   Args:
     tables: Tables of predictions of the small models and of the large one.
     output_dir: Directory to write to, local or remote.
-    rules: Deferral rules by name; None for those of the paper.
+    rules: Deferral rules by name, in addition to the standard ones.
+    standard_rules: Deferral rules that are always compared, by default those of the paper.
     scores: Scores by name that read whole tables, in addition to the rules. The report leads with
       the first rule, or the first score if there is no rule.
     metric: Metric, or its name; None for the first metric of each table. Answers are judged from
@@ -60,7 +62,7 @@ def evaluate(
     ValueError: The tables do not fit together, or cannot be compared as asked for.
   """
   small, large = tables.read()
-  by_rule = deferral.PAPER if rules is None else rules
+  by_rule = {**standard_rules, **(rules or {})}
   directory = files.absolute(output_dir)
   with locking.held(directory):
     if not overwrite:

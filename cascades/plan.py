@@ -27,6 +27,7 @@ from cascades.performance.roofline import Plan
 from cascades.performance.topologies import Topology
 from cascades.runtime import files, partitioning
 from cascades.runtime.partitioning import Devices
+from cascades.tokenizers import vocabularies
 from cascades.training import setup, utilization
 from cascades.training.setup import AbstractRun, LargeModel, SmallModel, Step
 from cascades.types import Batch, ModelConfig
@@ -70,15 +71,26 @@ def plan(
   if not topology:
     raise ValueError('no devices are given: name some, as --topology=v4:2x2x4 or v5e:4x4 does.')
   step.check_batch(data.batch_size)
+  if large.teacher_cache is not None:
+    raise ValueError(
+      'a plan computes the large model in every step and does not read TEACHER_CACHE: leave it out.'
+    )
   target = topologies.of(topology)
   config = small.config or _config_of(
-    small.initial_checkpoint_path, 'MODEL', 'INITIAL_CHECKPOINT_PATH'
+    small.initial_checkpoint_path, '--gin_file', 'INITIAL_CHECKPOINT_PATH'
   )
+  if not config.vocab_size:
+    log.info('no vocabulary is read: planned for bytes. VOCAB_SIZE sets another size.')
+  config = configs.with_vocabulary(config, vocabularies.bytes_vocabulary().size)
   small = dataclasses.replace(small, config=config)
   if large.config is None and large.checkpoint_path is not None:
     path = large.checkpoint_path
     large = dataclasses.replace(
       large, config=_config_of(path, '--large_model', 'LARGE_CHECKPOINT_PATH')
+    )
+  if large.config is not None:
+    large = dataclasses.replace(
+      large, config=configs.with_vocabulary(large.config, config.vocab_size)
     )
   with devices.use(devices=target.devices):
     abstract = setup.abstract_run(small, large, step.transform, rules=devices.rules)

@@ -33,7 +33,7 @@ from cascades.models import configs, lora
 from cascades.models.abstract import init_params
 from cascades.runtime import files, locking, profiling, stopping
 from cascades.runtime.partitioning import Devices
-from cascades.tokenizers import vocabularies
+from cascades.tokenizers import named, vocabularies
 from cascades.training import (
   cached_teacher,
   loop,
@@ -106,7 +106,9 @@ def train(
   step.check_batch(data.batch_size)
   config = small.config or _config_of(small.initial_checkpoint_path)
   small = dataclasses.replace(small, config=config)
-  vocabulary = small.vocabulary or _vocabulary_of(small, large, data)
+  vocabulary = _vocabulary_of(small, large, data)
+  config = configs.with_vocabulary(config, vocabulary.size)
+  small = dataclasses.replace(small, config=config)
   directory = files.absolute(model_dir)
   description = _describe(config, vocabulary, small.adapters)
   store.check_description(directory, description)
@@ -229,6 +231,10 @@ def _config_of(path: str | None) -> ModelConfig:
 
 
 def _vocabulary_of(small: SmallModel, large: LargeModel, data: Data) -> Vocabulary:
+  if isinstance(small.vocabulary, str):
+    return named.named(small.vocabulary)
+  if small.vocabulary is not None:
+    return small.vocabulary
   path = small.initial_checkpoint_path or large.checkpoint_path
   if path is not None:
     return vocabularies.load(store.locate(path)[0])
@@ -244,7 +250,7 @@ def _describe(
   if config.vocab_size < vocabulary.size:
     raise ValueError(
       f'the model has {config.vocab_size} vocabulary entries and the vocabulary '
-      f'{vocabulary.size}: give the model at least as many.'
+      f'{vocabulary.size}: give the model at least as many, VOCAB_SIZE={vocabulary.size}.'
     )
   return {
     'model': configs.describe(config),

@@ -1,5 +1,6 @@
 """The command line: files, bindings, help, and errors as one sentence."""
 
+import logging
 import os
 import pathlib
 import re
@@ -237,3 +238,56 @@ def test_a_plan_without_a_topology_says_what_one_looks_like():
   done = run('cascades.plan', f'--gin_file={RECIPE}')
   assert done.returncode == 1
   assert '--topology=v4:2x2x4' in done.stderr
+
+
+def test_no_arguments_at_all_are_answered_with_what_to_give():
+  done = run('cascades.evaluate')
+  assert done.returncode == 1
+  assert 'no gin file is given: name one, as --gin_file=runs/evaluate.gin does' in done.stderr
+
+
+def run_evaluate(*arguments):
+  """The program that starts fastest."""
+  given = ('--gin.LARGE=l', '--gin.EVAL_OUTPUT_DIR=o', "--gin.SMALL={'x': 'y'}")
+  return run('cascades.evaluate', '--gin_file=runs/evaluate.gin', *given, *arguments)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('BATCH_SIZE=3', 'write --gin.BATCH_SIZE=3'),
+    ('--gin.LARGE=\x1b[2J\u202e', r'\x1b[2J\u202e'),
+  ],
+)
+def test_a_wrong_argument_is_answered_in_a_visible_sentence(argument, message):
+  done = run_evaluate(argument)
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert 'Traceback' not in done.stderr
+  assert not {'\x1b', '\u202e'} & {*done.stderr}
+
+
+def test_what_nothing_reads_can_be_a_warning():
+  done = run_evaluate('--gin.RESAMPLE=3', '--unread_settings=warn')
+  assert 'there is no setting RESAMPLE. Did you mean RESAMPLES?' in done.stdout
+  assert 'l/test' in done.stderr, 'the tables that do not exist'
+
+
+@pytest.mark.parametrize(
+  'error', [TypeError, KeyError, AttributeError, RecursionError, MemoryError]
+)
+def test_any_error_ends_in_a_sentence_and_by_option_with_its_stack(error, capsys):
+  for traceback in (False, True):
+    with pytest.raises(SystemExit) as ended, cli.ending('cascades.train', traceback=traceback):
+      raise error('a name\x1b[2J')
+    assert ended.value.code == 1
+    printed = capsys.readouterr().err
+    assert r'a name\x1b[2J' in printed
+    assert '--traceback prints where' in printed
+    assert '\x1b' not in printed
+    assert ('Traceback' in printed) is traceback
+
+
+def test_log_lines_show_what_would_act_on_a_terminal():
+  record = logging.LogRecord('x', logging.INFO, '', 0, 'tensor %s\nfits', ('\x1b[2J\u202e',), None)
+  assert cli.VisibleFormatter('%(message)s').format(record) == 'tensor \\x1b[2J\\u202e\nfits'

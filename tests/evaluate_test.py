@@ -50,7 +50,7 @@ def run(directories, output, *, settings=None, tables=None, **options):
     Tables(small, directories['large'], **(tables or {})),
     str(output),
     settings=Settings(**{'resamples': 30, **(settings or {})}),
-    **{'rules': RULES, **options},
+    **{'standard_rules': RULES, **options},
   )
 
 
@@ -191,7 +191,7 @@ def test_tasks_rules_scores_and_metrics_can_be_chosen(directories, tmp_path, no_
     directories,
     tmp_path,
     tables={'tasks': ['b']},
-    rules={},
+    standard_rules={},
     scores={'length': lambda table: table.mask.sum(axis=1).astype(float)},
     metric='token_f1',
     settings={'costs': [5000.0], 'qualities': [0.6], 'baseline': 'cat'},
@@ -243,6 +243,11 @@ def test_every_macro_reaches_the_program():
   }
   text = (reading.search_path()[0] / 'runs' / 'evaluate.gin').read_text()
   assert set(re.findall(r'^([A-Z_]+) =', text, re.M)) == set(macros)
+
+
+def test_rules_of_ones_own_are_added_to_the_standard_ones(directories, tmp_path, no_figures):
+  comparison = run(directories, tmp_path, rules={'least': deferral.minimum})
+  assert comparison.scores == (*RULES, 'least')
 
 
 def test_rules_can_be_bound_by_name():

@@ -82,6 +82,20 @@ def test_without_libtpu_nothing_is_compiled():
   assert result.flops > 0
 
 
+def test_models_without_a_size_have_room_for_bytes():
+  def size(config):
+    return dataclasses.replace(config, vocab_size=0)
+
+  sized = planned('no libtpu', small=size(tiny.SMALL), large=size(tiny.LARGE))
+  bytewise = dataclasses.replace(tiny.LARGE, vocab_size=384)
+  assert sized.models['large'] == configs.count_parameters(bytewise)
+
+
+def test_a_plan_does_not_ignore_a_teacher_cache():
+  with pytest.raises(ValueError, match='does not read TEACHER_CACHE'):
+    planned('no libtpu', teacher_cache='cache')
+
+
 def test_eight_bits_and_adapters_shrink_what_a_device_holds():
   wide = planned('no libtpu')
   narrow = planned('no libtpu', large_dtype='int8', adapters=lora.LoraConfig(rank=2))

@@ -270,7 +270,7 @@ def test_a_large_model_of_another_vocabulary_is_refused(large, tmp_path):
 
 
 def test_a_model_smaller_than_its_vocabulary_is_refused(tmp_path):
-  refused('259: give the model at least as many', tmp_path,
+  refused('259: give the model at least as many, VOCAB_SIZE=259', tmp_path,
           vocabulary=vocabularies.bytes_vocabulary())  # fmt: skip
 
 

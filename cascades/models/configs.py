@@ -15,6 +15,7 @@ from cascades.models import bert, decoder, t5
 from cascades.types import ModelConfig
 
 LanguageModelConfig: TypeAlias = t5.T5Config | decoder.DecoderConfig
+ROWS = 128  # so that the embedding table of any vocabulary can be sharded
 ConfigT = TypeVar('ConfigT', t5.T5Config | decoder.DecoderConfig, bert.BertConfig)
 
 # Larger than any published model, and small enough to loop over.
@@ -113,6 +114,13 @@ def _check_value(family: str, name: str, value: Any, hint: Any) -> None:
     raise ValueError(
       f'{name}={repr(value)[:100]} in the description of a {family} model must be {expected}.'
     )
+
+
+def with_vocabulary(config: ModelConfig, size: int) -> Any:
+  """Give a configuration of vocab_size 0 room for a vocabulary, in multiples of ROWS."""
+  if config.vocab_size:
+    return config
+  return dataclasses.replace(config, vocab_size=-(-size // ROWS) * ROWS)  # type: ignore[type-var]
 
 
 def count_parameters(config: ModelConfig | bert.BertConfig) -> int:

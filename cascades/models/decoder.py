@@ -34,7 +34,8 @@ class DecoderConfig:
   Tuples named `..._pattern` repeat over the layers.
 
   Attributes:
-    vocab_size: Number V of rows of the embedding table, padding rows included.
+    vocab_size: Number V of rows of the embedding table, padding rows included; in `train` and
+      `plan`, 0 for as many as the vocabulary has, in multiples of 128.
     emb_dim: Width D of the residual stream.
     num_heads: Number N of query heads.
     num_kv_heads: Number K of key-value heads; divides num_heads.

@@ -32,7 +32,8 @@ class T5Config:
   T5 1.0 has `mlp_activations=('relu',)` and `logits_via_embedding=True`.
 
   Attributes:
-    vocab_size: Number V of rows of the embedding table, padding rows included.
+    vocab_size: Number V of rows of the embedding table, padding rows included; in `train` and
+      `plan`, 0 for as many as the vocabulary has, in multiples of 128.
     emb_dim: Width D of the residual stream.
     num_heads: Number of attention heads.
     num_encoder_layers: Number of encoder blocks.

@@ -270,8 +270,9 @@ def _explain(
     return f'{program} does not read {name} with these settings: no other refers to it.'
   if programs:
     return f'{program} does not read {name}, which is a setting of {", ".join(programs)}.'
-  names = {other for other in read if other.isupper()} if name.isupper() else read
-  near = typed.nearest(name, [*names, *(macros if name.isupper() else ())])
+  macro = name.isupper()
+  near = typed.nearest(name, [other for other in read if other.isupper() or not macro])
+  near = near or (typed.nearest(name, macros) if macro else '')
   if '.' not in name:
     return f'there is no setting {name}.{near} (--help lists all)'
   function = name.rpartition('.')[0]

@@ -31,7 +31,8 @@ class SmallModel:
 
   Attributes:
     config: Its architecture and sizes; None takes those of the initial checkpoint.
-    vocabulary: None takes that of the initial or the large checkpoint, else the task's own.
+    vocabulary: A vocabulary, or its name or path, see `named`; None takes that of the initial or
+      the large checkpoint, else the task's own.
     initial_checkpoint_path: Run directory, or a checkpoint in one, with the initial weights; None
       draws them at random.
     adapters: Trains these low-rank adapters beside the frozen initial weights; None trains all
@@ -39,7 +40,7 @@ class SmallModel:
   """
 
   config: ModelConfig | None = None
-  vocabulary: Vocabulary | None = None
+  vocabulary: Vocabulary | str | None = None
   initial_checkpoint_path: str | None = None
   adapters: lora.LoraConfig | None = None
 

@@ -86,3 +86,10 @@ def test_values_of_a_description_are_checked_before_they_are_used(field, value, 
   description = configs.describe(CONFIGS['llama']) | {field: value}
   with pytest.raises(ValueError, match=f'{field}=.* of a decoder model must be .*{message}'):
     configs.from_description(description)
+
+
+def test_an_embedding_table_follows_the_vocabulary_unless_its_size_is_given():
+  def size(given, vocabulary):
+    return configs.with_vocabulary(t5.T5Config(vocab_size=given), vocabulary).vocab_size
+
+  assert [size(0, 259), size(0, 384), size(0, 385), size(100, 259)] == [384, 384, 512, 100]
