@@ -40,7 +40,6 @@ DIRECTORY = '~/.cache/cascades/records'
 
 _LOCK = 'lock'
 _FINGERPRINT_DIGITS = 16
-_TEMPORARY = re.compile(r'\..+\.[0-9a-f]{32}')  # of `files.write`, left by a kill
 _CHECKED_BYTES = 1 << 22  # larger records take too long to read at every start, of 69 tasks
 _SECONDS_BETWEEN_REPORTS = 10.0
 _POLL_SECONDS = 0.5
@@ -177,9 +176,7 @@ def _write(
     if not mine:
       return
     name = f'{task.name}, split {split}'
-    for file in partial.iterdir():
-      if _TEMPORARY.fullmatch(file.name):
-        file.unlink()
+    files.remove_leftovers(partial)
     written = _write_shards(task, split, vocabularies, partial, rows_per_shard, workers)
     if not sum(shard.rows for shard in written.values()):
       shutil.rmtree(partial)

@@ -136,6 +136,8 @@ def begin(
     ValueError: naming the differences, if the directory holds answers of another identity.
   """
   path = directory / MANIFEST
+  if write:
+    files.remove_leftovers(directory)
   identity = json.loads(json.dumps({'format': FORMAT, **identity}))
   content = json.dumps({**identity, **notes}, indent=2, allow_nan=False) + '\n'
   if path.exists():

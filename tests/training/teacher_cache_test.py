@@ -120,6 +120,16 @@ def test_other_answers_are_not_added_to_a_directory(directory):
   assert teacher_cache.read_manifest(directory)['note'] == 'x'
 
 
+def test_temporary_files_of_killed_writes_are_removed_before_others_are_written(directory):
+  write(directory, [2, 3, 4, 5])
+  left = directory / f'.00001.answers.{"a" * 32}'
+  left.write_bytes(b'half')
+  teacher_cache.begin(directory, teacher_cache.read_manifest(directory), {}, write=False)
+  assert left.exists()
+  write(directory, [2, 3, 4, 5])
+  assert not left.exists()
+
+
 def flip(path, index):
   content = bytearray(path.read_bytes())
   content[index] ^= 1
