@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rich.box
-import rich.console
 import rich.table
 from etils import epath
 
 from cascades.evaluation.quantities import ABOVE_CHORD, AREA, LARGE, SMALL
+from cascades.reporting import terminal
 from cascades.runtime import files
 from cascades.training import metrics_log
 
@@ -85,9 +85,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     table.add_column(COLUMNS.get(name, name), overflow='fold')
   for row in rows:
     table.add_row(*(_cell(row.get(name)) for name in _names(rows)))
-  console = rich.console.Console(highlight=False, markup=False)
-  console = console if console.is_terminal else rich.console.Console(width=200, no_color=True)
-  console.print(table)
+  terminal.plain_console(width=200).print(table)
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -387,6 +387,21 @@ def test_scored_answers_are_not_judged_as_texts(tmp_path, no_figures):
     run(directories, tmp_path / 'out', tables={'mode': 'score'}, metric='bleu')
 
 
+def test_files_of_something_else_are_not_overwritten(directories, tmp_path, no_figures):
+  (tmp_path / 'config.gin').write_text('of a training run')
+  with pytest.raises(FileExistsError, match=r'holds the config\.gin of something else'):
+    run(directories, tmp_path)
+  assert (tmp_path / 'config.gin').read_text() == 'of a training run'
+
+
+def test_figures_of_a_replaced_report_do_not_stay(directories, tmp_path, no_figures):
+  run(directories, tmp_path)
+  (tmp_path / 'figures').mkdir()
+  (tmp_path / 'figures' / 'differences.png').write_text('of two small models')
+  run({name: directories[name] for name in ('cat', 'large')}, tmp_path, overwrite=True)
+  assert not (tmp_path / 'figures' / 'differences.png').exists()
+
+
 def test_runs_may_live_in_an_object_store(remote, no_figures):  # noqa: F811
   directories = infer(remote)
   run(directories, f'{remote}/evaluation')

@@ -17,6 +17,7 @@ from cascades.evaluation.pooling import TaskWeights
 from cascades.evaluation.quantities import Quantity
 from cascades.types import Curve, Metric, Predictions
 
+MOST_RESAMPLES = 100_000
 Column = Float[np.ndarray, 'N']
 
 
@@ -48,6 +49,17 @@ class Settings:
   dedupe_inputs: bool = False
 
   def __post_init__(self) -> None:
+    for name, types in (('resamples', int), ('confidence', int | float), ('seed', int)):
+      value = getattr(self, name)
+      if not isinstance(value, types) or isinstance(value, bool):
+        raise ValueError(f'{name.upper()}={value!r:.80} is not a number of the right type.')
+    for name in ('costs', 'qualities'):
+      values = getattr(self, name)
+      numbers = isinstance(values, Sequence) and not isinstance(values, str)
+      if not numbers or not all(isinstance(value, int | float) for value in values):
+        raise ValueError(f'{name.upper()}={values!r:.80} is no list of numbers such as [0.5, 0.7].')
+    if self.resamples > MOST_RESAMPLES:
+      raise ValueError(f'RESAMPLES={self.resamples} is above {MOST_RESAMPLES}, the maximum.')
     if self.resamples < 1 or not 0 < self.confidence < 1:
       raise ValueError(
         'Intervals need one or more resamples and a confidence between 0 and 1, found '

@@ -7,7 +7,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from etils import epath
 
@@ -41,6 +41,11 @@ class Tables:
   tasks: Sequence[str] | None = None
   mode: Mode = 'predict'
   allow_differences: Sequence[str] = ()
+
+  def __post_init__(self) -> None:
+    files.component(self.split, 'a split')
+    if self.mode not in get_args(Mode):
+      raise ValueError(f'MODE={self.mode!r:.80} is none of {", ".join(get_args(Mode))}.')
 
   def read(self) -> tuple[dict[str, list[Predictions]], list[Predictions]]:
     """Reads all tables.
@@ -84,6 +89,11 @@ class Tables:
       for table in shards.read(path, task=task, mode=self.mode)
     ]
     for table in tables:
+      if table.split != self.split:
+        raise ValueError(
+          f'The manifest of task {table.task!r} in {path} says split {table.split!r}: folders are '
+          'named by their split, so move the table back or infer again.'
+        )
       if count := table.manifest.get('unlabelled', 0):
         raise ValueError(
           f'{count} of {table.manifest["rows"]} rows of task {table.task!r} in {path} have no '

@@ -30,6 +30,7 @@ ImageFormat: TypeAlias = Literal['png', 'svg']
 FORMATS: tuple[ImageFormat, ...] = ('png', 'svg')
 INK, FAINT = '#24292f', '#8c959f'
 PALETTE = ('#3573d9', '#d9632b', '#2a9d6f', '#b4439c', '#8a63d2', '#b08a1e', '#c23b4b', '#1d96a8')
+DOMINANT = 0.25  # share of examples in one bin that would hide the others on a linear scale
 POINTS = 400  # of a curve that are drawn
 STYLE: dict[Any, Any] = {
   'text.parse_math': False,
@@ -189,6 +190,7 @@ def separation(comparison: Comparison) -> Figure:
   figure, panels = _panels([*comparison.flops], 'examples', share=False)
   sign = 1 if comparison.metric.higher_is_better else -1
   for axes, answers in zip(panels, comparison.answers.values(), strict=True):
+    tallest = 0
     gain = sign * (answers.large_quality - answers.small_quality)
     low, high = np.quantile(answers.score, [0.005, 0.995])
     edges = np.linspace(low, max(high, low + 1e-9), 41)
@@ -199,7 +201,11 @@ def separation(comparison: Comparison) -> Figure:
     )
     for color, (label, mask) in zip((PALETTE[0], FAINT, PALETTE[1]), outcomes, strict=True):
       counts, _ = np.histogram(answers.score[mask], edges)
+      tallest = max(tallest, counts.max())
       axes.stairs(counts, edges, color=color, label=label, linewidth=1.3)
+    if tallest > DOMINANT * len(answers.score):
+      axes.set_yscale('symlog', linthresh=1)
+      axes.set_title(f'{axes.get_title(loc="left")} (logarithmic)')
     axes.xaxis.set_major_formatter(ScalarFormatter())
   figure.supxlabel(
     f'score: {shorten(comparison.scores[0], 40)} (higher is deferred first)', fontsize=10

@@ -24,6 +24,11 @@ def check(directory: epath.Path, models: Mapping[str, Sequence[Predictions]]) ->
     directory: Folder of the report.
     models: Tables to compare, by model.
   """
+  if not (directory / 'curves.json').exists() and (directory / 'config.gin').exists():
+    raise FileExistsError(
+      f'{directory} holds the config.gin of something else, such as a training run. Choose another '
+      'EVAL_OUTPUT_DIR, or replace it with OVERWRITE=True.'
+    )
   try:
     present = json.loads((directory / 'curves.json').read_bytes())['tables']
   except (FileNotFoundError, ValueError, KeyError, TypeError):  # an older or unfinished report
@@ -70,5 +75,9 @@ def write(
     'config.gin': provenance.get('config', '').encode(),
     'report.html': report.render(comparison, images['svg'], options, provenance).encode(),
   }
+  for name in report.CAPTIONS:  # a report of fewer models or tasks has fewer figures
+    for image_format in figures.FORMATS:
+      if (path := f'figures/{name}.{image_format}') not in contents:
+        (directory / path).unlink(missing_ok=True)
   for name, content in contents.items():
     files.write(directory / name, content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -13,19 +13,25 @@ import jinja2
 import numpy as np
 
 from cascades.evaluation.comparison import Comparison, PairedAnswers
-from cascades.reporting import summary
+from cascades.reporting import findings, summary
 from cascades.reporting.escaping import shorten, visible
 
 MAX_CHARACTERS = 400  # of a prompt, target or answer
 CAPTIONS = {
-  'curves': 'Quality against cost. Bands are pointwise. Dotted lines show random deferral.',
+  'curves': (
+    'Quality against cost: each point is a threshold of the score, from no deferral (left end) to '
+    'all. Bands are pointwise. Dotted lines, the chords, show random deferral.'
+  ),
   'differences': 'Difference in quality at equal deferral rate, with paired pointwise bands.',
   'scores': 'Gain of each score over random deferral.',
   'tasks': 'Quality against deferral rate on each task.',
-  'decomposition': 'Contributions of kept and deferred examples to the mean quality of examples.',
+  'decomposition': (
+    'Contributions to the mean quality of examples: A1 of those that the small model keeps, A2 of '
+    'those that are deferred to the large one. They sum to the quality of the cascade.'
+  ),
   'separation': (
-    'Distribution of the score. A good score separates examples where the large model is better '
-    '(right) from the others.'
+    'Distribution of the score. A good score puts examples where the large model is better to the '
+    'right-hand side of the others.'
   ),
 }
 
@@ -94,6 +100,8 @@ def render(
   return environment.from_string(template).render(
     title=options.title,
     comparison=comparison,
+    findings=findings.sentences(comparison),
+    meaning=summary.meaning(comparison.scores[0]),
     tables=summary.tables(comparison),
     figures=[
       (name, caption, base64.b64encode(figures[name]).decode())
@@ -127,14 +135,14 @@ def pick(comparison: Comparison, count: int) -> Iterator[ExampleGroup]:
       ('highest scores where the large model is worse', order[gain[order] < 0]),
     )
     for title, rows in groups:
-      examples = tuple(_example(answers, int(row)) for row in rows[:count])
+      examples = tuple(_example(answers, int(row), comparison.sizes.keys()) for row in rows[:count])
       yield ExampleGroup(model, title, examples)
 
 
-def _example(answers: PairedAnswers, row: int) -> ExampleRow:
+def _example(answers: PairedAnswers, row: int, tasks: Collection[str]) -> ExampleRow:
   small, large = answers.small, answers.large
   return ExampleRow(
-    id=small.ids[row],
+    id=_short_id(small.ids[row], tasks),
     prompt=shorten(small.inputs[row], MAX_CHARACTERS),
     targets=shorten(' | '.join(small.targets[row]), MAX_CHARACTERS),
     small=shorten(small.predictions[row], MAX_CHARACTERS),
@@ -143,6 +151,13 @@ def _example(answers: PairedAnswers, row: int) -> ExampleRow:
     small_quality=float(answers.small_quality[row]),
     large_quality=float(answers.large_quality[row]),
   )
+
+
+def _short_id(pooled: str, tasks: Collection[str]) -> str:
+  """Id without the task that pooling put before it, unless that tells tasks apart."""
+  task = next(task for task in tasks if pooled.startswith(f'{task}/'))
+  own = pooled.removeprefix(f'{task}/')
+  return own if len(tasks) == 1 or own.startswith(task) else pooled
 
 
 def _entries(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -8,11 +8,24 @@ from typing import NamedTuple
 
 from cascades import curves
 from cascades.bootstrap import Difference, Estimate
-from cascades.evaluation import quantities
+from cascades.evaluation import pooling, quantities
 from cascades.evaluation.comparison import Cascade, Comparison
 from cascades.evaluation.quantities import Quantity
 
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # largest shares of deferred examples
+AREAS = (
+  'The area is the mean quality over all deferral rates (shares of examples that the large model '
+  'answers). The chord is the straight line between the two models alone, which random deferral '
+  'gives on average; above chord is the area between curve and chord, the gain of the ordering.'
+)
+# Of a small model's answer; a score of another name is a user's own.
+MEANINGS = {
+  'average': 'the negative mean log-probability of the tokens of the answer',
+  'sum': 'the negative log-probability of the answer',
+  'minimum': 'the negative log-probability of the least likely token',
+  'maximum': 'the negative log-probability of the most likely token',
+  'random': 'random numbers, as a control',
+}
 Formatter = Callable[[float], str]
 
 
@@ -42,6 +55,8 @@ def tables(comparison: Comparison) -> list[SummaryTable]:
     summary.append(tasks(comparison))
   if comparison.group_accuracy:
     summary.append(group_accuracy(comparison))
+  if baselines_by_task(comparison):
+    summary.append(baselines(comparison))
   if comparison.other_metrics:
     summary.append(other_metrics(comparison))
   return summary
@@ -49,20 +64,19 @@ def tables(comparison: Comparison) -> list[SummaryTable]:
 
 def models(comparison: Comparison) -> SummaryTable:
   """Quality of each model alone and areas of its cascade."""
-  quality = _quality(comparison)
+  show = quality(comparison)
   columns = (quantities.SMALL, quantities.AREA, quantities.ABOVE_CHORD)
   rows = [
-    (Cell(model), Cell(amount(flops)), *_estimates(comparison.at(model), columns, quality))
+    (Cell(model), Cell(amount(flops)), *_estimates(comparison.at(model), columns, show))
     for model, flops in comparison.flops.items()
   ]
-  large = _cell(comparison.cascades[0].estimates[quantities.LARGE], quality)
+  large = _cell(comparison.cascades[0].estimates[quantities.LARGE], show)
   rows.append(
     (Cell('large alone'), Cell(amount(comparison.large_flops)), large, Cell(''), Cell(''))
   )
   return SummaryTable(
     'Models',
-    f'Deferral by {comparison.scores[0]!r}. The area is the mean quality over all deferral rates; '
-    'the chord is the line between the two models alone, the expected curve of random deferral.',
+    f'Deferral by {meaning(comparison.scores[0])}. {AREAS}',
     ('model', 'FLOPs/token', f'{comparison.metric.name} alone', 'area', 'above chord'),
     tuple(rows),
   )
@@ -80,13 +94,13 @@ def fixed_costs(comparison: Comparison) -> SummaryTable:
     'Quality at fixed cost',
     'Columns are FLOPs per token, with the deferral rate of the first model at that cost.',
     ('model', *header),
-    _per_model(comparison, columns, _quality(comparison)),
+    _per_model(comparison, columns, quality(comparison)),
   )
 
 
 def fixed_qualities(comparison: Comparison) -> SummaryTable:
   """Cost and deferral rate at fixed qualities."""
-  levels, quality = comparison.settings.qualities, _quality(comparison)
+  levels, show = comparison.settings.qualities, quality(comparison)
   costs = _per_model(comparison, [quantities.COST_AT(level) for level in levels], amount)
   rates = _per_model(comparison, [quantities.RATE_AT(level) for level in levels], percent)
   return SummaryTable(
@@ -94,8 +108,8 @@ def fixed_qualities(comparison: Comparison) -> SummaryTable:
     'Lowest FLOPs per token and lowest deferral rate that reach each quality.',
     (
       'model',
-      *(f'FLOPs/token at {quality(level)}' for level in levels),
-      *(f'deferred at {quality(level)}' for level in levels),
+      *(f'FLOPs/token at {show(level)}' for level in levels),
+      *(f'deferred at {show(level)}' for level in levels),
     ),
     tuple((*cost, *rate[1:]) for cost, rate in zip(costs, rates, strict=True)),
   )
@@ -106,15 +120,16 @@ def differences(comparison: Comparison) -> SummaryTable:
   columns = (quantities.SMALL, quantities.AREA, quantities.ABOVE_CHORD)
   return SummaryTable(
     'Paired differences',
-    'First model minus second, on the same resamples of the examples; p-values are two-sided.',
+    'First model minus second, on the same resamples of the examples; p-values are two-sided. '
+    f'{AREAS}',
     ('models', 'alone', 'area', 'above chord'),
-    _per_pair(comparison, columns, [_signed(_quality(comparison))] * 3),
+    _per_pair(comparison, columns, [_signed(quality(comparison))] * 3),
   )
 
 
 def savings(comparison: Comparison) -> SummaryTable:
   """Deferrals and FLOPs saved at equal quality."""
-  levels, quality = comparison.settings.qualities, _quality(comparison)
+  levels, show = comparison.settings.qualities, quality(comparison)
   deferrals = [quantities.DEFERRALS_SAVED(level) for level in levels]
   flops = [quantities.FLOPS_SAVED(level) for level in levels]
   return SummaryTable(
@@ -123,8 +138,8 @@ def savings(comparison: Comparison) -> SummaryTable:
     'rate, and the share of FLOPs per token.',
     (
       'models',
-      *(f'deferrals at {quality(level)}' for level in levels),
-      *(f'FLOPs at {quality(level)}' for level in levels),
+      *(f'deferrals at {show(level)}' for level in levels),
+      *(f'FLOPs at {show(level)}' for level in levels),
     ),
     _per_pair(comparison, [*deferrals, *flops], [_signed(percent)] * 2 * len(levels)),
   )
@@ -138,7 +153,7 @@ def scores(comparison: Comparison) -> SummaryTable:
       *(
         _cell(
           comparison.at(model, score).estimates[quantities.ABOVE_CHORD],
-          _signed(_quality(comparison)),
+          _signed(quality(comparison)),
         )
         for model in comparison.flops
       ),
@@ -147,7 +162,9 @@ def scores(comparison: Comparison) -> SummaryTable:
   ]
   return SummaryTable(
     'Scores',
-    'Area above the chord under each score: the gain of its ordering over random deferral.',
+    'Area above the chord (the straight line between the two models alone) under each score: the '
+    'gain of its ordering over random deferral. Quantile q is that of the log-probabilities of the '
+    'tokens.',
     ('score', *comparison.flops),
     tuple(rows),
   )
@@ -178,14 +195,14 @@ def tasks(comparison: Comparison) -> SummaryTable:
     (
       Cell(task, f'{size} examples'),
       Cell(model),
-      *_estimates(comparison.at(model, task=task), columns, _quality(comparison)),
+      *_estimates(comparison.at(model, task=task), columns, quality(comparison)),
     )
     for task, size in comparison.sizes.items()
     for model in comparison.flops
   ]
   return SummaryTable(
     'Tasks',
-    f'Each task with its own threshold. Deferral by {comparison.scores[0]!r}.',
+    f'Each task with its own threshold. Deferral by {comparison.scores[0]!r}. {AREAS}',
     ('task', 'model', 'small alone', 'large alone', 'area', 'above chord'),
     tuple(rows),
   )
@@ -211,6 +228,46 @@ def group_accuracy(comparison: Comparison) -> SummaryTable:
     ('task', 'model', 'small alone', 'large alone', 'area', 'above chord'),
     tuple(rows),
   )
+
+
+def baselines(comparison: Comparison) -> SummaryTable:
+  """Quality of cheap answers that inference judged beside the models."""
+  show = quality(comparison)
+  rows = [
+    (Cell(task), Cell(name), Cell(show(value)))
+    for task, values in baselines_by_task(comparison).items()
+    for name, value in values.items()
+  ]
+  return SummaryTable(
+    'Cheap baselines',
+    'Answers without a language model, fitted to training rows of the task: a model that does not '
+    'beat them has not learned the task.',
+    ('task', 'baseline', comparison.metric.name),
+    tuple(rows),
+  )
+
+
+def baselines_by_task(comparison: Comparison) -> dict[str, dict[str, float]]:
+  """Quality of each baseline by task, where manifests hold it by the metric of the curves."""
+  metric, by_task = comparison.metric.name, {}
+  for manifest in comparison.manifests[quantities.LARGE.name]:
+    values = {
+      name: judged[metric]
+      for name, judged in manifest.get('baselines', {}).items()
+      if metric in judged
+    }
+    if values and not comparison.sizes_with_repeats:
+      by_task[manifest['task']] = values
+  return by_task
+
+
+def quality_alone(comparison: Comparison, model: str, task: str | None) -> float:
+  """Quality of a small model, or of the large one, by itself on a task or on all."""
+  is_large = model == quantities.LARGE.name
+  cascade = comparison.at(
+    next(iter(comparison.flops)) if is_large else model, task=task or pooling.POOLED
+  )
+  return float(cascade.curve.quality[-1 if is_large else 0])
 
 
 def other_metrics(comparison: Comparison) -> SummaryTable:
@@ -260,7 +317,13 @@ def _cell(value: Estimate | Difference, show: Formatter) -> Cell:
   return Cell(show(value.value), note)
 
 
-def _quality(comparison: Comparison) -> Formatter:
+def meaning(score: str) -> str:
+  """The score's name, explained if it is one of the paper's."""
+  return f'{score!r}, {MEANINGS[score]}' if score in MEANINGS else repr(score)
+
+
+def quality(comparison: Comparison) -> Formatter:
+  """Formatter of qualities, with the digits that fit the metric."""
   digits = 4 if comparison.metric.scale == 1 else 2
   return lambda value: _or_placeholder(value, f'{value:z.{digits}f}')
 

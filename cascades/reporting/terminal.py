@@ -10,26 +10,37 @@ import rich.table
 from rich.text import Text
 
 from cascades.evaluation.comparison import Comparison
-from cascades.reporting import escaping, summary
+from cascades.reporting import escaping, findings, summary
 from cascades.reporting.summary import SummaryTable
 
 LOG_WIDTH = 140  # characters, where the output is no terminal
 
 
 def show(comparison: Comparison) -> None:
-  """Prints the main tables, and the number of rows that repeated inputs took away."""
+  """Prints the main tables, the findings in words, and how many rows repeat inputs."""
   for task, size in comparison.sizes_with_repeats.items():
     line = f'Task {task}: {comparison.sizes[task]} of {size} rows have distinct inputs.'
     print(escaping.visible(line))
+  for sentence in findings.sentences(comparison):
+    plain_console().print(Text(escaping.visible(sentence)))
   paired = [summary.differences(comparison)] if comparison.differences else []
-  print_tables([summary.models(comparison), *paired])
+  cheap = [summary.baselines(comparison)] if summary.baselines_by_task(comparison) else []
+  print_tables([summary.models(comparison), *cheap, *paired])
+
+
+def plain_console(width: int = LOG_WIDTH) -> rich.console.Console:
+  """Console that prints texts as they are, in lines of `width` where the output is no terminal."""
+  console = rich.console.Console(highlight=False, markup=False, emoji=False)
+  if console.is_terminal:
+    return console
+  return rich.console.Console(
+    width=width, no_color=True, highlight=False, markup=False, emoji=False
+  )
 
 
 def print_tables(tables: Sequence[SummaryTable]) -> None:
   """Prints tables; names and texts cannot act on the terminal."""
-  console = rich.console.Console(highlight=False, markup=False, emoji=False)
-  if not console.is_terminal:
-    console = rich.console.Console(width=LOG_WIDTH, no_color=True)
+  console = plain_console()
   for table in tables:
     title = Text(escaping.visible(table.title))
     grid = rich.table.Table(title=title, title_justify='left', box=rich.box.SIMPLE)

@@ -262,9 +262,10 @@ def test_settings_that_have_no_meaning_are_refused(settings, reason):
     Settings(**settings)
 
 
-def test_resamples_that_would_not_fit_into_memory_are_refused():
-  with pytest.raises(ValueError, match='1000000000 resamples of 110 rows take 205 GiB of memory'):
-    compared(*synthetic_tables.small_and_large(), resamples=10**9)
+def test_resamples_that_would_not_fit_into_memory_are_refused(monkeypatch):
+  monkeypatch.setattr(compare, 'MOST_COUNTS', 1 << 20)
+  with pytest.raises(ValueError, match=r'100000 resamples of 110 rows .* at most 9532 resamples'):
+    compared(*synthetic_tables.small_and_large(), resamples=100_000)
 
 
 @pytest.mark.parametrize(
@@ -311,3 +312,20 @@ def test_bands_are_those_of_the_bootstrap():
   low, high = bootstrap.interval(resamples.quality)
   np.testing.assert_allclose(comparison.at('cat').low, low)
   np.testing.assert_allclose(comparison.at('cat').high, high)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'reason'),
+  [
+    ({'resamples': 'many'}, "RESAMPLES='many'"),
+    ({'resamples': 10**9}, 'RESAMPLES=1000000000 is above 100000'),
+    ({'resamples': 10.5}, r'RESAMPLES=10\.5'),
+    ({'confidence': '95 %'}, "CONFIDENCE='95 %'"),
+    ({'costs': 5.0}, r'COSTS=5\.0 is no list of numbers'),
+    ({'qualities': 'all'}, "QUALITIES='all' is no list of numbers"),
+  ],
+  ids=str,
+)
+def test_settings_of_another_type_are_refused_by_name(settings, reason):
+  with pytest.raises(ValueError, match=reason):
+    Settings(**settings)

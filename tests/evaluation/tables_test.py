@@ -133,3 +133,15 @@ def test_tables_are_those_of_the_mode(tmp_path):
     synthetic_tables.write(tmp_path / 'test', 'a', rows, mode=mode)
     small, large = Tables({'x': str(tmp_path)}, str(tmp_path), mode=mode).read()
     assert [table.manifest['mode'] for table in (*small['x'], *large)] == [mode] * 2
+
+
+def test_a_table_in_the_folder_of_another_split_is_refused(tmp_path):
+  synthetic_tables.write(tmp_path / 'validation', 'a', synthetic_tables.records('a', size=4))
+  with pytest.raises(ValueError, match="says split 'test': folders are named"):
+    Tables({'x': str(tmp_path)}, str(tmp_path), split='validation').read()
+
+
+@pytest.mark.parametrize('options', [{'mode': 'guess'}, {'split': '../test'}], ids=str)
+def test_a_mode_or_split_that_names_no_tables_is_refused(options):
+  with pytest.raises(ValueError, match=f'{next(iter(options.values()))!r}'):
+    Tables({'x': 'small'}, 'large', **options)

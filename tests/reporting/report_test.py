@@ -178,7 +178,7 @@ def test_an_example_shows_both_answers_beside_the_targets():
   comparison = synthetic_tables.comparison()
   row = next(report.pick(comparison, 1)).rows[0]
   answers = comparison.answers['xent']
-  index = answers.small.ids.index(row.id)
+  index = next(i for i, name in enumerate(answers.small.ids) if name.endswith(f'/{row.id}'))
   assert row.small == answers.small.predictions[index]
   assert row.large == answers.large.predictions[index]
   assert row.targets == answers.small.targets[index][0]
@@ -186,6 +186,24 @@ def test_an_example_shows_both_answers_beside_the_targets():
   assert row.score == answers.score[index]
   assert row.small_quality == answers.small_quality[index]
   assert row.large_quality == answers.large_quality[index]
+
+
+@pytest.mark.parametrize(
+  ('pooled', 'tasks', 'shown'),
+  [
+    ('mine/7', ['mine'], '7'),
+    ('mine/mine-7', ['mine', 'other'], 'mine-7'),
+    ('mine/7', ['mine', 'other'], 'mine/7'),
+  ],
+)
+def test_an_id_names_its_task_once_and_only_where_there_are_several(pooled, tasks, shown):
+  assert report._short_id(pooled, tasks) == shown
+
+
+def test_what_can_be_scrolled_says_so():
+  page = page_of('plain')
+  assert page.count('<div class="wide" tabindex="0">') == page.count('<p class="hint">') > 5
+  assert 'no-repeat local' in page  # shaded edges, where there is more
 
 
 def test_long_texts_are_cut():
