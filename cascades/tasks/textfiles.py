@@ -123,11 +123,10 @@ def _cut_lines(path: epath.PathLike, max_bytes: int) -> Iterator[tuple[int, byte
     number = 0
     while line := stream.readline(longest):
       number += 1
-      rest = line
-      while rest and not rest.endswith(b'\n'):
-        rest = stream.readline(_DRAINED_BYTES)
       text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
       yield number, text.removesuffix(b'\n').removesuffix(b'\r')[: max_bytes + 1]
+      while line and not line.endswith(b'\n'):  # after the yield: an error need not wait for it
+        line = stream.readline(_DRAINED_BYTES)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import logging
+import time
 import tracemalloc
 
 import pytest
@@ -78,6 +79,10 @@ def test_a_line_that_would_fill_the_memory_is_never_in_memory(tmp_path):
   try:
     read_lines = textfiles.parsed_lines(path, len_of, malformed='skip', max_bytes=1 << 20)
     assert list(read_lines) == [(2, 4)]
+    begin = time.monotonic()
+    with pytest.raises(textfiles.MalformedLineError, match='line 1: longer than 1,024 bytes'):
+      list(textfiles.parsed_lines(path, len_of, malformed='error', max_bytes=1024))
+    assert time.monotonic() - begin < 0.1  # the rest of the line is not unpacked
     assert tracemalloc.get_traced_memory()[1] < 12 << 20
   finally:
     tracemalloc.stop()
