@@ -109,12 +109,12 @@ def run(
     if stopping:  # without a validation: there may be seconds left
       due = Due(True, False, True)
     is_late = time.monotonic() >= line_at
-    if intervals.log > 0 and (is_late or (number == start + STEPS_TO_LINE and not history)):
-      due = due._replace(log=True)
-    if not due.log:
+    is_early = is_late or (number == STEPS_TO_LINE < intervals.log)
+    if not due.log and not (is_early and intervals.log):
       continue
     line_at = math.inf if is_late else line_at
-    values = window.take_values()
+    # An early line leaves the others as they are, so that a run that resumes logs the same.
+    values = window.take_values() if due.log else window.values()
     if due.validate:
       values |= validate(state)
     history.append(values)
@@ -127,7 +127,7 @@ def run(
 
 
 class _Window:
-  """Sums of the steps since the last line. They are fetched in time, so that few are held."""
+  """Sums of the steps since the last due line. They are fetched in time, so that few are held."""
 
   def __init__(self, on_rejected: Callable[[int, Sums], None]):
     self._on_rejected = on_rejected
@@ -149,11 +149,15 @@ class _Window:
     tokens, self._tokens = self._tokens, 0.0
     return tokens
 
-  def take_values(self) -> Values:
+  def values(self) -> Values:
     """Means over the steps that were applied, and the number of those that were not, if any."""
     self._fetch()
     values = means(self._applied) | {'grad_norm': self._grad_norm} if self._applied else {}
-    values |= {'skipped': float(self._skipped)} if self._skipped else {}
+    return values | ({'skipped': float(self._skipped)} if self._skipped else {})
+
+  def take_values(self) -> Values:
+    """The same; the next ones are of later steps."""
+    values = self.values()
     self._applied, self._skipped = [], 0
     return values
 

@@ -72,7 +72,11 @@ def test_intervals_of_zero_are_the_last_step_only():
 def test_a_line_comes_at_step_ten_and_after_the_first_minute(monkeypatch):
   story = Story(every=(100, 0, 0), total=30)
   assert [event[1] for event in story.events if event[0] == 'report'] == [1, 10, 30]
-  assert Story(start=20, every=(100, 0, 0), total=40).events[1] == ('report', 30, 36.0)
+  assert Story(start=4, every=(100, 0, 0), total=40).events[1] == ('report', 10, 20.0)
+  assert Story(start=20, every=(100, 0, 0), total=40).events[1] == ('report', 40, 76.0)
+  assert [
+    values.get('skipped') for values in Story(every=(20, 0, 0), total=20, refused=(3,)).history
+  ] == [1, 1]
   seconds = itertools.count(0, 25)  # a step takes 25 s
   monkeypatch.setattr(loop.time, 'monotonic', lambda: next(seconds))
   story = Story(every=(100, 0, 0), total=9)
