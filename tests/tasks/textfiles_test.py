@@ -1,7 +1,6 @@
 import gzip
 import hashlib
 import logging
-import time
 import tracemalloc
 
 import pytest
@@ -79,13 +78,15 @@ def test_a_line_that_would_fill_the_memory_is_never_in_memory(tmp_path):
   try:
     read_lines = textfiles.parsed_lines(path, len_of, malformed='skip', max_bytes=1 << 20)
     assert list(read_lines) == [(2, 4)]
-    begin = time.monotonic()
-    with pytest.raises(textfiles.MalformedLineError, match='line 1: longer than 1,024 bytes'):
-      list(textfiles.parsed_lines(path, len_of, malformed='error', max_bytes=1024))
-    assert time.monotonic() - begin < 0.1  # the rest of the line is not unpacked
     assert tracemalloc.get_traced_memory()[1] < 12 << 20
   finally:
     tracemalloc.stop()
+
+
+def test_the_rest_of_a_line_that_is_refused_is_not_unpacked(tmp_path):
+  path = write(tmp_path, gzip.compress(bytes(64 << 20), 1)[:-50_000], 'rows.gz')  # it would fail
+  with pytest.raises(textfiles.MalformedLineError, match='line 1: longer than 1,024 bytes'):
+    list(textfiles.parsed_lines(path, len_of, malformed='error', max_bytes=1024))
 
 
 def test_skipped_lines_do_not_fill_the_memory(tmp_path):
