@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # a compiled package that only some runs need
   import tokenizers
 
 TOKENIZER_JSON = 'tokenizer.json'
+_UNKNOWN = 'a \U0010fffe'  # with a character that no vocabulary has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,7 @@ def read_huggingface(
     return index
 
   ids = lambda role: huggingface_folder.special_ids(settings, role, token_id)
-  prefix, suffix = _template_ids(tokenizer)
+  prefix, suffix = _template_ids(tokenizer, file)
   ends = [*map(token_id, eos)] or ids('eos') or suffix[:1]
   if not ends:
     raise ValueError(
@@ -165,9 +166,22 @@ def _cached(model: bytes, ids: SpecialIds, origin: epath.Path) -> HuggingFace:
 def _content(model: bytes, origin: epath.Path) -> dict[str, Any]:
   """The parsed file, without truncation and padding, which belong to one use of the model."""
   try:
-    return json.loads(model) | {'truncation': None, 'padding': None}
-  except (ValueError, TypeError) as error:
-    raise ValueError(f'{origin} is not a tokenizer.json of Hugging Face: {error}') from error
+    content = json.loads(model) | {'truncation': None, 'padding': None}
+    tokens = content.get('added_tokens') or []
+    if not all(
+      isinstance(token['id'], int) and isinstance(token['content'], str) for token in tokens
+    ):
+      raise TypeError('added_tokens lack "id" or "content"')
+    if not isinstance(content['model'], dict):
+      raise TypeError(f'its model is {content["model"]!r:.60}')
+    # The library ends the process at a merge without the prefix.
+    prefix, merges = (content['model'].get(k) for k in ('continuing_subword_prefix', 'merges'))
+    pairs = (merge.split(' ') if isinstance(merge, str) else merge for merge in merges or ())
+    if prefix and not all(right.startswith(prefix) for _, right in pairs):
+      raise ValueError(f'merges lack the continuing_subword_prefix {prefix!r}')
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    raise ValueError(f'{origin} is not a tokenizer.json of Hugging Face: {error!r}') from error
+  return content
 
 
 def _without_unused_tokens(model: bytes, settings: TokenizerSettings, file: epath.Path) -> bytes:
@@ -216,9 +230,22 @@ def _start_id(settings: TokenizerSettings, pad: int, prefix: Sequence[int]) -> i
   return prefix[0] if prefix else None
 
 
-def _template_ids(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-  """The ids that the tokenizer's template puts before and after a text."""
-  plain = tokenizer.encode('a', add_special_tokens=False).ids
-  full = tokenizer.encode('a', add_special_tokens=True).ids
-  before = next(n for n in range(len(full)) if full[n : n + len(plain)] == plain)
+def _template_ids(tokenizer: tokenizers.Tokenizer, file: epath.Path) -> tuple[list[int], list[int]]:
+  """The ids that the tokenizer's template puts before and after a text.
+
+  Raises:
+    ValueError: the tokenizer fails on a text: its parts contradict each other.
+  """
+  try:
+    tokenizer.encode(_UNKNOWN)
+    plain = tokenizer.encode('a', add_special_tokens=False).ids
+    full = tokenizer.encode('a', add_special_tokens=True).ids
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as error:  # panics of the library are no Exceptions
+    raise ValueError(f'{file} cannot tokenize a text: {error}') from error
+  starts = (n for n in range(len(full)) if full[n : n + len(plain)] == plain)
+  before = next(starts, None)
+  if before is None:
+    raise ValueError(f'{file} cannot tokenize a text: its template does not contain the text.')
   return full[:before], full[before + len(plain) :]

@@ -86,5 +86,6 @@ def _steps(stage: Any, step_type: str) -> Iterator[dict[str, Any]]:
     if stage.get('type') == step_type:
       yield stage
     for sequence in ('normalizers', 'pretokenizers'):
-      for step in stage.get(sequence) or ():
+      steps = stage.get(sequence)
+      for step in steps if isinstance(steps, list) else ():
         yield from _steps(step, step_type)

@@ -248,6 +248,30 @@ def test_a_garbage_tokenizer_is_named(content, tmp_path):
     vocabularies.huggingface(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ('section', 'key', 'value'),
+  [
+    (None, 'added_tokens', [{'id': 'x'}]),
+    (None, 'added_tokens', 7),
+    (None, 'added_tokens', [None]),
+    (None, 'model', None),
+    ('model', 'vocab', []),
+    ('model', 'merges', [['a']]),
+    ('model', 'continuing_subword_prefix', 'x'),  # ends the process in the library itself
+    ('pre_tokenizer', 'pretokenizers', 7),
+    ('post_processor', 'single', []),
+    ('post_processor', 'special_tokens', {}),  # a panic of the library
+  ],
+)
+def test_a_tokenizer_with_a_damaged_part_is_named(section, key, value, reference, tmp_path):
+  content = json.loads(_starting(reference).to_str())
+  (content[section] if section else content)[key] = value
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
+  (tmp_path / 'tokenizer_config.json').write_text('{"eos_token": "</s>"}')
+  with pytest.raises(ValueError, match=r'tokenizer\.json (is not a tokenizer|cannot tokenize)'):
+    vocabularies.huggingface(tmp_path)
+
+
 def test_a_folder_without_one_says_what_to_do(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'vocabularies\.sentencepiece'):
     vocabularies.huggingface(tmp_path)
