@@ -28,6 +28,7 @@ from cascades.types import Vocabulary
 
 SavedVocabulary: TypeAlias = 'Bytes | Symbols | SentencePiece | HuggingFace'
 
+MAX_EXTRA_IDS = 1 << 16  # that a vocabulary.json may ask for; T5 has 100
 _FIRST_ID = 3
 _DESCRIPTION_FILE = 'vocabulary.json'
 _MODEL_FILES = {'sentencepiece': 'sentencepiece.model', 'huggingface': TOKENIZER_JSON}
@@ -177,7 +178,19 @@ def load(directory: epath.PathLike) -> SavedVocabulary:
   file = epath.Path(directory) / _DESCRIPTION_FILE
   if not file.exists():
     raise FileNotFoundError(f'No vocabulary in {directory}: {file.name} is missing.')
-  return from_description(json.loads(file.read_text()), directory)
+  try:
+    description = json.loads(file.read_text())
+    _check_extra_ids(description.get('extra_ids', 0))
+    return from_description(description, directory)
+  except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    raise ValueError(
+      f'{file} is damaged ({error!r}): copy it again from where the model was trained.'
+    ) from error
+
+
+def _check_extra_ids(count: object) -> None:
+  if not isinstance(count, int) or not 0 <= count <= MAX_EXTRA_IDS:
+    raise TypeError(f'extra_ids is {count!r:.40}; it should be a number up to {MAX_EXTRA_IDS}')
 
 
 def from_description(description: Mapping[str, Any], directory: epath.PathLike) -> SavedVocabulary:

@@ -222,3 +222,14 @@ def test_a_folder_without_a_vocabulary_is_named(tmp_path):
 def test_an_unknown_kind_is_named(tmp_path):
   with pytest.raises(ValueError, match="kind 'words' is not one of bytes, symbols, sent"):
     vocabularies.from_description({'kind': 'words'}, tmp_path)
+
+
+@pytest.mark.parametrize(
+  'content',
+  ['', '[]', 'null', '{"kind": "bytes"}', '{"kind": "bytes", "extra_ids": "x"}',
+   '{"kind": "bytes", "extra_ids": 99999999999}', '{"kind": "symbols", "names": [7]}'],
+)  # fmt: skip
+def test_a_damaged_description_is_named(content, tmp_path):
+  (tmp_path / 'vocabulary.json').write_text(content)
+  with pytest.raises(ValueError, match=r'vocabulary\.json is damaged'):
+    vocabularies.load(tmp_path)
