@@ -16,3 +16,4 @@ environment.warn_of_namesake()
 # which reads the environment then: this is the last moment to set it.
 if sys.argv[:1] == ['-m']:
   environment.prepare()
+  environment.end_on_interrupt()

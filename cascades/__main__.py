@@ -22,6 +22,7 @@ Programs, each with its own --help:
 def main() -> None:
   """Run the program that the first argument names."""
   environment.prepare()
+  environment.end_on_interrupt()
   name, *arguments = sys.argv[1:] or ['--help']
   summaries = programs()
   if name in ('-h', '--help'):

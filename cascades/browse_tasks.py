@@ -27,9 +27,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+from cascades.reporting import escaping
+from cascades.runtime import environment
 from cascades.tasks import catalog, local
 from cascades.tasks.task import DataSource, Mixture, Task, both
-from cascades.tokenizers import vocabularies
+from cascades.tokenizers import named, vocabularies
 from cascades.types import Vocabulary
 
 # The task of a gin file and its feature lengths; takes the file, bindings, and modules to import.
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None, *, read_task: ReadTask | None = None
   Returns:
     The exit code: 0, 1 after an error or malformed rows, 130 if interrupted.
   """
+  environment.raise_on_interrupt()
   arguments = _parser().parse_args(argv)
   arguments.read_task, arguments.lengths = read_task, {}
   level = logging.WARNING if arguments.run in (list_tasks, show) else logging.INFO
@@ -56,9 +59,11 @@ def main(argv: Sequence[str] | None = None, *, read_task: ReadTask | None = None
     for module in arguments.imports:
       importlib.import_module(module)
     return arguments.run(arguments) or 0
-  except (ValueError, OSError, ImportError) as error:
+  except Exception as error:
     sentence = str(error).partition('\n  In call to configurable')[0]  # which gin appends
-    print(f'Error: {sentence}', file=sys.stderr)
+    if not isinstance(error, ValueError | OSError | ImportError):
+      sentence = f'{type(error).__name__}: {sentence}'
+    print(escaping.lines(f'Error: {sentence}'), file=sys.stderr)
     return 1
   except KeyboardInterrupt:
     print('Interrupted. Rerun the same command to resume.', file=sys.stderr)
@@ -242,7 +247,7 @@ def _task_of_gin_file(name: str, arguments: argparse.Namespace) -> Task | Mixtur
 def _vocabulary(task: Task | Mixture, arguments: argparse.Namespace) -> Vocabulary:
   path = arguments.vocabulary
   if path:
-    return vocabularies.sentencepiece(path, allow_remote=arguments.allow_remote)
+    return named.named(path, allow_remote=arguments.allow_remote)
   # Span corruption needs sentinels, of which bytes have none unless asked.
   is_c4 = isinstance(task, Task) and task.suite == 'c4'
   return vocabularies.bytes_vocabulary(100) if is_c4 else task.vocabulary()
@@ -296,7 +301,7 @@ def _parser() -> argparse.ArgumentParser:
   added.add_argument('task', metavar='TASK')
   added.add_argument('-n', type=int, default=3, help='number of rows (default: 3)')
   added.add_argument('--split', help="a split (default: the task's first)")
-  added.add_argument('--vocabulary', help='a SentencePiece model')
+  added.add_argument('--vocabulary', help="'bytes', or a tokenizer's file or folder")
   for feature, length in (('inputs', 512), ('targets', 128)):
     added.add_argument(
       f'--{feature}_length',
@@ -313,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
   added = command(materialize, 'materialize')
   added.add_argument('task', metavar='TASK')
   added.add_argument('--split', help='a split (default: all splits)')
-  added.add_argument('--vocabulary', help='a SentencePiece model')
+  added.add_argument('--vocabulary', help="'bytes', or a tokenizer's file or folder")
   added.add_argument(
     '--output', help='directory of token records (default: ~/.cache/cascades/records)'
   )

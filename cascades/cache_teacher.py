@@ -27,7 +27,7 @@ from cascades import blocks
 from cascades.data.corpus import Corpus, Data
 from cascades.data.records import Records
 from cascades.inference import trained_model
-from cascades.runtime import files, partitioning, profiling, progress
+from cascades.runtime import files, partitioning, profiling, progress, ranges
 from cascades.runtime.partitioning import Devices
 from cascades.tokenizers import vocabularies
 from cascades.training import teacher_cache
@@ -73,6 +73,7 @@ def cache_teacher(
     ValueError: naming the difference, if the directory holds answers of another model, task,
       vocabulary, length or format.
   """
+  ranges.check({'SHARD_ROWS': shard_rows, 'VOCAB_SIZE': vocab_size}, least=1, integer=True)
   with (
     devices.use(),
     profiling.Profiler(files.absolute(directory) / 'profile', profile_steps) as profiler,

@@ -105,6 +105,7 @@ def _main(program: str, argv: Sequence[str] | None) -> None:
 
   def run(arguments: Sequence[str]) -> None:
     with ending(program, traceback=_TRACEBACK.value):
+      environment.raise_on_interrupt()
       _refuse_words(arguments[1:])
       _start_processes()
       paths = _SEARCH_PATHS.value

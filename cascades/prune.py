@@ -26,7 +26,7 @@ from cascades.data.corpus import Data
 from cascades.interop import companions
 from cascades.models import configs, pruning
 from cascades.models.abstract import abstract_model
-from cascades.runtime import files, locking, partitioning
+from cascades.runtime import files, locking, partitioning, ranges
 from cascades.runtime.partitioning import Devices
 from cascades.tokenizers import vocabularies
 from cascades.training import train_step
@@ -67,6 +67,7 @@ def prune(
     ValueError: for layers or channels that the model does not have.
     CheckpointError: if `model_dir` holds another checkpoint, or other files.
   """
+  ranges.check({'MLP_DIM': mlp_dim, 'TASK_ROWS': task_rows}, least=1, integer=True)
   if mlp_dim and not (data and data.task and data.lengths):
     raise ValueError('MLP_DIM needs TASK and TASK_FEATURE_LENGTHS, to judge channels by its rows.')
   source, step = store.locate(checkpoint_path, which)

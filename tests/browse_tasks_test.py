@@ -238,7 +238,7 @@ def test_train_vocabulary_learns_from_inputs_and_answers(capsys, tmp_path):
     (['show', 'cmudit'], 'Did you mean cmudict_g2p?'),
     (['show', 'nothing.jsonl'], 'There is no file nothing.jsonl'),
     (['show', 'cmudict_g2p', '--split', 'dev'], 'its splits are train, validation, test'),
-    (['show', 'cmudict_g2p', '--vocabulary', 'none.model'], 'No SentencePiece model at '),
+    (['show', 'cmudict_g2p', '--vocabulary', 'none.model'], 'there is no vocabulary '),
     (['show', 'cmudict_g2p', '--import', 'no_such_module'], 'no_such_module'),
   ],
 )

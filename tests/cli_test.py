@@ -291,3 +291,13 @@ def test_any_error_ends_in_a_sentence_and_by_option_with_its_stack(error, capsys
 def test_log_lines_show_what_would_act_on_a_terminal():
   record = logging.LogRecord('x', logging.INFO, '', 0, 'tensor %s\nfits', ('\x1b[2J\u202e',), None)
   assert cli.VisibleFormatter('%(message)s').format(record) == 'tensor \\x1b[2J\\u202e\nfits'
+
+
+def test_ctrl_c_while_modules_are_imported_ends_in_a_line():
+  code = (
+    "import sys; sys.argv = ['-m']; import os, signal, cascades; "
+    'os.kill(os.getpid(), signal.SIGINT)'
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stderr.count('\n')) == (130, 1)
+  assert done.stderr.startswith('interrupted')

@@ -24,7 +24,7 @@ from cascades.data.prompts import (
 )
 from cascades.data.records import AnyRecords, Indices, MixtureRecords, Records
 from cascades.data.workers import Workers
-from cascades.runtime import partitioning
+from cascades.runtime import partitioning, ranges
 from cascades.tasks.task import Mixture, Record, Task, both
 from cascades.tokenizers.conventions import Tokens
 from cascades.types import Architecture, Batch, Prompt, Vocabulary
@@ -48,6 +48,14 @@ class Data:
   batch_size: int
   pack_length: int | None = None
   records_dir: str = materialize.DIRECTORY
+
+  def __post_init__(self) -> None:
+    lengths = {f'TASK_FEATURE_LENGTHS[{name!r}]': length for name, length in self.lengths.items()}
+    ranges.check(
+      {'BATCH_SIZE': self.batch_size, 'PACK_LENGTH': self.pack_length, **lengths},
+      least=1,
+      integer=True,
+    )
 
   @property
   def required_task(self) -> Task | Mixture:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from cascades.models import configs, decoder
 from cascades.models.configs import LanguageModelConfig
+from cascades.runtime import ranges
 from cascades.types import Batch, Params
 
 LayerChoice: TypeAlias = Callable[[int], Sequence[int]]  # from the number of layers to a choice
@@ -30,11 +31,13 @@ _PATTERNS = ('window_pattern', 'rope_theta_pattern', 'rope_factor_pattern')
 
 def every(num: int, *, step: int) -> Sequence[int]:
   """Choose layers 0, step, 2 step, ...; a far worse start for training than `ends`."""
+  ranges.check({'pruning.every.step': step}, least=1, integer=True)
   return range(0, num, step)
 
 
 def ends(num: int, *, head: int, tail: int = 0) -> Sequence[int]:
   """Choose the first `head` and the last `tail` of `num` layers."""
+  ranges.check({'HEAD': head, 'TAIL': tail}, least=0, integer=True)
   return [*range(head), *range(num - tail, num)]
 
 

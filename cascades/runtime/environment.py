@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import warnings
 from importlib import metadata
@@ -26,6 +27,27 @@ def prepare() -> None:
     os.environ.setdefault('NPROC', str(4 * int(virtual[1])))
   if importlib.util.find_spec('libtpu') and not has_accelerator():
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+
+def end_on_interrupt() -> None:
+  """Let Ctrl-C end the process with a line, for the time in which modules are imported.
+
+  An exception there ends in a stack, or is lost in a callback of the garbage collector.
+  """
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end)
+
+
+def raise_on_interrupt() -> None:
+  """Let Ctrl-C raise KeyboardInterrupt again, where `end_on_interrupt` changed that."""
+  if signal.getsignal(signal.SIGINT) is _end:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(number: int, frame: object) -> None:
+  del number, frame
+  os.write(2, b'interrupted before anything was done; rerun the same command.\n')
+  os._exit(130)
 
 
 def warn_of_namesake() -> None:

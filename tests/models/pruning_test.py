@@ -158,3 +158,11 @@ def test_the_least_important_channels_go_and_nothing_is_lost():
     hidden(config, params, batch),
     atol=1e-6,
   )
+
+
+def test_negative_numbers_of_layers_are_refused():
+  for head, tail in ((-1, 0), (2, -1)):
+    with pytest.raises(ValueError, match='must be a whole number at least 0'):
+      pruning.ends(6, head=head, tail=tail)
+  with pytest.raises(ValueError, match=r'pruning\.every\.step=0 must be'):
+    pruning.every(6, step=0)
