@@ -134,7 +134,7 @@ _TYPES = {
   'added_tokens_decoder': _DECODER,
   'additional_special_tokens': _TOKENS,
   'extra_special_tokens': _TOKENS,
-  'extra_ids': _COUNT,
+  'extra_ids': _Expected(lambda value: value in (None, *range(1 << 16)), 'a number below 65536'),
   'image_token': _TOKEN,
   'tokenizer_class': _NAME,
   'vocab_size': _COUNT,

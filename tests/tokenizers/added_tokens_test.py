@@ -159,6 +159,7 @@ def test_text_that_may_hold_no_special_tokens_is_refused(reference, tmp_path):
                                  {'7': token('a', lstrip='no')}],
         'additional_special_tokens': ['<sep>', [7], {'x': 7}],
         'tokenizer_class': [7],
+        'extra_ids': [2**20, -1],
         'add_prefix_space': ['yes'],
         'do_lower_case': [1],
       }.items()
