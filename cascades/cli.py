@@ -69,7 +69,7 @@ def main(program: str, argv: Sequence[str] | None = None) -> None:
   environment.prepare()
   environment.warn_of_namesake()  # where its `cascades/__init__.py` has replaced ours
   _start_logging()
-  with stopping.on_sigterm(stopping.leave):
+  with stopping.on_signals(stopping.leave):
     try:
       _main(program, argv)
     except stopping.Preempted as ended:  # also while modules are imported
@@ -85,7 +85,13 @@ def ending(program: str, *, traceback: bool = False) -> Iterator[None]:
   except Exception as error:
     if traceback:
       print(escaping.lines(tracebacks.format_exc()), file=sys.stderr)
-    if isinstance(error, RuntimeError) and _is_one_of_several():
+    if stopping.out_of_memory(error):
+      _end(
+        1,
+        f'{program}: error: out of memory; lower BATCH_SIZE, or raise MICROBATCHES or the '
+        f'number of devices. ({_sentence(error).splitlines()[0]})\n(--traceback prints where)',
+      )
+    if stopping.lost_a_process(error) and _is_one_of_several():
       _end(
         stopping.TRY_AGAIN,
         f'{program}: another process of the run failed or was lost; see its log. Rerun the same '
@@ -159,7 +165,7 @@ def _define_flags(program: str) -> None:
       None,
       "A gin file with the large model's sizes, to plan without its checkpoint.",
     )
-  if name not in ('evaluate', 'plan'):
+  if name not in environment.ONE_PROCESS:
     flags.DEFINE_boolean(
       'multihost', False, 'Run as one of several processes; TPU pods need no other flag.'
     )

@@ -2,11 +2,12 @@
 
     python -m launch.local --processes=4 -- cascades.train --gin_file=... --gin.MODEL_DIR=...
 
-Runs a program of `cascades` with one device per process; `evaluate`, `plan` and `browse_tasks`
-run in one process only. Prints the log of process 0 as it is
+Runs a program of `cascades` with one device per process, but `evaluate`, `plan` and `browse_tasks`,
+which run in one process and need no launcher. Prints the log of process 0 as it is
 written, and the end of the log of a process that failed; all logs are kept in a folder of --logs.
 When one process dies the others are stopped with SIGTERM, and with SIGKILL after --grace seconds.
-The program is restarted after a preemption (exit code 75), and after a signal --max_restarts times.
+The program is restarted after a preemption or a lost process (exit code 75) and after a signal, and
+at most --max_restarts times in a row without progress.
 """
 
 from __future__ import annotations
@@ -37,12 +38,23 @@ def main(argv: Sequence[str]) -> None:
   command = stages.program(argv[1:])
   directory = logs.directory('cascades')
   print(f'{_PROCESSES.value} x {shlex.join(command)}\nlogs: {directory}', flush=True)
+  progress = restarting.Progress()
+
+  def show(line: str) -> None:
+    progress.read(line)
+    print(f'[0] {line}', flush=True)
+
   attempt = functools.partial(
-    run, command, processes=_PROCESSES.value, log_dir=directory, grace=_GRACE.value
+    run, command, processes=_PROCESSES.value, log_dir=directory, grace=_GRACE.value, show=show
   )
   sys.exit(
     restarting.exit_code(
-      lambda: restarting.until_final(attempt, max_restarts=restarting.MAX_RESTARTS.value)
+      lambda: restarting.until_final(
+        attempt,
+        max_restarts=restarting.MAX_RESTARTS.value,
+        progress=progress.value,
+        first_wait=restarting.RESTART_WAIT.value,
+      )
     )
   )
 
@@ -115,14 +127,14 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
   """Wait until a process fails, and return its index, or until all have succeeded.
 
-  A process that lost its peer fails soon after it: of several failures seen together, a killed
-  process comes first, then a preempted one.
+  A process that lost its peer ends with 75 soon after it: of several failures seen together, a
+  killed process comes first, then one with an error of its own.
   """
   while True:
     codes = [child.poll() for child in children]
     failed = [index for index, code in enumerate(codes) if code]
     if failed:
-      return min(failed, key=lambda i: (codes[i] > 0, codes[i] != restarting.PREEMPTED))
+      return min(failed, key=lambda i: (codes[i] > 0, codes[i] == restarting.PREEMPTED))
     if None not in codes:
       return None
     time.sleep(SECONDS_BETWEEN_POLLS)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from absl import app
 from etils import epath
 
-from cascades.runtime import files
+from cascades.runtime import environment, files
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -24,6 +24,10 @@ def program(words: Sequence[str], *, python: str = sys.executable) -> list[str]:
     raise app.UsageError(
       f'found {" ".join(words[:1]) or "nothing"!r} instead of a program: name it after two dashes, '
       'as in -- cascades.train --gin_file=...'
+    )
+  if words[0].rpartition('.')[2] in environment.ONE_PROCESS:
+    raise app.UsageError(
+      f'{words[0]} runs in one process and needs no launcher: run `python -m {words[0]} ...`.'
     )
   return [python, '-m', *words]
 

@@ -235,7 +235,15 @@ def _start(
     _say(f'[{name}] {stage.name}: exit code {code} after {seconds} s{after}')
     return code
 
-  return restarting.until_final(attempt, max_restarts=running.max_restarts, say=_say)
+  def progress() -> object:
+    log, reached = log_of(directory, stage.name), restarting.Progress()
+    for line in log.read_text(errors='replace').splitlines() if log.exists() else ():
+      reached.read(line)
+    return reached.value()
+
+  return restarting.until_final(
+    attempt, max_restarts=running.max_restarts, progress=progress, say=_say
+  )
 
 
 def _say(line: str) -> None:

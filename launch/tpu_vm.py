@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
 
 def launch(name: str, command: str, run: remote.Execute) -> int:
   """Run the program to its final exit code, and delete the machine in any case unless --keep."""
-  package = remote.package(run)
+  package, progress = remote.package(run), restarting.Progress()
   begun = False
 
   def attempt() -> int:
@@ -81,13 +81,17 @@ def launch(name: str, command: str, run: remote.Execute) -> int:
     ensure(name, run)
     install(name, package, run)
     begun = True
-    code = start(name, command, run)
+    code = start(name, command, run, progress)
     # When the machine is gone, so is the program, whatever code ssh returns.
     return restarting.PREEMPTED if code and state(name, run) in GONE else code
 
   try:
     return restarting.until_final(
-      attempt, max_restarts=restarting.MAX_RESTARTS.value, was_killed=lambda code: code == LOST
+      attempt,
+      max_restarts=restarting.MAX_RESTARTS.value,
+      progress=progress.value,
+      first_wait=restarting.RESTART_WAIT.value,
+      was_killed=lambda code: code == LOST,
     )
   except KeyboardInterrupt:
     if begun:
@@ -184,11 +188,16 @@ def install(name: str, package: remote.Package, run: remote.Execute) -> None:
     remote.checked(run(command), f'installing the package on {name}')
 
 
-def start(name: str, command: str, run: remote.Execute) -> int:
+def start(name: str, command: str, run: remote.Execute, progress: restarting.Progress) -> int:
   """Run the program on all workers, print the log of worker 0, and return the first error code."""
   directory = logs.directory(name)  # one per attempt: gcloud truncates old logs
   script = f'cd cascades; {STOP}; echo $$ > pid; exec {command}'
-  with logs.following(directory / '0.log', lambda line: print(f'[0] {line}', flush=True)):
+
+  def show(line: str) -> None:
+    progress.read(line)
+    print(f'[0] {line}', flush=True)
+
+  with logs.following(directory / '0.log', show):
     code = run(_ssh(name, script, f'--output-directory={directory}')).code
   if code:
     print(f'exit code {code}; the logs of all workers are in {directory}', flush=True)

@@ -1,10 +1,11 @@
-"""Any program of `cascades` as a workload on GKE, through xpk.
+"""A program of `cascades` as a workload on GKE, through xpk.
 
     python -m launch.xpk --name=me --cluster=mine --zone=us-east5-a --tpu_type=v5litepod-16 \\
       --base_docker_image=python:3.11 -- cascades.train --gin_file=recipes/... --gin.MODEL_DIR=gs://...
 
 xpk adds a wheel of this checkout to --base_docker_image, and the pods install it; an image of
---docker_image must contain the package. GKE restarts programs that were preempted or stopped. Waits
+--docker_image must contain the package. GKE restarts programs that were preempted, stopped or
+failed, --max_restarts times in all: it knows no progress. Waits
 for the end, and deletes the workload unless --keep. Requires `xpk`, logged in; xpk prints a link to
 the logs.
 """

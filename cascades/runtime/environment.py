@@ -11,6 +11,9 @@ import subprocess
 import warnings
 from importlib import metadata
 
+# Programs that run in one process and have no flags for several.
+ONE_PROCESS = ('evaluate', 'plan', 'browse_tasks')
+
 
 def prepare() -> None:
   """Set what JAX and XLA read at import; variables that the user has set are left alone.

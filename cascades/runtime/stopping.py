@@ -1,4 +1,4 @@
-"""Early ends of a run: SIGTERM, updates that are not finite, and hangs.
+"""Early ends of a run: SIGTERM, Ctrl-C, updates that are not finite, and hangs.
 
 The command line imports this module, so functions import JAX only where they need it.
 """
@@ -10,6 +10,7 @@ import faulthandler
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -24,33 +25,53 @@ log = logging.getLogger(__name__)
 
 # "Temporary failure": launchers rerun the command.
 TRY_AGAIN = os.EX_TEMPFAIL
+INTERRUPTED = 128 + signal.SIGINT  # as in shells: the user wanted the end
 MOST_REFUSED_IN_A_ROW = 100
 
 
 class Preempted(SystemExit):
-  """Exit after SIGTERM. Only the command line catches it, to print `message`."""
+  """Exit after a signal. Only the command line catches it, to print `message`."""
 
-  def __init__(self, message: str):
-    super().__init__(TRY_AGAIN)
+  def __init__(self, message: str, number: int = signal.SIGTERM):
+    super().__init__(INTERRUPTED if number == signal.SIGINT else TRY_AGAIN)
     self.message = message
 
 
 @contextlib.contextmanager
-def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
-  """Context manager in which SIGTERM calls `act`; only the main thread can have a handler."""
+def on_signals(
+  act: Callable[[int], None], numbers: Sequence[int] = (signal.SIGTERM, signal.SIGINT)
+) -> Iterator[None]:
+  """Context manager in which SIGTERM and Ctrl-C call `act`; a second Ctrl-C ends at once.
+
+  Only the main thread can have handlers. A Ctrl-C that a launcher ignores stays ignored.
+  """
   if threading.current_thread() is not threading.main_thread():
     yield
     return
-  before = signal.signal(signal.SIGTERM, lambda *_: act())
+
+  def handle(number: int, _: object) -> None:
+    if number == signal.SIGINT:
+      signal.signal(signal.SIGINT, signal.default_int_handler)
+    act(number)
+
+  before = {number: signal.getsignal(number) for number in numbers}
+  for number, handler in before.items():
+    if handler is not signal.SIG_IGN:
+      signal.signal(number, handle)
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
-def leave() -> None:
+def leave(number: int) -> None:
   """End a program that has nothing new to save."""
-  raise Preempted('ended by SIGTERM; rerun the same command to resume from the last checkpoint.')
+  raise Preempted(
+    f'ended by {signal.Signals(number).name}; rerun the same command to resume from the last '
+    'checkpoint.',
+    number,
+  )
 
 
 @contextlib.contextmanager
@@ -58,7 +79,7 @@ def asked() -> Iterator[Callable[[int], bool]]:
   """Context manager that gives a check for after each step: save and stop now?
 
   All processes get the same answer. The context ends with Preempted if the answer was yes. Until
-  the first check there is nothing to save, and SIGTERM ends a single process at once.
+  the first check there is nothing to save, and a signal ends a single process at once.
   """
   import jax
   from jax.experimental import multihost_utils
@@ -66,27 +87,53 @@ def asked() -> Iterator[Callable[[int], bool]]:
   several = jax.process_count() > 1
   steps: list[int] = []
   stopped_at: list[int] = []
-  terminated = threading.Event()
+  received: list[int] = []
 
-  def terminate() -> None:
-    terminated.set()
+  def terminate(number: int) -> None:
+    received.append(number)
     if not steps:
-      leave()
+      leave(number)
+
+  def forward(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
   def ask(step: int) -> bool:
     steps.append(step)
-    if multihost_utils.reached_preemption_sync_point(step) if several else terminated.is_set():
+    if multihost_utils.reached_preemption_sync_point(step) if several else received:
       stopped_at.append(step)
     return bool(stopped_at)
 
-  # With several processes JAX has a handler of its own, which informs the others.
-  with contextlib.nullcontext() if several else on_sigterm(terminate):
+  # With several processes JAX has a handler of its own for SIGTERM, which informs the others.
+  with on_signals(forward, (signal.SIGINT,)) if several else on_signals(terminate):
     yield ask
   if stopped_at:
+    number = received[0] if received else signal.SIGTERM
     raise Preempted(
-      f'ended by SIGTERM after step {stopped_at[0]}, which is saved; rerun the same command to '
-      'resume.'
+      f'ended by {signal.Signals(number).name} after step {stopped_at[0]}, which is saved; rerun '
+      'the same command to resume.',
+      number,
     )
+
+
+def out_of_memory(error: Exception) -> bool:
+  """True for errors of XLA, of its devices, and of Python about memory."""
+  text = str(error)
+  full_disk = 'Error writing' in text or 'No space left' in text  # of TensorStore
+  return isinstance(error, MemoryError) or (
+    not full_disk and bool(re.search(r'RESOURCE_EXHAUSTED|out of memory|OOM', text))
+  )
+
+
+def lost_a_process(error: Exception) -> bool:
+  """True for errors of JAX's distributed runtime when another process of the run has gone."""
+  return isinstance(error, RuntimeError) and bool(
+    re.search(
+      r'UNAVAILABLE|DEADLINE.EXCEEDED|ABORTED|CANCEL|heartbeat|coordination|barrier|gloo|peer|'
+      'connection|socket|broken pipe',
+      str(error),
+      re.IGNORECASE,
+    )
+  )
 
 
 def stop(error: Exception) -> None:

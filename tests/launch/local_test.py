@@ -95,17 +95,46 @@ def test_lines_are_shown_as_they_are_written_and_old_ones_are_not_shown_again(tm
   [
     ([0], 1, 0),
     ([1], 1, 1),
-    ([75, 75, 75, 75, 0], 5, 0),
+    ([75, 75, 75, 75, 0], 3, 75),
     ([-9, -11, 0], 3, 0),
     ([-9, -9, -9, 0], 3, -9),
-    ([-9, 75, -9, 2], 4, 2),
+    ([-9, 75, -9, 2], 3, -9),
   ],
   ids=str,
 )
-def test_preemptions_are_restarted_always_kills_a_few_times_errors_never(codes, attempts, result):
-  left, output = list(codes), []
-  assert restarting.until_final(lambda: left.pop(0), max_restarts=2, say=output.append) == result
-  assert len(codes) - len(left) == attempts == len(output) + 1
+def test_restarts_without_progress_are_few_and_wait_longer_each_time(
+  codes, attempts, result, monkeypatch
+):
+  left, output, waits = list(codes), [], []
+  monkeypatch.setattr(restarting.time, 'sleep', waits.append)
+  ended = restarting.until_final(
+    lambda: left.pop(0), max_restarts=2, progress=lambda: None, say=output.append
+  )
+  assert ended == result
+  assert len(codes) - len(left) == attempts
+  assert waits == [5.0, 10.0][: attempts - 1]
+  assert ('not restarting it' in ' '.join(output)) == (attempts == 3 and result != 0)
+
+
+def test_a_program_that_gets_on_is_restarted_always_and_at_once(monkeypatch):
+  progress, codes = restarting.Progress(), [75, -9, 75, 75, -9, 75, 0]
+  lines = iter(['step  10/90  loss 1', 'ended by SIGTERM after step 12, which is saved', 'row 5/9',
+                'row 1/4', 'step 13/90', 'step 20/90', 'step 90/90'])  # fmt: skip
+  monkeypatch.setattr(restarting.time, 'sleep', lambda _: pytest.fail('it waits'))
+
+  def attempt():
+    progress.read('step 1/90')  # reached before
+    progress.read(next(lines))
+    return codes.pop(0)
+
+  assert restarting.until_final(attempt, max_restarts=0, progress=progress.value, say=str) == 0
+
+
+def test_an_error_comes_before_the_processes_that_it_takes_along():
+  children = [subprocess.Popen(['sh', '-c', f'exit {code}']) for code in (75, 1)]
+  for child in children:
+    child.wait()
+  assert local._wait(children) == 1
 
 
 def test_codes_are_the_shells():
@@ -136,6 +165,12 @@ def test_a_program_must_be_named(words):
     stages.program(words)
 
 
+@pytest.mark.parametrize('program', ['evaluate', 'plan', 'browse_tasks'])
+def test_programs_of_one_process_are_not_launched(program):
+  with pytest.raises(app.UsageError, match=f'cascades.{program} runs in one process'):
+    stages.program([f'cascades.{program}'])
+
+
 @pytest.mark.parametrize(('sent', 'expected'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_stopped_launcher_leaves_no_process_behind(tmp_path, sent, expected):
   code = (
@@ -162,15 +197,15 @@ def test_a_stopped_launcher_leaves_no_process_behind(tmp_path, sent, expected):
 
 
 def test_the_command_line_runs_a_program_behind_two_dashes(tmp_path):
-  """Its flags are the program's own, and so is the exit code: absl's help has 1."""
+  """Its flags are the program's own, and so is the exit code."""
   done = subprocess.run(
     [
       *(sys.executable, '-m', 'launch.local', '--processes=2', f'--logs={tmp_path}', '--'),
-      *('cascades.evaluate', '--help'),
+      *('cascades.convert', '--help'),
     ],
     cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
   )  # fmt: skip
-  assert done.returncode == 1, done.stdout + done.stderr
+  assert done.returncode == 0, done.stdout + done.stderr
   output = [path.read_text() for path in tmp_path.glob('cascades-*/process-*.log')]
   assert len(output) == 2
-  assert 'python -m cascades.evaluate --gin_file=' in ''.join(output)
+  assert 'python -m cascades.convert --gin_file=' in ''.join(output)

@@ -31,7 +31,7 @@ def gcloud(tmp_path):
 
 def launch(gcloud, *more, script=(ABSENT,), program=PROGRAM):
   gcloud.answer([*script, *[READY] * 9])
-  return gcloud.run('launch.tpu_vm', *GIVEN, *more, *program)
+  return gcloud.run('launch.tpu_vm', *GIVEN, '--restart_wait=0', *more, *program)
 
 
 def verbs(gcloud):
@@ -188,7 +188,7 @@ def test_a_lost_connection_is_tried_again_a_few_times(gcloud):
   code, output = launch(gcloud, '--max_restarts=1', script=script)
   assert code == 255
   assert sum('exec env' in call[-1] for call in gcloud.calls()) == 2
-  assert 'lost with exit code 255; restart 1 of 1' in output
+  assert 'lost with exit code 255, and made no progress; restart 1 of 1' in output
 
 
 @pytest.mark.parametrize(('sent', 'expected'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])

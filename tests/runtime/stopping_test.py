@@ -47,7 +47,7 @@ def test_a_program_that_has_nothing_to_save_ends_with_75_at_once():
   done = run(
     'import os, signal\n'
     'from cascades.runtime import stopping\n'
-    'with stopping.on_sigterm(stopping.leave): os.kill(os.getpid(), signal.SIGTERM)\n'
+    'with stopping.on_signals(stopping.leave): os.kill(os.getpid(), signal.SIGTERM)\n'
     "print('not reached')\n"
   )
   assert (done.returncode, done.stdout) == (75, '')
@@ -93,3 +93,58 @@ def test_another_thread_may_train_too():
 def test_evaluation_starts_without_jax_for_all_that():
   done = run("import sys; from cascades.runtime import stopping; print('jax' in sys.modules)")
   assert done.stdout == 'False\n'
+
+
+def test_ctrl_c_is_answered_as_sigterm_is_and_says_which_step():
+  def told():
+    with stopping.asked() as asked:
+      asked(1)
+      os.kill(os.getpid(), signal.SIGINT)
+      asked(2)
+
+  before = signal.getsignal(signal.SIGINT)
+  with pytest.raises(stopping.Preempted) as ended:
+    told()
+  assert ended.value.code == 130
+  assert ended.value.message.startswith('ended by SIGINT after step 2, which is saved')
+  assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_ends_at_once():
+  def told_twice():
+    with stopping.asked() as asked:
+      asked(1)
+      os.kill(os.getpid(), signal.SIGINT)
+      os.kill(os.getpid(), signal.SIGINT)
+      pytest.fail('not reached')
+
+  with pytest.raises(KeyboardInterrupt):
+    told_twice()
+
+
+def test_a_ctrl_c_that_a_launcher_ignores_stays_ignored():
+  done = run(
+    'import os, signal\n'
+    'signal.signal(signal.SIGINT, signal.SIG_IGN)\n'
+    'from cascades.runtime import stopping\n'
+    'with stopping.on_signals(stopping.leave): os.kill(os.getpid(), signal.SIGINT)\n'
+    "print('goes on')\n"
+  )
+  assert (done.returncode, done.stdout) == (0, 'goes on\n')
+
+
+@pytest.mark.parametrize(
+  ('error', 'memory', 'lost'),
+  [
+    (RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.'), True, False),
+    (MemoryError(), True, False),
+    (RuntimeError('RESOURCE_EXHAUSTED: Error writing local file "x": No space left'), False, False),
+    (RuntimeError('UNAVAILABLE: Task 1 heartbeat timeout'), False, True),
+    (RuntimeError('Gloo AllReduce failed: Connection closed by peer'), False, True),
+    (RuntimeError('a mistake of the program'), False, False),
+    (ValueError('connection'), False, False),
+  ],
+  ids=str,
+)
+def test_causes_are_told_apart(error, memory, lost):
+  assert (stopping.out_of_memory(error), stopping.lost_a_process(error)) == (memory, lost)
