@@ -27,7 +27,7 @@ from etils import epath
 from cascades.checkpoints import store
 from cascades.data.corpus import Data
 from cascades.data.records import Records
-from cascades.inference import answers, trained_model
+from cascades.inference import answers, baselines, trained_model
 from cascades.interop import companions
 from cascades.predictions import rows, shards
 from cascades.runtime import files, partitioning, profiling, progress
@@ -125,7 +125,8 @@ def infer(
         }
         (records,) = corpus.open(split).per_task
         answer = functools.partial(reader, corpus)
-        table = _Table(directory / split, records, described, output.shard_rows, answer)
+        judge = functools.partial(baselines.judge, task, split)
+        table = _Table(directory / split, records, described, output.shard_rows, answer, judge)
         if jax.process_index() == 0:
           table.begin(overwrite=output.overwrite)
         tables.append(table)
@@ -141,6 +142,7 @@ class _Table(NamedTuple):
   described: Mapping[str, Any]
   shard_rows: int
   answer: Callable[[Records, Sequence[int]], Iterator[tuple[int, rows.JsonRow]]]
+  judge_baselines: Callable[[], Mapping[str, Mapping[str, float]]]
 
   @property
   def shard_count(self) -> int:
@@ -170,7 +172,7 @@ class _Table(NamedTuple):
 
 def _write(table: _Table, provenance: Callable[[], Mapping[str, str]]) -> None:
   """Write the shards that are missing, then the manifest."""
-  directory, split, described, _, answer = table
+  directory, split, described, _, answer, judge_baselines = table
   task, mode, total, count = described['task'], described['mode'], len(split), table.shard_count
   fingerprint = table.fingerprint
   done = shards.completed_shards(directory, task, mode, count, total=total, fingerprint=fingerprint)
@@ -193,7 +195,8 @@ def _write(table: _Table, provenance: Callable[[], Mapping[str, str]]) -> None:
     manifest = {'config': '', **provenance(), **described, 'fingerprint': fingerprint}
     # The key keeps the spelling of older tables.
     sizes = {'rows': total, 'shards': count, 'unlabelled': split.manifest.unlabeled}
-    shards.write_manifest(directory, manifest | sizes)
+    cheap = {'baselines': judged} if (judged := judge_baselines()) else {}
+    shards.write_manifest(directory, manifest | sizes | cheap)
   log.info(
     '%s, split %s: %d rows in %s (%d shards existed)',
     *(task, described['split'], total, directory, count - len(missing)),

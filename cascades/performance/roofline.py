@@ -8,7 +8,7 @@ if they overlap fully, and their sum if they do not overlap.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -183,8 +183,8 @@ def format_table(plan: Plan) -> str:
      f'links {chip.ici_bandwidth / 1e9:.0f} GB/s'),
     *((f'{name} model', f'{count:,} parameters') for name, count in plan.models.items()),
     *((f'{name} per device', _size(size)) for name, size in plan.device_bytes.items()),
-    ('FLOPs per step', f'{plan.flops / 1e12:,.2f} T on all devices'),
-    ('model FLOPs per step', f'{plan.model_flops / 1e12:,.2f} T, without recomputation'),
+    ('FLOPs per step', f'{_flops(plan.flops)} on all devices'),
+    ('model FLOPs per step', f'{_flops(plan.model_flops)}, without recomputation'),
   ]  # fmt: skip
   if compiled is None or seconds is None:
     rows.append(('verdict', _verdict(plan)))
@@ -192,17 +192,17 @@ def format_table(plan: Plan) -> str:
   memory = compiled.memory
   rows += [
     *((f'{name}, compiled', _size(size)) for name, size in memory._asdict().items()),
-    ('FLOPs per device', f'{compiled.flops / 1e12:,.3f} T'),
+    ('FLOPs per device', _flops(compiled.flops)),
     ('memory traffic per device', _size(compiled.traffic)),
     *(
       (op, f'{totals.times:,} times, {_size(totals.bytes)} sent per device')
       for op, totals in compiled.collectives.items()
     ),
     *(('  largest', line) for line in compiled.largest[:3]),
-    ('compute, memory, network', ', '.join(f'{1e3 * s:,.2f} ms' for s in seconds)),
+    ('compute, memory, network', ', '.join(map(_time, seconds))),
     (
       'lower bound of the step time',
-      f'{1e3 * seconds.at_least:,.2f} ms; without overlap {1e3 * seconds.without_overlap:,.2f} ms',
+      f'{_time(seconds.at_least)}; without overlap {_time(seconds.without_overlap)}',
     ),
     ('target positions per second', f'at most {plan.tokens / seconds.at_least:,.0f}'),
     ('MFU', f'at most {100 * (plan.mfu_bound or 0):.1f} %'),
@@ -246,6 +246,20 @@ def to_json(plan: Plan) -> dict[str, Any]:
     and {**seconds._asdict(), 'at_least': seconds.at_least, 'sum': seconds.without_overlap},
     'mfu_bound': plan.mfu_bound,
   }
+
+
+def _flops(count: float) -> str:
+  return _scaled(count, (('T', 1e12), ('G', 1e9), ('M', 1e6), ('k', 1e3)))
+
+
+def _time(seconds: float) -> str:
+  return _scaled(seconds, (('ms', 1e-3), ('µs', 1e-6), ('ns', 1e-9)))
+
+
+def _scaled(value: float, units: Sequence[tuple[str, float]]) -> str:
+  """The value in the largest unit that it has one or more of, else in the smallest."""
+  unit, size = next((unit for unit in units if value >= unit[1]), units[-1])
+  return f'{value / size:,.2f} {unit}'
 
 
 def _size(count: float) -> str:

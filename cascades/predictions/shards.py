@@ -23,7 +23,7 @@ import numpy as np
 from etils import epath
 
 from cascades.predictions import markers, rows
-from cascades.predictions.rows import JsonRow, Mode, Positive, PredictionRow
+from cascades.predictions.rows import Finite, JsonRow, Mode, Positive, PredictionRow
 from cascades.runtime import files
 from cascades.types import Predictions
 
@@ -51,6 +51,7 @@ class _TableManifest(msgspec.Struct):
   precision: str
   metrics: Annotated[list[str], msgspec.Meta(min_length=1)]
   config: str
+  baselines: dict[str, dict[str, Finite]] = {}
 
 
 def shard_name(task: str, mode: Mode, index: int, count: int) -> str:

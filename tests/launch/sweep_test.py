@@ -164,6 +164,24 @@ def test_the_tables_hold_every_point_and_what_it_came_to(config, programs, capsy
   assert '0.375' in capsys.readouterr().out
 
 
+def test_means_over_seeds_have_intervals(tmp_path, capsys):
+  rows = [
+    {'LOSS': 'xent', 'SEED': seed, 'area': area, 'metric': 'accuracy', 'state': 'finished'}
+    for seed, area in enumerate([0.5, 0.6, 0.7])
+  ] + [{'LOSS': 'cat', 'SEED': 0, 'area': 0.9, 'state': 'finished'}]
+  (mean,) = results.over_seeds(rows)
+  half = 4.30265 * 0.1 / 3**0.5  # Student's t with two degrees of freedom
+  assert (mean['LOSS'], mean['seeds'], mean['area']) == ('xent', 3, pytest.approx(0.6))
+  assert mean['area low'] == pytest.approx(0.6 - half, abs=1e-5)
+  assert mean['area high'] == pytest.approx(0.6 + half, abs=1e-5)
+  results.write(tmp_path, rows)
+  (line,) = csv.DictReader((tmp_path / 'means.csv').read_text().splitlines())
+  assert float(line['area']) == pytest.approx(0.6)
+  results.show(rows)
+  assert '0.6 [0.3516, 0.8484]' in capsys.readouterr().out
+  assert results.over_seeds(rows[2:]) == []
+
+
 def test_places_that_cannot_be_are_refused():
   settings = points.empty()
   with pytest.raises(app.UsageError, match='output_dir is empty'):

@@ -45,6 +45,21 @@ def test_a_step_fits_if_its_memory_does(temporaries, fits, verdict):
   assert roofline.to_json(plan)['fits'] is fits
 
 
+def test_figures_of_small_models_are_in_units_that_fit():
+  small = PLAN._replace(
+    flops=8e6,
+    model_flops=4.5e3,
+    compiled=COMPILED._replace(flops=3.2e9, traffic=20, collectives={}),
+  )
+  text = roofline.format_table(small)
+  assert '8.00 M on all devices' in text
+  assert '4.50 k, without recomputation' in text
+  assert '3.20 G\n' in text
+  assert '20.00 ns, 0.00 ns\n' in text
+  assert '0.00 T' not in text
+  assert '0.00 ms' not in text
+
+
 def test_a_plan_as_table_and_as_json():
   text = roofline.format_table(PLAN)
   assert 'all-gather' in text
