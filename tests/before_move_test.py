@@ -588,8 +588,8 @@ def rows(path: pathlib.Path) -> list[Any]:
 
 
 def described(manifest: pathlib.Path) -> dict[str, Any]:
-  """All but what says where and by which version of the code a table was made."""
-  others = ('checkpoint', 'fingerprint', 'config', 'command', 'commit', 'versions')
+  """All but what says where and by which version a table was made, and the later baselines."""
+  others = ('checkpoint', 'fingerprint', 'config', 'command', 'commit', 'versions', 'baselines')
   entries = json.loads(manifest.read_text())
   return {name: value for name, value in entries.items() if name not in others}
 
