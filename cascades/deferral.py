@@ -12,6 +12,7 @@ evidence for it and defers first: its score is `NO_TOKENS`, the largest finite n
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -24,7 +25,7 @@ from cascades.types import DeferralRule, Predictions, Score
 Logprobs = Float[np.ndarray, 'N T']
 Mask = Bool[np.ndarray, 'N T']
 
-MOST_CELLS = 1 << 22  # tokens and padding that a rule is given at a time; more than that is split
+MOST_CELLS = 1 << 22  # tokens and padding that are scored at a time
 NO_TOKENS = float(np.finfo(np.float64).max)
 
 
@@ -97,9 +98,9 @@ PAPER: Mapping[str, DeferralRule] = MappingProxyType({
 def as_score(rule: DeferralRule) -> Score:
   """Score of a table of predictions by a rule.
 
-  Where padding to the longest answer would exceed `MOST_CELLS`, the rule is called for rows of
-  similar length at a time, so the score of a row must depend on that row alone; `random`, which
-  numbers the rows, always sees all of them.
+  The rules of this module judge each row by itself: where padding to the longest answer would
+  exceed `MOST_CELLS`, they are given rows of similar length at a time. Others, which may compare
+  rows with each other, always see the whole table.
 
   Args:
     rule: Deferral rule.
@@ -107,22 +108,16 @@ def as_score(rule: DeferralRule) -> Score:
   Returns:
     A function from a table to one score per row, for `curves.deferral_curve`.
   """
+  function = inspect.unwrap(rule.func if isinstance(rule, partial) else rule)
 
   def score(table: Predictions) -> Float[np.ndarray, 'N']:
-    if getattr(rule, 'func', rule) is random:
+    if function is random:
       return rule(np.empty((len(table.lengths), 0)), np.empty((len(table.lengths), 0), bool))
-    blocks = [*_blocks(table.lengths)]
-    if len(blocks) == 1:
+    if function not in (average, total, quantile, minimum, maximum):
       return rule(*table.padded())
     scores = np.empty(len(table.lengths))
-    for rows in blocks:
-      values = np.asarray(rule(*table.padded(rows)), float)
-      if values.shape != rows.shape:
-        raise ValueError(
-          f'A rule must give one number for each of {len(rows)} rows; its result has shape '
-          f'{values.shape}.'
-        )
-      scores[rows] = values
+    for rows in _blocks(table.lengths):
+      scores[rows] = rule(*table.padded(rows))
     return scores
 
   return score

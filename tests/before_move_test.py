@@ -547,7 +547,8 @@ def test_an_old_run_goes_on_bit_by_bit(outcome, run):
 def test_a_run_that_reads_an_old_teacher_cache_comes_out_the_same(outcome, cache):
   directory, _, _ = outcome(f'train by {cache}')
   expected = below(f'by_{cache}', load('continued'))
-  assert_same(parameters(directory / f'by_{cache}', 2), expected)
+  # Counting the rows that are right changes the compiled step, and its last bits.
+  assert_same(parameters(directory / f'by_{cache}', 2), expected, nearly=True)
 
 
 @pytest.mark.parametrize('command', COMMANDS)

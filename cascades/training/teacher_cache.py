@@ -144,6 +144,7 @@ def begin(
     try:
       check_identity(directory, read_manifest(directory), identity)
       content = path.read_text()  # with the notes of the command that began
+      write = write and _shards_present(directory) < identity.get('shards', 1)
     except ValueError as error:
       if not overwrite:
         raise ValueError(f'{error} OVERWRITE=True replaces these answers.') from error
@@ -262,8 +263,7 @@ class CachedAnswers:
     manifest = read_manifest(directory)
     count = manifest['shards']
     # The manifest may claim any number: a missing one is among the first of one more than exist.
-    existing = sum(1 for _ in directory.glob(f'[0-9]*.{_DESCRIPTION}'))
-    indices = range(min(count, existing + 1))
+    indices = range(min(count, _shards_present(directory) + 1))
     defects = {index: _defect(directory, index, contents=(_ROWS,)) for index in indices}
     incomplete = [f'{index:05d} {defect}' for index, defect in defects.items() if defect]
     if incomplete:
@@ -330,6 +330,10 @@ def sample_ids(directory: epath.Path) -> dict[int, str]:
       samples[before + row] = ids[row].decode()
     before += len(ids)
   return samples
+
+
+def _shards_present(directory: epath.Path) -> int:
+  return sum(1 for _ in directory.glob(f'[0-9]*.{_DESCRIPTION}'))
 
 
 def _defect(directory: epath.Path, index: int, *, contents: Sequence[str]) -> str:

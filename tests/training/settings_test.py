@@ -127,7 +127,10 @@ def scheduled(transition_steps):
       'LEARNING_RATE is 0.00875 there and 0.009375 here in step 2 ',
     ),
   ],
-  ids=str,
+  ids=[
+    'loss', 'weight', 'schedule of a weight', 'optimizer', 'decay', 'normalizer', 'accept',
+    'learning rate', 'warmup', 'length of a schedule',
+  ],
 )  # fmt: skip
 def test_another_step_is_refused_by_name(tmp_path, task, before, now, message):
   settings.record(tmp_path, 0, describe(task, step=dataclasses.replace(STEP, **before)), {})
