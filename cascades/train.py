@@ -36,11 +36,11 @@ from cascades.runtime.partitioning import Devices
 from cascades.tokenizers import named, vocabularies
 from cascades.training import (
   cached_teacher,
+  continuation,
   loop,
   metrics_log,
   older_moments,
   run_log,
-  settings,
   setup,
   train_step,
   utilization,
@@ -121,10 +121,10 @@ def train(
     ) as checkpoints,
     devices.use(),
   ):
-    described = settings.describe(
+    described = continuation.describe(
       small, large, data, step, corpus=corpus, seed=seed, bindings=provenance().get('bindings', '')
     )
-    settings.check(directory, start, described, failures.on_changed_settings)
+    continuation.check(directory, start, described, failures.on_changed_settings)
     if start >= schedule.train_steps:
       log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
       return []
@@ -160,7 +160,7 @@ def train(
     def compiled(program: jax.stages.Compiled, batch: Batch) -> None:
       # Only now all functions have been called, of which gin reports the arguments.
       if jax.process_index() == 0:
-        settings.record(directory, start, described, provenance())
+        continuation.record(directory, start, described, provenance())
       meter.compiled(program, batch)
 
     with (

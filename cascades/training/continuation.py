@@ -63,7 +63,7 @@ def describe(
     step: Loss, optimizer and learning rate.
     corpus: The rows.
     seed: Seed of initial parameters, dropout and the order of rows.
-    bindings: Arguments bound to functions by the command line, from `cli.provenance`.
+    bindings: Arguments bound to functions in gin, from `settings.provenance.of_training`.
   """
   bound = json.loads(bindings or '{}')
   plain = functools.partial(_plain, bound=bound)

@@ -13,7 +13,7 @@ from cascades.data.corpus import Data
 from cascades.runtime import stopping
 from cascades.tasks import local
 from cascades.tasks.task import Mixture
-from cascades.training import optimizers, settings, train_step
+from cascades.training import continuation, optimizers, train_step
 from cascades.training.setup import LargeModel, SmallModel, Step
 from tests import tiny
 
@@ -29,19 +29,19 @@ def describe(task, *, step=STEP, bindings='', **changes):
   seed = changes.pop('seed', 0)
   data = Data(**{'task': task, 'lengths': tiny.LENGTHS, 'batch_size': 8} | changes)
   corpus = data.corpus(tiny.VOCABULARY, 'encoder_decoder')
-  return settings.describe(
+  return continuation.describe(
     SmallModel(), LargeModel(), data, step, corpus=corpus, seed=seed, bindings=bindings
   )
 
 
 def refusal(directory, start, now):
   with pytest.raises(ValueError, match='other settings') as raised:
-    settings.check(directory, start, now, stopping.stop)
+    continuation.check(directory, start, now, stopping.stop)
   return str(raised.value)
 
 
 def changed(directory, task, **changes):
-  settings.record(directory, 0, describe(task), {})
+  continuation.record(directory, 0, describe(task), {})
   return refusal(directory, 6, describe(task, **changes))
 
 
@@ -74,7 +74,7 @@ def other_task(directory, rows=64):
 def test_other_rows_rates_and_orders_of_tasks_are_refused(tmp_path, task):
   (tmp_path / 'run').mkdir()
   other = other_task(tmp_path / 'rows')
-  settings.record(tmp_path / 'run', 0, describe(Mixture('both', (task, other))), {})
+  continuation.record(tmp_path / 'run', 0, describe(Mixture('both', (task, other))), {})
 
   def mixture_refused(*tasks):
     return refusal(tmp_path / 'run', 6, describe(Mixture('both', tasks)))
@@ -88,7 +88,7 @@ def test_other_rows_rates_and_orders_of_tasks_are_refused(tmp_path, task):
   )
   assert 'TASK other is ' in mixture_refused(task)
   moved = other_task(tmp_path / 'moved')
-  settings.check(tmp_path / 'run', 6, describe(Mixture('both', (task, moved))), stopping.stop)
+  continuation.check(tmp_path / 'run', 6, describe(Mixture('both', (task, moved))), stopping.stop)
 
 
 def with_weight(w):
@@ -133,27 +133,29 @@ def scheduled(transition_steps):
   ],
 )  # fmt: skip
 def test_another_step_is_refused_by_name(tmp_path, task, before, now, message):
-  settings.record(tmp_path, 0, describe(task, step=dataclasses.replace(STEP, **before)), {})
+  continuation.record(tmp_path, 0, describe(task, step=dataclasses.replace(STEP, **before)), {})
   assert message in refusal(tmp_path, 6, describe(task, step=dataclasses.replace(STEP, **now)))
 
 
 def test_arguments_that_the_command_line_binds_count(tmp_path, task):
   step = dataclasses.replace(STEP, loss=losses.cat_dist, optimizer=optimizers.adamw)
-  settings.record(tmp_path, 0, describe(task, step=step), {})
+  continuation.record(tmp_path, 0, describe(task, step=step), {})
   same = {'losses.cat_dist.w': 0.5, 'losses.dist.w': 0.1, 'my_optimizers.adamw.b1': 0.5}
-  settings.check(tmp_path, 6, describe(task, step=step, bindings=json.dumps(same)), stopping.stop)
+  continuation.check(
+    tmp_path, 6, describe(task, step=step, bindings=json.dumps(same)), stopping.stop
+  )
   other = {'losses.cat_dist.w': 0.7, 'optimizers.adamw.b2': 0.95}
   text = refusal(tmp_path, 6, describe(task, step=step, bindings=json.dumps(other)))
   assert 'LOSS w is 0.5 there and 0.7 here; OPTIMIZER b2 is 0.999 there and 0.95 here' in text
 
 
 def test_what_changes_no_number_is_no_change(tmp_path, task):
-  settings.record(tmp_path, 0, describe(task), {})
+  continuation.record(tmp_path, 0, describe(task), {})
   rounding = dataclasses.replace(STEP, microbatches=2, block_length=4)
-  settings.check(tmp_path, 6, describe(task, step=rounding, records_dir='/x'), stopping.stop)
+  continuation.check(tmp_path, 6, describe(task, step=rounding, records_dir='/x'), stopping.stop)
   # Written anew by every start, and called with other types.
   learning_rate = lambda step: jnp.float32(1e-2) + 0 * step
-  settings.check(
+  continuation.check(
     tmp_path, 6, describe(task, step=dataclasses.replace(STEP, learning_rate=learning_rate)),
     stopping.stop,
   )  # fmt: skip
@@ -162,16 +164,16 @@ def test_what_changes_no_number_is_no_change(tmp_path, task):
 def test_nothing_is_compared_before_the_first_checkpoint_or_without_a_record(
   tmp_path, task, caplog
 ):
-  settings.check(tmp_path, 6, describe(task), stopping.stop)
+  continuation.check(tmp_path, 6, describe(task), stopping.stop)
   assert 'has no settings.json: it cannot be checked' in caplog.text
-  settings.record(tmp_path, 0, describe(task), {})
-  settings.check(tmp_path, 0, describe(task, seed=1), stopping.stop)
+  continuation.record(tmp_path, 0, describe(task), {})
+  continuation.check(tmp_path, 0, describe(task, seed=1), stopping.stop)
 
 
 def test_a_damaged_record_is_named(tmp_path, task):
   (tmp_path / 'settings.json').write_text('[{"first')
   with pytest.raises(ValueError, match=r'settings.json is damaged .* or remove it'):
-    settings.check(tmp_path, 6, describe(task), stopping.stop)
+    continuation.check(tmp_path, 6, describe(task), stopping.stop)
 
 
 def test_every_configuration_is_kept_with_its_steps(tmp_path, task):
@@ -184,7 +186,7 @@ def test_every_configuration_is_kept_with_its_steps(tmp_path, task):
     (9, 1, 'D'),
   ):
     origin = {'config': config, 'commit': 'abc'}
-    settings.record(tmp_path, start, describe(task, batch_size=batch_size), origin)
+    continuation.record(tmp_path, start, describe(task, batch_size=batch_size), origin)
   assert {path.name: path.read_text() for path in tmp_path.glob('*.gin')} == {
     'config-1-6.gin': 'A', 'config-7-9.gin': 'B', 'config.gin': 'D',
   }  # fmt: skip
@@ -197,15 +199,15 @@ def test_every_configuration_is_kept_with_its_steps(tmp_path, task):
 
 def test_the_configuration_of_a_run_without_a_record_is_kept_too(tmp_path, task):
   (tmp_path / 'config.gin').write_text('old')
-  settings.record(tmp_path, 60, describe(task), {'config': 'new'})
+  continuation.record(tmp_path, 60, describe(task), {'config': 'new'})
   assert (tmp_path / 'config-1-60.gin').read_text() == 'old'
 
 
 def test_functions_are_described_by_what_they_do():
-  described = settings._plain(losses.cat_dist, bound={})
+  described = continuation._plain(losses.cat_dist, bound={})
   assert described['function'] == 'losses.cat_dist'
   assert described['token_mask']['function'] == 'masks.either_correct'
   assert described['w'] == 0.5
-  assert settings._plain(train_step.valid_tokens, bound={}) == {
+  assert continuation._plain(train_step.valid_tokens, bound={}) == {
     'function': 'train_step.valid_tokens'
   }
