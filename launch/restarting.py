@@ -48,17 +48,20 @@ class Progress:
 
   def __init__(self) -> None:
     self._step = 0
-    self._row_lines = 0
+    self._missing_rows: dict[str, int] = {}  # by table
 
   def read(self, line: str) -> None:
     """Take a line into account."""
     if step := re.search(r'\bstep +(\d+)(?:/|, which is saved)', line):
       self._step = max(self._step, int(step[1]))
-    self._row_lines += bool(re.search(r'\brow +\d+/', line))  # of missing rows: they begin anew
+    # A restarted program counts the rows of the shards that are missing: fewer, if it got on.
+    elif rows := re.search(r'(\S+ \S+) row +\d+/(\d+)', line):
+      table, missing = rows[1], int(rows[2])
+      self._missing_rows[table] = min(missing, self._missing_rows.get(table, missing))
 
-  def value(self) -> tuple[int, int]:
-    """A value that grows with every step that was not reached before, and with rows."""
-    return self._step, self._row_lines
+  def value(self) -> object:
+    """A value that changes with each further step, and with fewer missing rows."""
+    return self._step, sorted(self._missing_rows.items())
 
 
 def until_final(

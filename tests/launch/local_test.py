@@ -118,8 +118,9 @@ def test_restarts_without_progress_are_few_and_wait_longer_each_time(
 
 def test_a_program_that_gets_on_is_restarted_always_and_at_once(monkeypatch):
   progress, codes = restarting.Progress(), [75, -9, 75, 75, -9, 75, 0]
-  lines = iter(['step  10/90  loss 1', 'ended by SIGTERM after step 12, which is saved', 'row 5/9',
-                'row 1/4', 'step 13/90', 'step 20/90', 'step 90/90'])  # fmt: skip
+  lines = iter(['step  10/90  loss 1', 'ended by SIGTERM after step 12, which is saved',
+                'g2p test row 5/9', 'g2p test row 1/4', 'step 13/90', 'step 20/90',
+                'step 90/90'])  # fmt: skip
   monkeypatch.setattr(restarting.time, 'sleep', lambda _: pytest.fail('it waits'))
 
   def attempt():
@@ -128,6 +129,16 @@ def test_a_program_that_gets_on_is_restarted_always_and_at_once(monkeypatch):
     return codes.pop(0)
 
   assert restarting.until_final(attempt, max_restarts=0, progress=progress.value, say=str) == 0
+
+
+def test_rows_that_are_answered_again_are_no_progress():
+  progress, values = restarting.Progress(), []
+  for line in ('g2p test row  5/900', 'g2p test row 70/900', 'g2p test row  5/900'):
+    progress.read(f'12:00:01  {line}  3 tok/s')
+    values.append(progress.value())
+  assert values[0] == values[1] == values[2]
+  progress.read('12:00:01  g2p test row  5/400')
+  assert progress.value() != values[2]
 
 
 def test_an_error_comes_before_the_processes_that_it_takes_along():
