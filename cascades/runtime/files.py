@@ -56,7 +56,7 @@ def write(path: epath.PathLike, content: bytes | str) -> None:
 
 
 def append(path: epath.PathLike, line: str) -> None:
-  """Append a line, on disk when this returns; the end of a line that a kill has cut stays apart.
+  """Append a line, written when this returns; a line that a kill has cut is ended before it.
 
   Object stores cannot append, so there the file is written anew.
   """
@@ -99,7 +99,7 @@ def naming(path: epath.PathLike) -> Iterator[None]:
 def remove_leftovers(directory: epath.PathLike) -> None:
   """Remove temporary files that killed writes left, in a folder that no other process writes to."""
   folder = epath.Path(directory)
-  if '://' in os.fspath(folder) or not folder.is_dir():
+  if is_remote(folder) or not folder.is_dir():
     return
   for path in folder.iterdir():
     if is_leftover(path.name) and not path.is_dir():

@@ -88,10 +88,10 @@ def _arguments_without_values(settings: GivenSettings) -> Iterator[str]:
       f'no gin file is given: name one, as --gin_file=runs/{name}.gin does, or a recipe, and set '
       f'what it requires with --gin.NAME=VALUE. `python -m {program} --help` lists both.'
     )
+  given = {key[1:] for key in references.read_keys(program)}
   for reference, _ in references.functions(program):
     if reference.evaluate:
       selector, function = reference.configurable.selector, reference.configurable.wrapped
-      given = {use.key[1:] for use in references.uses(program)}
       for name, parameter in typed.parameters(function).items():
         variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.default is parameter.empty and not variable and (selector, name) not in given:

@@ -153,7 +153,7 @@ def decoded(line: bytes, max_bytes: int) -> str:
 
 def json_object(line: str) -> dict[str, Any]:
   """Parses a line to a JSON object; ValueError if it is something else or repeats a key."""
-  value = json.loads(line, object_pairs_hook=_distinct_keys)
+  value = _DECODER.decode(line)
   if not isinstance(value, dict):
     names = {list: 'an array', str: 'a string', bool: 'a truth value', type(None): 'null'}
     raise ValueError(f'expected a JSON object, found {names.get(type(value), "a number")}')
@@ -198,6 +198,9 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   if len(fields) < len(pairs):
     raise ValueError(f'the key {repeated(key for key, _ in pairs)!r} occurs twice')
   return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_distinct_keys)  # `json.loads` would make one a line
 
 
 def _too_long(max_bytes: int) -> str:
