@@ -45,9 +45,12 @@ def _gain(comparison: Comparison, cascade: Cascade) -> str:
       f'The large model alone ({show(large)} at {cost} FLOPs per token) lies above every cascade '
       f'with {cascade.model} ({show(small)} alone): deferral by {by} saves cost, not errors.'
     )
+  gain = f'reaches at best {peak}, a threshold that was chosen on these same rows.'
+  if curve[best] == curve[-1]:
+    gain = f'reaches the quality of the large model with {at} and never exceeds it.'
   return (
     f'The large model alone reaches {show(large)}, {cascade.model} {show(small)}; deferral by {by} '
-    f'reaches at best {peak}, a threshold that was chosen on these same rows.'
+    f'{gain}'
   )
 
 

@@ -48,6 +48,11 @@ def test_a_cascade_above_both_models_is_said_with_its_rate():
   assert 'reaches at best 0.9000 with 50.0 % deferred' in sentence
 
 
+def test_a_cascade_that_only_equals_the_large_model_is_said_with_its_rate():
+  (sentence,) = of_curve([0.5, 0.8, 0.8])
+  assert 'reaches the quality of the large model with 50.0 % deferred and never' in sentence
+
+
 def test_where_lower_is_better_the_sentences_turn():
   (sentence,) = of_curve([0.2, 0.25, 0.3], metric='phoneme_error_rate')
   assert 'no threshold can gain here' in sentence
