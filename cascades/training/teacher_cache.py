@@ -136,6 +136,8 @@ def begin(
     ValueError: naming the differences, if the directory holds answers of another identity.
   """
   path = directory / MANIFEST
+  if overwrite and not write:  # the process that writes may be removing the files
+    return
   if write:
     files.remove_leftovers(directory)
   identity = json.loads(json.dumps({'format': FORMAT, **identity}))
