@@ -11,7 +11,7 @@ from typing import Any
 
 import gin
 
-from cascades.settings import modules, reading, references, typed
+from cascades.settings import hints, modules, reading, references, type_hints, typed
 from cascades.settings.reading import GivenSettings
 from cascades.settings.references import MACRO, Use
 
@@ -92,7 +92,7 @@ def _arguments_without_values(settings: GivenSettings) -> Iterator[str]:
   for reference, _ in references.functions(program):
     if reference.evaluate:
       selector, function = reference.configurable.selector, reference.configurable.wrapped
-      for name, parameter in typed.parameters(function).items():
+      for name, parameter in type_hints.parameters(function).items():
         variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.default is parameter.empty and not variable and (selector, name) not in given:
           yield references.name_of(('', selector, name))
@@ -154,17 +154,17 @@ def _function(use: Use, settings: GivenSettings) -> str:
 
 def _reference(name: str, function: Any, hint: Any) -> str:
   """A reference as the annotation wants it, with or without a call; empty if it wants neither."""
-  result = typed.of_result(function)
+  result = type_hints.of_result(function)
   if result is not Any and _is_result(result, hint):
     return f'@{name}()'
-  if typed.is_callable(hint) and hint is not Any and not inspect.isclass(function):
+  if type_hints.is_callable(hint) and hint is not Any and not inspect.isclass(function):
     return f'@{name}'
   return ''
 
 
 def _is_result(result: Any, hint: Any) -> bool:
   """True if a call of the function is wanted, and not the function."""
-  return hint is not Any and typed.certainly_returns(result, hint)
+  return hint is not Any and type_hints.certainly_returns(result, hint)
 
 
 def _check_reference(use: Use, settings: GivenSettings) -> None:
@@ -172,16 +172,16 @@ def _check_reference(use: Use, settings: GivenSettings) -> None:
   reference, hint = use.value, use.hint
   if hint is Any or references.is_required(reference) or references.is_macro(reference):
     return
-  result = typed.of_result(reference.configurable.wrapped)
+  result = type_hints.of_result(reference.configurable.wrapped)
   function = f'@{reference.selector}'
-  if reference.evaluate and not typed.may_return(result, hint):
-    problem = f'returns {typed.describe(result)}; expected {typed.describe(hint)}'
-    if typed.is_callable(hint):
+  if reference.evaluate and not type_hints.may_return(result, hint):
+    problem = f'returns {type_hints.describe(result)}; expected {type_hints.describe(hint)}'
+    if type_hints.is_callable(hint):
       problem = f'calls the function: write {function}, without parentheses'
   elif not reference.evaluate and result is not Any and _is_result(result, hint):
     problem = f'is a function that is not called: write {function}()'
-  elif not reference.evaluate and not typed.is_callable(hint):
-    problem = f'is a function; expected {typed.describe(hint)}'
+  elif not reference.evaluate and not type_hints.is_callable(hint):
+    problem = f'is a function; expected {type_hints.describe(hint)}'
   else:
     return
   raise ValueError(f'{_place(use, settings)}{use.name}={reference} {problem}.')
@@ -198,9 +198,9 @@ def _check_call(reference: Any, hint: Any, settings: GivenSettings) -> None:
   if reference.evaluate:
     return
   configurable = reference.configurable
-  call = typed.call_of(hint)
+  call = type_hints.call_of(hint)
   given = set(references.bound(configurable.selector, reference.scopes))
-  if call is None or not typed.parameters(configurable.wrapped):
+  if call is None or not type_hints.parameters(configurable.wrapped):
     return
   positions, names = call
   signature = inspect.signature(configurable.wrapped)
@@ -224,7 +224,7 @@ def _suggestion(use: Use, settings: GivenSettings) -> str:
     if (reference := _reference(name, function, use.hint))
   }
   short = use.value.rpartition('.')[2]
-  near = typed.nearest(short, references_)
+  near = hints.nearest(short, references_)
   return re.sub(r'\b(\w+)(?=\?| or )', lambda match: references_.get(match[1], match[1]), near)
 
 
@@ -271,8 +271,8 @@ def _explain(
   if programs:
     return f'{program} does not read {name}, which is a setting of {", ".join(programs)}.'
   macro = name.isupper()
-  near = typed.nearest(name, [other for other in read if other.isupper() or not macro])
-  near = near or (typed.nearest(name, macros) if macro else '')
+  near = hints.nearest(name, [other for other in read if other.isupper() or not macro])
+  near = near or (hints.nearest(name, macros) if macro else '')
   if '.' not in name:
     return f'there is no setting {name}.{near} (--help lists all)'
   function = name.rpartition('.')[0]

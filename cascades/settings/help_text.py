@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cascades.settings import typed
+from cascades.settings import type_hints
 from cascades.settings.reading import LAST_FILES, scan, search_path
 
 WIDTH = 100
@@ -124,8 +124,8 @@ def _arguments(function: Callable[..., Any], macros: Mapping[str, str]) -> dict[
   short = function.__name__
   described: dict[str, str] = {}
   documented = _documented(function, 'Args')
-  for name, hint in typed.of_arguments(function).items():
-    configs = typed.configs(hint)
+  for name, hint in type_hints.of_arguments(function).items():
+    configs = type_hints.configs(hint)
     if not configs and name not in ('provenance', 'topology', 'profile_steps'):  # flags, or ours
       described[f'{short}.{short}.{name}'] = documented.get(name, '')
     for config in configs:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from cascades.settings import modules, references, typed
+from cascades.settings import modules, references, type_hints
 
 
 def of_name(message: str, program: str, names: Sequence[str]) -> str:
@@ -22,7 +23,7 @@ def of_name(message: str, program: str, names: Sequence[str]) -> str:
   if not unknown or 'no module' in message:
     return ''
   name = unknown[1] or unknown[2]
-  return typed.nearest(name, dict(modules.functions(names)))
+  return nearest(name, dict(modules.functions(names)))
 
 
 def simplified(message: str) -> str:
@@ -47,8 +48,8 @@ def _of_argument(owner: str, argument: str, program: str) -> Iterator[str]:
   function = _function(owner, program)
   fields = [
     f'{hint.__module__.rpartition(".")[2]}.{hint.__name__}.{argument}'
-    for hint in typed.of_arguments(function).values()
-    for hint in typed.configs(hint)
+    for hint in type_hints.of_arguments(function).values()
+    for hint in type_hints.configs(hint)
     if argument in {field.name for field in dataclasses.fields(hint)}
   ]
   if fields:
@@ -59,8 +60,8 @@ def _of_argument(owner: str, argument: str, program: str) -> Iterator[str]:
       str(v)[1:] if references.is_macro(v) else f for f, v in zip(fields, read, strict=True)
     ]
     return
-  near = [*typed.parameters(function), *macros]
-  match = re.match(r' Did you mean (.*)\?$', typed.nearest(argument, near))
+  near = [*type_hints.parameters(function), *macros]
+  match = re.match(r' Did you mean (.*)\?$', nearest(argument, near))
   if match:
     yield match[1]
 
@@ -81,3 +82,10 @@ def of_import(error: ImportError) -> str:
   imports = ['.'.join(('cascades', *path.parts[:-1])) for path in paths]
   shown = ' or '.join(f'`from {name} import {stem}`' for name in imports)
   return f'\n  {shown} imports the module of this name.' if shown else ''
+
+
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+  """A question that names the nearest of some names, or nothing."""
+  by_lower = {other.lower(): other for other in names}
+  near = difflib.get_close_matches(name.lower(), by_lower, 3, cutoff)
+  return f' Did you mean {" or ".join(by_lower[other] for other in near)}?' if near else ''

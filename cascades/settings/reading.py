@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import gin
 from gin import config_parser
 
-from cascades.settings import hints, modules, references, typed
+from cascades.settings import hints, modules, references, type_hints
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def _located(file: str, folders: Sequence[str]) -> str:
     for path in pathlib.Path(folder).glob('*/*.gin')
   }
   searched = ', '.join(repr(os.path.dirname(path) or '.') for path in paths)
-  raise FileNotFoundError(f'there is no gin file {file} in {searched}.{typed.nearest(file, names)}')
+  raise FileNotFoundError(f'there is no gin file {file} in {searched}.{hints.nearest(file, names)}')
 
 
 def _text(path: str) -> str:
@@ -257,7 +257,7 @@ def _bind(binding: str, settings: GivenSettings, preamble: Sequence[str]) -> Non
     name = ALIASES[name]
   parse = lambda value: gin.parse_config([*preamble, f'{name} = {value}'])
   expected = [hint for hint in references.hints_of(settings.program, name) if hint is not Any]
-  text = bool(expected) and all(map(typed.is_text, expected))
+  text = bool(expected) and all(map(type_hints.is_text, expected))
   settings.origins[name] = Origin(raw=raw)
   with _explained(f'{name}={raw}: ', settings, 0):
     if raw[0] not in '@%([{':

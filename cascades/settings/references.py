@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import gin
 from gin.config import ConfigurableReference
 
-from cascades.settings import typed
+from cascades.settings import type_hints, typed
 
 Key: TypeAlias = tuple[str, str, str]  # scope, full name of a function or of gin.macro, argument
 
@@ -119,7 +119,7 @@ def _of_function(
   if (selector, *scopes) in seen:
     return
   seen.add((selector, *scopes))
-  hints = typed.of_arguments(function)
+  hints = type_hints.of_arguments(function)
   for argument, (key, value) in bound(selector, scopes).items():
     yield from _of_value(key, value, hints.get(argument, Any), scopes, seen)
 
@@ -148,7 +148,7 @@ def _inside(value: Any, hint: Any) -> Iterator[tuple[ConfigurableReference, Any]
   elif isinstance(value, Mapping):
     for key, item in value.items():
       yield from _inside(key, Any)
-      yield from _inside(item, typed.of_items(hint))
+      yield from _inside(item, type_hints.of_items(hint))
   elif isinstance(value, list | tuple):
     for item in value:
-      yield from _inside(item, typed.of_items(hint))
+      yield from _inside(item, type_hints.of_items(hint))

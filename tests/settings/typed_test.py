@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal
 
 import pytest
 from etils import epath
-from jaxtyping import Float
 
 from cascades import losses, types
 from cascades.settings import typed
-from cascades.training import optimizers, setup
-
-if TYPE_CHECKING:
-  from nowhere import Unknown
+from cascades.training import setup
 
 
 @pytest.mark.parametrize(
@@ -82,39 +77,3 @@ def test_other_values_are_named_with_what_is_expected(value, hint, message):
 )  # fmt: skip
 def test_a_number_that_was_typed_is_a_fine_name(value, raw, hint, expected):
   assert typed.fit(value, hint, raw=raw) == expected
-
-
-class Walk(Protocol):
-  def __call__(self, start: int, *, step: int = 1) -> int: ...
-
-
-def annotated(a: Unknown, b: Float[Unknown, 'N'], c: int, d, *, e: str | None = None) -> Unknown:
-  del a, b, c, d, e
-
-
-def test_annotations_that_cannot_be_evaluated_accept_everything():
-  assert typed.of_arguments(annotated) == {'c': int, 'e': str | None}
-  assert typed.of_arguments(functools.partial(annotated, 1))['c'] is int
-  assert typed.of_result(annotated) is Any
-  assert typed.of_arguments(optimizers.linear)['total_steps'] is int
-
-
-def test_every_annotation_of_the_training_configuration_is_understood():
-  for config in (setup.SmallModel, setup.LargeModel, setup.Step, setup.Schedule, setup.Failures):
-    assert typed.of_arguments(config).keys() == typed.parameters(config).keys()
-
-
-def test_what_a_function_returns_tells_whether_it_has_to_be_called():
-  hints = typed.of_arguments(setup.Step)
-  linear, adamw = map(typed.of_result, (optimizers.linear, optimizers.adamw))
-  assert typed.certainly_returns(linear, hints['learning_rate'])
-  assert not typed.may_return(adamw, hints['learning_rate'])
-  assert not typed.certainly_returns(adamw, hints['optimizer'])
-  assert typed.certainly_returns(setup.SmallModel, setup.SmallModel | None)
-  assert not typed.may_return(setup.LargeModel, setup.SmallModel)
-
-
-def test_the_call_of_a_function_follows_from_its_annotation():
-  assert typed.call_of(Walk) == (1, ['step'])
-  assert typed.call_of(Callable[[int, str], None] | None) == (2, [])
-  assert typed.call_of(Callable[..., None]) is None
