@@ -10,17 +10,15 @@ that a run of an older version has not recorded is not compared.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
-import inspect
+import itertools
 import json
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from etils import epath
@@ -28,7 +26,7 @@ from etils import epath
 from cascades.checkpoints import finished, store
 from cascades.data.corpus import Corpus, Data
 from cascades.runtime import files
-from cascades.training import teacher_cache
+from cascades.training import described, teacher_cache
 from cascades.training.setup import LargeModel, SmallModel, Step
 
 log = logging.getLogger(__name__)
@@ -38,7 +36,6 @@ CONFIG = 'config.gin'
 # Steps whose learning rates are compared.
 PROBED_STEPS = (0, *(1 << power for power in range(21)))
 _ORDER = ('TASK', 'TASK_FEATURE_LENGTHS', 'BATCH_SIZE', 'PACK_LENGTH', 'SEED')
-_DEPTH = 6  # of nested closures and configs
 _SHOWN = 60  # characters; of longer values a digest is shown
 
 
@@ -66,7 +63,7 @@ def describe(
     bindings: Arguments bound to functions in gin, from `settings.provenance.of_training`.
   """
   bound = json.loads(bindings or '{}')
-  plain = functools.partial(_plain, bound=bound)
+  plain = functools.partial(described.plain, bound=bound)
   initial, teacher = small.initial_checkpoint_path, large.checkpoint_path
   return {
     'TASK': {
@@ -199,6 +196,8 @@ def _different_fields(name: str, old: Any, new: Any) -> Iterator[tuple[str, str]
   """Descends into dictionaries, and into the arguments of one function."""
   if json.dumps(old) == json.dumps(new):  # in the same order
     return
+  if isinstance(new, dict) and old == new.get('type', ''):
+    return  # all that an earlier version recorded
   dicts = isinstance(old, dict) and isinstance(new, dict)
   if not dicts or old.get('function') != new.get('function'):
     yield name, _versus(old, new)
@@ -207,7 +206,7 @@ def _different_fields(name: str, old: Any, new: Any) -> Iterator[tuple[str, str]
       if 'function' in old and not (key in old and key in new):
         continue  # an argument that another version does not have
       yield from _different_fields(f'{name} {key}', old.get(key), new.get(key))
-    if list(old) != list(new) and sorted(old) == sorted(new) and 'function' not in old:
+    if name == 'TASK' and list(old) != list(new) and sorted(old) == sorted(new):
       yield name, f'has the order {", ".join(old)} there and {", ".join(new)} here'
 
 
@@ -216,7 +215,9 @@ def _different_rates(
 ) -> Iterator[tuple[str, str]]:
   for step in new:
     if step in old and not math.isclose(old[step], new[step], rel_tol=1e-5):
-      text = f'is {old[step]:.6g} there and {new[step]:.6g} here in step {int(step) + 1}'
+      first, *last = (int(number) + 1 for number in step.split('-'))
+      when = f'on average in steps {first} to {last[0]}' if last else f'in step {first}'
+      text = f'is {old[step]:.6g} there and {new[step]:.6g} here {when}'
       yield 'LEARNING_RATE', f'{text} (by SCHEDULE, WARMUP_STEPS or TRAIN_STEPS too)'
       return
 
@@ -241,19 +242,23 @@ def _shown(value: Any) -> str:
   if isinstance(value, dict) and 'function' in value:
     return value['function']
   text = repr(value)
-  return text if len(text) <= _SHOWN else _digest(text)
-
-
-def _digest(text: str) -> str:
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
+  return text if len(text) <= _SHOWN else described.digest(text)
 
 
 # -- descriptions ----------------------------------------------------------------------------------
 
 
 def _learning_rates(schedule: optax.Schedule) -> dict[str, float]:
-  """Learning rates of the updates after so many others."""
-  return {str(step): float(schedule(step)) for step in PROBED_STEPS}
+  """Learning rates of the updates after so many others, and their means in between."""
+  last = PROBED_STEPS[-1]
+  rates = jax.jit(jax.vmap(lambda step: jax.numpy.asarray(schedule(step), 'float32')))
+  every = np.asarray(rates(np.arange(last + 1, dtype='int32')), 'float64')
+  means = {
+    f'{first}-{end}': float(every[first : end + 1].mean())
+    for first, end in itertools.pairwise(PROBED_STEPS)
+    if end - first > 1
+  }
+  return {str(step): float(schedule(step)) for step in PROBED_STEPS} | means
 
 
 def _origin(path: str, identity: Callable[[str], str]) -> dict[str, Any]:
@@ -269,7 +274,7 @@ def _checkpoint(path: str) -> str:
   directory = files.absolute(path)
   run = store.run_of(directory)
   step = max(finished.steps(run)) if run == directory else int(directory.name.rpartition('_')[2])
-  return f'step {step}, {_digest(store.identity(run, step))}'
+  return f'step {step}, {described.digest(store.identity(run, step))}'
 
 
 def _answers(path: str, corpus: Corpus) -> str:
@@ -278,70 +283,6 @@ def _answers(path: str, corpus: Corpus) -> str:
     for task in corpus.tasks
   ]
   names = ('checkpoint_identity', 'vocab_size', 'top_k', 'dtype', 'weights', 'precision')
-  return _digest(json.dumps([[manifest.get(name) for name in names] for manifest in manifests]))
-
-
-def _plain(value: Any, *, bound: Mapping[str, Any], depth: int = _DEPTH) -> Any:
-  """A value as JSON: functions by name and arguments, other objects by their type."""
-  deeper = functools.partial(_plain, bound=bound, depth=depth - 1)
-  if isinstance(value, float) and not math.isfinite(value):
-    return repr(value)  # JSON has none
-  if value is None or isinstance(value, bool | int | float | str):
-    return value
-  if isinstance(value, np.generic):
-    return value.item()
-  if not depth:
-    return type(value).__name__
-  if isinstance(value, Mapping):
-    return {str(key): deeper(item) for key, item in value.items()}
-  if hasattr(value, '_asdict'):
-    return deeper(value._asdict())
-  if isinstance(value, list | tuple | set | frozenset):
-    return [deeper(item) for item in value]
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {'function': type(value).__name__, **deeper(fields)}
-  if not callable(value):
-    return type(value).__name__
-  function = inspect.unwrap(value)
-  name = _name(function)
-  arguments = dict(_arguments(function)) | dict(_bound(name, bound))
-  return {'function': '.'.join(name.split('.')[-2:]), **deeper(arguments)}
-
-
-def _name(function: Any) -> str:
-  """Dotted name; of a `partial`, that of the variable in the module of its function."""
-  target = function
-  while isinstance(target, functools.partial):
-    target = inspect.unwrap(target.func)
-  module = getattr(target, '__module__', None) or ''
-  variables = vars(sys.modules[module]) if module in sys.modules else {}
-  named = next((name for name, value in variables.items() if value is function), None)
-  return f'{module}.{named or getattr(target, "__qualname__", type(target).__name__)}'
-
-
-def _arguments(function: Any) -> Iterable[tuple[str, Any]]:
-  """Default values, those of a `partial`, and variables of the functions around it."""
-  target = function.func if isinstance(function, functools.partial) else function
-  code, cells = getattr(target, '__code__', None), getattr(target, '__closure__', None) or ()
-  for name, cell in zip(code.co_freevars if code else (), cells, strict=True):
-    try:
-      yield name, cell.cell_contents
-    except ValueError:  # not yet assigned
-      continue
-  if isinstance(function, functools.partial):
-    yield from ((str(index), value) for index, value in enumerate(function.args))
-  try:
-    signature = inspect.signature(function)
-  except (ValueError, TypeError):  # written in C
-    return
-  for name, parameter in signature.parameters.items():
-    if parameter.default is not inspect.Parameter.empty:
-      yield name, parameter.default
-
-
-def _bound(name: str, bound: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-  for key, value in bound.items():
-    selector, _, argument = key.rpartition('.')
-    if f'.{name}'.endswith(f'.{selector}'):
-      yield argument, value
+  return described.digest(
+    json.dumps([[manifest.get(name) for name in names] for manifest in manifests])
+  )

@@ -5,6 +5,7 @@ import functools
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -13,7 +14,7 @@ from cascades.data.corpus import Data
 from cascades.runtime import stopping
 from cascades.tasks import local
 from cascades.tasks.task import Mixture
-from cascades.training import continuation, optimizers, train_step
+from cascades.training import continuation, optimizers
 from cascades.training.setup import LargeModel, SmallModel, Step
 from tests import tiny
 
@@ -126,10 +127,15 @@ def scheduled(transition_steps):
       {'learning_rate': optimizers.linear(1e-2, total_steps=16)},
       'LEARNING_RATE is 0.00875 there and 0.009375 here in step 2 ',
     ),
+    (
+      {'learning_rate': optax.piecewise_constant_schedule(1e-2, {70: 0.1})},
+      {'learning_rate': optax.piecewise_constant_schedule(1e-2, {120: 0.1})},
+      'LEARNING_RATE is 0.00183077 there and 0.00875385 here on average in steps 65 to 129 ',
+    ),
   ],
   ids=[
     'loss', 'weight', 'schedule of a weight', 'optimizer', 'decay', 'normalizer', 'accept',
-    'learning rate', 'warmup', 'length of a schedule',
+    'learning rate', 'warmup', 'length of a schedule', 'boundary of a schedule',
   ],
 )  # fmt: skip
 def test_another_step_is_refused_by_name(tmp_path, task, before, now, message):
@@ -153,6 +159,8 @@ def test_what_changes_no_number_is_no_change(tmp_path, task):
   continuation.record(tmp_path, 0, describe(task), {})
   rounding = dataclasses.replace(STEP, microbatches=2, block_length=4)
   continuation.check(tmp_path, 6, describe(task, step=rounding, records_dir='/x'), stopping.stop)
+  backwards = dict(reversed(tiny.LENGTHS.items()))
+  continuation.check(tmp_path, 6, describe(task, lengths=backwards), stopping.stop)
   # Written anew by every start, and called with other types.
   learning_rate = lambda step: jnp.float32(1e-2) + 0 * step
   continuation.check(
@@ -168,6 +176,14 @@ def test_nothing_is_compared_before_the_first_checkpoint_or_without_a_record(
   assert 'has no settings.json: it cannot be checked' in caplog.text
   continuation.record(tmp_path, 0, describe(task), {})
   continuation.check(tmp_path, 0, describe(task, seed=1), stopping.stop)
+
+
+def test_values_that_an_earlier_version_named_by_their_type_are_not_compared(tmp_path, task):
+  table = functools.partial(losses.cat_dist, w=np.ones(3))
+  now = describe(task, step=dataclasses.replace(STEP, loss=table))
+  earlier = now | {'LOSS': now['LOSS'] | {'w': 'ndarray'}}
+  continuation.record(tmp_path, 0, earlier, {})
+  continuation.check(tmp_path, 6, now, stopping.stop)
 
 
 def test_a_damaged_record_is_named(tmp_path, task):
@@ -201,13 +217,3 @@ def test_the_configuration_of_a_run_without_a_record_is_kept_too(tmp_path, task)
   (tmp_path / 'config.gin').write_text('old')
   continuation.record(tmp_path, 60, describe(task), {'config': 'new'})
   assert (tmp_path / 'config-1-60.gin').read_text() == 'old'
-
-
-def test_functions_are_described_by_what_they_do():
-  described = continuation._plain(losses.cat_dist, bound={})
-  assert described['function'] == 'losses.cat_dist'
-  assert described['token_mask']['function'] == 'masks.either_correct'
-  assert described['w'] == 0.5
-  assert continuation._plain(train_step.valid_tokens, bound={}) == {
-    'function': 'train_step.valid_tokens'
-  }
