@@ -44,7 +44,7 @@ def by_signal(code: int) -> bool:
 
 
 class Progress:
-  """How far a program has come, from the lines of its log."""
+  """Progress of a program, read from the lines of its log."""
 
   def __init__(self) -> None:
     self._step = 0

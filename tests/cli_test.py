@@ -151,18 +151,18 @@ def test_a_program_from_the_command_line_trains_and_profiles(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'message'),
+  ('program', 'argument', 'message'),
   [
-    (['--gin.LOSS=@losses.cat_dst'], 'Did you mean losses.cat_dist'),
-    (['--gin_file=nothing.gin'], 'nothing.gin'),
-    (['--gin_file=recipes/demo_small.gin'], 'MODEL_DIR is required'),
+    ('train', '--gin.LOSS=@losses.cat_dst', 'Did you mean losses.cat_dist'),
+    ('evaluate', '--gin_file=nothing.gin', 'nothing.gin'),  # starts faster
+    ('evaluate', '--gin_file=runs/evaluate.gin', 'SMALL is required'),
   ],
 )
-def test_an_error_is_one_message_and_a_bad_exit(arguments, message):
-  done = run('cascades.train', *arguments)
+def test_an_error_is_one_message_and_a_bad_exit(program, argument, message):
+  done = run(f'cascades.{program}', argument)
   assert done.returncode == 1
   assert message in done.stderr
-  assert done.stderr.startswith('cascades.train: error: ')
+  assert done.stderr.startswith(f'cascades.{program}: error: ')
   assert 'Traceback' not in done.stderr
 
 

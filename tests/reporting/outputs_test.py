@@ -4,6 +4,7 @@ import json
 
 import pytest
 from etils import epath
+from matplotlib.figure import Figure
 
 from cascades.reporting import exports, figures, outputs, report
 from cascades.reporting.report import Report
@@ -32,6 +33,7 @@ def test_options_reach_the_files(tmp_path, no_figures):
 
 def test_the_report_is_written_last(tmp_path, monkeypatch):
   written = []
+  monkeypatch.setattr(figures, 'draw', lambda _: {'curves': Figure()})
   monkeypatch.setattr(files, 'write', lambda path, content: written.append(path.name))
   outputs.write(epath.Path(tmp_path), synthetic_tables.comparison(), Report(), {})
   assert written[-1] == 'report.html'
