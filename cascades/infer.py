@@ -30,7 +30,7 @@ from cascades.data.records import Records
 from cascades.inference import answers, baselines, trained_model
 from cascades.interop import companions
 from cascades.predictions import rows, shards
-from cascades.runtime import files, partitioning, profiling, progress
+from cascades.runtime import files, partitioning, profiling, progress, ranges
 from cascades.runtime.partitioning import Devices
 from cascades.tasks import chats
 
@@ -50,6 +50,9 @@ class Output:
   directory: str
   shard_rows: int = 4096
   overwrite: bool = False
+
+  def __post_init__(self) -> None:
+    ranges.check({'SHARD_ROWS': self.shard_rows}, least=1, integer=True)
 
 
 def infer(

@@ -93,6 +93,11 @@ def plan(
       large, config=configs.with_vocabulary(large.config, config.vocab_size)
     )
   with devices.use(devices=target.devices):
+    if data.batch_size % (shards := partitioning.row_shards()):
+      raise ValueError(
+        f'BATCH_SIZE={data.batch_size} does not split over the {shards} devices of --topology='
+        f'{topology}: choose a multiple of {shards}.'
+      )
     abstract = setup.abstract_run(small, large, step.transform, rules=devices.rules)
     batch = batch_shapes(config, data)
     models = {'small': config, 'large': large.config}

@@ -153,7 +153,7 @@ class Checkpoints:
     """
     if jax.process_index() == 0:
       name = f'{finished.PREFIX}_{self._writing}'
-      (path,) = (p for p in self._directory.glob(f'{name}*') if p.name.split('.')[0] == name)
+      (path,) = (p for p in self._directory.iterdir() if p.name.split('.')[0] == name)
       checksums.write(path)
 
   def restore(self, step: int, like: Any, *, adapt: arrays.Adapt | None = None) -> Any:

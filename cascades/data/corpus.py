@@ -50,10 +50,16 @@ class Data:
   records_dir: str = materialize.DIRECTORY
 
   def __post_init__(self) -> None:
+    if self.task is not None and set(self.lengths) != {'inputs', 'targets'}:
+      raise ValueError(
+        f'TASK_FEATURE_LENGTHS={dict(self.lengths)!r:.80} must give the most tokens of inputs and '
+        "of targets, as {'inputs': 16, 'targets': 16}."
+      )
     lengths = {f'TASK_FEATURE_LENGTHS[{name!r}]': length for name, length in self.lengths.items()}
     ranges.check(
       {'BATCH_SIZE': self.batch_size, 'PACK_LENGTH': self.pack_length, **lengths},
       least=1,
+      below=1 << 31,
       integer=True,
     )
 

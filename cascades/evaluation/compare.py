@@ -177,7 +177,7 @@ def _metric(metric: Metric | str | None, table: Predictions) -> Metric:
   """Metric of one task."""
   if isinstance(metric, Metric):
     return metric
-  name = metric or table.manifest['metrics'][0]
+  name = table.manifest['metrics'][0] if metric is None else metric
   if table.manifest['mode'] == 'score' and name not in table.statistics:
     raise ValueError(
       f'Scored answers of task {table.task!r} were not written by the model, so that {name!r} '

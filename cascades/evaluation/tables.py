@@ -72,11 +72,11 @@ class Tables:
       if len(directories) < len(self.small):
         raise ValueError(
           f'{len(self.small)} small models have only the names {", ".join(directories)}: name them '
-          'yourself, small={"name": "directory", ...}.'
+          'yourself, SMALL={"name": "directory", ...}.'
         )
     if not directories or LARGE.name in directories:
       raise ValueError(
-        'A comparison needs one or more small models, small={"name": "directory", ...}, none of '
+        'A comparison needs one or more small models, SMALL={"name": "directory", ...}, none of '
         f'them called {LARGE.name!r}; found {", ".join(directories) or "none"}.'
       )
     return directories
@@ -118,6 +118,13 @@ class Tables:
   def _check_alike(self, directory: str, small: Predictions, large: Predictions) -> None:
     """Raise ValueError if the tables differ in something that is not allowed to."""
     differences = _differences(small, large)
+    names = {'inputs', 'definition', 'precision', 'weights'}
+    names |= {*small.manifest['decoding'], *large.manifest['decoding']}
+    if unknown := sorted(set(self.allow_differences) - names):
+      raise ValueError(
+        f'ALLOW_DIFFERENCES={unknown} names no property of the tables; they have '
+        f'{", ".join(sorted(names))}.'
+      )
     texts = [
       f'{name} ({own!r:.80} and {other!r:.80})' for name, (own, other) in differences.items()
     ]

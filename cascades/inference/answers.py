@@ -26,7 +26,7 @@ from cascades.data.prompts import given_options, given_targets
 from cascades.data.records import Records
 from cascades.inference.trained_model import TrainedModel
 from cascades.predictions import rows
-from cascades.runtime import partitioning, profiling
+from cascades.runtime import partitioning, profiling, ranges
 from cascades.tasks.task import Record, Task
 from cascades.types import Batch, Generation, Params, Prompt
 
@@ -72,6 +72,18 @@ class DecodingOptions:
   top_k: int | None = None
   top_p: float | None = None
   seed: int = 0
+
+  def __post_init__(self) -> None:
+    ranges.check({'TEMPERATURE': self.temperature}, least=0)
+    ranges.check({'TOP_K': self.top_k}, least=1, integer=True)
+    ranges.check({'TOP_P': self.top_p}, above=0, most=1)
+    ranges.check({'SEED': self.seed}, least=0, below=1 << 63, integer=True)
+    if not self.temperature and (self.top_k is not None or self.top_p is not None):
+      name = 'TOP_P' if self.top_k is None else 'TOP_K'
+      raise ValueError(
+        f'{name} says how tokens are drawn, and TEMPERATURE={self.temperature:g} draws none: raise '
+        f'TEMPERATURE, or leave {name} out.'
+      )
 
   def sampler(self) -> decoding.Sampler:
     """Function from logits to tokens."""

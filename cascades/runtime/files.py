@@ -28,7 +28,15 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """Expand `~` and resolve a relative path against the working directory; URLs stay."""
+  """Expand `~` and resolve a relative path against the working directory; URLs stay.
+
+  Raises:
+    ValueError: The path is empty, as one of a shell's variable that is not set.
+  """
+  if '\0' in os.fspath(path):
+    raise ValueError(f'the path {os.fspath(path)!r:.200} has a NUL character, which none can have.')
+  if not os.fspath(path):
+    raise ValueError("a path is empty: give one, or '.' for the working directory.")
   expanded = epath.Path(path)
   return expanded if is_remote(path) else expanded.expanduser().resolve()
 

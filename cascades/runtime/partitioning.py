@@ -254,5 +254,5 @@ def _check_divisible(rows: int) -> None:
   if rows % shards:
     raise ValueError(
       f'a batch of {rows} does not split over {shards} devices ({" x ".join(BATCH)}): '
-      f'choose a batch size that {shards} divides.'
+      f'choose a BATCH_SIZE that {shards} divides.'
     )

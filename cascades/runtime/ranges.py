@@ -12,6 +12,7 @@ def check(
   *,
   least: float | None = None,
   above: float | None = None,
+  most: float | None = None,
   below: float | None = None,
   integer: bool = False,
 ) -> None:
@@ -21,6 +22,7 @@ def check(
     settings: Numbers by the names that users give them, such as macros.
     least: Smallest number allowed.
     above: Number that all must exceed.
+    most: Largest number allowed.
     below: Number that all must be less than.
     integer: Allow whole numbers only.
 
@@ -29,7 +31,7 @@ def check(
   """
   limits = [
     f'{word} {limit:g}'
-    for word, limit in (('at least', least), ('above', above), ('below', below))
+    for word, limit in (('at least', least), ('above', above), ('at most', most), ('below', below))
     if limit is not None
   ]
   expected = f'a {"whole" if integer else "finite"} number {" and ".join(limits)}'.rstrip()
@@ -43,6 +45,7 @@ def check(
       and (not integer or value == int(value))
       and (least is None or value >= least)
       and (above is None or value > above)
+      and (most is None or value <= most)
       and (below is None or value < below)
     )
     if not fits:

@@ -44,6 +44,7 @@ def finish(
   Raises:
     ValueError: A setting has the wrong type, is missing, or is not read by anything.
   """
+  references.check_circles()
   for use in references.uses(settings.program):
     if isinstance(use.value, typed.Deferred):
       _check_reference(use, settings)
@@ -82,8 +83,9 @@ def _arguments_without_values(settings: GivenSettings) -> Iterator[str]:
   """Names of arguments without a default that no setting gives a value to."""
   program = settings.program
   root = references.root_of(program)
-  if not references.bound(root):
-    name = program.rpartition('.')[2]
+  last = program in reading.LAST_FILES
+  if not references.bound(root) or (last and not settings.read_before):
+    name = 'train' if last else program.rpartition('.')[2]
     raise ValueError(
       f'no gin file is given: name one, as --gin_file=runs/{name}.gin does, or a recipe, and set '
       f'what it requires with --gin.NAME=VALUE. `python -m {program} --help` lists both.'
@@ -104,6 +106,10 @@ def _replaced(use: Use, settings: GivenSettings) -> bool:
     return False
   if isinstance(use.value, typed.Deferred):
     return False
+  if use.value == '' and str in type_hints.members(use.hint) and use.name in known_macros():
+    raise ValueError(
+      f"{_place(use, settings)}{use.name} is the text ''; expected a text that is not empty."
+    )
   origin = settings.origins.get(_written(use, settings), reading.Origin())
   raw = origin.raw if origin.raw is not None and not isinstance(use.value, str) else None
   try:
@@ -134,7 +140,7 @@ def _written(use: Use, settings: GivenSettings) -> str:
   full = f'.{selector}.{argument}'
   for name in settings.origins:
     prefix, _, short = name.rpartition('/')
-    if prefix == scope and full.endswith(f'.{short}'):
+    if prefix == scope and '.' in short and full.endswith(f'.{short}'):
       return name
   return use.name
 
@@ -218,6 +224,8 @@ def _suggestion(use: Use, settings: GivenSettings) -> str:
   """Functions that a text may stand for."""
   if not isinstance(use.value, str) or use.hint is Any:
     return ''
+  if use.name == 'TASK':
+    return f' A task of the catalog is named by MIXTURE_OR_TASK_NAME={use.value}.'
   references_ = {
     name.rpartition('.')[2]: reference
     for name, function in modules.functions(settings.modules)
@@ -252,7 +260,7 @@ def _is_read(name: str, keys: set[references.Key]) -> bool:
     if selector == MACRO:
       if name == key_scope:
         return True
-    elif scope == key_scope and f'.{selector}.{argument}'.endswith(f'.{short}'):
+    elif scope == key_scope and '.' in short and f'.{selector}.{argument}'.endswith(f'.{short}'):
       return True
   return False
 

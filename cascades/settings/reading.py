@@ -121,6 +121,9 @@ def model_of(program: str, file: str, search_paths: Sequence[str] = ()) -> Any:
   """The MODEL of a gin file. The configuration is empty before and after."""
   gin.clear_config()
   configure(program, [file], ['LARGE_MODEL = %MODEL'], search_paths)
+  value = gin.config._CONFIG.get(('MODEL', references.MACRO), {}).get('value')
+  if value is None or references.is_required(value):
+    raise ValueError(f'--large_model={file}: the file sets no MODEL; name one as models/*.gin.')
   model = gin.get_bindings('setup.LargeModel')['config']
   gin.clear_config()
   return model
@@ -159,6 +162,9 @@ def _imported(program: str, imported: Sequence[str]) -> list[str]:
       importlib.import_module(name)
     except ImportError as error:
       raise ImportError(f'--import={name}: {error}{hints.of_import(error)}') from error
+    except (Exception, SystemExit) as error:  # whatever the user's module does
+      problem = f'{type(error).__name__}: {error}'
+      raise ImportError(f'--import={name} cannot be imported: {problem}') from error
   return modules.preamble(program, imported)
 
 
@@ -225,13 +231,18 @@ def scan(path: str, folders: Sequence[str]) -> Iterator[tuple[str, Any, Origin]]
         yield name, statement.value, Origin(path, line)
   except SyntaxError as error:
     line, content = (error.lineno or line), (error.text or '').strip()
-    raise ValueError(f'{path}, line {line}: {error.msg} {content!r}') from error
+    message = str(error.msg).splitlines()[0]
+    if 'malformed node' in message or message == 'Unable to parse value.':
+      message = 'this is no value; texts stand in quotes, and True, False and None are capitalized:'
+    raise ValueError(f'{path}, line {line}: {message} {content!r:.200}') from error
   except tokenize.TokenError as error:
     raise ValueError(
       f'{path}: the file ends inside a bracket or text that is opened in or after line {line}.'
     ) from error
   except RecursionError as error:
-    raise ValueError(f'{path}: gin files include each other in a circle.') from error
+    raise ValueError(
+      f'{path}: gin files include each other in a circle, or a value is nested too deeply.'
+    ) from error
 
 
 def written(scope: str, selector: str, argument: str) -> str:

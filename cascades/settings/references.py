@@ -83,6 +83,21 @@ def root_of(program: str) -> str:
   return f'{program}.{program.rpartition(".")[2]}'
 
 
+def check_circles() -> None:
+  """Raise ValueError if a macro is set to itself, or to others that are set to it."""
+  following = {
+    name: '/'.join(items['value'].scopes)
+    for (name, selector), items in _config().items()
+    if selector == MACRO and is_macro(items['value'])
+  }
+  for name in following:
+    chain = [name]
+    while chain[-1] in following and chain[-1] not in chain[:-1]:
+      chain.append(following[chain[-1]])
+    if chain[-1] in chain[:-1]:
+      raise ValueError(f'{" = %".join(chain)} never becomes a value: set one of them to one.')
+
+
 def uses_of_macro(name: str) -> Iterator[Use]:
   """Yield everything that is read when a macro is."""
   key = (name, MACRO, 'value')

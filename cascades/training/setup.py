@@ -134,7 +134,8 @@ class Schedule:
   keep: int = 2
 
   def __post_init__(self) -> None:
-    ranges.check({'TRAIN_STEPS': self.train_steps, 'KEEP': self.keep}, least=1, integer=True)
+    ranges.check({'TRAIN_STEPS': self.train_steps}, least=1, below=1 << 31, integer=True)
+    ranges.check({'KEEP': self.keep}, least=1, integer=True)
     intervals = {'LOG_EVERY': self.log_every, 'SAVE_EVERY': self.save_every}
     ranges.check(intervals, least=0, integer=True)
 

@@ -145,3 +145,9 @@ def test_a_table_in_the_folder_of_another_split_is_refused(tmp_path):
 def test_a_mode_or_split_that_names_no_tables_is_refused(options):
   with pytest.raises(ValueError, match=f'{next(iter(options.values()))!r}'):
     Tables({'x': 'small'}, 'large', **options)
+
+
+def test_an_allowed_difference_is_a_property_of_the_tables(directories):
+  small, large = directories['xent'], directories['large']
+  with pytest.raises(ValueError, match=r"ALLOW_DIFFERENCES=\['temperatur'\] names no property"):
+    Tables({'small': small}, large, allow_differences=['temperatur']).read()

@@ -145,3 +145,19 @@ def test_answers_need_the_mesh_of_their_model(trained):
 )
 def test_a_table_has_the_metrics_of_what_is_scored(candidates, expected):
   assert answers.metric_names(['bleu', 'accuracy'], candidates) == expected
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'temperature': -1}, 'TEMPERATURE=-1 must be a finite number at least 0'),
+    ({'temperature': float('nan')}, 'TEMPERATURE=nan'),
+    ({'temperature': 1, 'top_k': 0}, 'TOP_K=0 must be a whole number at least 1'),
+    ({'temperature': 1, 'top_p': 2}, 'TOP_P=2 must be a finite number above 0 and at most 1'),
+    ({'seed': -1}, 'SEED=-1'),
+    ({'top_k': 3}, 'TOP_K says how tokens are drawn, and TEMPERATURE=0 draws none'),
+  ],
+)
+def test_options_of_decoding_are_in_their_ranges(options, message):
+  with pytest.raises(ValueError, match=message):
+    answers.DecodingOptions(**options)

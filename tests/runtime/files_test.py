@@ -122,3 +122,9 @@ def test_a_killed_write_leaves_a_name_that_is_recognized(tmp_path, monkeypatch):
   files.write(tmp_path / 'a.json', b'x')
   assert len(names) == 1
   assert files.is_leftover(names[0])
+
+
+@pytest.mark.parametrize(('path', 'message'), [('', 'a path is empty'), ('a\0b', 'NUL character')])
+def test_what_cannot_be_a_path_is_refused(path, message):
+  with pytest.raises(ValueError, match=message):
+    files.absolute(path)

@@ -246,3 +246,44 @@ def test_everything_that_is_required_is_listed_at_once():
 def test_an_argument_that_moved_is_told_where(binding, hint):
   with pytest.raises(ValueError, match=hint):
     train(binding)
+
+
+@pytest.mark.parametrize(
+  ('bindings', 'message'),
+  [
+    (['batch_size=10'], 'there is no setting batch_size. Did you mean BATCH_SIZE'),
+    (["MODEL_DIR=''"], "MODEL_DIR is the text ''; expected a text that is not empty"),
+    (['SEED=%SEED'], 'SEED = %SEED never becomes a value'),
+    (['SEED=%STEPS', 'STEPS=%SEED'], '%SEED never becomes a value'),
+    (['TASK=cmudict_g2p'], 'named by MIXTURE_OR_TASK_NAME=cmudict_g2p'),
+  ],
+)
+def test_settings_that_give_nothing_are_refused(bindings, message):
+  with pytest.raises(ValueError, match=message):
+    train(*bindings)
+
+
+def test_a_plan_without_files_asks_for_one():
+  with pytest.raises(ValueError, match='no gin file is given: name one, as --gin_file=runs/train'):
+    finish(program='plan', files=())
+
+
+def test_a_large_model_is_a_file_with_one():
+  with pytest.raises(ValueError, match=r'--large_model=runs/train.gin: the file sets no MODEL'):
+    reading.model_of('cascades.plan', 'runs/train.gin')
+
+
+@pytest.mark.parametrize('content', ['1/0', 'def f(:', 'raise SystemExit(3)'])
+def test_a_module_that_does_not_run_is_named(folder, monkeypatch, content):
+  monkeypatch.syspath_prepend(folder)
+  name = f'broken_{len(content)}'
+  (folder / f'{name}.py').write_text(content)
+  with pytest.raises(ImportError, match=f'--import={name} cannot be imported: '):
+    finish(imported=(name,))
+
+
+@pytest.mark.parametrize('value', ['true', '“abc”', ''])
+def test_what_is_no_value_in_a_file_is_said_in_a_sentence(folder, value):
+  (folder / 'mine.gin').write_text(f'SAMPLE = {value}\n')
+  with pytest.raises(ValueError, match=r'mine.gin, line 1: this is no value;'):
+    finish(files=(RECIPE, 'mine.gin'))
