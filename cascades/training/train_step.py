@@ -159,7 +159,6 @@ def loss_totals(
   """
   hidden = small.hidden(batch, key)
   hidden_large = None if large is None else jax.lax.stop_gradient(large.hidden(batch))
-
   row_of_token, num_rows = _rows_of_tokens(batch)
 
   def totals_of(table: Any, hidden: Array, large_table: Any, rows: Any) -> Totals:
@@ -204,8 +203,9 @@ def _rows_of_tokens(batch: Batch) -> tuple[Int[Array, 'B T'], int]:
 
 
 def _count_rows(totals: Totals, in_row: Float[Array, 'N']) -> Totals:
-  """Replaces the counts of wrong tokens per row by the number of 'rows' with targets, and those
-  all of whose tokens are right: 'rows_right', and 'rows_right_large' of the large model.
+  """Totals with numbers of rows in place of the wrong tokens of each row.
+
+  'rows' have targets, 'rows_right' no wrong token, and 'rows_right_large' none of the large model.
   """
   count = lambda rows: jnp.sum(rows & (in_row > 0), dtype=jnp.float32)
   counts = {'rows': count(True), 'rows_right': count(totals['wrong'] == 0)}

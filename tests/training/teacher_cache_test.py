@@ -120,6 +120,16 @@ def test_other_answers_are_not_added_to_a_directory(directory):
   assert teacher_cache.read_manifest(directory)['note'] == 'x'
 
 
+def test_a_process_that_does_not_write_reads_nothing_that_another_replaces(directory, monkeypatch):
+  write(directory, [2, 3, 4, 5])
+
+  def removed(path):
+    raise FileNotFoundError(path)
+
+  monkeypatch.setattr(teacher_cache, 'read_manifest', removed)
+  teacher_cache.begin(directory, {**IDENTITY, 'task': 'b'}, {}, write=False, overwrite=True)
+
+
 def test_temporary_files_of_killed_writes_are_removed_before_others_are_written(directory):
   write(directory, [2, 3, 4, 5])
   left = directory / f'.00001.answers.{"a" * 32}'
