@@ -146,7 +146,7 @@ def test_without_the_validation_split_the_plain_loss_is_validated(home, packs):
   directory = make(home, large, 'train_only', splits=['train'])
   values, _ = run(home, 'unvalidated', **alike, teacher_cache=directory)
   validated = {name for name in values if name.startswith('validation/')}
-  assert validated == {'validation/loss', 'validation/accuracy'}
+  assert validated == {'validation/loss', 'validation/accuracy', 'validation/row_accuracy'}
   assert values['validation/loss'] == pytest.approx(np.log(22), abs=0.5)  # of all tokens
 
 
