@@ -8,6 +8,8 @@ import gzip
 import hashlib
 import json
 import logging
+import os
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Literal, TypeAlias, TypeVar
@@ -178,6 +180,13 @@ def abbreviated(text: str) -> str:
 def required(path: epath.PathLike) -> epath.Path:
   """The path of an existing file; FileNotFoundError if there is none."""
   file = epath.Path(path)
+  try:
+    os.fsencode(file)
+  except UnicodeEncodeError as error:
+    raise FileNotFoundError(
+      f'The file name {str(file)!r} does not exist in the encoding of this locale '
+      f'({sys.getfilesystemencoding()}): set the environment variable PYTHONUTF8=1.'
+    ) from error
   if not file.exists() or file.is_dir():
     folder = ': that is a directory' if file.exists() else ''
     raise FileNotFoundError(f'There is no file {file}{folder}.')

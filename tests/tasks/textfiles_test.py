@@ -1,6 +1,9 @@
 import gzip
 import hashlib
 import logging
+import os
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
@@ -211,3 +214,19 @@ def test_a_missing_file_or_a_folder_is_named(tmp_path):
 def test_the_checksum_is_that_of_the_content(tmp_path):
   content = bytes(range(256)) * 10_000
   assert textfiles.sha256(write(tmp_path, content)) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_name_that_the_locale_cannot_write_is_named_with_the_remedy(tmp_path):
+  path = f'{tmp_path}/gr\xf6\xdfe'
+  program = f'from cascades.tasks import textfiles; textfiles.required({path!a})'
+  ascii_locale = {'LC_ALL': 'C', 'PYTHONCOERCECLOCALE': '0', 'PYTHONUTF8': '0'}
+  ended = subprocess.run(
+    [sys.executable, '-c', program],
+    env={**os.environ, **ascii_locale},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (
+    'encoding of this locale (ascii): set the environment variable PYTHONUTF8=1' in ended.stderr
+  )
