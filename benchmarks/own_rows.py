@@ -152,7 +152,7 @@ def main() -> None:
   parser.add_argument('--tasks', nargs='+', default=['trec', 'polarity'], choices=FILES)
   parser.add_argument('--test_rows', type=int, default=1000, help='of files without splits')
   parser.add_argument('--output_dir', type=pathlib.Path, default='runs/own_rows')
-  parser.add_argument('--output', type=pathlib.Path)
+  parser.add_argument('--output', type=pathlib.Path, default=bars.RESULTS / 'own_rows.json')
   options = parser.parse_args()
   measured = []
   for task in options.tasks:
@@ -173,8 +173,7 @@ def main() -> None:
     for what, (value, low, high) in evaluated(next(directory.glob('runs/*/report'))).items():
       note = '' if low is None else f'[{low:.4f}, {high:.4f}]'
       measured.append(Measured(f'{task}: {what}', value, '', note=note))
-  output = options.output or bars.RESULTS / f'own_rows_{options.way}.json'
-  bars.report(f"rows of one's own, {options.way}", measured, output, vars(options))
+  bars.report(f"rows of one's own, {options.way}", measured, options.output, vars(options))
 
 
 if __name__ == '__main__':

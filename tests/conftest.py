@@ -1,11 +1,15 @@
 """Eight virtual devices and quick compiles for every test, set before anything imports JAX."""
 
 import os
+import signal
 import tempfile
 
 from hypothesis import HealthCheck, settings
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# A shell that starts tests in the background lets them, and their processes, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 # More than one CPU device a process starves XLA's thread pool unless it is told of more cores.
 os.environ['NPROC'] = '32'
 # Compiling is nearly all the time that tests take, and most of it is LLVM's optimisation.
