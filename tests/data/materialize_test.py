@@ -247,16 +247,21 @@ def test_damaged_files_are_named_set_aside_and_written_again(tmp_path, caplog, n
   ]  # fmt: skip
 
 
-def test_a_process_waits_until_damaged_records_are_written_again(tmp_path):
-  (write(tmp_path).directory / 'manifest.json').write_text('')
+def opened_by_another(directory):
+  """What a process opens that waits while process 0 writes."""
   opened = []
   waiting = threading.Thread(
-    target=lambda: opened.append(write(tmp_path, process_index=1, timeout=30))
+    target=lambda: opened.append(write(directory, process_index=1, timeout=30))
   )
   waiting.start()
-  write(tmp_path)
+  write(directory)
   waiting.join(30)
-  assert len(opened[0]) == 11
+  return opened[0]
+
+
+def test_a_process_waits_until_damaged_records_are_written_again(tmp_path):
+  (write(tmp_path).directory / 'manifest.json').write_text('')
+  assert len(opened_by_another(tmp_path)) == 11
 
 
 def test_very_large_files_are_checked_by_size_alone(tmp_path, monkeypatch):
@@ -402,14 +407,7 @@ def test_two_jobs_may_write_the_same_records_at_once(tmp_path):
 
 
 def test_another_process_waits_for_the_first(tmp_path):
-  opened = []
-  waiting = threading.Thread(
-    target=lambda: opened.append(write(tmp_path, process_index=1, timeout=30))
-  )
-  waiting.start()
-  write(tmp_path)
-  waiting.join(30)
-  assert len(opened[0]) == 11
+  assert len(opened_by_another(tmp_path)) == 11
 
 
 def test_waiting_for_a_process_that_never_writes_ends_with_a_sentence(tmp_path):

@@ -62,19 +62,20 @@ def test_the_question_is_answered_after_sigterm():
   assert answers == [False, True]
 
 
-def test_who_was_told_to_stop_ends_with_75():
+@pytest.mark.parametrize(('sent', 'code'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_who_is_told_to_stop_says_which_step_is_saved(sent, code):
   def told():
     with stopping.asked() as asked:
       asked(1)
-      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), sent)
       asked(2)
 
-  before = signal.getsignal(signal.SIGTERM)
+  before = signal.getsignal(sent)
   with pytest.raises(stopping.Preempted) as ended:
     told()
-  assert ended.value.code == 75
-  assert 'after step 2, which is saved' in ended.value.message
-  assert signal.getsignal(signal.SIGTERM) is before
+  assert ended.value.code == code
+  assert ended.value.message.startswith(f'ended by {sent.name} after step 2, which is saved')
+  assert signal.getsignal(sent) is before
 
 
 def test_another_thread_may_train_too():
@@ -93,21 +94,6 @@ def test_another_thread_may_train_too():
 def test_evaluation_starts_without_jax_for_all_that():
   done = run("import sys; from cascades.runtime import stopping; print('jax' in sys.modules)")
   assert done.stdout == 'False\n'
-
-
-def test_ctrl_c_is_answered_as_sigterm_is_and_says_which_step():
-  def told():
-    with stopping.asked() as asked:
-      asked(1)
-      os.kill(os.getpid(), signal.SIGINT)
-      asked(2)
-
-  before = signal.getsignal(signal.SIGINT)
-  with pytest.raises(stopping.Preempted) as ended:
-    told()
-  assert ended.value.code == 130
-  assert ended.value.message.startswith('ended by SIGINT after step 2, which is saved')
-  assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_second_ctrl_c_ends_at_once():
