@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from etils import epath
@@ -49,7 +50,10 @@ def on_signals(
     yield
     return
 
-  def handle(number: int, _: object) -> None:
+  def handle(number: int, frame: types.FrameType | None) -> None:
+    if _is_ignored_in(frame):
+      threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+      return
     if number == signal.SIGINT:
       signal.signal(signal.SIGINT, signal.default_int_handler)
     act(number)
@@ -63,6 +67,19 @@ def on_signals(
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+
+
+def _is_ignored_in(frame: types.FrameType | None) -> bool:
+  """True within functions whose exceptions Python ignores.
+
+  JAX's callback of the garbage collector is often the first function to run when a compilation
+  ends, and so the one that a signal interrupts.
+  """
+  while frame is not None:
+    if frame.f_code.co_name in ('_xla_gc_callback', '__del__'):
+      return True
+    frame = frame.f_back
+  return False
 
 
 def leave(number: int) -> None:

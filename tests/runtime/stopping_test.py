@@ -1,11 +1,13 @@
 """How programs end before their end."""
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -76,6 +78,25 @@ def test_who_is_told_to_stop_says_which_step_is_saved(sent, code):
   assert ended.value.code == code
   assert ended.value.message.startswith(f'ended by {sent.name} after step 2, which is saved')
   assert signal.getsignal(sent) is before
+
+
+def test_a_signal_is_not_lost_in_a_callback_of_the_garbage_collector():
+  def _xla_gc_callback(*_):
+    if not sent:
+      sent.append(os.kill(os.getpid(), signal.SIGTERM))
+
+  def collected():
+    with stopping.asked():
+      gc.collect()
+      time.sleep(5)
+
+  sent = []
+  gc.callbacks.append(_xla_gc_callback)
+  try:
+    with pytest.raises(stopping.Preempted):
+      collected()
+  finally:
+    gc.callbacks.remove(_xla_gc_callback)
 
 
 def test_another_thread_may_train_too():
