@@ -458,6 +458,7 @@ def test_a_large_model_that_is_no_better_is_said_once(large, tmp_path, caplog):
     )
   )  # fmt: skip
   assert caplog.text.count('THE LARGE MODEL IS NOT BETTER') == 1
+  assert 'no threshold can gain here' in caplog.text  # it is the small model itself
   values = metrics_log.read(tmp_path / 'run')[2]
   for name in ('accuracy', 'row_accuracy'):
     assert values[f'validation/large_{name}'] == values[f'validation/{name}']

@@ -144,10 +144,17 @@ def _large_warning() -> Callable[[loop.Values], None]:
       f'{large:.4f} against {small:.4f} of the {unit}'
       for (large, small), unit in zip(pairs, ('rows', 'tokens'), strict=True)
     )
+    only_large = values.get('only_large', 0.0)
+    gain = (
+      f'can gain only among the {only_large:.1%} of the tokens that it alone predicts'
+      if only_large
+      else 'no threshold can gain here'
+    )
     log.warning(
-      'THE LARGE MODEL IS NOT BETTER than the small one on validation (right: %s). Deferring to it '
-      'costs more and no threshold can gain here: train or choose a better large model first.',
-      numbers,
+      'THE LARGE MODEL IS NOT BETTER than the small one on the validation rows (right: %s). '
+      'Deferring to it costs more, and %s: train or choose a better large model, or validate on '
+      'more rows (VALIDATION_ROWS).',
+      *(numbers, gain),
     )
 
   return warn
