@@ -5,7 +5,8 @@ Axes: B batch, T target, S source, V vocabulary, D width, N examples, K statisti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import (
   TYPE_CHECKING,
   Any,
@@ -212,6 +213,25 @@ class Predictions(NamedTuple):
   statistics: Mapping[str, Float[np.ndarray, 'N K']]  # by metric name
   manifest: Mapping[str, Any]
   groups: Sequence[str] = ()  # of rows that are right only together; none if empty
+  slices: Sequence[str] = ()  # of the population that each row belongs to; none if empty
+  columns: Mapping[str, Float[np.ndarray, 'N']] = MappingProxyType({})  # see COLUMNS; nan: unknown
+  alternatives: Float[np.ndarray, 'L A'] | None = None  # most likely first, padded by -inf
+  embeddings: Mapping[str, Float[np.ndarray, 'N D']] = MappingProxyType({})  # by sidecar
+
+  def column(self, name: str) -> Float[np.ndarray, 'N']:
+    """Numbers of all rows.
+
+    Raises:
+      ValueError: The table has no such column, or rows without it.
+    """
+    values = self.columns.get(name, np.full(len(self.ids), np.nan))
+    if missing := int(np.isnan(values).sum()):
+      raise ValueError(
+        f'{missing} of {len(self.ids)} rows of task {self.task!r} have no {name} '
+        f'({COLUMNS[name]}), which a score or a cost asks for: store it with the table, or leave '
+        'out what asks for it.'
+      )
+    return values
 
   @property
   def logprobs(self) -> Float[np.ndarray, 'N T']:
@@ -235,9 +255,23 @@ class Predictions(NamedTuple):
 
   def tokens(self, rows: Int[np.ndarray, 'n'] | slice) -> Float[np.ndarray, 'l']:
     """Log-probabilities of the tokens of some rows, one after another in the order of the rows."""
+    return self.token_logprobs[self.positions(rows)]
+
+  def positions(self, rows: Int[np.ndarray, 'n'] | slice) -> Int[np.ndarray, 'l']:
+    """Positions of the tokens of some rows among all, in the order of the rows."""
     lengths, starts = self.lengths[rows], (np.cumsum(self.lengths) - self.lengths)[rows]
     shift = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-    return self.token_logprobs[shift + np.arange(len(shift))]
+    return shift + np.arange(len(shift))
+
+
+# Optional numbers of each row.
+COLUMNS: Mapping[str, str] = MappingProxyType({
+  'confidence': 'in the answer, from 0 to 1, given with it',
+  'prompt_tokens': 'tokens read',
+  'generated_tokens': 'tokens written, those that are not shown included',
+  'seconds': 'time to the end of the answer',
+  'dollars': 'price paid for the answer',
+})  # fmt: skip
 
 
 class Curve(NamedTuple):
@@ -253,3 +287,25 @@ DeferralRule: TypeAlias = Callable[
   [Float[np.ndarray, 'N T'], Bool[np.ndarray, 'N T']], Float[np.ndarray, 'N']
 ]
 Score: TypeAlias = Callable[[Predictions], Float[np.ndarray, 'N']]
+
+
+class Decider(NamedTuple):
+  """A score, what it reads and what it costs.
+
+  Attributes:
+    name: Name in reports.
+    score: One number per row; the highest defers first.
+    reads: Names of what it reads of a table: 'inputs', 'token_logprobs', 'alternatives', a column
+      of COLUMNS, or 'embeddings/NAME'.
+    flops: FLOPs of deciding on one query.
+  """
+
+  name: str
+  score: Score
+  reads: Collection[str]
+  flops: float = 0.0
+
+  @property
+  def before_answer(self) -> bool:
+    """True if it reads only the prompt, so that it can run before any model answers."""
+    return set(self.reads) <= {'inputs', 'embeddings/prompt'}

@@ -57,6 +57,39 @@ def pool(tables: Sequence[Predictions]) -> Predictions:
     groups=[f'{table.task}/{name}' for table in tables for name in table.groups or table.ids]
     if any(table.groups for table in tables)
     else (),
+    slices=[name for table in tables for name in table.slices or [''] * len(table.ids)]
+    if any(table.slices for table in tables)
+    else (),
+    columns=_pool_columns(tables),
+    alternatives=_pool_alternatives([table.alternatives for table in tables]),
+    embeddings={
+      name: np.concatenate([table.embeddings[name] for table in tables])
+      for name in set.intersection(*(set(table.embeddings) for table in tables))
+    },
+  )
+
+
+def _pool_columns(tables: Sequence[Predictions]) -> dict[str, np.ndarray]:
+  """Columns of any of the tables, unknown (nan) in the others."""
+  return {
+    name: np.concatenate(
+      [table.columns.get(name, np.full(len(table.ids), np.nan)) for table in tables]
+    )
+    for name in dict.fromkeys(name for table in tables for name in table.columns)
+  }
+
+
+def _pool_alternatives(tables: Sequence[np.ndarray | None]) -> np.ndarray | None:
+  """Alternatives of all tokens, padded to the largest number; None unless all tables have them."""
+  arrays = [array for array in tables if array is not None]
+  if len(arrays) < len(tables):
+    return None
+  most = max(array.shape[1] for array in arrays)
+  return np.concatenate(
+    [
+      np.pad(array, ((0, 0), (0, most - array.shape[1])), constant_values=-np.inf)
+      for array in arrays
+    ]
   )
 
 

@@ -82,6 +82,10 @@ def select(table: Predictions, rows: Sequence[int]) -> Predictions:
     lengths=table.lengths[index],
     statistics={name: values[index] for name, values in table.statistics.items()},
     groups=[table.groups[i] for i in rows] if table.groups else (),
+    slices=[table.slices[i] for i in rows] if table.slices else (),
+    columns={name: values[index] for name, values in table.columns.items()},
+    alternatives=None if table.alternatives is None else table.alternatives[table.positions(index)],
+    embeddings={name: values[index] for name, values in table.embeddings.items()},
   )
 
 

@@ -7,12 +7,15 @@ The first keys of a row are T5X's; those that a cascade needs lie under `aux`:
      "aux": {"scores": float, "id": str, "targets": [str], "tokens": [int],
              "token_logprobs": [float], "length": int, "statistics": {metric: [float]},
              "correct": [0 | 1], "options": [str], "option_scores": [float],
-             "option_lengths": [int], "group": str}}
+             "option_lengths": [int], "group": str, "slice": str,
+             "top_logprobs": [[float]], "confidence": float, "prompt_tokens": int,
+             "generated_tokens": int, "seconds": float, "dollars": float}}
 
-The last five are optional, and other keys are ignored. `option_lengths` are in tokens. Rows of one
-`group`, such as all answers to one question, are correct only together. Log-probabilities are
-finite, in float32 precision: minus infinity is written as the lowest float32, and numbers above 0
-are refused.
+Those from `correct` on are optional, and other keys are ignored. `option_lengths` are in tokens.
+Rows of one `group`, such as all answers to one question, are correct only together; rows of one
+`slice` belong to one population. `top_logprobs` are those of the most likely tokens at each
+position. Log-probabilities are finite, in float32 precision: minus infinity is written as the
+lowest float32, and numbers above 0 are refused.
 """
 
 from __future__ import annotations
@@ -20,11 +23,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
+
+from cascades.types import COLUMNS
 
 Mode: TypeAlias = Literal['predict', 'score']
 JsonRow: TypeAlias = dict[str, Any]
@@ -36,6 +42,8 @@ HIGHEST = float(np.finfo(np.float64).max)
 Positive = Annotated[int, msgspec.Meta(gt=0, le=1 << 62)]
 Finite = Annotated[float, msgspec.Meta(ge=-HIGHEST, le=HIGHEST)]
 LogProbability = Annotated[float, msgspec.Meta(ge=-HIGHEST, le=ROUNDING)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=HIGHEST)]
 TokenCount = Annotated[float, msgspec.Meta(ge=1, le=HIGHEST)]
 
 
@@ -49,6 +57,9 @@ class PredictionRow(NamedTuple):
   logprobs: list[float]
   statistics: dict[str, list[float]]
   group: str | None = None
+  slice: str | None = None
+  columns: Mapping[str, float] = MappingProxyType({})
+  alternatives: Sequence[Sequence[float]] | None = None  # most likely first
 
 
 class _Inputs(msgspec.Struct):
@@ -65,6 +76,13 @@ class _Aux(msgspec.Struct):
   statistics: dict[str, list[Finite]]
   correct: list[Finite] | UnsetType = UNSET
   group: str | UnsetType = UNSET
+  slice: str | UnsetType = UNSET
+  top_logprobs: list[list[LogProbability]] | UnsetType = UNSET
+  confidence: Share | UnsetType = UNSET
+  prompt_tokens: Amount | UnsetType = UNSET
+  generated_tokens: Amount | UnsetType = UNSET
+  seconds: Amount | UnsetType = UNSET
+  dollars: Amount | UnsetType = UNSET
 
 
 class _ScoredAux(_Aux):
@@ -103,6 +121,9 @@ def build(
   option_scores: Sequence[float] | None = None,
   option_lengths: Sequence[int] | None = None,
   group: str | None = None,
+  slice: str | None = None,
+  columns: Mapping[str, float] = MappingProxyType({}),
+  alternatives: Sequence[Sequence[float]] | None = None,
 ) -> JsonRow:
   """Row as a JSON object.
 
@@ -120,6 +141,9 @@ def build(
     option_scores: Log-probability of each option.
     option_lengths: Tokens of each option, end of sequence included.
     group: Name of the group of examples that are correct only together.
+    slice: Name of the population that the example belongs to.
+    columns: Optional numbers, by names of COLUMNS.
+    alternatives: Log-probabilities of the most likely tokens at the position of each token.
   """
   token_logprobs = _finite(logprobs)
   aux: dict[str, Any] = {
@@ -137,8 +161,10 @@ def build(
     aux |= {'options': list(options), 'option_scores': _finite(option_scores)}
     if option_lengths is not None:
       aux['option_lengths'] = [int(length) for length in option_lengths]
-  if group is not None:
-    aux['group'] = group
+  aux |= {name: text for name, text in (('group', group), ('slice', slice)) if text is not None}
+  aux |= {name: float(value) for name, value in columns.items()}
+  if alternatives is not None:
+    aux['top_logprobs'] = [_finite(values) for values in alternatives]
   return {
     'inputs': {'inputs_pretokenized': inputs, 'targets_pretokenized': targets[0]},
     **({'prediction': answer} if isinstance(answer, str) else {'score': _finite([answer])[0]}),
@@ -222,6 +248,8 @@ def _checked(record: _Predicted | _Scored) -> PredictionRow:
   lengths['tokens'] = len(aux.tokens)
   if aux.correct is not UNSET:
     lengths['correct'] = len(aux.correct)
+  if aux.top_logprobs is not UNSET:
+    lengths['top_logprobs'] = len(aux.top_logprobs)
   if len(set(lengths.values())) > 1:
     raise ValueError(f'aux has {lengths}; all must be the number of tokens of the answer')
   return PredictionRow(
@@ -232,6 +260,11 @@ def _checked(record: _Predicted | _Scored) -> PredictionRow:
     logprobs=[min(value, 0.0) for value in aux.token_logprobs],
     statistics=aux.statistics,
     group=None if aux.group is UNSET else aux.group,
+    slice=None if aux.slice is UNSET else aux.slice,
+    columns={name: value for name in COLUMNS if (value := getattr(aux, name)) is not UNSET},
+    alternatives=None
+    if aux.top_logprobs is UNSET
+    else [sorted((min(x, 0.0) for x in values), reverse=True) for values in aux.top_logprobs],
   )
 
 

@@ -25,7 +25,7 @@ from etils import epath
 from cascades.predictions import markers, rows
 from cascades.predictions.rows import Finite, JsonRow, Mode, Positive, PredictionRow
 from cascades.runtime import files
-from cascades.types import Predictions
+from cascades.types import COLUMNS, Predictions
 
 VERSION = 1
 MOST_DEFECTS = 3  # shards that an error names
@@ -299,7 +299,25 @@ def columns(table: Sequence[PredictionRow], manifest: Mapping[str, Any]) -> Pred
     },
     manifest=manifest,
     groups=[row.group for row in table if row.group is not None],
+    slices=[row.slice or '' for row in table] if any(row.slice for row in table) else (),
+    columns={
+      name: np.array([row.columns.get(name, np.nan) for row in table], float)
+      for name in COLUMNS
+      if any(name in row.columns for row in table)
+    },
+    alternatives=_alternatives(table),
   )
+
+
+def _alternatives(table: Sequence[PredictionRow]) -> np.ndarray | None:
+  """Alternatives of all tokens, padded by minus infinity; None unless every row has them."""
+  positions = [values for row in table for values in row.alternatives or ()]
+  if any(row.alternatives is None for row in table):
+    return None
+  array = np.full((len(positions), max(map(len, positions), default=0)), -np.inf)
+  for position, values in zip(array, positions, strict=True):
+    position[: len(values)] = values
+  return array
 
 
 def _check_consistent(row: PredictionRow, first: PredictionRow, metrics: Sequence[str]) -> None:

@@ -8,7 +8,8 @@ from etils import epath
 from etils.epath import gpath
 from hypothesis import given, settings
 
-from cascades.predictions import markers, shards
+from cascades.evaluation import pooling
+from cascades.predictions import alignment, markers, shards
 from tests import object_store, synthetic_tables
 
 SHARD = 'a-predict.jsonl-00000-of-00002'
@@ -328,3 +329,36 @@ def test_tables_live_in_object_stores_too(remote, tmp_path):
   assert list(table.ids) == [f'a-{i}' for i in range(5)]
   assert shards.completed_shards(remote, 'a', 'predict', 2, total=5) == {0, 1}
   assert (tmp_path / 'bucket/runs/small/test/a-predict.manifest.json').exists()
+
+
+def test_optional_columns_are_read_selected_and_pooled(tmp_path):
+  records = synthetic_tables.records('a', size=3)
+  for i, row in enumerate(records):
+    row['aux']['top_logprobs'] = [[-2.0, -0.5]] + [[-0.1]] * (row['aux']['length'] - 1)
+    row['aux'] |= {'slice': f's{i}', 'seconds': 0.5 + i} | ({'confidence': 0.25} if i else {})
+  synthetic_tables.write(tmp_path, 'a', records)
+  (table,) = shards.read(tmp_path)
+  assert list(table.slices) == ['s0', 's1', 's2']
+  assert table.alternatives[0].tolist() == [-0.5, -2.0]
+  assert table.alternatives[1].tolist() == [-0.1, -np.inf]
+  np.testing.assert_array_equal(table.columns['confidence'], [np.nan, 0.25, 0.25])
+  with pytest.raises(ValueError, match=r"1 of 3 rows of task 'a' have no confidence \(in the"):
+    table.column('confidence')
+  with pytest.raises(ValueError, match=r'3 of 3 rows .* have no dollars'):
+    table.column('dollars')
+  last = alignment.select(table, [2, 1])
+  assert (list(last.slices), last.column('seconds').tolist()) == (['s2', 's1'], [2.5, 1.5])
+  start = last.lengths[0]
+  assert last.alternatives[[0, start], 1].tolist() == [-2.0, -2.0]
+  (other,) = shards.read(tmp_path)
+  pooled = pooling.pool([last, other._replace(columns={}, slices=())])
+  assert list(pooled.slices) == ['s2', 's1', '', '', '']
+  np.testing.assert_array_equal(pooled.columns['seconds'], [2.5, 1.5, np.nan, np.nan, np.nan])
+  assert len(pooled.alternatives) == len(pooled.token_logprobs)
+
+
+@pytest.mark.parametrize('value', [-0.1, 1.5, 'high'])
+def test_a_confidence_outside_its_range_is_refused(folder, value):
+  rewrite(folder, edit(confidence=value))
+  with pytest.raises(ValueError, match=rf'line 2: aux.confidence: .*found {value!r}'):
+    shards.read(folder)
