@@ -4,6 +4,7 @@ import os
 import signal
 import tempfile
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -45,3 +46,6 @@ LONGEST_FILES = (
 def pytest_collection_modifyitems(items):
   order = {name: index for index, name in enumerate(LONGEST_FILES)}
   items.sort(key=lambda item: order.get(item.path.name, len(order)))
+  for item in items:
+    if item.get_closest_marker('slow'):
+      item.add_marker(pytest.mark.timeout(3600))

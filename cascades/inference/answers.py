@@ -303,5 +303,9 @@ def _statistics(names: Sequence[str], record: Record, text: str) -> dict[str, An
 def _row(record: Record, **columns: Any) -> rows.JsonRow:
   row = record.row
   return rows.build(
-    id=row.id, inputs=row.inputs, targets=row.answers or ('',), group=row.group, **columns
+    id=row.id,
+    inputs=row.inputs,
+    targets=row.answers or ('',),
+    details=rows.Details(group=row.group),
+    **columns,
   )

@@ -62,6 +62,22 @@ class PredictionRow(NamedTuple):
   alternatives: Sequence[Sequence[float]] | None = None  # most likely first
 
 
+class Details(NamedTuple):
+  """What a row may say besides its answer.
+
+  Attributes:
+    group: Name of the group of examples that are correct only together.
+    slice: Name of the population that the example belongs to.
+    columns: Numbers, by names of COLUMNS.
+    alternatives: Log-probabilities of the most likely tokens at the position of each token.
+  """
+
+  group: str | None = None
+  slice: str | None = None
+  columns: Mapping[str, float] = MappingProxyType({})
+  alternatives: Sequence[Sequence[float]] | None = None
+
+
 class _Inputs(msgspec.Struct):
   inputs_pretokenized: str
   targets_pretokenized: Any = UNSET  # a text where a target is scored, and nowhere else read
@@ -106,6 +122,8 @@ class _Scored(msgspec.Struct):
 _TYPES: Mapping[Mode, Any] = {'predict': _Predicted, 'score': _Scored}
 _DECODERS = {mode: msgspec.json.Decoder(schema) for mode, schema in _TYPES.items()}
 
+NO_DETAILS = Details()
+
 
 def build(
   *,
@@ -120,10 +138,7 @@ def build(
   options: Sequence[str] | None = None,
   option_scores: Sequence[float] | None = None,
   option_lengths: Sequence[int] | None = None,
-  group: str | None = None,
-  slice: str | None = None,
-  columns: Mapping[str, float] = MappingProxyType({}),
-  alternatives: Sequence[Sequence[float]] | None = None,
+  details: Details = NO_DETAILS,
 ) -> JsonRow:
   """Row as a JSON object.
 
@@ -140,10 +155,7 @@ def build(
     options: Answers that were ranked.
     option_scores: Log-probability of each option.
     option_lengths: Tokens of each option, end of sequence included.
-    group: Name of the group of examples that are correct only together.
-    slice: Name of the population that the example belongs to.
-    columns: Optional numbers, by names of COLUMNS.
-    alternatives: Log-probabilities of the most likely tokens at the position of each token.
+    details: What the row says besides its answer.
   """
   token_logprobs = _finite(logprobs)
   aux: dict[str, Any] = {
@@ -161,10 +173,13 @@ def build(
     aux |= {'options': list(options), 'option_scores': _finite(option_scores)}
     if option_lengths is not None:
       aux['option_lengths'] = [int(length) for length in option_lengths]
-  aux |= {name: text for name, text in (('group', group), ('slice', slice)) if text is not None}
-  aux |= {name: float(value) for name, value in columns.items()}
-  if alternatives is not None:
-    aux['top_logprobs'] = [_finite(values) for values in alternatives]
+  if details.group is not None:
+    aux['group'] = details.group
+  if details.slice is not None:
+    aux['slice'] = details.slice
+  aux |= {name: float(value) for name, value in details.columns.items()}
+  if details.alternatives is not None:
+    aux['top_logprobs'] = [_finite(values) for values in details.alternatives]
   return {
     'inputs': {'inputs_pretokenized': inputs, 'targets_pretokenized': targets[0]},
     **({'prediction': answer} if isinstance(answer, str) else {'score': _finite([answer])[0]}),

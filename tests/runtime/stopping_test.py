@@ -87,11 +87,12 @@ def test_a_signal_is_not_lost_in_a_callback_of_the_garbage_collector():
 
   def collected():
     with stopping.asked():
+      # Any collection calls it, so not before SIGTERM has a handler.
+      gc.callbacks.append(_xla_gc_callback)
       gc.collect()
       time.sleep(5)
 
   sent = []
-  gc.callbacks.append(_xla_gc_callback)
   try:
     with pytest.raises(stopping.Preempted):
       collected()
