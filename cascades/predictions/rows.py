@@ -63,7 +63,7 @@ class PredictionRow(NamedTuple):
 
 
 class Details(NamedTuple):
-  """What a row may say besides its answer.
+  """Optional parts of a row.
 
   Attributes:
     group: Name of the group of examples that are correct only together.

@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from etils import epath
@@ -50,36 +49,42 @@ def on_signals(
     yield
     return
 
-  def handle(number: int, frame: types.FrameType | None) -> None:
-    if _is_ignored_in(frame):
-      threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
-      return
+  raised: dict[BaseException, int] = {}
+  resent: list[threading.Timer] = []
+  report = sys.unraisablehook
+
+  def handle(number: int, _: object) -> None:
     if number == signal.SIGINT:
       signal.signal(signal.SIGINT, signal.default_int_handler)
-    act(number)
+    try:
+      act(number)
+    except BaseException as error:
+      raised[error] = number
+      raise
+
+  def send_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Called with exceptions that Python ignores, as in callbacks of the garbage collector."""
+    error = unraisable.exc_value
+    if error is None or error not in raised:
+      report(unraisable)
+      return
+    signal.signal(raised[error], handle)
+    resent.append(threading.Timer(0.01, os.kill, (os.getpid(), raised.pop(error))))
+    resent[-1].start()
 
   before = {number: signal.getsignal(number) for number in numbers}
   for number, handler in before.items():
     if handler is not signal.SIG_IGN:
       signal.signal(number, handle)
+  sys.unraisablehook = send_again
   try:
     yield
   finally:
+    sys.unraisablehook = report
+    for timer in resent:
+      timer.cancel()
     for number, handler in before.items():
       signal.signal(number, handler)
-
-
-def _is_ignored_in(frame: types.FrameType | None) -> bool:
-  """True within functions whose exceptions Python ignores.
-
-  JAX's callback of the garbage collector is often the first function to run when a compilation
-  ends, and so the one that a signal interrupts.
-  """
-  while frame is not None:
-    if frame.f_code.co_name in ('_xla_gc_callback', '__del__'):
-      return True
-    frame = frame.f_back
-  return False
 
 
 def leave(number: int) -> None:

@@ -104,7 +104,7 @@ def test_no_option_is_likelier_per_token_than_the_best(options):
 
 def test_a_row_may_belong_to_a_group():
   assert 'group' not in build()['aux']
-  record = build(group='passage 3, question 7')
+  record = build(details=rows.Details(group='passage 3, question 7'))
   assert record['aux']['group'] == 'passage 3, question 7'
   assert rows.parse(record, 'predict').group == 'passage 3, question 7'
 

@@ -81,23 +81,24 @@ def test_who_is_told_to_stop_says_which_step_is_saved(sent, code):
 
 
 def test_a_signal_is_not_lost_in_a_callback_of_the_garbage_collector():
-  def _xla_gc_callback(*_):
+  def callback(*_):
     if not sent:
       sent.append(os.kill(os.getpid(), signal.SIGTERM))
 
   def collected():
     with stopping.asked():
       # Any collection calls it, so not before SIGTERM has a handler.
-      gc.callbacks.append(_xla_gc_callback)
+      gc.callbacks.append(callback)
       gc.collect()
       time.sleep(5)
 
-  sent = []
+  sent, hook = [], sys.unraisablehook
   try:
     with pytest.raises(stopping.Preempted):
       collected()
   finally:
-    gc.callbacks.remove(_xla_gc_callback)
+    gc.callbacks.remove(callback)
+  assert sys.unraisablehook is hook
 
 
 def test_another_thread_may_train_too():
