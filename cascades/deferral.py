@@ -8,25 +8,29 @@ quantiles; quantiles are from Gupta et al. 2024, https://arxiv.org/abs/2404.1013
 All rules take `logprobs`, the log-probabilities of each answer's tokens, and `mask`, True on those
 tokens and False on padding, and return the score of each answer. An answer without tokens has no
 evidence for it and defers first: its score is `NO_TOKENS`, the largest finite number.
+
+`DECIDERS` are these rules and the scores of other columns, each with the names of what it reads: a
+table that lacks any of it is refused by name.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from cascades.types import DeferralRule, Predictions, Score
+from cascades.types import COLUMNS, Decider, DeferralRule, Predictions, Score
 
 Logprobs = Float[np.ndarray, 'N T']
 Mask = Bool[np.ndarray, 'N T']
 
 MOST_CELLS = 1 << 22  # tokens and padding that are scored at a time
 NO_TOKENS = float(np.finfo(np.float64).max)
+EMBEDDINGS = 'embeddings/'
 
 
 def average(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
@@ -57,15 +61,38 @@ def quantile(logprobs: Logprobs, mask: Mask, *, q: float) -> Float[np.ndarray, '
   Raises:
     ValueError: if q is outside [0, 1].
   """
-  if not 0 <= q <= 1:
-    raise ValueError(f'q is {q}; the level of a quantile lies in [0, 1].')
+  return -quantiles(logprobs, mask, levels=[q])[:, 0]
+
+
+def quantiles(
+  logprobs: Logprobs, mask: Mask, *, levels: Sequence[float]
+) -> Float[np.ndarray, 'N m']:
+  """Quantiles of the log-probabilities at several levels: `-quantile` of each.
+
+  Args:
+    logprobs: Log-probabilities of the tokens of each answer.
+    mask: True on those tokens, False on padding.
+    levels: Levels in [0, 1].
+
+  Returns:
+    One column a level; -NO_TOKENS for an answer without tokens.
+
+  Raises:
+    ValueError: if a level is outside [0, 1].
+  """
+  for q in levels:
+    if not 0 <= q <= 1:
+      raise ValueError(f'q is {q}; the level of a quantile lies in [0, 1].')
   empty = ~mask.any(axis=-1, keepdims=True)  # any finite number will do for these rows
   ordered = np.sort(np.where(mask | empty, logprobs.astype(np.float64), np.inf), axis=-1)
   last = np.maximum(mask.sum(axis=-1), 1) - 1
-  below = np.floor(q * last).astype(np.intp)
   row = np.arange(len(ordered))
-  low, high = ordered[row, below], ordered[row, np.minimum(below + 1, last)]
-  return _defer_empty(-(low + (q * last - below) * (high - low)), mask)
+  columns = []
+  for q in levels:
+    below = np.floor(q * last).astype(np.intp)
+    low, high = ordered[row, below], ordered[row, np.minimum(below + 1, last)]
+    columns.append(-_defer_empty(-(low + (q * last - below) * (high - low)), mask))
+  return np.stack(columns, axis=-1)
 
 
 def minimum(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
@@ -76,6 +103,17 @@ def minimum(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
 def maximum(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
   """Negative log-probability of the most likely token: r = -max_i l_i."""
   return quantile(logprobs, mask, q=1.0)
+
+
+def length(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
+  """Number of tokens: r = n. Defers long answers first, whatever their probability."""
+  del logprobs
+  return _defer_empty(mask.sum(axis=-1).astype(float), mask)
+
+
+def first_token(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
+  """Negative log-probability of the first token: r = -l_1."""
+  return _defer_empty(-logprobs[:, 0].astype(np.float64), mask)
 
 
 def random(logprobs: Logprobs, mask: Mask, *, seed: int = 0) -> Float[np.ndarray, 'N']:
@@ -113,14 +151,29 @@ def as_score(rule: DeferralRule) -> Score:
   def score(table: Predictions) -> Float[np.ndarray, 'N']:
     if function is random:
       return rule(np.empty((len(table.lengths), 0)), np.empty((len(table.lengths), 0), bool))
-    if function not in (average, total, quantile, minimum, maximum):
+    if function not in _ROW_BY_ROW:
       return rule(*table.padded())
-    scores = np.empty(len(table.lengths))
-    for rows in _blocks(table.lengths):
-      scores[rows] = rule(*table.padded(rows))
-    return scores
+    return by_row(table, rule)
 
   return score
+
+
+def by_row(
+  table: Predictions, function: Callable[[Logprobs, Mask], Float[np.ndarray, 'n *k']]
+) -> Float[np.ndarray, 'N *k']:
+  """Values of a function that judges each row by itself, called on rows of similar length.
+
+  Args:
+    table: One or more rows.
+    function: Function of log-probabilities and mask.
+  """
+  values = np.empty(0)
+  for count, rows in enumerate(_blocks(table.lengths)):
+    block = function(*table.padded(rows))
+    if not count:
+      values = np.empty((len(table.lengths), *block.shape[1:]))
+    values[rows] = block
+  return values
 
 
 def _blocks(lengths: Int[np.ndarray, 'N']) -> Iterator[Int[np.ndarray, 'n']]:
@@ -142,3 +195,100 @@ def _sum(logprobs: Logprobs, mask: Mask) -> Float[np.ndarray, 'N']:
 
 def _defer_empty(score: Float[np.ndarray, 'N'], mask: Mask) -> Float[np.ndarray, 'N']:
   return np.where(mask.any(axis=-1), score, NO_TOKENS)
+
+
+_ROW_BY_ROW = (average, total, quantile, minimum, maximum, length, first_token)
+
+
+def entropy(table: Predictions) -> Float[np.ndarray, 'N']:
+  """Mean entropy of the next-token distributions, from the alternatives of each token.
+
+      H_i = -sum_a p_ia log p_ia - t_i log t_i,    t_i = 1 - sum_a p_ia
+
+  The tokens that are no alternatives enter as one, of the remaining probability t_i, so that H_i is
+  a lower bound of the entropy of the whole distribution.
+  """
+  p = np.exp(_alternatives(table))
+  p = np.hstack([p, np.maximum(1.0 - p.sum(axis=-1, keepdims=True), 0.0)])
+  return _mean(table, -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=-1))
+
+
+def margin(table: Predictions) -> Float[np.ndarray, 'N']:
+  """Negative mean difference of the two highest next-token probabilities, r = -mean_i(p_1 - p_2).
+
+  Raises:
+    ValueError: if the table has no second alternative.
+  """
+  alternatives = _alternatives(table)
+  if alternatives.shape[1] < 2:
+    raise ValueError(
+      f'Rows of task {table.task!r} have one alternative a token, and a margin is between two: '
+      'store two or more log-probabilities a token, or leave the margin out.'
+    )
+  return _mean(table, np.exp(alternatives[:, 1]) - np.exp(alternatives[:, 0]))
+
+
+def confidence(table: Predictions) -> Float[np.ndarray, 'N']:
+  """Negative confidence that was given with the answer."""
+  return -table.column('confidence')
+
+
+def decider(name: str, score: Score, reads: Collection[str], *, flops: float = 0.0) -> Decider:
+  """Decider that refuses a table by the names of what it lacks.
+
+  Args:
+    name: Name in reports.
+    score: One number per row, the highest defers first.
+    reads: Names of what the score reads, as in `Decider.reads`.
+    flops: FLOPs of deciding on one query.
+  """
+
+  def checked(table: Predictions) -> Float[np.ndarray, 'N']:
+    if absent := missing(reads, table):
+      raise ValueError(
+        f'{name!r} reads {", ".join(absent)}, which rows of task {table.task!r} do not have: store '
+        f'it with the table, or leave {name!r} out.'
+      )
+    return score(table)
+
+  return Decider(name, checked, tuple(reads), flops)
+
+
+def missing(reads: Collection[str], table: Predictions) -> list[str]:
+  """Names among `reads` of what a table lacks, in some row or, for log-probabilities, in all."""
+  return [name for name in reads if not _has(table, name)]
+
+
+def _has(table: Predictions, name: str) -> bool:
+  if name == 'token_logprobs':
+    return len(table.token_logprobs) > 0
+  if name == 'alternatives':
+    return table.alternatives is not None and table.alternatives.size > 0
+  if name in COLUMNS:
+    return name in table.columns and not np.isnan(table.columns[name]).any()
+  if name.startswith(EMBEDDINGS):
+    return name.removeprefix(EMBEDDINGS) in table.embeddings
+  return name in table._fields
+
+
+def _alternatives(table: Predictions) -> Float[np.ndarray, 'L A']:
+  assert table.alternatives is not None  # `decider` looks
+  return table.alternatives.astype(np.float64)
+
+
+def _mean(table: Predictions, values: Float[np.ndarray, 'L']) -> Float[np.ndarray, 'N']:
+  """Mean over the tokens of each answer, NO_TOKENS for an answer without tokens."""
+  N = len(table.lengths)
+  sums = np.bincount(np.repeat(np.arange(N), table.lengths), weights=values, minlength=N)
+  return np.where(table.lengths > 0, sums / np.maximum(table.lengths, 1), NO_TOKENS)
+
+
+DECIDERS: Mapping[str, Decider] = MappingProxyType({
+  **{
+    name: decider(name, as_score(rule), () if name == 'random' else ('token_logprobs',))
+    for name, rule in {**PAPER, 'length': length, 'first token': first_token}.items()
+  },
+  'entropy': decider('entropy', entropy, ['alternatives']),
+  'margin': decider('margin', margin, ['alternatives']),
+  'confidence': decider('confidence', confidence, ['confidence']),
+})  # fmt: skip

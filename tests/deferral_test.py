@@ -201,6 +201,109 @@ def test_one_long_answer_does_not_cost_every_row_its_length():
   assert peak < 30e6  # padded, one array of numbers alone has 655 MB
 
 
+def with_alternatives(probabilities, lengths):
+  """A table whose tokens have the alternatives of these probabilities."""
+  table = synthetic_tables.table('a', size=len(lengths))
+  with np.errstate(divide='ignore'):
+    alternatives = np.log(np.array(probabilities, float))
+  logprobs = alternatives[:, 0] if len(alternatives) else np.empty(0)
+  return table._replace(
+    token_logprobs=logprobs, lengths=np.array(lengths), alternatives=alternatives
+  )
+
+
+def test_entropy_and_margin_agree_with_numbers_worked_by_hand():
+  """Rows of tokens (1/2, 1/4; 1/4 beyond) and (1, 0), and of the first one alone, and of none."""
+  table = with_alternatives([(0.5, 0.25), (1.0, 0.0), (0.5, 0.25)], [2, 1, 0])
+  single = 0.5 * np.log(2) + 2 * 0.25 * np.log(4)  # 1.0397 nats
+  np.testing.assert_allclose(
+    deferral.DECIDERS['entropy'].score(table), [single / 2, single, deferral.NO_TOKENS]
+  )
+  assert single == pytest.approx(1.0397, abs=1e-4)
+  np.testing.assert_allclose(
+    deferral.DECIDERS['margin'].score(table), [-0.625, -0.25, deferral.NO_TOKENS]
+  )
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(2, 6), st.randoms())
+def test_entropy_and_margin_equal_a_loop_and_keep_their_bounds(lengths, count, chance):
+  rows = [[chance.random() + 1e-3 for _ in range(count + 1)] for _ in range(sum(lengths))]
+  full = -np.sort(-np.array(rows) / np.sum(rows, axis=1, keepdims=True))
+  table = with_alternatives(full[:, :count], lengths)
+  entropy, margin = (deferral.DECIDERS[name].score(table) for name in ('entropy', 'margin'))
+  ends = np.cumsum(lengths)
+  for row, (begin, end) in enumerate(zip(ends - lengths, ends, strict=True)):
+    of_tokens = [-sum(p * np.log(p) for p in token if p > 0) for token in full[begin:end]]
+    assert entropy[row] == pytest.approx(np.mean(of_tokens))  # exact: the tail is one token
+    assert 0 <= entropy[row] <= np.log(count + 1) + 1e-12
+    assert -margin[row] == pytest.approx(
+      np.mean([token[0] - token[1] for token in full[begin:end]])
+    )
+  fewer = with_alternatives(full[:, : count - 1], lengths)
+  assert (deferral.DECIDERS['entropy'].score(fewer) <= entropy + 1e-12).all()
+
+
+def test_length_and_first_token_agree_with_numbers_worked_by_hand():
+  logprobs, mask = padded([[-0.5, -2.0, -0.1], [-3.0]])
+  np.testing.assert_array_equal(deferral.length(logprobs, mask), [3, 1])
+  np.testing.assert_array_equal(deferral.first_token(logprobs, mask), [0.5, 3.0])
+
+
+@given(answers, st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_several_quantiles_are_those_of_each_level_to_the_bit(rows, levels):
+  columns = deferral.quantiles(*padded(rows), levels=levels)
+  for column, q in zip(columns.T, levels, strict=True):
+    np.testing.assert_array_equal(column, -deferral.quantile(*padded(rows), q=q))
+
+
+def test_confidence_is_the_column_with_its_sign_turned():
+  table = synthetic_tables.table('a', size=3)._replace(
+    columns={'confidence': np.array([0.2, 1, 0])}
+  )
+  np.testing.assert_array_equal(deferral.DECIDERS['confidence'].score(table), [-0.2, -1, 0])
+
+
+@pytest.mark.parametrize('name', deferral.DECIDERS)
+def test_a_decider_refuses_a_table_without_what_it_reads_and_names_it(name):
+  decider = deferral.DECIDERS[name]
+  bare = synthetic_tables.table('a', size=3)._replace(
+    token_logprobs=np.empty(0), lengths=np.zeros(3, int)
+  )
+  if name == 'random':
+    assert decider.score(bare).shape == (3,)
+    return
+  (read,) = decider.reads
+  assert not decider.before_answer
+  assert deferral.missing(decider.reads, bare) == [read]
+  with pytest.raises(
+    ValueError, match=f"'{name}' reads {read}, which rows of task 'a' do not have"
+  ):
+    decider.score(bare)
+
+
+def test_a_decider_gives_the_score_of_its_rule_to_the_bit():
+  table = synthetic_tables.table('a', size=9)
+  for name, rule in deferral.PAPER.items():
+    np.testing.assert_array_equal(
+      deferral.DECIDERS[name].score(table), deferral.as_score(rule)(table)
+    )
+
+
+def test_some_rows_without_tokens_are_scored_and_some_without_confidence_are_not():
+  table = synthetic_tables.table('a', size=2)._replace(
+    token_logprobs=np.array([-1.0]), lengths=np.array([1, 0]),
+    columns={'confidence': np.array([0.5, np.nan])},
+  )  # fmt: skip
+  assert deferral.DECIDERS['average'].score(table).tolist() == [1, deferral.NO_TOKENS]
+  with pytest.raises(ValueError, match="'confidence' reads confidence"):
+    deferral.DECIDERS['confidence'].score(table)
+
+
+def test_a_margin_needs_two_alternatives():
+  with pytest.raises(ValueError, match='have one alternative a token, and a margin is between two'):
+    deferral.DECIDERS['margin'].score(with_alternatives([(0.5,)], [1]))
+
+
 def test_the_paper_compares_six_indicators_and_a_control():
   assert list(deferral.PAPER) == [
     'average', 'minimum', 'maximum', 'sum', 'quantile 0.4', 'quantile 0.8', 'random',
