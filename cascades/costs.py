@@ -1,14 +1,71 @@
-"""Cost of answers in floating-point operations.
+"""Cost of answers: floating-point operations, seconds, dollars, calls of the large model.
 
 A forward pass costs about two operations for each parameter and token (a multiplication and an
 addition); attention over long contexts comes on top and is not counted. Wang et al. 2024,
-https://arxiv.org/abs/2406.00060, equation (6).
+https://arxiv.org/abs/2406.00060, equation (6), charges each token alike; `per_row` charges each
+query for the tokens that it reads and writes.
+
+A cascade pays for every model that it runs, so for the cheap answer that it discards too
+(`charged`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
 import numpy as np
 from jaxtyping import Float, Int
+
+from cascades.types import Predictions
+
+Axis: TypeAlias = Literal['flops', 'seconds', 'dollars', 'large calls']
+UNITS: dict[Axis, str] = {
+  'flops': 'FLOPs per query',
+  'seconds': 'seconds per query',
+  'dollars': 'dollars per query',
+  'large calls': 'calls of the large model per query',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prices:
+  """Prices of one model's tokens: in dollars, or in seconds as a measured profile of the model.
+
+  Attributes:
+    prompt: Price of a token that is read.
+    generated: Price of a token that is written.
+    cached_prompt: Price of a token that is read from the cache of prompts; None for `prompt`.
+    cached_tokens: Tokens at the beginning of each prompt that are in that cache, such as those of
+      an instruction that all prompts share.
+    request: Price of a query besides its tokens.
+  """
+
+  prompt: float
+  generated: float
+  cached_prompt: float | None = None
+  cached_tokens: int = 0
+  request: float = 0.0
+
+  def __post_init__(self) -> None:
+    for name, price in dataclasses.asdict(self).items():
+      number = isinstance(price, int | float) and not isinstance(price, bool)
+      if not (number and math.isfinite(price) and price >= 0) and (name, price) != (
+        'cached_prompt',
+        None,
+      ):
+        raise ValueError(f'The price {name}={price!r:.80} must be a finite number of 0 or more.')
+
+  def charge(
+    self, prompt_tokens: Float[np.ndarray, 'N'], generated_tokens: Float[np.ndarray, 'N']
+  ) -> Float[np.ndarray, 'N']:
+    """Price of each query of so many tokens."""
+    cached = np.minimum(prompt_tokens, self.cached_tokens)
+    cached_price = self.prompt if self.cached_prompt is None else self.cached_prompt
+    read = self.prompt * (prompt_tokens - cached) + cached_price * cached
+    return self.request + read + self.generated * generated_tokens
 
 
 def flops_per_token(parameters: int) -> float:
@@ -61,3 +118,75 @@ def query(
     FLOPs of each query.
   """
   return flops_per_token * (np.asarray(prompt_tokens) + np.asarray(generated_tokens))
+
+
+def per_row(
+  table: Predictions, axis: Axis, *, prices: Prices | None = None, last: bool = False
+) -> Float[np.ndarray, 'N']:
+  """Cost of each answer of a table.
+
+  FLOPs are those of every token of prompt and answer. Seconds and dollars follow from prices per
+  token where there are any, else from the table's column.
+
+  Args:
+    table: Answers of one model.
+    axis: Axis of cost.
+    prices: Prices of tokens in seconds or dollars; None to read the table's column.
+    last: True for the last model of a cascade, whose calls are counted as large ones.
+
+  Returns:
+    Costs in `UNITS[axis]`.
+
+  Raises:
+    ValueError: The axis is unknown, or the table lacks the tokens, seconds or dollars.
+  """
+  if axis not in UNITS:
+    raise ValueError(f'Unknown axis of cost {axis!r:.80}; the axes are {", ".join(UNITS)}.')
+  if axis == 'large calls':
+    return np.full(len(table.ids), float(last))
+  if axis == 'flops':
+    return query(*tokens(table), flops_per_token=float(table.manifest['flops_per_token']))
+  costs = table.column(axis) if prices is None else prices.charge(*tokens(table))
+  if (bad := costs[~(np.isfinite(costs) & (costs >= 0))]).size:
+    raise ValueError(
+      f'{len(bad)} of {len(costs)} rows of task {table.task!r} cost {bad[0]:g} {axis}; a cost is a '
+      'finite number of 0 or more: correct the table.'
+    )
+  return costs
+
+
+def tokens(table: Predictions) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
+  """Tokens read and written for each answer.
+
+  Without a column of generated tokens, those with a log-probability are counted.
+
+  Raises:
+    ValueError: The table has rows without such tokens.
+  """
+  if 'generated_tokens' not in table.columns and table.lengths.all():
+    return table.column('prompt_tokens'), table.lengths.astype(float)
+  return table.column('prompt_tokens'), table.column('generated_tokens')
+
+
+def charged(
+  own: Sequence[Float[np.ndarray, 'N']],
+  deciding: Sequence[Float[np.ndarray, 'N'] | float] = (),
+  *,
+  discarded: bool = True,
+) -> list[Float[np.ndarray, 'N']]:
+  """Cost of each query if the models up to the first, second, ... have run.
+
+  The answer of model j is the last one, so its query costs C_1 + ... + C_j, and the decisions that
+  led there D_1 + ... + D_min(j, K - 1): the last model's answer is final.
+
+  Args:
+    own: Cost of each model's answers, in the order of the cascade.
+    deciding: Cost of each decision about the answer of a model but the last; none if empty.
+    discarded: False to leave out the answers that are thrown away: the query costs C_j.
+
+  Returns:
+    Costs for each model that may answer, in the order of `own`.
+  """
+  decisions = [*deciding, *[0.0] * (len(own) - len(deciding))]
+  answers = np.cumsum(own, axis=0) if discarded else np.asarray(own)
+  return [*(answers + np.cumsum([np.broadcast_to(d, own[0].shape) for d in decisions], axis=0))]

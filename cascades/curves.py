@@ -105,6 +105,38 @@ def reachable(score: Scores) -> tuple[Int[np.ndarray, 'N'], Int[np.ndarray, 'M']
   return order, np.flatnonzero(last_of_equals) + 1
 
 
+def cost_by_rate(score: Scores, base: Scores, extra: Scores) -> Cost:
+  """Mean cost at each deferral rate, of examples of different costs.
+
+      C(k / N) = (1/N) (sum_i base_i + sum_{deferred} extra_i)
+
+  Only the deviations from the first example are summed, so that equal costs C_S and C_L give
+  exactly C_S + d C_L, as in `costs.cascade`.
+
+  Args:
+    score: Deferral score of each example, as in `deferral_curve`.
+    base: Cost of each example if it is not deferred.
+    extra: Cost that deferring it adds.
+
+  Returns:
+    A function of deferral rates: exact at reachable ones, linear between them, inf at inf.
+
+  Raises:
+    ValueError: if there is no example, or a score is not finite.
+  """
+  order, deferred = reachable(score)
+  rates = np.append(0, deferred) / len(score)
+  deviations = np.append(0, np.cumsum((extra - extra[0])[order])[deferred - 1]) / len(score)
+  start = base[0] + np.mean(base - base[0])
+
+  def cost(rate: Points) -> Points:
+    within = np.minimum(rate, 1)
+    costs = start + within * extra[0] + np.interp(within, rates, deviations)
+    return np.where(np.isinf(rate), np.inf, costs)
+
+  return cost
+
+
 def decomposition(
   score: Scores, small: Scores, large: Scores
 ) -> tuple[Float[np.ndarray, 'M'], Float[np.ndarray, 'M']]:

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from cascades import costs, curves, metrics
+from cascades.costs import Prices
+from tests import synthetic_tables
 
 
 def test_costs_agree_with_numbers_worked_by_hand():
@@ -34,3 +36,66 @@ def test_the_cost_per_query_is_a_curve_of_its_own():
   for threshold, cost in zip(curve.threshold, curve.quality, strict=True):
     expected = np.where(score >= threshold, large, small).mean()
     assert cost == pytest.approx(expected)
+
+
+def table(**columns):
+  """Two answers, of 3 and 2 tokens, by a model of 10 FLOPs per token."""
+  two = synthetic_tables.table('a', size=2)
+  return two._replace(
+    lengths=np.array([3, 2]),
+    token_logprobs=np.zeros(5),
+    columns={name: np.array(values, float) for name, values in columns.items()},
+    manifest={**two.manifest, 'flops_per_token': 10.0},
+  )
+
+
+def test_costs_of_rows_agree_with_numbers_worked_by_hand():
+  stored = table(prompt_tokens=[7, 4], seconds=[0.5, 2], dollars=[3, 1])
+  np.testing.assert_array_equal(costs.per_row(stored, 'flops'), [100, 60])
+  np.testing.assert_array_equal(costs.per_row(stored, 'seconds'), [0.5, 2])
+  np.testing.assert_array_equal(costs.per_row(stored, 'dollars'), [3, 1])
+  np.testing.assert_array_equal(costs.per_row(stored, 'large calls'), [0, 0])
+  np.testing.assert_array_equal(costs.per_row(stored, 'large calls', last=True), [1, 1])
+  # 5 of the prompt's tokens are cached: 1 + 2 x 2 + 5 x 0.5 + 3 x 10, and 1 + 4 x 0.5 + 2 x 10.
+  prices = Prices(prompt=2, generated=10, cached_prompt=0.5, cached_tokens=5, request=1)
+  np.testing.assert_array_equal(costs.per_row(stored, 'dollars', prices=prices), [37.5, 23])
+  prices = Prices(prompt=2, generated=10, cached_tokens=5)  # as any other token
+  np.testing.assert_array_equal(costs.per_row(stored, 'seconds', prices=prices), [44, 28])
+
+
+def test_written_tokens_that_are_not_shown_are_charged():
+  stored = table(prompt_tokens=[7, 4], generated_tokens=[1000, 2])
+  np.testing.assert_array_equal(costs.per_row(stored, 'flops'), [10070, 60])
+
+
+@pytest.mark.parametrize(
+  ('axis', 'columns', 'sentence'),
+  [
+    ('flops', {}, '2 of 2 rows of task .a. have no prompt_tokens'),
+    ('seconds', {'seconds': [1, np.nan]}, '1 of 2 rows of task .a. have no seconds'),
+    ('dollars', {'dollars': [1, -1]}, '1 of 2 rows of task .a. cost -1 dollars'),
+    ('euros', {}, "Unknown axis of cost 'euros'; the axes are flops, seconds"),
+  ],
+)
+def test_a_cost_that_the_table_does_not_have_is_refused_by_name(axis, columns, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    costs.per_row(table(**columns), axis)
+
+
+@pytest.mark.parametrize('price', [-1, np.inf, np.nan, '2', True])
+def test_a_price_that_is_no_amount_is_refused_by_name(price):
+  with pytest.raises(ValueError, match='The price generated='):
+    Prices(prompt=1, generated=price)
+
+
+def test_every_answer_that_was_given_is_charged_unless_discarded_ones_are_left_out():
+  own = [np.array([1.0, 2.0]), np.array([10.0, 20.0]), np.array([100.0, 200.0])]
+  # Both decisions are charged to what the second or the third model answers: 0.5 + 0.25.
+  np.testing.assert_array_equal(
+    costs.charged(own, [0.5, np.array([0.25, 0.25])]),
+    [[1.5, 2.5], [11.75, 22.75], [111.75, 222.75]],
+  )
+  np.testing.assert_array_equal(
+    costs.charged(own, [0.5, 0.25], discarded=False), [[1.5, 2.5], [10.75, 20.75], [100.75, 200.75]]
+  )
+  np.testing.assert_array_equal(costs.charged(own), np.cumsum(own, axis=0))

@@ -1,5 +1,6 @@
 import doctest
 import itertools
+from functools import partial
 
 import hypothesis.strategies as st
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
-from cascades import curves, metrics
+from cascades import costs, curves, metrics
 from tests.curve_oracles import literal_curve
 
 
@@ -286,3 +287,33 @@ def test_pooled_tasks_are_the_weighted_mean_of_the_tasks_at_a_common_threshold()
       score, np.vstack(small), np.vstack(large), metrics.ratio, by_rate
     ).quality,
   )
+
+
+def test_costs_of_single_examples_agree_with_numbers_worked_by_hand():
+  """The examples defer in the order 2, 4, 3, 1, at costs of 5, 2, 4 and 1."""
+  base, extra = np.array([1.0, 2.0, 3.0, 2.0]), np.array([1.0, 5.0, 4.0, 2.0])
+  cost = curves.cost_by_rate(-CONFIDENCE, base, extra)
+  np.testing.assert_allclose(
+    curve_of(-CONFIDENCE, SMALL, LARGE, cost).cost, [2, 3.25, 3.75, 4.75, 5]
+  )
+  np.testing.assert_allclose(cost(np.array([0.125, np.inf])), [2.625, np.inf])
+
+
+@given(cascades(), st.floats(0, 1e12), st.floats(0, 1e12))
+def test_equal_costs_of_examples_give_todays_curve_bit_for_bit(cascade, small, large):
+  score, *qualities = cascade
+  by_example = curves.cost_by_rate(score, np.full(len(score), small), np.full(len(score), large))
+  constant = partial(costs.cascade, small=small, large=large)
+  for actual, expected in zip(
+    curve_of(score, *qualities, by_example), curve_of(score, *qualities, constant), strict=True
+  ):
+    np.testing.assert_array_equal(actual, expected)
+
+
+@given(cascades())
+def test_costs_of_single_examples_equal_those_of_every_threshold(cascade):
+  score, base, extra = cascade
+  curve = curve_of(score, base, extra, curves.cost_by_rate(score, base, extra))
+  for threshold, cost in zip(curve.threshold, curve.cost, strict=True):
+    expected = np.where(score >= threshold, base + extra, base).mean()
+    assert cost == pytest.approx(expected, abs=1e-12)
