@@ -6,7 +6,7 @@ https://arxiv.org/abs/2406.00060, equation (6), charges each token alike; `per_r
 query for the tokens that it reads and writes.
 
 A cascade pays for every model that it runs, so for the cheap answer that it discards too
-(`charged`).
+(`added`).
 """
 
 from __future__ import annotations
@@ -168,25 +168,27 @@ def tokens(table: Predictions) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray
   return table.column('prompt_tokens'), table.column('generated_tokens')
 
 
-def charged(
+def added(
   own: Sequence[Float[np.ndarray, 'N']],
   deciding: Sequence[Float[np.ndarray, 'N'] | float] = (),
   *,
   discarded: bool = True,
-) -> list[Float[np.ndarray, 'N']]:
-  """Cost of each query if the models up to the first, second, ... have run.
+) -> Float[np.ndarray, 'K N']:
+  """Cost that each model of a cascade adds to a query that reaches it.
 
-  The answer of model j is the last one, so its query costs C_1 + ... + C_j, and the decisions that
-  led there D_1 + ... + D_min(j, K - 1): the last model's answer is final.
+      A_j = C_j + D_j,    A_1 + ... + A_j: cost of a query that model j answers
+
+  The last model's answer is final, so that there is no D_K.
 
   Args:
-    own: Cost of each model's answers, in the order of the cascade.
-    deciding: Cost of each decision about the answer of a model but the last; none if empty.
-    discarded: False to leave out the answers that are thrown away: the query costs C_j.
+    own: Cost of each of the K models' answers, in the order of the cascade.
+    deciding: Cost D_j of each decision about the answer of a model but the last; none if empty.
+    discarded: False to leave out the answers that are thrown away: A_j = C_j - C_(j-1) + D_j.
 
   Returns:
-    Costs for each model that may answer, in the order of `own`.
+    Costs by model.
   """
-  decisions = [*deciding, *[0.0] * (len(own) - len(deciding))]
-  answers = np.cumsum(own, axis=0) if discarded else np.asarray(own)
-  return [*(answers + np.cumsum([np.broadcast_to(d, own[0].shape) for d in decisions], axis=0))]
+  costs = np.array(own, float) if discarded else np.diff(own, axis=0, prepend=0.0)
+  for row, decision in zip(costs[:-1], deciding, strict=False):
+    row += decision
+  return costs

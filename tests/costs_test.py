@@ -90,12 +90,12 @@ def test_a_price_that_is_no_amount_is_refused_by_name(price):
 
 def test_every_answer_that_was_given_is_charged_unless_discarded_ones_are_left_out():
   own = [np.array([1.0, 2.0]), np.array([10.0, 20.0]), np.array([100.0, 200.0])]
-  # Both decisions are charged to what the second or the third model answers: 0.5 + 0.25.
+  decisions = [0.5, np.array([0.25, 0.25])]
   np.testing.assert_array_equal(
-    costs.charged(own, [0.5, np.array([0.25, 0.25])]),
-    [[1.5, 2.5], [11.75, 22.75], [111.75, 222.75]],
+    costs.added(own, decisions), [[1.5, 2.5], [10.25, 20.25], [100, 200]]
   )
-  np.testing.assert_array_equal(
-    costs.charged(own, [0.5, 0.25], discarded=False), [[1.5, 2.5], [10.75, 20.75], [100.75, 200.75]]
-  )
-  np.testing.assert_array_equal(costs.charged(own), np.cumsum(own, axis=0))
+  # What the third model answers costs 100 and the decisions, 0.75: 1.5 + 9.25 + 90.
+  without = costs.added(own, decisions, discarded=False)
+  np.testing.assert_array_equal(without, [[1.5, 2.5], [9.25, 18.25], [90, 180]])
+  np.testing.assert_array_equal(without.sum(axis=0), [100.75, 200.75])
+  np.testing.assert_array_equal(costs.added(own), own)
