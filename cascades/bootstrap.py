@@ -12,10 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import sparse
 
-from cascades.curves import Finalize, Scores, Statistics, reachable
+from cascades.curves import Finalize, Scores, Statistics, evenly_spaced, reachable
 
-BLOCK = 1 << 16  # values of each statistic per block: small buffers that are reused stay in cache
+BLOCK = 1 << 16  # counts per block: small buffers that are reused stay in cache
+LEAST = 16  # resamples per block at least, which are multiplied together
+MOST_POINTS = 1 << 14  # of a resampled curve
 
 
 class Resamples(NamedTuple):
@@ -83,9 +86,13 @@ def resample(
   *,
   rates: Float[np.ndarray, 'G'],
 ) -> Resamples:
-  """Curve of each resample, by cumulative sums over blocks of resamples.
+  """Curve of each resample, by a sparse product with blocks of resamples and a cumulative sum.
 
-  Takes R x N x K additions, and memory for one block.
+  Takes R x N x (1 + K) additions at most, and memory for one block: examples where both models
+  have the same statistics cost nothing. Where a score has more than MOST_POINTS distinct values,
+  the curves have as many points, evenly spaced. The area of a mean of N examples changes thereby
+  by about 1 / (MOST_POINTS sqrt(12 N)) of the spread of one example, and its interval by less than
+  a thousandth.
 
   Args:
     counts: Number of times that each resample holds each example, from `draw`.
@@ -102,32 +109,39 @@ def resample(
     ValueError: if there is no example, or a score is not finite.
   """
   order, deferred = reachable(score)
-  points = np.append(0, deferred)
-  terms = [np.ones(len(score)), *(large - small)[order].T]  # the first counts examples
-  blocks = _blocks(counts)
-  step = len(blocks[0])
-  running, sums = np.empty((step, 1 + len(score))), np.empty((len(terms), step, len(points)))
+  deferred = deferred[evenly_spaced(len(deferred), MOST_POINTS)]
+  steps = np.diff(deferred, prepend=0)
+  step = np.empty(len(score), np.int32)  # that defers each example
+  step[order] = np.repeat(np.arange(len(steps), dtype=np.int32), steps)
+  terms = np.column_stack([np.ones(len(score)), large - small])  # the first counts examples
+  varying = np.flatnonzero(terms.any(axis=0))  # a count of examples does not
+  sums_by_step = _by_step(terms[:, varying], step, len(steps))
   resampled = []
-  for block in blocks:
-    cumulative = running[: len(block)]
-    drawn = block[:, order].astype(float)
-    starts = np.vstack([np.zeros(len(block)), (block @ small).T])
-    for start, term, out in zip(starts, terms, sums[:, : len(block)], strict=True):
-      if not term.any():  # equal in both models, as a count of examples is
-        out[:] = start[:, None]
-        continue
-      cumulative[:, 0] = start
-      np.multiply(drawn, term, out=cumulative[:, 1:])
-      np.cumsum(cumulative, axis=-1, out=cumulative)
-      np.take(cumulative, points, axis=-1, out=out, mode='clip')  # other modes buffer the output
-    block_sums = sums[:, : len(block)]
-    quality = finalize(np.moveaxis(block_sums[1:], 0, -1))
-    resampled.append(_interpolate(block_sums[0] / len(score), quality, np.asarray(rates)))
+  for block in _blocks(counts):
+    drawn = np.ascontiguousarray(block.T, float)
+    sums = np.zeros((terms.shape[1], len(block), 1 + len(steps)))
+    sums[:, :, 0] = np.vstack([np.zeros(len(block)), small.T @ drawn])
+    by_step = sums_by_step @ drawn
+    sums[varying, :, 1:] = by_step.reshape(-1, len(steps), len(block)).swapaxes(1, 2)
+    np.cumsum(sums, axis=-1, out=sums)
+    quality = finalize(np.moveaxis(sums[1:], 0, -1))
+    resampled.append(_interpolate(sums[0] / len(score), quality, np.asarray(rates)))
   return Resamples(*(np.concatenate(column) for column in zip(*resampled, strict=True)))
 
 
+def _by_step(
+  terms: Float[np.ndarray, 'N V'], step: Int[np.ndarray, 'N'], steps: int
+) -> sparse.csc_array:
+  """Matrix [V x steps, N] that sums each of the V terms of the examples of each step."""
+  example, term = np.nonzero(terms)
+  starts = np.append(0, np.cumsum(np.count_nonzero(terms, axis=1)))
+  rows = term.astype(np.int32) * steps + step[example]
+  shape = terms.shape[1] * steps, len(terms)
+  return sparse.csc_array((terms[example, term], rows, starts), shape=shape)
+
+
 def _blocks(counts: Int[np.ndarray, 'R N']) -> list[Int[np.ndarray, 'r N']]:
-  step = max(1, BLOCK // counts.shape[1])
+  step = max(LEAST, BLOCK // counts.shape[1])
   return np.split(counts, range(step, len(counts), step))
 
 

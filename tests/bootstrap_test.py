@@ -52,6 +52,7 @@ def test_blocks_of_resamples_change_nothing(monkeypatch):
   counts = bootstrap.draw([50], resamples=11, seed=0)
   at_once = bootstrap.resample(counts, score, small, large, metrics.ratio, rates=RATES)
   monkeypatch.setattr(bootstrap, 'BLOCK', 150)
+  monkeypatch.setattr(bootstrap, 'LEAST', 1)
   in_blocks = bootstrap.resample(counts, score, small, large, metrics.ratio, rates=RATES)
   for column, in_block in zip(at_once, in_blocks, strict=True):
     np.testing.assert_allclose(in_block, column, rtol=1e-12)
@@ -142,3 +143,16 @@ def test_the_test_is_calibrated_where_nothing_differs():
   rejected = np.mean(np.array(values) < 0.05)
   assert rejected < 0.12  # 0.05 is expected, with a standard error of 0.018
   assert np.mean(values) == pytest.approx(0.5, abs=0.1)
+
+
+def test_leaving_out_points_changes_areas_by_little_of_their_spread(monkeypatch):
+  score, small, large = examples(3000)
+  counts = bootstrap.draw([3000], resamples=40, seed=0)
+  areas = []
+  for most in (3000, 1000):
+    monkeypatch.setattr(bootstrap, 'MOST_POINTS', most)
+    resampled = bootstrap.resample(counts, score, small, large, metrics.ratio, rates=RATES)
+    areas.append(resampled.area)
+  apart, spread = np.std(areas[1] - areas[0]), np.std(large[:, 0] - small[:, 0])
+  assert 0 < apart < 2 * spread / (1000 * np.sqrt(12 * 3000))
+  assert apart < 2e-3 * np.std(areas[0])
