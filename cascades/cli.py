@@ -97,7 +97,8 @@ def ending(program: str, *, traceback: bool = False) -> Iterator[None]:
         f'{program}: another process of the run failed or was lost; see its log. Rerun the same '
         f'command to resume from the last checkpoint. ({_sentence(error).splitlines()[0]})',
       )
-    _end(1, f'{program}: error: {_sentence(error)}\n(--traceback prints where)')
+    code = getattr(error, 'exit_code', 1)
+    _end(code, f'{program}: error: {_sentence(error)}\n(--traceback prints where)')
   except KeyboardInterrupt:
     _end(1, f'{program}: interrupted; rerun the same command to resume from the last checkpoint.')
 

@@ -45,7 +45,7 @@ PRIOR = 10.0  # observations at the level that they start from
 
 
 class Monitor(NamedTuple):
-  """What is compared with the stream.
+  """Calibration that a stream is compared with, and levels that it must not exceed.
 
   Attributes:
     edges: Scores between the bins, each the score of a calibration row.
@@ -129,7 +129,7 @@ def update(
   """State after one more row.
 
   Args:
-    monitor: What is compared with the stream.
+    monitor: Calibration and levels.
     state: State before the row.
     score: Deferral score of the row.
     observed: Quantities of the row, in [0, 1]; nan where one is not observed. None if none is.

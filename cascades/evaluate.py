@@ -5,22 +5,29 @@
       --gin.LARGE="'runs/large/predictions'" --gin.EVAL_OUTPUT_DIR="'runs/evaluation'"
 
 Writes report.html, curves.json, summary.csv, config.gin and figures/ to the output directory, and
-prints the main tables. No model runs, so another deferral rule takes seconds.
+prints the main tables. With POLICY, promises.json says what the policy does on these rows. No model
+runs, so another deferral rule takes seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from etils import epath
 
 from cascades import deferral
+from cascades.evaluation import policy as policies
+from cascades.evaluation import realized
 from cascades.evaluation.compare import compare
 from cascades.evaluation.comparison import Comparison, Settings
 from cascades.evaluation.quantities import LARGE
 from cascades.evaluation.tables import Tables
-from cascades.reporting import escaping, outputs, terminal
+from cascades.reporting import escaping, outputs, promises, terminal
 from cascades.reporting.report import Report
 from cascades.runtime import files, locking
-from cascades.types import DeferralRule, Metric, Score
+from cascades.types import DeferralRule, Metric, Predictions, Score
 
 
 def evaluate(
@@ -33,9 +40,10 @@ def evaluate(
   metric: Metric | str | None = None,
   settings: Settings | None = None,
   report: Report | None = None,
+  policy: str | None = None,
   overwrite: bool = False,
   provenance: Callable[[], Mapping[str, str]] = dict,
-) -> Comparison:
+) -> Comparison | None:
   """Joins each small model's tables with the large one's, compares, and writes a report.
 
   Args:
@@ -49,11 +57,13 @@ def evaluate(
       their texts where the tables do not hold its statistics.
     settings: Settings of the comparison; None for the defaults.
     report: Options of the report; None for the defaults.
+    policy: File of a policy of `python -m cascades.calibrate`. Its promises are compared with these
+      rows in promises.json; rows without targets are then allowed, and give no report.
     overwrite: Replace a report of other tables in `output_dir` instead of refusing.
     provenance: Function that says how the comparison was made, called after it.
 
   Returns:
-    The comparison that the report shows.
+    The comparison that the report shows; None for rows without targets.
 
   Raises:
     FileNotFoundError: A table is missing or incomplete.
@@ -61,12 +71,17 @@ def evaluate(
     BlockingIOError: Another process writes to `output_dir`.
     ValueError: The tables do not fit together, or cannot be compared as asked for.
   """
-  small, large = tables.read()
+  small, large = dataclasses.replace(tables, require_targets=policy is None).read()
+  labels = not any(table.manifest.get('unlabelled') for table in large)
   by_rule = {**standard_rules, **(rules or {})}
   directory = files.absolute(output_dir)
   with locking.held(directory):
     if not overwrite:
       outputs.check(directory, {**small, LARGE.name: large})
+    if policy is not None:
+      _compare_with_promises(directory, policy, small, large, labels=labels)
+    if not labels:
+      return None
     comparison = compare(
       small,
       large,
@@ -78,6 +93,23 @@ def evaluate(
   terminal.show(comparison)
   print('Report:', escaping.visible(str(directory / 'report.html')))
   return comparison
+
+
+def _compare_with_promises(
+  directory: epath.Path,
+  path: str,
+  small: Mapping[str, Sequence[Predictions]],
+  large: Sequence[Predictions],
+  *,
+  labels: bool,
+) -> None:
+  """Prints and writes what a policy promised, and what it does on these rows."""
+  policy = policies.read(files.absolute(path))
+  name = policy.models['small']['name']
+  rows = small[name] if name in small else next(iter(small.values()))
+  outcomes = realized.outcomes(policy, rows, large, labels=labels)
+  files.write(directory / 'promises.json', json.dumps(promises.as_json(outcomes), indent=2) + '\n')
+  promises.show_outcomes(policy, outcomes)
 
 
 if __name__ == '__main__':

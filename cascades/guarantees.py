@@ -31,7 +31,7 @@ array([False, False, False,  True,  True,  True,  True])
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -40,7 +40,11 @@ from scipy import stats
 from cascades import risk_tests
 from cascades.curves import reachable
 
-MOST_BETS = 20_000  # rows up to which graded losses are tested by betting, whose time is their square
+Test: TypeAlias = Literal['binomial', 'trinomial', 'betting', 'Hoeffding-Bentkus']
+
+MOST_BETS = (
+  20_000  # rows up to which graded losses are tested by betting, whose time is their square
+)
 POWER = 0.8  # probability of success with the rows that `rows_needed` asks for
 _BLOCK = 1 << 22  # losses that are tested at a time
 
@@ -69,7 +73,7 @@ class Risk(NamedTuple):
     return self._replace(small=self.small[rows], large=self.large[rows])
 
 
-class Path(NamedTuple):
+class Walk(NamedTuple):
   """All reachable points of a deferral curve, from no deferral (threshold inf) to all rows.
 
   Attributes:
@@ -87,58 +91,71 @@ class Path(NamedTuple):
     """Deferral rate at each point."""
     return self.deferred / len(self.order)
 
-  def index(self, threshold: float) -> int:
+  def point(self, threshold: float) -> int:
     """Point of a threshold that may come from other rows."""
     return int(np.searchsorted(-self.threshold, -threshold, side='right')) - 1
 
 
-def path(score: Float[np.ndarray, 'N']) -> Path:
-  """Path of the thresholds of a deferral score.
+def path(score: Float[np.ndarray, 'N']) -> Walk:
+  """Walk of the thresholds of a deferral score.
 
   Raises:
     ValueError: if there is no row, or a score is not finite.
   """
   order, deferred = reachable(score)
-  return Path(order, np.append(0, deferred), np.append(np.inf, score[order[deferred - 1]]))
+  return Walk(order, np.append(0, deferred), np.append(np.inf, score[order[deferred - 1]]))
 
 
-def total(walk: Path, small: Float[np.ndarray, 'N'], large: Float[np.ndarray, 'N']) -> Float[np.ndarray, 'M']:
+def total(
+  walk: Walk, small: Float[np.ndarray, 'N'], large: Float[np.ndarray, 'N']
+) -> Float[np.ndarray, 'M']:
   """Sum over the rows at each point: `large` where they defer, else `small`."""
   return small.sum() + np.append(0, np.cumsum((large - small)[walk.order]))[walk.deferred]
 
 
-def mean_loss(walk: Path, risk: Risk) -> Float[np.ndarray, 'M']:
+def mean_loss(walk: Walk, risk: Risk) -> Float[np.ndarray, 'M']:
   """Mean loss of the calibration rows at each point."""
   return total(walk, risk.small, risk.large) / len(walk.order)
 
 
-def certified(walk: Path, risk: Risk) -> Bool[np.ndarray, 'M']:
+def certified(walk: Walk, risk: Risk) -> Bool[np.ndarray, 'M']:
   """Points that keep the promise: all of them together err with probability `delta` at most.
 
   Args:
-    walk: Path of the calibration rows.
+    walk: Walk of the calibration rows.
     risk: The promise, on the same rows.
   """
-  losses = np.concatenate([risk.small, risk.large])
-  if np.isin(losses, (0, 1)).all():
+  test = test_of(risk)
+  if test == 'binomial':
     limit = risk_tests.binomial_limit(len(walk.order), risk.level, risk.delta)
     return _until_failure(np.rint(total(walk, risk.small, risk.large)) <= limit, risk.falls)
-  if np.isin(losses, (-1, 0, 1)).all() and not risk.large.any():
+  if test == 'trinomial':
     worse, better = (
       np.rint(total(walk, (risk.small == sign).astype(float), risk.large)).astype(int)
       for sign in (1, -1)
     )
     limits = risk_tests.paired_limits(len(walk.order), risk.level, risk.delta)
     return _until_failure(worse <= limits[worse + better], risk.falls)
-  return _graded(walk, _in_unit_interval(risk))
+  return _graded(walk, _in_unit_interval(risk), test)
+
+
+def test_of(risk: Risk) -> Test:
+  """Name of the test of a promise, the most powerful that is exact for its losses."""
+  losses = np.concatenate([risk.small, risk.large])
+  if np.isin(losses, (0, 1)).all():
+    return 'binomial'
+  if np.isin(losses, (-1, 0, 1)).all() and not risk.large.any():
+    return 'trinomial'
+  return 'betting' if len(risk.small) <= MOST_BETS else 'Hoeffding-Bentkus'
 
 
 def _in_unit_interval(risk: Risk) -> Risk:
   """The same promise for losses in [0, 1]."""
   if min(risk.small.min(), risk.large.min()) >= 0:
     return risk
-  small, large, level = ((1 + value) / 2 for value in (risk.small, risk.large, risk.level))
-  return risk._replace(small=small, large=large, level=level)
+  return risk._replace(
+    small=(1 + risk.small) / 2, large=(1 + risk.large) / 2, level=(1 + risk.level) / 2
+  )
 
 
 def _until_failure(passes: Bool[np.ndarray, 'M'], falls: bool) -> Bool[np.ndarray, 'M']:
@@ -148,12 +165,12 @@ def _until_failure(passes: Bool[np.ndarray, 'M'], falls: bool) -> Bool[np.ndarra
   return ordered[::-1] if falls else ordered
 
 
-def _graded(walk: Path, risk: Risk) -> Bool[np.ndarray, 'M']:
-  """`certified` for losses in [0, 1]: by betting if the rows are few enough."""
+def _graded(walk: Walk, risk: Risk, test: Test) -> Bool[np.ndarray, 'M']:
+  """`certified` for losses in [0, 1]."""
   rows = len(walk.order)
   if not 0 < risk.level < 1:
     return np.full(len(walk.deferred), risk.level >= 1)
-  if rows > MOST_BETS:
+  if test == 'Hoeffding-Bentkus':
     means = mean_loss(walk, risk)
     passes = risk_tests.hoeffding_bentkus(means, rows, risk.level) <= risk.delta
     return _until_failure(passes, risk.falls)
@@ -173,7 +190,7 @@ def _graded(walk: Path, risk: Risk) -> Bool[np.ndarray, 'M']:
 
 
 def choose(
-  walk: Path, risks: Sequence[Risk], quality: Float[np.ndarray, 'M'], *, plug_in: bool = False
+  walk: Walk, risks: Sequence[Risk], quality: Float[np.ndarray, 'M'], *, plug_in: bool = False
 ) -> int | None:
   """Point that is certified for every promise: of lowest deferral rate, or of best quality.
 
@@ -181,7 +198,7 @@ def choose(
   Choosing among certified points costs nothing, since all are certified together.
 
   Args:
-    walk: Path of the calibration rows.
+    walk: Walk of the calibration rows.
     risks: Promises on these rows.
     quality: Quality at each point. It decides where no promise calls for deferral.
     plug_in: Take the observed means for the truth, as a control: such thresholds break promises.
@@ -200,7 +217,7 @@ def choose(
   return int(np.argmax(np.where(allowed, quality, -np.inf)))
 
 
-def rows_needed(walk: Path, risks: Sequence[Risk]) -> float:
+def rows_needed(walk: Walk, risks: Sequence[Risk]) -> float:
   """Number of rows with which a threshold would be certified, with probability `POWER`.
 
   A normal approximation at the observed means, for planning:
@@ -234,13 +251,13 @@ class Simulation(NamedTuple):
   """Repeated calibrations on draws from a table that stands for the population.
 
   Attributes:
-    kept: True where a promise is kept on the whole table, or nothing was promised.
+    fulfilled: True where a promise is kept on the whole table, or nothing was promised.
     held_out: The same on the rows that were not drawn; their own noise breaks it more often.
     rate: Deferral rate on the whole table; 1 for a refusal, after which everything defers.
     refused: True where no threshold was certified.
   """
 
-  kept: Bool[np.ndarray, 'R K']
+  fulfilled: Bool[np.ndarray, 'R K']
   held_out: Bool[np.ndarray, 'R K']
   rate: Float[np.ndarray, 'R']
   refused: Bool[np.ndarray, 'R']
@@ -273,7 +290,7 @@ def simulate(
   everything, generator = path(score), np.random.default_rng(seed)
   means = np.array([mean_loss(everything, risk) for risk in risks])
   levels = np.array([risk.level + risk_tests.ROUNDING for risk in risks])
-  kept, held_out = np.ones((draws, len(risks)), bool), np.ones((draws, len(risks)), bool)
+  fulfilled, held_out = np.ones((draws, len(risks)), bool), np.ones((draws, len(risks)), bool)
   rate, refused = np.ones(draws), np.zeros(draws, bool)
   for i in range(draws):
     drawn = generator.integers(len(score), size=rows)
@@ -283,12 +300,12 @@ def simulate(
     if point is None:
       refused[i] = True
       continue
-    at = everything.index(walk.threshold[point])
-    kept[i], rate[i] = means[:, at] <= levels, everything.rate[at]
+    at = everything.point(walk.threshold[point])
+    fulfilled[i], rate[i] = means[:, at] <= levels, everything.rate[at]
     rest = np.delete(np.arange(len(score)), drawn)
     deferred = score[rest] >= walk.threshold[point]
     held_out[i] = [
       np.where(deferred, risk.large[rest], risk.small[rest]).mean() <= level
       for risk, level in zip(risks, levels, strict=True)
     ]
-  return Simulation(kept, held_out, rate, refused)
+  return Simulation(fulfilled, held_out, rate, refused)

@@ -22,7 +22,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy import special, stats
 
 ROUNDING = 1e-9  # of sums and tails: a rejection rate above its limit by less is not above it
@@ -179,7 +179,7 @@ def _level_is_at_most(
 
 
 def hoeffding_bentkus(
-  mean: Float[np.ndarray, '*M'], rows: int, level: float
+  mean: Float[np.ndarray, '*M'] | float, rows: int, level: Float[np.ndarray, '*M'] | float
 ) -> Float[np.ndarray, '*M']:
   """P-value of a mean loss above `level`, for losses in [0, 1]: Bates et al. 2021, theorem 4.
 
@@ -204,17 +204,15 @@ def hoeffding_bentkus(
 def mean_interval(mean: float, rows: int, delta: float) -> tuple[float, float]:
   """Two-sided interval of a mean of losses in [0, 1], by inverting `hoeffding_bentkus`."""
   levels = np.linspace(0, 1, 4001)[1:-1]
-  above = hoeffding_bentkus(np.full_like(levels, mean), rows, levels) > delta / 2
-  below = hoeffding_bentkus(np.full_like(levels, 1 - mean), rows, levels) > delta / 2
+  above = hoeffding_bentkus(mean, rows, levels) > delta / 2
+  below = hoeffding_bentkus(1 - mean, rows, levels) > delta / 2
   high = levels[above & (levels >= mean)].max(initial=mean)
   low = 1 - levels[below & (levels >= 1 - mean)].max(initial=1 - mean)
   step = 1 / 4000  # to the next level, which is certainly outside
   return max(0.0, float(low) - step), min(1.0, float(high) + step)
 
 
-def betting(
-  losses: Float[np.ndarray, 'M n'], level: float, delta: float
-) -> Float[np.ndarray, 'M']:
+def betting(losses: Float[np.ndarray, 'M n'], level: float, delta: float) -> Float[np.ndarray, 'M']:
   """P-value of a mean loss above `level`, for losses in [0, 1]: the best wealth of a bettor.
 
   He bets on losses below the level. If their mean is above it his wealth K does not grow on
@@ -238,8 +236,3 @@ def betting(
   bets = np.minimum(np.sqrt(2 * np.log(1 / delta) / (rows * before)), 0.75 / (1 - level))
   wealth = np.cumsum(np.log1p(bets * (level - losses)), axis=-1)
   return np.exp(-np.maximum(wealth.max(axis=-1), 0))
-
-
-def is_binary(*losses: Float[np.ndarray, 'N']) -> bool:
-  """True if all losses are 0 or 1."""
-  return np.all([((values == 0) | (values == 1)).all() for values in losses])

@@ -181,10 +181,11 @@ def test_help_shows_examples_settings_arguments_and_the_recipes_that_fit(program
   assert '(required)' in done.stdout
 
 
-def test_evaluation_starts_without_jax_or_tensorflow():
+@pytest.mark.parametrize('program', ['evaluate', 'calibrate'])
+def test_evaluation_starts_without_jax_or_tensorflow(program):
   code = (
-    "import sys; from cascades import cli; cli.configure('cascades.evaluate', [], []); "
-    "import cascades.evaluate; print({'jax', 'tensorflow'} & set(sys.modules))"
+    f"import sys; from cascades import cli; cli.configure('cascades.{program}', [], []); "
+    f"import cascades.{program}; print({{'jax', 'tensorflow'}} & set(sys.modules))"
   )
   done = subprocess.run(
     [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True

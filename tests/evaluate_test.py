@@ -226,7 +226,7 @@ def test_every_macro_reaches_the_program():
     'TASKS': ['b'], 'MODE': 'score', 'METRIC': 'bleu', 'TASK_WEIGHTS': 'uniform', 'COSTS': [2.0],
     'QUALITIES': [0.5], 'BASELINE': 'x', 'RESAMPLES': 20, 'CONFIDENCE': 0.9, 'SEED': 3,
     'DEDUPE_INPUTS': True, 'TITLE': 'A title', 'ALLOW_DIFFERENCES': ['weights'],
-    'OVERWRITE': True,
+    'OVERWRITE': True, 'POLICY': 'policy.json',
   }  # fmt: skip
   gin.clear_config()
   bindings = [f'{name}={value!r}' for name, value in macros.items()]
@@ -240,6 +240,7 @@ def test_every_macro_reaches_the_program():
     'metric': 'bleu',
     'settings': Settings('uniform', [2.0], [0.5], 'x', 20, 0.9, 3, dedupe_inputs=True),
     'report': Report('A title'),
+    'policy': 'policy.json',
   }
   text = (reading.search_path()[0] / 'runs' / 'evaluate.gin').read_text()
   assert set(re.findall(r'^([A-Z_]+) =', text, re.M)) == set(macros)

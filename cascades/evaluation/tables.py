@@ -33,6 +33,7 @@ class Tables:
     allow_differences: Properties in which a small model's tables may differ from the large one's:
       'inputs', 'definition' (of the task), 'precision', 'weights', or an option of decoding such as
       'temperature'.
+    require_targets: Refuse rows without targets.
   """
 
   small: Mapping[str, str] | Sequence[str]
@@ -41,6 +42,7 @@ class Tables:
   tasks: Sequence[str] | None = None
   mode: Mode = 'predict'
   allow_differences: Sequence[str] = ()
+  require_targets: bool = True
 
   def __post_init__(self) -> None:
     files.component(self.split, 'a split')
@@ -94,7 +96,8 @@ class Tables:
           f'The manifest of task {table.task!r} in {path} says split {table.split!r}: folders are '
           'named by their split, so move the table back or infer again.'
         )
-      if count := table.manifest.get('unlabelled', 0):
+      count = table.manifest.get('unlabelled', 0)
+      if count and self.require_targets:
         raise ValueError(
           f'{count} of {table.manifest["rows"]} rows of task {table.task!r} in {path} have no '
           'target, so no metric can judge their answers: evaluate on a split that has targets.'

@@ -36,6 +36,9 @@ _OTHERS = {
     'cascades.deferral', 'cascades.metrics', 'cascades.evaluation.comparison',
     'cascades.evaluation.tables', 'cascades.reporting.report',
   ),
+  'cascades.calibrate': (
+    'cascades.metrics', 'cascades.evaluation.calibration', 'cascades.evaluation.tables',
+  ),
   'cascades.prune': (*_USUAL, 'cascades.models.pruning'),
   'cascades.plan': ('cascades.train', *_USUAL),
   'cascades.infer': (

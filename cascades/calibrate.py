@@ -1,0 +1,149 @@
+"""Find thresholds that keep promises on unseen rows, and write them to a policy.
+
+    python -m cascades.calibrate --gin_file=runs/calibrate.gin
+      --gin.SMALL=runs/small/predictions --gin.LARGE=runs/large/predictions
+      --gin.QUALITY=0.8 --gin.POLICY=policy.json
+
+Reads the tables of validation rows that `infer` wrote, and writes POLICY: models, decider,
+thresholds, and the promises with what is expected at them. If the rows cannot support the promises
+it says how many more would, writes nothing, and exits with code 3. With CHECK=True it calibrates a
+thousand times on draws from the rows, and reports how often the promises were kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from etils import epath
+
+from cascades import __version__
+from cascades import metrics as metric_library
+from cascades.evaluation import calibration
+from cascades.evaluation import policy as policies
+from cascades.evaluation.calibration import Demands, Judged
+from cascades.evaluation.policy import DeciderEntry, MetricEntry, Policy
+from cascades.evaluation.tables import Tables
+from cascades.predictions import alignment
+from cascades.reporting import escaping, figures, promises
+from cascades.runtime import files, locking
+from cascades.types import Predictions
+
+METHOD = (
+  'fixed-sequence testing of all thresholds, from the one that keeps the promise most easily, each '
+  'with a test that is exact for finitely many rows; rows are taken for independent draws'
+)
+
+
+def calibrate(
+  tables: Tables,
+  output: str,
+  demands: Demands,
+  *,
+  decider: str = 'average',
+  metric: str | None = None,
+  surrogate: bool = False,
+  by_task: bool = False,
+  check: bool = False,
+  draws: int = 1000,
+  overwrite: bool = False,
+  provenance: Callable[[], Mapping[str, str]] = dict,
+) -> Policy:
+  """Certifies thresholds for the demands and writes the policy.
+
+  Args:
+    tables: Tables of one small model and the large one.
+    output: File to write, local or remote.
+    demands: Promises that the policy must keep.
+    decider: Name of the decider whose score has a threshold.
+    metric: Name of the metric; None for the first of the tables.
+    surrogate: Judge a corpus metric by its mean over single examples.
+    by_task: Give each task a threshold and promises of its own.
+    check: Also report how often the promises are kept on draws from the rows, and draw a figure
+      beside the policy.
+    draws: Number of draws of the check.
+    overwrite: Replace another policy instead of refusing.
+    provenance: Function that says how the policy was made, called after it.
+
+  Returns:
+    The policy.
+
+  Raises:
+    NotCertifiedError: The rows cannot support the promises.
+    FileNotFoundError: A table is missing or incomplete.
+    FileExistsError: `output` holds another policy.
+    ValueError: The tables do not fit together, or a demand is out of range.
+  """
+  if draws < 1:
+    raise ValueError(f'CHECK_DRAWS={draws}; a check needs one draw or more.')
+  path = files.absolute(output)
+  policies.check_output(path, None, overwrite=overwrite)
+  by_name, large = tables.read()
+  if len(by_name) != 1:
+    raise ValueError(
+      f'A policy is for one small model, and SMALL names {len(by_name)}: {", ".join(by_name)}.'
+    )
+  ((name, small),) = by_name.items()
+  judge = metric_library.by_name(large[0].manifest['metrics'][0] if metric is None else metric)
+  small, large = ([alignment.judge(t, judge) for t in own] for own in (small, large))
+  chosen = policies.decider(decider)
+  subsets = calibration.judged(
+    small, large, judge, chosen,
+    surrogate=surrogate, by_task=by_task, cost_axis=demands.cost_axis,
+  )  # fmt: skip
+  with locking.held(path.parent):
+    if check:
+      _check(path, subsets, demands, draws)
+    versions = {library: metadata.version(library) for library in ('numpy', 'scipy')}
+    thresholds = [calibration.calibrate(rows, demands) for rows in subsets]
+    policy = Policy(
+      version=policies.VERSION,
+      models={
+        'small': policies.describe_model(name, small[0]),
+        'large': policies.describe_model(epath.Path(tables.large).name, large[0]),
+      },
+      decider=DeciderEntry(chosen.name, list(chosen.reads), chosen.flops),
+      metric=MetricEntry(judge.name, surrogate, judge.higher_is_better),
+      cost_axis=demands.cost_axis,
+      thresholds=thresholds,
+      data=_data(tables.split, small, large),
+      method=METHOD,
+      provenance={'lm-cascades': __version__, **versions, **provenance()},
+    )
+    policies.write(path, policy, overwrite=overwrite)
+  promises.show_policy(policy)
+  print('Policy:', escaping.visible(str(path)))
+  return policy
+
+
+def _check(path: epath.Path, subsets: Sequence[Judged], demands: Demands, draws: int) -> None:
+  """Prints the check of each subset, and draws it to POLICY.check.png and .svg."""
+  for rows in subsets:
+    risks, methods = calibration.check(rows, demands, draws=draws, seed=0)
+    promises.show_check(rows.task, risks, methods)
+    figure = promises.draw_check(risks, methods)
+    task = '' if len(subsets) == 1 else f'.{files.component(rows.task, "a task")}'
+    for image_format in figures.FORMATS:
+      image = path.parent / f'{path.stem}{task}.check.{image_format}'
+      files.write(image, figures.encode(figure, image_format))
+
+
+def _data(split: str, small: Sequence[Predictions], large: Sequence[Predictions]) -> dict[str, Any]:
+  return {
+    'split': split,
+    'tasks': {
+      own.task: {
+        'rows': len(own.ids),
+        'small': policies.fingerprint(own),
+        'large': policies.fingerprint(other),
+      }
+      for own, other in zip(small, large, strict=True)
+    },
+  }
+
+
+if __name__ == '__main__':
+  from cascades import cli
+
+  cli.main('cascades.calibrate')
