@@ -203,8 +203,8 @@ def _costs(
     own = [np.full(len(small.ids), float(t.manifest['flops_per_token'])) for t in (small, large)]
     return own[0], own[0] + own[1]
   own = [costs.per_row(small, axis), costs.per_row(large, axis, last=True)]
-  own[0], both = costs.charged(own, [deciding if axis == 'flops' else 0.0])
-  return own[0], both
+  cheap, further = costs.added(own, [deciding if axis == 'flops' else 0.0])
+  return cheap, cheap + further
 
 
 def risks(rows: Judged, demands: Demands) -> list[Risk]:
