@@ -21,8 +21,9 @@ from jaxtyping import Float, Int
 
 from cascades.types import Predictions
 
-Axis: TypeAlias = Literal['flops', 'seconds', 'dollars', 'large calls']
+Axis: TypeAlias = Literal['flops per token', 'flops', 'seconds', 'dollars', 'large calls']
 UNITS: dict[Axis, str] = {
+  'flops per token': 'FLOPs per token',
   'flops': 'FLOPs per query',
   'seconds': 'seconds per query',
   'dollars': 'dollars per query',
@@ -125,8 +126,9 @@ def per_row(
 ) -> Float[np.ndarray, 'N']:
   """Cost of each answer of a table.
 
-  FLOPs are those of every token of prompt and answer. Seconds and dollars follow from prices per
-  token where there are any, else from the table's column.
+  FLOPs are those of every token of prompt and answer, FLOPs per token are equal in all rows.
+  Seconds and dollars follow from prices per token where there are any, else from the table's
+  column.
 
   Args:
     table: Answers of one model.
@@ -144,6 +146,8 @@ def per_row(
     raise ValueError(f'Unknown axis of cost {axis!r:.80}; the axes are {", ".join(UNITS)}.')
   if axis == 'large calls':
     return np.full(len(table.ids), float(last))
+  if axis == 'flops per token':
+    return np.full(len(table.ids), float(table.manifest['flops_per_token']))
   if axis == 'flops':
     return query(*tokens(table), flops_per_token=float(table.manifest['flops_per_token']))
   costs = table.column(axis) if prices is None else prices.charge(*tokens(table))

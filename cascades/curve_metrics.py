@@ -22,7 +22,7 @@ A single model of quality 0.7 and cost 4 is reached at a cost of 2, half of its 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from cascades import curves
 
@@ -36,21 +36,26 @@ def ascending(cost: Points, quality: Points) -> tuple[Points, Points]:
   return cost[order][first], quality[order][first]
 
 
+def hull_points(cost: Points, quality: Points) -> Int[np.ndarray, 'm']:
+  """Indices of the corners of the upper concave hull up to the highest quality, by cost."""
+  corners: list[int] = []
+
+  def slope(left: int, right: int) -> float:
+    return (quality[right] - quality[left]) / (cost[right] - cost[left])
+
+  for point in np.lexsort((-quality, cost)).tolist():
+    if corners and quality[point] <= quality[corners[-1]]:
+      continue
+    while len(corners) > 1 and slope(corners[-1], point) >= slope(corners[-2], corners[-1]):
+      corners.pop()
+    corners.append(point)
+  return np.array(corners)
+
+
 def hull(cost: Points, quality: Points) -> tuple[Points, Points]:
   """Upper concave hull up to the highest quality: what drawing between points reaches at best."""
-  corners: list[tuple[float, float]] = []
-  for c, q in zip(*(values.tolist() for values in ascending(cost, quality)), strict=True):
-    if corners and q <= corners[-1][1]:
-      continue
-    while len(corners) > 1 and _slope(corners[-1], (c, q)) >= _slope(corners[-2], corners[-1]):
-      corners.pop()
-    corners.append((c, q))
-  x, y = zip(*corners, strict=True)
-  return np.array(x), np.array(y)
-
-
-def _slope(left: tuple[float, float], right: tuple[float, float]) -> float:
-  return (right[1] - left[1]) / (right[0] - left[0])
+  corners = hull_points(cost, quality)
+  return cost[corners], quality[corners]
 
 
 def area(cost: Points, quality: Points, *, low: float, high: float) -> float:

@@ -20,6 +20,8 @@ from etils import epath
 from cascades import deferral
 from cascades.evaluation import policy as policies
 from cascades.evaluation import realized
+from cascades.evaluation.chain_comparison import compare_chains
+from cascades.evaluation.chains import Chains
 from cascades.evaluation.compare import compare
 from cascades.evaluation.comparison import Comparison, Settings
 from cascades.evaluation.quantities import LARGE
@@ -27,7 +29,7 @@ from cascades.evaluation.tables import Tables
 from cascades.reporting import escaping, outputs, promises, terminal
 from cascades.reporting.report import Report
 from cascades.runtime import files, locking
-from cascades.types import DeferralRule, Metric, Predictions, Score
+from cascades.types import Decider, DeferralRule, Metric, Predictions, Score
 
 
 def evaluate(
@@ -36,9 +38,10 @@ def evaluate(
   *,
   rules: Mapping[str, DeferralRule] | None = None,
   standard_rules: Mapping[str, DeferralRule] = deferral.PAPER,
-  scores: Mapping[str, Score] | None = None,
+  scores: Mapping[str, Score | Decider] | None = None,
   metric: Metric | str | None = None,
   settings: Settings | None = None,
+  chains: Chains | None = None,
   report: Report | None = None,
   policy: str | None = None,
   overwrite: bool = False,
@@ -52,10 +55,13 @@ def evaluate(
     rules: Deferral rules by name, in addition to the standard ones.
     standard_rules: Deferral rules that are always compared, by default those of the paper.
     scores: Scores by name that read whole tables, in addition to the rules. The report leads with
-      the first rule, or the first score if there is no rule.
+      the first rule, or the first score if there is no rule. A decider that reads no answer is a
+      router, which is compared as a control of chains.
     metric: Metric, or its name; None for the first metric of each table. Answers are judged from
       their texts where the tables do not hold its statistics.
     settings: Settings of the comparison; None for the defaults.
+    chains: Chains of several models, and axes of cost; None for each small model and the large
+      one at constant FLOPs per token.
     report: Options of the report; None for the defaults.
     policy: File of a policy of `python -m cascades.calibrate`. Its promises are compared with these
       rows in promises.json; rows without targets are then allowed, and give no report.
@@ -73,7 +79,17 @@ def evaluate(
   """
   small, large = dataclasses.replace(tables, require_targets=policy is None).read()
   labels = not any(table.manifest.get('unlabelled') for table in large)
+  chains = chains or Chains()
+  fit = None
+  if chains.fit_split is not None:
+    fit = _models(*dataclasses.replace(tables, split=chains.fit_split).read())
   by_rule = {**standard_rules, **(rules or {})}
+  deciders = {
+    name: score if isinstance(score, Decider) else Decider(name, score, ['predictions'])
+    for name, score in (
+      {name: deferral.as_score(rule) for name, rule in by_rule.items()} | dict(scores or {})
+    ).items()
+  }
   directory = files.absolute(output_dir)
   with locking.held(directory):
     if not overwrite:
@@ -85,9 +101,19 @@ def evaluate(
     comparison = compare(
       small,
       large,
-      scores={name: deferral.as_score(rule) for name, rule in by_rule.items()} | dict(scores or {}),
+      scores={name: d.score for name, d in deciders.items() if not d.before_answer},
       settings=settings or Settings(),
       metric=metric,
+    )
+    comparison = comparison._replace(
+      chains=compare_chains(
+        _models(small, large),
+        fit,
+        deciders=_deciding(deciders, chains.scores or comparison.scores[:1]),
+        chains=chains,
+        settings=comparison.settings,
+        metric=metric,
+      )
     )
     outputs.write(directory, comparison, report or Report(), provenance())
   terminal.show(comparison)
@@ -110,6 +136,23 @@ def _compare_with_promises(
   outcomes = realized.outcomes(policy, rows, large, labels=labels)
   files.write(directory / 'promises.json', json.dumps(promises.as_json(outcomes), indent=2) + '\n')
   promises.show_outcomes(policy, outcomes)
+
+
+def _models(
+  small: Mapping[str, Sequence[Predictions]], large: Sequence[Predictions]
+) -> dict[str, Sequence[Predictions]]:
+  """Tables by model, the large one last; it is called 'large' unless a small one is."""
+  return {**small, 'large' if 'large' not in small else LARGE.name: large}
+
+
+def _deciding(deciders: Mapping[str, Decider], scores: Sequence[str]) -> list[Decider]:
+  """Deciders of these names, and all routers."""
+  if unknown := sorted(set(scores) - set(deciders)):
+    raise ValueError(
+      f'CHAIN_SCORES names {", ".join(map(repr, unknown))}, and the scores are '
+      f'{", ".join(map(repr, deciders))}.'
+    )
+  return [d for name, d in deciders.items() if d.before_answer or name in scores]
 
 
 if __name__ == '__main__':

@@ -54,6 +54,7 @@ def test_costs_of_rows_agree_with_numbers_worked_by_hand():
   np.testing.assert_array_equal(costs.per_row(stored, 'flops'), [100, 60])
   np.testing.assert_array_equal(costs.per_row(stored, 'seconds'), [0.5, 2])
   np.testing.assert_array_equal(costs.per_row(stored, 'dollars'), [3, 1])
+  np.testing.assert_array_equal(costs.per_row(stored, 'flops per token'), [10, 10])
   np.testing.assert_array_equal(costs.per_row(stored, 'large calls'), [0, 0])
   np.testing.assert_array_equal(costs.per_row(stored, 'large calls', last=True), [1, 1])
   # 5 of the prompt's tokens are cached: 1 + 2 x 2 + 5 x 0.5 + 3 x 10, and 1 + 4 x 0.5 + 2 x 10.
@@ -74,7 +75,7 @@ def test_written_tokens_that_are_not_shown_are_charged():
     ('flops', {}, '2 of 2 rows of task .a. have no prompt_tokens'),
     ('seconds', {'seconds': [1, np.nan]}, '1 of 2 rows of task .a. have no seconds'),
     ('dollars', {'dollars': [1, -1]}, '1 of 2 rows of task .a. cost -1 dollars'),
-    ('euros', {}, "Unknown axis of cost 'euros'; the axes are flops, seconds"),
+    ('euros', {}, "Unknown axis of cost 'euros'; the axes are flops per token, flops, seconds"),
   ],
 )
 def test_a_cost_that_the_table_does_not_have_is_refused_by_name(axis, columns, sentence):

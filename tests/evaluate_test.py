@@ -11,6 +11,7 @@ import pytest
 
 from cascades import cli, deferral, evaluate, metrics
 from cascades.evaluation import grouped, quantities
+from cascades.evaluation.chains import Chains
 from cascades.evaluation.comparison import Settings
 from cascades.evaluation.tables import Tables
 from cascades.predictions import shards
@@ -226,7 +227,9 @@ def test_every_macro_reaches_the_program():
     'TASKS': ['b'], 'MODE': 'score', 'METRIC': 'bleu', 'TASK_WEIGHTS': 'uniform', 'COSTS': [2.0],
     'QUALITIES': [0.5], 'BASELINE': 'x', 'RESAMPLES': 20, 'CONFIDENCE': 0.9, 'SEED': 3,
     'DEDUPE_INPUTS': True, 'TITLE': 'A title', 'ALLOW_DIFFERENCES': ['weights'],
-    'OVERWRITE': True, 'POLICY': 'policy.json',
+    'OVERWRITE': True, 'CHAIN': ['x'], 'FIT_SPLIT': 'train', 'COST_AXES': ['flops', 'dollars'],
+    'CHAIN_SCORES': ['sum'], 'DOLLARS': {'x': {'prompt': 1, 'generated': 2}}, 'SECONDS': {},
+    'CHARGE_DISCARDED': False, 'POLICY': 'policy.json',
   }  # fmt: skip
   gin.clear_config()
   bindings = [f'{name}={value!r}' for name, value in macros.items()]
@@ -239,6 +242,9 @@ def test_every_macro_reaches_the_program():
     'overwrite': True,
     'metric': 'bleu',
     'settings': Settings('uniform', [2.0], [0.5], 'x', 20, 0.9, 3, dedupe_inputs=True),
+    'chains': Chains(
+      ['x'], ['flops', 'dollars'], ['sum'], 'train', macros['DOLLARS'], {}, charge_discarded=False
+    ),
     'report': Report('A title'),
     'policy': 'policy.json',
   }

@@ -76,8 +76,8 @@ def compare(
   pairs = _pairs([*small], settings.baseline)
   sizes_with_repeats = _sizes(large) if settings.dedupe_inputs else {}
   if settings.dedupe_inputs:
-    small, large = _without_repeats(small, large)
-  metrics = [_metric(metric, table) for table in large]
+    small, large = without_repeats(small, large)
+  metrics = [task_metric(metric, table) for table in large]
   models = {**small, LARGE.name: large}
   judged = {name: list(map(alignment.judge, own, metrics)) for name, own in models.items()}
   layout = pooling.layout([*judged.values()], metrics, settings.weights)
@@ -164,7 +164,7 @@ def _draw(tables: Sequence[Predictions], settings: Settings) -> Int[np.ndarray, 
   return bootstrap.draw(sizes, resamples=settings.resamples, seed=settings.seed)
 
 
-def _without_repeats(
+def without_repeats(
   small: Mapping[str, Sequence[Predictions]], large: Sequence[Predictions]
 ) -> tuple[dict[str, list[Predictions]], list[Predictions]]:
   """Keeps the first row of each distinct input, the same rows in every table of a task."""
@@ -173,8 +173,16 @@ def _without_repeats(
   return distinct, list(map(alignment.select, large, rows))
 
 
-def _metric(metric: Metric | str | None, table: Predictions) -> Metric:
-  """Metric of one task."""
+def task_metric(metric: Metric | str | None, table: Predictions) -> Metric:
+  """Metric of one task.
+
+  Args:
+    metric: Metric, or its name; None for the first one of the table.
+    table: Table of the task.
+
+  Raises:
+    ValueError: The metric is unknown, or cannot judge scored answers.
+  """
   if isinstance(metric, Metric):
     return metric
   name = table.manifest['metrics'][0] if metric is None else metric

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from cascades.bootstrap import Difference, Estimate
 from cascades.evaluation import pooling
+from cascades.evaluation.chains import ChainResult
 from cascades.evaluation.grouped import GroupAccuracy
 from cascades.evaluation.pooling import TaskWeights
 from cascades.evaluation.quantities import Quantity
@@ -157,6 +158,7 @@ class Comparison(NamedTuple):
     answers: Single answers by small model.
     other_metrics: Quality of each model alone by the other metrics that all tables hold.
     group_accuracy: Accuracy of groups of rows by task and small model, under the first score.
+    chains: Cascades of several models and their controls on other axes of cost, if asked for.
   """
 
   metric: Metric
@@ -172,6 +174,7 @@ class Comparison(NamedTuple):
   answers: Mapping[str, PairedAnswers]
   other_metrics: Mapping[str, Mapping[str, Estimate]]
   group_accuracy: Mapping[str, Mapping[str, GroupAccuracy]]
+  chains: tuple[ChainResult, ...] = ()
 
   def at(self, model: str, score: str | None = None, task: str = pooling.POOLED) -> Cascade:
     """Returns the cascade of these names, by default under the first score over all tasks."""

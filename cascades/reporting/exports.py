@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cascades import curves
+from cascades import costs, curves
 from cascades.bootstrap import Difference, Estimate
+from cascades.evaluation.chains import ChainCurve, ChainResult
 from cascades.evaluation.comparison import Cascade, Comparison, PairedDifference
 from cascades.evaluation.grouped import GroupAccuracy
 from cascades.evaluation.pooling import POOLED
@@ -42,6 +43,16 @@ def records(comparison: Comparison) -> Iterator[dict[str, Any]]:
       names = {'model': model, 'baseline': '', 'score': comparison.scores[0], 'task': task}
       for name, estimate in _estimates(accuracy).items():
         yield {**names, **_flat(Quantity(f'questions, {name}'), estimate), 'p': None}
+
+  for result in comparison.chains:
+    names = {
+      'model': ' > '.join(result.models), 'baseline': '', 'score': result.score, 'task': POOLED
+    }  # fmt: skip
+    for name, curve in result.curves.items():
+      for quantity, value in curve.metrics.items():
+        numbers = {'value': _number(value), 'low': None, 'high': None, 'p': None}
+        text = f'{name}, {quantity.name} in {costs.UNITS[result.axis]}'
+        yield {**names, 'quantity': text, 'at': quantity.at, **numbers}
 
 
 def to_csv(records: Iterable[Mapping[str, Any]]) -> bytes:
@@ -96,6 +107,7 @@ def as_json(comparison: Comparison, *, points: int | None = None) -> dict[str, A
       }
       for task, models in comparison.group_accuracy.items()
     },
+    'chains': [_chain_json(result, points) for result in comparison.chains],
   }
 
 
@@ -135,6 +147,48 @@ def _cascade_json(cascade: Cascade, points: int | None) -> dict[str, Any]:
   }
 
 
+def _chain_json(result: ChainResult, points: int | None) -> dict[str, Any]:
+  return {
+    'models': list(result.models),
+    'score': result.score,
+    'axis': result.axis,
+    'unit': costs.UNITS[result.axis],
+    'charge_discarded': result.discarded,
+    'fit_split': result.fit_split,
+    'singles': {name: single._asdict() for name, single in result.singles.items()},
+    'best_single': result.best_single,
+    'curves': {name: _chain_curve_json(curve, points) for name, curve in result.curves.items()},
+  }
+
+
+def _chain_curve_json(curve: ChainCurve, points: int | None) -> dict[str, Any]:
+  """Curve of a chain; a rule's threshold is null where the answer is final."""
+  size = len(curve.quality)
+  shown = curves.evenly_spaced(size, points or size)
+  return {
+    'points': size,
+    **{name: _finite(getattr(curve, name)[shown]) for name in ('cost', 'quality')},
+    'shares': curve.shares[shown].tolist(),
+    'rules': [
+      {
+        'models': np.flatnonzero(~np.isnan(row)).tolist(),
+        'thresholds': _finite(row[~np.isnan(row)]),
+      }
+      for row in curve.thresholds[shown]
+    ]
+    if curve.thresholds.size
+    else [],
+    **{
+      name: _finite(values[shown]) if len(values) else []
+      for name, values in (('fit_cost', curve.fit_cost), ('fit_quality', curve.fit_quality))
+    },
+    'metrics': [
+      {'quantity': quantity.name, 'at': quantity.at, 'value': _number(value)}
+      for quantity, value in curve.metrics.items()
+    ],
+  }
+
+
 def _difference_json(pair: PairedDifference) -> dict[str, Any]:
   return {
     'model': pair.model,
@@ -146,9 +200,13 @@ def _difference_json(pair: PairedDifference) -> dict[str, Any]:
 
 
 def _flat(quantity: Quantity, value: Estimate | Difference) -> dict[str, Any]:
-  numbers = {name: x if math.isfinite(x) else None for name, x in value._asdict().items()}
+  numbers = {name: _number(x) for name, x in value._asdict().items()}
   return {'quantity': quantity.name, 'at': quantity.at, **numbers}
 
 
+def _number(value: float) -> float | None:
+  return value if math.isfinite(value) else None
+
+
 def _finite(column: np.ndarray) -> list[float | None]:
-  return [x if math.isfinite(x) else None for x in column.tolist()]
+  return [_number(x) for x in column.tolist()]

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 
 from cascades.evaluation.comparison import Comparison, PairedAnswers
-from cascades.reporting import findings, summary
+from cascades.reporting import chain_tables, findings, summary
 from cascades.reporting.escaping import shorten, visible
 
 MAX_CHARACTERS = 400  # of a prompt, target or answer
@@ -102,7 +102,7 @@ def render(
     comparison=comparison,
     findings=findings.sentences(comparison),
     meaning=summary.meaning(comparison.scores[0]),
-    tables=summary.tables(comparison),
+    tables=[*summary.tables(comparison), *chain_tables.tables(comparison)],
     figures=[
       (name, caption, base64.b64encode(figures[name]).decode())
       for name, caption in CAPTIONS.items()

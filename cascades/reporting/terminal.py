@@ -10,7 +10,7 @@ import rich.table
 from rich.text import Text
 
 from cascades.evaluation.comparison import Comparison
-from cascades.reporting import escaping, findings, summary
+from cascades.reporting import chain_tables, escaping, findings, summary
 from cascades.reporting.summary import SummaryTable
 
 LOG_WIDTH = 140  # characters, where the output is no terminal
@@ -25,7 +25,8 @@ def show(comparison: Comparison) -> None:
     plain_console().print(Text(escaping.visible(sentence)))
   paired = [summary.differences(comparison)] if comparison.differences else []
   cheap = [summary.baselines(comparison)] if summary.baselines_by_task(comparison) else []
-  print_tables([summary.models(comparison), *cheap, *paired])
+  chains = chain_tables.asked_for(comparison)
+  print_tables([summary.models(comparison), *cheap, *paired, *chains])
 
 
 def plain_console(width: int = LOG_WIDTH) -> rich.console.Console:
