@@ -83,13 +83,16 @@ def evaluate(
   fit = None
   if chains.fit_split is not None:
     fit = _models(*dataclasses.replace(tables, split=chains.fit_split).read())
-  by_rule = {**standard_rules, **(rules or {})}
-  deciders = {
+  own_rules = {name: deferral.as_score(rule) for name, rule in (rules or {}).items()}
+  deciders = _readable(standard_rules, small) | {
     name: score if isinstance(score, Decider) else Decider(name, score, ['predictions'])
-    for name, score in (
-      {name: deferral.as_score(rule) for name, rule in by_rule.items()} | dict(scores or {})
-    ).items()
+    for name, score in {**own_rules, **(scores or {})}.items()
   }
+  if [*deciders] == ['random']:
+    raise ValueError(
+      'Rows of the small models have no log-probabilities of tokens, alternatives or confidence, '
+      'so that no standard score can order them: store one of these, or give a score.'
+    )
   directory = files.absolute(output_dir)
   with locking.held(directory):
     if not overwrite:
@@ -136,6 +139,25 @@ def _compare_with_promises(
   outcomes = realized.outcomes(policy, rows, large, labels=labels)
   files.write(directory / 'promises.json', json.dumps(promises.as_json(outcomes), indent=2) + '\n')
   promises.show_outcomes(policy, outcomes)
+
+
+def _readable(
+  rules: Mapping[str, DeferralRule], small: Mapping[str, Sequence[Predictions]]
+) -> dict[str, Decider]:
+  """Standard rules, and scores of other columns, of what all small models' tables hold.
+
+  Random scores, a control, come last, so that reports do not lead with them.
+  """
+  standard = {
+    name: Decider(name, deferral.as_score(rule), ['ids' if name == 'random' else 'token_logprobs'])
+    for name, rule in rules.items()
+  } | {name: deferral.DECIDERS[name] for name in ('confidence', 'entropy', 'margin')}
+  tables = [table for own in small.values() for table in own]
+  return {
+    name: standard[name]
+    for name in sorted(standard, key=lambda name: name == 'random')
+    if not any(deferral.missing(standard[name].reads, table) for table in tables)
+  }
 
 
 def _models(

@@ -44,14 +44,15 @@ class Outcomes(NamedTuple):
     scores: Deferral score of each answer of a model but the last; the highest defers first.
     quality: Quality of each answer; higher is better.
     cost: Cost of each answer by itself.
-    deciding: Cost of each decision about an answer, of every model but the last.
+    deciding: Cost of each decision about an answer, of every model but the last: one number, or
+      one for each row.
     discarded: False to leave out the cost of answers that are thrown away.
   """
 
   scores: Float[np.ndarray, 'L N']
   quality: Float[np.ndarray, 'K N']
   cost: Float[np.ndarray, 'K N']
-  deciding: Float[np.ndarray, 'L']
+  deciding: Float[np.ndarray, 'L *N']
   discarded: bool = True
 
   def added(self, models: Sequence[int]) -> Float[np.ndarray, 'k N']:

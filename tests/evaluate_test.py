@@ -257,6 +257,47 @@ def test_rules_of_ones_own_are_added_to_the_standard_ones(directories, tmp_path,
   assert comparison.scores == (*RULES, 'least')
 
 
+def test_tables_without_log_probabilities_are_compared_by_their_confidence(tmp_path, no_figures):
+  for name, skill in MODELS.items():
+    for split in ('train', 'test'):
+      rows = synthetic_tables.records(f'{split} a', size=30, skill=skill, judged_by=JUDGES)
+      for i, row in enumerate(rows):
+        row['aux'] |= {'tokens': [], 'token_logprobs': [], 'length': 0, 'scores': 0.0}
+        row['aux'] |= {'confidence': (i % 10) / 10, 'dollars': 1.0 + 9 * (name == 'large')}
+      directory = f'{tmp_path}/{name}/{split}'
+      synthetic_tables.write(directory, 'a', rows, split=split, metrics=['accuracy', 'token_f1'])
+  directories = {name: f'{tmp_path}/{name}' for name in MODELS}
+  comparison = run(
+    directories, tmp_path / 'report', standard_rules=deferral.PAPER,
+    chains=Chains(['xent', 'cat'], ['dollars'], fit_split='train'),
+  )  # fmt: skip
+  assert comparison.scores == ('confidence', 'random')
+  (chain,) = comparison.chains
+  assert chain.models == ('xent', 'cat', 'large')
+  assert chain.singles['large'].cost == 10
+  data = json.loads((tmp_path / 'report' / 'curves.json').read_text())['chains'][0]
+  pairs = data['curves']['pairs']
+  assert all(len(rule['models']) == len(rule['thresholds']) <= 2 for rule in pairs['rules'])
+  lines = [*csv.DictReader((tmp_path / 'report' / 'summary.csv').open())]
+  (area,) = [x for x in lines if x['quantity'] == 'pairs, area in dollars per query']
+  assert area['model'] == 'xent > cat > large'
+  assert float(area['value']) == pytest.approx(
+    chain.curves['pairs'].metrics[quantities.Quantity('area')]
+  )
+
+
+def test_tables_that_nothing_can_order_are_refused(tmp_path):
+  for name in MODELS:
+    rows = synthetic_tables.records('a', size=5, judged_by=JUDGES)
+    for row in rows:
+      row['aux'] |= {'tokens': [], 'token_logprobs': [], 'length': 0, 'scores': 0.0}
+    synthetic_tables.write(f'{tmp_path}/{name}/test', 'a', rows)
+  with pytest.raises(
+    ValueError, match='no log-probabilities of tokens, alternatives or confidence'
+  ):
+    run({name: f'{tmp_path}/{name}' for name in MODELS}, tmp_path / 'report')
+
+
 def test_rules_can_be_bound_by_name():
   gin.clear_config()
   binding = "evaluate.evaluate.rules={'least likely token': @deferral.minimum}"
