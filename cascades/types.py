@@ -195,6 +195,9 @@ class Metric(NamedTuple):
   scale: float = 1.0  # the best, or worst, that it can be: 100 for BLEU, 1 for shares
 
 
+POOLED = 'all tasks'  # task of a table of several tasks, whose ids are task/id
+
+
 class Predictions(NamedTuple):
   """One table: what one model answered to one task's split, as columns of N rows.
 

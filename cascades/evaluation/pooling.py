@@ -7,13 +7,13 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from cascades import curves
+from cascades import curves, types
 from cascades.curves import Finalize, Statistics
 from cascades.types import Metric, Predictions
 
 TaskWeights: TypeAlias = Literal['size', 'uniform']
 
-POOLED = 'all tasks'
+POOLED = types.POOLED
 
 
 class Subset(NamedTuple):
