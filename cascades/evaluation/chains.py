@@ -7,8 +7,9 @@ of cost, with the curve of the chain and of its controls by name:
   rows, which chooses nothing; of more, the thresholds that the fit split prefers.
 - 'pairs': the best pair, or single model, at each cost of the fit split: the pairwise envelope.
 - 'best chains': the same over chains of any length.
-- 'oracle': the best choice for each row, knowing all answers, which pays for the discarded ones.
-- 'oracle router': the same before any answer, so that only the chosen model is paid.
+- 'oracle': the model of each row to stop at, knowing all answers; it pays for the ones before, so
+  that it bounds 'chain'.
+- 'oracle router': the same before any answer, so that only the chosen model is paid; it bounds all.
 - 'random deferral': a random share of the rows passes all models, the others stop at the first.
 - 'random router': draws between single models before any answer, those of the fit split's hull.
 - 'router NAME': a decider that reads no answer, between the first and the last model.
