@@ -82,14 +82,23 @@ def contents(directory):
 
 
 def test_all_files_are_written_to_the_output_directory(output):
-  names = ['curves', 'decomposition', 'differences', 'scores', 'separation', 'tasks']
+  names = [
+    'curves',
+    'decomposition',
+    'differences',
+    'reliability',
+    'scores',
+    'separation',
+    'shares',
+  ]
+  names.append('tasks')
   pictures = {f'figures/{name}.{suffix}' for name in names for suffix in ('png', 'svg')}
   assert set(contents(output)) == pictures | {
     'report.html', 'curves.json', 'summary.csv', 'config.gin',
   }  # fmt: skip
   assert (output / 'config.gin').read_text() == 'SEED = 0\n'
   page = (output / 'report.html').read_text()
-  assert page.count('data:image/svg+xml') == 6
+  assert page.count('<img src="data:image/svg+xml') == 8
   assert 'abc' in page
 
 
@@ -175,7 +184,7 @@ def test_hostile_names_cannot_act_on_the_terminal_or_in_a_spreadsheet(
   assert '\x1b' not in cells
   assert "\n'=1+1\\x1b[31m" in cells
   assert '\n=1' not in cells
-  assert '<b>' not in (tmp_path / 'report.html').read_text()
+  assert ':smile:\\u202e<b>' not in (tmp_path / 'report.html').read_text()
   assert comparison.flops == {hostile: 2000.0}
 
 
@@ -226,7 +235,8 @@ def test_every_macro_reaches_the_program():
     'SMALL': {'x': 'small'}, 'LARGE': 'large', 'EVAL_OUTPUT_DIR': 'out', 'SPLITS': 'validation',
     'TASKS': ['b'], 'MODE': 'score', 'METRIC': 'bleu', 'TASK_WEIGHTS': 'uniform', 'COSTS': [2.0],
     'QUALITIES': [0.5], 'BASELINE': 'x', 'RESAMPLES': 20, 'CONFIDENCE': 0.9, 'SEED': 3,
-    'DEDUPE_INPUTS': True, 'TITLE': 'A title', 'ALLOW_DIFFERENCES': ['weights'],
+    'DEDUPE_INPUTS': True, 'TITLE': 'A title', 'INTERACTIVE': False,
+    'ALLOW_DIFFERENCES': ['weights'],
     'OVERWRITE': True, 'CHAIN': ['x'], 'FIT_SPLIT': 'train', 'COST_AXES': ['flops', 'dollars'],
     'CHAIN_SCORES': ['sum'], 'DOLLARS': {'x': {'prompt': 1, 'generated': 2}}, 'SECONDS': {},
     'CHARGE_DISCARDED': False, 'POLICY': 'policy.json',
@@ -245,7 +255,7 @@ def test_every_macro_reaches_the_program():
     'chains': Chains(
       ['x'], ['flops', 'dollars'], ['sum'], 'train', macros['DOLLARS'], {}, charge_discarded=False
     ),
-    'report': Report('A title'),
+    'report': Report('A title', interactive=False),
     'policy': 'policy.json',
   }
   text = (reading.search_path()[0] / 'runs' / 'evaluate.gin').read_text()

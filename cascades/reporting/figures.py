@@ -20,8 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, ScalarFormatter
 
 from cascades import costs, curves
+from cascades.curves import Points
 from cascades.evaluation.comparison import Comparison
 from cascades.evaluation.quantities import RATES
+from cascades.reporting import reliability as reliabilities
 from cascades.reporting.escaping import shorten
 from cascades.types import Curve
 
@@ -29,7 +31,8 @@ ImageFormat: TypeAlias = Literal['png', 'svg']
 
 FORMATS: tuple[ImageFormat, ...] = ('png', 'svg')
 INK, FAINT = '#24292f', '#8c959f'
-PALETTE = ('#3573d9', '#d9632b', '#2a9d6f', '#b4439c', '#8a63d2', '#b08a1e', '#c23b4b', '#1d96a8')
+# Distinguishable with any color vision, in light and dark: six of Okabe and Ito's, and two more.
+PALETTE = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#7f6a3f', '#7b7fb5')
 DOMINANT = 0.25  # share of examples in one bin that would hide the others on a linear scale
 POINTS = 400  # of a curve that are drawn
 STYLE: dict[Any, Any] = {
@@ -75,6 +78,8 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
       'scores': scores(comparison),
       'decomposition': decomposition(comparison),
       'separation': separation(comparison),
+      'shares': shares(comparison),
+      'reliability': reliability(comparison),
     }
     if comparison.differences:
       drawn['differences'] = differences(comparison)
@@ -211,6 +216,53 @@ def separation(comparison: Comparison) -> Figure:
     f'score: {shorten(comparison.scores[0], 40)} (higher is deferred first)', fontsize=10
   )
   _share_legend(figure, panels[0])
+  return figure
+
+
+def shares(comparison: Comparison) -> Figure:
+  """Share of the examples that each model answers at each threshold of the first score."""
+  figure, panels = _panels([*comparison.flops], 'share of examples')
+  for color, axes, model in zip(_colors(), panels, comparison.flops, strict=False):
+    curve = _thin(comparison.at(model).curve)
+    threshold, rate = curve.threshold[1:], curve.deferral_rate[1:]
+    axes.fill_between(threshold, 0, rate, color=color, alpha=0.55, linewidth=0)
+    axes.fill_between(threshold, rate, 1, color=FAINT, alpha=0.55, linewidth=0)
+    axes.set_xlim(*_central(threshold, rate))
+    axes.set_ylim(0, 1)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=' %'))
+  figure.supxlabel('threshold (colored: deferred, large model; gray: small model)', fontsize=10)
+  return figure
+
+
+def _central(threshold: Points, rate: Points) -> tuple[float, float]:
+  """Thresholds between which all but 1 % of the examples are, and which differ."""
+  low, high = np.interp([0.005, 0.995], rate, threshold)[::-1]
+  return (low, high) if low < high else (low - 0.5, low + 0.5)
+
+
+def reliability(comparison: Comparison) -> Figure:
+  """Quality of both models in bins of the confidence or score, and the number of examples."""
+  models = [*comparison.flops]
+  figure = Figure(figsize=(max(4.6, 3.1 * len(models)), 3.9))
+  panels = figure.subplots(2, len(models), squeeze=False, height_ratios=(3, 1), sharex='col')
+  for color, model, axes, counts in zip(_colors(), models, *panels, strict=False):
+    bins = reliabilities.reliability(
+      comparison.answers[model], comparison.scores[0], comparison.metric
+    )
+    present = bins.examples > 0
+    if not np.isnan(bins.error):
+      axes.plot([0, 1], [0, comparison.metric.scale], color=FAINT, **CHORD)
+    axes.plot(bins.center[present], bins.large[present], 'D-', color=FAINT, label='large model')
+    axes.plot(bins.center[present], bins.small[present], 'o-', color=color, label='small model')
+    axes.set_title(shorten(model, 40))
+    counts.bar(
+      bins.edges[:-1], bins.examples, np.diff(bins.edges), align='edge', color=FAINT, alpha=0.55
+    )
+  panels[0, 0].set_ylabel(_label(comparison))
+  panels[1, 0].set_ylabel('examples')
+  figure.supxlabel('score' if np.isnan(bins.error) else 'confidence', fontsize=10)
+  _share_legend(figure, panels[0, 0])
   return figure
 
 

@@ -1,9 +1,10 @@
-"""The report: one self-contained HTML page, without scripts, other files or network access."""
+"""The report: one self-contained HTML page, without other files or network access."""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from importlib import resources
@@ -13,8 +14,16 @@ import jinja2
 import numpy as np
 
 from cascades.evaluation.comparison import Comparison, PairedAnswers
-from cascades.reporting import chain_tables, findings, summary
+from cascades.reporting import (
+  chain_tables,
+  charts,
+  findings,
+  operating_point,
+  reliability,
+  summary,
+)
 from cascades.reporting.escaping import shorten, visible
+from cascades.reporting.operating_point import Headline
 
 MAX_CHARACTERS = 400  # of a prompt, target or answer
 CAPTIONS = {
@@ -28,6 +37,14 @@ CAPTIONS = {
   'decomposition': (
     'Contributions to the mean quality of examples: A1 of those that the small model keeps, A2 of '
     'those that are deferred to the large one. They sum to the quality of the cascade.'
+  ),
+  'shares': (
+    'Share of the examples that each model answers at each threshold: those of a score of at least '
+    'the threshold are deferred to the large model.'
+  ),
+  'reliability': (
+    'Mean quality of the answers of both models in bins of the confidence of the small model, with '
+    'the number of examples of each bin below. Deferral gains where the two lie apart.'
   ),
   'separation': (
     'Distribution of the score. A good score puts examples where the large model is better to the '
@@ -44,11 +61,13 @@ class Report:
     title: Title of report.html.
     points: Points of each curve in curves.json at most.
     examples: Examples of each group in report.html at most.
+    interactive: Draw charts that a threshold moves on; False for a page of images without scripts.
   """
 
   title: str = 'Comparison of cascades'
   points: int = 1000
   examples: int = 8
+  interactive: bool = True
 
 
 class ExampleRow(NamedTuple):
@@ -82,7 +101,7 @@ def render(
 
   Args:
     comparison: The comparison to report.
-    figures: SVG images by name; those with a caption are embedded.
+    figures: SVG images by name.
     options: Options of the report.
     provenance: Texts that say how the comparison was made, by name.
 
@@ -96,18 +115,28 @@ def render(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  template = resources.files('cascades.reporting').joinpath('report.html.j2').read_text('utf-8')
-  return environment.from_string(template).render(
+  headline = operating_point.headline(comparison)
+  scripts = _scripts(comparison, headline) if options.interactive else None
+  bins = {
+    model: reliability.reliability(answers, comparison.scores[0], comparison.metric)
+    for model, answers in comparison.answers.items()
+  }
+  return environment.from_string(_resource('report.html.j2')).render(
     title=options.title,
+    policy=_policy(scripts),
+    style=_resource('report.css'),
+    scripts=scripts,
+    charts=options.interactive,
     comparison=comparison,
+    headline=headline,
     findings=findings.sentences(comparison),
     meaning=summary.meaning(comparison.scores[0]),
+    colors={model: charts.color(index) for index, model in enumerate(comparison.flops)},
+    tasks=charts.tasks(comparison),
+    reliabilities=bins,
     tables=[*summary.tables(comparison), *chain_tables.tables(comparison)],
-    figures=[
-      (name, caption, base64.b64encode(figures[name]).decode())
-      for name, caption in CAPTIONS.items()
-      if name in figures
-    ],
+    figures={name: base64.b64encode(image).decode() for name, image in figures.items()},
+    captions=CAPTIONS,
     examples=list(pick(comparison, options.examples)),
     manifests=[
       (model, manifest['task'], _entries(manifest), _lines(manifest['config']))
@@ -116,6 +145,52 @@ def render(
     ],
     provenance=[(name, _lines(text)) for name, text in provenance.items() if text],
   )
+
+
+class Scripts(NamedTuple):
+  """Scripts of an interactive page, in their order, and the data that they read."""
+
+  first: str
+  data: str
+  library: str
+  last: str
+
+
+def _scripts(comparison: Comparison, headline: Headline) -> Scripts:
+  point = headline.point
+  model = next(iter(comparison.flops)) if point is None else point.model
+  data = charts.draw(comparison)._asdict() | {
+    'start': {'model': [*comparison.flops].index(model), 'rate': point.rate if point else 0.0}
+  }
+  return Scripts(
+    first="document.documentElement.classList.add('scripted')",
+    data=as_script_data(data),
+    library=charts.library(),
+    last=_resource('report.js'),
+  )
+
+
+def as_script_data(value: Any) -> str:
+  r"""Encodes JSON for a script element: ASCII, and '<', '>' and '&' as '\u003c' and so on."""
+  text = json.dumps(value, allow_nan=False)
+  return text.translate({ord(sign): f'\\u{ord(sign):04x}' for sign in '<>&'})
+
+
+def _policy(scripts: Scripts | None) -> str:
+  """Content security policy: these very scripts, images in the page, and no network."""
+  policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+  if scripts is None:
+    return policy
+  digests = [
+    hashlib.sha256(text.encode()).digest()
+    for text in (scripts.first, scripts.library, scripts.last)
+  ]
+  sources = ' '.join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+  return f'{policy}; script-src {sources}'
+
+
+def _resource(name: str) -> str:
+  return resources.files('cascades.reporting').joinpath(name).read_text('utf-8')
 
 
 def pick(comparison: Comparison, count: int) -> Iterator[ExampleGroup]:
@@ -129,10 +204,15 @@ def pick(comparison: Comparison, count: int) -> Iterator[ExampleGroup]:
   for model, answers in comparison.answers.items():
     gain = sign * (answers.large_quality - answers.small_quality)
     order = np.argsort(-answers.score, kind='stable')
+    rising = order[::-1]
     groups = (
-      ('highest scores', order),
-      ('lowest scores where the large model is better', order[::-1][gain[order[::-1]] > 0]),
-      ('highest scores where the large model is worse', order[gain[order] < 0]),
+      ('easiest: lowest scores', rising),
+      ('hardest: highest scores', order),
+      (
+        'regretted deferrals: highest scores where the large model is worse',
+        order[gain[order] < 0],
+      ),
+      ('regretted keeps: lowest scores where the large model is better', rising[gain[rising] > 0]),
     )
     for title, rows in groups:
       examples = tuple(_example(answers, int(row), comparison.sizes.keys()) for row in rows[:count])

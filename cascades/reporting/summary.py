@@ -324,8 +324,13 @@ def meaning(score: str) -> str:
 
 def quality(comparison: Comparison) -> Formatter:
   """Formatter of qualities, with the digits that fit the metric."""
-  digits = 4 if comparison.metric.scale == 1 else 2
-  return lambda value: _or_placeholder(value, f'{value:z.{digits}f}')
+  decimals = digits(comparison)
+  return lambda value: _or_placeholder(value, f'{value:z.{decimals}f}')
+
+
+def digits(comparison: Comparison) -> int:
+  """Decimals of qualities that fit the metric."""
+  return 4 if comparison.metric.scale == 1 else 2
 
 
 def _signed(show: Formatter) -> Formatter:

@@ -46,7 +46,8 @@ def renamed(name):
 
 def test_figures_are_drawn_when_they_have_something_to_show(drawn):
   assert set(drawn) == {
-    'curves', 'scores', 'decomposition', 'separation', 'differences', 'tasks',
+    'curves', 'scores', 'decomposition', 'separation', 'differences', 'tasks', 'shares',
+    'reliability',
   }  # fmt: skip
   fewer = figures.draw(synthetic_tables.comparison()._replace(differences=(), sizes={'a': 70}))
   assert set(drawn) - set(fewer) == {'differences', 'tasks'}

@@ -1,4 +1,7 @@
+import base64
+import hashlib
 import html.parser
+import json
 import re
 
 import hypothesis.strategies as st
@@ -48,7 +51,7 @@ class Page(html.parser.HTMLParser):
     self.text += data
 
 
-def page_of(text, *, name='model', other='base'):
+def page_of(text, *, name='model', other='base', interactive=False):
   """A report with that text wherever something comes from outside."""
   small = synthetic_tables.table('a', size=8)
   large = synthetic_tables.table('a', size=8, skill=2, seed=1)
@@ -71,8 +74,8 @@ def page_of(text, *, name='model', other='base'):
   )
   return report.render(
     comparison,
-    {'curves': b'<svg/>', 'tasks': b'<svg/>'},
-    Report(title=f'title {text}', examples=3),
+    {'curves': b'<svg/>', 'separation': b'<svg/>'},
+    Report(title=f'title {text}', examples=3, interactive=interactive),
     {'config': f'# {text}', 'command': f'# {text}'},
   )
 
@@ -101,16 +104,36 @@ def test_the_page_needs_nothing_else():
   page = page_of('plain')
   tags = {tag for tag, _ in Page(page).elements}
   assert not tags & {'script', 'link', 'iframe', 'object', 'base', 'form'}
-  assert set(re.findall(r'(?:src|href)="([^,]*),', page)) == {'data:image/svg+xml;base64'}
-  assert "default-src 'none'" in page
+  assert set(re.findall(r'(?:src|href)="([^#][^,]*),', page)) == {'data:image/svg+xml;base64'}
+  assert 'default-src &#39;none&#39;' in page
   assert '@import' not in page
   assert 'url(' not in page
+
+
+def test_the_scripts_of_an_interactive_page_are_the_ones_that_its_policy_names():
+  page = page_of('plain', interactive=True)
+  policy = re.search('Security-Policy" content="(.*?)"', page)[1].replace('&#39;', "'")
+  scripts = re.findall('<script>(.*?)</script>', page, re.DOTALL)
+  digests = [hashlib.sha256(text.encode()).digest() for text in scripts]
+  sources = ' '.join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+  assert policy == (
+    f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {sources}"
+  )
+  assert len(scripts) == page.count('<script') - 1 == 3
+  assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="(?!data:)', page)
+
+
+def test_data_of_a_script_cannot_end_it():
+  value = {'</script><!--': '&amp;\u2028\'"\\'}
+  text = report.as_script_data(value)
+  assert not set(text) & set('<>&\u2028')
+  assert json.loads(text) == value
 
 
 def test_figures_are_shown_with_captions_and_the_headline_first():
   page = page_of('plain')
   captions = re.findall('<figcaption>(.*?)</figcaption>', page)
-  assert captions == [report.CAPTIONS['curves'], report.CAPTIONS['tasks']]
+  assert captions == [report.CAPTIONS['curves'], report.CAPTIONS['separation']]
 
 
 def test_lines_of_a_configuration_stay_lines():
@@ -153,23 +176,26 @@ def test_examples_are_those_that_their_titles_promise():
   comparison = synthetic_tables.comparison()
   groups = {(group.model, group.title): group.rows for group in report.pick(comparison, 6)}
   answers = comparison.answers['cat']
-  first = groups['cat', 'highest scores']
+  first = groups['cat', 'hardest: highest scores']
   assert [row.score for row in first] == sorted(answers.score, reverse=True)[:6]
-  missed = groups['cat', 'lowest scores where the large model is better']
+  easiest = groups['cat', 'easiest: lowest scores']
+  assert [row.score for row in easiest] == sorted(answers.score)[:6]
+  missed = groups['cat', 'regretted keeps: lowest scores where the large model is better']
   assert all(row.large_quality > row.small_quality for row in missed)
   assert [row.score for row in missed] == sorted(row.score for row in missed)
   gains = answers.large_quality - answers.small_quality
   assert missed[0].score == answers.score[gains > 0].min()
-  harmed = groups['cat', 'highest scores where the large model is worse']
+  harmed = groups['cat', 'regretted deferrals: highest scores where the large model is worse']
   assert all(row.large_quality < row.small_quality for row in harmed)
   assert harmed[0].score == answers.score[gains < 0].max()
   assert list(groups) == [
     (model, title)
     for model in ('xent', 'cat')
     for title in (
-      'highest scores',
-      'lowest scores where the large model is better',
-      'highest scores where the large model is worse',
+      'easiest: lowest scores',
+      'hardest: highest scores',
+      'regretted deferrals: highest scores where the large model is worse',
+      'regretted keeps: lowest scores where the large model is better',
     )
   ]
 
@@ -202,7 +228,8 @@ def test_an_id_names_its_task_once_and_only_where_there_are_several(pooled, task
 
 def test_what_can_be_scrolled_says_so():
   page = page_of('plain')
-  assert page.count('<div class="wide" tabindex="0">') == page.count('<p class="hint">') > 5
+  hinted = re.findall('<p class="hint">.*</p>\n<div class="wide" tabindex="0" role="region"', page)
+  assert len(hinted) == page.count('<p class="hint">') > 5
   assert 'no-repeat local' in page  # shaded edges, where there is more
 
 
@@ -215,5 +242,5 @@ def test_long_texts_are_cut():
 def test_errors_turn_the_direction_of_what_is_better():
   comparison = synthetic_tables.comparison('phoneme_error_rate')
   groups = {group.title: group.rows for group in report.pick(comparison, 3) if group.model == 'cat'}
-  for row in groups['lowest scores where the large model is better']:
+  for row in groups['regretted keeps: lowest scores where the large model is better']:
     assert row.large_quality < row.small_quality

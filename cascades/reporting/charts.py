@@ -1,0 +1,289 @@
+"""Interactive charts of a comparison, drawn in the page by Bokeh.
+
+A chart holds numbers only: titles, legends and controls are HTML around it, so that no text from
+outside reaches a drawing, and screen readers find every word. `report.js` moves the threshold.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+from typing import Any, NamedTuple
+
+import numpy as np
+from bokeh import models as bokeh
+from bokeh.document import Document
+
+from cascades import curves
+from cascades.evaluation.comparison import Cascade, Comparison
+from cascades.evaluation.quantities import RATES
+from cascades.reporting import reliability, summary
+from cascades.reporting.figures import FAINT, PALETTE
+from cascades.reporting.reliability import Reliability
+
+MOST_POINTS_TOGETHER = 16_000  # of all curves, so that the page stays small
+MOST_POINTS = 400  # of one curve
+TASK_POINTS = 100
+MOST_TASKS = 24  # with a chart of their own
+PERCENT = '0 %'
+
+
+class Charts(NamedTuple):
+  """Charts of a page.
+
+  Attributes:
+    document: Bokeh's document as JSON values.
+    roots: Ids of the charts in the document by the id of the element to draw into.
+    curves: Points that the slider moves over, as JSON values: see `curve_values`.
+  """
+
+  document: dict[str, Any]
+  roots: dict[str, str]
+  curves: dict[str, Any]
+
+
+def draw(comparison: Comparison) -> Charts:
+  """Draws every chart that the comparison has numbers for."""
+  models = len(comparison.flops)
+  drawn = {
+    'chart-curve': _curve_chart(comparison),
+    'chart-shares': _areas(x_label='threshold of the score', share=True),
+    'chart-parts': _areas(x_label='deferral rate', share=False),
+  }
+  for index, answers in enumerate(comparison.answers.values()):
+    bins = reliability.reliability(answers, comparison.scores[0], comparison.metric)
+    drawn[f'chart-reliability-{index}'] = _reliability(bins, comparison.metric.scale, index)
+    drawn[f'chart-counts-{index}'] = _counts(bins)
+  for index in range(len(tasks(comparison))):
+    drawn[f'chart-task-{index}'] = _task(index, models)
+  document = Document()
+  for chart in drawn.values():
+    document.add_root(chart)
+  content, ids = _renumber(document.to_json(deferred=False))
+  roots = {name: ids[chart.id] for name, chart in drawn.items()}
+  return Charts(content, roots, curve_values(comparison))
+
+
+def curve_values(comparison: Comparison) -> dict[str, Any]:
+  """Points of every curve under one threshold for all tasks, and of each task.
+
+  Returns:
+    'curves' by model, and for each by score, and 'tasks' by task, and for each by model under the
+    first score; each is a table of columns.
+  """
+  count = len(comparison.flops) * len(comparison.scores)
+  points = min(MOST_POINTS, max(50, MOST_POINTS_TOGETHER // count))
+  large = comparison.large_flops
+  return {
+    'large_quality': _number(comparison.cascades[0].curve.quality[-1]),
+    'digits': summary.digits(comparison),
+    'colors': [color(index) for index in range(len(comparison.flops))],
+    'curves': [
+      [_columns(comparison.at(model, score), large, points) for score in comparison.scores]
+      for model in comparison.flops
+    ],
+    'tasks': [
+      [_columns(comparison.at(model, task=task), large, TASK_POINTS) for model in comparison.flops]
+      for task in tasks(comparison)
+    ],
+  }
+
+
+def tasks(comparison: Comparison) -> list[str]:
+  """Tasks with a chart of their own."""
+  return list(comparison.sizes)[:MOST_TASKS] if len(comparison.sizes) > 1 else []
+
+
+def _columns(cascade: Cascade, large_cost: float, points: int) -> dict[str, list[float | None]]:
+  shown = curves.evenly_spaced(len(cascade.curve.quality), points)
+  curve = curves.Curve(*(column[shown] for column in cascade.curve))
+  small, large = cascade.small_contribution[shown], cascade.large_contribution[shown]
+  columns = {
+    'threshold': curve.threshold,
+    'rate': curve.deferral_rate,
+    'quality': curve.quality,
+    'cost': curve.cost,
+    'x': curve.cost / large_cost,
+    'low': np.interp(curve.deferral_rate, RATES, cascade.low),
+    'high': np.interp(curve.deferral_rate, RATES, cascade.high),
+    'kept': small,
+    'parts': small + large,
+  }
+  return {name: list(map(_number, column)) for name, column in columns.items()}
+
+
+def _number(value: float) -> float | None:
+  """Value with the nine digits that a page needs; None for what JSON does not have."""
+  return float(f'{value:.9g}') if np.isfinite(value) else None
+
+
+def _figure(*, height: int, x_label: str = '', percent: bool = True) -> bokeh.Plot:
+  """Empty chart of the page's width; `report.js` gives text and axes the page's colors."""
+  plot = bokeh.Plot(
+    x_range=bokeh.DataRange1d(range_padding=0.03),
+    y_range=bokeh.DataRange1d(range_padding=0.06),
+    height=height,
+    sizing_mode='stretch_width',
+    background_fill_alpha=0,
+    border_fill_alpha=0,
+    outline_line_color=None,
+    toolbar_location=None,
+    min_border_left=48,
+    min_border_right=12,
+  )
+  ticks = {'desired_num_ticks': 5}
+  x_axis = bokeh.LinearAxis(axis_label=x_label, ticker=bokeh.BasicTicker(**ticks))
+  if percent:
+    x_axis.formatter = bokeh.NumeralTickFormatter(format=PERCENT)
+  y_axis = bokeh.LinearAxis(ticker=bokeh.BasicTicker(**ticks))
+  for axis in (x_axis, y_axis):
+    axis.update(
+      axis_line_color=FAINT, major_tick_line_color=FAINT, minor_tick_line_color=None,
+      axis_label_text_font_style='normal', axis_label_text_font_size='13px',
+      axis_label_text_font='system-ui, sans-serif', major_label_text_font='system-ui, sans-serif',
+      major_label_text_font_size='12px',
+    )  # fmt: skip
+  plot.add_layout(x_axis, 'below')
+  plot.add_layout(y_axis, 'left')
+  grid = bokeh.Grid(dimension=1, axis=y_axis, grid_line_color=FAINT, grid_line_alpha=0.25)
+  plot.add_layout(grid)
+  return plot
+
+
+def _threshold_line(name: str, *, editable: bool = False) -> bokeh.Span:
+  return bokeh.Span(
+    name=name, dimension='height', location=0, line_width=1.5, line_dash=[5, 3], tags=['ink'],
+    line_color=FAINT, editable=editable, hover_line_color=PALETTE[0], hover_line_width=3,
+  )  # fmt: skip
+
+
+def _line(x: str, y: str, source: str, shade: str, **style: Any) -> bokeh.GlyphRenderer:
+  glyph = bokeh.Line(x=x, y=y, line_color=shade, **{'line_width': 2, **style})
+  return bokeh.GlyphRenderer(data_source=_source(source, x, y), glyph=glyph)
+
+
+def _dot(source: str, shade: str, **style: Any) -> bokeh.GlyphRenderer:
+  glyph = bokeh.Scatter(
+    x='x', y='quality', fill_color=shade, line_color=None, **{'size': 9, **style}
+  )
+  return bokeh.GlyphRenderer(data_source=_source(source, 'x', 'quality'), glyph=glyph)
+
+
+def _source(name: str, *columns: str) -> bokeh.ColumnDataSource:
+  """Source that `report.js` fills by its name; without a point Bokeh warns of empty ranges."""
+  return bokeh.ColumnDataSource({column: [0, 1] for column in columns}, name=name)
+
+
+def _curve_chart(comparison: Comparison) -> bokeh.Plot:
+  """Quality against cost, with the band of the chosen model and a threshold to drag."""
+  plot = _figure(height=380, x_label='cost, as share of the large model alone')
+  area = bokeh.VArea(x='x', y1='low', y2='high', fill_alpha=0.15, name='band')
+  band = _source('chosen', 'x', 'low', 'high')
+  plot.renderers.append(bokeh.GlyphRenderer(data_source=band, glyph=area))
+  for index, _ in enumerate(comparison.flops):
+    own = color(index)
+    plot.renderers += [
+      _line('x', 'quality', f'ends {index}', own, line_width=1, line_dash=[2, 4]),
+      _line('x', 'quality', f'curve {index}', own),
+      _dot(f'alone {index}', own),
+    ]
+  plot.renderers += [
+    _dot('large', FAINT, size=13, marker='diamond', tags=['ink']),
+    _dot('point', PALETTE[0], size=13, name='point glyph'),
+  ]
+  plot.add_layout(_threshold_line('threshold line', editable=True))
+  return plot
+
+
+def _areas(*, x_label: str, share: bool) -> bokeh.Plot:
+  """Stacked areas of the kept and of the deferred examples: their shares, or A1 and A2."""
+  plot = _figure(height=230, x_label=x_label, percent=not share)
+  x, below, above = ('threshold', 'rate', 'one') if share else ('rate', 'kept', 'parts')
+  layers = (('zero', below), (below, above))
+  colors = (PALETTE[0], FAINT) if share else (FAINT, PALETTE[0])
+  if share:
+    plot.update(y_range=bokeh.Range1d(0, 1), x_range=bokeh.Range1d(0, 1, name='threshold range'))
+    plot.left[0].formatter = bokeh.NumeralTickFormatter(format=PERCENT)
+  for shade, (low, high) in zip(colors, layers, strict=True):
+    area = bokeh.VArea(x=x, y1=low, y2=high, fill_color=shade, fill_alpha=0.55)
+    source = _source('shares' if share else 'chosen', x, low, high)
+    plot.renderers.append(bokeh.GlyphRenderer(data_source=source, glyph=area))
+  plot.add_layout(_threshold_line('share line' if share else 'rate line'))
+  return plot
+
+
+def _task(index: int, models: int) -> bokeh.Plot:
+  """Quality of each model on one task, and where the shared threshold stands on it."""
+  plot = _figure(height=200, x_label='deferral rate')
+  for model in range(models):
+    plot.renderers += [
+      _line('rate', 'quality', f'task {index} ends {model}', color(model), line_dash=[2, 4]),
+      _line('rate', 'quality', f'task {index} curve {model}', color(model)),
+    ]
+  plot.add_layout(_threshold_line(f'task line {index}'))
+  return plot
+
+
+def _reliability(bins: Reliability, scale: float, index: int) -> bokeh.Plot:
+  """Quality of both models in bins of the confidence, beside the diagonal of calibration."""
+  calibrated = not np.isnan(bins.error)
+  plot = _figure(height=230, percent=False)
+  if calibrated:
+    plot.update(x_range=bokeh.Range1d(0, 1), y_range=bokeh.Range1d(0, scale * 1.02))
+    plot.add_layout(bokeh.Slope(gradient=scale, y_intercept=0, line_color=FAINT, line_dash=[2, 4]))
+  present = bins.examples > 0
+  for quality, shade, marker in (
+    (bins.large, FAINT, 'diamond'),
+    (bins.small, color(index), 'circle'),
+  ):
+    source = bokeh.ColumnDataSource({'x': bins.center[present], 'y': quality[present]})
+    glyphs = (
+      bokeh.Line(x='x', y='y', line_color=shade, line_width=2),
+      bokeh.Scatter(x='x', y='y', size=9, marker=marker, fill_color=shade, line_color=None),
+    )
+    plot.renderers += [bokeh.GlyphRenderer(data_source=source, glyph=glyph) for glyph in glyphs]
+  return plot
+
+
+def _counts(bins: Reliability) -> bokeh.Plot:
+  """Number of examples in each bin."""
+  label = 'score' if np.isnan(bins.error) else 'confidence'
+  plot = _figure(height=110, x_label=label, percent=False)
+  if not np.isnan(bins.error):
+    plot.x_range = bokeh.Range1d(0, 1)
+  plot.left[0].ticker.desired_num_ticks = 2
+  columns = {'left': bins.edges[:-1], 'right': bins.edges[1:], 'top': bins.examples}
+  bars = bokeh.Quad(
+    left='left', right='right', top='top', bottom=0, fill_color=FAINT, fill_alpha=0.55,
+    line_color=None,
+  )  # fmt: skip
+  source = bokeh.ColumnDataSource(columns)
+  plot.renderers.append(bokeh.GlyphRenderer(data_source=source, glyph=bars))
+  return plot
+
+
+def color(index: int) -> str:
+  """Color of a small model by its number."""
+  return PALETTE[index % len(PALETTE)]
+
+
+def _renumber(value: Any) -> tuple[Any, dict[str, str]]:
+  """Numbers the models of a document from 1, so that equal comparisons have equal pages."""
+  ids: dict[str, str] = {}
+
+  def renumber(value: Any) -> Any:
+    if isinstance(value, dict):
+      return {
+        key: ids.setdefault(item, f'm{len(ids) + 1}') if key == 'id' else renumber(item)
+        for key, item in value.items()
+      }
+    return [renumber(item) for item in value] if isinstance(value, list) else value
+
+  return renumber(value), ids
+
+
+@functools.cache
+def library() -> str:
+  """Bokeh's script."""
+  folder = resources.files('bokeh').joinpath('server/static/js')
+  return folder.joinpath('bokeh.min.js').read_text('utf-8')
