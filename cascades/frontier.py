@@ -147,7 +147,7 @@ def sweep(
   """
   rows = outcomes.quality.shape[1]
   levels = outcomes.scores[list(models[:-1])]
-  quantiles = rows if len(levels) < 2 else max(1, int(most_tuples ** (1 / len(levels))) - 1)
+  quantiles = rows if len(levels) < 2 else max(1, int(most_tuples ** (1 / len(levels)) + 1e-9) - 1)
   grid = [_candidates(score, quantiles) for score in levels]
   bins = [
     np.searchsorted(axis, score, side='right') - 1 for axis, score in zip(grid, levels, strict=True)

@@ -57,7 +57,8 @@ def table(comparison: Comparison, result: ChainResult) -> SummaryTable:
     for name, single in result.singles.items()
   ]
   return SummaryTable(
-    f'{" > ".join(result.models)}, by {costs.UNITS[result.axis]}',
+    f'{" > ".join(result.models)}, by {costs.UNITS[result.axis]}'
+    + ('' if result.discarded else ' without discarded answers'),
     f'{_terms(result)} {NUMBERS}',
     ('curve', *columns),
     (*curves, *singles),
