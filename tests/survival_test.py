@@ -91,7 +91,9 @@ def kill_and_resume(whole, directory, topology, *, kills, steps):
   return output
 
 
-@pytest.mark.parametrize('name', TOPOLOGIES)
+@pytest.mark.parametrize(
+  'name', ['one device', 'eight devices', pytest.param('two processes', marks=pytest.mark.slow)]
+)
 def test_a_killed_run_goes_on_bit_by_bit(whole, tmp_path, name):
   kill_and_resume(whole, tmp_path, TOPOLOGIES[name], kills=1, steps=STEPS)
 
