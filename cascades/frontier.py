@@ -221,6 +221,14 @@ def answering(scores: Float[np.ndarray, 'L N'], rule: Rule, rows: int) -> Int[np
   return answers
 
 
+def apply(outcomes: Outcomes, rule: Rule) -> tuple[Int[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
+  """Index of the model that answers each row under a rule, and the cost of each row."""
+  rows = np.arange(outcomes.cost.shape[1])
+  answers = answering(outcomes.scores, rule, len(rows))
+  paid = np.cumsum(outcomes.added(rule.models), axis=0)
+  return answers, paid[np.searchsorted(rule.models, answers), rows]
+
+
 def measure(
   outcomes: Outcomes,
   statistics: Float[np.ndarray, 'K N S'],
@@ -248,18 +256,15 @@ def measure(
     for models in {rule.models for rule in rules if len(rule.models) == 2}
   }
   for i, rule in enumerate(rules):
-    answers = answering(outcomes.scores, rule, rows)
-    counts = np.bincount(answers, minlength=models)
-    shares[i] = counts / rows
+    answers, paid = apply(outcomes, rule)
+    shares[i] = np.bincount(answers, minlength=models) / rows
     if rule.models in pairs:
       curve = pairs[rule.models]
       point = np.searchsorted(curve.deferral_rate, shares[i, rule.models[1]])
       quality[i], cost[i] = curve.quality[point], curve.cost[point]
       continue
-    paid = np.cumsum(outcomes.added(rule.models), axis=0)
-    level = np.searchsorted(rule.models, answers)
     quality[i] = finalize(statistics[answers, np.arange(rows)].sum(axis=0))
-    cost[i] = paid[level, np.arange(rows)].mean()
+    cost[i] = paid.mean()
   return Measured(quality, cost, shares)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from cascades import costs, curve_metrics, curves, frontier
+from cascades import bootstrap, costs, curve_metrics, curves, frontier
+from cascades.bootstrap import Difference
 from cascades.costs import Axis
 from cascades.curves import Finalize
 from cascades.evaluation import chains as names
 from cascades.evaluation import pooling
+from cascades.evaluation.chain_differences import area_differences
 from cascades.evaluation.chains import ChainCurve, ChainResult, Chains, Single
 from cascades.evaluation.compare import task_metric, without_repeats
 from cascades.evaluation.comparison import Settings
@@ -43,6 +46,7 @@ class _Rows(NamedTuple):
   quality: Mapping[str, Float[np.ndarray, 'N']]
   finalize: Finalize
   sign: int
+  sizes: Sequence[int]
 
 
 def compare_chains(
@@ -80,6 +84,9 @@ def compare_chains(
   fitted = None if fit is None else _rows(fit, settings, metric)
   scores = [decider for decider in deciders if not decider.before_answer]
   routers = [decider for decider in deciders if decider.before_answer]
+  draw = cache(
+    partial(bootstrap.draw, reported.sizes, resamples=settings.resamples, seed=settings.seed)
+  )
   results: list[ChainResult] = []
   for order, axis in product(orders, chains.axes):
     controls: dict[str, ChainCurve] = {}
@@ -90,7 +97,10 @@ def compare_chains(
         for router in routers:
           score = router.score(reported.tables[order[0]])
           controls[f'router {router.name}'] = chain.routed(score, _flops(router, axis))
-      results.append(chain.result(order, axis, decider.name, controls))
+      result = chain.result(order, axis, decider.name, controls)
+      if len(order) > 2 or axis != 'flops per token':
+        result = result._replace(differences=chain.differences(result, draw(), settings.confidence))
+      results.append(result)
   return tuple(results)
 
 
@@ -154,6 +164,7 @@ def _rows(tables: Tables, settings: Settings, metric: Metric | str | None) -> _R
     quality={name: sign * weight * _quality(own, metrics) for name, own in by_task.items()},
     finalize=layout.subsets[0].finalize,
     sign=sign,
+    sizes=sizes,
   )
 
 
@@ -247,6 +258,22 @@ class _Chain(NamedTuple):
       },
     )
 
+  def differences(
+    self, result: ChainResult, counts: Int[np.ndarray, 'R N'], confidence: float
+  ) -> dict[tuple[str, str], Difference]:
+    """Differences of area, between the costs of the cheapest and the dearest single model."""
+    cost = [single.cost for single in result.singles.values()]
+    return area_differences(
+      {name: curve for name, curve in result.curves.items() if curve.thresholds.size},
+      self.outcomes,
+      self.statistics,
+      self.finalize,
+      counts,
+      limits=(min(cost), max(cost)),
+      sign=self.sign,
+      confidence=confidence,
+    )
+
   def measure(self, rules: Sequence[Rule]) -> Measured:
     return frontier.measure(self.outcomes, self.statistics, self.finalize, rules)
 
@@ -268,15 +295,17 @@ class _Chain(NamedTuple):
     """Best rules of some chains where thresholds are chosen, measured on the reported rows."""
     points = frontier.fit(self.chosen_on, subsets)
     points = [points[i] for i in curves.evenly_spaced(len(points), MOST_POINTS)]
-    rules = [point.rule for point in points]
-    thresholds = np.full((len(rules), len(self.statistics)), np.nan)
-    for row, rule in zip(thresholds, rules, strict=True):
-      row[list(rule.models)] = [*rule.thresholds, np.inf]
-    return _from_measured(self.measure(rules))._replace(
-      thresholds=thresholds,
+    return self.by_rules([point.rule for point in points])._replace(
       fit_cost=np.array([point.cost for point in points]),
       fit_quality=self.sign * np.array([point.quality for point in points]),
     )
+
+  def by_rules(self, rules: Sequence[Rule]) -> ChainCurve:
+    """Curve of some rules, with their thresholds."""
+    thresholds = np.full((len(rules), len(self.statistics)), np.nan)
+    for row, rule in zip(thresholds, rules, strict=True):
+      row[list(rule.models)] = [*rule.thresholds, np.inf]
+    return _from_measured(self.measure(rules))._replace(thresholds=thresholds)
 
   def controls(self) -> dict[str, ChainCurve]:
     """Oracles, and random choices."""
@@ -294,8 +323,10 @@ class _Chain(NamedTuple):
       for name, costs in paid.items()
     }
     measured[names.RANDOM] = frontier.measure(free, self.statistics, self.finalize, ends)
-    measured[names.RANDOM_ROUTER] = self.measure([Rule((int(model),), ()) for model in corners])
-    return {name: _from_measured(values) for name, values in measured.items()}
+    mixed = self.by_rules([Rule((int(model),), ()) for model in corners])
+    return {name: _from_measured(values) for name, values in measured.items()} | {
+      names.RANDOM_ROUTER: mixed
+    }
 
   def routed(self, score: Float[np.ndarray, 'N'], deciding: float) -> ChainCurve:
     """Curve of a router between the first and the last model."""

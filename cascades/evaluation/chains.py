@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from cascades import costs
+from cascades.bootstrap import Difference
 from cascades.costs import Axis, Prices
 from cascades.evaluation.quantities import Quantity
 
@@ -81,6 +83,8 @@ class ChainResult(NamedTuple):
     singles: Each model alone.
     best_single: Name of the single model of highest quality on the fit split.
     curves: Curves by name, the chain first: see the head of this file.
+    differences: Area of one curve minus that of another, by their names, on the same resamples of
+      the reported rows; empty for two models on the default axis.
   """
 
   models: tuple[str, ...]
@@ -91,6 +95,7 @@ class ChainResult(NamedTuple):
   singles: Mapping[str, Single]
   best_single: str
   curves: Mapping[str, ChainCurve]
+  differences: Mapping[tuple[str, str], Difference] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)

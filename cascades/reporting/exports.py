@@ -53,6 +53,9 @@ def records(comparison: Comparison) -> Iterator[dict[str, Any]]:
         numbers = {'value': _number(value), 'low': None, 'high': None, 'p': None}
         text = f'{name}, {quantity.name} in {costs.UNITS[result.axis]}'
         yield {**names, 'quantity': text, 'at': quantity.at, **numbers}
+    for (name, other), difference in result.differences.items():
+      text = f'{name} minus {other}, area in {costs.UNITS[result.axis]}'
+      yield {**names, **_flat(Quantity(text), difference)}
 
 
 def to_csv(records: Iterable[Mapping[str, Any]]) -> bytes:
@@ -158,6 +161,10 @@ def _chain_json(result: ChainResult, points: int | None) -> dict[str, Any]:
     'singles': {name: single._asdict() for name, single in result.singles.items()},
     'best_single': result.best_single,
     'curves': {name: _chain_curve_json(curve, points) for name, curve in result.curves.items()},
+    'differences': [
+      {'curve': name, 'control': other, **_flat(Quantity('area'), difference)}
+      for (name, other), difference in result.differences.items()
+    ],
   }
 
 
