@@ -18,12 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 from etils import epath
 
 from cascades import deferral
+from cascades.evaluation import fitted as fitted_files
+from cascades.evaluation import learned as learning
 from cascades.evaluation import policy as policies
 from cascades.evaluation import realized
 from cascades.evaluation.chain_comparison import compare_chains
 from cascades.evaluation.chains import Chains
 from cascades.evaluation.compare import compare
 from cascades.evaluation.comparison import Comparison, Settings
+from cascades.evaluation.learned import Learned
 from cascades.evaluation.quantities import LARGE
 from cascades.evaluation.tables import Tables
 from cascades.reporting import escaping, outputs, promises, terminal
@@ -38,7 +41,7 @@ def evaluate(
   *,
   rules: Mapping[str, DeferralRule] | None = None,
   standard_rules: Mapping[str, DeferralRule] = deferral.PAPER,
-  scores: Mapping[str, Score | Decider] | None = None,
+  scores: Mapping[str, Score | Decider] | Learned | None = None,
   metric: Metric | str | None = None,
   settings: Settings | None = None,
   chains: Chains | None = None,
@@ -56,7 +59,8 @@ def evaluate(
     standard_rules: Deferral rules that are always compared, by default those of the paper.
     scores: Scores by name that read whole tables, in addition to the rules. The report leads with
       the first rule, or the first score if there is no rule. A decider that reads no answer is a
-      router, which is compared as a control of chains.
+      router, which is compared as a control of chains. `Learned` gives scores and fits others on
+      another split; what it fits is stored in the folder learned/ of the report.
     metric: Metric, or its name; None for the first metric of each table. Answers are judged from
       their texts where the tables do not hold its statistics.
     settings: Settings of the comparison; None for the defaults.
@@ -77,17 +81,22 @@ def evaluate(
     BlockingIOError: Another process writes to `output_dir`.
     ValueError: The tables do not fit together, or cannot be compared as asked for.
   """
-  small, large = dataclasses.replace(tables, require_targets=policy is None).read()
+  learned = scores if isinstance(scores, Learned) else Learned(scores=scores or {})
+  small, large = dataclasses.replace(
+    tables, require_targets=policy is None, embeddings=learned.embeddings
+  ).read()
   labels = not any(table.manifest.get('unlabelled') for table in large)
   chains = chains or Chains()
   fit = None
   if chains.fit_split is not None:
     fit = _models(*dataclasses.replace(tables, split=chains.fit_split).read())
+  fitted = learned.fit(tables, small, metric)
   own_rules = {name: deferral.as_score(rule) for name, rule in (rules or {}).items()}
   deciders = _readable(standard_rules, small) | {
     name: score if isinstance(score, Decider) else Decider(name, score, ['predictions'])
-    for name, score in {**own_rules, **(scores or {})}.items()
+    for name, score in {**own_rules, **learned.scores}.items()
   }
+  deciders |= learning.deciders(fitted, small)
   if [*deciders] == ['random']:
     raise ValueError(
       'Rows of the small models have no log-probabilities of tokens, alternatives or confidence, '
@@ -119,6 +128,9 @@ def evaluate(
       )
     )
     outputs.write(directory, comparison, report or Report(), provenance())
+    for by_model in fitted.values():
+      for model, decider in by_model.items():
+        fitted_files.write(directory / 'learned' / files.component(model, 'a model'), decider)
   terminal.show(comparison)
   print('Report:', escaping.visible(str(directory / 'report.html')))
   return comparison

@@ -13,6 +13,7 @@ from cascades import cli, deferral, evaluate, metrics
 from cascades.evaluation import grouped, quantities
 from cascades.evaluation.chains import Chains
 from cascades.evaluation.comparison import Settings
+from cascades.evaluation.learned import Learned
 from cascades.evaluation.tables import Tables
 from cascades.predictions import shards
 from cascades.reporting import figures
@@ -239,7 +240,8 @@ def test_every_macro_reaches_the_program():
     'ALLOW_DIFFERENCES': ['weights'],
     'OVERWRITE': True, 'CHAIN': ['x'], 'FIT_SPLIT': 'train', 'COST_AXES': ['flops', 'dollars'],
     'CHAIN_SCORES': ['sum'], 'DOLLARS': {'x': {'prompt': 1, 'generated': 2}}, 'SECONDS': {},
-    'CHARGE_DISCARDED': False, 'POLICY': 'policy.json',
+    'CHARGE_DISCARDED': False, 'POLICY': 'policy.json', 'LEARNED': ['logistic'],
+    'LEARNED_SPLIT': 'train',
   }  # fmt: skip
   gin.clear_config()
   bindings = [f'{name}={value!r}' for name, value in macros.items()]
@@ -255,6 +257,7 @@ def test_every_macro_reaches_the_program():
     'chains': Chains(
       ['x'], ['flops', 'dollars'], ['sum'], 'train', macros['DOLLARS'], {}, charge_discarded=False
     ),
+    'scores': Learned(['logistic'], {}, 'train'),
     'report': Report('A title', interactive=False),
     'policy': 'policy.json',
   }

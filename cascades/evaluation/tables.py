@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import operator
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,14 @@ from typing import Any, get_args
 from etils import epath
 
 from cascades.evaluation.quantities import LARGE
-from cascades.predictions import alignment, shards
+from cascades.predictions import alignment, shards, sidecars
 from cascades.predictions.rows import Mode
 from cascades.runtime import files
 from cascades.types import Predictions
 
 log = logging.getLogger(__name__)
+
+FIRST_LAYER, NEXT_FIRST_LAYER = 'first_layer', 'next_first_layer'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Tables:
       'inputs', 'definition' (of the task), 'precision', 'weights', or an option of decoding such as
       'temperature'.
     require_targets: Refuse rows without targets.
+    embeddings: Names of arrays beside the small models' tables that are read with them;
+      NEXT_FIRST_LAYER is 'first_layer' of the large model.
   """
 
   small: Mapping[str, str] | Sequence[str]
@@ -43,6 +48,7 @@ class Tables:
   mode: Mode = 'predict'
   allow_differences: Sequence[str] = ()
   require_targets: bool = True
+  embeddings: Sequence[str] = ()
 
   def __post_init__(self) -> None:
     files.component(self.split, 'a split')
@@ -63,8 +69,20 @@ class Tables:
     directories = self._by_name()
     if repeated := [task for task, count in Counter(self.tasks or ()).items() if count > 1]:
       raise ValueError(f'The tasks name {", ".join(map(repr, repeated))} more than once.')
-    large = self._read(self.large)
+    reads_next = NEXT_FIRST_LAYER in self.embeddings
+    large = self._read(self.large, [FIRST_LAYER] if reads_next else [])
     return {name: self._aligned(path, large) for name, path in directories.items()}, large
+
+  def flops_of(self, name: str) -> float:
+    """FLOPs of computing an embedding of one query that a small model has not computed anyway."""
+    if name != NEXT_FIRST_LAYER:
+      return 0.0
+    path = files.absolute(self.large) / self.split
+    tables = self._read(self.large, [])
+    origins = [sidecars.read(path, FIRST_LAYER, table).manifest['origin'] for table in tables]
+    rows = [len(table.ids) for table in tables]
+    flops = [origin.get('flops_per_query', 0.0) for origin in origins]
+    return sum(map(operator.mul, rows, flops)) / sum(rows)
 
   def _by_name(self) -> Mapping[str, str]:
     if isinstance(self.small, Mapping):
@@ -83,10 +101,10 @@ class Tables:
       )
     return directories
 
-  def _read(self, directory: str) -> list[Predictions]:
+  def _read(self, directory: str, embeddings: Sequence[str]) -> list[Predictions]:
     path = files.absolute(directory) / self.split
     tables = [
-      table
+      _with_embeddings(table, path, embeddings)
       for task in self.tasks or (None,)
       for table in shards.read(path, task=task, mode=self.mode)
     ]
@@ -106,7 +124,8 @@ class Tables:
 
   def _aligned(self, directory: str, large: Sequence[Predictions]) -> list[Predictions]:
     """A small model's tables in the large one's order of tasks and rows."""
-    small = {table.task: table for table in self._read(directory)}
+    own = [name for name in self.embeddings if name != NEXT_FIRST_LAYER]
+    small = {table.task: table for table in self._read(directory, own)}
     tasks = [table.task for table in large]
     if set(small) != set(tasks):
       raise ValueError(
@@ -116,7 +135,14 @@ class Tables:
     aligned = [alignment.join(small[table.task], table)[0] for table in large]
     for pair in zip(aligned, large, strict=True):
       self._check_alike(directory, *pair)
-    return aligned
+    if NEXT_FIRST_LAYER not in self.embeddings:
+      return aligned
+    return [
+      table._replace(
+        embeddings={**table.embeddings, NEXT_FIRST_LAYER: other.embeddings[FIRST_LAYER]}
+      )
+      for table, other in zip(aligned, large, strict=True)
+    ]
 
   def _check_alike(self, directory: str, small: Predictions, large: Predictions) -> None:
     """Raise ValueError if the tables differ in something that is not allowed to."""
@@ -140,6 +166,20 @@ class Tables:
       )
     if texts:
       log.info('%s differs from the large model in %s, as allowed.', directory, ', '.join(texts))
+
+
+def _with_embeddings(
+  table: Predictions, directory: epath.Path, names: Sequence[str]
+) -> Predictions:
+  """Table with arrays that lie beside it. Raises FileNotFoundError, naming the setting to write."""
+  try:
+    arrays = {name: sidecars.read(directory, name, table).array() for name in names}
+  except FileNotFoundError as error:
+    raise FileNotFoundError(
+      f'{error} A learned decider reads it: `python -m cascades.infer` writes it with '
+      f'EMBEDDINGS={list(names)}.'
+    ) from error
+  return table._replace(embeddings=arrays) if names else table
 
 
 def _differences(small: Predictions, large: Predictions) -> dict[str, tuple[Any, Any]]:
