@@ -37,6 +37,13 @@ class Estimate(NamedTuple):
   high: float
 
 
+class Band(NamedTuple):
+  """Lower and upper ends at each of G deferral rates."""
+
+  low: Float[np.ndarray, 'G']
+  high: Float[np.ndarray, 'G']
+
+
 class Difference(NamedTuple):
   """A paired difference, its percentile interval and a two-sided bootstrap p-value."""
 
@@ -110,7 +117,10 @@ def resample(
   """
   order, deferred = reachable(score)
   deferred = deferred[evenly_spaced(len(deferred), MOST_POINTS)]
-  steps = np.diff(deferred, prepend=0)
+  # Few examples are added one by one, so that rounding does not depend on equal scores.
+  ends = deferred if len(score) > MOST_POINTS else np.arange(1, 1 + len(score))
+  points = np.searchsorted(np.append(0, ends), np.append(0, deferred))
+  steps = np.diff(ends, prepend=0)
   step = np.empty(len(score), np.int32)  # that defers each example
   step[order] = np.repeat(np.arange(len(steps), dtype=np.int32), steps)
   terms = np.column_stack([np.ones(len(score)), large - small])  # the first counts examples
@@ -120,10 +130,11 @@ def resample(
   for block in _blocks(counts):
     drawn = np.ascontiguousarray(block.T, float)
     sums = np.zeros((terms.shape[1], len(block), 1 + len(steps)))
-    sums[:, :, 0] = np.vstack([np.zeros(len(block)), small.T @ drawn])
+    sums[:, :, 0] = np.vstack([np.zeros(len(block)), (block @ small).T])
     by_step = sums_by_step @ drawn
     sums[varying, :, 1:] = by_step.reshape(-1, len(steps), len(block)).swapaxes(1, 2)
     np.cumsum(sums, axis=-1, out=sums)
+    sums = np.take(sums, points, axis=-1)
     quality = finalize(np.moveaxis(sums[1:], 0, -1))
     resampled.append(_interpolate(sums[0] / len(score), quality, np.asarray(rates)))
   return Resamples(*(np.concatenate(column) for column in zip(*resampled, strict=True)))
@@ -215,3 +226,27 @@ def interval(
   outside = int((1 - confidence) / 2 * len(resampled) + 1e-9)
   ordered = np.sort(resampled, axis=0)
   return ordered[outside], ordered[-1 - outside]
+
+
+def simultaneous(
+  value: Float[np.ndarray, 'G'], resampled: Float[np.ndarray, 'R G'], *, confidence: float = 0.95
+) -> Band:
+  """Band that holds a whole curve with the given confidence: max-t.
+
+      value_g +- c s_g,    c = quantile over r of max_g |resampled_rg - value_g| / s_g
+
+  s_g is the standard deviation of the resamples. The band is widened where the pointwise interval
+  of `interval` reaches further, as it may where the resamples are skewed. Romano and Wolf 2005.
+
+  Args:
+    value: The curve on all examples.
+    resampled: The curve of each resample.
+    confidence: Fraction of the resamples whose curve lies inside the band from end to end.
+  """
+  spread = resampled.std(axis=0)
+  varying = spread > 1e-9 * spread.max()  # others differ by their rounding only
+  deviation = np.abs(resampled - value)[:, varying] / spread[varying]
+  outside = int((1 - confidence) * len(resampled) + 1e-9)
+  width = np.sort(deviation.max(axis=1, initial=0))[-1 - outside] * spread
+  low, high = interval(resampled, confidence=confidence)
+  return Band(np.minimum(low, value - width), np.maximum(high, value + width))

@@ -599,23 +599,30 @@ def described(manifest: pathlib.Path) -> dict[str, Any]:
 def test_old_tables_give_the_old_report(outcome, mode):
   directory, _, _ = outcome(f'evaluate {mode}')
   new, old = directory / 'again' / mode, WORK / 'report' / mode
-  assert_same(estimates(new / 'summary.csv'), estimates(old / 'summary.csv'))
-  if exact():
-    assert (new / 'summary.csv').read_bytes() == (old / 'summary.csv').read_bytes()
+  expected = estimates(old / 'summary.csv')
+  assert_same(estimates(new / 'summary.csv', [*expected[0]])[: len(expected)], expected)
   if (old / 'curves.json').exists():
     curves_now = json.loads((new / 'curves.json').read_text())
     assert 'large alone' in curves_now.pop('tables')  # which older reports lack
-    assert_same(curves_now, json.loads((old / 'curves.json').read_text()))
-    if exact():
-      assert json.dumps(curves_now) == (old / 'curves.json').read_text()
+    expected = json.loads((old / 'curves.json').read_text())
+    assert_same(common(curves_now, expected), expected)
 
 
-def estimates(summary: pathlib.Path) -> list[Any]:
-  """Rows of texts and of numbers; what is empty is no number."""
+def common(actual: Any, expected: Any) -> Any:
+  """Values without the keys that reports have grown since."""
+  if isinstance(expected, Mapping):
+    return {name: common(actual[name], value) for name, value in expected.items()}
+  if isinstance(expected, list) and expected and isinstance(expected[0], Mapping):
+    return [common(*pair) for pair in zip(actual, expected, strict=True)]
+  return actual
+
+
+def estimates(summary: pathlib.Path, columns: Sequence[str] | None = None) -> list[Any]:
+  """Rows of texts and of numbers; what is empty is no number. Later versions have more columns."""
   numeric = ('at', 'value', 'low', 'high', 'p')
   with summary.open(newline='') as file:
     return [
-      {name: float(cell or 'nan') if name in numeric else cell for name, cell in row.items()}
+      {name: float(row[name] or 'nan') if name in numeric else row[name] for name in columns or row}
       for row in csv.DictReader(file)
     ]
 

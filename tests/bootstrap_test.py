@@ -156,3 +156,40 @@ def test_leaving_out_points_changes_areas_by_little_of_their_spread(monkeypatch)
   apart, spread = np.std(areas[1] - areas[0]), np.std(large[:, 0] - small[:, 0])
   assert 0 < apart < 2 * spread / (1000 * np.sqrt(12 * 3000))
   assert apart < 2e-3 * np.std(areas[0])
+
+
+def test_a_simultaneous_band_agrees_with_numbers_worked_by_hand():
+  # Two points with spreads 1 and 2: the largest |t| of the five curves are 1, 1, 1, 1 and 2.
+  resampled = np.array([[1, 2], [-1, 2], [1, -2], [-1, -2], [0, 0]], float)
+  resampled[4] = [0, 2 * resampled[:, 1].std()]
+  value = np.zeros(2)
+  spread = resampled.std(axis=0)
+  largest = np.sort((np.abs(resampled) / spread).max(axis=1))
+  widest = bootstrap.simultaneous(value, resampled, confidence=0.95)
+  np.testing.assert_allclose(widest.high, largest[-1] * spread)
+  np.testing.assert_allclose(widest.low, -largest[-1] * spread)
+  narrow = bootstrap.simultaneous(value, resampled, confidence=0.6)
+  np.testing.assert_allclose(narrow.high, np.maximum(largest[2] * spread, [1, 2]))
+
+
+def test_a_simultaneous_band_holds_the_pointwise_one_and_most_resamples_from_end_to_end():
+  score, small, large = examples(200)
+  counts = bootstrap.draw([200], resamples=400, seed=0)
+  rates = np.linspace(0, 1, 41)
+  curve = curves.deferral_curve(score, small, large, metrics.ratio, by_rate)
+  value = np.interp(rates, curve.deferral_rate, curve.quality)
+  resampled = bootstrap.resample(counts, score, small, large, metrics.ratio, rates=rates).quality
+  for confidence in (0.5, 0.8, 0.95):
+    low, high = bootstrap.interval(resampled, confidence=confidence)
+    band = bootstrap.simultaneous(value, resampled, confidence=confidence)
+    assert (band.low <= low).all()
+    assert (band.high >= high).all()
+    inside = ((resampled >= band.low - 1e-12) & (resampled <= band.high + 1e-12)).all(axis=1)
+    assert confidence <= inside.mean() < confidence + 0.05
+    pointwise = ((resampled >= low) & (resampled <= high)).all(axis=1)
+    assert pointwise.mean() < confidence - 0.1
+
+
+def test_a_curve_that_never_varies_has_a_band_of_no_width():
+  band = bootstrap.simultaneous(np.ones(3), np.ones((20, 3)) + 1e-17)
+  np.testing.assert_array_equal(band, np.ones((2, 3)))

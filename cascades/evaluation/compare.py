@@ -7,7 +7,7 @@ All models and scores see the same resamples, so their differences are paired.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations, product
 from typing import NamedTuple
@@ -18,13 +18,12 @@ from jaxtyping import Int
 from cascades import bootstrap, costs, curves
 from cascades import metrics as metric_library
 from cascades.bootstrap import Estimate
-from cascades.evaluation import grouped, pooling, quantities
+from cascades.evaluation import grouped, paired, pooling, quantities
 from cascades.evaluation.comparison import (
   Cascade,
   Column,
   Comparison,
   PairedAnswers,
-  PairedDifference,
   Settings,
 )
 from cascades.evaluation.pooling import StatisticsLayout, Subset
@@ -74,6 +73,7 @@ def compare(
   if not scores:
     raise ValueError('There is no score to defer by: give one or more rules or scores by name.')
   pairs = _pairs([*small], settings.baseline)
+  first, *rest = scores
   sizes_with_repeats = _sizes(large) if settings.dedupe_inputs else {}
   if settings.dedupe_inputs:
     small, large = without_repeats(small, large)
@@ -86,12 +86,20 @@ def compare(
   ]
   settings = _resolve(settings, candidates[0], layout)
   counts = _draw(large, settings)
-  cascades, measurements = [], {}
+  cascades, measurements, right = [], {}, {}
   for candidate, score, subset in product(candidates, scores, layout.subsets):
     cascade, values = _cascade(candidate, score, subset, counts, settings, metrics[0])
     cascades.append(cascade)
     if subset.task == pooling.POOLED:  # those of every task would fill the memory
-      measurements[candidate.name, score] = values
+      name, answers = (candidate.name, score), candidate.answers
+      measurements[name] = values
+      qualities = answers.small_quality, answers.large_quality
+      right[name] = paired.right_at(
+        settings.costs, cascade.curve, candidate.scores[score], *qualities
+      )
+  differences = partial(
+    paired.differences, measurements, right=right, confidence=settings.confidence
+  )
   return Comparison(
     metric=metrics[0],
     sizes=_sizes(large),
@@ -102,7 +110,10 @@ def compare(
     settings=settings,
     manifests={name: [table.manifest for table in own] for name, own in models.items()},
     cascades=tuple(cascades),
-    differences=tuple(_differences(measurements, pairs, scores, settings.confidence)),
+    differences=differences([((a, key), (b, key)) for (a, b), key in product(pairs, scores)]),
+    score_differences=differences(
+      [((name, key), (name, first)) for name, key in product(small, rest)]
+    ),
     answers={candidate.name: candidate.answers for candidate in candidates},
     other_metrics=_other_metrics(models, metrics, settings),
     group_accuracy=grouped.accuracy_by_task(
@@ -279,6 +290,7 @@ def _cascade(
     curve, resamples, candidate.cost, metric, costs=settings.costs, qualities=settings.qualities
   )
   low, high = bootstrap.interval(measurements[QUALITY].resampled, confidence=settings.confidence)
+  simultaneous = bootstrap.simultaneous(*measurements[QUALITY], confidence=settings.confidence)
   contributions = curves.decomposition(
     score, answers.small_quality[rows], answers.large_quality[rows]
   )
@@ -288,24 +300,17 @@ def _cascade(
     if quantity != QUALITY
   }
   cascade = Cascade(
-    candidate.name, score_name, subset.task, curve, *contributions, low, high, estimates
+    candidate.name,
+    score_name,
+    subset.task,
+    curve,
+    *contributions,
+    low,
+    high,
+    estimates,
+    simultaneous,
   )
   return cascade, measurements
-
-
-def _differences(
-  measurements: Mapping[tuple[str, str], Measurements],
-  pairs: Sequence[tuple[str, str]],
-  scores: Iterable[str],
-  confidence: float,
-) -> Iterator[PairedDifference]:
-  for name, baseline in pairs:
-    for score in scores:
-      minuend, subtrahend = measurements[name, score], measurements[baseline, score]
-      quality, resampled = map(np.subtract, minuend[QUALITY], subtrahend[QUALITY])
-      low, high = bootstrap.interval(resampled, confidence=confidence)
-      estimates = quantities.differences(minuend, subtrahend, confidence=confidence)
-      yield PairedDifference(name, baseline, score, quality, low, high, estimates)
 
 
 def _other_metrics(

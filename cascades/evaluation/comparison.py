@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from cascades.bootstrap import Difference, Estimate
+from cascades.bootstrap import Band, Difference, Estimate
+from cascades.comparisons import McNemar
 from cascades.evaluation import pooling
 from cascades.evaluation.chains import ChainResult
 from cascades.evaluation.grouped import GroupAccuracy
@@ -88,6 +90,7 @@ class Cascade(NamedTuple):
     low: Lower end of the pointwise band of the quality at RATES.
     high: Upper end of that band.
     estimates: Every quantity but the band, with its interval.
+    simultaneous: Band that holds the whole curve with the same confidence, at RATES.
   """
 
   model: str
@@ -99,10 +102,11 @@ class Cascade(NamedTuple):
   low: Float[np.ndarray, 'G']
   high: Float[np.ndarray, 'G']
   estimates: Mapping[Quantity, Estimate]
+  simultaneous: Band
 
 
 class PairedDifference(NamedTuple):
-  """Difference between two small models, model minus baseline, under one score over all tasks.
+  """Difference between two cascades, model minus baseline, over all tasks.
 
   Attributes:
     model: Name of the small model.
@@ -112,6 +116,10 @@ class PairedDifference(NamedTuple):
     low: Lower end of its pointwise band.
     high: Upper end of its pointwise band.
     estimates: Every other difference, with its interval and p-value.
+    baseline_score: Score of the baseline, another than `score` where two scores are compared.
+    simultaneous: Band that holds all differences of quality with the same confidence, at RATES.
+    holm: P-values of `estimates`, adjusted by Holm over all pairs of the same family.
+    mcnemar: Exact tests at the points of `Settings.costs` where every answer is right or wrong.
   """
 
   model: str
@@ -121,6 +129,10 @@ class PairedDifference(NamedTuple):
   low: Float[np.ndarray, 'G']
   high: Float[np.ndarray, 'G']
   estimates: Mapping[Quantity, Difference]
+  baseline_score: str
+  simultaneous: Band
+  holm: Mapping[Quantity, float] = MappingProxyType({})
+  mcnemar: Mapping[float, McNemar] = MappingProxyType({})
 
 
 class PairedAnswers(NamedTuple):
@@ -154,11 +166,12 @@ class Comparison(NamedTuple):
     settings: Settings, with defaults resolved.
     manifests: Manifests of the tables by model, in the order of the tasks.
     cascades: Every small model under every score, over all tasks and over each.
-    differences: Differences between small models under every score.
+    differences: Differences between small models under every score, one family of comparisons.
     answers: Single answers by small model.
     other_metrics: Quality of each model alone by the other metrics that all tables hold.
     group_accuracy: Accuracy of groups of rows by task and small model, under the first score.
     chains: Cascades of several models and their controls on other axes of cost, if asked for.
+    score_differences: Differences of each model's scores from the first, another such family.
   """
 
   metric: Metric
@@ -175,6 +188,7 @@ class Comparison(NamedTuple):
   other_metrics: Mapping[str, Mapping[str, Estimate]]
   group_accuracy: Mapping[str, Mapping[str, GroupAccuracy]]
   chains: tuple[ChainResult, ...] = ()
+  score_differences: tuple[PairedDifference, ...] = ()
 
   def at(self, model: str, score: str | None = None, task: str = pooling.POOLED) -> Cascade:
     """Returns the cascade of these names, by default under the first score over all tasks."""

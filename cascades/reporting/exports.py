@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cascades import costs, curves
-from cascades.bootstrap import Difference, Estimate
+from cascades.bootstrap import Band, Difference, Estimate
 from cascades.evaluation.chains import ChainCurve, ChainResult
 from cascades.evaluation.comparison import Cascade, Comparison, PairedDifference
 from cascades.evaluation.grouped import GroupAccuracy
@@ -23,39 +23,46 @@ VERSION = 1
 ORIGIN = ('task', 'split', 'mode', 'checkpoint', 'step', 'fingerprint')  # of a table
 SETTINGS = ('weights', 'costs', 'qualities', 'baseline', 'resamples', 'confidence', 'seed')
 
+SINGLE = {'p': None, 'baseline_score': '', 'p_holm': None}  # of numbers without a baseline
+
 
 def records(comparison: Comparison) -> Iterator[dict[str, Any]]:
   """Yields one flat record for each number with an interval."""
   for cascade in comparison.cascades:
     for quantity, estimate in cascade.estimates.items():
       names = {'model': cascade.model, 'baseline': '', 'score': cascade.score, 'task': cascade.task}
-      yield {**names, **_flat(quantity, estimate), 'p': None}
-  for pair in comparison.differences:
-    for quantity, difference in pair.estimates.items():
-      names = {'model': pair.model, 'baseline': pair.baseline, 'score': pair.score, 'task': POOLED}
-      yield {**names, **_flat(quantity, difference)}
+      yield {**names, **_flat(quantity, estimate), **SINGLE}
+  yield from _difference_records(comparison.differences)
   for metric, models in comparison.other_metrics.items():
     for model, estimate in models.items():
       names = {'model': model, 'baseline': '', 'score': '', 'task': POOLED}
-      yield {**names, **_flat(Quantity(f'{metric} alone'), estimate), 'p': None}
+      yield {**names, **_flat(Quantity(f'{metric} alone'), estimate), **SINGLE}
   for task, accuracies in comparison.group_accuracy.items():
     for model, accuracy in accuracies.items():
       names = {'model': model, 'baseline': '', 'score': comparison.scores[0], 'task': task}
       for name, estimate in _estimates(accuracy).items():
-        yield {**names, **_flat(Quantity(f'questions, {name}'), estimate), 'p': None}
-
+        yield {**names, **_flat(Quantity(f'questions, {name}'), estimate), **SINGLE}
+  yield from _difference_records(comparison.score_differences)
   for result in comparison.chains:
     names = {
       'model': ' > '.join(result.models), 'baseline': '', 'score': result.score, 'task': POOLED
     }  # fmt: skip
     for name, curve in result.curves.items():
       for quantity, value in curve.metrics.items():
-        numbers = {'value': _number(value), 'low': None, 'high': None, 'p': None}
+        numbers = {'value': _number(value), 'low': None, 'high': None, **SINGLE}
         text = f'{name}, {quantity.name} in {costs.UNITS[result.axis]}'
         yield {**names, 'quantity': text, 'at': quantity.at, **numbers}
     for (name, other), difference in result.differences.items():
       text = f'{name} minus {other}, area in {costs.UNITS[result.axis]}'
       yield {**names, **_flat(Quantity(text), difference)}
+
+
+def _difference_records(pairs: Iterable[PairedDifference]) -> Iterator[dict[str, Any]]:
+  for pair in pairs:
+    for quantity, difference in pair.estimates.items():
+      names = {'model': pair.model, 'baseline': pair.baseline, 'score': pair.score, 'task': POOLED}
+      family = {'baseline_score': pair.baseline_score, 'p_holm': pair.holm.get(quantity)}
+      yield {**names, **_flat(quantity, difference), **family}
 
 
 def to_csv(records: Iterable[Mapping[str, Any]]) -> bytes:
@@ -96,6 +103,7 @@ def as_json(comparison: Comparison, *, points: int | None = None) -> dict[str, A
     'band_rates': RATES.tolist(),
     'cascades': [_cascade_json(cascade, points) for cascade in comparison.cascades],
     'differences': [_difference_json(pair) for pair in comparison.differences],
+    'score_differences': [_difference_json(pair) for pair in comparison.score_differences],
     'other_metrics': {
       name: {model: estimate._asdict() for model, estimate in models.items()}
       for name, models in comparison.other_metrics.items()
@@ -146,6 +154,7 @@ def _cascade_json(cascade: Cascade, points: int | None) -> dict[str, Any]:
     'reachable_points': size,
     'curve': curve,
     'band': {'low': _finite(cascade.low), 'high': _finite(cascade.high)},
+    'simultaneous_band': _band(cascade.simultaneous),
     'estimates': [_flat(quantity, estimate) for quantity, estimate in cascade.estimates.items()],
   }
 
@@ -202,8 +211,18 @@ def _difference_json(pair: PairedDifference) -> dict[str, Any]:
     'baseline': pair.baseline,
     'score': pair.score,
     'quality': {name: _finite(getattr(pair, name)) for name in ('quality', 'low', 'high')},
-    'differences': [_flat(quantity, difference) for quantity, difference in pair.estimates.items()],
+    'differences': [
+      {**_flat(quantity, difference), 'p_holm': pair.holm.get(quantity)}
+      for quantity, difference in pair.estimates.items()
+    ],
+    'baseline_score': pair.baseline_score,
+    'simultaneous_band': _band(pair.simultaneous),
+    'mcnemar': [{'cost': cost, **test._asdict()} for cost, test in pair.mcnemar.items()],
   }
+
+
+def _band(band: Band) -> dict[str, list[float | None]]:
+  return {name: _finite(column) for name, column in band._asdict().items()}
 
 
 def _flat(quantity: Quantity, value: Estimate | Difference) -> dict[str, Any]:
