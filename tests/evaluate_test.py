@@ -92,14 +92,14 @@ def test_all_files_are_written_to_the_output_directory(output):
     'separation',
     'shares',
   ]
-  names.append('tasks')
+  names += ['chains', 'tasks']
   pictures = {f'figures/{name}.{suffix}' for name in names for suffix in ('png', 'svg')}
   assert set(contents(output)) == pictures | {
     'report.html', 'curves.json', 'summary.csv', 'config.gin',
   }  # fmt: skip
   assert (output / 'config.gin').read_text() == 'SEED = 0\n'
   page = (output / 'report.html').read_text()
-  assert page.count('<img src="data:image/svg+xml') == 8
+  assert page.count('<img src="data:image/svg+xml') == 9
   assert 'abc' in page
 
 

@@ -17,15 +17,15 @@ from bokeh.document import Document
 from cascades import curves
 from cascades.evaluation.comparison import Cascade, Comparison
 from cascades.evaluation.quantities import RATES
-from cascades.reporting import reliability, summary
-from cascades.reporting.figures import FAINT, PALETTE
+from cascades.reporting import chain_charts, plots, reliability, summary
+from cascades.reporting.operating_point import OperatingPoint
+from cascades.reporting.palette import FAINT, PALETTE
 from cascades.reporting.reliability import Reliability
 
 MOST_POINTS_TOGETHER = 16_000  # of all curves, so that the page stays small
 MOST_POINTS = 400  # of one curve
 TASK_POINTS = 100
 MOST_TASKS = 24  # with a chart of their own
-PERCENT = '0 %'
 
 
 class Charts(NamedTuple):
@@ -42,8 +42,8 @@ class Charts(NamedTuple):
   curves: dict[str, Any]
 
 
-def draw(comparison: Comparison) -> Charts:
-  """Draws every chart that the comparison has numbers for."""
+def draw(comparison: Comparison, point: OperatingPoint | None = None) -> Charts:
+  """Draws every chart that the comparison has numbers for; `point` is one of the slider's."""
   models = len(comparison.flops)
   drawn = {
     'chart-curve': _curve_chart(comparison),
@@ -56,15 +56,18 @@ def draw(comparison: Comparison) -> Charts:
     drawn[f'chart-counts-{index}'] = _counts(bins)
   for index in range(len(tasks(comparison))):
     drawn[f'chart-task-{index}'] = _task(index, models)
+  for index, result in enumerate(chain_charts.shown(comparison)):
+    drawn[f'chart-chain-{index}'] = chain_charts.curves(result)
+    drawn[f'chart-chain-shares-{index}'] = chain_charts.shares(result)
   document = Document()
   for chart in drawn.values():
     document.add_root(chart)
   content, ids = _renumber(document.to_json(deferred=False))
   roots = {name: ids[chart.id] for name, chart in drawn.items()}
-  return Charts(content, roots, curve_values(comparison))
+  return Charts(content, roots, curve_values(comparison, point))
 
 
-def curve_values(comparison: Comparison) -> dict[str, Any]:
+def curve_values(comparison: Comparison, point: OperatingPoint | None = None) -> dict[str, Any]:
   """Points of every curve under one threshold for all tasks, and of each task.
 
   Returns:
@@ -74,12 +77,13 @@ def curve_values(comparison: Comparison) -> dict[str, Any]:
   count = len(comparison.flops) * len(comparison.scores)
   points = min(MOST_POINTS, max(50, MOST_POINTS_TOGETHER // count))
   large = comparison.large_flops
+  rate = 0.0 if point is None else point.rate
   return {
     'large_quality': _number(comparison.cascades[0].curve.quality[-1]),
     'digits': summary.digits(comparison),
     'colors': [color(index) for index in range(len(comparison.flops))],
     'curves': [
-      [_columns(comparison.at(model, score), large, points) for score in comparison.scores]
+      [_columns(comparison.at(model, score), large, points, rate) for score in comparison.scores]
       for model in comparison.flops
     ],
     'tasks': [
@@ -94,8 +98,12 @@ def tasks(comparison: Comparison) -> list[str]:
   return list(comparison.sizes)[:MOST_TASKS] if len(comparison.sizes) > 1 else []
 
 
-def _columns(cascade: Cascade, large_cost: float, points: int) -> dict[str, list[float | None]]:
-  shown = curves.evenly_spaced(len(cascade.curve.quality), points)
+def _columns(
+  cascade: Cascade, large_cost: float, points: int, rate: float = 0.0
+) -> dict[str, list[float | None]]:
+  """Evenly spaced points of a curve, and the one at this deferral rate or the next above."""
+  extra = np.searchsorted(cascade.curve.deferral_rate, rate)
+  shown = np.union1d(curves.evenly_spaced(len(cascade.curve.quality), points), extra)
   curve = curves.Curve(*(column[shown] for column in cascade.curve))
   small, large = cascade.small_contribution[shown], cascade.large_contribution[shown]
   columns = {
@@ -115,39 +123,6 @@ def _columns(cascade: Cascade, large_cost: float, points: int) -> dict[str, list
 def _number(value: float) -> float | None:
   """Value with the nine digits that a page needs; None for what JSON does not have."""
   return float(f'{value:.9g}') if np.isfinite(value) else None
-
-
-def _figure(*, height: int, x_label: str = '', percent: bool = True) -> bokeh.Plot:
-  """Empty chart of the page's width; `report.js` gives text and axes the page's colors."""
-  plot = bokeh.Plot(
-    x_range=bokeh.DataRange1d(range_padding=0.03),
-    y_range=bokeh.DataRange1d(range_padding=0.06),
-    height=height,
-    sizing_mode='stretch_width',
-    background_fill_alpha=0,
-    border_fill_alpha=0,
-    outline_line_color=None,
-    toolbar_location=None,
-    min_border_left=48,
-    min_border_right=12,
-  )
-  ticks = {'desired_num_ticks': 5}
-  x_axis = bokeh.LinearAxis(axis_label=x_label, ticker=bokeh.BasicTicker(**ticks))
-  if percent:
-    x_axis.formatter = bokeh.NumeralTickFormatter(format=PERCENT)
-  y_axis = bokeh.LinearAxis(ticker=bokeh.BasicTicker(**ticks))
-  for axis in (x_axis, y_axis):
-    axis.update(
-      axis_line_color=FAINT, major_tick_line_color=FAINT, minor_tick_line_color=None,
-      axis_label_text_font_style='normal', axis_label_text_font_size='13px',
-      axis_label_text_font='system-ui, sans-serif', major_label_text_font='system-ui, sans-serif',
-      major_label_text_font_size='12px',
-    )  # fmt: skip
-  plot.add_layout(x_axis, 'below')
-  plot.add_layout(y_axis, 'left')
-  grid = bokeh.Grid(dimension=1, axis=y_axis, grid_line_color=FAINT, grid_line_alpha=0.25)
-  plot.add_layout(grid)
-  return plot
 
 
 def _threshold_line(name: str, *, editable: bool = False) -> bokeh.Span:
@@ -176,7 +151,7 @@ def _source(name: str, *columns: str) -> bokeh.ColumnDataSource:
 
 def _curve_chart(comparison: Comparison) -> bokeh.Plot:
   """Quality against cost, with the band of the chosen model and a threshold to drag."""
-  plot = _figure(height=380, x_label='cost, as share of the large model alone')
+  plot = plots.empty(height=380, x_label='cost, as share of the large model alone')
   area = bokeh.VArea(x='x', y1='low', y2='high', fill_alpha=0.15, name='band')
   band = _source('chosen', 'x', 'low', 'high')
   plot.renderers.append(bokeh.GlyphRenderer(data_source=band, glyph=area))
@@ -197,13 +172,13 @@ def _curve_chart(comparison: Comparison) -> bokeh.Plot:
 
 def _areas(*, x_label: str, share: bool) -> bokeh.Plot:
   """Stacked areas of the kept and of the deferred examples: their shares, or A1 and A2."""
-  plot = _figure(height=230, x_label=x_label, percent=not share)
+  plot = plots.empty(height=230, x_label=x_label, percent=not share)
   x, below, above = ('threshold', 'rate', 'one') if share else ('rate', 'kept', 'parts')
   layers = (('zero', below), (below, above))
   colors = (PALETTE[0], FAINT) if share else (FAINT, PALETTE[0])
   if share:
     plot.update(y_range=bokeh.Range1d(0, 1), x_range=bokeh.Range1d(0, 1, name='threshold range'))
-    plot.left[0].formatter = bokeh.NumeralTickFormatter(format=PERCENT)
+    plot.left[0].formatter = bokeh.NumeralTickFormatter(format=plots.PERCENT)
   for shade, (low, high) in zip(colors, layers, strict=True):
     area = bokeh.VArea(x=x, y1=low, y2=high, fill_color=shade, fill_alpha=0.55)
     source = _source('shares' if share else 'chosen', x, low, high)
@@ -214,7 +189,7 @@ def _areas(*, x_label: str, share: bool) -> bokeh.Plot:
 
 def _task(index: int, models: int) -> bokeh.Plot:
   """Quality of each model on one task, and where the shared threshold stands on it."""
-  plot = _figure(height=200, x_label='deferral rate')
+  plot = plots.empty(height=200, x_label='deferral rate')
   for model in range(models):
     plot.renderers += [
       _line('rate', 'quality', f'task {index} ends {model}', color(model), line_dash=[2, 4]),
@@ -227,7 +202,7 @@ def _task(index: int, models: int) -> bokeh.Plot:
 def _reliability(bins: Reliability, scale: float, index: int) -> bokeh.Plot:
   """Quality of both models in bins of the confidence, beside the diagonal of calibration."""
   calibrated = not np.isnan(bins.error)
-  plot = _figure(height=230, percent=False)
+  plot = plots.empty(height=230, percent=False)
   if calibrated:
     plot.update(x_range=bokeh.Range1d(0, 1), y_range=bokeh.Range1d(0, scale * 1.02))
     plot.add_layout(bokeh.Slope(gradient=scale, y_intercept=0, line_color=FAINT, line_dash=[2, 4]))
@@ -248,7 +223,7 @@ def _reliability(bins: Reliability, scale: float, index: int) -> bokeh.Plot:
 def _counts(bins: Reliability) -> bokeh.Plot:
   """Number of examples in each bin."""
   label = 'score' if np.isnan(bins.error) else 'confidence'
-  plot = _figure(height=110, x_label=label, percent=False)
+  plot = plots.empty(height=110, x_label=label, percent=False)
   if not np.isnan(bins.error):
     plot.x_range = bokeh.Range1d(0, 1)
   plot.left[0].ticker.desired_num_ticks = 2

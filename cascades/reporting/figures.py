@@ -23,16 +23,15 @@ from cascades import costs, curves
 from cascades.curves import Points
 from cascades.evaluation.comparison import Comparison
 from cascades.evaluation.quantities import RATES
+from cascades.reporting import chain_charts
 from cascades.reporting import reliability as reliabilities
 from cascades.reporting.escaping import shorten
+from cascades.reporting.palette import FAINT, INK, PALETTE
 from cascades.types import Curve
 
 ImageFormat: TypeAlias = Literal['png', 'svg']
 
 FORMATS: tuple[ImageFormat, ...] = ('png', 'svg')
-INK, FAINT = '#24292f', '#8c959f'
-# Distinguishable with any color vision, in light and dark: six of Okabe and Ito's, and two more.
-PALETTE = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#7f6a3f', '#7b7fb5')
 DOMINANT = 0.25  # share of examples in one bin that would hide the others on a linear scale
 POINTS = 400  # of a curve that are drawn
 STYLE: dict[Any, Any] = {
@@ -85,6 +84,8 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
       drawn['differences'] = differences(comparison)
     if len(comparison.sizes) > 1:
       drawn['tasks'] = tasks(comparison)
+    if comparison.chains:
+      drawn['chains'] = chain_charts.figure(comparison)
     for figure in drawn.values():
       FigureCanvasAgg(figure)
       figure.draw_without_rendering()

@@ -16,7 +16,8 @@ from cascades.evaluation.policy import Interval, Policy
 from cascades.evaluation.realized import Outcome
 from cascades.guarantees import Risk, Simulation
 from cascades.reporting import terminal
-from cascades.reporting.figures import FAINT, INK, PALETTE, STYLE
+from cascades.reporting.figures import STYLE
+from cascades.reporting.palette import FAINT, INK, PALETTE
 from cascades.reporting.summary import Cell, SummaryTable
 
 

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
+from cascades import costs
 from cascades.evaluation.comparison import Comparison, PairedAnswers
 from cascades.reporting import (
+  chain_charts,
   chain_tables,
   charts,
   findings,
@@ -24,6 +26,7 @@ from cascades.reporting import (
 )
 from cascades.reporting.escaping import shorten, visible
 from cascades.reporting.operating_point import Headline
+from cascades.reporting.palette import PALETTE
 
 MAX_CHARACTERS = 400  # of a prompt, target or answer
 CAPTIONS = {
@@ -41,6 +44,11 @@ CAPTIONS = {
   'shares': (
     'Share of the examples that each model answers at each threshold: those of a score of at least '
     'the threshold are deferred to the large model.'
+  ),
+  'chains': (
+    'Quality against cost of each cascade beside its controls: oracles, which know all answers, '
+    'random choices, and routers, which decide before any answer. Diamonds are single models. '
+    'Discarded answers are charged.'
   ),
   'reliability': (
     'Mean quality of the answers of both models in bins of the confidence of the small model, with '
@@ -134,6 +142,9 @@ def render(
     colors={model: charts.color(index) for index, model in enumerate(comparison.flops)},
     tasks=charts.tasks(comparison),
     reliabilities=bins,
+    chains=[(result, chain_charts.strokes(result)) for result in chain_charts.shown(comparison)],
+    palette=PALETTE,
+    units=costs.UNITS,
     tables=[*summary.tables(comparison), *chain_tables.tables(comparison)],
     figures={name: base64.b64encode(image).decode() for name, image in figures.items()},
     captions=CAPTIONS,
@@ -159,7 +170,7 @@ class Scripts(NamedTuple):
 def _scripts(comparison: Comparison, headline: Headline) -> Scripts:
   point = headline.point
   model = next(iter(comparison.flops)) if point is None else point.model
-  data = charts.draw(comparison)._asdict() | {
+  data = charts.draw(comparison, point)._asdict() | {
     'start': {'model': [*comparison.flops].index(model), 'rate': point.rate if point else 0.0}
   }
   return Scripts(

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cascades.reporting import outputs, report
+from cascades import deferral, metrics
+from cascades.evaluation.chain_comparison import compare_chains
+from cascades.evaluation.chains import Chains
+from cascades.evaluation.comparison import Settings
+from cascades.evaluation.quantities import LARGE
+from cascades.reporting import charts, outputs, report
 from cascades.reporting.report import Report
 from tests import synthetic_tables
 from tests.reporting import report_test
@@ -30,9 +35,26 @@ def browser():
 
 
 @pytest.fixture(scope='module')
-def evaluation(tmp_path_factory):
+def comparison():
+  """Two small models and a large one, and the chain of all three."""
+  small, large = synthetic_tables.small_and_large()
+  tables = {**small, LARGE.name: large}
+  fit = {name: [table._replace(split='train') for table in own] for name, own in tables.items()}
+  chains = compare_chains(
+    tables,
+    fit,
+    deciders=[deferral.DECIDERS['average']],
+    chains=Chains(['xent', 'cat']),
+    settings=Settings(),
+    metric=metrics.accuracy,
+  )
+  return synthetic_tables.comparison()._replace(chains=chains)
+
+
+@pytest.fixture(scope='module')
+def evaluation(tmp_path_factory, comparison):
   directory = tmp_path_factory.mktemp('evaluation')
-  outputs.write(epath.Path(directory), synthetic_tables.comparison(), Report(), {'config': 'A = 1'})
+  outputs.write(epath.Path(directory), comparison, Report(), {'config': 'A = 1'})
   return directory
 
 
@@ -159,8 +181,8 @@ def test_print_and_a_page_without_scripts_show_images_instead(show, evaluation):
   assert not images.first.is_visible()
   assert charts.first.is_visible()
   page.emulate_media(media='print')
-  assert images.count() == 5
-  assert all(images.nth(index).is_visible() for index in range(5))
+  assert images.count() == 6
+  assert all(images.nth(index).is_visible() for index in range(6))
   assert not any(charts.nth(index).is_visible() for index in range(charts.count()))
   assert page.evaluate('getComputedStyle(document.body).backgroundColor') == LIGHT
   plain = show(evaluation / 'report.html', scripts=False)
@@ -171,6 +193,7 @@ def test_print_and_a_page_without_scripts_show_images_instead(show, evaluation):
 def test_hostile_text_stays_text_in_every_control(show, tmp_path):
   text = ''.join(report_test.HOSTILE[:7]) + '</script>\u2028$$x^2$$ \'"'
   page_text = report_test.page_of(text, name=f'model {text}', interactive=True)
+  assert page_text.count('<script') == 4 + charts.library().count('<script')
   (tmp_path / 'report.html').write_text(page_text, 'utf-8')
   page = show(tmp_path / 'report.html')
   assert page.locator('main script, main img[onerror], [onmouseover]').count() == 0
@@ -178,6 +201,20 @@ def test_hostile_text_stays_text_in_every_control(show, tmp_path):
   assert shown == report_test.escaping.visible(f'model {text}')
   page.select_option('#choose-model', '1')
   assert numbers(page)['rate'].endswith(' %')
+
+
+def test_a_chain_of_three_models_says_who_answers_beside_its_controls(show, evaluation):
+  section = show(evaluation / 'report.html').locator('#chains')
+  legend = [text.strip() for text in section.locator('.live .legend li').all_text_contents()]
+  for name in ('chain', 'pairs', 'oracle', 'random deferral', 'answered by cat'):
+    assert name in legend
+  assert section.locator('h3').first.text_content() == 'xent > cat > large alone, by average'
+  drawn = section.page.evaluate(
+    'Bokeh.documents.at(-1).roots().filter((plot) => plot.renderers.length == 3)'
+    '.map((plot) => plot.renderers.map(({data_source}) => [...data_source.data.high]))'
+    '.filter((stack) => stack[2].every((share) => Math.abs(share - 1) < 1e-6)).length'
+  )
+  assert drawn == 1
 
 
 def test_the_page_is_small(evaluation):
