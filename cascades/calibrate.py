@@ -23,7 +23,7 @@ from cascades import metrics as metric_library
 from cascades.evaluation import calibration
 from cascades.evaluation import policy as policies
 from cascades.evaluation.calibration import Demands, Judged
-from cascades.evaluation.policy import DeciderEntry, MetricEntry, Policy
+from cascades.evaluation.policy import MetricEntry, Policy
 from cascades.evaluation.tables import Tables
 from cascades.predictions import alignment
 from cascades.reporting import escaping, figures, promises
@@ -56,7 +56,7 @@ def calibrate(
     tables: Tables of one small model and the large one.
     output: File to write, local or remote.
     demands: Promises that the policy must keep.
-    decider: Name of the decider whose score has a threshold.
+    decider: Name of the decider whose score has a threshold, or the NAME.json of a learned one.
     metric: Name of the metric; None for the first of the tables.
     surrogate: Judge a corpus metric by its mean over single examples.
     by_task: Give each task a threshold and promises of its own.
@@ -103,7 +103,7 @@ def calibrate(
         'small': policies.describe_model(name, small[0]),
         'large': policies.describe_model(epath.Path(tables.large).name, large[0]),
       },
-      decider=DeciderEntry(chosen.name, list(chosen.reads), chosen.flops),
+      decider=policies.describe_decider(decider),
       metric=MetricEntry(judge.name, surrogate, judge.higher_is_better),
       cost_axis=demands.cost_axis,
       thresholds=thresholds,

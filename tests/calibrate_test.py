@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from cascades import calibrate, evaluate
+from cascades import calibrate, evaluate, learned_deferral
+from cascades.evaluation import fitted, pooling, realized
 from cascades.evaluation import policy as policies
-from cascades.evaluation import realized
 from cascades.evaluation.calibration import Demands, NotCertifiedError
 from cascades.evaluation.comparison import Settings
 from cascades.evaluation.tables import Tables
@@ -72,6 +72,7 @@ def test_the_policy_names_models_data_decider_and_promises(root, stored):
   assert policy['models']['large']['parameters'] == 8000
   assert policy['decider'] == {
     'name': 'average', 'reads': ['token_logprobs'], 'flops': 0.0, 'fitted': None,
+    'digest': None,
   }  # fmt: skip
   table = shards.read(root / 'small' / 'validation', task='a')[0]
   assert policy['data']['tasks']['a'] == policy['data']['tasks']['a'] | {
@@ -281,3 +282,29 @@ def test_the_commands_calibrate_and_evaluate_in_a_process(root, tmp_path):
   assert result.returncode == 3
   assert 'No threshold' in result.stderr
   assert not (tmp_path / 'other.json').exists()
+
+
+def test_a_learned_decider_belongs_to_its_policy(root, stored, tmp_path):
+  split = write(tmp_path / 'fit', 'validation', seed=3)
+  small, large = split.read()
+  for table in small['small']:
+    table.ids[:] = [f'fit-{name}' for name in table.ids]
+    table.inputs[:] = [f'fit {text}' for text in table.inputs]
+  right = [
+    np.concatenate([table.statistics['accuracy'][:, 0] for table in own])
+    for own in (small['small'], large)
+  ]
+  recipe = learned_deferral.METHODS['logistic']
+  learned = learned_deferral.fit('mine', recipe, pooling.pool(small['small']), *right)
+  path = fitted.write(tmp_path / 'deciders', learned)
+  policy = calibrate.calibrate(
+    tables(root, 'validation'), str(tmp_path / 'p.json'), Demands(quality=0.7), decider=str(path)
+  )
+  assert policy.decider.name == 'mine'
+  assert policy.decider.fitted == str(path)
+  assert outcome(root, tmp_path / 'p.json', 'test').holds
+  fitted.write(tmp_path / 'deciders', learned._replace(flops=1.0))
+  with pytest.raises(ValueError, match='is not the decider of the policy, but another'):
+    outcome(root, tmp_path / 'p.json', 'test')
+  with pytest.raises(FileNotFoundError, match=r'absent.json does not exist'):
+    policies.decider(str(tmp_path / 'absent.json'))

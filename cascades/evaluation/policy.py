@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from cascades import deferral, drift
-from cascades.evaluation import pooling
+from cascades.evaluation import fitted, pooling
 from cascades.predictions import rows
 from cascades.predictions.rows import HIGHEST, Finite, Positive, Share
 from cascades.runtime import files
@@ -80,12 +80,13 @@ class Threshold(msgspec.Struct, frozen=True):
 
 
 class DeciderEntry(msgspec.Struct, frozen=True):
-  """Decider by name, with what it reads and costs; `fitted` is the folder of a learned one."""
+  """Decider by name, with what it reads and costs; `fitted` is the file of a learned one."""
 
   name: str
   reads: list[str]
   flops: Finite
   fitted: str | None = None
+  digest: str | None = None
 
 
 class MetricEntry(msgspec.Struct, frozen=True):
@@ -235,17 +236,51 @@ def fingerprint(table: Predictions) -> str:
   return digest.hexdigest()
 
 
-def decider(name: str) -> Decider:
-  """Decider of a name.
+def decider(name: str, *, digest: str | None = None) -> Decider:
+  """Decider of a name, or a learned one of a file.
+
+  Args:
+    name: Name of a decider, or path of the NAME.json of a learned one.
+    digest: Digest that the file must have, as `file_digest` gives it; None to accept any.
 
   Raises:
-    ValueError: There is no such decider.
+    FileNotFoundError: There is no such file.
+    ValueError: There is no such decider, or the file is damaged or has another digest.
   """
-  if name not in deferral.DECIDERS:
+  if name in deferral.DECIDERS:
+    return deferral.DECIDERS[name]
+  if not name.endswith('.json'):
     raise ValueError(
-      f'There is no decider {name!r:.80}; DECIDER can be {", ".join(deferral.DECIDERS)}.'
+      f'There is no decider {name!r:.80}; DECIDER can be {", ".join(deferral.DECIDERS)}, or the '
+      'NAME.json of a learned one.'
     )
-  return deferral.DECIDERS[name]
+  learned = fitted.read(files.absolute(name)).decider()
+  if digest is not None and file_digest(name) != digest:
+    raise ValueError(f'{name} is not the decider of the policy, but another: calibrate again.')
+  return learned
+
+
+def file_digest(name: str) -> str:
+  """Digest of the file of a learned decider, which holds that of its arrays."""
+  return hashlib.sha256(files.absolute(name).read_bytes()).hexdigest()
+
+
+def stored_decider(policy: Policy) -> Decider:
+  """Decider of a policy."""
+  entry = policy.decider
+  return decider(entry.fitted or entry.name, digest=entry.digest)
+
+
+def describe_decider(name: str) -> DeciderEntry:
+  """Entry of a decider, for a name as `decider` takes it."""
+  chosen, learned = decider(name), name not in deferral.DECIDERS
+  return DeciderEntry(
+    chosen.name,
+    list(chosen.reads),
+    chosen.flops,
+    str(files.absolute(name)) if learned else None,
+    file_digest(name) if learned else None,
+  )
 
 
 def monitor(entry: Threshold, *, alpha: float) -> drift.Monitor:
@@ -280,4 +315,4 @@ def monitor(entry: Threshold, *, alpha: float) -> drift.Monitor:
 
 def scores(policy: Policy, tables: Sequence[Predictions]) -> list[np.ndarray]:
   """Deferral scores of the rows of tables of the small model."""
-  return [decider(policy.decider.name).score(table) for table in tables]
+  return [stored_decider(policy).score(table) for table in tables]

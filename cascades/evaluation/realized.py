@@ -107,7 +107,7 @@ def _outcome(
   large: Sequence[Predictions],
   labels: bool,
 ) -> Outcome:
-  decider, judged = policies.decider(policy.decider.name), None
+  decider, judged = policies.stored_decider(policy), None
   if labels:
     metric = metric_library.by_name(policy.metric.name)
     judged = calibration.judged(
