@@ -46,7 +46,9 @@ def main() -> None:
 
 def programs() -> dict[str, str]:
   """The modules that run as programs, each with the first line of its docstring."""
-  sources = {path.stem: path.read_text() for path in pathlib.Path(__file__).parent.glob('*.py')}
+  package = pathlib.Path(__file__).parent
+  sources = {path.stem: path.read_text() for path in package.glob('*.py')}
+  sources |= {path.parent.name: path.read_text() for path in package.glob('*/__main__.py')}
   return {
     name: (ast.get_docstring(ast.parse(source)) or '').partition('\n')[0]
     for name, source in sorted(sources.items())

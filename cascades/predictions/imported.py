@@ -1,0 +1,294 @@
+"""Tables of predictions made from answers that other systems wrote."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+from etils import epath
+
+from cascades import costs, metrics
+from cascades.predictions import rows, shards
+from cascades.predictions.importers import columns, lm_eval, openai
+from cascades.predictions.importers.answers import Answer
+
+Line: TypeAlias = tuple[int, Any]  # number and JSON value
+UNKNOWN = 'unknown'
+MAX_BYTES = 1 << 32  # of a source, unpacked
+NO_TOKEN = -1  # in the place of ids that the source does not hold
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Description of a source of answers.
+
+  Attributes:
+    format: Name in FORMATS.
+    path: The file: JSON lines, or CSV or TSV for 'columns', also as .gz.
+    columns: Names in the source by ours, for 'columns'.
+    labels: Table with the targets, and prompts if it holds them, by id; None if the source does.
+    label_columns: Names in that table by ours.
+    filter: Filter of lm-evaluation-harness to take.
+    choice: Index of the choice to take where a response has several.
+    ignore_logprobs: Leave out log-probabilities, where only some rows have them.
+  """
+
+  format: str
+  path: str
+  columns: str = ''
+  labels: str | None = None
+  label_columns: str = 'id,inputs,targets'
+  filter: str | None = None
+  choice: int | None = None
+  ignore_logprobs: bool = False
+
+
+FORMATS: Mapping[str, Callable[[Source], Callable[[Any], Answer | None]]] = {
+  'columns': lambda source: partial(columns.answer, columns=columns.parse(source.columns)),
+  'openai-chat': lambda source: partial(openai.chat, choice=source.choice),
+  'openai-completions': lambda source: partial(openai.completion, choice=source.choice),
+  'batch': lambda source: partial(openai.batch, choice=source.choice),
+  'lm-eval': lambda source: partial(lm_eval.sample, name=source.filter),
+}
+
+
+def read(source: Source) -> list[Answer]:
+  """Answers of a source, each with an id, a prompt and targets.
+
+  Raises:
+    ValueError: naming the file, the line, and what was expected.
+  """
+  if source.format not in FORMATS:
+    raise ValueError(f'--format={source.format!r} is none of {", ".join(FORMATS)}.')
+  answers, numbers = [], []
+  parse = FORMATS[source.format](source)
+  filters = set()
+  for number, record in lines(source.path):
+    if source.format == 'lm-eval' and isinstance(record, dict):
+      filters.add(str(record.get('filter', 'none')))
+    if (answer := _parsed(source.path, number, parse, record)) is not None:
+      answers.append(answer)
+      numbers.append(number)
+  if source.filter is None and len(filters) > 1:
+    raise ValueError(
+      f'{source.path} holds answers of the filters {", ".join(sorted(filters))}: take one with '
+      '--filter.'
+    )
+  if not answers:
+    raise ValueError(f'{source.path} holds no answer; a table has one or more rows.')
+  answers = _with_targets(answers, source)
+  seen: dict[str, int] = {}
+  for answer, number in zip(answers, numbers, strict=True):
+    if (first := seen.setdefault(answer.id or '', number)) != number:
+      raise ValueError(f'{source.path}, line {number}: id {answer.id!r} stands in line {first} too')
+  return _measured(answers, numbers, source)
+
+
+def lines(path: str) -> Iterator[Line]:
+  """Rows of a file of JSON lines, CSV or TSV, with the number of their line.
+
+  Raises:
+    ValueError: naming the file, and the line where there is one.
+  """
+  data = epath.Path(path).read_bytes()
+  name = path.removesuffix('.gz')
+  try:
+    if name != path:
+      with gzip.open(io.BytesIO(data)) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+      raise ValueError(f'more than {MAX_BYTES:,} bytes')
+    text = data.decode('utf-8-sig')
+  except (ValueError, OSError, EOFError) as error:
+    raise ValueError(f'{path} is no file of UTF-8 text that can be read: {error}.') from error
+  if name.endswith(('.csv', '.tsv')):
+    yield from _table(path, text, '\t' if name.endswith('.tsv') else ',')
+    return
+  for number, line in enumerate(text.split('\n'), start=1):
+    if line.strip():
+      try:
+        yield number, json.loads(line, parse_constant=rows.refuse_constant)
+      except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path}, line {number}: no valid JSON: {error}') from error
+
+
+def _table(path: str, text: str, delimiter: str) -> Iterator[Line]:
+  reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
+  try:
+    for record in reader:
+      if None in record or None in record.values():
+        raise ValueError(f'another number of columns than {len(reader.fieldnames or ())}')
+      yield reader.line_num, {name: value or None for name, value in record.items()}
+  except (ValueError, csv.Error) as error:
+    raise ValueError(f'{path}, line {reader.line_num}: {error}') from error
+
+
+def _parsed(path: str, number: int, parse: Callable[[Any], Any], record: Any) -> Any:
+  try:
+    if not isinstance(record, dict):
+      raise ValueError(f'expected an object, found {record!r:.80}')
+    return parse(record)
+  except (ValueError, OverflowError) as error:
+    raise ValueError(f'{path}, line {number}: {error}') from error
+
+
+def _with_targets(answers: Sequence[Answer], source: Source) -> list[Answer]:
+  """Answers with the ids, prompts and targets of the labels, or with the numbers of their lines."""
+  if source.labels is None:
+    return [answer._replace(id=answer.id or str(i)) for i, answer in enumerate(answers)]
+  parse = partial(columns.answer, columns=columns.parse(source.label_columns))
+  labels = [_parsed(source.labels, *_order(parse, line)) for line in lines(source.labels)]
+  if any(answer.id is None for answer in answers):
+    if len(labels) != len(answers):
+      raise ValueError(
+        f'{source.path} has {len(answers)} answers without ids, which are labeled by their order, '
+        f'and {source.labels} has {len(labels)} labels.'
+      )
+    answers = [a._replace(id=label.id) for a, label in zip(answers, labels, strict=True)]
+  by_id = {label.id: label for label in labels}
+  if absent := [answer.id for answer in answers if answer.id not in by_id]:
+    raise ValueError(
+      f'{source.labels} has no label of {len(absent)} of {len(answers)} answers, such as '
+      f'{absent[0]!r}.'
+    )
+  return [
+    answer._replace(targets=by_id[answer.id].targets, inputs=by_id[answer.id].inputs)
+    for answer in answers
+  ]
+
+
+def _order(parse: Callable[[Any], Any], line: Line) -> tuple[int, Callable[[Any], Any], Any]:
+  return line[0], parse, line[1]
+
+
+def _measured(answers: Sequence[Answer], numbers: Sequence[int], source: Source) -> list[Answer]:
+  """Answers whose log-probabilities all are given, or none."""
+  absent = [n for answer, n in zip(answers, numbers, strict=True) if answer.logprobs is None]
+  if absent and len(absent) < len(answers) and not source.ignore_logprobs:
+    raise ValueError(
+      f'{source.path}, line {absent[0]}: no log-probabilities, and {len(answers) - len(absent)} of '
+      f'{len(answers)} answers have them: a score would compare the measured with the unmeasured. '
+      'Request them for all, or leave them out with --ignore_logprobs.'
+    )
+  if not absent and not source.ignore_logprobs:
+    return list(answers)
+  return [a._replace(logprobs=None, details=a.details._replace(alternatives=None)) for a in answers]
+
+
+def write(
+  source: Source,
+  directory: epath.PathLike,
+  *,
+  task: str,
+  split: str,
+  parameters: int,
+  metric: str | None = None,
+  model: str | None = None,
+  overwrite: bool = False,
+) -> Mapping[str, Any]:
+  """Write the table of a source; one of another source is not replaced unless asked for.
+
+  Args:
+    source: The source.
+    directory: Directory of a split.
+    task: Name of the task.
+    split: Name of the split.
+    parameters: Parameters of the model, or an estimate, for its FLOPs per token.
+    metric: Metric that judges the answers by their targets; None for the source's own judgement,
+      or else accuracy.
+    model: Name of the model; None for the one that the source names.
+    overwrite: Replace another table.
+
+  Returns:
+    The manifest.
+
+  Raises:
+    FileExistsError: if the directory holds another table of the task.
+    ValueError: if the source cannot be read, or its rows have neither targets nor judgements.
+  """
+  answers = read(source)
+  records, names = _records(answers, metric)
+  digest = hashlib.sha256(epath.Path(source.path).read_bytes()).hexdigest()
+  options = dataclasses.asdict(source) | {'path': epath.Path(source.path).name}
+  manifest = {
+    'task': task,
+    'split': split,
+    'mode': 'predict',
+    'rows': len(records),
+    'shards': 1,
+    'model': {'name': model or next((a.model for a in answers if a.model), UNKNOWN)},
+    'parameters': parameters,
+    'flops_per_token': costs.flops_per_token(parameters),
+    'checkpoint': UNKNOWN,
+    'step': 0,
+    'vocabulary': UNKNOWN,
+    'decoding': {},
+    'precision': UNKNOWN,
+    'metrics': names,
+    'config': '',
+    'imported': options | {'sha256': digest},
+    'cut_off': sum(answer.is_cut_off for answer in answers),
+  }
+  unlabelled = sum(answer.targets is None and not answer.qualities for answer in answers)
+  if unlabelled:
+    manifest['unlabelled'] = unlabelled
+  fingerprint = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+  path = epath.Path(directory)
+  _check_free(path, task, fingerprint, overwrite)
+  path.mkdir(parents=True, exist_ok=True)
+  shards.write_shard(path, task, 'predict', 0, 1, records, fingerprint=fingerprint)
+  shards.write_manifest(path, {**manifest, 'fingerprint': fingerprint})
+  return manifest
+
+
+def _check_free(path: epath.Path, task: str, fingerprint: str, overwrite: bool) -> None:
+  """Remove the task's table if it may be replaced."""
+  if not path.exists():
+    return
+  present = [f for f in path.iterdir() if f.name.startswith(f'{shards.stem(task, "predict")}.')]
+  try:
+    (table,) = shards.read(path, task=task)
+    if table.manifest.get('fingerprint') == fingerprint:
+      return
+  except (FileNotFoundError, ValueError):
+    pass
+  if present and not overwrite:
+    raise FileExistsError(
+      f'{path} holds another table of task {task!r}: choose another directory, or replace the '
+      'table with --overwrite.'
+    )
+  for file in present:
+    file.unlink()
+
+
+def _records(answers: Sequence[Answer], metric: str | None) -> tuple[list[rows.JsonRow], list[str]]:
+  """Rows of the table, and the names of their metrics."""
+  own = set.intersection(*(set(answer.qualities) for answer in answers))
+  if metric is None and own:
+    judge = lambda answer: {name: [answer.qualities[name], 1.0] for name in sorted(own)}
+  else:
+    by_name = metrics.by_name(metric or 'accuracy')
+    judge = lambda answer: {
+      by_name.name: list(by_name.statistics(answer.targets or [''], answer.prediction))
+    }
+  records = [
+    rows.build(
+      id=answer.id or '',
+      inputs=answer.inputs or '',
+      targets=answer.targets or [''],
+      answer=answer.prediction,
+      tokens=[NO_TOKEN] * len(answer.logprobs or ()),
+      logprobs=answer.logprobs or (),
+      statistics=judge(answer),
+      details=answer.details,
+    )
+    for answer in answers
+  ]
+  return records, list(records[0]['aux']['statistics'])

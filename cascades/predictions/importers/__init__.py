@@ -1,0 +1,1 @@
+"""Answers in the formats of other systems, one module a format."""
