@@ -22,7 +22,7 @@ from cascades.reporting.operating_point import OperatingPoint
 from cascades.reporting.palette import FAINT, PALETTE
 from cascades.reporting.reliability import Reliability
 
-MOST_POINTS_TOGETHER = 16_000  # of all curves, so that the page stays small
+MOST_POINTS_TOGETHER = 6_000  # of all curves, so that the page stays small
 MOST_POINTS = 400  # of one curve
 TASK_POINTS = 100
 MOST_TASKS = 24  # with a chart of their own
@@ -121,8 +121,8 @@ def _columns(
 
 
 def _number(value: float) -> float | None:
-  """Value with the nine digits that a page needs; None for what JSON does not have."""
-  return float(f'{value:.9g}') if np.isfinite(value) else None
+  """Value with the seven digits that a page needs; None for what JSON does not have."""
+  return float(f'{value:.7g}') if np.isfinite(value) else None
 
 
 def _threshold_line(name: str, *, editable: bool = False) -> bokeh.Span:

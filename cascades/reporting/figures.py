@@ -34,6 +34,7 @@ ImageFormat: TypeAlias = Literal['png', 'svg']
 FORMATS: tuple[ImageFormat, ...] = ('png', 'svg')
 DOMINANT = 0.25  # share of examples in one bin that would hide the others on a linear scale
 POINTS = 400  # of a curve that are drawn
+MOST_POINTS = 6_000  # of the curves of one figure, so that the page stays small
 STYLE: dict[Any, Any] = {
   'text.parse_math': False,
   'svg.hashsalt': 'cascades',
@@ -135,7 +136,9 @@ def scores(comparison: Comparison) -> Figure:
   for axes, model in zip(panels, comparison.flops, strict=True):
     axes.axhline(0, color=FAINT, linewidth=1)
     for color, score in zip(_colors(), comparison.scores, strict=False):
-      curve = _thin(comparison.at(model, score).curve)
+      curve = _thin(
+        comparison.at(model, score).curve, len(comparison.flops) * len(comparison.scores)
+      )
       chord = np.interp(curve.deferral_rate, [0, 1], curve.quality[[0, -1]])
       axes.plot(
         curve.deferral_rate,
@@ -224,7 +227,7 @@ def shares(comparison: Comparison) -> Figure:
   """Share of the examples that each model answers at each threshold of the first score."""
   figure, panels = _panels([*comparison.flops], 'share of examples')
   for color, axes, model in zip(_colors(), panels, comparison.flops, strict=False):
-    curve = _thin(comparison.at(model).curve)
+    curve = _thin(comparison.at(model).curve, MOST_POINTS // 100)
     threshold, rate = curve.threshold[1:], curve.deferral_rate[1:]
     axes.fill_between(threshold, 0, rate, color=color, alpha=0.55, linewidth=0)
     axes.fill_between(threshold, rate, 1, color=FAINT, alpha=0.55, linewidth=0)
@@ -303,8 +306,10 @@ def _add_rates(axes: Axes, *, small: float, large: float) -> None:
   top.spines['top'].set_visible(True)
 
 
-def _thin(curve: Curve) -> Curve:
-  shown = curves.evenly_spaced(len(curve.cost), POINTS)
+def _thin(curve: Curve, drawn: int = 1) -> Curve:
+  """Points of one of `drawn` curves in a figure."""
+  points = max(50, min(POINTS, MOST_POINTS // drawn))
+  shown = curves.evenly_spaced(len(curve.cost), points)
   return Curve(*(column[shown] for column in curve))
 
 
