@@ -31,6 +31,8 @@ Points = Float[np.ndarray, 'M']
 
 def ascending(cost: Points, quality: Points) -> tuple[Points, Points]:
   """Points by ascending cost, the best one of each cost."""
+  if (np.diff(cost) > 0).all():  # as of most curves; sorting would take longer than all else
+    return cost, quality
   order = np.lexsort((-quality, cost))
   first = np.append(True, np.diff(cost[order]) > 0)
   return cost[order][first], quality[order][first]
@@ -43,9 +45,9 @@ def hull_points(cost: Points, quality: Points) -> Int[np.ndarray, 'm']:
   def slope(left: int, right: int) -> float:
     return (quality[right] - quality[left]) / (cost[right] - cost[left])
 
-  for point in np.lexsort((-quality, cost)).tolist():
-    if corners and quality[point] <= quality[corners[-1]]:
-      continue
+  order = np.lexsort((-quality, cost))
+  highest = np.maximum.accumulate(quality[order])
+  for point in order[np.append(True, np.diff(highest) > 0)].tolist():
     while len(corners) > 1 and slope(corners[-1], point) >= slope(corners[-2], corners[-1]):
       corners.pop()
     corners.append(point)

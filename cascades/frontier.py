@@ -256,13 +256,15 @@ def measure(
     for models in {rule.models for rule in rules if len(rule.models) == 2}
   }
   for i, rule in enumerate(rules):
-    answers, paid = apply(outcomes, rule)
-    shares[i] = np.bincount(answers, minlength=models) / rows
     if rule.models in pairs:
       curve = pairs[rule.models]
-      point = np.searchsorted(curve.deferral_rate, shares[i, rule.models[1]])
+      point = np.searchsorted(-curve.threshold, -rule.thresholds[0], side='right') - 1
       quality[i], cost[i] = curve.quality[point], curve.cost[point]
+      rate = curve.deferral_rate[point]
+      shares[i, list(rule.models)] = 1 - rate, rate
       continue
+    answers, paid = apply(outcomes, rule)
+    shares[i] = np.bincount(answers, minlength=models) / rows
     quality[i] = finalize(statistics[answers, np.arange(rows)].sum(axis=0))
     cost[i] = paid.mean()
   return Measured(quality, cost, shares)
