@@ -1,4 +1,4 @@
-"""Features of the small model's answer, for learned deferral.
+"""Features of the small model's answer or of the prompt, for learned deferral and routing.
 
 Post-Hoc-Quantile's are of Gupta et al. 2024, https://arxiv.org/abs/2404.10136; those of
 EdgeInference of Kag et al. 2023, as Wang et al. 2024, https://arxiv.org/abs/2406.00060, adapted it.
@@ -17,6 +17,7 @@ from cascades import deferral, score_calibration
 from cascades.types import Predictions
 
 LEVELS = tuple(round(0.1 * step, 1) for step in range(11))
+PROMPT_WORDS = 512  # columns that words and pairs of words are hashed to
 MOST_TOKENS = 2048  # probabilities that EdgeInference reads of an answer
 
 
@@ -55,6 +56,21 @@ def token_probabilities(table: Predictions, width: int) -> Float[np.ndarray, 'N 
   return probabilities
 
 
+def prompt_words(table: Predictions) -> Float[np.ndarray, 'N 512']:
+  """Hashed words and pairs of words of each prompt: 1 + log of counts, of unit length.
+
+  Rare words gain their weight when the columns are divided by their deviation on the fit split,
+  which takes the place of an inverse document frequency.
+  """
+  from sklearn.feature_extraction import text
+
+  hashing = text.HashingVectorizer(n_features=PROMPT_WORDS, ngram_range=(1, 2), norm=None)
+  counts = hashing.transform(table.inputs)
+  counts.data = np.sign(counts.data) * (1 + np.log(np.maximum(np.abs(counts.data), 1)))
+  rows = counts.toarray()
+  return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
 FEATURES: Mapping[str, AnswerFeature] = MappingProxyType({
   'quantiles': AnswerFeature(('token_logprobs',), lambda table, _: phi(table)),
   'length': AnswerFeature(
@@ -64,6 +80,7 @@ FEATURES: Mapping[str, AnswerFeature] = MappingProxyType({
   'prompt length': AnswerFeature(
     ('prompt_tokens',), lambda table, _: table.column('prompt_tokens')[:, None]
   ),
+  'prompt words': AnswerFeature(('inputs',), lambda table, _: prompt_words(table)),
   'token probabilities': AnswerFeature(('token_logprobs',), token_probabilities),
 })  # fmt: skip
 

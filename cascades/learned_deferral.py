@@ -98,6 +98,8 @@ class Recipe:
     ):
       if value not in names:
         raise ValueError(f'{name} is {value!r:.80}; expected one of {", ".join(map(repr, names))}.')
+    if self.family == 'guarded_knn' and self.target != 'gap':
+      raise ValueError(f"A guarded_knn predicts gaps: choose target 'gap', not {self.target!r}.")
     if self.seeds < 1 or not self.features:
       raise ValueError('A recipe has one or more features and one or more seeds.')
     if self.family is None and [*self.features][1:] + [
@@ -128,6 +130,8 @@ def _of_a_score(name: str, **changes: Any) -> Recipe:
   return Recipe((name,), **{'family': None, 'target': 'wrong', 'seeds': 1, **changes})
 
 
+_STRONG = Options(penalty=1e-3)
+
 METHODS: Mapping[str, Recipe] = MappingProxyType({
   'post_hoc_quantile': Recipe(('quantiles',)),
   'post_hoc_embed_1': Recipe(
@@ -144,6 +148,10 @@ METHODS: Mapping[str, Recipe] = MappingProxyType({
   'isotonic': _of_a_score('average', calibration='isotonic'),
   'isotonic_confidence': _of_a_score('confidence', calibration='isotonic'),
   'temperature': _of_a_score('average', calibration='temperature'),
+  'guarded_knn': Recipe(('embeddings/prompt',), family='guarded_knn', seeds=1),
+  'guarded_knn_words': Recipe(('prompt words',), family='guarded_knn', seeds=1),
+  'linear_router': Recipe(('embeddings/prompt',), family='linear', seeds=1, options=_STRONG),
+  'linear_router_words': Recipe(('prompt words',), family='linear', seeds=1, options=_STRONG),
   'temperature_confidence': _of_a_score('confidence', calibration='temperature'),
 })  # fmt: skip
 

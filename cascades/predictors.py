@@ -1,14 +1,15 @@
 """Predictors of one number from features: fitted by scikit-learn, kept as plain arrays.
 
 A fitted predictor is a mapping of arrays, and predicts with NumPy alone, what scikit-learn's object
-predicts: nothing has to be pickled. Three families:
+predicts: nothing has to be pickled. Families:
 
     linear  logistic or ridge regression
     mlp     multilayer perceptron with ReLU
     trees   gradient-boosted trees (Friedman 2001, https://doi.org/10.1214/aos/1013203451)
+    guarded_knn  nearest neighbors with the guard of `routing.shrunk_gain`, of gaps only
 
-For targets 0 and 1, link 'logistic', all predict log-odds and minimize the log loss; for other
-targets, link 'identity', they predict the target and minimize the squared error.
+For targets 0 and 1, link 'logistic', all but the last predict log-odds and minimize the log loss;
+for other targets, link 'identity', they predict the target and minimize the squared error.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from cascades import curves
+from cascades import curves, routing
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 Link: TypeAlias = Literal['identity', 'logistic']
@@ -48,6 +49,7 @@ class Options:
     subsample: Share of the rows that each tree is grown on.
     shrinkage: Factor of each tree's contribution.
     penalty: Inverse strength C of the logistic regression's L2 penalty; the ridge's is 1 / C.
+    neighbors: Number of nearest rows; all, if there are fewer.
   """
 
   hidden: Sequence[int] = (32,) * 5
@@ -61,12 +63,13 @@ class Options:
   subsample: float = 0.5
   shrinkage: float = 0.1
   penalty: float = 1.0
+  neighbors: int = 20
 
   def __post_init__(self) -> None:
     for name in ('learning_rate', 'shrinkage', 'penalty'):
       if not 0 < getattr(self, name) < np.inf:
         raise ValueError(f'{name} is {getattr(self, name)}; it must be a positive number.')
-    for name in ('batch', 'epochs', 'patience', 'trees', 'depth'):
+    for name in ('batch', 'epochs', 'patience', 'trees', 'depth', 'neighbors'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} is {getattr(self, name)}; it must be 1 or more.')
     if not 0 < self.subsample <= 1 or not 0 <= self.validation < 1:
@@ -234,6 +237,24 @@ def _sum_of_leaves(arrays: Arrays, features: np.ndarray) -> Values:
   return arrays['value'][node].cumsum(axis=1)[:, -1]
 
 
+def fit_guarded_knn(
+  features: Features, target: Values, gap: Values, *, link: Link, seed: int, options: Options
+) -> Arrays:
+  """Rows and their gaps Q_L - Q_S, from which neighbors are taken."""
+  del target, link, seed
+  return {
+    'keys': np.asarray(features, np.float32),
+    'gap': np.asarray(gap, float),
+    'neighbors': np.array([min(options.neighbors, len(gap))]),
+  }
+
+
+def predict_guarded_knn(arrays: Arrays, features: Features) -> Values:
+  """Mean gap of the nearest rows, shrunk to that of all rows by its standard error."""
+  rows = routing.nearest(features, arrays['keys'].astype(float), int(arrays['neighbors'][0]))
+  return routing.shrunk_gain(arrays['gap'][rows], float(arrays['gap'].mean()))
+
+
 FAMILIES: Mapping[str, Predictor] = MappingProxyType({
   'linear': Predictor(
     fit_linear,
@@ -251,5 +272,11 @@ FAMILIES: Mapping[str, Predictor] = MappingProxyType({
     predict_trees,
     lambda arrays: 2.0 * np.log2(len(arrays['feature']) / len(arrays['roots']) + 1)
     * len(arrays['roots']),
+  ),
+  'guarded_knn': Predictor(
+    fit_guarded_knn,
+    predict_guarded_knn,
+    lambda arrays: 2.0 * arrays['keys'].size,
+    seeded=False,
   ),
 })  # fmt: skip

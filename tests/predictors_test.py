@@ -44,7 +44,8 @@ def test_predictions_equal_those_of_scikit_learn(rows, link, monkeypatch):
     for name in names:
       keep(module, name)
   features, gap = rows
-  for name, family in FAMILIES.items():
+  for name in ('linear', 'mlp', 'trees'):
+    family = FAMILIES[name]
     arrays = family.fit(features, target_of(gap, link), gap, link=link, seed=3, options=FAST)
     predicted = family.predict(arrays, features)
     if link == 'logistic':

@@ -11,7 +11,7 @@ import numpy as np
 from cascades import deferral, learned_deferral
 from cascades.evaluation import pooling
 from cascades.evaluation.compare import task_metric
-from cascades.evaluation.tables import NEXT_FIRST_LAYER, Tables
+from cascades.evaluation.tables import Tables
 from cascades.learned_deferral import METHODS, Fitted, LeakError, Recipe
 from cascades.predictions import alignment
 from cascades.types import Decider, Metric, Predictions, Score
@@ -85,7 +85,7 @@ class Learned:
     ).read()
     metrics = [task_metric(metric, table) for table in large]
     large_quality = _quality(large, metrics)
-    flops = tables.flops_of(NEXT_FIRST_LAYER) if NEXT_FIRST_LAYER in self.embeddings else 0.0
+    flops = {f'{deferral.EMBEDDINGS}{name}': tables.flops_of(name) for name in self.embeddings}
     fitted: dict[str, dict[str, Fitted]] = {name: {} for name in self.by_name}
     for model, own in small.items():
       pooled = pooling.pool(own)
@@ -97,9 +97,9 @@ class Learned:
         )
       selected, quality = alignment.select(pooled, rows), _quality(own, metrics)[rows]
       for name, recipe in self.by_name.items():
-        reads_next = f'{deferral.EMBEDDINGS}{NEXT_FIRST_LAYER}' in recipe.reads
+        computing = sum(flops.get(read, 0.0) for read in recipe.reads)
         fitted[name][model] = learned_deferral.fit(
-          name, recipe, selected, quality, large_quality[rows], flops=flops if reads_next else 0.0
+          name, recipe, selected, quality, large_quality[rows], flops=computing
         )
     return fitted
 

@@ -20,7 +20,7 @@ from cascades.types import Predictions
 
 log = logging.getLogger(__name__)
 
-FIRST_LAYER, NEXT_FIRST_LAYER = 'first_layer', 'next_first_layer'
+PROMPT, FIRST_LAYER, NEXT_FIRST_LAYER = 'prompt', 'first_layer', 'next_first_layer'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +75,13 @@ class Tables:
 
   def flops_of(self, name: str) -> float:
     """FLOPs of computing an embedding of one query that a small model has not computed anyway."""
-    if name != NEXT_FIRST_LAYER:
+    if name not in (PROMPT, NEXT_FIRST_LAYER):
       return 0.0
-    path = files.absolute(self.large) / self.split
-    tables = self._read(self.large, [])
-    origins = [sidecars.read(path, FIRST_LAYER, table).manifest['origin'] for table in tables]
+    first = next(iter(self._by_name().values()))
+    location, stored = (first, PROMPT) if name == PROMPT else (self.large, FIRST_LAYER)
+    path = files.absolute(location) / self.split
+    tables = self._read(location, [])
+    origins = [sidecars.read(path, stored, table).manifest['origin'] for table in tables]
     rows = [len(table.ids) for table in tables]
     flops = [origin.get('flops_per_query', 0.0) for origin in origins]
     return sum(map(operator.mul, rows, flops)) / sum(rows)

@@ -199,3 +199,21 @@ def test_standard_scores_stay_as_they_are(root, tmp_path, no_figures):
   for name in deferral.PAPER:
     for key, value in plain.at('cat', name).estimates.items():
       assert learned.at('cat', name).estimates[key] == value or np.isnan(value.value)
+
+
+def test_a_learned_router_is_a_control_of_chains_that_pays_for_one_answer(
+  root, tmp_path, no_figures
+):
+  comparison = run(
+    root, tmp_path, Learned(['guarded_knn_words', 'linear_router_words']),
+    chains=Chains(axes=['flops']),
+  )  # fmt: skip
+  assert 'guarded_knn_words' not in comparison.scores  # it is no score of answers
+  stored = fitted.read(tmp_path / 'learned' / 'cat' / 'guarded_knn_words.json')
+  for result in comparison.chains:
+    router = result.curves['router guarded_knn_words']
+    # The small model costs 15 * 2,000 and the large one 15 * 16,000, and the decision its search.
+    searching = stored.decider().flops
+    assert router.cost[0] == pytest.approx(15 * 2000 + searching)
+    assert router.cost[-1] == pytest.approx(15 * 16000 + searching)
+    assert 'router linear_router_words' in result.curves
