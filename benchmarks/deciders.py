@@ -29,6 +29,7 @@ from cascades.runtime import files
 LEVEL = 0.05  # of tests after Holm's correction
 EXCESS, DELTA = 0.05, 0.1  # of the promise: more errors than the large model, probability of breach
 BASELINE = 'guarded kNN'
+DIGITS = 12  # of a quality: the order of a sum must not make a difference
 SOURCES = (outcome_tables, deciding_rules)
 
 
@@ -67,10 +68,10 @@ def measure(policy: Policy, data: DataSet, counts: np.ndarray) -> dict[str, Any]
   gain, area = [], []
   for c, q, least, most, alone in zip(cost, quality, low, high, single, strict=True):
     x, y = curve_metrics.ascending(c, q)
-    gain.append(float(np.interp(most, x, y)) - alone)
-    area.append(curve_metrics.area(c, q, low=least, high=most))
+    gain.append(round(float(np.interp(most, x, y)) - alone, DIGITS))
+    area.append(round(curve_metrics.area(c, q, low=least, high=most), DIGITS))
   saved = curve_metrics.quality_neutral_cost(
-    cost[0], quality[0], best_quality=single[0], best_cost=high[0]
+    cost[0], quality[0].round(DIGITS), best_quality=single[0].round(DIGITS), best_cost=high[0]
   )
   return {
     'gain': gain, 'area': area, 'quality_neutral_cost': saved,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.outcome_tables import RULES, DataSet, Table
-from cascades import curve_metrics, frontier, guarantees, score_calibration
+from cascades import curve_metrics, frontier, guarantees, routing, score_calibration
 from cascades.predictors import FAMILIES, Options
 
 FOLDS, NEIGHBORS, COLUMNS, LAMBDAS = 5, 20, 1 << 16, 33
@@ -218,14 +218,10 @@ def nearest_neighbors(data: DataSet, *, guarded: bool) -> Choices:
   cost, mean = data.fit.cost.mean(axis=1), data.fit.quality.mean(axis=1)
 
   def choose(rows: np.ndarray, price: float) -> np.ndarray:
-    pinned = int(np.argmax(mean - price * cost))
-    gains = (data.fit.quality - data.fit.quality[pinned])[:, rows]  # [K, N, k]
-    gain = gains.mean(axis=2) - price * (cost - cost[pinned])[:, None]
+    quality = data.fit.quality[:, rows].transpose(1, 2, 0)  # [N, k, K]
     if guarded:
-      error = gains.std(axis=2, ddof=1) / np.sqrt(rows.shape[1])
-      gain = np.where(gain > error, gain, -np.inf)
-    gain[pinned] = 0.0
-    return gain.argmax(axis=0)
+      return routing.guarded_choice(quality, mean, cost, price=price)
+    return np.argmax(quality.mean(axis=1) - price * cost, axis=1)
 
   return chosen(data, [tuple(choose(rows, price) for rows in near) for price in lambdas(data)])
 

@@ -52,6 +52,13 @@ def test_a_planted_decider_wins_and_one_without_information_does_not(compared):
     assert not informative[name]['wins'], name
 
 
+def test_a_policy_that_ends_at_the_best_single_model_gains_exactly_nothing(compared):
+  for result in compared.values():
+    singles = result['deciders']['singles']
+    assert singles['gain'] == {'value': 0, 'low': 0, 'high': 0, 'p': 1}
+    assert singles['quality_neutral_cost'] == pytest.approx(1, abs=1e-9)
+
+
 def test_no_decider_exceeds_the_oracle(compared):
   for result in compared.values():
     oracle = result['deciders']['oracle']
