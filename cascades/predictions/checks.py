@@ -31,14 +31,15 @@ def _lines(table: Predictions) -> Iterator[str]:
   manifest, N = table.manifest, len(table.ids)
   name = manifest['model'].get('name', manifest['model'].get('type', manifest['checkpoint']))
   yield f'{table.task}, split {table.split}: {N} rows by {name}'
+  unlabelled = manifest.get('unlabelled')
   metrics = [
     f'{metric} {values[:, 0].sum() / values[:, 1].sum():.4f}'
-    if values.shape[1] == 2 and values[:, 1].sum()
+    if values.shape[1] == 2 and values[:, 1].sum() and not unlabelled
     else metric
     for metric, values in table.statistics.items()
   ]
   yield f'  metrics: {", ".join(metrics)}'
-  if unlabelled := manifest.get('unlabelled'):
+  if unlabelled:
     yield f'  {unlabelled} rows have no target: no metric can judge them'
   if cut := manifest.get('cut_off'):
     yield f'  {cut} answers were cut off at the largest number of tokens'

@@ -20,6 +20,8 @@ from cascades.predictions.importers import columns, lm_eval, openai
 from cascades.predictions.importers.answers import Answer
 
 Line: TypeAlias = tuple[int, Any]  # number and JSON value
+Judge: TypeAlias = Callable[[Answer], Mapping[str, Sequence[float]]]
+CanJudge: TypeAlias = Callable[[Answer], bool]
 UNKNOWN = 'unknown'
 MAX_BYTES = 1 << 32  # of a source, unpacked
 NO_TOKEN = -1  # in the place of ids that the source does not hold
@@ -67,15 +69,16 @@ def read(source: Source) -> list[Answer]:
   """
   if source.format not in FORMATS:
     raise ValueError(f'--format={source.format!r} is none of {", ".join(FORMATS)}.')
-  answers, numbers = [], []
+  answers = []
   parse = FORMATS[source.format](source)
-  filters = set()
+  filters: set[str] = set()
+  present: set[str] = set()
   for number, record in lines(source.path):
+    present.update(record if isinstance(record, dict) else ())
     if source.format == 'lm-eval' and isinstance(record, dict):
-      filters.add(str(record.get('filter', 'none')))
+      filters.add(str(record.get('filter') or 'none'))
     if (answer := _parsed(source.path, number, parse, record)) is not None:
-      answers.append(answer)
-      numbers.append(number)
+      answers.append(answer._replace(line=number))
   if source.filter is None and len(filters) > 1:
     raise ValueError(
       f'{source.path} holds answers of the filters {", ".join(sorted(filters))}: take one with '
@@ -83,12 +86,19 @@ def read(source: Source) -> list[Answer]:
     )
   if not answers:
     raise ValueError(f'{source.path} holds no answer; a table has one or more rows.')
+  if absent := sorted(set(columns.parse(source.columns).values()) - present):
+    raise ValueError(
+      f'{source.path} has no column {", ".join(absent)}, which --columns names; it has '
+      f'{", ".join(sorted(present))}.'
+    )
   answers = _with_targets(answers, source)
   seen: dict[str, int] = {}
-  for answer, number in zip(answers, numbers, strict=True):
-    if (first := seen.setdefault(answer.id or '', number)) != number:
-      raise ValueError(f'{source.path}, line {number}: id {answer.id!r} stands in line {first} too')
-  return _measured(answers, numbers, source)
+  for answer in answers:
+    if (first := seen.setdefault(answer.id or '', answer.line)) != answer.line:
+      raise ValueError(
+        f'{source.path}, line {answer.line}: id {answer.id!r} stands in line {first} too'
+      )
+  return _measured(answers, source)
 
 
 def lines(path: str) -> Iterator[Line]:
@@ -168,9 +178,9 @@ def _order(parse: Callable[[Any], Any], line: Line) -> tuple[int, Callable[[Any]
   return line[0], parse, line[1]
 
 
-def _measured(answers: Sequence[Answer], numbers: Sequence[int], source: Source) -> list[Answer]:
+def _measured(answers: Sequence[Answer], source: Source) -> list[Answer]:
   """Answers whose log-probabilities all are given, or none."""
-  absent = [n for answer, n in zip(answers, numbers, strict=True) if answer.logprobs is None]
+  absent = [answer.line for answer in answers if answer.logprobs is None]
   if absent and len(absent) < len(answers) and not source.ignore_logprobs:
     raise ValueError(
       f'{source.path}, line {absent[0]}: no log-probabilities, and {len(answers) - len(absent)} of '
@@ -211,10 +221,12 @@ def write(
 
   Raises:
     FileExistsError: if the directory holds another table of the task.
-    ValueError: if the source cannot be read, or its rows have neither targets nor judgements.
+    ValueError: if the source cannot be read, a number is out of its range, or only some rows are
+      judged. No file is touched then.
   """
   answers = read(source)
-  records, names = _records(answers, metric)
+  judge, can_judge = _judge(answers, metric, source.path)
+  records = [_record(answer, judge, source.path) for answer in answers]
   digest = hashlib.sha256(epath.Path(source.path).read_bytes()).hexdigest()
   options = dataclasses.asdict(source) | {'path': epath.Path(source.path).name}
   manifest = {
@@ -231,13 +243,12 @@ def write(
     'vocabulary': UNKNOWN,
     'decoding': {},
     'precision': UNKNOWN,
-    'metrics': names,
+    'metrics': list(records[0]['aux']['statistics']),
     'config': '',
     'imported': options | {'sha256': digest},
     'cut_off': sum(answer.is_cut_off for answer in answers),
   }
-  unlabelled = sum(answer.targets is None and not answer.qualities for answer in answers)
-  if unlabelled:
+  if unlabelled := sum(not can_judge(answer) for answer in answers):
     manifest['unlabelled'] = unlabelled
   fingerprint = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
   path = epath.Path(directory)
@@ -268,27 +279,38 @@ def _check_free(path: epath.Path, task: str, fingerprint: str, overwrite: bool) 
     file.unlink()
 
 
-def _records(answers: Sequence[Answer], metric: str | None) -> tuple[list[rows.JsonRow], list[str]]:
-  """Rows of the table, and the names of their metrics."""
-  own = set.intersection(*(set(answer.qualities) for answer in answers))
-  if metric is None and own:
-    judge = lambda answer: {name: [answer.qualities[name], 1.0] for name in sorted(own)}
-  else:
-    by_name = metrics.by_name(metric or 'accuracy')
-    judge = lambda answer: {
-      by_name.name: list(by_name.statistics(answer.targets or [''], answer.prediction))
-    }
-  records = [
-    rows.build(
-      id=answer.id or '',
-      inputs=answer.inputs or '',
-      targets=answer.targets or [''],
-      answer=answer.prediction,
-      tokens=[NO_TOKEN] * len(answer.logprobs or ()),
-      logprobs=answer.logprobs or (),
-      statistics=judge(answer),
-      details=answer.details,
+def _judge(answers: Sequence[Answer], metric: str | None, path: str) -> tuple[Judge, CanJudge]:
+  """Statistics of an answer by metric, and whether it holds what they need."""
+  names = sorted(set.intersection(*(set(answer.qualities) for answer in answers)))
+  if metric is None and names:
+    return lambda answer: {name: [answer.qualities[name], 1.0] for name in names}, lambda _: True
+  if metric is None and any(answer.qualities for answer in answers):
+    # To judge all by their targets would replace the judgements that some have.
+    first = min(answers, key=lambda answer: (len(answer.qualities), answer.line))
+    raise ValueError(
+      f'{path}, line {first.line}: judged by {", ".join(first.qualities) or "nothing"}, but no '
+      'metric judges every answer: complete the source, or judge all by targets with --metric.'
     )
-    for answer in answers
-  ]
-  return records, list(records[0]['aux']['statistics'])
+  by_name = metrics.by_name(metric or 'accuracy')
+  return (
+    lambda answer: {
+      by_name.name: list(by_name.statistics(answer.targets or [''], answer.prediction))
+    },
+    lambda answer: answer.targets is not None,
+  )
+
+
+def _record(answer: Answer, judge: Judge, path: str) -> rows.JsonRow:
+  """Row of an answer. Raises ValueError, naming the line, if a number is out of its range."""
+  record = rows.build(
+    id=answer.id or '',
+    inputs=answer.inputs or '',
+    targets=answer.targets or [''],
+    answer=answer.prediction,
+    tokens=[NO_TOKEN] * len(answer.logprobs or ()),
+    logprobs=answer.logprobs or (),
+    statistics=judge(answer),
+    details=answer.details,
+  )
+  _parsed(path, answer.line, partial(rows.parse, mode='predict'), record)
+  return record

@@ -189,7 +189,9 @@ def build(
 
 def _finite(logprobs: Sequence[float]) -> list[float]:
   """Shortest digits of float32, minus infinity as LOWEST; nan stays, to be refused by `parse`."""
-  return [max(float(str(value)), LOWEST) for value in np.asarray(logprobs, np.float32)]
+  with np.errstate(over='ignore'):  # below the range of float32 is LOWEST, and above is refused
+    values = np.asarray(logprobs, np.float32)
+  return [max(float(str(value)), LOWEST) for value in values]
 
 
 def decode(line: bytes, mode: Mode) -> PredictionRow:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import hypothesis.strategies as st
 import numpy as np
@@ -196,6 +197,44 @@ def test_labels_go_by_id_or_by_order_and_none_may_be_missing(tmp_path):
     imported.read(given)
 
 
+@pytest.mark.parametrize(('line', 'sentence'), [
+  ({'a': '3', 'ok': 1, 'c': 1.5}, r'line 2: aux.confidence: Expected `float` <= 1.0, found 1.5'),
+  ({'a': '3', 'ok': 1, 'l': [0.7]}, r'line 2: aux.token_logprobs\[0\]: Expected `float` <= 0.0001'),
+  ({'a': '3', 'ok': 1, 'l': [1e308]}, r'line 2: aux.token_logprobs\[0\]: .*found inf'),
+  ({'a': '3', 'c': 0.5}, 'line 2: judged by nothing, but no metric judges every answer'),
+], ids=str)  # fmt: skip
+def test_a_bad_row_leaves_the_table_that_it_would_replace(tmp_path, line, sentence):
+  path = rows_file(tmp_path, {'a': '1', 'ok': 1, 'c': 0.5, 'l': [-1.0]})
+  given = Source('columns', path, columns='id=a,correct=ok,confidence=c,logprobs=l',
+                 ignore_logprobs='l' not in line)  # fmt: skip
+  written(given, tmp_path / 'test', metric=None)
+  rows_file(tmp_path, {'a': '2', 'ok': 0, 'c': 0.5, 'l': [-1.0]}, line)
+  with pytest.raises(ValueError, match=sentence):
+    written(given, tmp_path / 'test', metric=None, overwrite=True)
+  assert list(shards.read(tmp_path / 'test')[0].ids) == ['1']
+
+
+def test_answers_without_targets_get_no_quality(tmp_path):
+  path = rows_file(tmp_path, {'a': '1', 'ok': 1}, {'a': '2', 'ok': 0})
+  given = Source('columns', path, columns='id=a,correct=ok')
+  table = written(given, tmp_path / 'test')  # by exact match, whose targets are absent
+  assert table.manifest['unlabelled'] == 2
+  assert '  metrics: exact_match' in checks.describe(tmp_path / 'test')
+
+
+def test_a_named_column_that_no_row_has_is_an_error(tmp_path):
+  path = rows_file(tmp_path, {'a': '1', 'ok': 1}, {'a': '2', 'ok': 0, 'c': 0.5})
+  imported.read(Source('columns', path, columns='id=a,correct=ok,confidence=c'))
+  with pytest.raises(ValueError, match=r'has no column okk, .* it has a, c, ok'):
+    imported.read(Source('columns', path, columns='id=a,correct=okk'))
+
+
+def test_alternatives_that_are_no_object_are_named():
+  listed = {'tokens': ['a'], 'token_logprobs': [-1.0], 'top_logprobs': ['a']}
+  with pytest.raises(ValueError, match="top_logprobs: expected dict, found 'a'"):
+    openai.completion({'choices': [{'text': 'a', 'logprobs': listed}]})
+
+
 json_values = st.recursive(
   st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
   lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
@@ -209,7 +248,7 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from(['choices', 'custom_id', 'response', 'doc_id', 'acc',
        'resps', 'arguments', 'target', 'usage', 'a', 'b']), json_values))  # fmt: skip
 def test_no_object_is_read_or_refused_otherwise_than_by_value_errors(record):
@@ -218,6 +257,73 @@ def test_no_object_is_read_or_refused_otherwise_than_by_value_errors(record):
   for parse in parsers:
     with contextlib.suppress(ValueError, OverflowError):
       parse(record)
+
+
+TOKEN = {'token': 'a', 'logprob': -1.0, 'top_logprobs': [{'token': 'a', 'logprob': -1.0}]}
+CHAT = {
+  'choices': [{'message': {'content': 'a', 'refusal': None}, 'logprobs': {'content': [TOKEN]}}],
+  'usage': {'prompt_tokens': 3, 'completion_tokens': 1}, 'metadata': {'id': 'q'}, 'model': 'm',
+}  # fmt: skip
+LISTED = {'tokens': ['p', 'a'], 'token_logprobs': [None, -1.0], 'top_logprobs': [None, {'a': -1.0}]}
+RECORDS = {
+  'openai-chat': CHAT,
+  'openai-completions': {
+    'choices': [{'text': 'pa', 'logprobs': LISTED}], 'usage': {'prompt_tokens': 1},
+  },
+  'batch': {'custom_id': 'q', 'response': {'body': CHAT}, 'error': None},
+  'lm-eval': {
+    'doc_id': 0, 'target': '1', 'acc': 1.0, 'filter': 'none',
+    'arguments': {'a': {'0': 'p', '1': ' x'}, 'b': {'0': 'p', '1': ' y'}},
+    'resps': [[['-1.0', 'False']], [['-2.0', 'True']]], 'filtered_resps': None,
+  },
+}  # fmt: skip
+LEAVES = [
+  None,
+  True,
+  -1,
+  0.5,
+  10**400,
+  -9999.0,
+  '',
+  'x',
+  '\ud800',
+  '-inf',
+  [],
+  [None],
+  [[]],
+  {},
+  [1],
+]
+
+
+@st.composite
+def damaged(draw):
+  """A valid record of a format, of which a value at any depth is another or is absent."""
+  name = draw(st.sampled_from(sorted(RECORDS)))
+  record = node = json.loads(json.dumps(RECORDS[name]))
+  key = draw(st.sampled_from(sorted(node)))
+  while isinstance(node[key], dict | list) and node[key] and draw(st.integers(0, 3)):
+    node = node[key]
+    key = draw(st.sampled_from([*node] if isinstance(node, dict) else range(len(node))))
+  if draw(st.integers(0, 3)):
+    node[key] = draw(st.sampled_from(LEAVES))
+  else:
+    del node[key]
+  return name, record
+
+
+@settings(max_examples=300)
+@given(damaged())
+def test_a_damaged_record_becomes_a_table_or_an_error_that_names_its_line(name_and_record):
+  name, record = name_and_record
+  with tempfile.TemporaryDirectory() as folder:
+    path = rows_file(pathlib.Path(folder), json.dumps(record))
+    sentence = f'{path}, line 1: '
+    try:
+      written(Source(name, path), pathlib.Path(folder, 'test'), metric=None)
+    except ValueError as error:
+      sentence = str(error)
+    assert f'{path}, line 1: ' in sentence
 
 
 def test_every_name_of_a_metric_that_is_taken_over_is_ours():

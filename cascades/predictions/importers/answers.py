@@ -25,6 +25,7 @@ class Answer(NamedTuple):
     details: Optional columns.
     model: Name of the model.
     is_cut_off: True if the answer reached the largest number of tokens.
+    line: Its line in the source.
   """
 
   id: str | None
@@ -36,6 +37,7 @@ class Answer(NamedTuple):
   details: Details = NO_DETAILS
   model: str = ''
   is_cut_off: bool = False
+  line: int = 0
 
 
 def number(value: Any, name: str) -> float:

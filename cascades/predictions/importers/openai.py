@@ -67,7 +67,7 @@ def completion(record: Any, *, choice: int | None = None) -> Answer:
     text = text.removeprefix(prompt)
   alternatives = [
     sorted(
-      (p for value in (top or {}).values() if (p := number(value, 'top_logprobs')) > LEAST),
+      (p for value in _listed(top).values() if (p := number(value, 'top_logprobs')) > LEAST),
       reverse=True,
     )
     for top in tops[start:]
@@ -94,7 +94,8 @@ def batch(record: Any, *, choice: int | None = None) -> Answer:
     while isinstance(error, dict):
       error = error.get('error', error.get('message'))
     raise ValueError(f'request {name!r} failed: {error!r:.200}')
-  is_chat = 'message' in next(iter(field(body, 'choices', list)), {})
+  first = next(iter(field(body, 'choices', list)), None)
+  is_chat = isinstance(first, dict) and 'message' in first
   return (chat if is_chat else completion)(body, choice=choice)._replace(id=name)
 
 
@@ -118,6 +119,11 @@ def _alternatives(token: Any) -> list[float]:
   tops = field(token, 'top_logprobs', list, default=[])
   values = [number(field(top, 'logprob', (int, float)), 'logprob') for top in tops]
   return sorted((value for value in values if value > LEAST), reverse=True)
+
+
+def _listed(top: Any) -> Mapping[str, Any]:
+  """Log-probabilities by token at one position, of which null has none."""
+  return field({'top_logprobs': top}, 'top_logprobs', dict, default={})
 
 
 def _usage(record: Any) -> Mapping[str, Any]:
