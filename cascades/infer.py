@@ -27,7 +27,7 @@ from etils import epath
 from cascades.checkpoints import store
 from cascades.data.corpus import Data
 from cascades.data.records import Records
-from cascades.inference import answers, baselines, trained_model
+from cascades.inference import answers, baselines, features, trained_model
 from cascades.interop import companions
 from cascades.predictions import rows, shards
 from cascades.runtime import files, partitioning, profiling, progress, ranges
@@ -45,13 +45,17 @@ class Output:
     directory: Directory of the tables, one a split and task.
     shard_rows: Approximate number of rows of a shard.
     overwrite: Replaces tables of another checkpoint or decoding instead of refusing.
+    embeddings: Arrays that are written beside each table, for learned deferral: names in
+      `features.NAMES`. They can be added to a finished table.
   """
 
   directory: str
   shard_rows: int = 4096
   overwrite: bool = False
+  embeddings: Sequence[str] = ()
 
   def __post_init__(self) -> None:
+    features.check(self.embeddings)
     ranges.check({'SHARD_ROWS': self.shard_rows}, least=1, integer=True)
 
 
@@ -129,7 +133,13 @@ def infer(
         (records,) = corpus.open(split).per_task
         answer = functools.partial(reader, corpus)
         judge = functools.partial(baselines.judge, task, split)
-        table = _Table(directory / split, records, described, output.shard_rows, answer, judge)
+        embed = functools.partial(
+          features.write, directory / split, output.embeddings, model, corpus, records,
+          mode=mode, batch_size=data.batch_size,
+        )  # fmt: skip
+        table = _Table(
+          directory / split, records, described, output.shard_rows, answer, judge, embed
+        )
         if jax.process_index() == 0:
           table.begin(overwrite=output.overwrite)
         tables.append(table)
@@ -146,6 +156,7 @@ class _Table(NamedTuple):
   shard_rows: int
   answer: Callable[[Records, Sequence[int]], Iterator[tuple[int, rows.JsonRow]]]
   judge_baselines: Callable[[], Mapping[str, Mapping[str, float]]]
+  embed: Callable[[], None]
 
   @property
   def shard_count(self) -> int:
@@ -175,7 +186,7 @@ class _Table(NamedTuple):
 
 def _write(table: _Table, provenance: Callable[[], Mapping[str, str]]) -> None:
   """Write the shards that are missing, then the manifest."""
-  directory, split, described, _, answer, judge_baselines = table
+  directory, split, described, _, answer, judge_baselines, embed = table
   task, mode, total, count = described['task'], described['mode'], len(split), table.shard_count
   fingerprint = table.fingerprint
   done = shards.completed_shards(directory, task, mode, count, total=total, fingerprint=fingerprint)
@@ -200,6 +211,7 @@ def _write(table: _Table, provenance: Callable[[], Mapping[str, str]]) -> None:
     sizes = {'rows': total, 'shards': count, 'unlabelled': split.manifest.unlabeled}
     cheap = {'baselines': judged} if (judged := judge_baselines()) else {}
     shards.write_manifest(directory, manifest | sizes | cheap)
+  embed()
   log.info(
     '%s, split %s: %d rows in %s (%d shards existed)',
     *(task, described['split'], total, directory, count - len(missing)),

@@ -13,9 +13,10 @@ from cascades import decoding
 from cascades.checkpoints import store
 from cascades.data import converters
 from cascades.data.corpus import Corpus
-from cascades.inference import answers
+from cascades.inference import answers, features
 from cascades.models import configs
 from cascades.predictions import shards as predictions
+from cascades.predictions import sidecars
 from cascades.runtime import partitioning
 from cascades.tasks.task import Row, Task
 from cascades.types import Batch, Prompt
@@ -340,3 +341,36 @@ def test_a_corpus_is_a_task_as_one_kind_of_model_reads_it(trained):
   split = encoder.open('test')
   evaluated = list(encoder.evaluation(split, batch_size=8, rows=12))
   assert sum(bool(w.any()) for batch in evaluated for w in batch.weights) == 12
+
+
+def test_embeddings_are_added_to_a_finished_table_and_resumed(trained, answered, tmp_path):
+  shutil.copytree(answered[0], tmp_path, dirs_exist_ok=True)
+  options = settings(trained, tmp_path)
+  folder = tmp_path / 'test'
+  table_files = {path.name: path.read_bytes() for path in folder.iterdir()}
+  tiny.infer(**options, embeddings=['answer', 'first_layer'])
+  for name, content in table_files.items():
+    assert (folder / name).read_bytes() == content
+  (table,) = predictions.read(folder)
+  answer, first = (sidecars.read(folder, name, table) for name in features.NAMES)
+  assert len(answer.shards) == table.manifest['shards'] == 4
+  assert answer.array().shape == first.array().shape == (32, tiny.SMALL.emb_dim)
+  assert answer.manifest['origin']['flops_per_query'] == 0
+  assert 0 < first.manifest['origin']['flops_per_query'] < 8 * table.manifest['flops_per_token']
+
+  lines = [line for path in sorted(folder.glob('*.jsonl-*-of-00004')) for line in path.open()]
+  model = model_of(trained)
+  for number in (0, 13, 31):
+    row = json.loads(lines[number])
+    tokens = row['aux']['tokens']
+    targets = jnp.asarray([tokens])
+    inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    prompt = prompts_of([row['inputs']['inputs_pretokenized']]).tokens
+    batch = Batch(inputs, targets, jnp.ones(targets.shape), jnp.asarray(prompt))
+    np.testing.assert_allclose(answer.array()[number], model.hidden(batch)[0].mean(0), atol=1e-5)
+
+  damaged = folder / sidecars.shard_name(table.task, 'predict', 'answer', 2, 4)
+  content = damaged.read_bytes()
+  damaged.write_bytes(content[:-4])
+  tiny.infer(**options, embeddings=['answer'])
+  assert damaged.read_bytes() == content
