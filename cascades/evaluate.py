@@ -116,6 +116,7 @@ def evaluate(
       scores={name: d.score for name, d in deciders.items() if not d.before_answer},
       settings=settings or Settings(),
       metric=metric,
+      recipes=tables.recipes,
     )
     comparison = comparison._replace(
       chains=compare_chains(

@@ -193,3 +193,44 @@ def test_a_simultaneous_band_holds_the_pointwise_one_and_most_resamples_from_end
 def test_a_curve_that_never_varies_has_a_band_of_no_width():
   band = bootstrap.simultaneous(np.ones(3), np.ones((20, 3)) + 1e-17)
   np.testing.assert_array_equal(band, np.ones((2, 3)))
+
+
+def seed_samples(count, *, rows=200, resamples=300):
+  score, _, large = examples(rows)
+  counts = bootstrap.draw([rows], resamples=resamples, seed=0)
+  smalls = [examples(rows, seed=seed)[1] for seed in range(1, 1 + count)]
+  return [
+    bootstrap.resample(counts, score, small, large, metrics.ratio, rates=RATES) for small in smalls
+  ]
+
+
+def test_one_training_seed_is_resampled_as_before_and_equal_ones_are_as_one():
+  (single,) = seed_samples(1)
+  assert bootstrap.over_seeds([single], seed=[0]) is single
+  for column, averaged in zip(single, bootstrap.over_seeds([single] * 4, seed=[0]), strict=True):
+    np.testing.assert_allclose(averaged, column, rtol=1e-12)
+
+
+def test_resampled_seeds_are_the_means_of_the_written_out_draws():
+  samples = seed_samples(3)
+  drawn = np.random.default_rng([5, 1]).integers(3, size=(300, 3))
+  averaged = bootstrap.over_seeds(samples, seed=[5, 1])
+  for number in (0, 7, 299):
+    areas = np.array([sample.area[number] for sample in samples])
+    expected = areas.mean() + np.sqrt(3 / 2) * (areas[drawn[number]].mean() - areas.mean())
+    assert averaged.area[number] == pytest.approx(expected)
+    qualities = np.array([sample.quality[number] for sample in samples])
+    centre = qualities.mean(axis=0)
+    expected = centre + np.sqrt(3 / 2) * (qualities[drawn[number]].mean(axis=0) - centre)
+    np.testing.assert_allclose(averaged.quality[number], expected)
+
+
+def test_the_variance_over_seeds_is_unbiased_and_adds_to_that_of_examples():
+  generator = np.random.default_rng(0)
+  shared = generator.normal(size=20_000) * 0.5
+  values = np.array([-1.0, 0.2, 2.0])
+  empty = np.zeros((20_000, 0))
+  samples = [bootstrap.Resamples(empty, value + shared, value + shared) for value in values]
+  averaged = bootstrap.over_seeds(samples, seed=[0])
+  assert averaged.area.var() == pytest.approx(values.var(ddof=1) / 3 + 0.25, rel=0.04)
+  assert averaged.area.mean() == pytest.approx(values.mean(), abs=0.02)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations, product
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from jaxtyping import Int
 from cascades import bootstrap, costs, curves
 from cascades import metrics as metric_library
 from cascades.bootstrap import Estimate
-from cascades.evaluation import grouped, paired, pooling, quantities
+from cascades.evaluation import grouped, paired, pooling, quantities, seeds
 from cascades.evaluation.comparison import (
   Cascade,
   Column,
@@ -28,6 +29,7 @@ from cascades.evaluation.comparison import (
 )
 from cascades.evaluation.pooling import StatisticsLayout, Subset
 from cascades.evaluation.quantities import LARGE, QUALITY, RATES, Measurements
+from cascades.evaluation.seeds import Sampled
 from cascades.predictions import alignment
 from cascades.types import Metric, Predictions, Score
 
@@ -52,6 +54,7 @@ def compare(
   scores: Mapping[str, Score],
   settings: Settings,
   metric: Metric | str | None = None,
+  recipes: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Comparison:
   """Compares every small model under every score.
 
@@ -62,6 +65,8 @@ def compare(
     settings: Settings of the comparison.
     metric: Metric, or its name, of all tasks; None for the first metric of each table. Answers are
       judged from their texts where the tables do not hold its statistics.
+    recipes: Small models that are training seeds of one recipe, by the recipe's name. Differences
+      are then those of recipes, averaged over seeds.
 
   Returns:
     Every number that a report shows.
@@ -72,7 +77,8 @@ def compare(
   """
   if not scores:
     raise ValueError('There is no score to defer by: give one or more rules or scores by name.')
-  pairs = _pairs([*small], settings.baseline)
+  by_recipe = seeds.members([*small], recipes)
+  pairs = _pairs([*by_recipe], settings.baseline)
   first, *rest = scores
   sizes_with_repeats = _sizes(large) if settings.dedupe_inputs else {}
   if settings.dedupe_inputs:
@@ -86,17 +92,30 @@ def compare(
   ]
   settings = _resolve(settings, candidates[0], layout)
   counts = _draw(large, settings)
-  cascades, measurements, right = [], {}, {}
+  cascades, averages, measurements, right = [], [], {}, {}
+  sampled: dict[tuple[str, str], Sampled] = {}
   for candidate, score, subset in product(candidates, scores, layout.subsets):
-    cascade, values = _cascade(candidate, score, subset, counts, settings, metrics[0])
+    drawn = _sample(candidate, score, subset, counts, settings)
+    names = candidate.name, score, subset.task
+    cascade, values = _measure(names, drawn, candidate.cost, settings, metrics[0])
     cascades.append(cascade)
     if subset.task == pooling.POOLED:  # those of every task would fill the memory
       name, answers = (candidate.name, score), candidate.answers
-      measurements[name] = values
+      measurements[name], sampled[name] = values, drawn
       qualities = answers.small_quality, answers.large_quality
       right[name] = paired.right_at(
         settings.costs, cascade.curve, candidate.scores[score], *qualities
       )
+  costs_of = {candidate.name: candidate.cost for candidate in candidates}
+  for (number, (recipe, models_of)), score in product(enumerate(by_recipe.items()), scores):
+    if len(models_of) > 1:
+      drawn = seeds.average(
+        [sampled[model, score] for model in models_of], seed=(settings.seed, number)
+      )
+      names = recipe, score, pooling.POOLED
+      cascade, values = _measure(names, drawn, costs_of[models_of[0]], settings, metrics[0])
+      averages.append(cascade)
+      measurements[recipe, score], right[recipe, score] = values, {}
   differences = partial(
     paired.differences, measurements, right=right, confidence=settings.confidence
   )
@@ -110,9 +129,11 @@ def compare(
     settings=settings,
     manifests={name: [table.manifest for table in own] for name, own in models.items()},
     cascades=tuple(cascades),
+    averages=tuple(averages),
+    recipes={name: own for name, own in by_recipe.items() if len(own) > 1},
     differences=differences([((a, key), (b, key)) for (a, b), key in product(pairs, scores)]),
     score_differences=differences(
-      [((name, key), (name, first)) for name, key in product(small, rest)]
+      [((name, key), (name, first)) for name, key in product(by_recipe, rest)]
     ),
     answers={candidate.name: candidate.answers for candidate in candidates},
     other_metrics=_other_metrics(models, metrics, settings),
@@ -272,45 +293,44 @@ def _resolve(settings: Settings, first: _Candidate, layout: StatisticsLayout) ->
   )
 
 
-def _cascade(
+def _sample(
   candidate: _Candidate,
   score_name: str,
   subset: Subset,
   counts: Int[np.ndarray, 'R N'],
   settings: Settings,
-  metric: Metric,
-) -> tuple[Cascade, Measurements]:
+) -> Sampled:
+  """Curve of one score over one subset of the rows, and its resamples."""
   rows, columns = subset.rows, subset.columns
   score, answers = candidate.scores[score_name][rows], candidate.answers
   statistics = candidate.small[rows, columns], candidate.large[rows, columns]
   curve = curves.deferral_curve(score, *statistics, subset.finalize, candidate.cost)
   rates = np.append(RATES, np.interp(settings.costs, curve.cost, curve.deferral_rate))
-  resamples = bootstrap.resample(counts[:, rows], score, *statistics, subset.finalize, rates=rates)
+  return Sampled(
+    curve,
+    bootstrap.resample(counts[:, rows], score, *statistics, subset.finalize, rates=rates),
+    *curves.decomposition(score, answers.small_quality[rows], answers.large_quality[rows]),
+  )
+
+
+def _measure(
+  names: tuple[str, str, str], drawn: Sampled, cost: curves.Cost, settings: Settings, metric: Metric
+) -> tuple[Cascade, Measurements]:
+  """Cascade of a model, score and task, and its quantities on all rows and on the resamples."""
+  curve, resamples, by_small, by_large = drawn
   measurements = quantities.measure(
-    curve, resamples, candidate.cost, metric, costs=settings.costs, qualities=settings.qualities
+    curve, resamples, cost, metric, costs=settings.costs, qualities=settings.qualities
   )
   low, high = bootstrap.interval(measurements[QUALITY].resampled, confidence=settings.confidence)
   simultaneous = bootstrap.simultaneous(*measurements[QUALITY], confidence=settings.confidence)
-  contributions = curves.decomposition(
-    score, answers.small_quality[rows], answers.large_quality[rows]
-  )
   estimates = {
     quantity: bootstrap.estimate(float(value), resampled, confidence=settings.confidence)
     for quantity, (value, resampled) in measurements.items()
     if quantity != QUALITY
   }
-  cascade = Cascade(
-    candidate.name,
-    score_name,
-    subset.task,
-    curve,
-    *contributions,
-    low,
-    high,
-    estimates,
-    simultaneous,
-  )
-  return cascade, measurements
+  return Cascade(
+    *names, curve, by_small, by_large, low, high, estimates, simultaneous
+  ), measurements
 
 
 def _other_metrics(

@@ -172,6 +172,10 @@ class Comparison(NamedTuple):
     group_accuracy: Accuracy of groups of rows by task and small model, under the first score.
     chains: Cascades of several models and their controls on other axes of cost, if asked for.
     score_differences: Differences of each model's scores from the first, another such family.
+    recipes: Small models that are training seeds of one recipe, by recipe; `differences` and
+      `score_differences` are then between recipes.
+    averages: Means over the seeds of each recipe under every score over all tasks, with bands over
+      both seeds and examples; thresholds are nan.
   """
 
   metric: Metric
@@ -189,6 +193,8 @@ class Comparison(NamedTuple):
   group_accuracy: Mapping[str, Mapping[str, GroupAccuracy]]
   chains: tuple[ChainResult, ...] = ()
   score_differences: tuple[PairedDifference, ...] = ()
+  recipes: Mapping[str, Sequence[str]] = MappingProxyType({})
+  averages: tuple[Cascade, ...] = ()
 
   def at(self, model: str, score: str | None = None, task: str = pooling.POOLED) -> Cascade:
     """Returns the cascade of these names, by default under the first score over all tasks."""

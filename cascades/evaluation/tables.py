@@ -13,6 +13,7 @@ from typing import Any, get_args
 from etils import epath
 
 from cascades.evaluation.quantities import LARGE
+from cascades.evaluation.seeds import FEWEST
 from cascades.predictions import alignment, shards, sidecars
 from cascades.predictions.rows import Mode
 from cascades.runtime import files
@@ -29,6 +30,7 @@ class Tables:
 
   Attributes:
     small: Output directories of `infer` by model name, or directories, named by their last part.
+      Several directories of one name are training seeds of one recipe.
     large: Output directory of the large model.
     split: Split of the tasks, a folder in each directory.
     tasks: Tasks to compare; None for all tasks of the large model.
@@ -41,7 +43,7 @@ class Tables:
       NEXT_FIRST_LAYER is 'first_layer' of the large model.
   """
 
-  small: Mapping[str, str] | Sequence[str]
+  small: Mapping[str, str | Sequence[str]] | Sequence[str]
   large: str
   split: str = 'test'
   tasks: Sequence[str] | None = None
@@ -67,11 +69,27 @@ class Tables:
         the same tasks and rows, or not made alike.
     """
     directories = self._by_name()
+    for recipe, models in self.recipes.items():
+      if len(models) < FEWEST:
+        log.warning(
+          '%s has %d training seeds; bands over fewer than %d are too narrow where seeds vary more '
+          'than examples.', recipe, len(models), FEWEST,
+        )  # fmt: skip
     if repeated := [task for task, count in Counter(self.tasks or ()).items() if count > 1]:
       raise ValueError(f'The tasks name {", ".join(map(repr, repeated))} more than once.')
     reads_next = NEXT_FIRST_LAYER in self.embeddings
     large = self._read(self.large, [FIRST_LAYER] if reads_next else [])
     return {name: self._aligned(path, large) for name, path in directories.items()}, large
+
+  @property
+  def recipes(self) -> dict[str, tuple[str, ...]]:
+    """Names of the models that are training seeds of one recipe, by recipe."""
+    by_name = self.small if isinstance(self.small, Mapping) else {}
+    return {
+      recipe: tuple(f'{recipe}, seed {number}' for number in range(1, 1 + len(seeds)))
+      for recipe, seeds in by_name.items()
+      if not isinstance(seeds, str) and len(seeds) > 1
+    }
 
   def flops_of(self, name: str) -> float:
     """FLOPs of computing an embedding of one query that a small model has not computed anyway."""
@@ -86,9 +104,19 @@ class Tables:
     flops = [origin.get('flops_per_query', 0.0) for origin in origins]
     return sum(map(operator.mul, rows, flops)) / sum(rows)
 
-  def _by_name(self) -> Mapping[str, str]:
+  def _by_name(self) -> dict[str, str]:
     if isinstance(self.small, Mapping):
-      directories = dict(self.small)
+      if empty := [name for name, own in self.small.items() if not own]:
+        raise ValueError(f'SMALL has no directory for {empty[0]!r}: give one, or a list of them.')
+      directories = {
+        name: path
+        for recipe, own in self.small.items()
+        for name, path in zip(
+          self.recipes.get(recipe, (recipe,)), [own] if isinstance(own, str) else own, strict=True
+        )
+      }
+      if len(directories) < sum(len(self.recipes.get(name, (name,))) for name in self.small):
+        raise ValueError(f'SMALL names a model twice: {", ".join(directories)}.')
     else:
       directories = {epath.Path(path).name: path for path in self.small}
       if len(directories) < len(self.small):

@@ -28,7 +28,7 @@ SINGLE = {'p': None, 'baseline_score': '', 'p_holm': None}  # of numbers without
 
 def records(comparison: Comparison) -> Iterator[dict[str, Any]]:
   """Yields one flat record for each number with an interval."""
-  for cascade in comparison.cascades:
+  for cascade in (*comparison.cascades, *comparison.averages):
     for quantity, estimate in cascade.estimates.items():
       names = {'model': cascade.model, 'baseline': '', 'score': cascade.score, 'task': cascade.task}
       yield {**names, **_flat(quantity, estimate), **SINGLE}
@@ -103,6 +103,8 @@ def as_json(comparison: Comparison, *, points: int | None = None) -> dict[str, A
     'band_rates': RATES.tolist(),
     'cascades': [_cascade_json(cascade, points) for cascade in comparison.cascades],
     'differences': [_difference_json(pair) for pair in comparison.differences],
+    'recipes': {name: list(seeds) for name, seeds in comparison.recipes.items()},
+    'averages': [_cascade_json(cascade, points) for cascade in comparison.averages],
     'score_differences': [_difference_json(pair) for pair in comparison.score_differences],
     'other_metrics': {
       name: {model: estimate._asdict() for model, estimate in models.items()}

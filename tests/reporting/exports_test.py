@@ -134,8 +134,8 @@ def test_the_json_has_the_keys_of_version_1():
   data = exports.as_json(synthetic_tables.comparison())
   assert list(data) == [
     'version', 'metric', 'tables', 'tasks', 'tasks_with_repeated_inputs', 'flops_per_token',
-    'settings', 'band_rates', 'cascades', 'differences', 'score_differences', 'other_metrics',
-    'questions', 'chains',
+    'settings', 'band_rates', 'cascades', 'differences', 'recipes', 'averages',
+    'score_differences', 'other_metrics', 'questions', 'chains',
   ]  # fmt: skip
   assert list(data['settings']) == [
     'weights', 'costs', 'qualities', 'baseline', 'resamples', 'confidence', 'seed',
