@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from cascades import curves
+from cascades import curve_metrics, curves
 
 Values = Float[np.ndarray, 'N']
 Statistics = Float[np.ndarray, 'N S']
@@ -234,23 +234,8 @@ def envelope(points: Points) -> Points:
 
   Between two of them, drawing one at random gives what lies on the line.
   """
-  hull: list[int] = []
-  for index, (x, y) in enumerate(zip(points.cost, points.quality, strict=True)):
-    if hull and y <= points.quality[hull[-1]]:
-      continue
-    while hull and (
-      points.cost[hull[-1]] == x or (len(hull) > 1 and _below(points, hull[-2], hull[-1], x, y))
-    ):
-      hull.pop()
-    hull.append(index)
-  return Points(*(column[hull] for column in points))
-
-
-def _below(points: Points, before: int, middle: int, x: float, y: float) -> bool:
-  """True if the middle point is on or below the line from the one before to (x, y)."""
-  x0, y0 = points.cost[before], points.quality[before]
-  rise = (points.quality[middle] - y0) * (x - x0)
-  return bool(rise <= (y - y0) * (points.cost[middle] - x0))
+  corners = curve_metrics.hull_points(points.cost, points.quality)
+  return Points(*(column[corners] for column in points))
 
 
 def _by_cost(pieces: list[Points]) -> Points:
