@@ -184,8 +184,9 @@ def predictor(generator: Generator, batch_size: int, profiler: profiling.Profile
       with profiler.step(count):
         row_ids = np.resize(bucket.indices, len(prompts.length))
         generation = generator.generate(prompts, row_ids)
-      for number, record, tokens, logprobs, mask in zip(
-        bucket.indices.tolist(), split.read(bucket.indices), *generation, strict=False
+      lengths = np.asarray(prompts.length).tolist()
+      for number, record, length, tokens, logprobs, mask in zip(
+        bucket.indices.tolist(), split.read(bucket.indices), lengths, *generation, strict=False
       ):
         text = generator.model.vocabulary.decode(tokens[mask])
         yield (
@@ -196,6 +197,7 @@ def predictor(generator: Generator, batch_size: int, profiler: profiling.Profile
             tokens=tokens[mask],
             logprobs=logprobs[mask],
             statistics=_statistics(task.metrics, record, text),
+            numbers={'prompt_tokens': length},
           ),
         )
 
@@ -300,12 +302,14 @@ def _statistics(names: Sequence[str], record: Record, text: str) -> dict[str, An
   return {metric.name: 0 * metric.statistics([''], '') for metric in named}
 
 
-def _row(record: Record, **columns: Any) -> rows.JsonRow:
+def _row(
+  record: Record, *, numbers: Mapping[str, float] = MappingProxyType({}), **columns: Any
+) -> rows.JsonRow:
   row = record.row
   return rows.build(
     id=row.id,
     inputs=row.inputs,
     targets=row.answers or ('',),
-    details=rows.Details(group=row.group),
+    details=rows.Details(group=row.group, columns=numbers),
     **columns,
   )
