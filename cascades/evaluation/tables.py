@@ -205,10 +205,11 @@ def _with_embeddings(
   try:
     arrays = {name: sidecars.read(directory, name, table).array() for name in names}
   except FileNotFoundError as error:
-    raise FileNotFoundError(
-      f'{error} A learned decider reads it: `python -m cascades.infer` writes it with '
-      f'EMBEDDINGS={list(names)}.'
-    ) from error
+    own = [name for name in names if name != PROMPT]
+    writers = [f'`python -m cascades.infer` writes {name!r}, with EMBEDDINGS={own}' for name in own]
+    if PROMPT in names:
+      writers.append(f'`python -m cascades.embed` writes {PROMPT!r}')
+    raise FileNotFoundError(f'{error} A learned decider reads it: {"; ".join(writers)}.') from error
   return table._replace(embeddings=arrays) if names else table
 
 

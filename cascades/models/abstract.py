@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from cascades.models import quantization
+from cascades.models.bert import BertConfig
 from cascades.runtime import partitioning
 from cascades.runtime.partitioning import RULES, Rules
 from cascades.types import ModelConfig, Params
@@ -17,7 +18,7 @@ DTYPES = ('float32', 'bfloat16', 'int8')  # of weights
 
 
 def abstract_model(
-  config: ModelConfig, rules: Rules = RULES, *, dtype: str = 'float32'
+  config: ModelConfig | BertConfig, rules: Rules = RULES, *, dtype: str = 'float32'
 ) -> tuple[nnx.GraphDef, Params]:
   """Describe a model on the active mesh without allocating its parameters.
 
