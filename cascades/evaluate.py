@@ -25,7 +25,7 @@ from cascades.evaluation import realized
 from cascades.evaluation.chain_comparison import compare_chains
 from cascades.evaluation.chains import Chains
 from cascades.evaluation.compare import compare
-from cascades.evaluation.comparison import Comparison, Settings
+from cascades.evaluation.comparison import Comparison, Promised, Settings
 from cascades.evaluation.learned import Learned
 from cascades.evaluation.quantities import LARGE
 from cascades.evaluation.tables import Tables
@@ -106,8 +106,9 @@ def evaluate(
   with locking.held(directory):
     if not overwrite:
       outputs.check(directory, {**small, LARGE.name: large})
+    promised = None
     if policy is not None:
-      _compare_with_promises(directory, policy, small, large, labels=labels)
+      promised = _compare_with_promises(directory, policy, small, large, labels=labels)
     if not labels:
       return None
     comparison = compare(
@@ -126,7 +127,8 @@ def evaluate(
         chains=chains,
         settings=comparison.settings,
         metric=metric,
-      )
+      ),
+      promised=promised,
     )
     outputs.write(directory, comparison, report or Report(), provenance())
     for by_model in fitted.values():
@@ -144,14 +146,22 @@ def _compare_with_promises(
   large: Sequence[Predictions],
   *,
   labels: bool,
-) -> None:
-  """Prints and writes what a policy promised, and what it does on these rows."""
+) -> Promised | None:
+  """Prints and writes what a policy promised, and what it does on these rows.
+
+  Returns:
+    The promises of its only threshold; None if each task has its own.
+  """
   policy = policies.read(files.absolute(path))
   name = policy.models['small']['name']
-  rows = small[name] if name in small else next(iter(small.values()))
-  outcomes = realized.outcomes(policy, rows, large, labels=labels)
+  name = name if name in small else next(iter(small))
+  outcomes = realized.outcomes(policy, small[name], large, labels=labels)
   files.write(directory / 'promises.json', json.dumps(promises.as_json(outcomes), indent=2) + '\n')
   promises.show_outcomes(policy, outcomes)
+  if len(policy.thresholds) > 1:
+    return None
+  (entry,) = policy.thresholds
+  return Promised(name, policy.decider.name, entry.value, promises.sentence(policy, entry))
 
 
 def _readable(

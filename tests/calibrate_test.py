@@ -224,6 +224,7 @@ def test_evaluate_reports_a_policy_on_another_table(root, stored, tmp_path, monk
   assert report['holds'] is True
   assert report['rows'] == 400
   assert 'Promised against realized' in capsys.readouterr().out
+  assert 'A policy promises' in (tmp_path / 'test' / 'report.html').read_text()
   blind = evaluate.evaluate(tables(root, 'unlabelled'), str(tmp_path / 'blind'), **options)
   assert blind is None
   (report,) = json.loads((tmp_path / 'blind' / 'promises.json').read_text())

@@ -153,6 +153,15 @@ class PairedAnswers(NamedTuple):
   score: Column
 
 
+class Promised(NamedTuple):
+  """Promises of a policy at its threshold of one small model's score, over all tasks."""
+
+  model: str
+  score: str
+  threshold: float
+  text: str
+
+
 class Comparison(NamedTuple):
   """Result of a comparison.
 
@@ -176,6 +185,7 @@ class Comparison(NamedTuple):
       `score_differences` are then between recipes.
     averages: Means over the seeds of each recipe under every score over all tasks, with bands over
       both seeds and examples; thresholds are nan.
+    promised: Promises of a policy whose score is compared, if one is given.
   """
 
   metric: Metric
@@ -195,6 +205,7 @@ class Comparison(NamedTuple):
   score_differences: tuple[PairedDifference, ...] = ()
   recipes: Mapping[str, Sequence[str]] = MappingProxyType({})
   averages: tuple[Cascade, ...] = ()
+  promised: Promised | None = None
 
   def at(self, model: str, score: str | None = None, task: str = pooling.POOLED) -> Cascade:
     """Returns the cascade of these names, by default under the first score over all tasks."""

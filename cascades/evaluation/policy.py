@@ -194,7 +194,7 @@ def check_output(path: epath.PathLike, policy: Policy | None, *, overwrite: bool
     present = read(path)
   except ValueError as error:
     raise FileExistsError(
-      f'{path} exists and is no policy ({error}). Name another OUTPUT, or replace it with '
+      f'{path} exists and is no policy ({error}). Name another POLICY, or replace it with '
       'OVERWRITE=True.'
     ) from error
   if policy is None:
@@ -202,7 +202,7 @@ def check_output(path: epath.PathLike, policy: Policy | None, *, overwrite: bool
   stored, new = (msgspec.to_builtins(content) for content in (present, policy))
   if different := [key for key in new if key != 'provenance' and stored[key] != new[key]]:
     raise FileExistsError(
-      f'{path} holds another policy: {", ".join(different)} differ. Name another OUTPUT, or '
+      f'{path} holds another policy: {", ".join(different)} differ. Name another POLICY, or '
       'replace it with OVERWRITE=True.'
     )
 

@@ -15,7 +15,7 @@ from bokeh import models as bokeh
 from bokeh.document import Document
 
 from cascades import curves
-from cascades.evaluation.comparison import Cascade, Comparison
+from cascades.evaluation.comparison import Cascade, Comparison, Promised
 from cascades.evaluation.quantities import RATES
 from cascades.reporting import chain_charts, plots, reliability, summary
 from cascades.reporting.operating_point import OperatingPoint
@@ -83,7 +83,10 @@ def curve_values(comparison: Comparison, point: OperatingPoint | None = None) ->
     'digits': summary.digits(comparison),
     'colors': [color(index) for index in range(len(comparison.flops))],
     'curves': [
-      [_columns(comparison.at(model, score), large, points, rate) for score in comparison.scores]
+      [
+        _columns(comparison.at(model, score), large, points, rate, comparison.promised)
+        for score in comparison.scores
+      ]
       for model in comparison.flops
     ],
     'tasks': [
@@ -99,10 +102,18 @@ def tasks(comparison: Comparison) -> list[str]:
 
 
 def _columns(
-  cascade: Cascade, large_cost: float, points: int, rate: float = 0.0
-) -> dict[str, list[float | None]]:
-  """Evenly spaced points of a curve, and the one at this deferral rate or the next above."""
-  extra = np.searchsorted(cascade.curve.deferral_rate, rate)
+  cascade: Cascade,
+  large_cost: float,
+  points: int,
+  rate: float = 0.0,
+  promised: Promised | None = None,
+) -> dict[str, list[Any]]:
+  """Evenly spaced points of a curve, the one at this deferral rate or the next above, and the one
+  that the promised threshold reaches, with the promise.
+  """
+  extra = [np.searchsorted(cascade.curve.deferral_rate, rate)]
+  if promised is not None and (promised.model, promised.score) == (cascade.model, cascade.score):
+    extra.append(np.searchsorted(-cascade.curve.threshold, -promised.threshold, 'right') - 1)
   shown = np.union1d(curves.evenly_spaced(len(cascade.curve.quality), points), extra)
   curve = curves.Curve(*(column[shown] for column in cascade.curve))
   small, large = cascade.small_contribution[shown], cascade.large_contribution[shown]
@@ -117,7 +128,10 @@ def _columns(
     'kept': small,
     'parts': small + large,
   }
-  return {name: list(map(_number, column)) for name, column in columns.items()}
+  texts = [promised.text if promised and index in extra[1:] else None for index in shown]
+  return {name: list(map(_number, column)) for name, column in columns.items()} | (
+    {'promise': texts} if any(texts) else {}
+  )
 
 
 def _number(value: float) -> float | None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from cascades import risk_tests
-from cascades.evaluation.policy import Interval, Policy
+from cascades.evaluation.policy import Interval, Policy, Threshold
 from cascades.evaluation.realized import Outcome
 from cascades.guarantees import Risk, Simulation
 from cascades.reporting import terminal
@@ -39,6 +39,15 @@ def show_policy(policy: Policy) -> None:
   ]
   header = ['task', 'threshold', 'promise', 'kept with', 'observed', policy.metric.name]
   _print('Policy', [*header, 'deferral rate', f'cost ({policy.cost_axis})'], cells)
+
+
+def sentence(policy: Policy, entry: Threshold) -> str:
+  """Promises at a threshold, each with the probability that it is kept."""
+  return ', '.join(
+    f'{promise.name} {_sign(promise.name, policy)} {promise.demanded:g} '
+    f'(kept with {1 - promise.delta:.0%})'
+    for promise in entry.promises
+  )
 
 
 def show_outcomes(policy: Policy, outcomes: Sequence[Outcome]) -> None:

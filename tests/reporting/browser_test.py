@@ -11,7 +11,7 @@ from etils import epath
 from cascades import deferral, metrics
 from cascades.evaluation.chain_comparison import compare_chains
 from cascades.evaluation.chains import Chains
-from cascades.evaluation.comparison import Settings
+from cascades.evaluation.comparison import Promised, Settings
 from cascades.evaluation.quantities import LARGE
 from cascades.reporting import charts, outputs, report
 from cascades.reporting.report import Report
@@ -126,6 +126,24 @@ def test_the_slider_moves_the_numbers_to_those_of_curves_json(show, evaluation):
   page.keyboard.press('ArrowRight')
   assert numbers(page) == expected(cascade, 61, large)
   assert f'{numbers(page)["rate"]} deferred' in slider.get_attribute('aria-valuetext')
+
+
+def test_a_promise_is_shown_at_its_threshold_and_nowhere_else(show, comparison, tmp_path):
+  curve = comparison.at('cat', 'average').curve
+  # A threshold from other rows: the one between two scores reaches the point of the higher one.
+  threshold = float(curve.threshold[41:43].mean())
+  promised = Promised('cat', 'average', threshold, 'quality >= 0.8 (kept with 90%) <b>')
+  outputs.write(epath.Path(tmp_path), comparison._replace(promised=promised), Report(), {})
+  page = show(tmp_path / 'report.html')
+  shown = page.locator('p.promise')
+  texts = {}
+  for model in (0, 1):
+    page.select_option('#choose-model', str(model))
+    for index in (40, 41, 42):
+      page.locator('#threshold').fill(str(index))
+      texts[model, index] = shown.text_content()
+  assert {at: text for at, text in texts.items() if text} == {(1, 41): promised.text}
+  assert 'A policy promises at the threshold' in page.locator('#curve').text_content()
 
 
 def test_dragging_the_line_of_the_chart_moves_the_threshold(show, evaluation):
