@@ -514,6 +514,7 @@ def test_initial_parameters_are_the_same():
   assert_same(flat(large), below('large', golden))
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_steps_are_the_same():
   golden = load('train_step')
   small, large = (

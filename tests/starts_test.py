@@ -112,6 +112,7 @@ def test_every_other_program_starts_quietly_and_uses_the_cache(newcomer, first):
     assert quiet(newcomer.run(program, f'--gin_file=runs/{program}.gin', *arguments))
 
 
+@pytest.mark.slow
 def test_planning_starts_quietly(newcomer):
   recipe = ('--gin_file=recipes/demo_small.gin', '--topology=v5e:2x2')
   result = newcomer.run('plan', *recipe)

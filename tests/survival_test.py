@@ -92,7 +92,8 @@ def kill_and_resume(whole, directory, topology, *, kills, steps):
 
 
 @pytest.mark.parametrize(
-  'name', ['one device', 'eight devices', pytest.param('two processes', marks=pytest.mark.slow)]
+  'name',
+  ['one device', *(pytest.param(name, marks=pytest.mark.slow) for name in [*TOPOLOGIES][1:])],
 )
 def test_a_killed_run_goes_on_bit_by_bit(whole, tmp_path, name):
   kill_and_resume(whole, tmp_path, TOPOLOGIES[name], kills=1, steps=STEPS)

@@ -135,7 +135,7 @@ def test_embeddings_are_read_from_beside_the_tables_and_their_flops_are_charged(
   )
   learned = Learned(recipes={'seen': recipe})
   with pytest.raises(
-    FileNotFoundError, match=r"infer` writes it with EMBEDDINGS=\['first_layer'\]"
+    FileNotFoundError, match=r"infer` writes .first_layer., with EMBEDDINGS=\['first_layer'\]"
   ):
     run(tmp_path, tmp_path / 'report', learned)
   embed(tmp_path)
