@@ -110,6 +110,7 @@ def test_every_other_program_starts_quietly_and_uses_the_cache(newcomer, first):
   )  # fmt: skip
   for program, *arguments in commands:
     assert quiet(newcomer.run(program, f'--gin_file=runs/{program}.gin', *arguments))
+  assert quiet(newcomer.run('predictions', 'check', 'runs/small/predictions/test'))
 
 
 @pytest.mark.slow
