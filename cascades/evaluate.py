@@ -40,8 +40,8 @@ def evaluate(
   output_dir: str,
   *,
   rules: Mapping[str, DeferralRule] | None = None,
-  standard_rules: Mapping[str, DeferralRule] = deferral.PAPER,
-  scores: Mapping[str, Score | Decider] | Learned | None = None,
+  scores: Mapping[str, Score | Decider] | None = None,
+  learned: Learned | None = None,
   metric: Metric | str | None = None,
   settings: Settings | None = None,
   chains: Chains | None = None,
@@ -55,12 +55,12 @@ def evaluate(
   Args:
     tables: Tables of predictions of the small models and of the large one.
     output_dir: Directory to write to, local or remote.
-    rules: Deferral rules by name, in addition to the standard ones.
-    standard_rules: Deferral rules that are always compared, by default those of the paper.
+    rules: Deferral rules by name, in addition to those of the settings.
     scores: Scores by name that read whole tables, in addition to the rules. The report leads with
       the first rule, or the first score if there is no rule. A decider that reads no answer is a
-      router, which is compared as a control of chains. `Learned` gives scores and fits others on
-      another split; what it fits is stored in the folder learned/ of the report.
+      router, which is compared as a control of chains.
+    learned: Deciders to fit on another split; None for none. They are stored in the folder
+      learned/ of the report.
     metric: Metric, or its name; None for the first metric of each table. Answers are judged from
       their texts where the tables do not hold its statistics.
     settings: Settings of the comparison; None for the defaults.
@@ -81,7 +81,7 @@ def evaluate(
     BlockingIOError: Another process writes to `output_dir`.
     ValueError: The tables do not fit together, or cannot be compared as asked for.
   """
-  learned = scores if isinstance(scores, Learned) else Learned(scores=scores or {})
+  settings, learned = settings or Settings(), learned or Learned()
   small, large = dataclasses.replace(
     tables, require_targets=policy is None, embeddings=learned.embeddings
   ).read()
@@ -92,9 +92,9 @@ def evaluate(
     fit = _models(*dataclasses.replace(tables, split=chains.fit_split).read())
   fitted = learned.fit(tables, small, metric)
   own_rules = {name: deferral.as_score(rule) for name, rule in (rules or {}).items()}
-  deciders = _readable(standard_rules, small) | {
+  deciders = _readable(settings.standard_rules, small) | {
     name: score if isinstance(score, Decider) else Decider(name, score, ['predictions'])
-    for name, score in {**own_rules, **learned.scores}.items()
+    for name, score in {**own_rules, **(scores or {})}.items()
   }
   deciders |= learning.deciders(fitted, small)
   if [*deciders] == ['random']:
@@ -115,7 +115,7 @@ def evaluate(
       small,
       large,
       scores={name: d.score for name, d in deciders.items() if not d.before_answer},
-      settings=settings or Settings(),
+      settings=settings,
       metric=metric,
       recipes=tables.recipes,
     )

@@ -45,14 +45,14 @@ def infer(root, *, tasks=(('a', 40), ('b', 25))):
   return {name: f'{root}/{name}' for name in MODELS}
 
 
-def run(directories, output, *, settings=None, tables=None, **options):
+def run(directories, output, *, settings=None, tables=None, standard_rules=RULES, **options):
   """Evaluates every directory but the large model's, with few resamples."""
   small = {name: path for name, path in directories.items() if name != 'large'}
   return evaluate.evaluate(
     Tables(small, directories['large'], **(tables or {})),
     str(output),
-    settings=Settings(**{'resamples': 30, **(settings or {})}),
-    **{'standard_rules': RULES, **options},
+    settings=Settings(**{'resamples': 30, 'standard_rules': standard_rules, **(settings or {})}),
+    **options,
   )
 
 
@@ -257,7 +257,7 @@ def test_every_macro_reaches_the_program():
     'chains': Chains(
       ['x'], ['flops', 'dollars'], ['sum'], 'train', macros['DOLLARS'], {}, charge_discarded=False
     ),
-    'scores': Learned(['logistic'], {}, 'train'),
+    'learned': Learned(['logistic'], {}, 'train'),
     'report': Report('A title', interactive=False),
     'policy': 'policy.json',
   }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from cascades import deferral
 from cascades.bootstrap import Band, Difference, Estimate
 from cascades.comparisons import McNemar
 from cascades.evaluation import pooling
@@ -18,7 +19,7 @@ from cascades.evaluation.chains import ChainResult
 from cascades.evaluation.grouped import GroupAccuracy
 from cascades.evaluation.pooling import TaskWeights
 from cascades.evaluation.quantities import Quantity
-from cascades.types import Curve, Metric, Predictions
+from cascades.types import Curve, DeferralRule, Metric, Predictions
 
 MOST_RESAMPLES = 100_000
 Column = Float[np.ndarray, 'N']
@@ -40,6 +41,7 @@ class Settings:
     confidence: Share of the resamples inside an interval.
     seed: Seed of the resamples.
     dedupe_inputs: Keep only the first row of each distinct input.
+    standard_rules: Deferral rules that `evaluate` always compares, where tables have tokens.
   """
 
   weights: TaskWeights | None = None
@@ -50,6 +52,9 @@ class Settings:
   confidence: float = 0.95
   seed: int = 0
   dedupe_inputs: bool = False
+  standard_rules: Mapping[str, DeferralRule] = dataclasses.field(
+    default_factory=lambda: deferral.PAPER
+  )
 
   def __post_init__(self) -> None:
     for name, types in (('resamples', int), ('confidence', int | float), ('seed', int)):

@@ -14,26 +14,24 @@ from cascades.evaluation.compare import task_metric
 from cascades.evaluation.tables import Tables
 from cascades.learned_deferral import METHODS, Fitted, LeakError, Recipe
 from cascades.predictions import alignment
-from cascades.types import Decider, Metric, Predictions, Score
+from cascades.types import Decider, Metric, Predictions
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-  """Scores of a comparison beside the rules, and deciders that are learned for it.
+  """Deciders that are learned for a comparison.
 
   Attributes:
     methods: Names in `learned_deferral.METHODS`.
     recipes: Recipes of your own by name.
     split: Split of the same directories that they are fitted on.
-    scores: Scores by name that are not learned.
   """
 
   methods: Sequence[str] = ()
   recipes: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)
   split: str = 'validation'
-  scores: Mapping[str, Score | Decider] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
     if unknown := [name for name in self.methods if name not in METHODS]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -53,7 +54,7 @@ def root(tmp_path_factory):
 def run(root, output, learned, **options):
   small = {name: f'{root}/{name}' for name in ('xent', 'cat')}
   return evaluate.evaluate(
-    Tables(small, f'{root}/large'), str(output), scores=learned,
+    Tables(small, f'{root}/large'), str(output), learned=learned,
     settings=Settings(resamples=20), **options,
   )  # fmt: skip
 
@@ -170,21 +171,30 @@ def test_what_cannot_be_learned_is_said(root, tmp_path, settings, message):
     run(root, tmp_path, Learned(**settings))
 
 
-def test_the_command_learns_and_reports(root, tmp_path):
+def test_the_command_learns_and_reports_beside_scores_of_ones_own(root, tmp_path):
+  (tmp_path / 'own_scores.py').write_text('def size(table):\n  return table.lengths + 0.0\n')
   command = [
     sys.executable, '-m', 'cascades.evaluate', '--gin_file=runs/evaluate.gin',
     f'--gin.SMALL={{"xent": "{root}/xent"}}', f'--gin.LARGE={root}/large',
     f'--gin.EVAL_OUTPUT_DIR={tmp_path}/report', '--gin.RESAMPLES=10',
     "--gin.LEARNED=['logistic', 'boosted_trees']",
+    '--import=own_scores', "--gin.evaluate.scores={'size': @own_scores.size}",
   ]  # fmt: skip
-  finished = subprocess.run(command, capture_output=True, text=True, check=False)
+  environment = os.environ | {'PYTHONPATH': f'{tmp_path}'}
+  finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
   assert finished.returncode == 0, finished.stderr
   data = json.loads((tmp_path / 'report' / 'curves.json').read_text())
-  assert {'logistic', 'boosted_trees'} <= {entry['score'] for entry in data['cascades']}
+  assert {'average', 'size', 'logistic', 'boosted_trees'} <= {
+    entry['score'] for entry in data['cascades']
+  }
   assert 'boosted_trees' in (tmp_path / 'report' / 'report.html').read_text()
   assert (tmp_path / 'report' / 'learned' / 'xent' / 'boosted_trees.npz').exists()
   refused = subprocess.run(
-    [*command, '--gin.LEARNED_SPLIT=test'], capture_output=True, text=True, check=False
+    [*command, '--gin.LEARNED_SPLIT=test'],
+    capture_output=True,
+    text=True,
+    check=False,
+    env=environment,
   )
   assert refused.returncode
   assert "LEARNED_SPLIT and SPLITS are both 'test'" in refused.stderr
