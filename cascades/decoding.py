@@ -68,8 +68,8 @@ def sample(
 
 
 def nucleus(
-  logits: Float[Array, 'B V'], *, top_k: int | None = None, top_p: float | None = None
-) -> tuple[Float[Array, 'B K'], Int[Array, 'B K']]:
+  logits: Float[Array, '*n V'], *, top_k: int | None = None, top_p: float | None = None
+) -> tuple[Float[Array, '*n K'], Int[Array, '*n K']]:
   """Truncate logits to the `top_k` tokens, then to the nucleus.
 
   The nucleus is the shortest prefix of the most probable tokens whose probabilities add up to
@@ -99,6 +99,44 @@ def nucleus(
   probabilities = jax.nn.softmax(best)
   before = jnp.cumsum(probabilities, -1) - probabilities
   return jnp.where(before < (top_p or jnp.inf), best, -jnp.inf), tokens
+
+
+def probabilities(
+  logits: Float[Array, '*n V'],
+  *,
+  temperature: float = 1.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+) -> Float[Array, '*n V']:
+  """Distribution that `sample` draws from with the same options, and `greedy` at temperature 0.
+
+  Args:
+    logits: Logits of the next token, in any floating-point type.
+    temperature: Divisor of the logits; 0 puts all probability on the most probable token.
+    top_k: Number of most probable tokens to keep; None for all.
+    top_p: Probability of the nucleus to keep, after temperature and top_k; None for all.
+
+  Returns:
+    Probabilities in float32, or in float64 if the logits are; 0 on truncated tokens.
+
+  Raises:
+    ValueError: An option is out of range.
+  """
+  if temperature < 0.0:
+    raise ValueError(f'temperature={temperature} must not be negative; 0 is greedy.')
+  logits = float32(logits)
+  if temperature == 0.0:
+    return jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1], dtype=logits.dtype)
+  if top_k is None and top_p is None:
+    return jax.nn.softmax(logits / temperature)
+  truncated, tokens = nucleus(logits / temperature, top_k=top_k, top_p=top_p)
+  zeros = jnp.zeros_like(logits)
+  return jnp.put_along_axis(zeros, tokens, jax.nn.softmax(truncated), -1, inplace=False)
+
+
+def float32(x: Float[Array, '*n']) -> Float[Array, '*n']:
+  """Array in float32, or in float64 if it is."""
+  return jnp.asarray(x, jnp.promote_types(jnp.float32, x.dtype))
 
 
 class _State(NamedTuple):

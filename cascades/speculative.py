@@ -1,0 +1,241 @@
+"""Speculative decoding and speculative cascades: verification of drafts, and its cost.
+
+The small model drafts gamma tokens from q, the large model reads all of them in one call, and
+`verify` keeps a prefix of them and adds one token, such that every token has the law pi of
+`target_distributions`:
+
+    q, p = distribution(small_logits), distribution(large_logits)    # [B, gamma + 1, V]
+    pi = target_distribution(q, p, rule=RULES['opt'].target, alpha=0.1)
+    accepted, next_token = verify(keys, drafts, q.sampled, pi)
+
+The answer of row b then continues with drafts[b, :accepted[b]] and next_token[b]. Leviathan et al.
+2023, https://arxiv.org/abs/2211.17192, with pi in place of p: pi = p is lossless. Narasimhan et al.
+2025, https://arxiv.org/abs/2405.19261, algorithm 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from cascades.decoding import float32
+from cascades.target_distributions import SEQUENTIAL, Alpha, Distribution
+
+
+def verify(
+  keys: Array,
+  drafts: Int[Array, 'B gamma'],
+  q: Float[Array, 'B gamma+1 V'],
+  pi: Float[Array, 'B gamma+1 V'],
+  drafted: Int[Array, 'B'] | None = None,
+) -> tuple[Int[Array, 'B'], Int[Array, 'B']]:
+  """Accept the drafts from left to right, each with probability min(1, pi(v) / q(v)).
+
+  The next token is drawn from the residual norm(max(0, pi - q)) at the first rejected draft, or
+  from pi after the last draft if all are accepted: a bonus token from p would not have the law pi.
+  At temperature 0 the distributions are one-hot, and the keys do not matter.
+
+  Args:
+    keys: One random key a row. A row's tokens depend on its key, its drafts and its distributions
+      alone: neither on the other rows, nor on gamma beyond its own number of drafts.
+    drafts: Tokens drawn from q, with each row's own drafts first.
+    q: Distributions that the drafts were drawn from; q[:, gamma] is not read.
+    pi: Target distributions, of the position after the last draft as well.
+    drafted: Number of drafts of each row, 0 to gamma; None for gamma.
+
+  Returns:
+    The number of accepted drafts of each row, and the token after them. A draft was rejected where
+    `accepted < drafted`; the next token of a row without drafts is drawn from its pi[0].
+  """
+  rows, positions = jnp.arange(len(drafts)), jnp.arange(drafts.shape[1])
+  chosen = (rows[:, None], positions, drafts)
+  accepted, rejected = accept(keys, q[chosen], pi[chosen], drafted)
+  return accepted, next_token(keys, q[rows, accepted], pi[rows, accepted], rejected)
+
+
+def verify_by_position(
+  keys: Array,
+  drafts: Int[Array, 'B gamma'],
+  distributions: Callable[[Int[Array, 'B']], tuple[Float[Array, 'B V'], Float[Array, 'B V']]],
+  drafted: Int[Array, 'B'] | None = None,
+) -> tuple[Int[Array, 'B'], Int[Array, 'B']]:
+  """`verify` without tables of q and pi: a few distributions a row, whatever gamma is.
+
+  Args:
+    keys: As in `verify`.
+    drafts: As in `verify`.
+    distributions: Maps one position a row, 0 to gamma, to q and pi there, for example from stored
+      logits. Called for every draft, and once more for the next token.
+    drafted: As in `verify`.
+
+  Returns:
+    As `verify` does, for the same keys.
+  """
+  B, gamma = drafts.shape
+
+  def at_draft(position: Int[Array, '']) -> tuple[Float[Array, 'B'], Float[Array, 'B']]:
+    token = drafts[:, position]
+    q, pi = (x[jnp.arange(B), token] for x in distributions(jnp.full(B, position)))
+    return q, pi
+
+  q, pi = (x.T for x in jax.lax.map(at_draft, jnp.arange(gamma)))
+  accepted, rejected = accept(keys, q, pi, drafted)
+  return accepted, next_token(keys, *distributions(accepted), rejected)
+
+
+def accept(
+  keys: Array,
+  q: Float[Array, 'B gamma'],
+  pi: Float[Array, 'B gamma'],
+  drafted: Int[Array, 'B'] | None = None,
+) -> tuple[Int[Array, 'B'], Bool[Array, 'B']]:
+  """Number of leading drafts that pass, and True where a draft failed.
+
+  Args:
+    keys: As in `verify`.
+    q: Probabilities of the drafts under the small model.
+    pi: Probabilities of the drafts under the target distributions.
+    drafted: As in `verify`.
+  """
+  B, gamma = q.shape
+  positions = jnp.arange(gamma)
+  limit = jnp.full(B, gamma) if drafted is None else drafted
+  # A key a position: one key's numbers could depend on how many positions there are.
+  coins = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, positions + 1)
+  uniforms = jax.vmap(jax.vmap(jax.random.uniform))(coins)
+  passed = (uniforms * float32(q) < float32(pi)) & (positions < limit[:, None])
+  accepted = jnp.cumprod(passed, axis=-1, dtype=jnp.int32).sum(-1)
+  return accepted, accepted < limit
+
+
+def next_token(
+  keys: Array,
+  q: Float[Array, 'B V'],
+  pi: Float[Array, 'B V'],
+  rejected: Bool[Array, 'B'],
+) -> Int[Array, 'B']:
+  """Token after the accepted drafts: from the residual where a draft failed, elsewhere from pi."""
+  q, pi = float32(q), float32(pi)
+  weights = jnp.where(rejected[:, None], residual(q, pi), pi)
+  draws = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
+  return jax.vmap(jax.random.categorical)(draws, jnp.log(weights)).astype(jnp.int32)
+
+
+def residual(q: Float[Array, '*n V'], pi: Float[Array, '*n V']) -> Float[Array, '*n V']:
+  """`max(0, pi - q)`, not normalized; pi where that is 0 for every token, by rounding alone."""
+  excess = jnp.maximum(pi - q, 0.0)
+  return jnp.where(jnp.any(excess > 0, -1, keepdims=True), excess, pi)
+
+
+def token_cascade(q: Distribution, alpha: Alpha, *, rule: str) -> Bool[Array, '*n']:
+  """Positions at which a sequential token cascade calls the large model: True where r = 1.
+
+  The small model takes a step; where r = 1, the large model reads the tokens that it has skipped
+  and the next token is drawn from p; elsewhere it is drawn from q. The law is that of speculative
+  decoding with the same rule and alpha.
+
+  Args:
+    q: Distribution of the small model.
+    alpha: Number of the rule.
+    rule: Name of a rule that reads the small model alone.
+
+  Raises:
+    ValueError: The rule reads the large model before it decides.
+  """
+  if rule not in SEQUENTIAL:
+    raise ValueError(
+      f'Rule {rule!r} reads the large model before it decides whether to call it: a sequential '
+      f'token cascade takes {" or ".join(SEQUENTIAL)}; run {rule!r} speculatively.'
+    )
+  return SEQUENTIAL[rule](q, None, alpha)[..., 0]
+
+
+def tokens_per_block(acceptance: float, gamma: int) -> float:
+  """Expected tokens of a block: `(1 - a^(gamma + 1)) / (1 - a)`, where each draft is accepted with
+  probability a independently of the others.
+
+  In general it is 1 + sum_k Pr(the first k drafts are accepted). For example, 3.68928 for a = 0.8
+  and gamma = 5.
+  """
+  return sum(acceptance**k for k in range(gamma + 1))
+
+
+def relative_seconds(
+  acceptance: float, gamma: int, c: float, *, large: float = 1.0, last_draft: float = 0.0
+) -> float:
+  """Seconds per token relative to the large model alone.
+
+      (gamma c + last_draft c + large) / tokens_per_block(a, gamma)
+
+  The reciprocal is the speed-up of Leviathan et al. 2023, theorem 3.8.
+
+  Args:
+    acceptance: Probability a of accepting a draft.
+    gamma: Drafts a block; 0 is the large model alone, at 1.
+    c: Seconds of a step of the small model, relative to a step of the large one.
+    large: Seconds of the large model over gamma + 1 tokens, relative to a step over one token.
+    last_draft: Steps of the small model beyond gamma: 1 where it reads its last draft as well,
+      which targets other than p need.
+  """
+  if gamma == 0:
+    return 1.0
+  return ((gamma + last_draft) * c + large) / tokens_per_block(acceptance, gamma)
+
+
+def relative_flops(acceptance: float, gamma: int, c: float, *, last_draft: float = 0.0) -> float:
+  """FLOPs per token relative to the large model alone: `(gamma c + gamma + 1) / tokens per block`.
+
+  c is the ratio of the models' FLOPs per token. Usually above 1: speculation saves time, not FLOPs.
+  """
+  if gamma == 0:
+    return 1.0
+  return ((gamma + last_draft) * c + gamma + 1) / tokens_per_block(acceptance, gamma)
+
+
+def best_gamma(
+  acceptance: float,
+  c: float,
+  *,
+  most: int,
+  large: Sequence[float] | None = None,
+  last_draft: float = 0.0,
+) -> int:
+  """Number of drafts of least `relative_seconds`, the lowest of equal ones.
+
+  Where `large` is constant, some gamma >= 1 pays if and only if the acceptance exceeds c.
+
+  Args:
+    acceptance: Probability of accepting a draft.
+    c: Seconds of a step of the small model, relative to a step of the large one.
+    most: Largest gamma.
+    large: Seconds of the large model over 1, 2, ... most + 1 tokens, relative to the first; None
+      for 1 throughout.
+    last_draft: As in `relative_seconds`.
+
+  Raises:
+    ValueError: An argument is out of range, or `large` has not most + 1 numbers.
+  """
+  if not (0.0 <= acceptance <= 1.0 and c > 0.0 and most >= 0):
+    raise ValueError(
+      f'acceptance={acceptance} must lie in [0, 1], c={c} be positive and most={most} at least 0.'
+    )
+  large = [1.0] * (most + 1) if large is None else large
+  if len(large) != most + 1:
+    raise ValueError(f'large has {len(large)} numbers; gammas up to {most} need {most + 1}.')
+
+  def seconds(gamma: int) -> float:
+    return relative_seconds(acceptance, gamma, c, large=large[gamma], last_draft=last_draft)
+
+  return min(range(most + 1), key=seconds)
+
+
+def cascade_seconds(deferral_rate: float, c: float) -> float:
+  """Seconds per token of a sequential cascade relative to the large model alone: `c + rate`.
+
+  The rate is that of tokens for a token cascade, whose reading of skipped tokens comes on top, and
+  that of answers of equal length for a sequence cascade.
+  """
+  return c + deferral_rate
