@@ -167,7 +167,7 @@ def test_thresholds_in_the_files_reproduce_the_curve_on_the_rows(directories, ou
 def test_the_terminal_shows_the_main_tables(directories, tmp_path, no_figures, capsys):
   run(directories, tmp_path)
   shown = capsys.readouterr().out
-  for words in ('Models', 'xent', 'large alone', 'Paired differences', 'cat − xent', 'report.html'):  # noqa: RUF001
+  for words in ('Models', 'xent', 'large alone', 'Comparisons', 'cat − xent', 'report.html'):  # noqa: RUF001
     assert words in shown
   assert max(map(len, shown.splitlines())) <= 140
   assert '\x1b' not in shown

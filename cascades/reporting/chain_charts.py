@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from bokeh import models as bokeh
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cascades import costs
 from cascades.curves import evenly_spaced
 from cascades.evaluation import chains
 from cascades.evaluation.chains import ChainResult
 from cascades.evaluation.comparison import Comparison
-from cascades.reporting import plots
+from cascades.reporting import plots, summary
 from cascades.reporting.escaping import shorten
 from cascades.reporting.palette import FAINT, INK, PALETTE
 
@@ -51,8 +52,12 @@ def strokes(result: ChainResult) -> dict[str, Stroke]:
 
 def _over_cost(result: ChainResult) -> bokeh.Plot:
   plot = plots.empty(height=300, x_label=costs.UNITS[result.axis], percent=False)
-  if max(single.cost for single in result.singles.values()) >= 1000:
-    plot.below[0].formatter = bokeh.NumeralTickFormatter(format='0.[0]a')
+  # The formatters of the library say '50t' and '2.000e-4'.
+  most = max(float(curve.cost.max()) for curve in result.curves.values())
+  ticks = [float(tick) for tick in MaxNLocator(4).tick_values(0, most)]
+  axis = plot.below[0]
+  axis.ticker = bokeh.FixedTicker(ticks=ticks)
+  axis.major_label_overrides = {tick: summary.amount(tick) for tick in ticks}
   return plot
 
 
@@ -118,6 +123,7 @@ def figure(comparison: Comparison) -> Figure:
     for single in result.singles.values():
       axes.plot(single.cost, single.quality, 'D', color=INK)
     axes.set_title(shorten(' > '.join(result.models), 40))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: summary.amount(cost)))
     axes.set_xlabel(costs.UNITS[result.axis])
   for axes in panels[len(results) :]:
     axes.set_axis_off()

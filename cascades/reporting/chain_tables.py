@@ -48,14 +48,6 @@ def table(comparison: Comparison, result: ChainResult) -> SummaryTable:
     (Cell(name), *(Cell(text(curve.metrics[Quantity(key)])) for key, text in columns.items()))
     for name, curve in result.curves.items()
   ]
-  differences = [
-    (
-      Cell(f'{name} \N{MINUS SIGN} {other}'),
-      Cell(show(x.value), f'[{show(x.low)}, {show(x.high)}] p={x.p:.3f}'),
-      *[Cell('')] * (len(columns) - 1),
-    )
-    for (name, other), x in result.differences.items()
-  ]
   singles = [
     (
       Cell(f'{name} alone', '(best single model)' if name == result.best_single else ''),
@@ -69,7 +61,7 @@ def table(comparison: Comparison, result: ChainResult) -> SummaryTable:
     + ('' if result.discarded else ' without discarded answers'),
     f'{_terms(result)} {NUMBERS}',
     ('curve', *columns),
-    (*curves, *differences, *singles),
+    (*curves, *singles),
   )
 
 

@@ -8,13 +8,14 @@ import numpy as np
 
 from cascades.evaluation.comparison import Cascade, Comparison
 from cascades.evaluation.quantities import LARGE
-from cascades.reporting import summary
+from cascades.reporting import operating_point, summary
 
 
 def sentences(comparison: Comparison) -> list[str]:
-  """Says for each small model whether deferral can gain, and which models cheap answers beat."""
+  """Says whether deferral can gain for each model and axis, and which models cheap answers beat."""
   return [
     *(_gain(comparison, comparison.at(model)) for model in comparison.flops),
+    *operating_point.of_other_axes(comparison),
     *_baselines(comparison),
   ]
 

@@ -19,6 +19,7 @@ from cascades.reporting import (
   chain_charts,
   chain_tables,
   charts,
+  decisions,
   findings,
   operating_point,
   reliability,
@@ -27,6 +28,7 @@ from cascades.reporting import (
 from cascades.reporting.escaping import shorten, visible
 from cascades.reporting.operating_point import Headline
 from cascades.reporting.palette import PALETTE
+from cascades.reporting.summary import SummaryTable
 
 MAX_CHARACTERS = 400  # of a prompt, target or answer
 CAPTIONS = {
@@ -46,7 +48,8 @@ CAPTIONS = {
     'the threshold are deferred to the large model.'
   ),
   'chains': (
-    'Quality against cost of each cascade beside its controls: oracles, which know all answers, '
+    'Quality against cost: the chain asks its models in order, pairs are the best two models at '
+    'each cost, best chains those of any length. Controls are oracles, which know all answers, '
     'random choices, and routers, which decide before any answer. Diamonds are single models. '
     'Discarded answers are charged.'
   ),
@@ -137,6 +140,7 @@ def render(
     charts=options.interactive,
     comparison=comparison,
     headline=headline,
+    chains_lead=operating_point.is_of_chains(comparison),
     findings=findings.sentences(comparison),
     meaning=summary.meaning(comparison.scores[0]),
     colors={model: charts.color(index) for index, model in enumerate(comparison.flops)},
@@ -145,7 +149,7 @@ def render(
     chains=[(result, chain_charts.strokes(result)) for result in chain_charts.shown(comparison)],
     palette=PALETTE,
     units=costs.UNITS,
-    tables=[*summary.tables(comparison), *chain_tables.tables(comparison)],
+    tables=_tables(comparison),
     figures={name: base64.b64encode(image).decode() for name, image in figures.items()},
     captions=CAPTIONS,
     examples=list(pick(comparison, options.examples)),
@@ -156,6 +160,15 @@ def render(
     ],
     provenance=[(name, _lines(text)) for name, text in provenance.items() if text],
   )
+
+
+def _tables(comparison: Comparison) -> list[SummaryTable]:
+  """Tables of the page: models, comparisons, and all others."""
+  first, *others = summary.tables(comparison)
+  seeds = [decisions.seed_averages(comparison)] if comparison.averages else []
+  compared = decisions.table(comparison)
+  decided = [compared] if compared else []
+  return [first, *seeds, *decided, *others, *chain_tables.tables(comparison)]
 
 
 class Scripts(NamedTuple):

@@ -18,6 +18,7 @@ AREAS = (
   'answers). The chord is the straight line between the two models alone, which random deferral '
   'gives on average; above chord is the area between curve and chord, the gain of the ordering.'
 )
+AREA_COLUMNS = (quantities.SMALL, quantities.AREA, quantities.ABOVE_CHORD)
 # Of a small model's answer; a score of another name is a user's own.
 MEANINGS = {
   'average': 'the negative mean log-probability of the tokens of the answer',
@@ -65,9 +66,8 @@ def tables(comparison: Comparison) -> list[SummaryTable]:
 def models(comparison: Comparison) -> SummaryTable:
   """Quality of each model alone and areas of its cascade."""
   show = quality(comparison)
-  columns = (quantities.SMALL, quantities.AREA, quantities.ABOVE_CHORD)
   rows = [
-    (Cell(model), Cell(amount(flops)), *_estimates(comparison.at(model), columns, show))
+    (Cell(model), Cell(amount(flops)), *estimates(comparison.at(model), AREA_COLUMNS, show))
     for model, flops in comparison.flops.items()
   ]
   large = _cell(comparison.cascades[0].estimates[quantities.LARGE], show)
@@ -117,13 +117,12 @@ def fixed_qualities(comparison: Comparison) -> SummaryTable:
 
 def differences(comparison: Comparison) -> SummaryTable:
   """Differences between small models with their p-values."""
-  columns = (quantities.SMALL, quantities.AREA, quantities.ABOVE_CHORD)
   return SummaryTable(
     'Paired differences',
     'First model minus second, on the same resamples of the examples; p-values are two-sided. '
     f'{AREAS}',
     ('models', 'alone', 'area', 'above chord'),
-    _per_pair(comparison, columns, [_signed(quality(comparison))] * 3),
+    _per_pair(comparison, AREA_COLUMNS, [signed(quality(comparison))] * 3),
   )
 
 
@@ -141,7 +140,7 @@ def savings(comparison: Comparison) -> SummaryTable:
       *(f'deferrals at {show(level)}' for level in levels),
       *(f'FLOPs at {show(level)}' for level in levels),
     ),
-    _per_pair(comparison, [*deferrals, *flops], [_signed(percent)] * 2 * len(levels)),
+    _per_pair(comparison, [*deferrals, *flops], [signed(percent)] * 2 * len(levels)),
   )
 
 
@@ -153,7 +152,7 @@ def scores(comparison: Comparison) -> SummaryTable:
       *(
         _cell(
           comparison.at(model, score).estimates[quantities.ABOVE_CHORD],
-          _signed(quality(comparison)),
+          signed(quality(comparison)),
         )
         for model in comparison.flops
       ),
@@ -195,7 +194,7 @@ def tasks(comparison: Comparison) -> SummaryTable:
     (
       Cell(task, f'{size} examples'),
       Cell(model),
-      *_estimates(comparison.at(model, task=task), columns, quality(comparison)),
+      *estimates(comparison.at(model, task=task), columns, quality(comparison)),
     )
     for task, size in comparison.sizes.items()
     for model in comparison.flops
@@ -215,7 +214,7 @@ def group_accuracy(comparison: Comparison) -> SummaryTable:
       Cell(task, f'{accuracy.groups} questions'),
       Cell(model),
       *(_cell(value, percent) for value in (accuracy.small, accuracy.large, accuracy.area)),
-      _cell(accuracy.above_chord, _signed(percent)),
+      _cell(accuracy.above_chord, signed(percent)),
     )
     for task, models in comparison.group_accuracy.items()
     for model, accuracy in models.items()
@@ -289,11 +288,12 @@ def _per_model(
   comparison: Comparison, columns: Sequence[Quantity], show: Formatter
 ) -> tuple[tuple[Cell, ...], ...]:
   return tuple(
-    (Cell(model), *_estimates(comparison.at(model), columns, show)) for model in comparison.flops
+    (Cell(model), *estimates(comparison.at(model), columns, show)) for model in comparison.flops
   )
 
 
-def _estimates(cascade: Cascade, columns: Sequence[Quantity], show: Formatter) -> list[Cell]:
+def estimates(cascade: Cascade, columns: Sequence[Quantity], show: Formatter) -> list[Cell]:
+  """Cells of a cascade's quantities with their intervals."""
   return [_cell(cascade.estimates[quantity], show) for quantity in columns]
 
 
@@ -333,7 +333,8 @@ def digits(comparison: Comparison) -> int:
   return 4 if comparison.metric.scale == 1 else 2
 
 
-def _signed(show: Formatter) -> Formatter:
+def signed(show: Formatter) -> Formatter:
+  """Formatter that writes a plus before positive values."""
   return lambda value: f'+{show(value)}' if value > 0 and math.isfinite(value) else show(value)
 
 

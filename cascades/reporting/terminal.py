@@ -10,23 +10,35 @@ import rich.table
 from rich.text import Text
 
 from cascades.evaluation.comparison import Comparison
-from cascades.reporting import chain_tables, escaping, findings, summary
+from cascades.reporting import (
+  chain_tables,
+  decisions,
+  escaping,
+  findings,
+  operating_point,
+  summary,
+)
 from cascades.reporting.summary import SummaryTable
 
+MOST_COMPARISONS = 20  # that are printed
 LOG_WIDTH = 140  # characters, where the output is no terminal
 
 
 def show(comparison: Comparison) -> None:
-  """Prints the main tables, the findings in words, and how many rows repeat inputs."""
+  """Prints the headline, findings in words, the main tables, and how many rows repeat inputs."""
   for task, size in comparison.sizes_with_repeats.items():
     line = f'Task {task}: {comparison.sizes[task]} of {size} rows have distinct inputs.'
     print(escaping.visible(line))
-  for sentence in findings.sentences(comparison):
+  headline = operating_point.headline(comparison)
+  for sentence in (headline.sentence, headline.rule, *findings.sentences(comparison)):
     plain_console().print(Text(escaping.visible(sentence)))
-  paired = [summary.differences(comparison)] if comparison.differences else []
+  compared = decisions.table(comparison, most=MOST_COMPARISONS)
+  seeds = [decisions.seed_averages(comparison)] if comparison.averages else []
   cheap = [summary.baselines(comparison)] if summary.baselines_by_task(comparison) else []
   chains = chain_tables.asked_for(comparison)
-  print_tables([summary.models(comparison), *cheap, *paired, *chains])
+  print_tables(
+    [summary.models(comparison), *seeds, *cheap, *([compared] if compared else []), *chains]
+  )
 
 
 def plain_console(width: int = LOG_WIDTH) -> rich.console.Console:

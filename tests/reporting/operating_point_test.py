@@ -1,8 +1,9 @@
 import numpy as np
 
 from cascades import costs
+from cascades.evaluation.chains import ChainCurve, ChainResult, Single
 from cascades.evaluation.quantities import RATES
-from cascades.reporting import operating_point
+from cascades.reporting import findings, operating_point
 from tests import synthetic_tables
 
 
@@ -74,3 +75,66 @@ def test_errors_are_said_as_numbers():
 
 def test_one_score_for_all_rows_has_no_threshold():
   assert of_curve([0.5, 0.8]).sentence.startswith('There is no threshold to choose')
+
+
+def of_chain(quality, *, models=('a', 'b', 'large'), axis='dollars', cost=(1.0, 2.0, 4.0)):
+  """Headline of a comparison with one chain, whose point i costs i + 1."""
+  points = len(quality)
+  shares = np.full((points, len(models)), 0.1)
+  shares[:, -1] = 1 - shares[:, :-1].sum(axis=1)
+  curve = ChainCurve(
+    np.arange(1.0, points + 1), np.array(quality), shares, np.zeros((points, len(models))),
+    np.empty(0), np.empty(0), {},
+  )  # fmt: skip
+  alone = np.linspace(0.5, 0.8, len(models)).tolist()
+  singles = dict(zip(models, map(Single, cost, alone), strict=True))
+  result = ChainResult(models, 'average', axis, True, 'train', singles, 'large', {'chain': curve})
+  return synthetic_tables.comparison()._replace(chains=(result,))
+
+
+def test_the_headline_is_about_the_chain_and_the_axis_that_are_asked_for():
+  comparison = of_chain([0.5, 0.785, 0.79, 0.8])
+  result = operating_point.headline(comparison)
+  assert result.sentence == (
+    "Let a answer 10.0 %, b 10.0 % and the large model 80.0 %, and get 98.1 % of the large model's "
+    'quality at 0.50 of its cost in dollars per query.'
+  )
+  assert "thresholds from the split 'train'" in result.rule
+  pair = operating_point.headline(comparison._replace(chains=()))
+  assert result.point == pair.point is not None
+
+
+def test_a_pair_on_another_axis_is_said_with_its_unit():
+  result = operating_point.headline(
+    of_chain([0.5, 0.79], models=('a', 'large'), axis='seconds', cost=(1.0, 4.0))
+  )
+  assert result.sentence == (
+    "Defer 90.0 % and get 98.8 % of the large model's quality at 0.50 of its cost in seconds per "
+    'query.'
+  )
+
+
+def test_a_chain_that_is_no_cheaper_than_a_single_model_of_such_quality_beats_nothing():
+  for quality in ([0.5, 0.6, 0.7, 0.8], [0.5, 0.6, 0.7]):
+    result = operating_point.headline(of_chain(quality))
+    assert result.sentence == 'No threshold beats the best single model here.'
+    assert result.rule.startswith('The large model alone reaches 0.8000 at 4 dollars per query.')
+
+
+def test_further_axes_are_findings():
+  comparison = of_chain([0.5, 0.785])
+  (dollars,) = comparison.chains
+  comparison = comparison._replace(chains=(dollars, dollars._replace(axis='seconds')))
+  sentences = findings.sentences(comparison)
+  assert 'By seconds per query: Let a answer 10.0 %' in ''.join(sentences)
+  assert not any(text.startswith('By dollars') for text in sentences)
+
+
+def test_pairs_at_the_default_axis_lead_where_it_is_the_first_of_several():
+  comparison = of_chain([0.5, 0.785], models=('xent', 'large'), cost=(1.0, 4.0))
+  (dollars,) = comparison.chains
+  default = dollars._replace(axis='flops per token')
+  comparison = comparison._replace(chains=(default, dollars))
+  pair = operating_point.headline(comparison._replace(chains=()))
+  assert operating_point.headline(comparison) == pair
+  assert any(text.startswith('By dollars per query') for text in findings.sentences(comparison))

@@ -5,7 +5,7 @@ import re
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from cascades.reporting import terminal
+from cascades.reporting import operating_point, terminal
 from cascades.reporting.summary import Cell, SummaryTable
 from tests import synthetic_tables
 
@@ -24,13 +24,21 @@ def test_the_main_tables_are_printed_in_lines_of_limited_width(capsys):
   terminal.show(synthetic_tables.comparison())
   lines = capsys.readouterr().out.splitlines()
   titles = [line.strip() for line in lines if re.fullmatch(r'\s*[A-Z][a-z ]+\s*', line)]
-  assert titles == ['Models', 'Paired differences']
+  assert titles == ['Models', 'Comparisons']
   assert max(map(len, lines)) <= terminal.LOG_WIDTH
 
 
-def test_one_small_model_has_no_differences_to_print(capsys):
-  terminal.show(synthetic_tables.comparison()._replace(differences=()))
-  assert 'Paired differences' not in capsys.readouterr().out
+def test_one_small_model_of_one_score_has_nothing_to_compare(capsys):
+  terminal.show(synthetic_tables.comparison()._replace(differences=(), score_differences=()))
+  assert 'Comparisons' not in capsys.readouterr().out
+
+
+def test_the_headline_of_the_report_is_printed_first(capsys):
+  comparison = synthetic_tables.comparison()
+  terminal.show(comparison)
+  printed = ' '.join(capsys.readouterr().out.split())
+  headline = operating_point.headline(comparison)
+  assert printed.startswith(f'{headline.sentence} {headline.rule}')
 
 
 def test_excluded_repeats_are_counted_per_task(capsys):
