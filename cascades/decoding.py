@@ -7,7 +7,7 @@ Log-probabilities are those of the untempered float32 softmax, for every sampler
     answer.logprobs  [B, 32]  log p(token | prompt, earlier tokens), 0 after the end
     answer.mask      [B, 32]  True up to and including the end of sequence
 
-Axes: B batch, S prompt, T target, L one block of T, V vocabulary, D width.
+Axes: B batch, S prompt, T target, L one block of T, V vocabulary, D width, A alternatives.
 """
 
 from __future__ import annotations
@@ -139,6 +139,11 @@ def float32(x: Float[Array, '*n']) -> Float[Array, '*n']:
   return jnp.asarray(x, jnp.promote_types(jnp.float32, x.dtype))
 
 
+def most_likely(logprobs: Float[Array, '*n V'], count: int) -> Float[Array, '*n A'] | None:
+  """The `count` largest log-probabilities, or all if there are fewer, descending; None for 0."""
+  return jax.lax.top_k(logprobs, min(count, logprobs.shape[-1]))[0] if count else None
+
+
 class _State(NamedTuple):
   step: Int[Array, '']
   ended: Bool[Array, 'B']
@@ -156,6 +161,7 @@ def generate(
   sampler: Sampler = greedy,
   key: Array | None = None,
   row_ids: Int[Array, 'B'] | None = None,
+  alternatives: int = 0,
 ) -> Generation:
   """Answer every prompt; decoding stops when all rows have ended.
 
@@ -169,6 +175,8 @@ def generate(
     key: Random key of the sampler. Row b draws from it folded with `row_ids[b]` and the step, so
       that samples depend neither on the other rows nor on padding.
     row_ids: Ids of the rows for their keys; None for 0, 1, ...
+    alternatives: Number A of most likely tokens at each position whose log-probabilities are
+      returned; at most the whole vocabulary.
 
   Returns:
     The answers, [B, max_len], with the untempered log-probability of every token.
@@ -187,9 +195,13 @@ def generate(
     step, ended, answer, _ = state
     keys = None if row_keys is None else jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
     token = sampler(logits, keys)
-    logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], -1)[:, 0]
+    logprobs = jax.nn.log_softmax(logits)
+    logprob = jnp.take_along_axis(logprobs, token[:, None], -1)[:, 0]
     column = Generation(
-      tokens=jnp.where(ended, pad_id, token), logprobs=jnp.where(ended, 0.0, logprob), mask=~ended
+      tokens=jnp.where(ended, pad_id, token),
+      logprobs=jnp.where(ended, 0.0, logprob),
+      mask=~ended,
+      alternatives=most_likely(logprobs, alternatives),
     )
     answer = jax.tree.map(lambda x, new: x.at[:, step].set(new), answer, column)
     return _State(step + 1, ended | jnp.isin(token, eos_ids), answer, cache)
@@ -202,47 +214,60 @@ def generate(
     logits, cache = model.extend(last, state.cache)
     return append(state, logits[:, 0], cache)
 
+  logits, cache = model.prefill(prompt, max_len)
+  V = logits.shape[-1]
   empty = Generation(
     tokens=jnp.full((B, max_len), pad_id, jnp.int32),
     logprobs=jnp.zeros((B, max_len)),
     mask=jnp.zeros((B, max_len), bool),
+    alternatives=jnp.zeros((B, max_len, min(alternatives, V))) if alternatives else None,
   )
-  logits, cache = model.prefill(prompt, max_len)
   start = _State(jnp.zeros((), jnp.int32), prompt.length == 0, empty, cache)
   return jax.lax.while_loop(unfinished, extend, append(start, logits, cache)).answer
+
+
+class TokenScores(NamedTuple):
+  """Target tokens of a batch under teacher forcing; 0 and False where its weights are 0."""
+
+  logprobs: Float[Array, 'B T']  # of the untempered softmax
+  correct: Bool[Array, 'B T']  # True where the target is the model's first choice
+  alternatives: Float[Array, 'B T A'] | None = None  # log-probabilities, most likely token first
 
 
 def score(
   model: LanguageModel,
   batch: Batch,
   *,
+  alternatives: int = 0,
   block_length: int | None = None,
   axes: blocks.MeshAxes = blocks.ONE_DEVICE,
-) -> tuple[Float[Array, 'B T'], Bool[Array, 'B T']]:
+) -> TokenScores:
   """Score the targets of a batch under teacher forcing, without forming logits [B, T, V].
 
   Args:
     model: The language model.
     batch: Examples; tokens of weight 0 are not scored.
+    alternatives: Number of most likely tokens at each position whose log-probabilities are
+      returned too.
     block_length: Positions of all rows that are read out together; None for as many as fit the
       budget of `blocks`.
     axes: Mesh axes that split rows and vocabulary.
-
-  Returns:
-    The log-probability of every target token, 0 where it is not scored; and True where it is the
-    model's first choice.
   """
   hidden, table = model.hidden(batch), model.table
   V = jax.tree.leaves(table)[0].shape[0]
   counted = batch.weights > 0
 
-  def read(table: Any, tokens: tuple[Array, Array]) -> tuple[Array, Array]:
+  def read(table: Any, tokens: tuple[Array, Array]) -> TokenScores:
     hidden, targets = tokens
     logits = model.readout(hidden, table)
-    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
-    return logprobs, jnp.argmax(logits, -1) == targets
+    logprobs = jax.nn.log_softmax(logits)
+    return TokenScores(
+      jnp.take_along_axis(logprobs, targets[..., None], -1)[..., 0],
+      jnp.argmax(logits, -1) == targets,
+      most_likely(logprobs, alternatives),
+    )
 
-  logprobs, correct = blocks.map_blocks(
+  scores = blocks.map_blocks(
     read,
     table,
     (hidden, batch.targets),
@@ -250,4 +275,6 @@ def score(
     length=block_length or blocks.default_length(len(hidden), V, axes),
     axes=axes,
   )
-  return jnp.where(counted, logprobs, 0.0), correct & counted
+  return scores._replace(
+    logprobs=jnp.where(counted, scores.logprobs, 0.0), correct=scores.correct & counted
+  )

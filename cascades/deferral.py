@@ -214,17 +214,8 @@ def entropy(table: Predictions) -> Float[np.ndarray, 'N']:
 
 
 def margin(table: Predictions) -> Float[np.ndarray, 'N']:
-  """Negative mean difference of the two highest next-token probabilities, r = -mean_i(p_1 - p_2).
-
-  Raises:
-    ValueError: if the table has no second alternative.
-  """
+  """Negative mean difference of the two highest probabilities, r = -mean_i(p_1 - p_2)."""
   alternatives = _alternatives(table)
-  if alternatives.shape[1] < 2:
-    raise ValueError(
-      f'Rows of task {table.task!r} have one alternative a token, and a margin is between two: '
-      'store two or more log-probabilities a token, or leave the margin out.'
-    )
   return _mean(table, np.exp(alternatives[:, 1]) - np.exp(alternatives[:, 0]))
 
 
@@ -264,6 +255,8 @@ def _has(table: Predictions, name: str) -> bool:
     return len(table.token_logprobs) > 0
   if name == 'alternatives':
     return table.alternatives is not None and table.alternatives.size > 0
+  if name == 'two alternatives':
+    return table.alternatives is not None and table.alternatives.shape[1] > 1
   if name in COLUMNS:
     return name in table.columns and not np.isnan(table.columns[name]).any()
   if name.startswith(EMBEDDINGS):
@@ -289,6 +282,6 @@ DECIDERS: Mapping[str, Decider] = MappingProxyType({
     for name, rule in {**PAPER, 'length': length, 'first token': first_token}.items()
   },
   'entropy': decider('entropy', entropy, ['alternatives']),
-  'margin': decider('margin', margin, ['alternatives']),
+  'margin': decider('margin', margin, ['two alternatives']),
   'confidence': decider('confidence', confidence, ['confidence']),
 })  # fmt: skip

@@ -47,16 +47,20 @@ class Output:
     overwrite: Replaces tables of another checkpoint or decoding instead of refusing.
     embeddings: Arrays that are written beside each table, for learned deferral: names in
       `features.NAMES`. They can be added to a finished table.
+    alternatives: Number of most likely tokens at each position whose log-probabilities are
+      stored, for the scores `entropy` and `margin`.
   """
 
   directory: str
   shard_rows: int = 4096
   overwrite: bool = False
   embeddings: Sequence[str] = ()
+  alternatives: int = 0
 
   def __post_init__(self) -> None:
     features.check(self.embeddings)
     ranges.check({'SHARD_ROWS': self.shard_rows}, least=1, integer=True)
+    ranges.check({'ALTERNATIVES': self.alternatives}, least=0, integer=True)
 
 
 def infer(
@@ -107,12 +111,19 @@ def infer(
     model = trained_model.load(checkpoint, rules=devices.rules)
     reader = (
       answers.predictor(
-        answers.Generator(model, data.lengths['targets'], decoding_options),
+        answers.Generator(
+          model, data.lengths['targets'], decoding_options, alternatives=output.alternatives
+        ),
         data.batch_size,
         profiler,
       )
       if mode == 'predict'
-      else answers.scorer(answers.Scorer(model), data.batch_size, profiler, candidates)
+      else answers.scorer(
+        answers.Scorer(model, alternatives=output.alternatives),
+        data.batch_size,
+        profiler,
+        candidates,
+      )
     )
     companion_files = store.locate(checkpoint.path, checkpoint.which)[0] / companions.FOLDER
     tables = []
@@ -129,6 +140,7 @@ def infer(
           'mode': mode,
           'decoding': settings,
           'metrics': judges,
+          'alternatives': output.alternatives,
         }
         (records,) = corpus.open(split).per_task
         answer = functools.partial(reader, corpus)
@@ -166,7 +178,9 @@ class _Table(NamedTuple):
   @property
   def fingerprint(self) -> str:
     """Digest of the model, the settings and the data."""
-    identity = json.dumps([self.described, self.split.directory.name], sort_keys=True)
+    # Without alternatives, it is that of older tables, so that these are finished and kept.
+    described = {k: v for k, v in self.described.items() if k != 'alternatives' or v}
+    identity = json.dumps([described, self.split.directory.name], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()
 
   def begin(self, *, overwrite: bool) -> None:

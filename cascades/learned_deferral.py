@@ -357,7 +357,7 @@ def _digests(texts: Iterable[str]) -> UInt64[np.ndarray, 'N']:
 
 def _usable(table: Predictions, recipe: Recipe) -> np.ndarray:
   """True for rows that have the tokens that a recipe reads."""
-  reads_tokens = {'token_logprobs', 'alternatives'} & set(recipe.reads)
+  reads_tokens = {'token_logprobs', 'alternatives', 'two alternatives'} & set(recipe.reads)
   return (table.lengths > 0) if reads_tokens else np.ones(len(table.ids), bool)
 
 

@@ -179,6 +179,7 @@ class Generation(NamedTuple):
   tokens: Int[Array, 'B T']
   logprobs: Float[Array, 'B T']  # of the untempered softmax
   mask: Bool[Array, 'B T']
+  alternatives: Float[Array, 'B T A'] | None = None  # log-probabilities, most likely token first
 
 
 class Metric(NamedTuple):
@@ -298,8 +299,8 @@ class Decider(NamedTuple):
   Attributes:
     name: Name in reports.
     score: One number per row; the highest defers first.
-    reads: Names of what it reads of a table: 'inputs', 'token_logprobs', 'alternatives', a column
-      of COLUMNS, or 'embeddings/NAME'.
+    reads: Names of what it reads of a table: 'inputs', 'token_logprobs', 'alternatives', 'two
+      alternatives', a column of COLUMNS, or 'embeddings/NAME'.
     flops: FLOPs of deciding on one query.
   """
 

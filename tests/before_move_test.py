@@ -576,14 +576,15 @@ def test_old_teacher_caches_are_read_and_not_written_again(outcome, command):
 def test_old_checkpoints_give_the_old_tables(outcome, run, mode):
   directory, _, _ = outcome(f'infer {run}, {mode}')
   new, old = directory / 'again' / run / 'test', WORK / 'predictions' / run / 'test'
-  (name,) = (path.name for path in old.glob(f'*-{mode}.jsonl-*') if path.suffix != '.COMPLETED')
-  answers = rows(new / name)
-  if mode == 'predict':  # tables of today also hold the lengths of prompts
-    assert min(row['aux'].pop('prompt_tokens') for row in answers) > 0
+  (shard,) = (path.name for path in old.glob(f'*-{mode}.jsonl-*') if path.suffix != '.COMPLETED')
+  answers = rows(new / shard)
+  if mode == 'predict':  # tables of today also hold the lengths of prompts and answers
+    for name in ('prompt_tokens', 'generated_tokens'):
+      assert min(row['aux'].pop(name) for row in answers) > 0
   # The last batch of prompts has fewer rows than it had.
-  assert_same(answers, rows(old / name), nearly=mode == 'predict')
+  assert_same(answers, rows(old / shard), nearly=mode == 'predict')
   if exact() and mode == 'score':
-    assert (new / name).read_bytes() == (old / name).read_bytes()
+    assert (new / shard).read_bytes() == (old / shard).read_bytes()
   manifest = f'letters-{mode}.manifest.json'
   assert_same(described(new / manifest), described(old / manifest))
 
@@ -593,8 +594,11 @@ def rows(path: pathlib.Path) -> list[Any]:
 
 
 def described(manifest: pathlib.Path) -> dict[str, Any]:
-  """All but what says where and by which version a table was made, and the later baselines."""
-  others = ('checkpoint', 'fingerprint', 'config', 'command', 'commit', 'versions', 'baselines')
+  """All but what says where and by which version a table was made, and later entries."""
+  others = (
+    'checkpoint', 'fingerprint', 'config', 'command', 'commit', 'versions', 'baselines',
+    'alternatives',
+  )  # fmt: skip
   entries = json.loads(manifest.read_text())
   return {name: value for name, value in entries.items() if name not in others}
 

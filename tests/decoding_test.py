@@ -84,7 +84,7 @@ def test_scoring_greedy_answers_finds_their_logprobs_again(config):
   prompt = _prompt()
   answer = _generate(config, prompt, eos_id=eos_id)
   batch = _teacher_forced(config, prompt, answer)
-  logprobs, correct = map(np.asarray, _score(config)(batch))
+  logprobs, correct = map(np.asarray, _score(config)(batch)[:2])
   counts = batch.weights > 0
   assert 6 < counts.sum() < 6 * MAX_LEN  # some rows ended early
   np.testing.assert_allclose(logprobs[counts], answer.logprobs[answer.mask], atol=1e-5)
@@ -98,7 +98,7 @@ def test_sampled_logprobs_are_untempered(config):
   prompt = _prompt()
   answer = _generate(config, prompt, sampler=draw)
   batch = _teacher_forced(config, prompt, answer)
-  logprobs, correct = map(np.asarray, _score(config)(batch))
+  logprobs, correct = map(np.asarray, _score(config)(batch)[:2])
   counts = batch.weights > 0
   np.testing.assert_allclose(logprobs[counts], answer.logprobs[answer.mask], atol=1e-5)
   assert 0 < correct[counts].mean() < 1
@@ -286,7 +286,7 @@ def test_scores_do_not_depend_on_the_block(block_length):
   expected = np.take_along_axis(
     np.asarray(jax.nn.log_softmax(logits)), np.asarray(batch.targets)[..., None], -1
   )[..., 0]
-  logprobs, correct = _score(config, block_length)(batch._replace(weights=weights))
+  logprobs, correct, _ = _score(config, block_length)(batch._replace(weights=weights))
   np.testing.assert_allclose(logprobs, np.where(weights > 0, expected, 0), atol=1e-5)
   right = (np.argmax(logits, -1) == batch.targets) & (weights > 0)
   np.testing.assert_array_equal(correct, right)

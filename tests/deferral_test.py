@@ -300,7 +300,7 @@ def test_some_rows_without_tokens_are_scored_and_some_without_confidence_are_not
 
 
 def test_a_margin_needs_two_alternatives():
-  with pytest.raises(ValueError, match='have one alternative a token, and a margin is between two'):
+  with pytest.raises(ValueError, match="'margin' reads two alternatives, which rows of task"):
     deferral.DECIDERS['margin'].score(with_alternatives([(0.5,)], [1]))
 
 

@@ -65,6 +65,7 @@ def raw_rows(directory, mode='predict'):
 def test_every_row_is_answered_once_and_in_order(answered):
   output, table = answered
   assert list(table.ids) == [f'test-{number}' for number in range(32)]
+  assert table.column('generated_tokens').tolist() == table.lengths.tolist()
   assert sorted(path.name for path in (output / 'test').iterdir()) == sorted(
     [f'backwards-predict.jsonl-{i:05d}-of-00004' for i in range(4)]
     + [f'backwards-predict.jsonl-{i:05d}-of-00004.COMPLETED' for i in range(4)]
@@ -106,7 +107,7 @@ def scores_of(model, prompts, answers):
   weights = np.array([np.arange(width) < len(tokens) for tokens in answers], np.float32)
   inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
   batch = Batch(*map(jnp.asarray, (inputs, targets, weights, prompts_of(prompts).tokens)))
-  logprobs, correct = decoding.score(model, batch)
+  logprobs, correct, _ = decoding.score(model, batch)
   return [
     (row_logprobs[: len(tokens)], row_correct[: len(tokens)])
     for tokens, row_logprobs, row_correct in zip(answers, logprobs, correct, strict=True)
@@ -180,6 +181,7 @@ def contents(directory):
   ('changes', 'message'),
   [
     ({'temperature': 5.0}, r'decoding temperature is 0\.0 there and 5\.0 here'),
+    ({'alternatives': 3}, 'alternatives is 0 there and 3 here'),
     ({'precision': 'bfloat16'}, "precision is 'float32' there and 'bfloat16' here"),
     ({'shard_rows': 16}, 'shards is 4 there and 2 here'),
     ({'task_feature_lengths': {'inputs': 8, 'targets': 7}}, 'decoding max_tokens is 8 there and 7'),
@@ -341,6 +343,19 @@ def test_a_corpus_is_a_task_as_one_kind_of_model_reads_it(trained):
   split = encoder.open('test')
   evaluated = list(encoder.evaluation(split, batch_size=8, rows=12))
   assert sum(bool(w.any()) for batch in evaluated for w in batch.weights) == 12
+
+
+def test_a_table_of_a_version_without_alternatives_is_kept_or_refused(trained, answered, tmp_path):
+  shutil.copytree(answered[0], tmp_path, dirs_exist_ok=True)
+  (path,) = (tmp_path / 'test').glob('*.manifest.json')
+  manifest = json.loads(path.read_text())
+  del manifest['alternatives']
+  path.write_text(json.dumps(manifest))
+  shards_before = {k: v for k, v in contents(tmp_path).items() if 'jsonl' in k}
+  with pytest.raises(ValueError, match='alternatives is 0 there and 2 here'):
+    run(trained, tmp_path, alternatives=2)
+  run(trained, tmp_path)
+  assert {k: v for k, v in contents(tmp_path).items() if 'jsonl' in k} == shards_before
 
 
 def test_embeddings_are_added_to_a_finished_table_and_resumed(trained, answered, tmp_path):

@@ -95,7 +95,7 @@ CONFIGS: dict[str, tuple[type, dict[str, str]]] = {
   }),
   'output': (inference.Output, {
     'infer_output_dir': 'directory', 'shard_rows': 'shard_rows', 'overwrite': 'overwrite',
-    'embeddings': 'embeddings',
+    'embeddings': 'embeddings', 'alternatives': 'alternatives',
   }),
   'decoding_options': (DecodingOptions, {
     'temperature': 'temperature', 'top_k': 'top_k', 'top_p': 'top_p', 'seed': 'seed',

@@ -24,6 +24,7 @@ from cascades.data.converters import Tokens
 from cascades.data.corpus import Corpus
 from cascades.data.prompts import given_options, given_targets
 from cascades.data.records import Records
+from cascades.decoding import TokenScores
 from cascades.inference.trained_model import TrainedModel
 from cascades.predictions import rows
 from cascades.runtime import partitioning, profiling, ranges
@@ -42,19 +43,13 @@ CANDIDATES: Mapping[str, Callable[[Record], Sequence[Tokens]]] = MappingProxyTyp
 NORMALIZED = metrics.length_normalized_accuracy.name
 
 
-class TokenScores(NamedTuple):
-  """Target tokens of a batch under teacher forcing; 0 and False where its weights are 0."""
-
-  logprobs: Float[np.ndarray, 'B T']  # of the untempered softmax
-  correct: Bool[np.ndarray, 'B T']  # True where the target is the model's first choice
-
-
 class ScoredCandidate(NamedTuple):
   """A given answer of n tokens, end of sequence included, under teacher forcing."""
 
   tokens: Int[np.ndarray, 'n']
   logprobs: Float[np.ndarray, 'n']
   correct: Bool[np.ndarray, 'n']  # True where a token is the model's first choice
+  alternatives: Float[np.ndarray, 'n A'] | None  # log-probabilities, most likely token first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +97,12 @@ class Generator:
   """
 
   def __init__(
-    self, model: TrainedModel, max_tokens: int, options: DecodingOptions = DecodingOptions()
+    self,
+    model: TrainedModel,
+    max_tokens: int,
+    options: DecodingOptions = DecodingOptions(),
+    *,
+    alternatives: int = 0,
   ) -> None:
     """Prepares the program.
 
@@ -110,6 +110,8 @@ class Generator:
       model: A loaded model.
       max_tokens: Longest answer in tokens, end of sequence included.
       options: Temperature, cuts and seed; greedy by default.
+      alternatives: Number of most likely tokens at each position, to return their
+        log-probabilities.
     """
 
     @jax.jit
@@ -122,6 +124,7 @@ class Generator:
         sampler=options.sampler(),
         key=jax.random.key(options.seed),
         row_ids=row_ids,
+        alternatives=alternatives,
       )
 
     self.model = model
@@ -136,7 +139,8 @@ class Generator:
         on the other prompts of the batch.
 
     Returns:
-      Tokens, log-probabilities and mask, [B, max_tokens] each, as NumPy arrays on every process.
+      Tokens, log-probabilities, mask and alternatives, [B, max_tokens] each, as NumPy arrays on
+      every process.
     """
     placed = partitioning.place_whole((prompts, np.asarray(row_ids, np.int32)))
     return partitioning.fetch(self._generate(self.model.params, *placed))
@@ -149,20 +153,19 @@ class Scorer:
   inside `partitioning.use`, on the mesh that holds the model.
   """
 
-  def __init__(self, model: TrainedModel) -> None:
+  def __init__(self, model: TrainedModel, *, alternatives: int = 0) -> None:
     @jax.jit
-    def score(params: Params, batch: Batch) -> tuple[Array, Array]:
+    def score(params: Params, batch: Batch) -> TokenScores:
       merged = nnx.merge(model.graph, params)
       axes = partitioning.block_axes(len(batch.targets), jax.tree.leaves(merged.table)[0].shape)
-      return decoding.score(merged, batch, axes=axes)
+      return decoding.score(merged, batch, alternatives=alternatives, axes=axes)
 
     self.model = model
     self._score = score
 
   def score(self, batch: Batch) -> TokenScores:
     """Log-probabilities of the batch's targets, as NumPy arrays on every process."""
-    placed = partitioning.place_whole(batch)
-    return TokenScores(*partitioning.fetch(self._score(self.model.params, placed)))
+    return partitioning.fetch(self._score(self.model.params, partitioning.place_whole(batch)))
 
 
 def predictor(generator: Generator, batch_size: int, profiler: profiling.Profiler) -> RowReader:
@@ -185,19 +188,21 @@ def predictor(generator: Generator, batch_size: int, profiler: profiling.Profile
         row_ids = np.resize(bucket.indices, len(prompts.length))
         generation = generator.generate(prompts, row_ids)
       lengths = np.asarray(prompts.length).tolist()
-      for number, record, length, tokens, logprobs, mask in zip(
-        bucket.indices.tolist(), split.read(bucket.indices), lengths, *generation, strict=False
+      for index, (number, record) in enumerate(
+        zip(bucket.indices.tolist(), split.read(bucket.indices), strict=True)
       ):
-        text = generator.model.vocabulary.decode(tokens[mask])
+        answer = _tokens(generation, index, generation.mask[index])
+        text = generator.model.vocabulary.decode(answer.tokens)
         yield (
           number,
           _row(
             record,
             answer=text,
-            tokens=tokens[mask],
-            logprobs=logprobs[mask],
+            tokens=answer.tokens,
+            logprobs=answer.logprobs,
             statistics=_statistics(task.metrics, record, text),
-            numbers={'prompt_tokens': length},
+            numbers={'prompt_tokens': lengths[index], 'generated_tokens': len(answer.tokens)},
+            alternatives=answer.alternatives,
           ),
         )
 
@@ -229,10 +234,9 @@ def scorer(
     for count, (row_numbers, _, batch) in enumerate(batches, 1):
       with profiler.step(count):
         scores = token_scorer.score(batch)
-      for number, weights, *columns in zip(
-        row_numbers.tolist(), batch.weights, batch.targets, *scores, strict=False
-      ):
-        yield number, ScoredCandidate(*(column[weights > 0] for column in columns))
+      for index, number in enumerate(row_numbers.tolist()):
+        columns = _tokens((batch.targets, *scores), index, batch.weights[index] > 0)
+        yield number, ScoredCandidate(*columns)
 
   def read(
     corpus: Corpus, split: Records, numbers: Sequence[int]
@@ -269,7 +273,7 @@ def _best_row(
   """The row of the candidate of highest total log-probability."""
   totals = [float(candidate.logprobs.sum(dtype=np.float64)) for candidate in scored]
   best = rows.best_option(totals)
-  tokens, logprobs, correct = scored[best]
+  tokens, logprobs, correct, alternatives = scored[best]
   columns: dict[str, Any] = {
     'statistics': {metrics.token_accuracy.name: [correct.sum(), correct.size]}
   }
@@ -290,8 +294,14 @@ def _best_row(
     tokens=tokens,
     logprobs=logprobs,
     correct=correct.tolist(),
+    alternatives=alternatives,
     **columns,
   )
+
+
+def _tokens(columns: Any, row: int, mask: Any) -> Any:
+  """A tree of columns [B, T, ...] at the tokens of a row, True in `mask`."""
+  return jax.tree.map(lambda column: np.asarray(column)[row, mask], columns)
 
 
 def _statistics(names: Sequence[str], record: Record, text: str) -> dict[str, Any]:
@@ -303,13 +313,22 @@ def _statistics(names: Sequence[str], record: Record, text: str) -> dict[str, An
 
 
 def _row(
-  record: Record, *, numbers: Mapping[str, float] = MappingProxyType({}), **columns: Any
+  record: Record,
+  *,
+  numbers: Mapping[str, float] = MappingProxyType({}),
+  alternatives: Float[np.ndarray, 'n A'] | None = None,
+  **columns: Any,
 ) -> rows.JsonRow:
   row = record.row
+  details = rows.Details(
+    group=row.group,
+    columns=numbers,
+    alternatives=None if alternatives is None else alternatives.tolist(),
+  )
   return rows.build(
     id=row.id,
     inputs=row.inputs,
     targets=row.answers or ('',),
-    details=rows.Details(group=row.group, columns=numbers),
+    details=details,
     **columns,
   )

@@ -113,7 +113,8 @@ def _differences(
     written = markers.fingerprints(directory, f'{name}.jsonl-*')
     return [] if written <= {fingerprint} else ['an unfinished table of unknown origin']
   try:
-    stored, expected = _flat(json.loads(path.read_bytes())), _flat(json.loads(_json(origin)))
+    stored = {'alternatives': 0} | _flat(json.loads(path.read_bytes()))  # older ones have none
+    expected = _flat(json.loads(_json(origin)))
   except (ValueError, AttributeError) as error:
     return [f'{path.name} is damaged ({error})']
   if stored.get('checkpoint_identity') == expected.get('checkpoint_identity'):

@@ -1,9 +1,16 @@
 """Generators and scorers: infer's answers without tables, compiled once for each shape."""
 
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from cascades import decoding
+from cascades import decoding, deferral
 from cascades.data import converters
 from cascades.inference import answers, trained_model
 from cascades.predictions import shards
@@ -44,33 +51,75 @@ def batch(texts, targets):
   return Batch(shifted, padded, weights, prompts(*texts).tokens)
 
 
-def test_a_generator_gives_the_answers_of_infers_table(trained, model, tmp_path):
-  tiny.infer(
-    checkpoint_path=str(trained / 'run'),
-    infer_output_dir=str(tmp_path),
-    task=tiny.task(trained),
-    task_feature_lengths=tiny.LENGTHS,
-    batch_size=8,
-    mesh=tiny.one_device,
-    records_dir=str(trained / 'records'),
-  )
-  (table,) = shards.read(tmp_path / 'test')
+@pytest.fixture(scope='module')
+def tables(trained, tmp_path_factory):
+  """Directory of tables of both modes, with three alternatives a token."""
+  directory = tmp_path_factory.mktemp('tables')
+  for mode in ('predict', 'score'):
+    tiny.infer(
+      checkpoint_path=str(trained / 'run'),
+      infer_output_dir=str(directory),
+      task=tiny.task(trained),
+      task_feature_lengths=tiny.LENGTHS,
+      batch_size=8,
+      mesh=tiny.one_device,
+      records_dir=str(trained / 'records'),
+      mode=mode,
+      alternatives=3,
+    )
+  return directory
+
+
+def test_a_generator_without_alternatives_gives_the_answers_of_infers_table(tables, model):
+  (table,) = shards.read(tables / 'test')
   assert len(set(table.predictions)) > 5
   generator = answers.Generator(model, MAX_TOKENS)
   for first in range(0, len(table.ids), 8):
     chunk = slice(first, first + 8)
     generation = generator.generate(prompts(*table.inputs[chunk]), np.arange(8))
-    for text, logprobs, mask, *generated in zip(
-      table.predictions[chunk], table.logprobs[chunk], table.mask[chunk], *generation, strict=True
-    ):
+    assert generation.alternatives is None
+    columns = table.predictions[chunk], table.logprobs[chunk], table.mask[chunk]
+    for text, logprobs, mask, *generated in zip(*columns, *generation[:3], strict=True):
       tokens, generated_logprobs, generated_mask = generated
       assert model.vocabulary.decode(tokens[generated_mask]) == text
       np.testing.assert_allclose(generated_logprobs[generated_mask], logprobs[mask], atol=1e-5)
 
 
+@pytest.mark.parametrize('mode', ['predict', 'score'])
+def test_entropy_and_margin_of_a_table_are_those_of_the_models_logits(tables, model, mode):
+  """A softmax in NumPy over all tokens, of which three are stored and the others count as one."""
+  (table,) = shards.read(tables / 'test', mode=mode)
+  paths = sorted((tables / 'test').glob(f'*-{mode}.jsonl-00000-of-00001'))
+  tokens = [json.loads(line)['aux']['tokens'] for path in paths for line in path.open()]
+  network = nnx.merge(model.graph, model.params)
+  hidden = network.hidden(jax.tree.map(jnp.asarray, batch(table.inputs, tokens)))
+  logits = np.asarray(network.readout(hidden), float)
+  p = -np.sort(-np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+  shares = np.concatenate([p[..., :3], p[..., 3:].sum(-1, keepdims=True)], -1)
+  entropies, margins = -(shares * np.log(shares)).sum(-1), p[..., 1] - p[..., 0]
+  for score, values in (('entropy', entropies), ('margin', margins)):
+    expected = [row[: len(t)].mean() for row, t in zip(values, tokens, strict=True)]
+    np.testing.assert_allclose(deferral.DECIDERS[score].score(table), expected, atol=1e-5)
+    assert np.ptp(expected) > 0.01
+  best = np.concatenate([row[: len(t)] for row, t in zip(p[..., :3], tokens, strict=True)])
+  np.testing.assert_allclose(np.exp(table.alternatives), best, atol=1e-5)
+
+
+def test_evaluation_shows_entropy_and_margin_where_alternatives_are_stored(tables, tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-m', 'cascades.evaluate', '--gin_file=runs/evaluate.gin',
+     f'--gin.SMALL={tables}', f'--gin.LARGE={tables}', '--gin.RESAMPLES=10',
+     '--gin.INTERACTIVE=False', f'--gin.EVAL_OUTPUT_DIR={tmp_path}/report'],
+    cwd=tmp_path, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  scores = {line.split(',')[2] for line in (tmp_path / 'report/summary.csv').open()}
+  assert {'average', 'entropy', 'margin'} <= scores
+
+
 def test_a_scorer_finds_the_log_probabilities_that_a_generator_gave(model):
   texts = ['a b', 'c d e', 'f', 'h g f e']
-  tokens, logprobs, mask = answers.Generator(model, MAX_TOKENS).generate(
+  tokens, logprobs, mask, _ = answers.Generator(model, MAX_TOKENS).generate(
     prompts(*texts), np.arange(4)
   )
   scored = answers.Scorer(model).score(

@@ -122,7 +122,7 @@ def run(micro: Loaded) -> Any:
   @jax.jit
   def run(batch: Batch) -> dict[str, Any]:
     (total, logits), gradient = jax.value_and_grad(loss, has_aux=True)(micro.params, batch)
-    scores, _ = decoding.score(nnx.merge(graph, micro.params), batch)
+    scores, *_ = decoding.score(nnx.merge(graph, micro.params), batch)
     return {'loss': total, 'logits': logits, 'gradient': gradient, 'scores': scores}
 
   return run
