@@ -129,7 +129,9 @@ def gap_recovered(quality: Points, *, small: float, large: float) -> Points:
 def average_gap_recovered(calls: Points, quality: Points, *, small: float, large: float) -> float:
   """Average PGR (APGR) over the shares of calls of the large model from 0 to 1.
 
-  RouteLLM averages PGR at ten shares; this is the integral.
+  The paper averages PGR at ten shares. Its code (lm-sys/RouteLLM, routellm/evals/evaluate.py)
+  divides the area of quality minus q_S over the measured shares by that of the gap, which is this
+  integral where the shares reach from 0 to 1.
 
   Args:
     calls: Share of the queries that the large model answers, at each point.
@@ -142,6 +144,9 @@ def average_gap_recovered(calls: Points, quality: Points, *, small: float, large
 
 def calls_for(calls: Points, quality: Points, share: float, *, small: float, large: float) -> float:
   """Call-performance threshold (CPT) of RouteLLM: least share of large calls for a PGR of `share`.
+
+  The paper's definition. Its code reads the share off a line through the points, as if quality rose
+  with every call; where it does, both agree.
 
   Args:
     calls: Share of the queries that the large model answers, at each point.
@@ -159,7 +164,10 @@ def calls_for(calls: Points, quality: Points, share: float, *, small: float, lar
 def average_improvement(cost: Points, quality: Points, *, low: float, high: float) -> float:
   """Average improvement in quality (AIQ): mean of the non-decreasing concave hull over costs.
 
-  Hu et al. 2024 (RouterBench), https://arxiv.org/abs/2403.12031. Compare at equal `low` and `high`.
+  Hu et al. 2024 (RouterBench), https://arxiv.org/abs/2403.12031: the area under the hull, divided
+  by the distance of the costs. Their code (withmartian/routerbench, evaluation/AIQ.py) divides by
+  the highest cost instead, and counts nothing below the cheapest point. Compare at equal `low` and
+  `high`.
 
   Args:
     cost: Cost of each point.
@@ -191,7 +199,9 @@ def gain_over_random(calls: Points, quality: Points, *, small: float, large: flo
 def performance_gain(quality: Points, *, best_quality: float) -> float:
   """PerfGain: relative gain of the highest quality over the best single model.
 
-  Li et al. 2026 (LLMRouterBench), https://arxiv.org/abs/2601.07206.
+  Li et al. 2026 (LLMRouterBench), https://arxiv.org/abs/2601.07206, whose repository defines it as
+  the maximum performance improvement over the best single model (ynulihao/LLMRouterBench, README)
+  and has no code for it. That it is relative to that model's quality is our reading.
 
   Args:
     quality: Quality of each point.
@@ -204,8 +214,10 @@ def performance_gain(quality: Points, *, best_quality: float) -> float:
 def cost_saved(cost: Points, quality: Points, *, best_quality: float, best_cost: float) -> float:
   """CostSave: saved share of the best single model's cost at its quality, 1 - C / C_best.
 
-  C is the cost of the cheapest point, not of a line between points, of that quality or above: Li et
-  al. 2026 (LLMRouterBench), https://arxiv.org/abs/2601.07206.
+  Li et al. 2026 (LLMRouterBench), https://arxiv.org/abs/2601.07206, whose repository defines it as
+  the cost reduction at comparable accuracy to the best single model (ynulihao/LLMRouterBench,
+  README) and has no code for it. C is here the cost of the cheapest point, not of a line between
+  points, of that quality or above; "comparable" is read as no lower.
 
   Args:
     cost: Cost of each point.

@@ -58,6 +58,20 @@ def test_numbers_over_large_calls_agree_with_numbers_worked_by_hand():
   assert np.isnan(curve_metrics.average_gap_recovered(calls, quality, small=0.5, large=0.5))
 
 
+def test_the_gap_recovered_is_that_of_the_code_of_routellm():
+  calls, quality = np.linspace(0, 1, 11), np.sort(np.random.default_rng(0).random(11))
+  small, large = quality[[0, -1]]
+  areas = [
+    np.trapezoid(values, calls) for values in (quality, small + 0 * calls, large + 0 * calls)
+  ]
+  expected = (areas[0] - areas[1]) / (areas[2] - areas[1])
+  ends = {'small': small, 'large': large}
+  assert curve_metrics.average_gap_recovered(calls, quality, **ends) == pytest.approx(expected)
+  for share in (0.2, 0.5, 0.8):
+    read = np.interp(small + share * (large - small), quality, calls)
+    assert curve_metrics.calls_for(calls, quality, share, **ends) == pytest.approx(read)
+
+
 def test_the_hull_agrees_with_one_worked_by_hand():
   cost, quality = np.array([0.0, 1, 2, 3, 4]), np.array([0.2, 0.3, 0.6, 0.65, 0.5])
   np.testing.assert_allclose(curve_metrics.hull(cost, quality), [[0, 2, 3], [0.2, 0.6, 0.65]])

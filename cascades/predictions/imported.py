@@ -229,7 +229,7 @@ def write(
   records = [_record(answer, judge, source.path) for answer in answers]
   digest = hashlib.sha256(epath.Path(source.path).read_bytes()).hexdigest()
   options = dataclasses.asdict(source) | {'path': epath.Path(source.path).name}
-  manifest = {
+  manifest: dict[str, Any] = {
     'task': task,
     'split': split,
     'mode': 'predict',
@@ -252,31 +252,45 @@ def write(
     manifest['unlabelled'] = unlabelled
   fingerprint = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
   path = epath.Path(directory)
-  _check_free(path, task, fingerprint, overwrite)
-  path.mkdir(parents=True, exist_ok=True)
-  shards.write_shard(path, task, 'predict', 0, 1, records, fingerprint=fingerprint)
-  shards.write_manifest(path, {**manifest, 'fingerprint': fingerprint})
-  return manifest
-
-
-def _check_free(path: epath.Path, task: str, fingerprint: str, overwrite: bool) -> None:
-  """Remove the task's table if it may be replaced."""
-  if not path.exists():
-    return
-  present = [f for f in path.iterdir() if f.name.startswith(f'{shards.stem(task, "predict")}.')]
-  try:
-    (table,) = shards.read(path, task=task)
-    if table.manifest.get('fingerprint') == fingerprint:
-      return
-  except (FileNotFoundError, ValueError):
-    pass
+  present = _present(path, task)
+  stored = _stored(path, task)
+  if stored.get('fingerprint') == fingerprint:
+    return stored
   if present and not overwrite:
     raise FileExistsError(
       f'{path} holds another table of task {task!r}: choose another directory, or replace the '
       'table with --overwrite.'
     )
+  path.mkdir(parents=True, exist_ok=True)
+  # The table in place is read until its manifest is replaced: shards of its names are not touched.
+  count = 2 if stored.get('shards') == 1 else 1
+  manifest |= {'shards': count, 'fingerprint': fingerprint}
+  for index in range(count):
+    own = shards.shard_rows(len(records), index, count)
+    shards.write_shard(
+      path, task, 'predict', index, count, records[own.start : own.stop], fingerprint=fingerprint
+    )
+  shards.write_manifest(path, manifest)
+  written = tuple(shards.shard_name(task, 'predict', index, count) for index in range(count))
   for file in present:
-    file.unlink()
+    if not file.name.startswith((*written, shards.manifest_name(task, 'predict'))):
+      file.unlink(missing_ok=True)
+  return manifest
+
+
+def _present(path: epath.Path, task: str) -> list[epath.Path]:
+  """Files of the task's table."""
+  name = shards.stem(task, 'predict')
+  return [f for f in path.iterdir() if f.name.startswith(f'{name}.')] if path.exists() else []
+
+
+def _stored(path: epath.Path, task: str) -> Mapping[str, Any]:
+  """Manifest of the task's table; empty if there is no complete one."""
+  try:
+    (table,) = shards.read(path, task=task)
+  except (FileNotFoundError, ValueError):
+    return {}
+  return table.manifest
 
 
 def _judge(answers: Sequence[Answer], metric: str | None, path: str) -> tuple[Judge, CanJudge]:

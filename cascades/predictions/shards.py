@@ -211,7 +211,7 @@ def write_manifest(directory: epath.PathLike, manifest: Mapping[str, Any]) -> No
   """
   manifest = {'version': VERSION, **manifest}
   _check_manifest(manifest)
-  path = epath.Path(directory) / _manifest_name(manifest['task'], manifest['mode'])
+  path = epath.Path(directory) / manifest_name(manifest['task'], manifest['mode'])
   _check_shards(path.parent, manifest)
   files.write(path, _json(manifest, indent=2) + b'\n')
   (path.parent / path.name.replace(_MANIFEST, _BEGUN)).unlink(missing_ok=True)
@@ -338,7 +338,7 @@ def _load_manifest(path: epath.Path) -> Mapping[str, Any]:
   try:
     manifest = json.loads(path.read_bytes(), parse_constant=rows.refuse_constant)
     _check_manifest(manifest)
-    if path.name != (expected := _manifest_name(manifest['task'], manifest['mode'])):
+    if path.name != (expected := manifest_name(manifest['task'], manifest['mode'])):
       raise ValueError(f'the table that it describes has its manifest in {expected}')
   except (ValueError, OverflowError, RecursionError) as error:
     raise ValueError(f'{path}: {error}') from error
@@ -368,7 +368,8 @@ def _check_shards(directory: epath.Path, manifest: Mapping[str, Any]) -> None:
     )
 
 
-def _manifest_name(task: str, mode: Mode) -> str:
+def manifest_name(task: str, mode: Mode) -> str:
+  """File name of a manifest."""
   return f'{stem(task, mode)}.{_MANIFEST}'
 
 

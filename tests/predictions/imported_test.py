@@ -214,6 +214,35 @@ def test_a_bad_row_leaves_the_table_that_it_would_replace(tmp_path, line, senten
   assert list(shards.read(tmp_path / 'test')[0].ids) == ['1']
 
 
+@pytest.mark.parametrize('failing', ['write_shard', 'write_manifest'])
+def test_a_write_that_fails_leaves_the_table_that_it_would_replace(tmp_path, monkeypatch, failing):
+  path = rows_file(tmp_path, {'a': '1', 'ok': 1})
+  given = Source('columns', path, columns='id=a,correct=ok')
+
+  def ids():
+    (table,) = shards.read(tmp_path / 'test')
+    return [*table.ids]
+
+  def full(*arguments, **options):
+    if failing == 'write_manifest' or arguments[3] == arguments[4] - 1:
+      raise OSError(28, 'No space left on device')
+    write(*arguments, **options)
+
+  write = getattr(shards, failing)
+  written(given, tmp_path / 'test', metric=None)
+  for old, new in (('1', '2'), ('2', '3'), ('3', '4')):
+    rows_file(tmp_path, {'a': new, 'ok': 0}, {'a': f'{new}b', 'ok': 0})
+    monkeypatch.setattr(shards, failing, full)
+    with pytest.raises(OSError, match='No space left'):
+      written(given, tmp_path / 'test', metric=None, overwrite=True)
+    monkeypatch.undo()
+    assert ids()[0] == old
+    written(given, tmp_path / 'test', metric=None, overwrite=True)
+    assert ids() == [new, f'{new}b']
+  names = {file.name.partition('jsonl-')[2][6:14] for file in (tmp_path / 'test').iterdir()}
+  assert names - {''} in ({'of-00001'}, {'of-00002'})  # nothing of the tables before remains
+
+
 def test_answers_without_targets_get_no_quality(tmp_path):
   path = rows_file(tmp_path, {'a': '1', 'ok': 1}, {'a': '2', 'ok': 0})
   given = Source('columns', path, columns='id=a,correct=ok')
