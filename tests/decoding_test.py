@@ -232,6 +232,27 @@ def test_the_nucleus_of_the_worked_example():
 _nucleus = jax.jit(decoding.nucleus, static_argnames=('top_k', 'top_p'))
 
 
+@pytest.mark.parametrize('top_k', [None, 3, 20])
+@pytest.mark.parametrize('top_p', [None, 0.53, 0.97])
+def test_probabilities_are_those_of_the_sampler(top_k, top_p):
+  logits = np.float32([[[0.3, -1.0, 1.4, 0.9, -0.2]], [[2.0, 0.1, 0.4, 1.9, -3.0]]])
+  value = decoding.probabilities(logits, temperature=2.0, top_k=top_k, top_p=top_p)
+  for row, probs in zip(logits[:, 0], np.asarray(value)[:, 0], strict=True):
+    support = _support(row, 2.0, top_k, top_p)
+    expected = np.zeros(5)
+    expected[support] = np.exp(row[support] / 2) / np.exp(row[support] / 2).sum()
+    np.testing.assert_allclose(probs, expected, rtol=1e-5)
+
+
+def test_probabilities_at_temperature_0_are_the_greedy_choice():
+  logits = jnp.asarray([[1.0, 3.0, 3.0], [0.0, -1.0, -2.0]], jnp.bfloat16)
+  value = decoding.probabilities(logits, temperature=0.0)
+  np.testing.assert_array_equal(value, np.eye(3)[decoding.greedy(logits)])
+  assert value.dtype == jnp.float32
+  with pytest.raises(ValueError, match='temperature=-1 must not be negative; 0 is greedy'):
+    decoding.probabilities(logits, temperature=-1)
+
+
 @pytest.mark.parametrize(
   ('temperature', 'top_k', 'top_p'), [(1.0, None, None), (0.5, 3, None), (2.0, 4, 0.8)]
 )

@@ -131,12 +131,12 @@ def law(q, pi, residual, *, gamma, length=3, bonus=None):
     bonus: Distributions of the token after a fully accepted block; None for pi.
   """
   V = q.shape[1]
-  bonus = pi if bonus is None else bonus
+  tables = [x.tolist() for x in (q, pi, residual, pi if bonus is None else bonus)]
   done, open_prefixes = defaultdict(float), {(): 1.0}
   while open_prefixes:
     following = defaultdict(float)
     for prefix, mass in open_prefixes.items():
-      for block, probability in _block(prefix, q, pi, residual, bonus, gamma).items():
+      for block, probability in _block(prefix, *tables, gamma).items():
         tokens = (prefix + block)[:length]
         (done if len(tokens) == length else following)[tokens] += mass * probability
     open_prefixes = following
@@ -144,22 +144,22 @@ def law(q, pi, residual, *, gamma, length=3, bonus=None):
 
 
 def _block(prefix, q, pi, residual, bonus, gamma):
-  V = q.shape[1]
+  V = len(q[0])
   outcomes = defaultdict(float)
   for drafts in itertools.product(range(V), repeat=gamma):
     nodes = [0]
     for token in prefix + drafts:
       nodes.append(child(nodes[-1], token, V))
     nodes = nodes[len(prefix) :]
-    drawn = math.prod(q[node, d] for node, d in zip(nodes, drafts, strict=False))
+    drawn = math.prod(q[node][d] for node, d in zip(nodes, drafts, strict=False))
     reached = drawn
     for j, d in enumerate(drafts):
-      accept = min(1.0, pi[nodes[j], d] / q[nodes[j], d])
+      accept = min(1.0, pi[nodes[j]][d] / q[nodes[j]][d])
       for y in range(V):
-        outcomes[(*drafts[:j], y)] += reached * (1 - accept) * residual[nodes[j], y]
+        outcomes[(*drafts[:j], y)] += reached * (1 - accept) * residual[nodes[j]][y]
       reached *= accept
     for y in range(V):
-      outcomes[(*drafts, y)] += reached * bonus[nodes[gamma], y]
+      outcomes[(*drafts, y)] += reached * bonus[nodes[gamma]][y]
   return outcomes
 
 

@@ -20,6 +20,9 @@ F2 = ((0.4, 0.35, 0.25), (0.1, 0.8, 0.1))
 NAMES = pytest.mark.parametrize('name', RULES)
 
 
+N, V = 60, 5  # of every call: one compilation a rule
+
+
 @functools.cache
 def _compiled(name):
   """The rule as loops run it: alpha is traced."""
@@ -29,8 +32,14 @@ def _compiled(name):
 
 
 def _pi(name, q, p, alpha):
-  q, p = (d if isinstance(d, Distribution) else np.asarray(d, np.float32) for d in (q, p))
-  return np.asarray(_compiled(name)(q, p, jnp.float32(alpha)), np.float64)
+  """Target distributions of at most N rows of at most V tokens."""
+  q, p = (d if isinstance(d, Distribution) else Distribution(d, d) for d in (q, p))
+  shape = np.shape(q.sampled)
+  rows = lambda x: np.atleast_2d(np.asarray(x, np.float32))
+  pad = lambda x: np.pad(rows(x), [(0, n - m) for n, m in zip((N, V), rows(x).shape, strict=True)])
+  q, p = (Distribution(*map(pad, d)) for d in (q, p))
+  pi = np.asarray(_compiled(name)(q, p, jnp.float32(alpha)), np.float64)
+  return pi[: shape[0] if len(shape) > 1 else 1, : shape[-1]].reshape(shape)
 
 
 def _rejection(q, pi):
@@ -99,10 +108,10 @@ def test_ties_keep_the_small_model(name, alpha):
   np.testing.assert_array_equal(_pi(name, *pair, alpha), pair[0])
 
 
-def _models(seed, *, n=60, V=5, sharpness=2.0):
+def _models(seed, *, n=N, V=V):
   """Logits of two models; pairs of similar and of different distributions."""
   rng = np.random.default_rng(seed)
-  q, p = rng.normal(size=(2, n, V)) * sharpness
+  q, p = 2 * rng.normal(size=(2, n, V))
   q[: n // 3] = p[: n // 3] + 0.3 * q[: n // 3]
   return q, p
 
@@ -112,8 +121,8 @@ SAMPLERS = [{}, {'temperature': 0.5}, {'top_k': 3}, {'temperature': 2.0, 'top_p'
 
 @pytest.mark.parametrize('options', SAMPLERS, ids=str)
 def test_rules_equal_a_loop_over_tokens(options):
-  """In float64, so that no comparison depends on rounding."""
-  logits = _models(1)
+  """Float64: no comparison depends on rounding."""
+  logits = _models(1, n=30)
   with jax.enable_x64(True):
     q, p = (targets.distribution(jnp.asarray(x), **options) for x in logits)
     for name, rule in RULES.items():
@@ -127,7 +136,7 @@ def test_rules_equal_a_loop_over_tokens(options):
         np.testing.assert_allclose(pi, expected, atol=1e-12, err_msg=f'{name} {alpha}')
 
 
-logits = st.lists(st.floats(-8, 8, width=32), min_size=6, max_size=6)
+logits = st.lists(st.floats(-8, 8, width=32), min_size=V, max_size=V)
 
 
 @NAMES
@@ -158,22 +167,22 @@ def test_rejections_fall_with_alpha(name, q, p, levels):
 
 
 def test_rejections_of_token_rules_may_rise_with_alpha_while_kept_sets_grow():
-  """Why `test_rejections_fall_with_alpha` leaves token rules out."""
-  q, p = (np.asarray(jax.nn.softmax(x)) for x in _models(2, n=300))
+  """Counterexamples to `test_rejections_fall_with_alpha`."""
+  q, p = (np.asarray(jax.nn.softmax(x)) for x in _models(2))
   for name in ('token_v1', 'token_v2', 'token_v3'):
     low, high = oracles.span(name)
     grid = np.linspace(low, high, 21)
     rejections = np.array([_rejection(q, _pi(name, q, p, alpha)) for alpha in grid])
     assert (np.diff(rejections, axis=0) > 1e-3).any()
     defers = getattr(targets, name)
-    kept = [~np.asarray(defers(Distribution(q, q), Distribution(p, p), alpha)) for alpha in grid]
-    for narrow, wide in itertools.pairwise(kept):
+    keeps = [~np.asarray(defers(Distribution(q, q), Distribution(p, p), alpha)) for alpha in grid]
+    for narrow, wide in itertools.pairwise(keeps):
       assert (wide | ~narrow).all()
 
 
 def test_rejection_identities():
   """1 - sum min(pi, q) = D_TV(pi, q) = r D_TV(p, q), or the sum over deferred tokens."""
-  q, p = (np.asarray(jax.nn.softmax(x)) for x in _models(3, n=100))
+  q, p = (np.asarray(jax.nn.softmax(x)) for x in _models(3))
   models = Distribution(q, q), Distribution(p, p)
   variation = np.asarray(targets.total_variation(q, p))[:, 0]
   for name, rule in RULES.items():
@@ -240,12 +249,15 @@ def test_bounds_of_lossy_decoding():
   rng = np.random.default_rng(7)
   q, p = rng.dirichlet(np.full(4, 0.5), size=(2, 20_000)).astype(np.float32)
   alpha = rng.random((20_000, 1), np.float32) * 0.95
+  compute = lambda name, alpha: targets.target_distribution(
+    q, p, rule=RULES[name].target, alpha=alpha
+  )
   for name in ('lossy', 'lossy_normalized'):
-    out = np.asarray(_compiled(name)(q, p, alpha))
+    out = np.asarray(compute(name, alpha))
     assert (np.minimum(p, q) <= out + 1e-6).all()
     assert (out <= p / (1 - alpha) + 1e-6).all()
-  square = _compiled('lossy_square')(q, p, alpha)
-  np.testing.assert_allclose(square, _compiled('lossy')(q, p, 1 - (1 - alpha) ** 2), atol=1e-5)
+  square = compute('lossy_square', alpha)
+  np.testing.assert_allclose(square, compute('lossy', 1 - (1 - alpha) ** 2), atol=1e-5)
 
 
 def test_the_normalized_residual_solves_its_equation():
@@ -261,8 +273,8 @@ def test_the_normalized_residual_solves_its_equation():
 
 
 def test_greedy_rules_coincide_as_the_papers_say():
-  """At temperature 0 OPT is Diff and V1; V3 is the greedy lenience, V3(0) the large model."""
-  logits = _models(9, n=200)
+  """OPT is Diff and V1 at temperature 0; V3 is the greedy lenience, V3(0) the large model."""
+  logits = _models(9)
   q, p = (targets.distribution(np.asarray(x, np.float32), temperature=0.0) for x in logits)
   first_q, first_p = (np.argmax(d.untempered, -1) for d in (q, p))
   peak = np.max(p.untempered, -1)
@@ -309,24 +321,25 @@ def test_the_regret_of_opt_is_bounded():
   assert (regret > 0.5 * bound).any()
 
 
-@NAMES
-def test_half_precision_is_computed_in_float32(name):
-  q, p = (jnp.asarray(jax.nn.softmax(x), jnp.bfloat16) for x in _models(12))
-  alpha = oracles.alphas(name)[1]
-  half = _compiled(name)(q, p, alpha)
-  assert half.dtype == jnp.float32
-  np.testing.assert_array_equal(half, _compiled(name)(*map(np.float32, (q, p)), alpha))
+def test_half_precision_is_computed_in_float32():
+  def all_rules(q, p):
+    return {
+      name: targets.target_distribution(q, p, rule=rule.target, alpha=oracles.alphas(name)[1])
+      for name, rule in RULES.items()
+    }
+
+  half = [jnp.asarray(jax.nn.softmax(x), jnp.bfloat16) for x in _models(12)]
+  for name, pi in jax.jit(all_rules)(*half).items():
+    assert pi.dtype == jnp.float32
+    expected = _pi(name, *half, oracles.alphas(name)[1])
+    np.testing.assert_allclose(pi, expected, atol=1e-6, err_msg=name)
 
 
-@NAMES
-def test_alphas_share_a_program(name):
-  q = np.full((1, 3), 1 / 3, np.float32)
-  rule = jax.jit(
-    lambda alpha: targets.target_distribution(q, q, rule=RULES[name].target, alpha=alpha)
-  )
-  for alpha in oracles.alphas(name):
-    rule(jnp.float32(alpha))
-  assert rule._cache_size() == 1
+def test_alphas_share_a_program():
+  for name in RULES:
+    for alpha in oracles.alphas(name):
+      _pi(name, *F1, alpha)
+    assert _compiled(name)._cache_size() == 1
 
 
 def test_the_gradient_of_an_ensembles_rejections_is_the_total_variation():
