@@ -76,12 +76,12 @@ def verify_by_position(
   """
   B, gamma = drafts.shape
 
-  def at_draft(position: Int[Array, '']) -> tuple[Float[Array, 'B'], Float[Array, 'B']]:
-    token = drafts[:, position]
+  def at_draft(draft: tuple[Array, Array]) -> tuple[Float[Array, 'B'], Float[Array, 'B']]:
+    position, token = draft
     q, pi = (x[jnp.arange(B), token] for x in distributions(jnp.full(B, position)))
     return q, pi
 
-  q, pi = (x.T for x in jax.lax.map(at_draft, jnp.arange(gamma)))
+  q, pi = (x.T for x in jax.lax.map(at_draft, (jnp.arange(gamma), drafts.T)))
   accepted, rejected = accept(keys, q, pi, drafted)
   return accepted, next_token(keys, *distributions(accepted), rejected)
 

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import Array
+from scipy import stats
+
+from cascades import decoding
+from cascades.inference import speculation
+from cascades.inference.answers import DecodingOptions
+from cascades.target_distributions import RULES, target_distribution
+from cascades.types import Batch, Prompt
+from tests import testing
+
+EOS, NEVER, MAX_LEN = 1, -1, 9
+LARGE = {'t5': testing.TINY_T5, 'decoder': testing.TINY_EVERYTHING}
+SMALL = {
+  't5': dataclasses.replace(testing.TINY_T5, num_decoder_layers=1),
+  'decoder': dataclasses.replace(testing.TINY_EVERYTHING, num_layers=2),
+}
+SAMPLED = DecodingOptions(temperature=0.7, top_k=20, top_p=0.95)
+both = pytest.mark.parametrize('name', LARGE)
+
+
+class Read(NamedTuple):
+  """Cache of a table: it needs no more than its length and the last token."""
+
+  length: Array
+
+  def insert(self, row, other, other_row=0):
+    raise NotImplementedError
+
+
+class Bigrams:
+  """Language model whose next token depends on the last one alone, so that laws can be summed."""
+
+  def __init__(self, probabilities: np.ndarray):
+    self.table = jnp.log(jnp.asarray(probabilities, jnp.float32))
+
+  def prefill(self, prompt: Prompt, max_len: int):
+    del max_len
+    last = jnp.take_along_axis(prompt.tokens, prompt.length[:, None] - 1, 1)[:, 0]
+    return self.table[last], Read(prompt.length)
+
+  def extend(self, tokens, cache):
+    return self.table[tokens], Read(cache.length + tokens.shape[1])
+
+
+@functools.cache
+def _compiled(name, gamma, rule, options=DecodingOptions()):
+  """`generate` as programs compile it: over plain dicts of parameters, for any alpha and plan."""
+  graphs, params = zip(
+    *(testing.split(testing.build(c[name])) for c in (SMALL, LARGE)), strict=True
+  )
+
+  @jax.jit
+  def generate(params, prompt, eos_id, alpha, row_ids, plan):
+    models = map(nnx.merge, graphs, params)
+    return speculation.generate(
+      speculation.SpeculativePair(*models, RULES[rule].target, alpha, options), prompt,
+      max_len=MAX_LEN, eos_id=eos_id, gamma=gamma, row_ids=row_ids, plan=plan,
+    )  # fmt: skip
+
+  return generate, params
+
+
+def _speculate(
+  name, prompt, *, gamma=3, rule='lossless', alpha=0.0, eos_id=NEVER, options=DecodingOptions(),
+  row_ids=None, plan=None,
+):  # fmt: skip
+  generate, params = _compiled(name, gamma, rule, options)
+  row_ids = np.arange(len(prompt.length)) if row_ids is None else row_ids
+  plan = plan or speculation.always(gamma)
+  answers = generate(params, prompt, eos_id, jnp.float32(alpha), row_ids, plan)
+  return jax.tree.map(np.asarray, answers)
+
+
+@functools.cache
+def _alone(name):
+  graphdef, params = testing.split(testing.build(name))
+
+  @jax.jit
+  def generate(params, prompt, eos_id):
+    return decoding.generate(nnx.merge(graphdef, params), prompt, max_len=MAX_LEN, eos_id=eos_id)
+
+  return lambda prompt, eos_id=NEVER: jax.tree.map(np.asarray, generate(params, prompt, eos_id))
+
+
+def _prompt() -> Prompt:
+  """Five rows of different lengths, one of them padding of the batch."""
+  length = np.array([7, 4, 0, 2, 6])
+  tokens = np.asarray(testing.tokens((5, 7), seed=9)) * (np.arange(7) < length[:, None])
+  return Prompt(tokens.astype(np.int32), length.astype(np.int32))
+
+
+def _frequent_token(answer) -> int:
+  """A token that ends some answers early, to stand for EOS."""
+  inside = answer.tokens[answer.mask]
+  return int(np.bincount(inside).argmax())
+
+
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+  ('name', 'gamma'),
+  [('t5', 3), ('decoder', 3), ('decoder', 0), *(slow(n, g) for n in LARGE for g in (1, 2, 5, 8))],
+)
+def test_lossless_greedy_answers_are_those_of_the_large_model(name, gamma):
+  alone = _alone(LARGE[name])
+  for eos_id in (NEVER, _frequent_token(alone(_prompt()))):
+    expected = alone(_prompt(), eos_id)
+    actual = _speculate(name, _prompt(), gamma=gamma, eos_id=eos_id).answer
+    np.testing.assert_array_equal(actual.tokens, expected.tokens)
+    np.testing.assert_array_equal(actual.mask, expected.mask)
+    np.testing.assert_allclose(actual.logprobs, expected.logprobs, atol=2e-5)
+
+
+@pytest.mark.parametrize('name', ['decoder', slow('t5')])
+def test_limits_of_a_rule_are_either_model_alone(name):
+  for alpha, config in ((-1e9, LARGE[name]), (1e9, SMALL[name])):
+    expected = _alone(config)(_prompt())
+    actual = _speculate(name, _prompt(), rule='opt', alpha=alpha)
+    np.testing.assert_array_equal(actual.answer.tokens, expected.tokens)
+  rows = _prompt().length > 0
+  np.testing.assert_array_equal(actual.counts.rejected, 0)
+  np.testing.assert_array_equal(actual.counts.large_calls[rows], 1 + -(-(MAX_LEN - 1) // 4))
+
+
+@both
+def test_log_probabilities_are_those_of_scoring_the_answer(name):
+  """Under a rule that needs the small model everywhere, and a lossless one, which does not."""
+  for rule in ('opt', 'lossless'):
+    actual = _speculate(name, _prompt(), rule=rule)
+    batch = _teacher_forced(LARGE[name], _prompt(), actual.answer)
+    for config, logprobs in ((SMALL, actual.small_logprobs), (LARGE, actual.answer.logprobs)):
+      expected, _ = decoding.score(testing.build(config[name]), batch)
+      expected = np.asarray(expected)[np.asarray(batch.weights) > 0]
+      values = logprobs[actual.answer.mask]
+      read = ~np.isnan(values)
+      assert read.mean() > (0.9 if rule == 'lossless' else 0.999)
+      np.testing.assert_allclose(values[read], expected[read], atol=2e-5)
+
+
+def _teacher_forced(config, prompt, answer) -> Batch:
+  if config.architecture == 'encoder_decoder':
+    inputs = np.pad(answer.tokens, ((0, 0), (1, 0)))[:, :-1]
+    return Batch(inputs, answer.tokens, answer.mask.astype(np.float32), prompt.tokens)
+  T = answer.tokens.shape[1]
+  text = np.zeros((len(prompt.length), prompt.tokens.shape[1] + T), np.int32)
+  weights = np.zeros(text.shape, np.float32)
+  for b, length in enumerate(prompt.length):
+    text[b, :length], text[b, length : length + T] = prompt.tokens[b, :length], answer.tokens[b]
+    weights[b, length : length + T] = answer.mask[b]
+  return Batch(text[:, :-1], text[:, 1:], weights[:, 1:])
+
+
+@pytest.mark.parametrize(('name', 'rule'), [('t5', 'token_v3'), slow('decoder', 'lossless')])
+def test_a_sampled_row_depends_neither_on_its_neighbors_nor_on_padding(name, rule):
+  options = {'rule': rule, 'alpha': 0.4, 'options': SAMPLED}
+  prompt, rows = _prompt(), np.array([4, 0, 3, 2, 1])
+  together = _speculate(name, prompt, **options)
+  padding = np.arange(7) >= prompt.length[rows, None]
+  tokens = np.where(padding, 11, prompt.tokens[rows])
+  length = np.where(rows == 0, 0, prompt.length[rows])  # another row is absent
+  apart = _speculate(name, Prompt(tokens, length), row_ids=rows, **options)
+  for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+    np.testing.assert_allclose(a[rows][rows != 0], b[rows != 0], atol=2e-5)
+  assert len(np.unique(together.answer.tokens[[0, 1, 3, 4]], axis=0)) == 4
+
+
+def test_work_is_counted_as_a_simulation_counts_it():
+  """Greedy lossless blocks follow from where the small model agrees with the answer."""
+  prompt, gamma = _prompt(), 3
+  eos_id = _frequent_token(_alone(LARGE['decoder'])(prompt))
+  actual = _speculate('decoder', prompt, gamma=gamma, eos_id=eos_id)
+  assert actual.counts.accepted.sum() > 0 < actual.counts.rejected.sum()
+  batch = _teacher_forced(LARGE['decoder'], prompt, actual.answer)
+  logits = testing.logits(*testing.split(testing.build(SMALL['decoder'])), batch)
+  agrees = np.asarray(jnp.argmax(logits, -1)) == batch.targets
+  for row in np.flatnonzero(prompt.length):
+    agreed = agrees[row][np.asarray(batch.weights[row]) > 0]
+    accepted, rejected, small_calls, large_calls, written = 0, 0, 1, 1, 1
+    while written < len(agreed):
+      count = min(gamma, MAX_LEN - written - 1)
+      prefix = int(np.cumprod(agreed[written : written + count]).sum())
+      ended = written + prefix == len(agreed)
+      accepted, rejected = accepted + prefix, rejected + (prefix < count and not ended)
+      small_calls, large_calls = small_calls + count, large_calls + 1
+      written += prefix + 1
+    counts = [int(values[row]) for values in actual.counts]
+    assert counts == [accepted, rejected, small_calls, large_calls]
+
+
+@pytest.mark.parametrize(('rule', 'alpha'), [('opt', 0.2), ('token_v3', 0.3)])
+def test_sampled_tokens_have_the_law_of_the_target_distribution(rule, alpha):
+  """Chi-square over sequences of three tokens; drawing from p instead is refused."""
+  generator = np.random.RandomState(3)
+  q, p = generator.dirichlet(np.ones(3), (2, 3))
+  pair = speculation.SpeculativePair(
+    Bigrams(q), Bigrams(p), RULES[rule].target, alpha, DecodingOptions(temperature=1.0)
+  )
+  rows = 20_000
+  prompt = Prompt(jnp.zeros((rows, 1), jnp.int32), jnp.ones(rows, jnp.int32))
+  generate = lambda: speculation.generate(pair, prompt, max_len=3, eos_id=NEVER, gamma=2)
+  tokens = np.asarray(jax.jit(generate)().answer.tokens)
+  counts = np.bincount(tokens @ [9, 3, 1], minlength=27)
+
+  def law(pi):
+    pi = np.float64(pi) / np.float64(pi).sum(-1, keepdims=True)
+    return np.einsum('a,ab,bc->abc', pi[0], pi, pi).ravel()
+
+  pi = np.stack(
+    [target_distribution(q[v], p[v], rule=RULES[rule].target, alpha=alpha) for v in range(3)]
+  )
+  assert stats.chisquare(counts, rows * law(pi)).pvalue > 1e-3
+  assert stats.chisquare(counts, rows * law(p)).pvalue < 1e-9
+
+
+def test_a_row_stops_drafting_when_its_drafts_are_rejected():
+  lengths = jnp.where(jnp.arange(101) < 50, 0, 3)
+  plan = speculation.DraftPlan(lengths, jnp.float32(3.0), jnp.float32(2.5))
+  adaptive = _speculate('t5', _prompt(), plan=plan)
+  constant = _speculate('t5', _prompt())
+  np.testing.assert_array_equal(adaptive.answer.tokens, constant.answer.tokens)
+  stopped = np.isnan(np.where(adaptive.answer.mask, adaptive.small_logprobs, 0)).sum(1) > 1
+  assert stopped.any()
+  assert (adaptive.counts.small_calls < constant.counts.small_calls)[stopped].all()
+  assert (adaptive.counts.rejected < constant.counts.rejected)[stopped].all()
+
+
+def test_a_run_compiles_one_program_for_all_alphas():
+  generate, _ = _compiled('decoder', 3, 'opt')
+  _speculate('decoder', _prompt(), rule='opt', alpha=0.1)
+  size = generate._cache_size()
+  for alpha in (0.2, -0.3):
+    _speculate('decoder', _prompt(), rule='opt', alpha=alpha)
+  assert generate._cache_size() == size
+
+
+@pytest.mark.parametrize('numbers', [{'max_len': 0, 'gamma': 1}, {'max_len': 1, 'gamma': -1}])
+def test_numbers_out_of_range_are_refused(numbers):
+  pair = speculation.SpeculativePair(
+    Bigrams(np.eye(3)), Bigrams(np.eye(3)), RULES['lossless'].target
+  )
+  prompt = Prompt(jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))
+  with pytest.raises(ValueError, match='max_len'):
+    speculation.generate(pair, prompt, eos_id=EOS, **numbers)
