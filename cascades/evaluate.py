@@ -87,16 +87,22 @@ def evaluate(
   ).read()
   labels = not any(table.manifest.get('unlabelled') for table in large)
   chains = chains or Chains()
-  fit = None
+  fit: dict[str, Sequence[Predictions]] | None = None
   if chains.fit_split is not None:
-    fit = _models(*dataclasses.replace(tables, split=chains.fit_split).read())
-  fitted = learned.fit(tables, small, metric)
+    others = dataclasses.replace(tables, split=chains.fit_split, embeddings=learned.embeddings)
+    fit = _models(*others.read())
+  unseen: list[Mapping[str, Sequence[Predictions]]] = [small]
+  if fit is not None and chains.fit_split != learned.split:
+    unseen.append(fit)
+  fitted = learned.fit(tables, unseen, metric)
   own_rules = {name: deferral.as_score(rule) for name, rule in (rules or {}).items()}
   deciders = _readable(settings.standard_rules, small) | {
     name: score if isinstance(score, Decider) else Decider(name, score, ['predictions'])
     for name, score in {**own_rules, **(scores or {})}.items()
   }
-  deciders |= learning.deciders(fitted, small)
+  deciders |= learning.deciders(
+    fitted, {name: [*own, *(fit or {}).get(name, [])] for name, own in small.items()}
+  )
   if [*deciders] == ['random']:
     raise ValueError(
       'Rows of the small models have no log-probabilities of tokens, alternatives or confidence, '
@@ -123,10 +129,11 @@ def evaluate(
       chains=compare_chains(
         _models(small, large),
         fit,
-        deciders=_deciding(deciders, chains.scores or comparison.scores[:1]),
+        deciders=_deciding(deciders, chains, comparison.scores[:1]),
         chains=chains,
         settings=comparison.settings,
         metric=metric,
+        learned=fitted,
       ),
       promised=promised,
     )
@@ -190,13 +197,17 @@ def _models(
   return {**small, 'large' if 'large' not in small else LARGE.name: large}
 
 
-def _deciding(deciders: Mapping[str, Decider], scores: Sequence[str]) -> list[Decider]:
-  """Deciders of these names, and all routers."""
-  if unknown := sorted(set(scores) - set(deciders)):
-    raise ValueError(
-      f'CHAIN_SCORES names {", ".join(map(repr, unknown))}, and the scores are '
-      f'{", ".join(map(repr, deciders))}.'
-    )
+def _deciding(
+  deciders: Mapping[str, Decider], chains: Chains, default: Sequence[str]
+) -> list[Decider]:
+  """Deciders of chains, by default of these names, and all routers."""
+  scores = chains.scores or default
+  for macro, given in (('CHAIN_SCORES', scores), ('DECISIONS', chains.decisions)):
+    if unknown := sorted(set(given) - set(deciders)):
+      raise ValueError(
+        f'{macro} names {", ".join(map(repr, unknown))}, and the scores are '
+        f'{", ".join(map(repr, deciders))}.'
+      )
   return [d for name, d in deciders.items() if d.before_answer or name in scores]
 
 

@@ -185,6 +185,20 @@ class Fitted(NamedTuple):
     return deferral.decider(self.name, self._score, self.recipe.reads, flops=self._flops())
 
   def _score(self, table: Predictions) -> Values:
+    self._refuse_own_rows(table)
+    usable = _usable(table, self.recipe)
+    score = np.full(len(usable), deferral.NO_TOKENS)
+    features = matrix(self.recipe.features, table, self.width)
+    score[usable] = self.predict(features[usable])
+    return score
+
+  def standardized(self, table: Predictions) -> Float[np.ndarray, 'N F']:
+    """Features of another table, as predictors read them."""
+    self._refuse_own_rows(table)
+    features = matrix(self.recipe.features, table, self.width)
+    return (features - self.arrays['mean']) / self.arrays['scale']
+
+  def _refuse_own_rows(self, table: Predictions) -> None:
     ids, inputs = digests(table)
     for digest, stored, what in (
       (ids, self.arrays['fit_ids'], 'id'),
@@ -198,11 +212,6 @@ class Fitted(NamedTuple):
           f'{table.task!r}, split {table.split!r}, such as the {what} of {example!r}: fit on '
           'another split, or leave these rows out of the report.'
         )
-    usable = _usable(table, self.recipe)
-    score = np.full(len(usable), deferral.NO_TOKENS)
-    features = matrix(self.recipe.features, table, self.width)
-    score[usable] = self.predict(features[usable])
-    return score
 
   def predict(self, features: Float[np.ndarray, 'N F']) -> Values:
     """Predicted target of raw features: log-odds of targets 0 and 1 unless isotonic.
@@ -331,14 +340,13 @@ def _standards(recipe: Recipe, features: Float[np.ndarray, 'N F']) -> tuple[np.n
   return mean, np.where(constant, 1.0, features.std(axis=0))
 
 
-def unshared(table: Predictions, other: Predictions) -> list[int]:
-  """Rows of a table that share neither id nor input with another, for example to fit on.
+def unshared(table: Predictions, *others: Predictions) -> list[int]:
+  """Rows of a table that share neither id nor input with any other, for example to fit on.
 
   Questions repeat across the splits of real data.
   """
-  shared = [
-    np.isin(own, others) for own, others in zip(digests(table), digests(other), strict=True)
-  ]
+  own = digests(table)
+  shared = [np.isin(a, b) for other in others for a, b in zip(own, digests(other), strict=True)]
   return np.flatnonzero(~np.any(shared, axis=0)).tolist()
 
 

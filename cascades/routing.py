@@ -27,6 +27,8 @@ Statistics = Float[np.ndarray, 'N S']
 Finalize = Callable[[Float[np.ndarray, '*M S']], Float[np.ndarray, '*M']]
 
 MOST_THRESHOLDS = 64  # of the outer of two thresholds; the inner one takes every value
+PRICES = 32  # besides 0, of the choice among models
+LEAST_GAIN = 1e-3  # of quality, that prices are scaled by
 MOST_CELLS = 1 << 24  # rows times neighbors whose similarities are computed at a time
 
 
@@ -71,6 +73,19 @@ def guarded_choice(
   return np.where(gains.mean(axis=1) > standard_error(gains), best, pinned)
 
 
+def prices(quality: Float[np.ndarray, 'K'], cost: Float[np.ndarray, 'K']) -> Float[np.ndarray, 'P']:
+  """Falling prices of a unit of cost, from far above the models' gain of quality by cost to 0.
+
+  Args:
+    quality: Mean quality of each model.
+    cost: Mean cost of each model.
+  """
+  if not np.ptp(cost):
+    return np.zeros(1)
+  ratio = max(float(np.ptp(quality)), LEAST_GAIN) / float(np.ptp(cost))
+  return ratio * np.append(np.logspace(3, -3, PRICES), 0.0)
+
+
 def standard_error(gains: Float[np.ndarray, 'N k']) -> Values:
   """Standard error of the mean of each row; inf of a single value, which has none."""
   k = gains.shape[1]
@@ -99,12 +114,21 @@ def _directions(rows: Float[np.ndarray, 'N D']) -> Float[np.ndarray, 'N D']:
 
 
 class Costs(NamedTuple):
-  """Costs of rows: of either answer, and of deciding before and after the small one."""
+  """Costs of rows: of either answer, and of deciding before and after the small one.
+
+  Without `discarded`, small answers that the large model's replace cost nothing.
+  """
 
   small: Values
   large: Values
   before: float = 0.0
   after: float = 0.0
+  discarded: bool = True
+
+  @property
+  def deferring(self) -> Values:
+    """Cost that the large model adds to rows with a small answer."""
+    return self.large if self.discarded else self.large - self.small
 
 
 class Points(NamedTuple):
@@ -153,7 +177,7 @@ def union(
     base = np.sum(costs.large[gone] + deciding) + np.sum(costs.small[rest] + deciding)
     inner, deferred = curves.reachable(after[rest])
     ends = np.append(0, deferred)
-    added = np.append(0, np.cumsum(costs.large[rest][inner]))[ends]
+    added = np.append(0, np.cumsum(costs.deferring[rest][inner]))[ends]
     looking = np.where(ends > 0, costs.after * len(rest), 0.0)
     gain = np.vstack([0 * small[:1], np.cumsum((large - small)[rest][inner], axis=0)])[ends]
     sums = large[gone].sum(axis=0) + small[rest].sum(axis=0) + gain
@@ -180,17 +204,34 @@ def apply(
   """Cost and quality of rules on other rows, such as those of a report, in their order."""
   cost, sums = [], []
   for a, b in zip(rules.first, rules.second, strict=True):
-    direct = before >= a
-    deferred = ~direct & (after >= b)
-    answered = direct | deferred
-    deciding = costs.before * np.isfinite(a) + costs.after * np.isfinite(b) * ~direct
-    cost.append(np.mean(deciding + np.where(direct, 0, costs.small) + answered * costs.large))
-    sums.append(np.where(answered[:, None], large, small).sum(axis=0))
+    answers, paid = decide(a, b, before, after, costs)
+    cost.append(np.mean(paid))
+    sums.append(np.where(answers[:, None] == 1, large, small).sum(axis=0))
   return rules._replace(cost=np.array(cost), quality=finalize(np.array(sums)))
 
 
+def decide(
+  a: float, b: float, before: Values, after: Values, costs: Costs
+) -> tuple[Int[np.ndarray, 'N'], Values]:
+  """Model of each row under a rule of `union`, 0 or 1, and the cost of the row."""
+  direct = before >= a
+  deferred = ~direct & (after >= b)
+  deciding = costs.before * np.isfinite(a) + costs.after * np.isfinite(b) * ~direct
+  paid = deciding + np.where(direct, costs.large, costs.small + deferred * costs.deferring)
+  return (direct | deferred).astype(int), paid
+
+
+def decide_or_abstain(
+  a: float, b: float, score: Values, costs: Costs
+) -> tuple[Int[np.ndarray, 'N'], Values]:
+  """Model of each row under a rule of `with_abstention`, 2 for nobody, and the cost of the row."""
+  nobody, deferred = score >= a, score >= b
+  paid = costs.small + costs.after * np.isfinite(b) + (deferred & ~nobody) * costs.deferring
+  return np.where(nobody, 2, deferred.astype(int)), paid
+
+
 def with_abstention(
-  score: Values, small: Values, large: Values, costs: Costs, *, value: float,
+  score: Values, small: Values, large: Values, costs: Costs, *, value: float | Values,
   most: int = MOST_THRESHOLDS,
 ) -> Points:  # fmt: skip
   """Rules (a, b), a >= b, that abstain where s >= a and else defer where s >= b.
@@ -203,7 +244,7 @@ def with_abstention(
     small: Quality of each answer of the small model.
     large: Quality of each answer of the large model.
     costs: Costs of each row; `before` is not charged.
-    value: Quality of a row without an answer: 1 - p at a price p of abstaining.
+    value: Quality of a row without an answer, or of each: 1 - p at a price p of abstaining.
     most: Number of quantiles of a, besides inf.
 
   Returns:
@@ -217,12 +258,13 @@ def with_abstention(
   threshold = np.append(np.inf, score[order[counts - 1]])
   gain = np.append(0, np.cumsum((large - small)[order]))[ends]
   own = np.append(0, np.cumsum(small[order]))[ends]
-  extra = np.append(0, np.cumsum(costs.large[order]))[ends]
+  extra = np.append(0, np.cumsum(costs.deferring[order]))[ends]
+  unanswered = np.append(0, np.cumsum(np.broadcast_to(value, score.shape)[order]))[ends]
   base = np.sum(costs.small) + np.where(ends > 0, costs.after * len(score), 0.0)
   pieces = []
   for index in np.append(0, 1 + curves.evenly_spaced(len(counts), most)):
     inner = slice(index, None)
-    quality = own[-1] - own[index] + value * ends[index] + gain[inner] - gain[index]
+    quality = own[-1] - own[index] + unanswered[index] + gain[inner] - gain[index]
     cost = base[inner] + extra[inner] - extra[index]
     a = np.full(len(quality), threshold[index])
     pieces.append(Points(a, threshold[inner], cost / len(score), quality / len(score)))

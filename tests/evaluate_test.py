@@ -241,7 +241,7 @@ def test_every_macro_reaches_the_program():
     'OVERWRITE': True, 'CHAIN': ['x'], 'FIT_SPLIT': 'train', 'COST_AXES': ['flops', 'dollars'],
     'CHAIN_SCORES': ['sum'], 'DOLLARS': {'x': {'prompt': 1, 'generated': 2}}, 'SECONDS': {},
     'CHARGE_DISCARDED': False, 'POLICY': 'policy.json', 'LEARNED': ['logistic'],
-    'LEARNED_SPLIT': 'train',
+    'LEARNED_SPLIT': 'train', 'ABSTENTION': 0.3, 'DECISIONS': {'sum': {'seconds': 0.1}},
   }  # fmt: skip
   gin.clear_config()
   bindings = [f'{name}={value!r}' for name, value in macros.items()]
@@ -255,7 +255,15 @@ def test_every_macro_reaches_the_program():
     'metric': 'bleu',
     'settings': Settings('uniform', [2.0], [0.5], 'x', 20, 0.9, 3, dedupe_inputs=True),
     'chains': Chains(
-      ['x'], ['flops', 'dollars'], ['sum'], 'train', macros['DOLLARS'], {}, charge_discarded=False
+      ['x'],
+      ['flops', 'dollars'],
+      ['sum'],
+      'train',
+      macros['DOLLARS'],
+      {},
+      charge_discarded=False,
+      abstention=0.3,
+      decisions=macros['DECISIONS'],
     ),
     'learned': Learned(['logistic'], {}, 'train'),
     'report': Report('A title', interactive=False),

@@ -177,8 +177,7 @@ def row_quality(table: Predictions, metric: Metric, *, surrogate: bool) -> Rows:
     ValueError: The metric is no mean over rows, or its values are not bounded.
   """
   statistics = table.statistics[metric.name]
-  is_mean = statistics.shape[1] == 2 and (statistics[:, 1] == 1).all()
-  if not is_mean and not surrogate:
+  if not pooling.is_mean(statistics) and not surrogate:
     raise ValueError(
       f'{metric.name} is a function of sums over the whole corpus, not a mean over rows, so no '
       'finite-sample test applies to it. Choose a METRIC that judges each row, or promise its '

@@ -52,16 +52,17 @@ class Learned:
   def fit(
     self,
     tables: Tables,
-    report: Mapping[str, Sequence[Predictions]],
+    reports: Sequence[Mapping[str, Sequence[Predictions]]],
     metric: Metric | str | None = None,
   ) -> dict[str, dict[str, Fitted]]:
     """Fits every recipe for every small model, over all tasks.
 
-    Rows that are also in the report, as real data repeat questions across splits, are left out.
+    Rows that are also in the report, or in the split that rules of chains are chosen on, as real
+    data repeat questions across splits, are left out.
 
     Args:
       tables: Locations of the tables of the report.
-      report: Small models' tables of the report.
+      reports: Small models' tables of the report, and of other rows to leave out.
       metric: Metric, or its name; None for the first of each table.
 
     Returns:
@@ -87,10 +88,11 @@ class Learned:
     fitted: dict[str, dict[str, Fitted]] = {name: {} for name in self.by_name}
     for model, own in small.items():
       pooled = pooling.pool(own)
-      rows = learned_deferral.unshared(pooled, pooling.pool(report[model]))
+      rows = learned_deferral.unshared(pooled, *(pooling.pool(other[model]) for other in reports))
       if len(rows) < len(pooled.ids):
         log.info(
-          '%d of %d rows of split %s are also in the report, and nothing is learned from them.',
+          '%d of %d rows of split %s are also in the report or in that of FIT_SPLIT, and nothing '
+          'is learned from them.',
           *(len(pooled.ids) - len(rows), len(pooled.ids), self.split),
         )
       selected, quality = alignment.select(pooled, rows), _quality(own, metrics)[rows]

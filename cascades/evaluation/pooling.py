@@ -117,9 +117,7 @@ def layout(
       f'Unknown task weights {weights!r}; expected {", ".join(get_args(TaskWeights))} or None.'
     )
   stored = [statistics(tables, metrics) for tables in models]
-  means = all(
-    matrix.shape[1] == 2 and (matrix[:, 1] == 1).all() for model in stored for matrix in model
-  )
+  means = all(is_mean(matrix) for model in stored for matrix in model)
   weights = weights or ('size' if means else 'uniform')
   sizes, widths = zip(*(matrix.shape for matrix in stored[0]), strict=True)
   finalizes = [metric.finalize for metric in metrics]
@@ -140,6 +138,11 @@ def layout(
 def statistics(tables: Sequence[Predictions], metrics: Sequence[Metric]) -> list[Statistics]:
   """Each task's statistics of its metric."""
   return [table.statistics[metric.name] for table, metric in zip(tables, metrics, strict=True)]
+
+
+def is_mean(statistics: Statistics) -> bool:
+  """True for statistics of a metric that is a mean over rows, and no function of all their sums."""
+  return statistics.shape[1] == 2 and bool((statistics[:, 1] == 1).all())
 
 
 def task_rows(tables: Sequence[Predictions]) -> list[slice]:

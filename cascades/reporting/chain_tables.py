@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cascades import costs
-from cascades.evaluation.chains import ChainResult
+from cascades.evaluation.chains import ChainCurve, ChainResult
 from cascades.evaluation.comparison import Comparison
 from cascades.evaluation.quantities import Quantity
 from cascades.reporting import summary
@@ -24,11 +24,11 @@ def tables(comparison: Comparison) -> list[SummaryTable]:
 
 
 def asked_for(comparison: Comparison) -> list[SummaryTable]:
-  """Tables of longer chains and of axes of cost that are not the default one."""
+  """Tables of longer chains, of axes of cost that are not the default one, and of rules of two."""
   return [
     table(comparison, result)
     for result in comparison.chains
-    if len(result.models) > 2 or result.axis != 'flops per token'
+    if len(result.models) > 2 or result.axis != 'flops per token' or result.differences
   ]
 
 
@@ -45,7 +45,10 @@ def table(comparison: Comparison, result: ChainResult) -> SummaryTable:
     'gain over random': lambda value: summary.percent(value / 100),
   }
   curves = [
-    (Cell(name), *(Cell(text(curve.metrics[Quantity(key)])) for key, text in columns.items()))
+    (
+      Cell(name, _unanswered(curve)),
+      *(Cell(text(curve.metrics[Quantity(key)])) for key, text in columns.items()),
+    )
     for name, curve in result.curves.items()
   ]
   singles = [
@@ -65,11 +68,23 @@ def table(comparison: Comparison, result: ChainResult) -> SummaryTable:
   )
 
 
+def _unanswered(curve: ChainCurve) -> str:
+  """Range of the share of unanswered rows along a curve; empty if all are answered."""
+  most = float(curve.unanswered.max())
+  least = summary.percent(float(curve.unanswered.min()))
+  return f'({least} to {summary.percent(most)} unanswered)' if most else ''
+
+
 def _terms(result: ChainResult) -> str:
   """Sentences about the score, the charged answers, and the split of choices."""
   charged = 'are charged' if result.discarded else 'are NOT charged: CHARGE_DISCARDED=False'
   chosen = f'the split {result.fit_split!r}' if result.fit_split else 'the reported rows'
+  unknown = ', '.join(map(repr, result.uncharged))
+  free = (
+    f' Decisions of {unknown} have no cost in {result.axis}: DECISIONS would give it.'
+    if unknown else ''
+  )  # fmt: skip
   return (
     f'Deferral by {result.score!r}. Answers that are thrown away {charged}. The best single model, '
-    f'and thresholds of chains, are those of {chosen}.'
+    f'and thresholds of chains, are those of {chosen}.{free}'
   )

@@ -172,6 +172,7 @@ def _chain_json(result: ChainResult, points: int | None) -> dict[str, Any]:
     'singles': {name: single._asdict() for name, single in result.singles.items()},
     'best_single': result.best_single,
     'curves': {name: _chain_curve_json(curve, points) for name, curve in result.curves.items()},
+    'uncharged_decisions': list(result.uncharged),
     'differences': [
       {'curve': name, 'control': other, **_flat(Quantity('area'), difference)}
       for (name, other), difference in result.differences.items()
@@ -180,13 +181,17 @@ def _chain_json(result: ChainResult, points: int | None) -> dict[str, Any]:
 
 
 def _chain_curve_json(curve: ChainCurve, points: int | None) -> dict[str, Any]:
-  """Curve of a chain; a rule's threshold is null where the answer is final."""
+  """Curve of a chain; a rule's threshold is null where the answer is final.
+
+  The `outer` one, see `ChainCurve`, is null where nobody is above it.
+  """
   size = len(curve.quality)
   shown = curves.evenly_spaced(size, points or size)
   return {
     'points': size,
     **{name: _finite(getattr(curve, name)[shown]) for name in ('cost', 'quality')},
     'shares': curve.shares[shown].tolist(),
+    'unanswered': curve.unanswered[shown].tolist(),
     'rules': [
       {
         'models': np.flatnonzero(~np.isnan(row)).tolist(),
@@ -198,7 +203,11 @@ def _chain_curve_json(curve: ChainCurve, points: int | None) -> dict[str, Any]:
     else [],
     **{
       name: _finite(values[shown]) if len(values) else []
-      for name, values in (('fit_cost', curve.fit_cost), ('fit_quality', curve.fit_quality))
+      for name, values in (
+        ('outer', curve.outer),
+        ('fit_cost', curve.fit_cost),
+        ('fit_quality', curve.fit_quality),
+      )
     },
     'metrics': [
       {'quantity': quantity.name, 'at': quantity.at, 'value': _number(value)}

@@ -109,7 +109,7 @@ def test_shuffled_labels_of_the_report_change_nothing_that_is_learned(root, tmp_
       t._replace(statistics={'accuracy': t.statistics['accuracy'][::-1]}) for t in small['xent']
     ]
   }
-  arrays = learned.fit(tables, shuffled)['quick']['xent'].arrays
+  arrays = learned.fit(tables, [shuffled])['quick']['xent'].arrays
   stored = fitted.read(tmp_path / '0' / 'learned' / 'xent' / 'quick.json').arrays
   for name, array in arrays.items():
     np.testing.assert_array_equal(array, stored[name])
