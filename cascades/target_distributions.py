@@ -309,7 +309,7 @@ def lossy_normalized(q: Distribution, p: Distribution, alpha: Alpha) -> Probs:
 
   start = jnp.ones_like(rejected)
   _, s = jax.lax.while_loop(
-    lambda steps: jnp.any(steps[0] != steps[1]),
+    lambda steps: jnp.any(steps[1] < steps[0]),  # False for NaN, which would never settle
     lambda steps: (steps[1], newton(steps[1])),
     (start, newton(start)),
   )

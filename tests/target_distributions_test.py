@@ -272,6 +272,11 @@ def test_the_normalized_residual_solves_its_equation():
       np.testing.assert_allclose(pi, np.maximum(np.minimum(q, p / (1 - alpha)), s * p), atol=1e-12)
 
 
+def test_invalid_probabilities_end_newtons_method():
+  q = np.full((N, V), np.nan)
+  assert np.isnan(_pi('lossy_normalized', q, q, 0.3)).all()
+
+
 def test_greedy_rules_coincide_as_the_papers_say():
   """OPT is Diff and V1 at temperature 0; V3 is the greedy lenience, V3(0) the large model."""
   logits = _models(9)
