@@ -48,6 +48,7 @@ class Choices(NamedTuple):
 
 Scores = tuple[np.ndarray, np.ndarray]  # of the fit and of the report rows
 PairScore = Callable[[DataSet, int, int], Scores]
+Embed = Callable[[DataSet], tuple[np.ndarray, np.ndarray]]  # unit rows of fit and report prompts
 
 
 def policy(choices: Sequence[Choices]) -> Policy:
@@ -168,7 +169,7 @@ def learned(signal: str, family: str, target: str = 'gap', seeds: int = 1) -> Pa
   return score
 
 
-def embed(data: DataSet) -> tuple[np.ndarray, np.ndarray]:
+def words(data: DataSet) -> tuple[np.ndarray, np.ndarray]:
   """Hashed TF-IDF of fit and report prompts, rows have length 1."""
   from sklearn.feature_extraction import text
 
@@ -211,7 +212,7 @@ def chosen(data: DataSet, choice: Sequence[Scores]) -> Choices:
   )
 
 
-def nearest_neighbors(data: DataSet, *, guarded: bool) -> Choices:
+def nearest_neighbors(data: DataSet, *, guarded: bool, embed: Embed = words) -> Choices:
   """Router by the qualities of the nearest fit prompts: see docs/deciding.md."""
   fitted, reported = embed(data)
   near = neighbors(fitted, fitted, own=True), neighbors(reported, fitted, own=False)
@@ -226,8 +227,8 @@ def nearest_neighbors(data: DataSet, *, guarded: bool) -> Choices:
   return chosen(data, [tuple(choose(rows, price) for rows in near) for price in lambdas(data)])
 
 
-def linear_router(data: DataSet) -> Choices:
-  """Router by ridge regressions of each model's quality on the prompt."""
+def predicted_quality(data: DataSet, embed: Embed = words) -> Scores:
+  """Ridge regressions of each model's quality on the prompt, [K, N], out of fold on fit rows."""
   from sklearn import linear_model
 
   embedded = embed(data)
@@ -240,10 +241,15 @@ def linear_router(data: DataSet) -> Choices:
   on_fit = np.empty(data.fit.quality.shape)
   for training, rest in folds(len(data.fit.ids)):
     on_fit[:, rest] = fit(training)(embedded[0][rest])
-  on_report = fit(np.arange(len(data.fit.ids)))(embedded[1])
+  return on_fit, fit(np.arange(len(data.fit.ids)))(embedded[1])
+
+
+def linear_router(data: DataSet, *, embed: Embed = words) -> Choices:
+  """Router by the predicted quality of each model."""
+  predicted = predicted_quality(data, embed)
   cost = data.fit.cost.mean(axis=1)[:, None]
   return chosen(data, [
-    tuple((values - price * cost).argmax(axis=0) for values in (on_fit, on_report))
+    tuple((values - price * cost).argmax(axis=0) for values in predicted)
     for price in lambdas(data)
   ])  # fmt: skip
 

@@ -12,11 +12,12 @@ from benchmarks.bars import Measured
 from cascades.tasks.task import Mixture, Row, both
 from cascades.tokenizers import vocabularies
 
-# All but those that others import: the bars, steps to compile, a task, and deciders' tables.
+# All but those that others import: the bars, steps to compile, a task, deciders' tables, vectors.
 BENCHMARKS = sorted(
   path.stem
   for path in bars.RESULTS.parent.glob('[a-z]*.py')
-  if path.stem not in ('bars', 'compiling', 'mixture', 'deciding_rules', 'outcome_tables')
+  if path.stem
+  not in ('bars', 'compiling', 'mixture', 'deciding_rules', 'outcome_tables', 'prompt_vectors')
 )
 
 

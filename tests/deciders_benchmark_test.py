@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from benchmarks import deciders, deciding_rules, outcome_tables
+from benchmarks import deciders, deciding_rules, outcome_tables, routers
 from benchmarks.outcome_tables import Table
 from tests import real_data
 
@@ -157,3 +157,32 @@ def test_a_recorded_confidence_of_zero_stays_finite(tmp_path):
   data = outcome_tables.llm_chain(tmp_path, 'gsm8k', 'llama')
   assert data.fit.signals['confidence'].max() == pytest.approx(np.log(1e9), abs=1e-3)
   np.testing.assert_allclose(data.report.deciding, 2e-5)
+
+
+def test_a_union_charges_what_it_calls_and_is_never_below_its_cascade_on_fit_rows():
+  data = planted(rows=120)
+  data.fit.deciding[0], data.report.deciding[0] = 0.05, 0.05
+  word = lambda small, large: 'hard' if large > small else 'easy'
+  tables = [
+    each._replace(prompts=list(map(word, *each.quality))) for each in (data.fit, data.report)
+  ]
+  data = data._replace(fit=tables[0], report=tables[1])
+  (rules,) = routers.union(data, 'confidence', deciding_rules.words)
+  (cascade,) = deciding_rules.pairs(data, deciding_rules.own_signal('confidence'))
+  assert (np.interp(cascade.cost, rules.cost, rules.quality) >= cascade.quality - 1e-9).all()
+  policy = rules.apply(np.arange(len(rules.cost)))
+  assert policy.cost.shape == (len(rules.cost), 120)
+  small, looked, large = 0.1, 0.15, 1.0
+  paid = policy.cost.round(9)
+  assert {small, large} <= set(paid.ravel()) <= {small, looked, large, looked + large}
+  expected = np.where(paid >= large, data.report.quality[1], data.report.quality[0])
+  np.testing.assert_array_equal(policy.quality, expected)
+
+
+def test_routers_are_compared_on_planted_prompts(tmp_path):
+  embeds = {'words': deciding_rules.words, 'same': deciding_rules.words}
+  differences = routers.evaluate(planted(rows=80), embeds, tmp_path, 50)['differences']
+  assert differences['guarded kNN, same over words']['value'] == 0
+  assert differences['union, words, over linear router']['value'] > 0
+  assert len(differences) == 12
+  assert len(list((tmp_path / 'planted').glob('*.json'))) == 8
