@@ -6,7 +6,7 @@
 
 Reads the tables of validation rows that `infer` wrote, and writes POLICY: models, decider,
 thresholds, and the promises with what is expected at them. If the rows cannot support the promises
-it says how many more would, writes nothing, and exits with code 3. With CHECK=True it calibrates a
+it says how many more would, writes nothing, and exits with code 3. With --check it calibrates a
 thousand times on draws from the rows, and reports how often the promises were kept.
 """
 

@@ -51,6 +51,7 @@ _SOME_PROGRAMS = {
   'profile_steps',
   'topology',
   'large_model',
+  'check',
   'multihost',
   'coordinator_address',
   'process_count',
@@ -159,6 +160,8 @@ def _define_flags(program: str) -> None:
     flags.DEFINE_string(
       'profile_steps', None, 'Write a profiler trace of steps a to b: --profile_steps=10:15.'
     )
+  if name == 'calibrate':
+    flags.DEFINE_boolean('check', False, 'Short for --gin.CHECK=True.')
   if name == 'plan':
     flags.DEFINE_string('topology', None, 'Devices to plan for, as v4:2x2x4 or v5e:4x4.')
     flags.DEFINE_string(
@@ -184,7 +187,7 @@ def _flag(name: str) -> Any:
 
 
 def _call(function: Callable[..., Any]) -> None:
-  given = {name: _flag(name) for name in ('topology', 'profile_steps')}
+  given = {name: _flag(name) for name in ('topology', 'profile_steps', 'check')}
   settings: dict[str, Any] = {name: value for name, value in given.items() if value}
   if 'provenance' in inspect.signature(function).parameters:
     training = function.__name__ == 'train'

@@ -269,8 +269,11 @@ def test_the_commands_calibrate_and_evaluate_in_a_process(root, tmp_path):
       cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
-  result = run('calibrate', '--gin.QUALITY=0.7', '--gin.POLICY=policy.json')
+  result = run(
+    'calibrate', '--gin.QUALITY=0.7', '--gin.POLICY=policy.json', '--check', '--gin.CHECK_DRAWS=20'
+  )
   assert result.returncode == 0, result.stderr
+  assert 'Check: 20 draws' in result.stdout
   assert 'quality >= 0.7' in result.stdout
   result = run(
     'evaluate', '--gin.POLICY=policy.json', '--gin.EVAL_OUTPUT_DIR=report',
