@@ -17,12 +17,14 @@ PARAMETERS = {
 }  # fmt: skip
 ACCURACY = (0.425, 0.572, 0.634, 0.815, 0.852)  # as SOURCE.md states it
 ORACLE = 0.945
+ROUTERS = 'guarded_knn_words', 'linear_router_words'
 
 
-def write_tables(directory, split, task):
-  """Tables of all models: a confidence, tokens, seconds and dollars, and no log-probabilities."""
+def write_tables(directory, split, task, rows_of=slice(None)):
+  """Tables of all models: confidences, tokens, seconds and dollars, and no log-probabilities."""
   source = real_data.real(f'llm_chains/mmlu.{task}.llama.jsonl.gz')
-  examples = [json.loads(line) for line in gzip.decompress(source.read_bytes()).splitlines()]
+  lines = gzip.decompress(source.read_bytes()).splitlines()
+  examples = [json.loads(line) for line in lines[rows_of]]
   for name, parameters in PARAMETERS.items():
     table = []
     for example in examples:
@@ -49,12 +51,14 @@ def report(tmp_path_factory):
   """curves.json of the real command, and its output."""
   directory = tmp_path_factory.mktemp('mmlu')
   write_tables(directory, 'test', 'test')
-  write_tables(directory, 'train', 'train')
+  write_tables(directory, 'train', 'train', slice(0, None, 2))
+  write_tables(directory, 'validation', 'train', slice(1, None, 2))
   *small, large = PARAMETERS
   bindings = {
     'SMALL': {name: f'{directory}/{name}' for name in small[::3]},
     'LARGE': f'{directory}/{large}', 'EVAL_OUTPUT_DIR': f'{directory}/report', 'CHAIN': small[::3],
-    'FIT_SPLIT': 'train', 'COST_AXES': ['dollars', 'flops', 'seconds', 'large calls'],
+    'FIT_SPLIT': 'validation', 'LEARNED': ROUTERS, 'LEARNED_SPLIT': 'train',
+    'COST_AXES': ['dollars', 'flops', 'seconds', 'large calls'],
     'RESAMPLES': 10, 'SECONDS': {'large': {'prompt': 1e-3, 'generated': 0.5}},
   }  # fmt: skip
   completed = subprocess.run(
@@ -95,6 +99,7 @@ def test_the_chain_stands_beside_its_controls(report):
   data, output = report
   names = {
     'chain', 'pairs', 'best chains', 'oracle', 'oracle router', 'random deferral', 'random router',
+    *(f'router {name}' for name in ROUTERS),
   }  # fmt: skip
   for chain in data['chains']:
     assert set(chain['curves']) == names
@@ -107,3 +112,28 @@ def test_the_chain_stands_beside_its_controls(report):
     quality = np.array(chain['curves']['oracle']['quality'])
     assert ACCURACY[-1] < quality[-1] <= ORACLE
   assert 'llama3.2-1b > llama3.1-70b > large, by dollars per query' in output
+
+
+def test_learned_routers_choose_among_all_models_at_prices_that_the_fit_split_prefers(report):
+  for chain in report[0]['chains']:
+    first, *_ = chain['singles'].values()
+    for name in ROUTERS:
+      curve = chain['curves'][f'router {name}']
+      assert np.shape(curve['shares']) == (curve['points'], 3)
+      assert (np.diff(curve['outer']) < 0).all()
+      assert (np.diff(curve['fit_cost']) > 0).all()
+      assert (np.diff(curve['fit_quality']) > 0).all()
+      # The dearest price sends all to the cheapest model, and its search or product comes on top.
+      if chain['axis'] != 'large calls':  # where two models cost nothing
+        assert curve['quality'][0] == pytest.approx(first['quality'])
+      free = chain['axis'] != 'flops'
+      assert curve['cost'][0] == pytest.approx(first['cost'], rel=1e-9 if free else 0.01)
+      areas = [
+        next(m['value'] for m in own['metrics'] if m['quantity'] == 'area')
+        for own in (curve, chain['curves']['oracle router'])
+      ]
+      assert areas[0] < areas[1]
+    pairs = {(entry['curve'], entry['control']) for entry in chain['differences']}
+    assert ('chain', f'router {ROUTERS[0]}') in pairs
+  shares = np.array(report[0]['chains'][0]['curves'][f'router {ROUTERS[1]}']['shares'])
+  assert (shares.max(axis=0) > 0.1).all()  # in dollars, each of the three models answers
