@@ -221,6 +221,7 @@ class Predictions(NamedTuple):
   columns: Mapping[str, Float[np.ndarray, 'N']] = MappingProxyType({})  # see COLUMNS; nan: unknown
   alternatives: Float[np.ndarray, 'L A'] | None = None  # most likely first, padded by -inf
   embeddings: Mapping[str, Float[np.ndarray, 'N D']] = MappingProxyType({})  # by sidecar
+  by_token: Mapping[str, Float[np.ndarray, 'L']] = MappingProxyType({})  # see TOKEN_COLUMNS
 
   def column(self, name: str) -> Float[np.ndarray, 'N']:
     """Numbers of all rows.
@@ -275,6 +276,16 @@ COLUMNS: Mapping[str, str] = MappingProxyType({
   'generated_tokens': 'tokens written, those that are not shown included',
   'seconds': 'time to the end of the answer',
   'dollars': 'price paid for the answer',
+  'accepted': 'drafts of a small model that are part of the answer',
+  'rejected': 'drafts of a small model that were replaced',
+  'small_calls': 'steps of the small model, the prompt included',
+  'large_calls': 'calls of the large model, the prompt included',
+})  # fmt: skip
+
+# Optional numbers of each token; nan: unknown.
+TOKEN_COLUMNS: Mapping[str, str] = MappingProxyType({
+  'small_logprobs': 'log-probability under the small model, where it has read the tokens before',
+  'drafted': '1 if the small model wrote the token, else 0',
 })  # fmt: skip
 
 

@@ -66,6 +66,10 @@ def pool(tables: Sequence[Predictions]) -> Predictions:
       name: np.concatenate([table.embeddings[name] for table in tables])
       for name in set.intersection(*(set(table.embeddings) for table in tables))
     },
+    by_token={
+      name: np.concatenate([table.by_token[name] for table in tables])
+      for name in set.intersection(*(set(table.by_token) for table in tables))
+    },
   )
 
 

@@ -86,6 +86,7 @@ def select(table: Predictions, rows: Sequence[int]) -> Predictions:
     columns={name: values[index] for name, values in table.columns.items()},
     alternatives=None if table.alternatives is None else table.alternatives[table.positions(index)],
     embeddings={name: values[index] for name, values in table.embeddings.items()},
+    by_token={name: values[table.positions(index)] for name, values in table.by_token.items()},
   )
 
 

@@ -9,18 +9,23 @@ The first keys of a row are T5X's; those that a cascade needs lie under `aux`:
              "correct": [0 | 1], "options": [str], "option_scores": [float],
              "option_lengths": [int], "group": str, "slice": str,
              "top_logprobs": [[float]], "confidence": float, "prompt_tokens": int,
-             "generated_tokens": int, "seconds": float, "dollars": float}}
+             "generated_tokens": int, "seconds": float, "dollars": float, "accepted": int,
+             "rejected": int, "small_calls": int, "large_calls": int,
+             "small_logprobs": [float | null], "drafted": [0 | 1]}}
 
 Those from `correct` on are optional, and other keys are ignored. `option_lengths` are in tokens.
 Rows of one `group`, such as all answers to one question, are correct only together; rows of one
 `slice` belong to one population. `top_logprobs` are those of the most likely tokens at each
-position. Log-probabilities are finite, in float32 precision: minus infinity is written as the
-lowest float32, and numbers above 0 are refused.
+position. Answers that two models wrote together have the log-probabilities of the large one in
+`token_logprobs`; those of the small one, null where it has not read the tokens before, are
+`small_logprobs`, and `drafted` is 1 for the tokens that it wrote. Log-probabilities are finite, in
+float32 precision: minus infinity is written as the lowest float32, and numbers above 0 are refused.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -30,7 +35,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from cascades.types import COLUMNS
+from cascades.types import COLUMNS, TOKEN_COLUMNS
 
 Mode: TypeAlias = Literal['predict', 'score']
 JsonRow: TypeAlias = dict[str, Any]
@@ -43,6 +48,7 @@ Positive = Annotated[int, msgspec.Meta(gt=0, le=1 << 62)]
 Finite = Annotated[float, msgspec.Meta(ge=-HIGHEST, le=HIGHEST)]
 LogProbability = Annotated[float, msgspec.Meta(ge=-HIGHEST, le=ROUNDING)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Bit = Annotated[int, msgspec.Meta(ge=0, le=1)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=HIGHEST)]
 TokenCount = Annotated[float, msgspec.Meta(ge=1, le=HIGHEST)]
 
@@ -60,6 +66,7 @@ class PredictionRow(NamedTuple):
   slice: str | None = None
   columns: Mapping[str, float] = MappingProxyType({})
   alternatives: Sequence[Sequence[float]] | None = None  # most likely first
+  by_token: Mapping[str, Sequence[float | None]] = MappingProxyType({})
 
 
 class Details(NamedTuple):
@@ -70,12 +77,14 @@ class Details(NamedTuple):
     slice: Name of the population that the example belongs to.
     columns: Numbers, by names of COLUMNS.
     alternatives: Log-probabilities of the most likely tokens at the position of each token.
+    by_token: Numbers of each token, by names of TOKEN_COLUMNS; nan where unknown.
   """
 
   group: str | None = None
   slice: str | None = None
   columns: Mapping[str, float] = MappingProxyType({})
   alternatives: Sequence[Sequence[float]] | None = None
+  by_token: Mapping[str, Sequence[float]] = MappingProxyType({})
 
 
 class _Inputs(msgspec.Struct):
@@ -99,6 +108,12 @@ class _Aux(msgspec.Struct):
   generated_tokens: Amount | UnsetType = UNSET
   seconds: Amount | UnsetType = UNSET
   dollars: Amount | UnsetType = UNSET
+  accepted: Amount | UnsetType = UNSET
+  rejected: Amount | UnsetType = UNSET
+  small_calls: Amount | UnsetType = UNSET
+  large_calls: Amount | UnsetType = UNSET
+  small_logprobs: list[LogProbability | None] | UnsetType = UNSET
+  drafted: list[Bit] | UnsetType = UNSET
 
 
 class _ScoredAux(_Aux):
@@ -180,6 +195,11 @@ def build(
   aux |= {name: float(value) for name, value in details.columns.items()}
   if details.alternatives is not None:
     aux['top_logprobs'] = [_finite(values) for values in details.alternatives]
+  for name, values in details.by_token.items():
+    flags = np.asarray(values).dtype.kind in 'bi'
+    aux[name] = [
+      int(value) if flags else None if math.isnan(value) else value for value in _finite(values)
+    ]
   return {
     'inputs': {'inputs_pretokenized': inputs, 'targets_pretokenized': targets[0]},
     **({'prediction': answer} if isinstance(answer, str) else {'score': _finite([answer])[0]}),
@@ -267,6 +287,8 @@ def _checked(record: _Predicted | _Scored) -> PredictionRow:
     lengths['correct'] = len(aux.correct)
   if aux.top_logprobs is not UNSET:
     lengths['top_logprobs'] = len(aux.top_logprobs)
+  by_token = {name: value for name in TOKEN_COLUMNS if (value := getattr(aux, name)) is not UNSET}
+  lengths |= {name: len(values) for name, values in by_token.items()}
   if len(set(lengths.values())) > 1:
     raise ValueError(f'aux has {lengths}; all must be the number of tokens of the answer')
   return PredictionRow(
@@ -282,6 +304,7 @@ def _checked(record: _Predicted | _Scored) -> PredictionRow:
     alternatives=None
     if aux.top_logprobs is UNSET
     else [sorted((min(x, 0.0) for x in values), reverse=True) for values in aux.top_logprobs],
+    by_token=by_token,
   )
 
 

@@ -25,7 +25,7 @@ from etils import epath
 from cascades.predictions import markers, rows
 from cascades.predictions.rows import Finite, JsonRow, Mode, Positive, PredictionRow
 from cascades.runtime import files
-from cascades.types import COLUMNS, Predictions
+from cascades.types import COLUMNS, TOKEN_COLUMNS, Predictions
 
 VERSION = 1
 MOST_DEFECTS = 3  # shards that an error names
@@ -71,7 +71,12 @@ def shard_rows(total: int, index: int, count: int) -> range:
 
 
 def begin(
-  directory: epath.PathLike, origin: Mapping[str, Any], *, fingerprint: str, overwrite: bool
+  directory: epath.PathLike,
+  origin: Mapping[str, Any],
+  *,
+  fingerprint: str,
+  overwrite: bool,
+  setting: str = 'INFER_OUTPUT_DIR',
 ) -> None:
   """Make room for a table: an unfinished one of the same origin is resumed, another is refused.
 
@@ -82,6 +87,7 @@ def begin(
     origin: Model, settings and data of the table, with `task` and `mode`, as JSON.
     fingerprint: Identifies them.
     overwrite: True removes a table of another origin.
+    setting: Name of the setting that gives the directory, for messages.
 
   Raises:
     ValueError: naming the differences, if the directory holds a table of another origin.
@@ -93,7 +99,7 @@ def begin(
   if different and not overwrite:
     raise ValueError(
       f'{directory} holds answers to {origin["task"]} (mode {origin["mode"]}) of another origin: '
-      f'{"; ".join(different)}. Name another INFER_OUTPUT_DIR, or replace them with OVERWRITE=True.'
+      f'{"; ".join(different)}. Name another {setting}, or replace them with OVERWRITE=True.'
     )
   if different:
     table = [path for path in directory.iterdir() if path.name.startswith(f'{name}.')]
@@ -307,6 +313,13 @@ def columns(table: Sequence[PredictionRow], manifest: Mapping[str, Any]) -> Pred
       if any(name in row.columns for row in table)
     },
     alternatives=_alternatives(table),
+    by_token={
+      name: np.concatenate(
+        [np.array(row.by_token.get(name, [None] * len(row.logprobs)), float) for row in table]
+      )
+      for name in TOKEN_COLUMNS
+      if any(name in row.by_token for row in table)
+    },
   )
 
 

@@ -113,6 +113,20 @@ def test_rounding_above_zero_is_cut_off():
   assert rows.parse(build(logprobs=[1e-6, -1, -1]), 'predict').logprobs[0] == 0
 
 
+def test_numbers_of_tokens_are_null_where_unknown():
+  by_token = {
+    'small_logprobs': np.array([np.nan, -np.inf, -0.1], np.float32),
+    'drafted': np.array([False, True, False]),
+  }
+  aux = build(details=rows.Details(by_token=by_token))['aux']
+  assert aux['small_logprobs'] == [None, rows.LOWEST, -0.1]
+  assert json.dumps(aux['drafted']) == '[0, 1, 0]'
+  parsed = rows.decode(
+    json.dumps(build(details=rows.Details(by_token=by_token))).encode(), 'predict'
+  )
+  assert parsed.by_token == {name: aux[name] for name in by_token}
+
+
 @pytest.mark.parametrize(
   ('record', 'reason'),
   [
@@ -139,6 +153,10 @@ def test_rounding_above_zero_is_cut_off():
     (edited('aux.length', 3.0), 'aux.length: Expected `int`, got `float`, found 3.0'),
     (edited('aux.correct', [1]), "'correct': 1}; all must be"),
     (edited('aux.correct', None), 'aux.correct: Expected `array`, got `null`, found None'),
+    (edited('aux.drafted', [1]), "'drafted': 1}; all must be the number of tokens"),
+    (edited('aux.drafted', [0, 1, 2]), 'aux.drafted[2]: Expected `int` <= 1, found 2'),
+    (edited('aux.small_logprobs', [None, 0.5, 0]), 'aux.small_logprobs[1]: Expected `float` <='),
+    (edited('aux.small_calls', -1), 'aux.small_calls: Expected `float` >= 0.0, found -1'),
     (edited('aux.statistics', [1]), 'aux.statistics: Expected `object`, got `array`, found [1]'),
     (
       edited('aux.statistics', {'a': [float('inf')]}),

@@ -357,6 +357,32 @@ def test_optional_columns_are_read_selected_and_pooled(tmp_path):
   assert len(pooled.alternatives) == len(pooled.token_logprobs)
 
 
+def test_numbers_of_each_token_are_read_selected_and_pooled(tmp_path):
+  tables = []
+  for task in 'ab':
+    records = synthetic_tables.records(task, size=3)
+    for i, row in enumerate(records):
+      length = row['aux']['length']
+      if i or task == 'b':
+        row['aux'] |= {'drafted': [i % 2] * length, 'small_logprobs': [None] + [-i] * (length - 1)}
+    synthetic_tables.write(tmp_path / task, task, records)
+    tables += shards.read(tmp_path / task)
+  first, other = tables
+  a, b, c = first.lengths
+  np.testing.assert_array_equal(
+    first.by_token['drafted'], np.concatenate([np.full(a, np.nan), np.ones(b), np.zeros(c)])
+  )
+  last = alignment.select(first, [2, 1])
+  expected = np.repeat([-2.0, -1.0], [c, b])
+  expected[[0, c]] = np.nan
+  np.testing.assert_array_equal(last.by_token['small_logprobs'], expected)
+  pooled = pooling.pool([last, other])
+  np.testing.assert_array_equal(
+    pooled.by_token['drafted'], [*last.by_token['drafted'], *other.by_token['drafted']]
+  )
+  assert not pooling.pool([last._replace(by_token={}), other]).by_token
+
+
 @pytest.mark.parametrize('value', [-0.1, 1.5, 'high'])
 def test_a_confidence_outside_its_range_is_refused(folder, value):
   rewrite(folder, edit(confidence=value))
