@@ -23,14 +23,23 @@ DIGITS = Decider(
   'digits', lambda table: np.array([float(sum(map(ord, text)) % 7) for text in table.inputs]),
   ['inputs'], 5e5,
 )  # fmt: skip
+GAINS = {
+  text: float(gain)
+  for models in (REPORT, FIT)
+  for small, large in zip(models['1b'], models['large'], strict=True)
+  for text, gain in zip(
+    small.inputs, (large.statistics['accuracy'] - small.statistics['accuracy'])[:, 0], strict=True
+  )
+}
+SEER = Decider('digits', lambda table: np.array([GAINS[t] for t in table.inputs]), ['inputs'])
+NOISE = Decider('noise', lambda t: DIGITS.score(t) + t.lengths % 3, ['predictions'])
 UNITED, ROUTER = names.UNITED.format('digits'), names.ROUTER.format('digits')
 
 
-def columns(models):
+def columns(models, deciders=(AVERAGE, DIGITS)):
   """Scores of the router and the chain, qualities and costs of 1b and large, over all rows."""
   first = models['1b']
-  before = np.concatenate([DIGITS.score(table) for table in first])
-  after = np.concatenate([AVERAGE.score(table) for table in first])
+  after, before = (np.concatenate([own.score(table) for table in first]) for own in deciders)
   quality, cost = (
     [np.concatenate([read(table) for table in models[name]]) for name in ('1b', 'large')]
     for read in (lambda t: t.statistics['accuracy'][:, 0], lambda t: t.columns['dollars'])
@@ -69,19 +78,22 @@ def test_rules_of_router_and_chain_are_chosen_on_one_split_and_reported_on_anoth
   assert not curve.unanswered.any()
 
 
-def parents(models, deciding=(0.0, 0.0)):
+def parents(models, deciders=(AVERAGE, DIGITS)):
   """Deferral curves of the router and of the chain."""
-  before, after, (small, large), (cheap, dear) = columns(models)
+  before, after, (small, large), (cheap, dear) = columns(models, deciders)
   own, other = (np.column_stack([quality, np.ones(len(small))]) for quality in (small, large))
   for score, first, added in ((before, cheap, dear - cheap), (after, cheap, dear)):
     cost = curves.cost_by_rate(score, first, added)
     yield curves.deferral_curve(score, own, other, metrics.ratio, cost)
 
 
-def test_on_the_fit_split_the_rules_are_never_below_the_router_or_the_chain():
-  (result,) = compare(Chains(axes=['dollars']), *only('1b', 'large'), deciders=[AVERAGE, DIGITS])
+@pytest.mark.parametrize(
+  'deciders', [(AVERAGE, DIGITS), (NOISE, SEER)], ids=['good chain', 'good router']
+)
+def test_on_the_fit_split_the_rules_are_never_below_the_router_or_the_chain(deciders):
+  (result,) = compare(Chains(axes=['dollars']), *only('1b', 'large'), deciders=deciders)
   curve = result.curves[UNITED]
-  for parent in parents(FIT):
+  for parent in parents(FIT, deciders):
     best = np.interp(parent.cost, curve.fit_cost, curve.fit_quality)
     assert (best >= parent.quality - 1e-12).all()
 
