@@ -99,20 +99,27 @@ def curve_of(sample: Sample, finalize: curves.Finalize) -> tuple[float, np.ndarr
 def cover(kind: str, *, rows: int, samples: int, resamples: int, seed: int = 0) -> Coverage:
   """Coverage of the intervals of one kind of data."""
   draw, finalize = KINDS[kind]
-  area, quality = curve_of(draw(np.random.default_rng(seed), POPULATION), finalize)
-  inside = []
+  truth = curve_of(draw(np.random.default_rng(seed), POPULATION), finalize)
+  covered = []
   for number in range(samples):
     sample = draw(np.random.default_rng((seed, number)), rows)
     counts = bootstrap.draw(sample.sizes, resamples=resamples, seed=number)
     resampled = bootstrap.resample(counts, *sample[1:], finalize, rates=RATES)
-    low, high = bootstrap.interval(resampled.area)
-    bands = (
-      bootstrap.interval(resampled.quality),
-      bootstrap.simultaneous(curve_of(sample, finalize)[1], resampled.quality),
-    )
-    pointwise, simultaneous = ((lower <= quality) & (quality <= upper) for lower, upper in bands)
-    inside.append((low <= area <= high, pointwise.mean(), simultaneous.all()))
-  return Coverage(*np.mean(np.array(inside, float), axis=0).tolist())
+    covered.append(inside(truth, curve_of(sample, finalize)[1], resampled))
+  return Coverage(*np.mean(np.array(covered, float), axis=0).tolist())
+
+
+def inside(
+  truth: tuple[float, np.ndarray], quality: np.ndarray, resampled: bootstrap.Resamples
+) -> tuple[bool, float, bool]:
+  """What one sample's interval and bands hold of the population's area and quality."""
+  low, high = bootstrap.interval(resampled.area)
+  bands = (
+    bootstrap.interval(resampled.quality),
+    bootstrap.simultaneous(quality, resampled.quality),
+  )
+  pointwise, simultaneous = ((lower <= truth[1]) & (truth[1] <= upper) for lower, upper in bands)
+  return bool(low <= truth[0] <= high), float(pointwise.mean()), bool(simultaneous.all())
 
 
 def main() -> None:
