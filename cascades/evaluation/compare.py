@@ -187,6 +187,11 @@ def _sizes(tables: Sequence[Predictions]) -> dict[str, int]:
 
 def _draw(tables: Sequence[Predictions], settings: Settings) -> Int[np.ndarray, 'R N']:
   sizes = [len(table.ids) for table in tables]
+  if sum(sizes) < 2:
+    raise ValueError(
+      f'There is {sum(sizes)} row to compare on, of task {tables[0].task!r}; an interval needs two '
+      'or more, and many to be of use.'
+    )
   if settings.resamples * sum(sizes) > MOST_COUNTS:
     raise ValueError(
       f'{settings.resamples} resamples of {sum(sizes)} rows take '

@@ -160,7 +160,7 @@ class Tables:
     if set(small) != set(tasks):
       raise ValueError(
         f'{directory}, split {self.split!r}, answers the tasks {sorted(small)} and the large model '
-        f'{sorted(tasks)}: infer the missing tasks, or choose common ones with tasks=[...].'
+        f'{sorted(tasks)}: infer the missing tasks, or choose common ones with TASKS=[...].'
       )
     aligned = [alignment.join(small[table.task], table)[0] for table in large]
     for pair in zip(aligned, large, strict=True):

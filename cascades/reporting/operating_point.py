@@ -162,7 +162,8 @@ def _of_pairs(comparison: Comparison) -> Headline:
   alone = f'{_name(best)} alone reaches {show(best.quality)}'
   peaks = [_peak(cascade, sign) for cascade in cascades if len(cascade.curve.quality) > 2]
   if not peaks:
-    return Headline('There is no threshold to choose: all rows have one score.', f'{alone}.', None)
+    alone = f'{alone[0].upper()}{alone[1:]}.'
+    return Headline('There is no threshold to choose: all rows have one score.', alone, None)
   point = max(peaks, key=lambda point: (sign * point.quality, -point.cost))
   bound = point.low if sign > 0 else point.high
   if sign * bound > sign * best.quality:
