@@ -100,7 +100,7 @@ def spend(problem, prices, budget):
   return tuple(cheap + share * (dear - cheap))
 
 
-def bisect(problem, budget, steps=12):
+def bisect(problem, budget, steps=8):
   """Cost and quality at the least price, equal in all steps, whose cost stays in the budget."""
   models = problem.quality.shape[1]
   low, high = 0.0, 1.0
@@ -164,7 +164,7 @@ def test_the_oracle_agrees_with_numbers_worked_by_hand():
   assert expected_maximum([0.3, 0.5], [0.0, 0.0]) == 0.5
 
 
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', range(2))
 def test_rules_of_two_thresholds_hold_every_choice_of_theirs_where_theory_promises_it(seed):
   problem = synthetic(seed)
   best = envelope(problem)
@@ -196,9 +196,11 @@ def test_costs_that_differ_between_rows_are_not_promised():
   """Equal gains at other costs: they ask where it is cheap, thresholds on gains ask for all."""
   quality, cost = np.tile([0.0, 1.0], (2, 1)), np.array([[1.0, 2.0], [1.0, 10.0]])
   problem = Problem(np.stack([quality] * 3), np.zeros(2), cost, quality)
-  theirs = route(problem, 0.5)
-  assert theirs == (1.5, 0.5)
-  assert at(envelope(problem), theirs[0]) == pytest.approx(0.5 / 5)  # a line from (1, 0) to (6, 1)
+  published = route(problem, 0.5)
+  assert published == (1.5, 0.5)
+  assert at(envelope(problem), published[0]) == pytest.approx(
+    0.5 / 5
+  )  # a line from (1, 0) to (6, 1)
 
 
 def test_an_answer_taken_back_is_not_promised():
@@ -208,9 +210,9 @@ def test_an_answer_taken_back_is_not_promised():
   problem = Problem(
     np.stack([first, first, last]), np.zeros(2), np.tile([1.0, 2.0], (2, 1)), quality
   )
-  cost, theirs = execute(problem, [1.0, 0.1])
-  assert (cost, theirs) == (3.0, 1.0)
-  assert at(envelope(problem), cost) == 0.5
+  published = execute(problem, [1.0, 0.1])
+  assert published == (3.0, 1.0)
+  assert at(envelope(problem), published[0]) == 0.5
 
 
 def mmlu(rows=250):

@@ -227,3 +227,31 @@ def test_a_learned_router_is_united_with_the_chain_and_reported(tmp_path, monkey
       curve = curves.deferral_curve(score, own, other, metrics.ratio, lambda d: base + d * extra)  # noqa: B023
       quality = np.interp(curve.cost, best['fit_cost'], best['fit_quality'])
       assert (quality >= curve.quality - 1e-12).all()
+
+
+def test_learned_scores_and_routers_decide_in_chains_of_three(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(figures, 'draw', lambda _: {})
+  for split in ('train', 'validation', 'test'):
+    learned_test.write(tmp_path, split)
+
+  def run(split):
+    learned = Learned(['logistic', 'linear_router_words', 'guarded_knn_words'], split=split)
+    small = {name: f'{tmp_path}/{name}' for name in ('xent', 'cat')}
+    return evaluate.evaluate(
+      Tables(small, f'{tmp_path}/large'), f'{tmp_path}/{split}', settings=Settings(resamples=2),
+      learned=learned, chains=Chains(
+        ['xent', 'cat'], ['flops'], ['logistic'] if split == 'train' else ['average'], 'validation'
+      ),
+    ).chains[0]  # fmt: skip
+
+  other = run('train')
+  assert other.score == 'logistic'
+  for name in ('linear_router_words', 'guarded_knn_words'):
+    curve = other.curves[names.ROUTER.format(name)]
+    assert curve.shares.shape == (len(curve.outer), 3)
+    assert len(curve.fit_cost) == len(curve.outer)
+  assert 'No rule of router' not in caplog.text
+  same = run('validation')  # what the routers have learned from chooses nothing
+  curve = same.curves[names.ROUTER.format('linear_router_words')]
+  assert (len(curve.outer), len(curve.fit_cost)) == (33, 0)
+  assert "No rule of router 'linear_router_words' is chosen on FIT_SPLIT" in caplog.text
