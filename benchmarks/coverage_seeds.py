@@ -22,7 +22,7 @@ from benchmarks.coverage import RATES, Coverage, Sample, curve_of, right_or_wron
 from cascades import bootstrap, metrics
 
 SEEDS = (3, 5, 10)
-SPREADS = {'large': 0.3, 'small': 0.05}  # standard deviation of skills, in log-odds
+SPREADS = {'dominating': 1.0, 'large': 0.3, 'small': 0.05}  # of skills, in log-odds
 
 
 def trained(generator: np.random.Generator, rows: int, skills: Sequence[float]) -> list[Sample]:
@@ -62,8 +62,8 @@ def cover(
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--rows', type=int, default=300)
-  parser.add_argument('--samples', type=int, default=600)
-  parser.add_argument('--resamples', type=int, default=399)
+  parser.add_argument('--samples', type=int, default=200)
+  parser.add_argument('--resamples', type=int, default=199)
   parser.add_argument('--output', default=bars.RESULTS / 'coverage_seeds.json')
   options = parser.parse_args()
   measured = []

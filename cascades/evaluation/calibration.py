@@ -331,6 +331,7 @@ def _threshold(
     edges=edges.tolist(),
     ties=ties.tolist(),
     gaps=gaps.tolist(),
+    cost_interval=cost_at(rows, deferred, demands),
   )
 
 
@@ -338,6 +339,22 @@ def rate_at(deferred: Bool[np.ndarray, 'N'], delta: float) -> tuple[float, float
   """Share of deferred rows, and an interval that misses it with `delta`."""
   count = int(deferred.sum())
   return count / len(deferred), *risk_tests.binomial_interval(count, len(deferred), delta)
+
+
+def cost_at(rows: Judged, deferred: Bool[np.ndarray, 'N'], demands: Demands) -> Interval | None:
+  """Mean cost where some rows are deferred, and an interval that misses it with `demands.delta`.
+
+  None where costs differ between queries and no MOST_COST bounds them.
+  """
+  low, high = rows.small_cost, rows.large_cost
+  mean, most = float(np.where(deferred, high, low).mean()), demands.most_cost
+  if np.ptp(low) == 0 and np.ptp(high) == 0:
+    _, *ends = rate_at(deferred, demands.delta)
+    return Interval(mean, *(float(low[0] + rate * (high[0] - low[0])) for rate in ends))
+  if most is None or high.max() > most:
+    return None
+  least, largest = risk_tests.mean_interval(mean / most, len(deferred), demands.delta)
+  return Interval(mean, most * least, most * largest)
 
 
 def quality_at(

@@ -72,6 +72,7 @@ class Threshold(msgspec.Struct, frozen=True):
   edges: list[Finite]
   ties: list[Share]
   gaps: list[Annotated[int, msgspec.Meta(ge=0)]]
+  cost_interval: Interval | None = None  # of `cost`, where costs have a bound
 
   @property
   def value(self) -> float:

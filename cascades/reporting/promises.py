@@ -32,7 +32,7 @@ def show_policy(policy: Policy) -> None:
       f'{promise.observed:.4g}',
       interval(entry.quality, '.4g'),
       interval(entry.deferral_rate, '.1%'),
-      f'{entry.cost:.4g}',
+      interval(entry.cost_interval, '.4g') if entry.cost_interval else f'{entry.cost:.4g}',
     ]
     for entry in policy.thresholds
     for promise in entry.promises

@@ -2,10 +2,11 @@ import dataclasses
 import json
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
-from cascades import deferral, guarantees, metrics
+from cascades import deferral, guarantees, metrics, risk_tests
 from cascades.evaluation import calibration, policy, pooling
 from cascades.evaluation.calibration import Demands, NotCertifiedError
 from tests import synthetic_tables
@@ -55,6 +56,10 @@ def test_the_threshold_is_that_of_the_walk_and_says_what_is_expected():
   assert entry.quality.low < quality < entry.quality.high
   assert entry.deferral_rate.value == deferred.mean()
   assert entry.cost == pytest.approx(2000 + 16000 * deferred.mean())
+  rate = entry.deferral_rate
+  assert msgspec.structs.astuple(entry.cost_interval) == pytest.approx(
+    [2000 + 16000 * share for share in (rate.value, rate.low, rate.high)]
+  )
   assert quality >= 0.7
 
 
@@ -84,6 +89,11 @@ def test_costs_that_differ_need_a_bound():
   entry = calibration.calibrate(rows, demands)
   assert entry.promises[0].test == 'betting'
   assert 0.3 < entry.cost < 0.5
+  ends = [1.5 * end for end in risk_tests.mean_interval(entry.cost / 1.5, 200, 0.1)]
+  assert [entry.cost_interval.low, entry.cost_interval.high] == pytest.approx(ends)
+  assert ends[0] < entry.cost < ends[1]
+  unbounded = calibration.calibrate(rows, Demands(quality=0.3, cost_axis='dollars'))
+  assert unbounded.cost_interval is None
 
 
 def test_error_rates_are_demanded_at_most():
