@@ -14,23 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import numpy as np
-from etils import epath
 
 from cascades.checkpoints import store
 from cascades.data.corpus import Data
-from cascades.data.records import Records
 from cascades.inference import answers, baselines, features, trained_model
+from cascades.inference.pending_tables import PendingTable
 from cascades.interop import companions
-from cascades.predictions import rows, shards
-from cascades.runtime import files, partitioning, profiling, progress, ranges
+from cascades.predictions import rows
+from cascades.runtime import files, profiling, progress, ranges
 from cascades.runtime.partitioning import Devices
 from cascades.tasks import chats
 
@@ -113,7 +108,8 @@ def infer(
       answers.predictor(
         answers.Generator(
           model, data.lengths['targets'], decoding_options, alternatives=output.alternatives
-        ),
+        ).answer,
+        model.vocabulary,
         data.batch_size,
         profiler,
       )
@@ -143,92 +139,32 @@ def infer(
           'alternatives': output.alternatives,
         }
         (records,) = corpus.open(split).per_task
-        answer = functools.partial(reader, corpus)
+        answer = functools.partial(reader, corpus, records)
         judge = functools.partial(baselines.judge, task, split)
         embed = functools.partial(
           features.write, directory / split, output.embeddings, model, corpus, records,
           mode=mode, batch_size=data.batch_size,
         )  # fmt: skip
-        table = _Table(
-          directory / split, records, described, output.shard_rows, answer, judge, embed
+        table = PendingTable(
+          directory / split, records, described, output.shard_rows, answer, judge
         )
         if jax.process_index() == 0:
-          table.begin(overwrite=output.overwrite)
-        tables.append(table)
-    for table in tables:
+          table.begin(overwrite=output.overwrite, setting='INFER_OUTPUT_DIR')
+        tables.append((table, embed))
+    for table, embed in tables:
       _write(table, provenance)
+      embed()
 
 
-class _Table(NamedTuple):
-  """A table to be written: the answers to one split of one task."""
-
-  directory: epath.Path
-  split: Records
-  described: Mapping[str, Any]
-  shard_rows: int
-  answer: Callable[[Records, Sequence[int]], Iterator[tuple[int, rows.JsonRow]]]
-  judge_baselines: Callable[[], Mapping[str, Mapping[str, float]]]
-  embed: Callable[[], None]
-
-  @property
-  def shard_count(self) -> int:
-    """Number of shards."""
-    return -(-len(self.split) // self.shard_rows)
-
-  @property
-  def fingerprint(self) -> str:
-    """Digest of the model, the settings and the data."""
-    # Without alternatives, it is that of older tables, so that these are finished and kept.
-    described = {k: v for k, v in self.described.items() if k != 'alternatives' or v}
-    identity = json.dumps([described, self.split.directory.name], sort_keys=True)
-    return hashlib.sha256(identity.encode()).hexdigest()
-
-  def begin(self, *, overwrite: bool) -> None:
-    """Refuse or remove a table of another origin; see `shards.begin`."""
-    data = {
-      'records': self.split.directory.name,
-      'rows': len(self.split),
-      'shards': self.shard_count,
-    }
-    shards.begin(
-      self.directory,
-      {**self.described, **data},
-      fingerprint=self.fingerprint,
-      overwrite=overwrite,
-    )
-
-
-def _write(table: _Table, provenance: Callable[[], Mapping[str, str]]) -> None:
+def _write(table: PendingTable, provenance: Callable[[], Mapping[str, str]]) -> None:
   """Write the shards that are missing, then the manifest."""
-  directory, split, described, _, answer, judge_baselines, embed = table
-  task, mode, total, count = described['task'], described['mode'], len(split), table.shard_count
-  fingerprint = table.fingerprint
-  done = shards.completed_shards(directory, task, mode, count, total=total, fingerprint=fingerprint)
-  # All must answer the same shards, and others may see another disk than the one that writes.
-  missing = np.flatnonzero(
-    partitioning.from_process_0(np.array([index not in done for index in range(count)]))
-  ).tolist()
-  numbers = {index: shards.shard_rows(total, index, count) for index in missing}
-  report = progress.counted(
-    f'{task} {described["split"]} row',
-    sum(map(len, numbers.values())),
-    answers.size,
-  )
-  for index in missing:
-    answered = dict(report(answer(split, numbers[index])))
-    if jax.process_index() == 0:
-      ordered = [answered[number] for number in numbers[index]]
-      shards.write_shard(directory, task, mode, index, count, ordered, fingerprint=fingerprint)
-  if jax.process_index() == 0:
-    manifest = {'config': '', **provenance(), **described, 'fingerprint': fingerprint}
-    # The key keeps the spelling of older tables.
-    sizes = {'rows': total, 'shards': count, 'unlabelled': split.manifest.unlabeled}
-    cheap = {'baselines': judged} if (judged := judge_baselines()) else {}
-    shards.write_manifest(directory, manifest | sizes | cheap)
-  embed()
+  task, split = table.described['task'], table.described['split']
+  missing = table.missing()
+  total = sum(map(len, missing.values()))
+  table.write(missing, provenance, progress.counted(f'{task} {split} row', total, answers.size))
   log.info(
     '%s, split %s: %d rows in %s (%d shards existed)',
-    *(task, described['split'], total, directory, count - len(missing)),
+    *(task, split, len(table.split), table.directory, table.shard_count - len(missing)),
   )
 
 

@@ -29,7 +29,7 @@ from cascades.inference.trained_model import TrainedModel
 from cascades.predictions import rows
 from cascades.runtime import partitioning, profiling, ranges
 from cascades.tasks.task import Record, Task
-from cascades.types import Batch, Generation, Params, Prompt
+from cascades.types import Batch, Generation, Params, Prompt, Vocabulary
 
 # Rows of a table for the numbered rows of a task's split, in any order, each with its number.
 RowReader: TypeAlias = Callable[
@@ -50,6 +50,20 @@ class ScoredCandidate(NamedTuple):
   logprobs: Float[np.ndarray, 'n']
   correct: Bool[np.ndarray, 'n']  # True where a token is the model's first choice
   alternatives: Float[np.ndarray, 'n A'] | None  # log-probabilities, most likely token first
+
+
+class Answered(NamedTuple):
+  """Answers to a batch of prompts, and what their rows store besides.
+
+  Attributes:
+    generation: Tokens, log-probabilities and mask.
+    numbers: Numbers of each answer, by names of COLUMNS.
+    by_token: Numbers of each token, by names of TOKEN_COLUMNS.
+  """
+
+  generation: Generation
+  numbers: Mapping[str, Int[np.ndarray, 'B']] = MappingProxyType({})
+  by_token: Mapping[str, Float[np.ndarray, 'B T']] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +159,10 @@ class Generator:
     placed = partitioning.place_whole((prompts, np.asarray(row_ids, np.int32)))
     return partitioning.fetch(self._generate(self.model.params, *placed))
 
+  def answer(self, prompts: Prompt, row_ids: Int[np.ndarray, 'B']) -> Answered:
+    """The same for `predictor`."""
+    return Answered(self.generate(prompts, row_ids))
+
 
 class Scorer:
   """Scores target tokens of batches under teacher forcing.
@@ -168,11 +186,17 @@ class Scorer:
     return partitioning.fetch(self._score(self.model.params, partitioning.place_whole(batch)))
 
 
-def predictor(generator: Generator, batch_size: int, profiler: profiling.Profiler) -> RowReader:
+def predictor(
+  answer: Callable[[Prompt, Int[np.ndarray, 'B']], Answered],
+  vocabulary: Vocabulary,
+  batch_size: int,
+  profiler: profiling.Profiler,
+) -> RowReader:
   """Reader of rows of decoded answers, with prompts of similar length in a batch.
 
   Args:
-    generator: Decodes the answers.
+    answer: Answers prompts with these row ids, as `Generator.answer` does.
+    vocabulary: Decodes the answers.
     batch_size: Most prompts of a batch; where there are fewer, the last prompt is repeated up to a
       power of two.
     profiler: Traces batches.
@@ -186,23 +210,30 @@ def predictor(generator: Generator, batch_size: int, profiler: profiling.Profile
       prompts = corpus.prompts(split, bucket, batch_size=batch_size)
       with profiler.step(count):
         row_ids = np.resize(bucket.indices, len(prompts.length))
-        generation = generator.generate(prompts, row_ids)
+        answered = answer(prompts, row_ids)
       lengths = np.asarray(prompts.length).tolist()
       for index, (number, record) in enumerate(
         zip(bucket.indices.tolist(), split.read(bucket.indices), strict=True)
       ):
-        answer = _tokens(generation, index, generation.mask[index])
-        text = generator.model.vocabulary.decode(answer.tokens)
+        mask = answered.generation.mask[index]
+        generation, by_token = _tokens((answered.generation, dict(answered.by_token)), index, mask)
+        text = vocabulary.decode(generation.tokens)
+        columns = {name: values[index] for name, values in answered.numbers.items()}
         yield (
           number,
           _row(
             record,
             answer=text,
-            tokens=answer.tokens,
-            logprobs=answer.logprobs,
+            tokens=generation.tokens,
+            logprobs=generation.logprobs,
             statistics=_statistics(task.metrics, record, text),
-            numbers={'prompt_tokens': lengths[index], 'generated_tokens': len(answer.tokens)},
-            alternatives=answer.alternatives,
+            numbers={
+              'prompt_tokens': lengths[index],
+              'generated_tokens': len(generation.tokens),
+              **columns,
+            },
+            alternatives=generation.alternatives,
+            by_token=by_token,
           ),
         )
 
@@ -317,6 +348,7 @@ def _row(
   *,
   numbers: Mapping[str, float] = MappingProxyType({}),
   alternatives: Float[np.ndarray, 'n A'] | None = None,
+  by_token: Mapping[str, Float[np.ndarray, 'n']] = MappingProxyType({}),
   **columns: Any,
 ) -> rows.JsonRow:
   row = record.row
@@ -324,6 +356,7 @@ def _row(
     group=row.group,
     columns=numbers,
     alternatives=None if alternatives is None else alternatives.tolist(),
+    by_token=by_token,
   )
   return rows.build(
     id=row.id,

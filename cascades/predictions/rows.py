@@ -84,7 +84,7 @@ class Details(NamedTuple):
   slice: str | None = None
   columns: Mapping[str, float] = MappingProxyType({})
   alternatives: Sequence[Sequence[float]] | None = None
-  by_token: Mapping[str, Sequence[float]] = MappingProxyType({})
+  by_token: Mapping[str, Sequence[float] | np.ndarray] = MappingProxyType({})
 
 
 class _Inputs(msgspec.Struct):
@@ -207,7 +207,7 @@ def build(
   }
 
 
-def _finite(logprobs: Sequence[float]) -> list[float]:
+def _finite(logprobs: Sequence[float] | np.ndarray) -> list[float]:
   """Shortest digits of float32, minus infinity as LOWEST; nan stays, to be refused by `parse`."""
   with np.errstate(over='ignore'):  # below the range of float32 is LOWEST, and above is refused
     values = np.asarray(logprobs, np.float32)
