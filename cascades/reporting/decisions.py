@@ -28,6 +28,7 @@ class _Decision(NamedTuple):
   difference: Cell
   p: float
   higher_is_better: bool
+  family: int  # comparisons that the p-value of the bootstrap is corrected for; 0 if it is exact
 
 
 def table(comparison: Comparison, *, most: int | None = None) -> SummaryTable | None:
@@ -47,7 +48,7 @@ def table(comparison: Comparison, *, most: int | None = None) -> SummaryTable | 
     'the second gets right, which stand in brackets.'
   )
   least = 2 / (comparison.settings.resamples + 1)
-  largest = max(len(comparison.differences), len(comparison.score_differences))
+  largest = max(decision.family for decision in decisions)
   if least * largest > alpha:
     note += (
       f' With {comparison.settings.resamples} resamples no p-value of a group of {largest} can be '
@@ -59,7 +60,7 @@ def table(comparison: Comparison, *, most: int | None = None) -> SummaryTable | 
       Cell(decision.measure),
       decision.difference,
       Cell(f'{decision.p:.3f}' if decision.p >= 5e-4 else '< 0.001'),
-      Cell(_verdict(decision, alpha)),
+      Cell(_verdict(decision, alpha, least)),
     )
     for decision in shown
   ]
@@ -97,16 +98,23 @@ def _decisions(comparison: Comparison) -> Iterator[_Decision]:
   )
   lead = [pair for pair in comparison.differences if pair.score == comparison.scores[0]]
   families = (
-    (lead, lambda pair: (pair.model, pair.baseline, f'area by {pair.score}')),
     (
+      lead,
+      comparison.differences,
+      lambda pair: (pair.model, pair.baseline, f'area by {pair.score}'),
+    ),
+    (
+      comparison.score_differences,
       comparison.score_differences,
       lambda pair: (pair.score, pair.baseline_score, f'area of {pair.model}'),
     ),
   )
-  for pairs, names in families:
+  for pairs, family, names in families:
     for pair in pairs:
       area = pair.estimates[AREA]
-      yield _Decision(*names(pair), area.value, _cell(area, show), pair.holm[AREA], higher)
+      yield _Decision(
+        *names(pair), area.value, _cell(area, show), pair.holm[AREA], higher, len(family)
+      )
   several = len({(result.models, result.score) for result in comparison.chains}) > 1
   chains = [
     (result, sides, difference)
@@ -118,7 +126,7 @@ def _decisions(comparison: Comparison) -> Iterator[_Decision]:
     own = f' of {" > ".join(result.models)} by {result.score}' if several else ''
     measure = f'area{own}, {costs.UNITS[result.axis]}'
     cell = _cell(difference, show)
-    yield _Decision(*sides, measure, difference.value, cell, float(p), higher)
+    yield _Decision(*sides, measure, difference.value, cell, float(p), higher, len(chains))
   yield from _points(lead)
 
 
@@ -130,14 +138,16 @@ def _points(pairs: Sequence[PairedDifference]) -> Iterator[_Decision]:
     gained = test.first_only - test.second_only
     cell = Cell(f'{gained:+d}', f'[{test.first_only} : {test.second_only}]')
     measure = f'right answers at {summary.amount(cost)} FLOPs/token'
-    yield _Decision(pair.model, pair.baseline, measure, gained, cell, float(p), True)
+    yield _Decision(pair.model, pair.baseline, measure, gained, cell, float(p), True, 0)
 
 
 def _cell(difference: Difference, show: summary.Formatter) -> Cell:
   return Cell(show(difference.value), f'[{show(difference.low)}, {show(difference.high)}]')
 
 
-def _verdict(decision: _Decision, alpha: float) -> str:
+def _verdict(decision: _Decision, alpha: float, least: float) -> str:
+  if decision.family * least > alpha:
+    return 'too few resamples to tell'
   if not decision.p <= alpha or decision.value == 0:
     return UNDECIDED
   first = (decision.value > 0) == decision.higher_is_better

@@ -17,7 +17,7 @@ def texts(table):
 
 def with_p(value, p, **changes):
   """One comparison of two models whose area differs by `value` with a corrected p-value."""
-  comparison = synthetic_tables.comparison()
+  comparison = synthetic_tables.comparison(resamples=300)
   pair = comparison.differences[0]
   estimates = {**pair.estimates, AREA: Difference(value, value - 0.01, value + 0.01, p / 3)}
   pair = pair._replace(estimates=estimates, holm={AREA: p}, mcnemar={}, **changes)
@@ -79,7 +79,11 @@ def test_the_number_of_printed_rows_is_bounded_and_the_rest_is_counted():
 
 def test_too_few_resamples_for_the_number_of_comparisons_are_said():
   comparison = synthetic_tables.comparison()
-  assert 'raise RESAMPLES' in decisions.table(comparison).note  # 60
+  few = decisions.table(comparison)  # of 60 resamples
+  assert 'raise RESAMPLES' in few.note
+  assert {row[-1] for row in texts(few) if row[1].startswith('area')} == {
+    'too few resamples to tell'
+  }
   settings = comparison.settings
   many = comparison._replace(settings=type(settings)(**{**vars(settings), 'resamples': 1000}))
   assert 'raise RESAMPLES' not in decisions.table(many).note
