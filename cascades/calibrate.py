@@ -12,6 +12,7 @@ thousand times on draws from the rows, and reports how often the promises were k
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -21,10 +22,14 @@ from etils import epath
 from cascades import __version__
 from cascades import metrics as metric_library
 from cascades.evaluation import calibration
+from cascades.evaluation import fitted as fitted_files
+from cascades.evaluation import learned as learning
 from cascades.evaluation import policy as policies
 from cascades.evaluation.calibration import Demands, Judged
+from cascades.evaluation.learned import Learned
 from cascades.evaluation.policy import MetricEntry, Policy
 from cascades.evaluation.tables import Tables
+from cascades.learned_deferral import METHODS
 from cascades.predictions import alignment
 from cascades.reporting import escaping, figures, promises
 from cascades.runtime import files, locking
@@ -56,7 +61,9 @@ def calibrate(
     tables: Tables of one small model and the large one.
     output: File to write, local or remote.
     demands: Promises that the policy must keep.
-    decider: Name of the decider whose score has a threshold, or the NAME.json of a learned one.
+    decider: Name of the decider whose score has a threshold, or the NAME.json of a learned one, or
+      a name in `learned_deferral.METHODS`: it is fitted on half the rows, stored beside the policy,
+      and the threshold is calibrated on the other half.
     metric: Name of the metric; None for the first of the tables.
     surrogate: Judge a corpus metric by its mean over single examples.
     by_task: Give each task a threshold and promises of its own.
@@ -79,7 +86,8 @@ def calibrate(
     raise ValueError(f'CHECK_DRAWS={draws}; a check needs one draw or more.')
   path = files.absolute(output)
   policies.check_output(path, None, overwrite=overwrite)
-  by_name, large = tables.read()
+  embeddings = Learned([decider]).embeddings if decider in METHODS else tables.embeddings
+  by_name, large = dataclasses.replace(tables, embeddings=embeddings).read()
   if len(by_name) != 1:
     raise ValueError(
       f'A policy is for one small model, and SMALL names {len(by_name)}: {", ".join(by_name)}.'
@@ -87,7 +95,10 @@ def calibrate(
   ((name, small),) = by_name.items()
   judge = metric_library.by_name(large[0].manifest['metrics'][0] if metric is None else metric)
   small, large = ([alignment.judge(t, judge) for t in own] for own in (small, large))
-  chosen = policies.decider(decider)
+  learned = None
+  if decider in METHODS:
+    learned, small, large = learning.fit_on_half(decider, tables, small, large, judge)
+  chosen = policies.decider(decider) if learned is None else learned.decider()
   subsets = calibration.judged(
     small, large, judge, chosen,
     surrogate=surrogate, by_task=by_task, cost_axis=demands.cost_axis,
@@ -97,6 +108,9 @@ def calibrate(
       _check(path, subsets, demands, draws)
     versions = {library: metadata.version(library) for library in ('numpy', 'scipy')}
     thresholds = [calibration.calibrate(rows, demands) for rows in subsets]
+    if learned is not None:  # in a folder of its rows, so that no other policy's is replaced
+      folder = f'{path.stem}.learned-{policies.fingerprint(small[0])[:8]}'
+      decider = str(fitted_files.write(path.parent / folder, learned))
     policy = Policy(
       version=policies.VERSION,
       models={

@@ -288,6 +288,28 @@ def test_the_commands_calibrate_and_evaluate_in_a_process(root, tmp_path):
   assert not (tmp_path / 'other.json').exists()
 
 
+def test_a_decider_is_fitted_on_half_of_the_rows_and_calibrated_on_the_other(root, tmp_path):
+  arguments = tables(root, 'validation'), str(tmp_path / 'p.json'), Demands(quality=0.6)
+  policy = calibrate.calibrate(*arguments, decider='logistic')
+  assert policy.thresholds[0].rows == 200  # of 400
+  assert [task['rows'] for task in policy.data['tasks'].values()] == [100, 100]
+  learned = fitted.read(policy.decider.fitted)
+  assert learned.name == 'logistic'
+  assert 0 < learned.rows < 200  # the tasks share inputs, and no shared one is fitted on
+  with pytest.raises(learned_deferral.LeakError):
+    outcome(root, tmp_path / 'p.json', 'test')  # of the same questions
+  assert calibrate.calibrate(*arguments, decider='logistic') == policy
+  before = sorted(tmp_path.iterdir())
+  with pytest.raises(NotCertifiedError):
+    calibrate.calibrate(
+      tables(root, 'validation'),
+      str(tmp_path / 'q.json'),
+      Demands(quality=0.99),
+      decider='logistic',
+    )
+  assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_learned_decider_belongs_to_its_policy(root, stored, tmp_path):
   split = write(tmp_path / 'fit', 'validation', seed=3)
   small, large = split.read()

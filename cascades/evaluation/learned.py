@@ -104,6 +104,49 @@ class Learned:
     return fitted
 
 
+def fit_on_half(
+  name: str,
+  tables: Tables,
+  small: Sequence[Predictions],
+  large: Sequence[Predictions],
+  metric: Metric,
+) -> tuple[Fitted, list[Predictions], list[Predictions]]:
+  """Fits a decider on half the rows of each task, without those whose inputs the others repeat.
+
+  Args:
+    name: Name in `METHODS`.
+    tables: Locations of the tables, for the FLOPs of the features.
+    small: The small model's tables.
+    large: The large model's tables of the same rows.
+    metric: Metric that judges the answers.
+
+  Returns:
+    The decider, and both models' tables of the other rows.
+  """
+  generator = np.random.default_rng(0)
+  halves = [np.split(generator.permutation(len(t.ids)), [len(t.ids) // 2]) for t in small]
+  (own, rest), (other, other_rest) = (
+    [
+      [alignment.select(t, np.sort(half[i]).tolist()) for t, half in zip(each, halves, strict=True)]
+      for i in (0, 1)
+    ]
+    for each in (small, large)
+  )
+  pooled = pooling.pool(own)
+  rows = learned_deferral.unshared(pooled, pooling.pool(rest))
+  metrics, recipe = [metric] * len(own), METHODS[name]
+  computing = sum(
+    tables.flops_of(read.removeprefix(deferral.EMBEDDINGS))
+    for read in recipe.reads
+    if read.startswith(deferral.EMBEDDINGS)
+  )
+  learned = learned_deferral.fit(
+    name, recipe, alignment.select(pooled, rows), _quality(own, metrics)[rows],
+    _quality(other, metrics)[rows], flops=computing,
+  )  # fmt: skip
+  return learned, rest, other_rest
+
+
 def deciders(
   fitted: Mapping[str, Mapping[str, Fitted]], report: Mapping[str, Sequence[Predictions]]
 ) -> dict[str, Decider]:
