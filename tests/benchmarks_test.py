@@ -10,7 +10,7 @@ import pytest
 from benchmarks import bars, c4_scale, feeding, mixture, startup, tokenizing
 from benchmarks.bars import Measured
 from cascades.tasks.task import Mixture, Row, both
-from cascades.tokenizers import vocabularies
+from cascades.tokenizers import train_sentencepiece, vocabularies
 
 # All but those that others import: the bars, steps to compile, a task, deciders' tables, vectors.
 BENCHMARKS = sorted(
@@ -212,7 +212,7 @@ def test_what_all_of_c4_takes_is_the_slope_times_its_documents():
 def test_a_few_documents_are_materialized_and_measured(tmp_path, tmp_path_factory):
   text = tokenizing.generated(20_000)
   model = tmp_path_factory.mktemp('model') / 'sentences.model'
-  tokenizing.sentencepiece_training.train_sentencepiece(tokenizing.cut(text), model, size=400)
+  train_sentencepiece.train_sentencepiece(tokenizing.cut(text), model, size=400)
   c4_scale.write_documents(text, 12, tmp_path)
   costs = c4_scale.measure(tmp_path, str(model), 4)
   assert costs['rows'] >= 3

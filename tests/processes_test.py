@@ -51,7 +51,7 @@ def infer(here, name, *bindings):
     *(sys.executable, '-m', 'cascades.infer', '--gin_file=runs/infer.gin'),
     *(f'--gin_file={here}/task.gin', f'--gin.RECORDS_DIR={here}/records'),
     *(f'--gin.CHECKPOINT_PATH={here}/run', f'--gin.INFER_OUTPUT_DIR={here}/{name}'),
-    *('--gin.BATCH_SIZE=8', '--gin.infer.shard_rows=7', *bindings),
+    *('--gin.BATCH_SIZE=8', '--gin.SHARD_ROWS=7', *bindings),
   ]
 
 

@@ -179,7 +179,6 @@ def test_the_way_from_scratch(shown):
     command_block('models/t5_mini.gin'),
     shown,
     ('--size=4000', '--size=300'),
-    ('4100', '400'),
     ('recipes/local_train.gin', 'recipes/local_train.gin --gin.TRAIN_STEPS=101'),
   )
   assert (shown / 'runs' / 'scratch' / 'small' / 'manifest.json').exists()
