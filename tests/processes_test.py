@@ -93,7 +93,7 @@ def check_answers(here, *, processes, modes):
     assert len(one.ids) == 19
     assert (many.ids, list(many.predictions)) == (one.ids, list(one.predictions))
     np.testing.assert_array_equal(many.mask, one.mask)
-    np.testing.assert_allclose(many.top_logprobs, one.top_logprobs, atol=1e-5)
+    np.testing.assert_allclose(many.token_logprobs, one.token_logprobs, atol=1e-5)
     assert many.manifest['shards'] == 3
 
 
@@ -162,7 +162,7 @@ def test_processes_make_the_teacher_cache_of_one_and_train_from_it(here, process
     caches.append(teacher_cache.CachedAnswers.open(place).read(range(38)))
   one, many = caches
   np.testing.assert_array_equal(many.ids, one.ids)
-  np.testing.assert_allclose(many.top_logprobs, one.top_logprobs, atol=1e-5)
+  np.testing.assert_allclose(many.token_logprobs, one.token_logprobs, atol=1e-5)
   np.testing.assert_allclose(many.tail, one.tail, atol=1e-5)
   small = [*train(here), f'--gin.MODEL_DIR={here}/small', '--gin.TRAIN_STEPS=4']
   said = together(

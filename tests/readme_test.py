@@ -178,7 +178,7 @@ def test_the_way_from_scratch(shown):
   run_shown(
     command_block('models/t5_mini.gin'),
     shown,
-    ('--size=4000', '--size=300'),
+    ('--size=4000', '--size=280'),
     ('recipes/local_train.gin', 'recipes/local_train.gin --gin.TRAIN_STEPS=101'),
   )
   assert (shown / 'runs' / 'scratch' / 'small' / 'manifest.json').exists()
