@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from cascades import speculative, target_distributions
+from cascades import decoding, speculative, target_distributions
 from cascades.inference.answers import DecodingOptions
 from cascades.target_distributions import Alpha, Distribution, TargetFunction
 from cascades.types import Generation, LanguageModel, Prompt
@@ -159,15 +159,35 @@ def generate(
   if max_len < 1 or gamma < 0:
     raise ValueError(f'max_len={max_len} must be at least 1, and gamma={gamma} at least 0.')
   row_ids = jnp.arange(len(prompt.length)) if row_ids is None else row_ids
-  row_keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(pair.options.seed), row_ids)
+  key = jax.random.key(pair.options.seed)
+  if pair.lossless and not gamma:
+    return _large_alone(pair, prompt, max_len, eos_id, key, row_ids)
+  row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
   loop = _Loop(pair, row_keys, jnp.asarray(eos_id), max_len, gamma, plan or always(gamma))
-  state = loop.start(prompt)
-  if gamma or not pair.lossless:
-    drafts = lambda state: jnp.any(~state.ended & state.drafting)
-    state = jax.lax.while_loop(drafts, loop.block, state)
+  drafting = lambda state: jnp.any(~state.ended & state.drafting)
+  state = jax.lax.while_loop(drafting, loop.block, loop.start(prompt))
   if pair.lossless:
     state = jax.lax.while_loop(lambda state: ~jnp.all(state.ended), loop.large_step, state)
   return state.answers
+
+
+def _large_alone(
+  pair: SpeculativePair,
+  prompt: Prompt,
+  max_len: int,
+  eos_id: int | Sequence[int],
+  key: Array,
+  row_ids: Int[Array, 'B'],
+) -> Speculation:
+  """Answers without drafts."""
+  sampler = pair.options.sampler()
+  answer = decoding.generate(
+    pair.large, prompt, max_len=max_len, eos_id=eos_id, sampler=sampler, key=key, row_ids=row_ids
+  )
+  length = answer.mask.sum(1, dtype=jnp.int32)
+  unread = jnp.where(answer.mask, jnp.nan, 0.0)
+  counts = CallCounts(0 * length, 0 * length, 0 * length, length)
+  return Speculation(answer, unread, jnp.zeros_like(answer.mask), counts)
 
 
 class _Decoding(NamedTuple):
@@ -216,10 +236,7 @@ class _Loop:
     pair, B, V = self.pair, len(prompt.length), self.pair.vocab_size
     room = self.max_len + self.gamma + 2
     p_logits, large = pair.large.prefill(prompt, room)
-    q_logits, small, reads = jnp.zeros_like(p_logits), None, jnp.zeros(B, jnp.int32)
-    if self.gamma or not pair.lossless:
-      q_logits, small = pair.small.prefill(prompt, room)
-      reads += 1
+    q_logits, small = pair.small.prefill(prompt, room)
     zeros, unset = jnp.zeros(B, jnp.int32), jnp.zeros((B, self.max_len))
     answer = Generation(unset.astype(jnp.int32), unset, unset.astype(bool))
     counts = CallCounts(zeros, zeros, zeros, zeros)
@@ -234,11 +251,11 @@ class _Loop:
       small=small,
       large=large,
     )
-    none = _Drafts(zeros[:, None][:, :0], q_logits[:, None, :V], zeros, reads)
+    none = _Drafts(zeros[:, None][:, :0], q_logits[:, None, :V], zeros, zeros + 1)
     state, _ = self.verify(state, none, p_logits[:, None, :V])
     counts = state.answers.counts
-    calls = reads * (prompt.length > 0)
-    return state._replace(answers=state.answers._replace(counts=counts._replace(small_calls=calls)))
+    read = counts._replace(small_calls=counts.large_calls)  # each has read the prompt
+    return state._replace(answers=state.answers._replace(counts=read))
 
   def block(self, state: _Decoding) -> _Decoding:
     """Draft, read the drafts with the large model in one call, and verify."""
