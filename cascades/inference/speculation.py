@@ -51,7 +51,8 @@ class Speculation(NamedTuple):
   """Answers of two models.
 
   Attributes:
-    answer: Tokens, with the untempered log-probabilities of the large model.
+    answer: Tokens, with the untempered log-probabilities of the large model; in a sequential token
+      cascade, of the model that wrote the token.
     small_logprobs: Those of the small model; nan where it has not read the tokens before.
     drafted: True for the tokens that the small model wrote.
     counts: Work that went into each answer.
@@ -117,8 +118,7 @@ class SpeculativePair:
   @property
   def vocab_size(self) -> int:
     """Number of vocabulary entries that both models have: padding of tables may differ."""
-    tables = (model.table for model in (self.small, self.large))
-    return min(jax.tree.leaves(table)[0].shape[0] for table in tables)
+    return vocab_size(self.small, self.large)
 
   def distribution(self, logits: Float[Array, '*n V']) -> Distribution:
     """Distribution that tokens are drawn from."""
@@ -336,7 +336,7 @@ class _Loop:
     late = state.answers.small_logprobs.at[
       jnp.arange(B),
       jnp.where(state.lags & state.drafting & ~state.ended, state.length - 1, self.max_len),
-    ].set(_logprobs(logits[:, 0], state.last), mode='drop')
+    ].set(token_logprobs(logits[:, 0], state.last), mode='drop')
     return logits[jnp.arange(B), state.lags.astype(jnp.int32)], state._replace(
       small=cache._replace(length=state.small.length + state.lags + 1),
       answers=state.answers._replace(small_logprobs=late),
@@ -369,7 +369,7 @@ class _Loop:
       return array.at[rows[:, None], columns].set(values, mode='drop')
 
     answer, small_logprobs, drafted, counts = state.answers
-    appended = Generation(block, _logprobs(p_logits, block), jnp.ones_like(by_small))
+    appended = Generation(block, token_logprobs(p_logits, block), jnp.ones_like(by_small))
     added = CallCounts(
       accepted=jnp.minimum(accepted, size),
       rejected=(accepted < count) & (size > accepted),
@@ -378,7 +378,7 @@ class _Loop:
     )
     answers = Speculation(
       jax.tree.map(write, answer, appended),
-      write(small_logprobs, jnp.where(read, _logprobs(q_logits, block), jnp.nan)),
+      write(small_logprobs, jnp.where(read, token_logprobs(q_logits, block), jnp.nan)),
       write(drafted, by_small),
       jax.tree.map(jnp.add, counts, added),
     )
@@ -387,7 +387,12 @@ class _Loop:
     return state._replace(length=length, ended=ended, last=following, answers=answers), accepted
 
 
-def _logprobs(logits: Float[Array, '*n V'], tokens: Int[Array, '*n']) -> Float[Array, '*n']:
-  """Untempered log-probabilities of tokens, without forming those of all tokens."""
+def token_logprobs(logits: Float[Array, '*n V'], tokens: Int[Array, '*n']) -> Float[Array, '*n']:
+  """Compute untempered log-probabilities of tokens, without forming those of all tokens."""
   chosen = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
   return chosen - jax.nn.logsumexp(logits, -1)
+
+
+def vocab_size(*models: LanguageModel[Any]) -> int:
+  """Number of vocabulary entries that all models have: padding of tables may differ."""
+  return min(jax.tree.leaves(model.table)[0].shape[0] for model in models)
