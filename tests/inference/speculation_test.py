@@ -141,7 +141,7 @@ def test_log_probabilities_are_those_of_scoring_the_answer(name):
     actual = _speculate(name, _prompt(), rule=rule)
     batch = _teacher_forced(LARGE[name], _prompt(), actual.answer)
     for config, logprobs in ((SMALL, actual.small_logprobs), (LARGE, actual.answer.logprobs)):
-      expected, _ = decoding.score(testing.build(config[name]), batch)
+      expected = decoding.score(testing.build(config[name]), batch).logprobs
       expected = np.asarray(expected)[np.asarray(batch.weights) > 0]
       values = logprobs[actual.answer.mask]
       read = ~np.isnan(values)
