@@ -165,6 +165,28 @@ def test_limits_are_either_model_alone_with_the_same_seed(alpha, index):
     np.testing.assert_array_equal(actual.counts.accepted, length * (1 - index))
 
 
+def test_the_large_model_reads_the_prompts_only_if_an_answer_defers():
+  prompts = []
+
+  class Large(Bigrams):
+    def prefill(self, prompt, max_len):
+      jax.debug.callback(lambda length: prompts.append(len(length)), prompt.length)
+      return super().prefill(prompt, max_len)
+
+  @jax.jit
+  def generate(alpha):
+    prompt = Prompt(jnp.zeros((2, 1), jnp.int32), jnp.ones(2, jnp.int32))
+    models = Bigrams(TABLES[0]), Large(TABLES[1])
+    return token_cascade.generate(
+      *models, prompt, rule='chow', alpha=alpha, max_len=2, eos_id=NEVER
+    )  # fmt: skip
+
+  for alpha, expected in ((1.0, []), (0.0, [2])):
+    jax.block_until_ready(generate(alpha))
+    jax.effects_barrier()
+    assert prompts == expected
+
+
 def test_calls_are_counted_as_a_simulation_counts_them():
   """A deferred token costs the prompt once, then a call for every started WIDTH of tokens."""
   for alpha, eos_id in ((1.0, NEVER), (0.85, 1)):
