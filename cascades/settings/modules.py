@@ -44,6 +44,7 @@ _OTHERS = {
   'cascades.infer': (
     'cascades.inference.answers', 'cascades.inference.trained_model', *_USUAL,
   ),
+  'cascades.speculate': ('cascades.inference.answers', *_USUAL),
   'cascades.cache_teacher': ('cascades.inference.trained_model', *_USUAL),
 }  # fmt: skip
 

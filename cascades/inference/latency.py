@@ -1,0 +1,229 @@
+"""Seconds of answers and of the steps they consist of, measured on one machine.
+
+Turns alternate between what is compared, so that a machine that slows down slows all alike; the
+median of the turns counts. Every measurement is written at once, and a second run adds those that
+are missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax import Array
+from jaxtyping import Int
+
+from cascades.inference.answers import Answered
+from cascades.inference.trained_model import TrainedModel
+from cascades.runtime import files, partitioning, progress
+from cascades.types import Params, Prompt
+
+Clock: TypeAlias = Callable[[], float]
+Answerer: TypeAlias = Callable[[Prompt, Int[np.ndarray, 'B']], Answered]
+
+STEPS = 16  # of a model in one program, so that starting it weighs little
+REPEATS = 5  # of such a program
+
+
+class TimedBatch(NamedTuple):
+  """A batch of prompts, of which the first `rows` count; the others pad it."""
+
+  prompts: Prompt
+  row_ids: Int[np.ndarray, 'B']
+  rows: int
+
+
+class LatencyFile:
+  """Measurements in a JSON file, as docs/speculative.md describes it."""
+
+  def __init__(self, path: epath.Path, origin: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Opens the file.
+
+    Args:
+      path: The file, which need not exist.
+      origin: Machine, models and rows that are measured, as JSON.
+      overwrite: Start anew where the file has measurements of another origin.
+
+    Raises:
+      ValueError: naming the differences, if the file has measurements of another origin.
+    """
+    self.path = path
+    self.content: dict[str, Any] = {**origin, 'points': {}, 'steps': {}, 'prompts': {}}
+    if not path.exists():
+      return
+    stored = json.loads(path.read_bytes())
+    different = [
+      f'{name} is {stored.get(name)!r:.80} there and {value!r:.80} here'
+      for name, value in origin.items()
+      if stored.get(name) != value
+    ]
+    if different and not overwrite:
+      raise ValueError(
+        f'{path} holds times of another origin: {"; ".join(different)}. Name another '
+        'SPECULATE_OUTPUT_DIR, leave latency out with LATENCY_BATCHES=(), or replace it with '
+        'OVERWRITE=True.'
+      )
+    self.content = self.content if different else stored
+
+  def entry(self, *names: object) -> dict[str, Any]:
+    """Object at these nested keys, an empty one where there is none."""
+    return functools.reduce(
+      lambda level, name: level.setdefault(str(name), {}), names, self.content
+    )
+
+  def write(self) -> None:
+    """Write all measurements."""
+    files.write(self.path, json.dumps(self.content, indent=1) + '\n')
+
+
+def machine() -> str:
+  """Devices of JAX, the processor, and its cores."""
+  info = epath.Path('/proc/cpuinfo')
+  lines = info.read_text().splitlines() if info.exists() else []
+  names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+  devices = partitioning.active_mesh().devices.flat
+  processor = f'{(names or [platform.machine()])[0]}, {os.cpu_count()} cores'
+  return f'{devices[0].device_kind} x {len(devices)}; {processor}'
+
+
+def measure_answers(
+  file: LatencyFile,
+  answerers: Mapping[str, Answerer],
+  batches: Mapping[int, Sequence[TimedBatch]],
+  *,
+  turns: int,
+  clock: Clock = time.perf_counter,
+) -> None:
+  """Measure seconds per answer of every answerer and size of batches.
+
+  Args:
+    file: Takes the measurements.
+    answerers: Functions that answer a batch, by name of the point.
+    batches: Batches of each size.
+    turns: Number of measurements of each.
+    clock: Seconds.
+  """
+  pending = [
+    (turn, name, size)
+    for turn in range(turns)
+    for name in answerers
+    for size in batches
+    if len(file.entry('points', name, size).get('turns', ())) <= turn
+  ]
+  ready: set[tuple[str, int]] = set()
+
+  def measured() -> Iterator[int]:
+    for _, name, size in pending:
+      answer = answerers[name]
+      if (name, size) not in ready:  # compiles
+        shapes = {batch.prompts.tokens.shape: batch for batch in batches[size]}
+        for batch in shapes.values():
+          answer(batch.prompts, batch.row_ids)
+        ready.add((name, size))
+      start = clock()
+      masks = [answer(batch.prompts, batch.row_ids).generation.mask for batch in batches[size]]
+      seconds = clock() - start
+      rows = sum(batch.rows for batch in batches[size])
+      tokens = sum(
+        int(mask[: batch.rows].sum()) for mask, batch in zip(masks, batches[size], strict=True)
+      )
+      entry = file.entry('points', name, size)
+      entry['turns'] = [*entry.get('turns', ()), seconds / rows]
+      entry |= {
+        'seconds_per_answer': statistics.median(entry['turns']),
+        'tokens_per_answer': tokens / rows,
+      }
+      file.write()
+      yield tokens
+
+  sizes: Callable[[int], tuple[int, int]] = lambda tokens: (1, tokens)
+  report = progress.counted('timing', len(pending), sizes)
+  for _ in report(measured()):
+    pass
+
+
+def measure_steps(
+  file: LatencyFile,
+  models: Mapping[str, tuple[TrainedModel, Sequence[int]]],
+  prompts: Mapping[int, Prompt],
+  *,
+  max_tokens: int,
+) -> None:
+  """Measure the calls that answers consist of, for each size of batches.
+
+  Args:
+    file: Takes seconds of prompts, and of steps over each number of tokens.
+    models: Each model with the numbers of tokens of its steps, by 'small' and 'large'.
+    prompts: A batch of each size.
+    max_tokens: Longest answer, which the caches have room for.
+  """
+  for name, (model, widths) in models.items():
+    for size, batch in prompts.items():
+      steps = file.entry('steps', name, size)
+      if all(str(width) in steps for width in widths) and str(size) in file.entry('prompts', name):
+        continue
+      seconds, by_width = step_seconds(model, batch, widths, max_tokens=max_tokens)
+      file.entry('prompts', name)[str(size)] = seconds
+      steps |= {str(width): value for width, value in by_width.items()}
+      file.write()
+
+
+def step_seconds(
+  model: TrainedModel, prompts: Prompt, widths: Sequence[int], *, max_tokens: int
+) -> tuple[float, dict[int, float]]:
+  """Median seconds of reading the prompts, and of a greedy step over each number of tokens.
+
+  Args:
+    model: A model on the active mesh.
+    prompts: Prompts of one batch.
+    widths: Numbers of tokens.
+    max_tokens: Longest answer.
+  """
+  room = max_tokens + max(widths) + 1
+
+  @jax.jit
+  def prefill(params: Params, prompts: Prompt) -> tuple[Array, Any]:
+    logits, cache = nnx.merge(model.graph, params).prefill(prompts, room)
+    return jnp.argmax(logits, -1), cache
+
+  @functools.partial(jax.jit, static_argnames='width')
+  def steps(params: Params, token: Array, cache: Any, *, width: int) -> Array:
+    network = nnx.merge(model.graph, params)
+
+    def step(_: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+      token, cache = carry
+      tokens = jnp.broadcast_to(token[:, None], (len(token), width))
+      logits, longer = network.extend(tokens, cache)
+      return jnp.argmax(logits[:, -1], -1), longer._replace(length=cache.length)
+
+    return jax.lax.fori_loop(0, STEPS, step, (token, cache))[0]
+
+  placed = partitioning.place_whole(prompts)
+  reading = _median_seconds(lambda: prefill(model.params, placed))
+  start = prefill(model.params, placed)
+  by_width = {
+    width: _median_seconds(functools.partial(steps, model.params, *start, width=width)) / STEPS
+    for width in widths
+  }
+  return reading, by_width
+
+
+def _median_seconds(call: Callable[[], Any]) -> float:
+  jax.block_until_ready(call())
+  seconds = []
+  for _ in range(REPEATS):
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    seconds.append(time.perf_counter() - start)
+  return statistics.median(seconds)

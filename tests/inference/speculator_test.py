@@ -1,0 +1,131 @@
+"""Speculators of tiny models, compiled once for a sweep; numbers of drafts that follow counts."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from cascades import speculative
+from cascades.inference import answers, speculation, speculator
+from cascades.inference.speculation import CallCounts
+from cascades.inference.speculator import DraftPlanner, StepCosts
+from cascades.inference.trained_model import TrainedModel
+from cascades.runtime import partitioning
+from cascades.tokenizers import vocabularies
+from cascades.types import Prompt
+from tests import testing
+
+VOCABULARY = vocabularies.symbols([chr(97 + i) for i in range(20)])
+MAX_TOKENS = 6
+CHEAP, DEAR = StepCosts(0.1, (1.0,) * 6), StepCosts(2.0, (1.0,) * 6)
+
+
+@functools.cache
+def model(name, vocabulary=VOCABULARY):
+  config = testing.CONFIGS[name]
+  return TrainedModel(
+    *testing.split(testing.build(config)), config.vocab_size, vocabulary, config.architecture, {}
+  )
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  for name in testing.CONFIGS:  # built without a mesh, whose axes their layers do not name
+    model(name)
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+    yield
+
+
+def prompts():
+  return Prompt(np.asarray(testing.tokens((2, 5))), np.array([5, 3], np.int32))
+
+
+def test_a_sweep_over_alphas_compiles_one_program():
+  small, large = model('decoder'), model('everything')
+  pair = speculator.Speculator(small, large, 'opt', gamma=2, max_tokens=MAX_TOKENS)
+  results = {alpha: pair.speculate(prompts(), np.arange(2), alpha) for alpha in (-9.0, 0.1, 9.0)}
+  assert pair._speculate._cache_size() == 1
+  for alpha, alone in ((-9.0, large), (9.0, small)):
+    generator = answers.Generator(alone, MAX_TOKENS)
+    expected = generator.generate(prompts(), np.arange(2))
+    np.testing.assert_array_equal(results[alpha].answer.tokens, expected.tokens)
+  with pytest.raises(ValueError, match="alpha=nan of rule 'opt' must be a finite number"):
+    pair.speculate(prompts(), np.arange(2), float('nan'))
+  table = pair.answer(prompts(), np.arange(2), 9.0)
+  assert set(table.numbers) == {'accepted', 'rejected', 'small_calls', 'large_calls'}
+  assert table.by_token['drafted'][:, 1].all()
+
+
+@pytest.mark.parametrize(
+  ('name', 'vocabulary', 'reason'),
+  [
+    (
+      't5',
+      VOCABULARY,
+      'small model is encoder_decoder and the large one decoder_only: models that dec',
+    ),
+    ('decoder', vocabularies.symbols(['a']), 'The small model has the vocabulary .* of 4 t'),
+  ],
+)
+def test_models_that_cannot_decode_together_are_refused(name, vocabulary, reason):
+  small = model(name)._replace(vocabulary=vocabulary)
+  for program in (speculator.Speculator, speculator.TokenCascade):
+    options = {'gamma': 1} if program is speculator.Speculator else {}
+    with pytest.raises(ValueError, match=reason):
+      program(small, model('everything'), 'chow', max_tokens=3, **options)
+
+
+@pytest.mark.parametrize(
+  ('rule', 'gamma', 'reason'),
+  [('best', 1, "'best' is no rule"), ('opt', -1, 'gamma=-1 must be a whole number at least 0')],
+)
+def test_numbers_out_of_range_are_refused(rule, gamma, reason):
+  two = model('decoder'), model('everything')
+  with pytest.raises(ValueError, match=reason):
+    speculator.Speculator(*two, rule, gamma=gamma, max_tokens=3)
+
+
+def counts(accepted, rejected):
+  return CallCounts(np.array([accepted]), np.array([rejected]), np.zeros(1), np.zeros(1))
+
+
+def test_planned_drafts_are_the_best_at_the_share_that_is_accepted():
+  planner = DraftPlanner(CHEAP, lossless=True)
+  assert planner.acceptance == pytest.approx(speculator.START)
+  for accepted, rejected in ((0, 400), (300, 100), (2000, 0)):
+    for _ in range(60):  # until earlier batches are forgotten
+      planner.update(counts(accepted, rejected))
+    share = accepted / (accepted + rejected)
+    assert planner.acceptance == pytest.approx(share, abs=0.01)
+    assert planner.drafts == speculative.best_gamma(round(share, 2), 0.1, most=5)
+  assert DraftPlanner(CHEAP, lossless=False).lengths.min() == 1
+  plan = planner.plan()
+  assert plan.accepted + plan.rejected == pytest.approx(speculator.PRIOR)
+
+
+def test_where_drafts_do_not_pay_the_large_model_decodes_alone_and_drafts_are_tried_again(
+  monkeypatch,
+):
+  gammas = []
+
+  def generate(pair, prompts, *, max_len, gamma, plan, **_):
+    gammas.append(gamma)
+    zeros = np.zeros((2, max_len))
+    answer = answers.Generation(zeros, zeros, zeros)
+    none = np.zeros(2)
+    return speculation.Speculation(answer, zeros, zeros, CallCounts(none, none, none, none))
+
+  monkeypatch.setattr(speculation, 'generate', generate)
+  monkeypatch.setattr(jax, 'jit', lambda function, **_: function)
+  two = model('decoder'), model('everything')
+  lossless = speculator.Speculator(*two, 'lossless', gamma=5, max_tokens=3, costs=DEAR)
+  for _ in range(2 * speculator.RETRY):
+    lossless.speculate(prompts(), np.arange(2))
+  assert gammas == ([0] * (speculator.RETRY - 1) + [1]) * 2
+  gammas.clear()
+  pays = speculator.Speculator(*two, 'lossless', gamma=5, max_tokens=3, costs=CHEAP)
+  for share in (0.5, 0.65, 0.99):
+    pays.planner.accepted, pays.planner.rejected = share, 1 - share
+    pays.speculate(prompts(), np.arange(2))
+  assert gammas == [2, 4, 5]  # not 3: programs are of powers of two, and of the most

@@ -1,0 +1,207 @@
+"""The program of two models: one real command, whose tables and times all tests here read."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cascades import speculate
+from cascades.data.corpus import Data
+from cascades.inference import latency
+from cascades.predictions import shards
+from cascades.runtime import partitioning
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+GAMMA = 2
+ALL_LARGE, MIXED, ALL_SMALL = (f'opt-alpha{a}-gamma2-temperature0' for a in (-100, 0.1, 100))
+SEQUENTIAL = 'token_chow-alpha0-temperature0'
+NAMES = ['small-temperature0', 'large-temperature0', SEQUENTIAL, ALL_LARGE, MIXED, ALL_SMALL]
+RULES = {'opt': [-100.0, 0.1, 100.0]}  # one program, with limits that are known
+CASCADES = {'chow': [0.0]}
+TASK = """from __gin__ import dynamic_registration
+from cascades.tasks import local
+TASK = @local.local_jsonl()
+TASK_FEATURE_LENGTHS = {lengths}
+local.local_jsonl.name = 'backwards'
+local.local_jsonl.splits = {splits}
+"""
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A run whose earlier checkpoint is the small model, and whose last one the large one."""
+  directory = tmp_path_factory.mktemp('trained')
+  tiny.train(**tiny.settings(directory, train_steps=100, save_every=50))
+  return directory
+
+
+@pytest.fixture(scope='module')
+def log_lines(trained):
+  task = TASK.format(splits=tiny.write_rows(trained), lengths=tiny.LENGTHS)
+  (trained / 'task.gin').write_text(task)
+  done = subprocess.run(
+    [sys.executable, '-m', 'cascades.speculate', '--gin_file=runs/speculate.gin',
+     f'--gin_file={trained}/task.gin', f'--gin.RECORDS_DIR={trained}/records',
+     f'--gin.SMALL_CHECKPOINT_PATH={trained}/run', '--gin.SMALL_WHICH=50',
+     f'--gin.LARGE_CHECKPOINT_PATH={trained}/run', f'--gin.SPECULATE_OUTPUT_DIR={trained}/out',
+     f'--gin.RULES={RULES}', f'--gin.TOKEN_CASCADES={CASCADES}', f'--gin.GAMMAS=({GAMMA},)',
+     '--gin.BATCH_SIZE=16', '--gin.SHARD_ROWS=16', '--gin.LATENCY_BATCHES=(16,)',
+     '--gin.LATENCY_ROWS=32', '--gin.LATENCY_TURNS=2'],
+    cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, 'XLA_FLAGS': ''},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  return done.stdout.splitlines()
+
+
+def arguments(trained, *, rules=RULES, overwrite=False, turns=2, rows=32, **sweep):
+  """Arguments of the same command."""
+  run = str(trained / 'run')
+  return {
+    'pair': speculate.ModelPair(run, run, small_which=50),
+    'output': speculate.SweepOutput(str(trained / 'out'), 16, overwrite),
+    'data': Data(
+      task=tiny.task(trained), lengths=tiny.LENGTHS, batch_size=16,
+      records_dir=str(trained / 'records'),
+    ),
+    'sweep': speculate.Sweep(
+      **{'rules': rules, 'token_cascades': CASCADES, 'gammas': (GAMMA,)} | sweep
+    ),
+    'timing': speculate.Latency((16,), rows, turns),
+    'devices': partitioning.Devices(mesh=tiny.one_device),
+  }  # fmt: skip
+
+
+def read(trained, name):
+  (table,) = shards.read(trained / 'out' / 'points' / name / 'test')
+  return table
+
+
+@pytest.fixture(scope='module')
+def tables(trained, log_lines):
+  return {name: read(trained, name) for name in NAMES}
+
+
+def test_every_point_has_a_table_of_all_rows(trained, tables, log_lines):
+  assert sorted(path.name for path in (trained / 'out' / 'points').iterdir()) == sorted(NAMES)
+  assert all(len(table.ids) == 32 for table in tables.values())
+  total = 32 * len(NAMES)
+  assert any(re.search(rf'row +{total}/{total} .*ETA 0 s', line) for line in log_lines)
+  last = f'table 6/6  {NAMES[-1]}, backwards, split test: 32 rows (0 of 2 shards existed)'
+  assert any(line.endswith(last) for line in log_lines)
+
+
+def test_limits_of_the_rules_are_the_answers_of_either_model(tables):
+  large, small = tables['large-temperature0'], tables['small-temperature0']
+  all_large, all_small = tables[ALL_LARGE], tables[ALL_SMALL]
+  assert sum(a != b for a, b in zip(small.predictions, large.predictions, strict=True)) > 2
+  for table in (all_large, tables[SEQUENTIAL]):
+    assert list(table.predictions) == list(large.predictions)
+    np.testing.assert_allclose(table.token_logprobs, large.token_logprobs, atol=1e-4)
+  assert list(all_small.predictions) == list(small.predictions)
+  read_by_both = ~np.isnan(all_small.by_token['small_logprobs'])
+  np.testing.assert_allclose(
+    all_small.by_token['small_logprobs'][read_by_both], small.token_logprobs[read_by_both],
+    atol=1e-4,
+  )  # fmt: skip
+  assert read_by_both.mean() > 0.9
+  assert np.abs(all_small.token_logprobs - small.token_logprobs).max() > 0.01  # the large one's
+
+
+def test_rows_count_the_calls_that_wrote_them(tables):
+  for name, table in tables.items():
+    columns = {c: table.column(c) for c in ('small_calls', 'large_calls')}
+    if name in NAMES[:2]:
+      own, other = (f'{model}_calls' for model in (['small', 'large'], ['large', 'small'])[
+        name.startswith('large')
+      ])  # fmt: skip
+      np.testing.assert_array_equal(columns[own], table.lengths)
+      assert not columns[other].any()
+      continue
+    drafted = np.add.reduceat(table.by_token['drafted'], np.cumsum(table.lengths) - table.lengths)
+    np.testing.assert_array_equal(drafted, table.column('accepted'))
+    assert (table.lengths - drafted <= columns['large_calls']).all()
+    assert (columns['large_calls'].sum() < table.lengths.sum()) == (name != SEQUENTIAL)
+  assert not tables[ALL_SMALL].column('rejected').any()
+  assert tables[ALL_LARGE].column('rejected').any()
+
+
+def test_the_manifest_names_the_point_and_both_models(tables):
+  manifest = tables[MIXED].manifest
+  assert manifest['point'] == {'rule': 'opt', 'temperature': 0.0, 'alpha': 0.1, 'gamma': GAMMA}
+  assert (manifest['step'], manifest['small']['step']) == (100, 50)
+  assert manifest['decoding'] == tables['large-temperature0'].manifest['decoding']
+  assert 'small' not in tables['large-temperature0'].manifest
+  assert tables['small-temperature0'].manifest['step'] == 50
+
+
+def test_times_of_answers_and_steps_are_written(trained, tables):
+  times = json.loads((trained / 'out' / 'latency.json').read_text())
+  assert list(times['points']) == NAMES
+  for name, by_size in times['points'].items():
+    for entry in by_size.values():
+      assert entry['seconds_per_answer'] == pytest.approx(np.median(entry['turns']))
+      assert len(entry['turns']) == 2
+    assert by_size['16']['tokens_per_answer'] == pytest.approx(tables[name].lengths.mean())
+  assert set(times['steps']['small']) == set(times['steps']['large']) == {'16'}
+  assert list(times['steps']['small']['16']) == ['1']
+  assert list(times['steps']['large']['16']) == ['1', '2', '3']
+  assert times['prompts']['large']['16'] > 0
+  assert re.fullmatch(r'.+ x 1; .+ cores', times['machine'])
+
+
+def contents(directory):
+  return {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
+
+
+def test_a_second_run_keeps_everything_and_a_lost_shard_is_written_again(
+  trained, tables, monkeypatch
+):
+  before = contents(trained / 'out')
+  lost = trained / 'out' / 'points' / NAMES[0] / 'test' / 'backwards-predict.jsonl-00001-of-00002'
+  lost.unlink()
+  monkeypatch.setattr(latency, 'step_seconds', lambda *_, **__: pytest.fail('measured again'))
+  speculate.speculate(**arguments(trained))
+  after = contents(trained / 'out')
+  changed = {path for path in before if before[path] != after[path]}
+  assert {path for path in changed if not path.name.endswith('manifest.json')} <= {
+    lost,
+    lost.with_name(f'{lost.name}.COMPLETED'),  # another process may round otherwise
+  }
+  assert list(read(trained, NAMES[0]).predictions) == list(tables[NAMES[0]].predictions)
+
+
+def test_other_settings_are_refused_before_rows_are_answered(trained, tables):
+  before = contents(trained / 'out')
+  reason = r'decoding seed is 0 there and 1 here.* Name another SPECULATE_OUTPUT_DIR'
+  with pytest.raises(ValueError, match=reason):
+    speculate.speculate(**arguments(trained, seed=1))
+  with pytest.raises(ValueError, match=r'latency\.json holds times of another origin: rows is 32 '):
+    speculate.speculate(**arguments(trained, rows=3))
+  assert contents(trained / 'out') == before
+
+
+@pytest.mark.parametrize(
+  ('changes', 'reason'),
+  [
+    ({'rules': {'best': None}}, "'best' is no rule: choose among bild, chow"),
+    ({'rules': {'chow': [1.5]}}, r"alpha=1.5 of rule 'chow' must lie in \[0, 1\]"),
+    ({'rules': {'lossless': [0.1]}}, "RULES gives 'lossless' alphas, and it has none"),
+    ({'rules': {'opt': [0.1, 0.1]}}, 'opt-alpha0.1-gamma2-temperature0 is one point given twice'),
+    ({'gammas': (0,)}, r'GAMMAS\[0\]=0 must be a whole number at least 1'),
+    ({'temperatures': (-1.0,)}, 'TEMPERATURE=-1.0 must be'),
+    ({'temperatures': ()}, 'TEMPERATURES is empty'),
+    ({'top_k': 3}, 'TOP_K says how tokens are drawn'),
+    ({'turns': 0}, 'LATENCY_TURNS=0 must be'),
+  ],
+)
+def test_settings_out_of_range_are_refused(tmp_path, changes, reason):
+  with pytest.raises(ValueError, match=reason):
+    arguments(tmp_path, **changes)
