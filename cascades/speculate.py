@@ -6,7 +6,8 @@
 
 For every rule, alpha, number of drafts and temperature, and for either model alone, writes a table
 of predictions, SPECULATE_OUTPUT_DIR/points/<point>/<split>/, which `evaluate` reads like others,
-and SPECULATE_OUTPUT_DIR/latency.json with the seconds per answer of each. Rerunning the same
+SPECULATE_OUTPUT_DIR/latency.json with the seconds per answer of each, and report.html,
+frontier.json, frontier.csv and figures/ with quality against cost. Rerunning the same
 command resumes it; more points can be added to the same directory.
 """
 
@@ -18,6 +19,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Int
@@ -25,6 +27,7 @@ from jaxtyping import Int
 from cascades.checkpoints import store
 from cascades.data.corpus import Corpus, Data
 from cascades.data.records import Records
+from cascades.evaluation import authorship, speculation
 from cascades.inference import answers, baselines, latency, points, trained_model
 from cascades.inference.answers import Answered, DecodingOptions, Generator
 from cascades.inference.pending_tables import PendingTable
@@ -32,10 +35,11 @@ from cascades.inference.points import DecodingPoint
 from cascades.inference.speculator import Speculator, TokenCascade, check_pair
 from cascades.inference.trained_model import Checkpoint, TrainedModel
 from cascades.interop import companions
+from cascades.reporting import speculation_report
 from cascades.runtime import files, profiling, progress, ranges
 from cascades.runtime.partitioning import Devices, Rules
 from cascades.tasks import chats
-from cascades.types import Prompt
+from cascades.types import Prompt, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +223,34 @@ def speculate(
     _write(tables, provenance)
     if file:
       _measure(file, timing, answerers, (small, large), sweep, data, *read[0])
+  if jax.process_index() == 0:
+    for split in dict.fromkeys(table.described['split'] for table in tables):
+      summarize(directory, split, large.vocabulary)
+
+
+def summarize(directory: epath.Path, split: str, vocabulary: Vocabulary) -> None:
+  """Compare all points of a split, and write report.html, frontier.json and figures/ beside them.
+
+  Args:
+    directory: Output directory of `speculate`; splits other than 'test' get a folder of their own.
+    split: Name of the split.
+    vocabulary: Vocabulary of the answers.
+  """
+  compared = speculation.frontier(directory, split=split)
+  acceptance: dict[str, list[float]] = {}
+  examples: list[speculation_report.ColoredAnswer] = []
+  for point in compared.points:
+    if point.gamma is None:
+      continue
+    folder = directory / 'points' / point.name / split
+    drafted = (answer.drafted for answer in authorship.answers(folder))
+    acceptance[point.name] = authorship.acceptance_by_position(drafted, point.gamma).tolist()
+    if not examples:
+      decode = vocabulary.decode
+      examples = speculation_report.colored(point.name, authorship.answers(folder), decode)
+  output = directory if split == 'test' else directory / split
+  speculation_report.write(output, compared, acceptance, examples)
+  log.info('report: %s', output / 'report.html')
 
 
 def _answerers(

@@ -157,6 +157,17 @@ def test_times_of_answers_and_steps_are_written(trained, tables):
   assert re.fullmatch(r'.+ x 1; .+ cores', times['machine'])
 
 
+def test_a_report_compares_all_points(trained, tables):
+  numbers = json.loads((trained / 'out' / 'frontier.json').read_text())
+  points = {point['name']: point for point in numbers['points']}
+  assert set(points) == set(NAMES)
+  assert points['large-temperature0']['seconds'] == {'16': 1.0}
+  assert points[ALL_LARGE]['difference']['value'] == 0
+  assert points[ALL_SMALL]['rejection_rate'] == 0
+  assert set(numbers['acceptance_by_position']) == {ALL_LARGE, MIXED, ALL_SMALL}
+  assert 'Who wrote each token' in (trained / 'out' / 'report.html').read_text()
+
+
 def contents(directory):
   return {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
 
@@ -171,7 +182,9 @@ def test_a_second_run_keeps_everything_and_a_lost_shard_is_written_again(
   speculate.speculate(**arguments(trained))
   after = contents(trained / 'out')
   changed = {path for path in before if before[path] != after[path]}
-  assert {path for path in changed if not path.name.endswith('manifest.json')} <= {
+  assert trained / 'out' / 'latency.json' not in changed
+  rewritten = {path for path in changed if trained / 'out' / 'points' in path.parents}
+  assert {path for path in rewritten if not path.name.endswith('manifest.json')} <= {
     lost,
     lost.with_name(f'{lost.name}.COMPLETED'),  # another process may round otherwise
   }
