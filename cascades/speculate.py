@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -327,7 +328,8 @@ def _latency_file(
   if not timing.batches:
     return None
   small, large = (
-    [model.described[name] for name in ('checkpoint_identity', 'step', 'precision', 'weights')]
+    {name: model.described[name] for name in ('step', 'precision', 'weights')}
+    | {'digest': hashlib.sha256(model.described['checkpoint_identity'].encode()).hexdigest()[:16]}
     for model in models
   )
   origin = {

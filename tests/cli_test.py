@@ -166,7 +166,7 @@ def test_an_error_is_one_message_and_a_bad_exit(program, argument, message):
   assert 'Traceback' not in done.stderr
 
 
-@pytest.mark.parametrize('program', ['train', 'infer', 'evaluate'])
+@pytest.mark.parametrize('program', ['train', 'infer', 'evaluate', 'speculate'])
 def test_help_shows_examples_settings_arguments_and_the_recipes_that_fit(program):
   done = run(f'cascades.{program}', '--help')
   assert done.returncode == 0

@@ -20,8 +20,8 @@ from cascades.runtime import partitioning
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
-GAMMA = 2
-ALL_LARGE, MIXED, ALL_SMALL = (f'opt-alpha{a}-gamma2-temperature0' for a in (-100, 0.1, 100))
+GAMMA = 1
+ALL_LARGE, MIXED, ALL_SMALL = (f'opt-alpha{a}-gamma1-temperature0' for a in (-100, 0.1, 100))
 SEQUENTIAL = 'token_chow-alpha0-temperature0'
 NAMES = ['small-temperature0', 'large-temperature0', SEQUENTIAL, ALL_LARGE, MIXED, ALL_SMALL]
 RULES = {'opt': [-100.0, 0.1, 100.0]}  # one program, with limits that are known
@@ -152,9 +152,10 @@ def test_times_of_answers_and_steps_are_written(trained, tables):
     assert by_size['16']['tokens_per_answer'] == pytest.approx(tables[name].lengths.mean())
   assert set(times['steps']['small']) == set(times['steps']['large']) == {'16'}
   assert list(times['steps']['small']['16']) == ['1']
-  assert list(times['steps']['large']['16']) == ['1', '2', '3']
+  assert list(times['steps']['large']['16']) == ['1', '2']
   assert times['prompts']['large']['16'] > 0
   assert re.fullmatch(r'.+ x 1; .+ cores', times['machine'])
+  assert [times[model]['step'] for model in ('small', 'large')] == [50, 100]
 
 
 def test_a_report_compares_all_points(trained, tables):
@@ -207,7 +208,7 @@ def test_other_settings_are_refused_before_rows_are_answered(trained, tables):
     ({'rules': {'best': None}}, "'best' is no rule: choose among bild, chow"),
     ({'rules': {'chow': [1.5]}}, r"alpha=1.5 of rule 'chow' must lie in \[0, 1\]"),
     ({'rules': {'lossless': [0.1]}}, "RULES gives 'lossless' alphas, and it has none"),
-    ({'rules': {'opt': [0.1, 0.1]}}, 'opt-alpha0.1-gamma2-temperature0 is one point given twice'),
+    ({'rules': {'opt': [0.1, 0.1]}}, 'opt-alpha0.1-gamma1-temperature0 is one point given twice'),
     ({'gammas': (0,)}, r'GAMMAS\[0\]=0 must be a whole number at least 1'),
     ({'temperatures': (-1.0,)}, 'TEMPERATURE=-1.0 must be'),
     ({'temperatures': ()}, 'TEMPERATURES is empty'),
@@ -218,3 +219,22 @@ def test_other_settings_are_refused_before_rows_are_answered(trained, tables):
 def test_settings_out_of_range_are_refused(tmp_path, changes, reason):
   with pytest.raises(ValueError, match=reason):
     arguments(tmp_path, **changes)
+
+
+def test_points_that_differ_in_alpha_share_a_program(monkeypatch):
+  programs = []
+
+  class Counted:
+    def __init__(self, small, large, rule, *, gamma, max_tokens, options):
+      programs.append((rule, gamma, options.temperature))
+
+    def answer(self, prompts, row_ids, alpha):
+      return prompts, row_ids, alpha
+
+  monkeypatch.setattr(speculate, 'Speculator', Counted)
+  rules = {'opt': [0.1, 0.2, 0.3], 'lossless': None}
+  sweep = speculate.Sweep(rules, gammas=(1, 3), temperatures=(0.0, 1.0))
+  answerers = speculate._answerers(None, None, sweep, max_tokens=3)
+  assert sorted(programs) == sorted(set(programs))
+  assert len(programs) == 8
+  assert answerers['opt-alpha0.2-gamma3-temperature1']('prompts', 'ids') == ('prompts', 'ids', 0.2)
