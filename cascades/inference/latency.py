@@ -62,7 +62,11 @@ class LatencyFile:
     self.content: dict[str, Any] = {**origin, 'points': {}, 'steps': {}, 'prompts': {}}
     if not path.exists():
       return
-    stored = json.loads(path.read_bytes())
+    try:
+      stored = json.loads(path.read_bytes())
+      stored['points'], stored['steps'], stored['prompts']
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(f'{path} is damaged ({error!r:.80}): remove it to measure again.') from error
     different = [
       f'{name} is {stored.get(name)!r:.80} there and {value!r:.80} here'
       for name, value in origin.items()

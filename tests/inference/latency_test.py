@@ -75,6 +75,14 @@ def test_the_median_of_the_turns_counts_and_a_second_run_adds_what_is_missing(tm
   assert len(clock.calls) == 5
 
 
+@pytest.mark.parametrize('content', ['{"points": {', '[]', '{"points": {}}'])
+def test_a_damaged_file_is_named(tmp_path, content):
+  path = tmp_path / 'latency.json'
+  path.write_text(content)
+  with pytest.raises(ValueError, match=rf'{path} is damaged .* remove it to measure again'):
+    latency.LatencyFile(path, ORIGIN, overwrite=False)
+
+
 def test_times_of_another_machine_are_not_mixed(tmp_path):
   path = tmp_path / 'latency.json'
   file = latency.LatencyFile(path, ORIGIN, overwrite=False)
