@@ -74,19 +74,27 @@ def prompts(model: TrainedModel, rows: int) -> Prompt:
 
 def alone(model: TrainedModel, pair: Pair, length: int) -> Call:
   """Greedy answers of one model."""
+  generate = jitted_alone(model, length)
+  return lambda: jax.block_until_ready(generate(model.params, pair.prompt))
 
+
+def jitted_alone(model: TrainedModel, length: int) -> Any:
   @jax.jit
   def generate(params: Params, prompt: Prompt) -> Array:
     return decoding.generate(
       nnx.merge(model.graph, params), prompt, max_len=length, eos_id=-1
     ).tokens
 
-  return lambda: jax.block_until_ready(generate(model.params, pair.prompt))
+  return generate
 
 
 def together(pair: Pair, length: int, gamma: int) -> Call:
   """Greedy lossless answers of both models."""
+  generate = jitted_pair(pair, length, gamma)
+  return lambda: jax.block_until_ready(generate(pair.small.params, pair.large.params, pair.prompt))
 
+
+def jitted_pair(pair: Pair, length: int, gamma: int) -> Any:
   @jax.jit
   def generate(small: Params, large: Params, prompt: Prompt) -> speculation.Speculation:
     models = speculation.SpeculativePair(
@@ -96,7 +104,7 @@ def together(pair: Pair, length: int, gamma: int) -> Call:
     )
     return speculation.generate(models, prompt, max_len=length, eos_id=-1, gamma=gamma)
 
-  return lambda: jax.block_until_ready(generate(pair.small.params, pair.large.params, pair.prompt))
+  return generate
 
 
 def extends(model: TrainedModel, pair: Pair, width: int, steps: int = STEPS) -> Call:
@@ -129,6 +137,30 @@ def by_turns(calls: Mapping[str, Call], turns: int) -> dict[str, np.ndarray]:
       call()
       seconds[name].append(time.perf_counter() - start)
   return {name: np.array(values) for name, values in seconds.items()}
+
+
+def tables_beside(pair: Pair, gamma: int) -> float:
+  """Memory of both models' program beside that of the large one and the small model.
+
+  The small model is its parameters and its cache. In tables of (gamma + 1) x V floats a row.
+  """
+
+  def size(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+  def used(program: Any, *arguments: Any) -> int:
+    memory = program.lower(*arguments).compile().memory_analysis()
+    return memory.temp_size_in_bytes + memory.argument_size_in_bytes
+
+  small, large, prompt, length = pair
+  both = used(jitted_pair(pair, length, gamma), small.params, large.params, prompt)
+  plain = used(jitted_alone(large, length), large.params, prompt)
+  cache = jax.eval_shape(
+    lambda params: nnx.merge(small.graph, params).prefill(prompt, length + gamma + 2)[1],
+    small.params,
+  )
+  table = (gamma + 1) * large.vocab_size * 4 * len(prompt.length)
+  return (both - plain - size(small.params) - size(cache)) / table
 
 
 def step_seconds(pair: Pair, turns: int) -> tuple[float, list[float]]:
@@ -182,6 +214,10 @@ def of_pair(name: str, small: str, large: str, turns: int) -> Iterator[Measured]
     tokens_per_second[batch] = batch * length / float(np.median(seconds['planned']))
     same = np.asarray(programs['planned']().answer.tokens) == np.asarray(programs['plain']())
     yield Measured(f'{what}: share of equal tokens', float(same.mean()), '', at_least=1.0)
+    yield Measured(
+      f'{what}: tables of gamma + 1 distributions', tables_beside(pair, BLOCK), '', at_most=2.0001,
+      note='memory beside the large model alone and the small model',
+    )  # fmt: skip
   gain = tokens_per_second[8] / tokens_per_second[1]
   yield Measured(f'{name}: tokens/s of batch 8 / batch 1', gain, '', at_least=3.0)
 
