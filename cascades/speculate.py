@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -226,16 +227,19 @@ def speculate(
       _measure(file, timing, answerers, (small, large), sweep, data, *read[0])
   if jax.process_index() == 0:
     for split in dict.fromkeys(table.described['split'] for table in tables):
-      summarize(directory, split, large.vocabulary)
+      summarize(directory, split, large.vocabulary, max_tokens=data.lengths['targets'])
 
 
-def summarize(directory: epath.Path, split: str, vocabulary: Vocabulary) -> None:
+def summarize(
+  directory: epath.Path, split: str, vocabulary: Vocabulary, *, max_tokens: int
+) -> None:
   """Compare all points of a split, and write report.html, frontier.json and figures/ beside them.
 
   Args:
     directory: Output directory of `speculate`; splits other than 'test' get a folder of their own.
     split: Name of the split.
     vocabulary: Vocabulary of the answers.
+    max_tokens: Most tokens of an answer.
   """
   compared = speculation.frontier(directory, split=split)
   acceptance: dict[str, list[float]] = {}
@@ -245,7 +249,9 @@ def summarize(directory: epath.Path, split: str, vocabulary: Vocabulary) -> None
       continue
     folder = directory / 'points' / point.name / split
     drafted = (answer.drafted for answer in authorship.answers(folder))
-    acceptance[point.name] = authorship.acceptance_by_position(drafted, point.gamma).tolist()
+    acceptance[point.name] = authorship.acceptance_by_position(
+      drafted, point.gamma, max_tokens=max_tokens
+    ).tolist()
     if not examples:
       decode = vocabulary.decode
       examples = speculation_report.colored(point.name, authorship.answers(folder), decode)
@@ -306,7 +312,12 @@ def _write(tables: Sequence[PendingTable], provenance: Callable[[], Mapping[str,
   missing = [table.missing() for table in tables]
   rows = sum(len(numbers) for shards in missing for numbers in shards.values())
   report = progress.counted('row', rows, answers.size)
+  last = None
   for number, (table, shards) in enumerate(zip(tables, missing, strict=True), 1):
+    program = [table.described['point'][name] for name in ('rule', 'gamma', 'temperature')]
+    if program != last:
+      jax.clear_caches()  # an operating system maps no more than some dozen programs
+    last = program
     table.write(shards, provenance, report)
     log.info(
       'table %d/%d  %s, %s, split %s: %d rows (%d of %d shards existed)',
@@ -363,7 +374,10 @@ def _measure(
       yield latency.TimedBatch(prompts, row_ids, len(bucket.indices))
 
   by_size = {size: list(batches(size)) for size in timing.batches}
-  latency.measure_answers(file, answerers, by_size, turns=timing.turns)
+  for temperature, size in itertools.product(sweep.temperatures, timing.batches):
+    own = {p.name: answerers[p.name] for p in sweep.points if p.temperature == temperature}
+    latency.measure_answers(file, own, {size: by_size[size]}, turns=timing.turns)
+    jax.clear_caches()  # an operating system maps no more than some dozen programs
   widths = range(1, max(sweep.gammas) + 2)
   latency.measure_steps(
     file,

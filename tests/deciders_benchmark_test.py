@@ -81,6 +81,7 @@ def test_a_cascade_pays_for_the_answer_that_it_throws_away():
   np.testing.assert_array_equal(everything.quality[0], data.report.quality[1])
 
 
+@pytest.mark.slow
 def test_results_survive_a_kill_and_are_not_computed_again(tmp_path, monkeypatch):
   data = planted(rows=60)
   policy, computed = deciding_rules.policy, []

@@ -35,7 +35,7 @@ def answers(table: epath.Path) -> Iterator[WrittenAnswer]:
 
 
 def acceptance_by_position(
-  drafted: Iterable[Sequence[bool]], gamma: int
+  drafted: Iterable[Sequence[bool]], gamma: int, *, max_tokens: int
 ) -> Float[np.ndarray, 'gamma']:
   """Share of the drafts at each position of a block that are accepted, of those that are reached.
 
@@ -46,17 +46,19 @@ def acceptance_by_position(
 
   Args:
     drafted: For each answer, True for the tokens that the small model wrote.
-    gamma: Drafts of a block.
+    gamma: Most drafts of a block.
+    max_tokens: Most tokens of an answer; a block has no draft that would exceed them.
   """
   reached, accepted = np.zeros(gamma), np.zeros(gamma)
   for flags in drafted:
     run = 0
-    for by_small in flags[1:]:
+    for position, by_small in enumerate(flags[1:], 1):
       if by_small:
         run += 1
         continue
+      drafts = min(gamma, max_tokens - (position - run) - 1)
       accepted[:run] += 1
-      reached[: run + 1] += 1
+      reached[: min(run + 1, drafts)] += 1
       run = 0
     accepted[:run] += 1
     reached[:run] += 1

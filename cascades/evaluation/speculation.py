@@ -275,7 +275,8 @@ def _flops(table: Predictions, point: Mapping[str, Any], calls: Mapping[str, np.
   if point['rule'] == SMALL and point['gamma'] is None:
     return float(calls[SMALL].mean()) * own
   small = float(table.manifest.get('small', {}).get('flops_per_token', 0.0))
-  read = calls[LARGE] * ((point['gamma'] or 0) + 1)
+  # The first call reads the prompt, and gives one token as those of a model alone do.
+  read = np.minimum(calls[LARGE], 1) + np.maximum(calls[LARGE] - 1, 0) * ((point['gamma'] or 0) + 1)
   if point['rule'].startswith(SEQUENTIAL) and point['gamma'] is None:
     read = np.where(calls[LARGE] > 0, table.lengths, 0)
   return float(calls[SMALL].mean()) * small + float(read.mean()) * own

@@ -46,8 +46,8 @@ def _against(
   temperatures = list(dict.fromkeys(point.temperature for point in frontier.points))
   rules = [r for r in dict.fromkeys(p.rule for p in frontier.points) if r not in (SMALL, LARGE)]
   colors = dict(zip(rules, itertools.cycle(PALETTE), strict=False))
-  figure = Figure(figsize=(max(6.4, 4.2 * len(temperatures)), 4.4))
-  panels = figure.subplots(1, len(temperatures), squeeze=False, sharey=True)[0]
+  figure = Figure(figsize=(6.4, 1.0 + 3.4 * len(temperatures)))
+  panels = figure.subplots(len(temperatures), 1, squeeze=False)[:, 0]
   for axes, temperature in zip(panels, temperatures, strict=True):
     own = [p for p in frontier.points if p.temperature == temperature]
     if label.startswith('seconds') and temperature in frontier.sequence:
@@ -62,9 +62,12 @@ def _against(
         axes.plot(x, y, marker, color=INK, label=f'{model} alone')
     axes.set_title(f'temperature {temperature:g}')
     axes.set_xlabel(label)
-  panels[0].set_ylabel(frontier.metric)
-  handles, names = panels[0].get_legend_handles_labels()
-  figure.legend(handles, names, loc='outside lower center', ncols=4)
+    axes.set_ylabel(frontier.metric)
+  entries = [axes.get_legend_handles_labels() for axes in panels]
+  lines = {
+    name: line for handles, names in entries for line, name in zip(handles, names, strict=True)
+  }
+  figure.legend([*lines.values()], [*lines], loc='outside lower center', ncols=4)
   return figure
 
 
@@ -97,7 +100,7 @@ def _draw_rule(
 
 def _positions(acceptance: Mapping[str, Sequence[float]]) -> Figure:
   """Acceptance by position in the block."""
-  figure = Figure(figsize=(6.4, 4.0))
+  figure = Figure(figsize=(6.4, 5.2))
   axes = figure.subplots()
   names = [*acceptance]
   drawn = [names[i] for i in evenly_spaced(len(names), len(PALETTE))]
@@ -107,5 +110,5 @@ def _positions(acceptance: Mapping[str, Sequence[float]]) -> Figure:
   axes.set_xlabel('position of the draft in its block')
   axes.set_ylabel('share accepted, of those reached')
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-  figure.legend(loc='outside lower center', ncols=2)
+  figure.legend(loc='outside lower center')
   return figure

@@ -21,5 +21,10 @@ def flags(text):
   ],
 )
 def test_acceptance_by_position_equals_counts_by_hand(answers, expected):
-  shares = authorship.acceptance_by_position(map(flags, answers), 3)
+  shares = authorship.acceptance_by_position(map(flags, answers), 3, max_tokens=9)
   np.testing.assert_allclose(shares, expected)
+
+
+def test_drafts_that_would_exceed_the_longest_answer_are_not_made():
+  shares = authorship.acceptance_by_position([flags('LSL')], 3, max_tokens=3)
+  np.testing.assert_array_equal(shares, [1, np.nan, np.nan])

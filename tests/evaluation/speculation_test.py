@@ -84,7 +84,8 @@ def test_numbers_of_a_point_equal_those_by_hand(points):
   assert point.difference.low <= -0.25 <= point.difference.high <= 0
   assert (point.small_calls, point.large_calls) == (4.0, 2.0)
   assert point.rejection_rate == pytest.approx(3 / 11)
-  assert point.flops == pytest.approx(4 * SMALL_FLOPS + 2 * 3 * LARGE_FLOPS)
+  read = (4 + 4 + 7 + 1) / 4  # tokens of the large model: one behind the prompt, then three a call
+  assert point.flops == pytest.approx(4 * SMALL_FLOPS + read * LARGE_FLOPS)
   assert point.seconds == {'1': pytest.approx(0.7)}
   alone = 0.02 + 3 * 0.01
   assert point.modeled['1'] == pytest.approx((0.005 + 3 * 0.002 + 0.02 + 1 * 0.014) / alone)
