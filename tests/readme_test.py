@@ -181,7 +181,7 @@ def test_the_way_from_scratch(shown):
     ('--size=4000', '--size=280'),
     ('recipes/local_train.gin', 'recipes/local_train.gin --gin.TRAIN_STEPS=101'),
   )
-  assert (shown / 'runs' / 'scratch' / 'small' / 'manifest.json').exists()
+  assert (shown / 'runs' / 'scratch' / 'small' / 'checkpoint_101').exists()
 
 
 @pytest.mark.slow
