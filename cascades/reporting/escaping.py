@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+import jinja2
+
 NAMED = {'\n': '\\n', '\r': '\\r', '\t': '\\t'}
 # Control, format (with the overrides of writing direction), surrogate and unassigned characters,
 # and the separators that break lines. Ordinary letters of every script pass.
@@ -49,3 +51,14 @@ def shorten(text: str, width: int) -> str:
   """Shortens visible text to at most `width` characters, with an ellipsis where it is cut."""
   text = visible(text)
   return text if len(text) <= width else text[: width - 1] + '…'
+
+
+def page_environment() -> jinja2.Environment:
+  """Template engine of pages: escapes HTML, and shows characters that act instead of being seen."""
+  return jinja2.Environment(
+    autoescape=True,
+    finalize=lambda value: visible(value) if type(value) is str else value,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping
 from importlib import resources
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
 from cascades import costs
@@ -25,7 +24,7 @@ from cascades.reporting import (
   reliability,
   summary,
 )
-from cascades.reporting.escaping import shorten, visible
+from cascades.reporting.escaping import page_environment, shorten
 from cascades.reporting.operating_point import Headline
 from cascades.reporting.palette import PALETTE
 from cascades.reporting.summary import SummaryTable
@@ -119,46 +118,43 @@ def render(
   Returns:
     HTML.
   """
-  environment = jinja2.Environment(
-    autoescape=True,
-    finalize=lambda value: visible(value) if type(value) is str else value,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-  )
   headline = operating_point.headline(comparison)
   scripts = _scripts(comparison, headline) if options.interactive else None
   bins = {
     model: reliability.reliability(answers, comparison.scores[0], comparison.metric)
     for model, answers in comparison.answers.items()
   }
-  return environment.from_string(_resource('report.html.j2')).render(
-    title=options.title,
-    policy=_policy(scripts),
-    style=_resource('report.css'),
-    scripts=scripts,
-    charts=options.interactive,
-    comparison=comparison,
-    headline=headline,
-    chains_lead=operating_point.is_of_chains(comparison),
-    findings=findings.sentences(comparison),
-    meaning=summary.meaning(comparison.scores[0]),
-    colors={model: charts.color(index) for index, model in enumerate(comparison.flops)},
-    tasks=charts.tasks(comparison),
-    reliabilities=bins,
-    chains=[(result, chain_charts.strokes(result)) for result in chain_charts.shown(comparison)],
-    palette=PALETTE,
-    units=costs.UNITS,
-    tables=_tables(comparison),
-    figures={name: base64.b64encode(image).decode() for name, image in figures.items()},
-    captions=CAPTIONS,
-    examples=list(pick(comparison, options.examples)),
-    manifests=[
-      (model, manifest['task'], _entries(manifest), _lines(manifest['config']))
-      for model, manifests in comparison.manifests.items()
-      for manifest in manifests
-    ],
-    provenance=[(name, _lines(text)) for name, text in provenance.items() if text],
+  return (
+    page_environment()
+    .from_string(_resource('report.html.j2'))
+    .render(
+      title=options.title,
+      policy=_policy(scripts),
+      style=_resource('report.css'),
+      scripts=scripts,
+      charts=options.interactive,
+      comparison=comparison,
+      headline=headline,
+      chains_lead=operating_point.is_of_chains(comparison),
+      findings=findings.sentences(comparison),
+      meaning=summary.meaning(comparison.scores[0]),
+      colors={model: charts.color(index) for index, model in enumerate(comparison.flops)},
+      tasks=charts.tasks(comparison),
+      reliabilities=bins,
+      chains=[(result, chain_charts.strokes(result)) for result in chain_charts.shown(comparison)],
+      palette=PALETTE,
+      units=costs.UNITS,
+      tables=_tables(comparison),
+      figures={name: base64.b64encode(image).decode() for name, image in figures.items()},
+      captions=CAPTIONS,
+      examples=list(pick(comparison, options.examples)),
+      manifests=[
+        (model, manifest['task'], _entries(manifest), _lines(manifest['config']))
+        for model, manifests in comparison.manifests.items()
+        for manifest in manifests
+      ],
+      provenance=[(name, _lines(text)) for name, text in provenance.items() if text],
+    )
   )
 
 

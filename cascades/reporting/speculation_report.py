@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from etils import epath
 
@@ -20,7 +19,7 @@ from cascades.curves import evenly_spaced
 from cascades.evaluation.authorship import WrittenAnswer
 from cascades.evaluation.speculation import SMALL, PointResult, SpeculationFrontier
 from cascades.reporting import figures, speculation_figures, terminal
-from cascades.reporting.escaping import visible
+from cascades.reporting.escaping import page_environment
 from cascades.reporting.summary import Cell, SummaryTable, amount, percent
 from cascades.runtime import files
 
@@ -244,23 +243,20 @@ def _render(
   images: Mapping[str, bytes],
   examples: Sequence[ColoredAnswer],
 ) -> str:
-  environment = jinja2.Environment(
-    autoescape=True,
-    finalize=lambda value: visible(value) if type(value) is str else value,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-  )
   folder = resources.files('cascades.reporting')
-  return environment.from_string((folder / 'speculation.html.j2').read_text()).render(
-    style=(folder / 'report.css').read_text(),
-    lead=_lead(frontier),
-    frontier=frontier,
-    description=DESCRIPTION,
-    tables=tables,
-    images={name: base64.b64encode(image).decode() for name, image in images.items()},
-    captions=CAPTIONS,
-    examples=examples,
+  return (
+    page_environment()
+    .from_string((folder / 'speculation.html.j2').read_text())
+    .render(
+      style=(folder / 'report.css').read_text(),
+      lead=_lead(frontier),
+      frontier=frontier,
+      description=DESCRIPTION,
+      tables=tables,
+      images={name: base64.b64encode(image).decode() for name, image in images.items()},
+      captions=CAPTIONS,
+      examples=examples,
+    )
   )
 
 
