@@ -1,14 +1,15 @@
 """Training losses of the small model: token loss x token mask.
 
-A cell of the grid {cross-entropy, distillation mixture} x {all, either, large, small correct} maps
-(small logits [*n, V], teachers, targets [*n], weights [*n]) to (sum, count). Divide the sums of all
-devices and microbatches by the sum of the counts: the number of valid target tokens, masked or not,
-so that the cells compare.
+A cell of the grid {cross-entropy, distillation mixture, divergences} x {all tokens, those that
+either, the large or the small model predicts, ...} maps (small logits [*n, V], teachers, targets
+[*n], weights [*n]) to (sum, count). Divide the sums of all devices and microbatches by the sum of
+the counts: the number of valid target tokens, masked or not, so that the cells compare.
 
 `teachers` are the frozen large models: a tuple, of one as a rule, and `()` if there is none. A
 plain array of logits [*n, V] stands for one.
 
 Wang et al. 2024, Cascade-Aware Training, https://arxiv.org/abs/2406.00060, equations 2-3, 7-14.
+Zhou et al. 2024, DistillSpec, https://arxiv.org/abs/2310.08461, equation 2: `distillspec_*`.
 No label smoothing, no z-loss, no distillation temperature.
 """
 
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from cascades import masks
+from cascades import divergences, masks
 from cascades.teachers import TeacherLike, Teachers, as_teachers, required
 
 TokenLoss: TypeAlias = Callable[
@@ -174,3 +175,11 @@ dist = partial(_mixture_loss, token_mask=masks.all_tokens)
 cat_dist = partial(_mixture_loss, token_mask=masks.either_correct)
 cat_dist_l = partial(_mixture_loss, token_mask=masks.large_correct)
 cat_dist_s = partial(_mixture_loss, token_mask=masks.small_correct)
+
+_divergence_loss = partial(cascade_loss, token_mask=masks.all_tokens)
+distillspec_fkl = partial(_divergence_loss, token_loss=divergences.forward_kl)
+distillspec_rkl = partial(_divergence_loss, token_loss=divergences.reverse_kl)
+distillspec_jsd = partial(_divergence_loss, token_loss=divergences.jensen_shannon)
+distillspec_tvd = partial(_divergence_loss, token_loss=divergences.total_variation)
+distillspec_skew_fkl = partial(_divergence_loss, token_loss=divergences.skew_forward_kl)
+distillspec_skew_rkl = partial(_divergence_loss, token_loss=divergences.skew_reverse_kl)

@@ -37,10 +37,24 @@ class Teacher(Protocol):
     ...
 
   def logprobs(self) -> Float[Array, '*n V']:
-    """`log p_L` of every vocabulary entry, in float32, as divergences need it.
+    """`log p_L` of every vocabulary entry, in float32.
 
     Raises:
       TeacherError: if the whole distribution is not stored.
+    """
+    ...
+
+  def outcomes(
+    self, small_logprobs: Float[Array, '*n V']
+  ) -> tuple[Float[Array, '*n O'], Float[Array, '*n O']]:
+    """Log-probabilities of the outcomes that are told apart, of the teacher and the small model.
+
+    The outcomes are sets of vocabulary entries that partition the vocabulary, so that the
+    probabilities of either model add up to 1, and no divergence over them is negative or larger
+    than that of the whole distributions.
+
+    Raises:
+      TeacherError: if the distribution p_L is not stored, not even approximately.
     """
     ...
 
@@ -62,9 +76,20 @@ class Logits(NamedTuple):
   def logprobs(self) -> Float[Array, '*n V']:
     return jax.nn.log_softmax(self._frozen())
 
+  def outcomes(
+    self, small_logprobs: Float[Array, '*n V']
+  ) -> tuple[Float[Array, '*n V'], Float[Array, '*n V']]:
+    return self.logprobs(), small_logprobs
+
   def _frozen(self) -> Float[Array, '*n V']:
     # Low precision makes ties, and ties move the argmax.
     return jax.lax.stop_gradient(self.logits.astype(jnp.float32))
+
+
+_FIRST_CHOICES_ONLY = (
+  'this loss distills, and the teacher holds first choices only (Top1): pass a TopK or the logits, '
+  'or use a loss that compares first choices, such as cat_xent.'
+)
 
 
 class Top1(NamedTuple):
@@ -77,10 +102,13 @@ class Top1(NamedTuple):
 
   def cross_entropy(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n']:
     del small_logprobs
-    raise TeacherError(
-      'this loss distills, and the teacher holds first choices only (Top1): pass a TopK or the '
-      'logits, or use a loss that compares first choices, such as cat_xent.'
-    )
+    raise TeacherError(_FIRST_CHOICES_ONLY)
+
+  def outcomes(
+    self, small_logprobs: Float[Array, '*n V']
+  ) -> tuple[Float[Array, '*n V'], Float[Array, '*n V']]:
+    del small_logprobs
+    raise TeacherError(_FIRST_CHOICES_ONLY)
 
   def logprobs(self) -> Float[Array, '*n V']:
     raise TeacherError(
@@ -90,7 +118,9 @@ class Top1(NamedTuple):
 
 
 class TopK(NamedTuple):
-  """The k most likely tokens; the mass t of the others is spread evenly over those V - k.
+  """The k most likely tokens K and the mass t of the others.
+
+  A cross-entropy spreads t evenly over the V - k others:
 
       l_i = -sum_{v in K} p_L(v) log p_S(v) - t / (V - k) sum_{v not in K} log p_S(v)
 
@@ -102,6 +132,21 @@ class TopK(NamedTuple):
   respect to the small logits differs by at most 2 t, summed over the vocabulary, which bounds the
   difference of the weights. Rounding log-probabilities scales each stored p_L by a factor of at
   most exp(u |log p_L|): u is 2^-11 for float16, 2^-8 for bfloat16.
+
+  A divergence has k + 1 outcomes, those of K and all others as one, of which the small model's mass
+  s is exact too. So it is a divergence, 0 or more, of rounded p_L scaled to add up to 1. It is
+  smaller than that of the whole distributions by no more than
+
+      t (log s - log t + log max_{v not in K} p_L - log min_{v not in K} p_S)    forward KL
+      s (log t - log s + log max_{v not in K} p_S - log min_{v not in K} p_L)    reverse KL
+      min(s, t)                                                          total variation
+      m H(b t / m),  m = b t + (1 - b) s                                 Jensen-Shannon(b)
+      t log(1 + (1 - a) s / (a t))                                       skew forward KL(a)
+      s log(1 + (1 - a) t / (a s))                                       skew reverse KL(a)
+
+  with the binary entropy H in nats: t KL(P' || Q') and s KL(Q' || P') are what the KLs lose, of the
+  distributions P' and Q' within the others. The gradient of the forward KL spreads t as the small
+  model does, and differs by at most 2 t, summed over the vocabulary.
   """
 
   ids: Int[Array, '*n k']  # most likely first, lowest id first among equals
@@ -118,12 +163,28 @@ class TopK(NamedTuple):
     count = max(small_logprobs.shape[-1] - self.ids.shape[-1], 1)  # if k = V, of no mass
     return -jnp.sum(mass * of_ids, axis=-1) - jax.lax.stop_gradient(self.tail) / count * of_others
 
+  def outcomes(
+    self, small_logprobs: Float[Array, '*n V']
+  ) -> tuple[Float[Array, '*n O'], Float[Array, '*n O']]:
+    large = self.top_logprobs.astype(jnp.float32)
+    small = jnp.take_along_axis(small_logprobs, self.ids, axis=-1)
+    if self.ids.shape[-1] < small_logprobs.shape[-1]:
+      # Not 1 - sum(small): of a confident model nothing but rounding errors would be left.
+      others = jnp.put_along_axis(small_logprobs, self.ids, -jnp.inf, axis=-1, inplace=False)
+      small = _append(small, jax.nn.logsumexp(others, axis=-1))
+      large = _append(large, jnp.log(self.tail))
+    return jax.lax.stop_gradient(jax.nn.log_softmax(large)), small
+
   def logprobs(self) -> Float[Array, '*n V']:
     raise TeacherError(
       "this loss needs the large model's distribution, and the teacher holds the first "
       f'{self.ids.shape[-1]} choices only (TopK): pass the logits, or use a loss that needs the '
       'cross-entropy only, such as cat_dist.'
     )
+
+
+def _append(row: Float[Array, '*n k'], entry: Float[Array, '*n']) -> Float[Array, '*n k+1']:
+  return jnp.concatenate([row, entry[..., None]], axis=-1)
 
 
 def to_top1(logits: Float[Array, '*n V']) -> Top1:

@@ -46,3 +46,24 @@ def cascade_loss_gradient(small, large, targets, weights, *, w, mask):
     onehot = np.eye(len(small[i]))[target]
     gradient[i] = weights[i] * counted * (p_small - (w * onehot + (1 - w) * p_large))
   return gradient
+
+
+def kl(a, b):
+  return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True) if x > 0)
+
+
+def divergence(name, p, q, weight=None):
+  """Divergences of the draft q from the target p, entry by entry; `weight` is beta or alpha."""
+  pairs = list(zip(p, q, strict=True))
+  if name == 'fkl':
+    return kl(p, q)
+  if name == 'rkl':
+    return kl(q, p)
+  if name == 'tvd':
+    return 1 - sum(min(pair) for pair in pairs)
+  mixture = [weight * x + (1 - weight) * y for x, y in pairs]
+  if name == 'skew_fkl':
+    return kl(p, mixture)
+  if name == 'skew_rkl':
+    return kl(q, [weight * y + (1 - weight) * x for x, y in pairs])
+  return weight * kl(p, mixture) + (1 - weight) * kl(q, mixture)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascades import losses, masks
+from cascades import divergences, losses, masks
 from cascades.teachers import Logits, TeacherError, Top1, TopK, as_teachers, only, to_top1, to_top_k
 
 SHAPES = [(5,), (2, 3)]
@@ -149,6 +149,59 @@ def test_the_loss_and_its_gradient_are_within_the_bounds_of_the_tail(seed, k, sc
   loss, of_loss, slope, of_slope = moved_by_the_tail(large, small, k=k)
   assert (loss <= of_loss).all()
   assert (slope <= of_slope).all()
+
+
+@functools.partial(jax.jit, static_argnames='k')
+def lost_with_the_tail(large, small, *, k):
+  """What each divergence over k + 1 outcomes loses, its bound, and how far the gradient moves."""
+  reduced, targets = to_top_k(large, k=k), jnp.zeros(len(small), int)
+  out = lambda x, fill: jnp.put_along_axis(x, reduced.ids, fill, axis=-1, inplace=False)
+  log_p, log_q = jax.nn.log_softmax(large), jax.nn.log_softmax(small)
+  t, s = reduced.tail, jnp.exp(out(log_q, -jnp.inf)).sum(-1)
+  most_p, least_p = out(log_p, -jnp.inf).max(-1), out(log_p, jnp.inf).min(-1)
+  most_q, least_q = out(log_q, -jnp.inf).max(-1), out(log_q, jnp.inf).min(-1)
+  b, a = 0.3, 0.1
+  m = b * t + (1 - b) * s
+  entropy = lambda x: -x * jnp.log(x) - (1 - x) * jnp.log1p(-x)
+  forms = {
+    divergences.forward_kl: t * (jnp.log(s / t) + most_p - least_q),
+    divergences.reverse_kl: s * (jnp.log(t / s) + most_q - least_p),
+    divergences.total_variation: jnp.minimum(s, t),
+    functools.partial(divergences.jensen_shannon, beta=b): m * entropy(b * t / m),
+    divergences.skew_forward_kl: t * jnp.log1p((1 - a) * s / (a * t)),
+    divergences.skew_reverse_kl: s * jnp.log1p((1 - a) * t / (a * s)),
+  }
+  lost = [form(small, (Logits(large),), targets) - form(small, (reduced,), targets)
+          for form in forms]  # fmt: skip
+  slopes = [jax.grad(lambda x: divergences.forward_kl(x, (teacher,), targets).sum())(small)  # noqa: B023
+            for teacher in (Logits(large), reduced)]  # fmt: skip
+  moved = jnp.abs(slopes[0] - slopes[1]).sum(-1)
+  return jnp.stack(lost), jnp.stack([*forms.values()]), moved, 2 * t
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1, 3, 5]), st.floats(0.1, 4.0))
+def test_divergences_over_what_was_kept_are_smaller_within_their_bounds(seed, k, scale):
+  large, small = (random_logits((5,), seed=seed + i, scale=scale) for i in range(2))
+  lost, bounds, moved, of_moved = lost_with_the_tail(large, small, k=k)
+  rounding = 1e-5 * (1 + scale)
+  assert (lost >= -rounding).all()
+  assert (lost <= bounds + rounding).all()
+  assert (moved <= of_moved + rounding).all()
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+def test_rounded_answers_are_a_distribution_of_which_no_divergence_is_negative(dtype):
+  small, targets = jnp.asarray(random_logits((200,), scale=4.0)), jnp.zeros(200, int)
+  reduced = to_top_k(small, k=4, dtype=dtype)  # of the small model itself: 0 but for the rounding
+  large, _ = reduced.outcomes(jax.nn.log_softmax(small))
+  np.testing.assert_allclose(jnp.exp(large).sum(-1), 1, atol=1e-6)
+  values = divergences.forward_kl(small, (reduced,), targets)
+  assert (values >= -1e-6).all()
+  if dtype == 'bfloat16':  # as they were stored, they would be
+    stored = reduced.top_logprobs.astype(jnp.float32)
+    exact = to_top_k(small, k=4).top_logprobs
+    assert (jnp.exp(stored) * (stored - exact)).sum(-1).min() < -1e-4
 
 
 @pytest.mark.parametrize(('dtype', 'unit'), [('float16', 2**-11), ('bfloat16', 2**-8)])

@@ -9,6 +9,8 @@ from typing import Any
 
 _USUAL = (
   'cascades.losses',
+  'cascades.divergences',
+  'cascades.masks',
   'cascades.data.corpus',
   'cascades.models.lora',
   'cascades.metrics',
