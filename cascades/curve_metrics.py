@@ -21,6 +21,8 @@ A single model of quality 0.7 and cost 4 is reached at a cost of 2, half of its 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -230,3 +232,48 @@ def cost_saved(cost: Points, quality: Points, *, best_quality: float, best_cost:
   """
   reaching = cost[quality >= best_quality]
   return 1 - float(np.min(reaching, initial=np.inf)) / best_cost if best_cost else np.nan
+
+
+class RouterNumbers(NamedTuple):
+  """Numbers of a router's curve as UniRoute reports them.
+
+  Attributes:
+    area: Area over costs as shares of the dearest model's, from 0 to 1.
+    half_area: Area from 0 to 0.5, not divided by 0.5: "Area (50%)".
+    qnc: Quality-neutral cost; inf if the quality is never reached.
+    peak: Highest quality.
+  """
+
+  area: float
+  half_area: float
+  qnc: float
+  peak: float
+
+
+def router_numbers(
+  cost: Points, quality: Points, *,
+  model_cost: Float[np.ndarray, 'J'], model_quality: Float[np.ndarray, 'J'],
+) -> RouterNumbers:  # fmt: skip
+  """Area, Area (50%), quality-neutral cost and peak of a router among J models.
+
+  The curve is flat beyond its ends, so that costs below those of its cheapest point count with that
+  point's quality; the paper does not say what its curves are there. Jitkrittum et al. 2025,
+  https://arxiv.org/abs/2502.08773.
+
+  Args:
+    cost: Cost of each point.
+    quality: Quality of each point.
+    model_cost: Mean cost of each model on the same prompts.
+    model_quality: Mean quality of each model on them. Of models of equal quality, the cheapest is
+      the best.
+  """
+  high = float(model_cost.max())
+  best = np.lexsort((model_cost, -model_quality))[0]
+  return RouterNumbers(
+    area(cost, quality, low=0.0, high=high),
+    area(cost, quality, low=0.0, high=high / 2) / 2,
+    quality_neutral_cost(
+      cost, quality, best_quality=model_quality[best], best_cost=model_cost[best]
+    ),
+    float(quality.max()),
+  )

@@ -1,0 +1,240 @@
+"""Predicted losses of any models, unseen ones included, from their errors on a validation set.
+
+UniRoute (Jitkrittum et al. 2025, https://arxiv.org/abs/2502.08773) predicts the loss of model h on
+prompt x as an inner product of a vector of the prompt and a vector of the model,
+
+    gamma(x, h) = Phi(x) . Psi(h),    Psi_k(h) = mean loss of h on the validation prompts of group k
+
+so that a model joins with its answers to the validation prompts alone, and leaves without a trace.
+Groups are clusters of the training prompts' embeddings, found without labels; Phi is one-hot, or
+learned (`trained_routers`). With each validation prompt a group of its own, Phi(x) = 1/k at the k
+nearest, it is the k-nearest-neighbors router.
+
+Answers that are missing, nan, are left out of every mean, and never counted as wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cascades import curve_metrics, routing
+
+Vectors = Float[np.ndarray, 'N D']
+Losses = Float[np.ndarray, 'V J']  # of J models on V validation prompts; nan where not answered
+
+RESTARTS = 10  # of K-means, of which the best is taken
+
+
+def cluster(
+  vectors: Vectors, count: int, *, seed: int = 0, restarts: int = RESTARTS
+) -> Float[np.ndarray, 'K D']:
+  """Centroids of K-means with k-means++ seeds; as many as there are distinct vectors at most.
+
+  scikit-learn moves a cluster that becomes empty to the farthest vector.
+
+  Args:
+    vectors: Embeddings of the training prompts.
+    count: Number of clusters.
+    seed: Seed of the restarts.
+    restarts: Number of runs, of which the one of least inertia is taken.
+
+  Raises:
+    ValueError: There is no vector, or less than one cluster.
+  """
+  from sklearn.cluster import KMeans
+
+  if count < 1 or not len(vectors):
+    raise ValueError(f'{count} clusters of {len(vectors)} prompts; both must be 1 or more.')
+  distinct = np.unique(vectors, axis=0) if count > 1 else vectors[:1]
+  count = min(count, len(distinct))
+  model = KMeans(count, n_init=restarts, random_state=seed).fit(np.asarray(vectors, float))
+  return np.asarray(model.cluster_centers_)
+
+
+def assign(vectors: Vectors, centroids: Float[np.ndarray, 'K D']) -> Int[np.ndarray, 'N']:
+  """Nearest centroid of each vector by Euclidean distance, the first of equals."""
+  return np.argmin(np.sum(centroids**2, axis=1) - 2 * (vectors @ centroids.T), axis=1)
+
+
+def one_hot(groups: Int[np.ndarray, 'N'], count: int) -> Float[np.ndarray, 'N K']:
+  """Phi of prompts that belong to one group each."""
+  return (groups[:, None] == np.arange(count)).astype(float)
+
+
+def neighborhood(rows: Int[np.ndarray, 'N k'], count: int) -> Float[np.ndarray, 'N V']:
+  """Phi of the k-nearest-neighbors router: 1/k at each prompt's neighbors among V prompts."""
+  phi = np.zeros((len(rows), count))
+  np.put_along_axis(phi, rows, 1 / rows.shape[1], axis=1)
+  return phi
+
+
+def mean_losses(
+  weights: Float[np.ndarray, 'G V'], losses: Losses,
+  *, prior: Float[np.ndarray, '*G J'] | None = None, strength: float = 0.0,
+) -> Float[np.ndarray, 'G J']:  # fmt: skip
+  """Mean loss of each model in each group of validation prompts, pulled toward a prior.
+
+      (sum_v w_gv l_vm + a p_gm) / (sum_v w_gv + a),    v over the prompts that m answered
+
+  With the weights of clusters, `one_hot(...).T`, these are Psi_k(h), one column a model. With those
+  of neighbors they are gamma(x, h) of the k-nearest-neighbors router. A group without an answer
+  takes the prior.
+
+  Args:
+    weights: Weight of each validation prompt in each group.
+    losses: Loss of each answer; nan where there is none.
+    prior: Loss p of each model, or of each group and model; None for the model's mean loss.
+    strength: Number a of answers that the prior counts for.
+
+  Raises:
+    ValueError: A model answered no validation prompt, or the strength is negative.
+  """
+  if not strength >= 0:
+    raise ValueError(f'The strength of shrinkage is {strength}; it must be 0 or more.')
+  answered = np.isfinite(losses)
+  if (empty := np.flatnonzero(~answered.any(axis=0))).size:
+    raise ValueError(f'Model {empty[0]} answered no validation prompt.')
+  filled = np.where(answered, losses, 0.0)
+  if prior is None:
+    prior = filled.sum(axis=0) / answered.sum(axis=0)
+  count = weights @ answered.astype(float)
+  total = weights @ filled + strength * prior
+  empty_groups = count + strength <= 0
+  means = total / np.where(empty_groups, 1.0, count + strength)
+  return np.where(empty_groups, prior, means)
+
+
+def hierarchical(
+  coarse: tuple[Int[np.ndarray, 'N'], Int[np.ndarray, 'V']],
+  fine: tuple[Int[np.ndarray, 'N'], Int[np.ndarray, 'V']],
+  losses: Losses,
+  *,
+  strength: float = 24.0,
+) -> Float[np.ndarray, 'N J']:
+  """Predicted losses from two levels of clusters, each pulled toward the level above.
+
+      b_1 = (n_1 m_1 + a mean) / (n_1 + a),    gamma = (n_2 m_2 + a b_1) / (n_2 + a)
+
+  n and m are the number and mean loss of a model's answers in the prompt's coarse (1) and fine (2)
+  cluster. HierShrink, https://github.com/vllm-project/semantic-router/issues/3459, which takes
+  20 and 100 clusters and a = 24.
+
+  Args:
+    coarse: Coarse clusters of the prompts, and of the validation prompts.
+    fine: Fine clusters of both.
+    losses: Loss of each answer to a validation prompt; nan where there is none.
+    strength: Number a of answers that the level above counts for.
+  """
+  own, other = (1 + max(groups.max() for groups in level) for level in (coarse, fine))
+  above = mean_losses(one_hot(coarse[1], own).T, losses, strength=strength)[coarse[0]]
+  pairs, row = np.unique(np.stack([coarse[0], fine[0]], axis=1), axis=0, return_inverse=True)
+  weights = one_hot(fine[1], other).T[pairs[:, 1]]
+  first = np.unique(row, return_index=True)[1]
+  return mean_losses(weights, losses, prior=above[first], strength=strength)[row.reshape(-1)]
+
+
+class Pool(NamedTuple):
+  """Models that a router chooses among.
+
+  Attributes:
+    names: Name of each model.
+    cost: Cost of each model.
+    psi: Mean loss of each model in each group of prompts, Psi; one row a model.
+    answers: Number of validation prompts that each model answered.
+  """
+
+  names: tuple[str, ...]
+  cost: Float[np.ndarray, 'J']
+  psi: Float[np.ndarray, 'J K']
+  answers: Int[np.ndarray, 'J']
+
+  def add(
+    self, name: str, cost: float, losses: Float[np.ndarray, 'V'],
+    groups: Float[np.ndarray, 'K V'], *, strength: float = 0.0,
+  ) -> Pool:  # fmt: skip
+    """Pool with one more model; the rows of the others stay as they are.
+
+    Args:
+      name: Its name.
+      cost: Its cost.
+      losses: Its loss on each validation prompt; nan where it has not answered.
+      groups: Weight of each validation prompt in each group.
+      strength: Number of answers that its mean loss counts for in each group.
+
+    Raises:
+      ValueError: The pool has a model of that name, the cost is negative or not finite, or there is
+        no answer.
+    """
+    if name in self.names:
+      raise ValueError(f'The pool has a model {name!r} already.')
+    if not (np.isfinite(cost) and cost >= 0):
+      raise ValueError(f'Model {name!r} costs {cost:g}; a cost is a finite number of 0 or more.')
+    if not np.isfinite(losses).any():
+      raise ValueError(f'Model {name!r} answered none of the {len(losses)} validation prompts.')
+    psi = mean_losses(groups, losses[:, None], strength=strength).T
+    return Pool(
+      (*self.names, name),
+      np.append(self.cost, cost),
+      np.concatenate([self.psi, psi.astype(self.psi.dtype)]),
+      np.append(self.answers, np.isfinite(losses).sum()),
+    )
+
+  def remove(self, name: str) -> Pool:
+    """Pool without a model. Raises ValueError if it has no such model."""
+    if name not in self.names:
+      raise ValueError(f'The pool has no model {name!r}; it has {", ".join(self.names)}.')
+    keep = [index for index, other in enumerate(self.names) if other != name]
+    return Pool(
+      tuple(self.names[i] for i in keep), self.cost[keep], self.psi[keep], self.answers[keep]
+    )
+
+  def losses(self, phi: Float[np.ndarray, 'N K']) -> Float[np.ndarray, 'N J']:
+    """Predicted loss gamma of each model on prompts of these memberships."""
+    return phi @ self.psi.T
+
+
+def empty_pool(groups: int) -> Pool:
+  """Pool without models, to which they are added."""
+  return Pool((), np.empty(0), np.empty((0, groups), np.float32), np.empty(0, np.int64))
+
+
+def zero_router(cost: Float[np.ndarray, 'J'], quality: Float[np.ndarray, 'J']) -> Sequence[int]:
+  """Models between which ZeroRouter mixes, by ascending cost, whatever the prompt.
+
+  The corners of the upper concave hull of the models' validation points; a budget between two of
+  them is met by drawing the dearer one with probability (B - c_1) / (c_2 - c_1). Hu et al. 2024
+  (RouterBench), https://arxiv.org/abs/2403.12031.
+
+  Args:
+    cost: Cost of each model.
+    quality: Mean quality of each model on the validation prompts.
+  """
+  return curve_metrics.hull_points(cost, quality).tolist()
+
+
+def guarded_path(
+  near: Float[np.ndarray, 'N k J'], mean: Float[np.ndarray, 'J'],
+  cost: Float[np.ndarray, 'J'], quality: Float[np.ndarray, 'N J'],
+) -> tuple[Float[np.ndarray, 'P'], Float[np.ndarray, 'P']]:  # fmt: skip
+  """Mean cost and quality of the guarded nearest neighbors, at each of `routing.prices`.
+
+  The guard depends on the price, so that a grid of prices takes the place of `price_path`.
+
+  Args:
+    near: Validation quality of each model on the neighbors of each prompt.
+    mean: Mean validation quality of each model.
+    cost: Cost of each model.
+    quality: Quality of each model's answer to each prompt.
+  """
+  rows = np.arange(len(quality))
+  chosen = [
+    routing.guarded_choice(near, mean, cost, price=price) for price in routing.prices(mean, cost)
+  ]
+  return (
+    np.array([cost[models].mean() for models in chosen]),
+    np.array([quality[rows, models].mean() for models in chosen]),
+  )
