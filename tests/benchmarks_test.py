@@ -17,7 +17,15 @@ BENCHMARKS = sorted(
   path.stem
   for path in bars.RESULTS.parent.glob('[a-z]*.py')
   if path.stem
-  not in ('bars', 'compiling', 'mixture', 'deciding_rules', 'outcome_tables', 'prompt_vectors')
+  not in (
+    'bars',
+    'compiling',
+    'mixture',
+    'deciding_rules',
+    'outcome_tables',
+    'prompt_vectors',
+    'speculation_claims',
+  )
 )
 
 

@@ -100,6 +100,11 @@ def grid(
   return points
 
 
+def usual_alphas(rule: str) -> Sequence[float]:
+  """Alphas of a rule that takes one, from ALPHAS or shares of 1."""
+  return ALPHAS.get(rule, _SHARES)
+
+
 def _pairs(
   rules: Mapping[str, Sequence[float] | None], setting: str
 ) -> Iterator[tuple[str, float | None]]:
@@ -110,6 +115,6 @@ def _pairs(
         raise ValueError(f'{setting} gives {rule!r} alphas, and it has none: give it None.')
       yield rule, None
       continue
-    for alpha in ALPHAS.get(rule, _SHARES) if given is None else given:
+    for alpha in usual_alphas(rule) if given is None else given:
       target_distributions.named(rule, alpha)
       yield rule, float(alpha)

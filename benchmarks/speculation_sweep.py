@@ -1,0 +1,296 @@
+"""All rules, numbers of drafts and temperatures on the demo's pair over several seeds.
+
+    python -m benchmarks.speculation_sweep runs/demo runs/seed1 runs/seed2
+
+Each argument is a folder of `launch.demo`, of a seed of its own, in which the points that were
+measured are kept, so that the same command resumes. Quality, calls of the large model, rejected
+drafts and lengths, no times: the protocol is in docs/speculative.md. The rule is a traced number,
+so that all of them share one program for each number of drafts and temperature. The figure is
+drawn from the written results, also alone: --figure_only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from benchmarks import bars, speculation_claims
+from benchmarks.drafters import LENGTHS, load
+from cascades import curves, decoding, deferral, metrics
+from cascades.data.corpus import Data
+from cascades.inference import points, speculation, token_cascade
+from cascades.inference.answers import DecodingOptions
+from cascades.inference.points import LARGE, SMALL, DecodingPoint
+from cascades.inference.speculation import Speculation
+from cascades.inference.trained_model import TrainedModel
+from cascades.runtime import files, partitioning
+from cascades.target_distributions import RULES, SEQUENTIAL
+from cascades.tasks import catalog
+from cascades.types import Generation, Params, Prompt
+
+SPLIT, BATCH, SMALL_MODEL, METRIC = 'validation', 512, 'xent', metrics.word_accuracy
+GAMMA, WORDS = 5, 1024  # of all chosen alphas
+OTHER_GAMMAS, FEW_WORDS = (1, 3, 7), 256  # of one alpha a rule: calls and rejections
+TEMPERATURES = (0.0, 0.5, 1.0)
+CHOSEN = (0, 1, 3)  # of the usual alphas
+NAMES = [name for name in RULES if name not in (SMALL, LARGE)]
+# At temperature 0 these give the tokens of others: of `lossless`, or of `opt` with the same alpha.
+REPEATED = ('lossy', 'lossy_normalized', 'lossy_square', 'lossy_power', 'diff', 'token_v1')
+WIDTH = 32  # of all prompts, so that few programs are compiled
+RATES = np.linspace(0, 1, 101)
+
+Program = Callable[..., Speculation]
+
+
+class Words(NamedTuple):
+  """Words of a split in batches of one shape, with the right answers."""
+
+  prompts: Sequence[Prompt]
+  numbers: Sequence[np.ndarray]
+  answers: Sequence[Sequence[Sequence[str]]]
+
+
+class Seed(NamedTuple):
+  """Pair of models of one seed, and the words in its vocabulary."""
+
+  folder: pathlib.Path
+  models: tuple[TrainedModel, TrainedModel]
+  most_words: Words
+  few_words: Words
+
+  @property
+  def file(self) -> pathlib.Path:
+    return self.folder / 'speculation_sweep.json'
+
+  def read(self) -> dict[str, Any]:
+    """What has been measured, by name of the point."""
+    stored: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+    return stored
+
+  def keep(self, name: str, numbers: Any) -> None:
+    files.write(self.file, json.dumps(self.read() | {name: numbers}).encode())
+
+
+def open_seed(folder: pathlib.Path) -> Seed:
+  small, large = load(folder / SMALL_MODEL), load(folder / 'large')
+  data = Data(task=catalog.get('cmudict_g2p'), lengths=LENGTHS, batch_size=BATCH)
+  corpus = data.corpus(large.vocabulary, large.architecture)
+  (records,) = corpus.open(SPLIT).per_task
+
+  def words(numbers: Sequence[int]) -> Words:
+    buckets = corpus.buckets(records, numbers, batch_size=BATCH)
+    read = (corpus.prompts(records, bucket, batch_size=BATCH) for bucket in buckets)
+    prompts = [
+      Prompt(np.pad(tokens, ((0, 0), (0, WIDTH - tokens.shape[1]))), length)
+      for tokens, length in read
+    ]
+    answers = [[r.row.answers for r in records.read(bucket.indices)] for bucket in buckets]
+    return Words(prompts, [bucket.indices for bucket in buckets], answers)
+
+  spread = lambda count: np.linspace(0, len(records) - 1, count).astype(int).tolist()
+  return Seed(folder, (small, large), words(spread(WORDS)), words(spread(FEW_WORDS)))
+
+
+def alphas(name: str) -> list[float] | None:
+  """Alphas of a rule that are measured; None for a rule without."""
+  if RULES[name].alphas is None:
+    return None
+  return [points.usual_alphas(name)[index] for index in CHOSEN]
+
+
+def grid(temperature: float, gamma: int) -> list[DecodingPoint]:
+  """Points of one temperature and number of drafts, models alone and token cascades at GAMMA."""
+  names = [name for name in NAMES if temperature or name not in REPEATED]
+  chosen = {name: alphas(name) for name in names}
+  if gamma == GAMMA:
+    cascades = {name: alphas(name) for name in SEQUENTIAL}
+    return points.grid(chosen, cascades, gammas=[gamma], temperatures=[temperature])
+  middle = {name: own and [own[1]] for name, own in chosen.items()}
+  own = points.grid(middle, {}, gammas=[gamma], temperatures=[temperature])
+  return [point for point in own if point.both]
+
+
+def program(seed: Seed, rule: str | None, gamma: int | None, temperature: float) -> Program:
+  """Program of a token cascade or model alone, or of all rules that draft, which get a number."""
+  small, large = seed.models
+  graphs, eos_id = (small.graph, large.graph), large.vocabulary.eos_ids
+  options, max_len = DecodingOptions(temperature), LENGTHS['targets']
+  targets = [RULES[name].target for name in NAMES]
+
+  @jax.jit
+  def generate(
+    params: tuple[Params, Params], prompt: Prompt, row_ids: Array, number: Array, alpha: Array
+  ) -> Speculation:
+    models = [nnx.merge(graph, own) for graph, own in zip(graphs, params, strict=True)]
+    if gamma is not None:
+      pair = speculation.SpeculativePair(
+        *models, lambda q, p, alpha: jax.lax.switch(number, targets, q, p, alpha), alpha, options
+      )
+      return speculation.generate(
+        pair, prompt, max_len=max_len, eos_id=eos_id, gamma=gamma, row_ids=row_ids
+      )
+    if rule in (SMALL, LARGE):
+      return _alone(
+        models[rule == LARGE], prompt, row_ids, max_len=max_len, eos_id=eos_id, options=options
+      )
+    return token_cascade.generate(
+      *models, prompt, rule=str(rule).removeprefix(points.SEQUENTIAL), alpha=alpha, max_len=max_len,
+      eos_id=eos_id, options=options, row_ids=row_ids,
+    )  # fmt: skip
+
+  return generate
+
+
+def _alone(
+  model: Any, prompt: Prompt, row_ids: Array, *, max_len: int, eos_id: Sequence[int],
+  options: DecodingOptions,
+) -> Speculation:  # fmt: skip
+  answer = decoding.generate(
+    model, prompt, max_len=max_len, eos_id=eos_id, sampler=options.sampler(),
+    key=jax.random.key(options.seed), row_ids=row_ids,
+  )  # fmt: skip
+  length = answer.mask.sum(1)
+  counts = speculation.CallCounts(0 * length, 0 * length, 0 * length, length)
+  return Speculation(answer, answer.logprobs, answer.mask, counts)
+
+
+class Answers(NamedTuple):
+  """Answers to all words, in the order of `Words`."""
+
+  generation: Generation
+  statistics: np.ndarray
+  counts: speculation.CallCounts
+
+
+def answer(seed: Seed, run: Program, point: DecodingPoint, words: Words) -> Answers:
+  """Answers of a point."""
+  params = tuple(model.params for model in seed.models)
+  number = NAMES.index(point.rule) if point.gamma is not None else 0
+  vocabulary, parts = seed.models[0].vocabulary, []
+  for prompt, numbers, right in zip(*words, strict=True):
+    row_ids = np.resize(numbers, len(prompt.length)).astype(np.int32)
+    spoken = run(params, prompt, row_ids, jnp.int32(number), jnp.float32(point.alpha or 0.0))
+    filled = slice(len(numbers))  # the last row is repeated
+    rows = jax.tree.map(lambda x, own=filled: np.asarray(x)[own], (spoken.answer, spoken.counts))
+    texts = [vocabulary.decode(t[m]) for t, m in zip(rows[0].tokens, rows[0].mask, strict=True)]
+    judged = [METRIC.statistics(given, text) for given, text in zip(right, texts, strict=True)]
+    parts.append(Answers(rows[0], np.array(judged), rows[1]))
+  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def numbers(answers: Answers, point: DecodingPoint) -> dict[str, float | None]:
+  """Means over words."""
+  accepted, rejected = int(answers.counts.accepted.sum()), int(answers.counts.rejected.sum())
+  tested = accepted + rejected if point.gamma is not None else 0
+  calls = 0.0 if point.rule == SMALL else float(answers.counts.large_calls.mean())
+  return {
+    'quality': float(METRIC.finalize(answers.statistics.sum(0))),
+    'large_calls': calls,
+    'rejection_rate': rejected / tested if tested else None,
+    'tokens': float(answers.generation.mask.sum(1).mean()),
+  }
+
+
+def sequence(small: Answers, large: Answers) -> dict[str, dict[str, list[float]]]:
+  """Quality and calls of the sequence cascade at RATES, by deferral rule."""
+  calls, rows = large.counts.large_calls[:, None].astype(float), len(small.statistics)
+  drawn = {}
+  for name, rule in deferral.PAPER.items():
+    score = rule(small.generation.logprobs, small.generation.mask)
+    quality = curves.deferral_curve(
+      score, small.statistics, large.statistics, METRIC.finalize, lambda rate: rate
+    )
+    paid = curves.deferral_curve(
+      score, 0 * calls, calls, lambda sums: sums[:, 0] / rows, lambda rate: rate
+    )
+    drawn[name] = {
+      column: np.interp(RATES, curve.deferral_rate, curve.quality).round(6).tolist()
+      for column, curve in (('quality', quality), ('large_calls', paid))
+    }
+  return drawn
+
+
+def measure(seeds: Sequence[Seed]) -> None:
+  """Measure what is missing, program by program, so that all seeds share them."""
+  for temperature in TEMPERATURES:
+    for gamma in (GAMMA, *OTHER_GAMMAS):
+      shared = functools.cache(functools.partial(program, seeds[0], temperature=temperature))
+      for seed in seeds:
+        began, done = time.monotonic(), 0
+        words = seed.most_words if gamma == GAMMA else seed.few_words
+        alone: dict[str, Answers] = {}
+        for point in grid(temperature, gamma):
+          stored = seed.read()
+          own = point.rule if point.gamma is None else None
+          ends = own in (SMALL, LARGE) and f'sequence-temperature{temperature:g}' not in stored
+          if point.name in stored and not ends:
+            continue
+          answers = answer(seed, shared(rule=own, gamma=point.gamma), point, words)
+          seed.keep(point.name, numbers(answers, point))
+          done += 1
+          if ends:
+            alone[point.rule] = answers
+          if len(alone) == 2:
+            seed.keep(f'sequence-temperature{temperature:g}', sequence(**alone))
+            alone = {}
+        took = time.monotonic() - began
+        print(f'{seed.folder.name}: T {temperature:g}, gamma {gamma}, {done} points, {took:.0f} s',
+              flush=True)  # fmt: skip
+      jax.clear_caches()
+
+
+def details(seeds: Sequence[Seed]) -> dict[str, Any]:
+  """Numbers of all points and curves, each a list over the seeds."""
+  stored = [seed.read() for seed in seeds]
+  described: dict[str, Any] = {'points': {}, 'sequence': {}, 'rates': RATES.tolist()}
+  for temperature in TEMPERATURES:
+    for gamma in (GAMMA, *OTHER_GAMMAS):
+      for point in grid(temperature, gamma):
+        by_seed = {
+          column: [own[point.name][column] for own in stored]
+          for column in ('quality', 'large_calls', 'rejection_rate', 'tokens')
+        }
+        described['points'][point.name] = point._asdict() | by_seed
+    key = f'sequence-temperature{temperature:g}'
+    described['sequence'][f'{temperature:g}'] = [own[key] for own in stored]
+  return described
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('folders', nargs='*', type=pathlib.Path)
+  parser.add_argument('--output', default=bars.RESULTS / 'speculation_sweep.json')
+  parser.add_argument('--figure', type=pathlib.Path, help='PNG file to draw')
+  parser.add_argument('--figure_only', action='store_true', help='measure nothing')
+  options = parser.parse_args()
+  if not options.figure_only:
+    with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+      seeds = [open_seed(folder) for folder in options.folders]
+      measure(seeds)
+    measured = details(seeds)
+    settings = {
+      'folders': len(seeds), 'split': SPLIT, 'gamma': GAMMA, 'words': WORDS,
+      'words at other gammas': FEW_WORDS,
+    }  # fmt: skip
+    rows = list(speculation_claims.rows(measured, GAMMA))
+    bars.report('Sweep of speculation', rows, options.output, settings, measured)
+  if options.figure:
+    results = json.loads(pathlib.Path(options.output).read_text())
+    speculation_claims.draw(results['details'], GAMMA, options.figure)
+
+
+if __name__ == '__main__':
+  main()
