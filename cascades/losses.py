@@ -10,7 +10,9 @@ plain array of logits [*n, V] stands for one.
 
 Wang et al. 2024, Cascade-Aware Training, https://arxiv.org/abs/2406.00060, equations 2-3, 7-14.
 Zhou et al. 2024, DistillSpec, https://arxiv.org/abs/2310.08461, equation 2: `distillspec_*`.
-No label smoothing, no z-loss, no distillation temperature.
+No label smoothing, no z-loss; teachers are tempered (`rho`) only where a recipe asks for it.
+
+`salt` is the loss of a large model that learns from a small one first: there the teacher is small.
 """
 
 from __future__ import annotations
@@ -60,21 +62,34 @@ def cross_entropy(
 
 
 def distillation(
-  small: Float[Array, '*n V'], teachers: Teachers, targets: Int[Array, '*n']
+  small: Float[Array, '*n V'], teachers: Teachers, targets: Int[Array, '*n'], *, rho: float = 1.0
 ) -> Float[Array, '*n']:
   """`l_i = -sum_v p_L(v | x, y_<i) log p_S(v | x, y_<i)`, a cross-entropy and not a divergence:
   it exceeds KL(p_L || p_S) by the entropy of p_L, which has no gradient.
 
   With several teachers: the mean of their cross-entropies, which is the cross-entropy of the mean
   of their distributions. Hinton et al. 2015, https://arxiv.org/abs/1503.02531. Per token: no
-  masking, no mean over tokens.
+  masking, no mean over tokens. A tempered teacher is `p_L^rho / sum p_L^rho`; the small model is
+  not tempered, and the loss is not scaled by the temperature 1 / rho.
+
+  Args:
+    small: logits [*n V] of the small model.
+    teachers: frozen large models.
+    targets: unused.
+    rho: exponent of the teachers' probabilities, above 0; below 1 it flattens them.
 
   Raises:
+    ValueError: if rho is not above 0.
     TeacherError: if there is no teacher, or one that holds first choices only.
   """
   del targets
+  if not rho > 0:
+    raise ValueError(f'the exponent rho of the teacher must be above 0; it is {rho}.')
   logprobs = jax.nn.log_softmax(small)
-  losses = [teacher.cross_entropy(logprobs) for teacher in required(teachers)]
+  teachers = required(teachers)
+  if rho != 1:
+    teachers = tuple(teacher.tempered(rho, small.shape[-1]) for teacher in teachers)
+  losses = [teacher.cross_entropy(logprobs) for teacher in teachers]
   return functools.reduce(jnp.add, losses) / len(losses)
 
 
@@ -84,6 +99,7 @@ def mixture(
   targets: Int[Array, '*n'],
   *,
   w: Weight,
+  rho: float = 1.0,
   step: StepNumber = None,
 ) -> Float[Array, '*n']:
   """`w * cross_entropy + (1 - w) * distillation`, w in [0, 1].
@@ -93,10 +109,12 @@ def mixture(
     teachers: frozen large models; see `distillation` for several.
     targets: target tokens [*n].
     w: a constant, or a schedule `step -> w` such as optax's, whose values are not checked.
+    rho: exponent of the teachers' probabilities; see `distillation`.
     step: the number of updates before this one, for a schedule.
 
   Raises:
-    ValueError: if the constant w is outside [0, 1], or w is a schedule and `step` is None.
+    ValueError: if the constant w is outside [0, 1], rho is not above 0, or w is a schedule and
+      `step` is None.
     TeacherError: as `distillation` does.
   """
   if callable(w):
@@ -108,7 +126,7 @@ def mixture(
   else:
     raise ValueError(f'the weight w of the cross-entropy must lie in [0, 1]; it is {w}.')
   hard = cross_entropy(small, teachers, targets)
-  return weight * hard + (1 - weight) * distillation(small, teachers, targets)
+  return weight * hard + (1 - weight) * distillation(small, teachers, targets, rho=rho)
 
 
 def cascade_loss(
@@ -158,10 +176,11 @@ def _mixture_loss(
   *,
   token_mask: masks.TokenMask,
   w: Weight = 0.5,
+  rho: float = 1.0,
   step: StepNumber = None,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
   """`cascade_loss` of the mixture, with its weight as an argument that recipes can bind."""
-  token_loss = partial(mixture, w=w, step=step)
+  token_loss = partial(mixture, w=w, rho=rho, step=step)
   return cascade_loss(
     small, teachers, targets, weights, token_loss=token_loss, token_mask=token_mask
   )
@@ -183,3 +202,71 @@ distillspec_jsd = partial(_divergence_loss, token_loss=divergences.jensen_shanno
 distillspec_tvd = partial(_divergence_loss, token_loss=divergences.total_variation)
 distillspec_skew_fkl = partial(_divergence_loss, token_loss=divergences.skew_forward_kl)
 distillspec_skew_rkl = partial(_divergence_loss, token_loss=divergences.skew_reverse_kl)
+
+
+def salt(
+  small: Float[Array, '*n V'],
+  teachers: TeacherLike | Sequence[TeacherLike],
+  targets: Int[Array, '*n'],
+  weights: Float[Array, '*n'],
+  *,
+  omega: Weight,
+  rho: float = 1.0,
+  token_mask: masks.TokenMask = masks.all_tokens,
+  step: StepNumber = None,
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """`cascade_loss` of `(1 - omega) cross_entropy + omega distillation`, small model aided training.
+
+  Here the teacher is the smaller model, and `small` are the logits of the one that is trained. The
+  distillation ends early: omega is a schedule such as `hard_switch`, and where no teacher runs any
+  more (`teachers` is empty) the loss is the plain cross-entropy. Rawat et al. 2024,
+  https://arxiv.org/abs/2410.18779.
+
+  Args:
+    small: logits [*n V] of the model that is trained.
+    teachers: the frozen smaller model; `()` in steps without one.
+    targets: target tokens [*n].
+    weights: 1 on target tokens, and 0 on prompts and padding; [*n].
+    omega: weight of the distillation, a constant in [0, 1] or a schedule of the step.
+    rho: exponent of the teacher's probabilities; see `distillation`.
+    token_mask: the tokens that count.
+    step: the number of updates before this one, for a schedule.
+
+  Raises:
+    ValueError: as `mixture` does.
+    TeacherError: if the teacher holds first choices only.
+  """
+  if not as_teachers(teachers, small.shape[-1]):
+    token_loss: TokenLoss = cross_entropy
+  else:
+    w = (lambda step: 1 - omega(step)) if callable(omega) else 1 - omega
+    token_loss = partial(mixture, w=w, rho=rho, step=step)
+  return cascade_loss(
+    small, teachers, targets, weights, token_loss=token_loss, token_mask=token_mask
+  )
+
+
+def hard_switch(weight: float, *, steps: int) -> Weight:
+  """A schedule: `weight` in the first `steps` steps, 0 in all later ones."""
+  _check_weight(weight)
+  return lambda step: jnp.where(jnp.asarray(step) < steps, weight, 0.0)
+
+
+def linear_decay(weight: float, *, steps: int, decay_steps: int) -> Weight:
+  """A schedule: `weight`, which falls to 0 during the last `decay_steps` of the first `steps`.
+
+  Raises:
+    ValueError: if the weight is outside [0, 1], or the decay is longer than `steps`.
+  """
+  _check_weight(weight)
+  if not 1 <= decay_steps <= steps:
+    raise ValueError(
+      f'the weight of the distillation falls for {decay_steps} of its {steps} steps: let it fall '
+      f'for 1 to {steps}.'
+    )
+  return optax.linear_schedule(weight, 0.0, decay_steps, transition_begin=steps - decay_steps)
+
+
+def _check_weight(weight: float) -> None:
+  if not 0 <= weight <= 1:
+    raise ValueError(f'the weight of the distillation must lie in [0, 1]; it is {weight}.')

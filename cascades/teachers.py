@@ -58,6 +58,10 @@ class Teacher(Protocol):
     """
     ...
 
+  def tempered(self, rho: float, vocab_size: int) -> Teacher:
+    """The teacher with the probabilities `p_L^rho / sum p_L^rho` of `vocab_size` entries."""
+    ...
+
 
 Teachers: TypeAlias = tuple[Teacher, ...]  # () if no large model is given; one is the usual case
 
@@ -80,6 +84,10 @@ class Logits(NamedTuple):
     self, small_logprobs: Float[Array, '*n V']
   ) -> tuple[Float[Array, '*n V'], Float[Array, '*n V']]:
     return self.logprobs(), small_logprobs
+
+  def tempered(self, rho: float, vocab_size: int) -> Logits:
+    del vocab_size
+    return Logits(rho * self._frozen())
 
   def _frozen(self) -> Float[Array, '*n V']:
     # Low precision makes ties, and ties move the argmax.
@@ -115,6 +123,10 @@ class Top1(NamedTuple):
       "this loss needs the large model's distribution, and the teacher holds first choices only "
       '(Top1): pass the logits, or use a loss that compares first choices, such as cat_xent.'
     )
+
+  def tempered(self, rho: float, vocab_size: int) -> Top1:
+    del rho, vocab_size
+    return self  # the order stays
 
 
 class TopK(NamedTuple):
@@ -181,6 +193,14 @@ class TopK(NamedTuple):
       f'{self.ids.shape[-1]} choices only (TopK): pass the logits, or use a loss that needs the '
       'cross-entropy only, such as cat_dist.'
     )
+
+  def tempered(self, rho: float, vocab_size: int) -> TopK:
+    """Tempers the distribution whose tail is spread evenly over the V - k others."""
+    top = rho * self.top_logprobs.astype(jnp.float32)
+    count = max(vocab_size - self.ids.shape[-1], 1)  # if k = V, of no mass
+    tail = jnp.log(count) + rho * (jnp.log(self.tail) - jnp.log(count))
+    total = jnp.logaddexp(jax.nn.logsumexp(top, axis=-1), tail)
+    return TopK(self.ids, top - total[..., None], jnp.exp(tail - total))
 
 
 def _append(row: Float[Array, '*n k'], entry: Float[Array, '*n']) -> Float[Array, '*n k+1']:
