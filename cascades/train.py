@@ -3,8 +3,10 @@
     python -m cascades.train --gin_file=recipes/demo_large.gin
     python -m cascades.train --gin_file=recipes/demo_small.gin --gin.LOSS=@losses.cat_xent
 
-With a LARGE_CHECKPOINT_PATH the frozen large model runs beside the small one in every step. With a
-TEACHER_CACHE (`cascades.cache_teacher`) its answers are read from there instead. The run directory
+With a LARGE_CHECKPOINT_PATH a frozen model runs beside the one that is trained, and teaches it; its
+name is that of cascades, it may be the smaller of the two (recipes/salt_lm.gin), and the first log
+lines give both sizes. With a TEACHER_CACHE (`cascades.cache_teacher`) its answers are read from
+there instead; with LARGE_STEPS it teaches in the first steps only. The run directory
 MODEL_DIR gets config.gin, settings.json, model-info.txt, model.json, the vocabulary, checkpoint_N/,
 metrics.jsonl and TensorBoard events in train/. Rerunning the same command resumes from the last
 checkpoint, bit by bit; other settings are refused, unless ON_CHANGED_SETTINGS=@stopping.go_on.
@@ -128,7 +130,7 @@ def train(
     if start >= schedule.train_steps:
       log.info('%s is finished: it holds a checkpoint of step %d.', model_dir, start)
       return []
-    large, cache = _teacher(large, config, corpus, step.loss)
+    large, cache = _teacher(large, config, corpus, step.loss, schedule.train_steps)
     abstract = setup.abstract_run(
       small, large, step.transform, rules=devices.rules, vocab_size=cache and cache.vocab_size
     )
@@ -168,9 +170,13 @@ def train(
       profiling.Profiler(directory / 'profile', profile_steps) as profiler,
       stopping.watchdog(failures.hang_timeout) as alive,
     ):
+      programs = (
+        setup.on_batches(setup.compiled_step(run, step), frozen._replace(large=large), compiled)
+        for run, large in ((abstract, frozen.large), (abstract.alone, None))
+      )
       history = loop.run(
         state,
-        setup.on_batches(setup.compiled_step(abstract, step), frozen, compiled),
+        setup.in_stages(*programs, start=start, switch=large.steps),
         lambda _state, _step: next(batches),
         start=start,
         total=schedule.train_steps,
@@ -271,10 +277,16 @@ def _check_vocabulary(path: str, description: Mapping[str, Any], vocabulary: Voc
 
 
 def _teacher(
-  large: LargeModel, small: ModelConfig, corpus: Corpus, loss: losses.CascadeLoss
+  large: LargeModel,
+  small: ModelConfig,
+  corpus: Corpus,
+  loss: losses.CascadeLoss,
+  train_steps: int,
 ) -> tuple[LargeModel, cached_teacher.TeacherCache | None]:
   """The large model with its config, or without one beside a cache of its answers."""
   path = large.checkpoint_path
+  if large.steps is not None and large.steps < train_steps:
+    cached_teacher.check_alone(loss, large.steps, small.vocab_size)
   if large.teacher_cache is not None:
     cache = cached_teacher.load(
       large.teacher_cache, corpus, loss=loss, vocab_size=small.vocab_size, checkpoint=path
@@ -283,6 +295,12 @@ def _teacher(
   if path is None:
     if large.config is not None:
       raise ValueError('a large model has sizes and no weights: name its LARGE_CHECKPOINT_PATH.')
+    if large.steps:
+      raise ValueError(
+        f'LARGE_STEPS={large.steps} steps are to learn from a frozen model, and none is given: '
+        'name it as LARGE_CHECKPOINT_PATH (recipes/salt_lm.gin: TEACHER_CHECKPOINT_PATH), or train '
+        'without by LARGE_STEPS=0 (DISTILL_STEPS=0).'
+      )
     cached_teacher.check_loss(loss, (), small.vocab_size)
     return large, None
   description = store.read_description(path)
@@ -295,6 +313,13 @@ def _teacher(
     )
   if large.config not in (None, config):
     raise ValueError(f'the large model of {path} is {config} and not {large.config}.')
+  log.info(
+    'the model that is trained has %s parameters; it learns from the frozen model of %s, which has '
+    '%s (%.2g times as many)%s.',
+    *(f'{configs.count_parameters(small):,}', path, f'{configs.count_parameters(config):,}'),
+    configs.count_parameters(config) / configs.count_parameters(small),
+    '' if large.steps is None else f', in the first {large.steps} of {train_steps} steps',
+  )
   return dataclasses.replace(large, config=config), None
 
 

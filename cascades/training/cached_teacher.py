@@ -101,6 +101,17 @@ def check_loss(loss: losses.CascadeLoss, teachers: Teachers, vocab_size: int) ->
     raise TeacherError(f'{error} {remedy}') from error
 
 
+def check_alone(loss: losses.CascadeLoss, steps: int, vocab_size: int) -> None:
+  """Raises TeacherError, with the way out, if the steps after LARGE_STEPS need a teacher."""
+  try:
+    check_loss(loss, (), vocab_size)
+  except TeacherError as error:
+    raise TeacherError(
+      f'after LARGE_STEPS={steps} steps there is no teacher, and LOSS needs one: leave LARGE_STEPS '
+      'out, or take a loss that does without, such as losses.salt.'
+    ) from error
+
+
 def vocabulary(directory: str, task: Task | Mixture) -> Vocabulary:
   """The large model's vocabulary. Raises FileNotFoundError if there is no cache of the task."""
   first = task.tasks[0] if isinstance(task, Mixture) else task

@@ -88,6 +88,7 @@ def describe(
     'INITIAL_CHECKPOINT_PATH': initial and _origin(initial, _checkpoint),
     'LARGE_CHECKPOINT_PATH': teacher and _origin(teacher, _checkpoint),
     'LARGE_DTYPE': large.dtype if teacher else None,
+    'LARGE_STEPS': large.steps,
     'TEACHER_CACHE': large.teacher_cache
     and _origin(large.teacher_cache, functools.partial(_answers, corpus=corpus)),
   }

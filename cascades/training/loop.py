@@ -177,7 +177,8 @@ class _Window:
 
 
 def _total(sums: Sequence[Sums]) -> Values:
-  return {name: math.fsum(float(s[name]) for s in sums) for name in sums[0]}
+  names = [name for name in sums[0] if all(name in s for s in sums)]  # teachers may have left
+  return {name: math.fsum(float(s[name]) for s in sums) for name in names}
 
 
 def means(sums: Sequence[Sums]) -> Values:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import optax
@@ -21,6 +22,8 @@ from cascades.runtime import partitioning, ranges, stopping
 from cascades.training import optimizers, train_step
 from cascades.training.train_step import Frozen, ModelDef, TrainState
 from cascades.types import Batch, ModelConfig, Vocabulary
+
+StepFunction: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, train_step.Totals]]
 
 _GRADIENT_DTYPES = ('float32', 'bfloat16', 'float16')
 
@@ -47,7 +50,10 @@ class SmallModel:
 
 @dataclasses.dataclass(frozen=True)
 class LargeModel:
-  """The frozen model of the cascade: run in every training step, or read from a cache.
+  """The frozen model beside the trained one: run in training steps, or read from a cache.
+
+  It is called large after cascades, where the small model learns from it; it may be the smaller one
+  (`losses.salt`).
 
   Attributes:
     config: Its architecture and sizes; None takes those of its checkpoint. `plan` can do without
@@ -57,6 +63,8 @@ class LargeModel:
     dtype: Type that holds its weights: 'float32', 'bfloat16' or 'int8'.
     rules: Sharding rules of its parameters; None takes those of the small model.
     teacher_cache: Directory that `cascades.cache_teacher` wrote, read instead of running it.
+    steps: Number of first steps in which the loss has a teacher; the others compute the loss
+      without one and do not run this model. None for all.
   """
 
   config: ModelConfig | None = None
@@ -64,6 +72,10 @@ class LargeModel:
   dtype: str = 'float32'
   rules: partitioning.Rules | None = None
   teacher_cache: str | None = None
+  steps: int | None = None
+
+  def __post_init__(self) -> None:
+    ranges.check({'LARGE_STEPS': self.steps}, least=0, integer=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,6 +196,16 @@ class AbstractRun(NamedTuple):
     """The definitions as arguments of `train_step` and `eval_step`."""
     return {'small': self.small, 'large': self.large}
 
+  @property
+  def alone(self) -> AbstractRun:
+    """The run without the large model, with losses over the same vocabulary entries."""
+    vocab_size = min(model.vocab_size for model in (self.small, self.large) if model)
+    return self._replace(
+      small=self.small._replace(vocab_size=vocab_size),
+      large=None,
+      frozen=self.frozen._replace(large=None),
+    )
+
 
 def abstract_run(
   small: SmallModel,
@@ -258,7 +280,7 @@ def _compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str] | None:
 
 def on_batches(
   step: Any, frozen: Frozen, compiled: Callable[[jax.stages.Compiled, Batch], None]
-) -> Callable[[TrainState, Batch], tuple[TrainState, train_step.Totals]]:
+) -> StepFunction:
   """Adapt a compiled step to the training loop: it takes this process's rows of a batch.
 
   Args:
@@ -277,6 +299,23 @@ def on_batches(
     state, totals = program(state, frozen, batch)
     partitioning.wait_on_virtual_devices(totals)
     return state, totals
+
+  return run
+
+
+def in_stages(
+  first: StepFunction, last: StepFunction, *, start: int, switch: int | None
+) -> StepFunction:
+  """The steps after step `start`: `first` up to step `switch`, then `last` without teachers.
+
+  Both take and give one state, so optimizer and learning rate pass the switch as any other step.
+  """
+  numbers = itertools.count(start + 1)
+
+  def run(state: TrainState, batch: Batch) -> tuple[TrainState, train_step.Totals]:
+    if switch is None or next(numbers) <= switch:
+      return first(state, batch)
+    return last(state, batch._replace(teachers=()))
 
   return run
 

@@ -203,7 +203,7 @@ def _rows_of_tokens(batch: Batch) -> tuple[Int[Array, 'B T'], int]:
 
 
 def _count_rows(totals: Totals, in_row: Float[Array, 'N']) -> Totals:
-  """Totals with numbers of rows in place of the wrong tokens of each row.
+  """Totals with numbers of rows in place of the wrong tokens of each row, and with 'correct'.
 
   'rows' have targets, 'rows_right' no wrong token, and 'rows_right_large' none of the large model.
   """
@@ -211,6 +211,8 @@ def _count_rows(totals: Totals, in_row: Float[Array, 'N']) -> Totals:
   counts = {'rows': count(True), 'rows_right': count(totals['wrong'] == 0)}
   if 'wrong_large' in totals:
     counts['rows_right_large'] = count(totals['wrong_large'] == 0)
+  if 'both' in totals:
+    counts['correct'] = totals['both'] + totals['only_small']
   return {name: total for name, total in totals.items() if name[:5] != 'wrong'} | counts
 
 
