@@ -252,13 +252,16 @@ def hard_switch(weight: float, *, steps: int) -> Weight:
   return lambda step: jnp.where(jnp.asarray(step) < steps, weight, 0.0)
 
 
-def linear_decay(weight: float, *, steps: int, decay_steps: int) -> Weight:
+def linear_decay(weight: float, *, steps: int, decay_steps: int | None = None) -> Weight:
   """A schedule: `weight`, which falls to 0 during the last `decay_steps` of the first `steps`.
+
+  By default it falls in all of them.
 
   Raises:
     ValueError: if the weight is outside [0, 1], or the decay is longer than `steps`.
   """
   _check_weight(weight)
+  decay_steps = steps if decay_steps is None else decay_steps
   if not 1 <= decay_steps <= steps:
     raise ValueError(
       f'the weight of the distillation falls for {decay_steps} of its {steps} steps: let it fall '

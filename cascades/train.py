@@ -140,43 +140,46 @@ def train(
     frozen = Frozen(_large_params(large, abstract), base)
     order: dict[str, Any] = {'batch_size': data.batch_size, 'seed': seed, 'pack': data.pack_length}
     batches = corpus.training(start, **order, teacher=cache.answers if cache else None)
+    stages = [(abstract, frozen)]
+    if large.steps is not None:
+      stages.append((abstract.alone, frozen._replace(large=None)))
     validate = validating.validator(
       validation,
       corpus,
-      abstract,
-      frozen,
+      stages[-1][0],
+      stages[-1][1],
       loss=step.loss,
       block_length=step.block_length,
       batch_size=data.batch_size,
-      cache=cache,
+      cache=cache if large.steps is None else None,
       on_nan=failures.on_nan_validation,
     )
     run_log.describe_run(
       directory, description, vocabulary, {'trained': state.params, 'frozen': frozen}
     )
-    meter = utilization.UtilizationMeter(abstract)
+    meter = utilization.UtilizationMeter()
     companions.inherit(small.initial_checkpoint_path, directory)
     if base is not None and not start:
       checkpoints.save_base(base)
 
-    def compiled(program: jax.stages.Compiled, batch: Batch) -> None:
+    def compiled(run: AbstractRun, program: jax.stages.Compiled, batch: Batch) -> None:
       # Only now all functions have been called, of which gin reports the arguments.
       if jax.process_index() == 0:
         continuation.record(directory, start, described, provenance())
-      meter.compiled(program, batch)
+      meter.compiled(run, program, batch)
 
     with (
       metrics_log.MetricsLog(directory, first_step=start) as metrics,
       profiling.Profiler(directory / 'profile', profile_steps) as profiler,
       stopping.watchdog(failures.hang_timeout) as alive,
     ):
-      programs = (
-        setup.on_batches(setup.compiled_step(run, step), frozen._replace(large=large), compiled)
-        for run, large in ((abstract, frozen.large), (abstract.alone, None))
-      )
+      programs = [
+        setup.on_batches(setup.compiled_step(run, step), params, functools.partial(compiled, run))
+        for run, params in stages
+      ]
       history = loop.run(
         state,
-        setup.in_stages(*programs, start=start, switch=large.steps),
+        setup.in_stages(programs, start=start, switch=large.steps),
         lambda _state, _step: next(batches),
         start=start,
         total=schedule.train_steps,
@@ -285,7 +288,7 @@ def _teacher(
 ) -> tuple[LargeModel, cached_teacher.TeacherCache | None]:
   """The large model with its config, or without one beside a cache of its answers."""
   path = large.checkpoint_path
-  if large.steps is not None and large.steps < train_steps:
+  if large.steps is not None:
     cached_teacher.check_alone(loss, large.steps, small.vocab_size)
   if large.teacher_cache is not None:
     cache = cached_teacher.load(

@@ -14,8 +14,8 @@ SECTIONS = {
   **{
     f'`{program}`': program
     for program in (
-      'train', 'infer', 'speculate', 'embed', 'evaluate', 'calibrate', 'cache_teacher', 'convert',
-      'export', 'prune', 'plan',
+      'train', 'salt', 'infer', 'speculate', 'embed', 'evaluate', 'calibrate', 'cache_teacher',
+      'convert', 'export', 'prune', 'plan',
     )
   },
 }  # fmt: skip

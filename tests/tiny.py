@@ -83,7 +83,7 @@ CONFIGS: dict[str, tuple[type, dict[str, str]]] = {
   }),
   'large': (setup.LargeModel, {
     'large': 'config', 'large_checkpoint_path': 'checkpoint_path', 'large_dtype': 'dtype',
-    'large_rules': 'rules', 'teacher_cache': 'teacher_cache',
+    'large_rules': 'rules', 'teacher_cache': 'teacher_cache', 'large_steps': 'steps',
   }),
   'data': (corpus.Data, {
     'task': 'task', 'task_feature_lengths': 'lengths', 'batch_size': 'batch_size',

@@ -291,7 +291,7 @@ def test_a_large_model_of_given_sizes_needs_its_weights(tmp_path):
 def test_a_large_model_of_other_sizes_than_its_checkpoint_s_is_refused(large, tmp_path):
   path, corpus = str(large[0] / 'run'), data(tmp_path).corpus(tiny.VOCABULARY, 'encoder_decoder')
   given = setup.LargeModel(tiny.LARGE, checkpoint_path=path)
-  teacher, cache = train._teacher(given, tiny.SMALL, corpus, losses.cat_xent)
+  teacher, cache = train._teacher(given, tiny.SMALL, corpus, losses.cat_xent, 6)
   assert (teacher, cache) == (given, None)
   refused('emb_dim=32.* and not .*emb_dim=16', tmp_path, large=tiny.SMALL,
           large_checkpoint_path=path, loss=losses.cat_xent)  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -63,8 +63,8 @@ class LargeModel:
     dtype: Type that holds its weights: 'float32', 'bfloat16' or 'int8'.
     rules: Sharding rules of its parameters; None takes those of the small model.
     teacher_cache: Directory that `cascades.cache_teacher` wrote, read instead of running it.
-    steps: Number of first steps in which the loss has a teacher; the others compute the loss
-      without one and do not run this model. None for all.
+    steps: Number of first steps in which the loss has a teacher; the others and validation compute
+      the loss without one and do not run this model. None for all.
   """
 
   config: ModelConfig | None = None
@@ -303,10 +303,8 @@ def on_batches(
   return run
 
 
-def in_stages(
-  first: StepFunction, last: StepFunction, *, start: int, switch: int | None
-) -> StepFunction:
-  """The steps after step `start`: `first` up to step `switch`, then `last` without teachers.
+def in_stages(stages: Sequence[StepFunction], *, start: int, switch: int | None) -> StepFunction:
+  """The steps after step `start`: the first of `stages`, after step `switch` the last, alone.
 
   Both take and give one state, so optimizer and learning rate pass the switch as any other step.
   """
@@ -314,8 +312,8 @@ def in_stages(
 
   def run(state: TrainState, batch: Batch) -> tuple[TrainState, train_step.Totals]:
     if switch is None or next(numbers) <= switch:
-      return first(state, batch)
-    return last(state, batch._replace(teachers=()))
+      return stages[0](state, batch)
+    return stages[-1](state, batch._replace(teachers=()))
 
   return run
 

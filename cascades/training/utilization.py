@@ -56,18 +56,17 @@ class ModelFlops(NamedTuple):
 class UtilizationMeter:
   """Utilization of one run. `compiled` is called with its program before `measure`."""
 
-  def __init__(self, abstract: AbstractRun):
-    self._abstract = abstract
+  def __init__(self) -> None:
     self._flops: ModelFlops | None = None
     self._peak = 0.0  # operations per second of all devices
 
-  def compiled(self, program: jax.stages.Compiled, batch: Batch) -> None:
-    """Logs the memory that XLA estimates for the program."""
+  def compiled(self, run: AbstractRun, program: jax.stages.Compiled, batch: Batch) -> None:
+    """Logs the memory that XLA estimates for a program, which is that of `run` from now on."""
     device = jax.devices()[0]
     chip = chips.of(device)
     log.info('%s', _estimate(program.memory_analysis(), chip))
     if chip:
-      self._flops = model_flops(self._abstract, batch)
+      self._flops = model_flops(run, batch)
       self._peak = chip.flops * jax.device_count()
 
   def measure(self, rates: progress.Rates | None) -> Utilization:

@@ -37,15 +37,12 @@ class Validation:
     rows: rows of the split, evenly spaced.
     split: the tasks' split.
     decoded_rows: rows whose answers are also decoded greedily and judged by the tasks' metrics.
-    loss: the loss that is reported, and by which the best checkpoint is chosen; None for that of
-      training.
   """
 
   every: int = 500
   rows: int = 1024
   split: str = 'validation'
   decoded_rows: int = 0
-  loss: losses.CascadeLoss | None = None
 
   def __post_init__(self) -> None:
     ranges.check({'VALIDATE_EVERY': self.every}, least=0, integer=True)
@@ -85,7 +82,6 @@ def validator(
       'VALIDATE_EVERY=0.'
     )
   split = corpus.open(validation.split, tasks=tasks)
-  loss = validation.loss or loss
   teacher = None
   if cache and cache.has_split(tasks, validation.split):
     teacher = cache.answers(split)

@@ -66,10 +66,10 @@ def test_the_step_itself_needs_no_more_products_unless_it_recomputes():
 def test_a_compiled_step_says_its_memory_and_lines_say_the_share_of_the_peak(monkeypatch, caplog):
   monkeypatch.setattr(chips, 'of', lambda device: CHIP)
   abstract, batch = abstract_run(), testing.batch(CONFIG)
-  used = utilization.UtilizationMeter(abstract)
+  used = utilization.UtilizationMeter()
   assert used.measure(None).mfu is None
   with partitioning.use(tiny.one_device()), caplog.at_level(logging.INFO, 'cascades'):
-    used.compiled(jax.jit(lambda x: x @ x).lower(jnp.ones((64, 64))).compile(), batch)
+    used.compiled(abstract, jax.jit(lambda x: x @ x).lower(jnp.ones((64, 64))).compile(), batch)
     needs = utilization.model_flops(abstract, batch)
   (line,) = caplog.messages
   assert 'takes 32 KiB of the 1 GiB of a v0 on each device: 16 KiB parameters' in line
@@ -81,7 +81,7 @@ def test_a_compiled_step_says_its_memory_and_lines_say_the_share_of_the_peak(mon
 
 
 def test_without_a_known_chip_there_is_memory_alone():
-  used = utilization.UtilizationMeter(abstract_run())
+  used = utilization.UtilizationMeter()
   measured = used.measure(Rates(1.0, 1.0, 1.0))
   assert measured.mfu is None
   assert measured.memory > 1 << 24
