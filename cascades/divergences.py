@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cascades.teachers import Teachers, required
+from cascades.teachers import Teachers, only, required
 
 # Log-probability of impossible outcomes: exp of it is 0, and products with 0 are not NaN.
 LEAST = -1e4
@@ -123,6 +123,32 @@ def skew_reverse_kl(
   del targets
   _check(alpha, 'alpha of the skew reverse KL')
   return _average(lambda p, q: _kl(q, _mix(q, p, alpha)), small, teachers)
+
+
+def kl_to_uniform(
+  small: Float[Array, '*n V'], teachers: Teachers, targets: Int[Array, '*n']
+) -> Float[Array, '*n']:
+  """`KL(Q || U) = log V - H(Q)`, of gradient Q_v (log Q_v + H(Q)), which is 0 at one-hot Q too.
+
+  U is uniform over the vocabulary.
+  """
+  del teachers, targets
+  logprobs = jnp.maximum(jax.nn.log_softmax(small), LEAST)
+  return math.log(small.shape[-1]) + jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+
+
+def excess(
+  small: Float[Array, '*n V'], teachers: Teachers, targets: Int[Array, '*n']
+) -> Float[Array, '*n']:
+  """`KL(P || Q) - KL(P || R)`: what the small model has to learn that a reference R has learned.
+
+  Hu et al. 2025, AdaSPEC, https://arxiv.org/abs/2510.19779. Both are over the outcomes of the one
+  teacher, which holds the second.
+
+  Raises:
+    TeacherError: if there is another number of teachers, or no divergence of a reference.
+  """
+  return forward_kl(small, teachers, targets) - only(teachers).reference_kl()
 
 
 def _average(

@@ -10,6 +10,8 @@ plain array of logits [*n, V] stands for one.
 
 Wang et al. 2024, Cascade-Aware Training, https://arxiv.org/abs/2406.00060, equations 2-3, 7-14.
 Zhou et al. 2024, DistillSpec, https://arxiv.org/abs/2310.08461, equation 2: `distillspec_*`.
+Rabanser et al. 2025, Gatekeeper, https://arxiv.org/abs/2502.19335: `gatekeeper`.
+Hu et al. 2025, AdaSPEC, https://arxiv.org/abs/2510.19779: `adaspec`.
 No label smoothing, no z-loss; teachers are tempered (`rho`) only where a recipe asks for it.
 
 `salt` is the loss of a large model that learns from a small one first: there the teacher is small.
@@ -186,6 +188,69 @@ def _mixture_loss(
   )
 
 
+def _two_sided_loss(
+  small: Float[Array, '*n V'],
+  teachers: TeacherLike | Sequence[TeacherLike],
+  targets: Int[Array, '*n'],
+  weights: Float[Array, '*n'],
+  *,
+  sharpened: masks.TokenMask,
+  softened: masks.TokenMask,
+  a: float = 0.5,
+  step: StepNumber = None,
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """`a * cross_entropy` of the sharpened tokens `+ (1 - a) * KL(p_S || uniform)` of the softened.
+
+  The small model becomes sure of the former and unsure of the latter, so that its confidence
+  separates them; a second stage of training. Small a separates better, a near 1 answers better.
+  Rabanser et al. 2025, Gatekeeper, https://arxiv.org/abs/2502.19335.
+
+  Raises:
+    ValueError: if a is outside [0, 1].
+  """
+  del step
+  if not 0 <= a <= 1:
+    raise ValueError(f'the weight a of the tokens to be sure of must lie in [0, 1]; it is {a}.')
+  of = partial(cascade_loss, small, teachers, targets, weights)
+  sure, count = of(token_loss=cross_entropy, token_mask=sharpened)
+  unsure, _ = of(token_loss=divergences.kl_to_uniform, token_mask=softened)
+  return a * sure + (1 - a) * unsure, count
+
+
+def _share_loss(
+  small: Float[Array, '*n V'],
+  teachers: TeacherLike | Sequence[TeacherLike],
+  targets: Int[Array, '*n'],
+  weights: Float[Array, '*n'],
+  *,
+  token_loss: TokenLoss,
+  token_score: TokenLoss,
+  share: float = 0.4,
+  sign: int = 1,
+  step: StepNumber = None,
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """`cascade_loss` of the share of the valid tokens with the largest `sign * token_score`.
+
+  The share is that of the tokens of one call: of a training step, those of one block on one device,
+  whose logits exist together. So no threshold must be known before, and no logits are computed
+  twice. With `block_length` at the length of the targets it is the share of a device's batch.
+
+  Raises:
+    ValueError: if the share is outside (0, 1], or the sign is neither 1 nor -1.
+  """
+  del step
+  if not 0 < share <= 1:
+    raise ValueError(f'the share of the tokens must lie in (0, 1]; it is {share}.')
+  if sign not in (1, -1):
+    raise ValueError(f'the sign is {sign}: 1 takes the largest scores, -1 the smallest.')
+  logits = jax.lax.stop_gradient(jnp.asarray(small, jnp.float32))
+  scores = token_score(logits, as_teachers(teachers, logits.shape[-1]), targets)
+  taken = masks.largest(sign * scores, weights > 0, share)
+  return cascade_loss(
+    small, teachers, targets, weights, token_loss=token_loss, token_mask=lambda *_: taken
+  )
+
+
 xent = partial(cascade_loss, token_loss=cross_entropy, token_mask=masks.all_tokens)
 cat_xent = partial(cascade_loss, token_loss=cross_entropy, token_mask=masks.either_correct)
 cat_xent_l = partial(cascade_loss, token_loss=cross_entropy, token_mask=masks.large_correct)
@@ -202,6 +267,13 @@ distillspec_jsd = partial(_divergence_loss, token_loss=divergences.jensen_shanno
 distillspec_tvd = partial(_divergence_loss, token_loss=divergences.total_variation)
 distillspec_skew_fkl = partial(_divergence_loss, token_loss=divergences.skew_forward_kl)
 distillspec_skew_rkl = partial(_divergence_loss, token_loss=divergences.skew_reverse_kl)
+
+gatekeeper = partial(_two_sided_loss, sharpened=masks.small_correct, softened=masks.small_wrong)
+# The large model says what is worth being unsure about.
+cat_gatekeeper = partial(
+  _two_sided_loss, sharpened=masks.either_correct, softened=masks.only_large_correct
+)
+adaspec = partial(_share_loss, token_loss=divergences.forward_kl, token_score=divergences.excess)
 
 
 def salt(

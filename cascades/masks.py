@@ -61,6 +61,48 @@ def either_correct(
   return small_correct(small, teachers, targets) | large_correct(small, teachers, targets)
 
 
+def small_wrong(
+  small: Float[Array, '*n V'], teachers: Teachers, targets: Int[Array, '*n']
+) -> Bool[Array, '*n']:
+  """`[y != argmax p_S]`, the tokens that `small_correct` leaves out."""
+  return ~small_correct(small, teachers, targets)
+
+
+def only_large_correct(
+  small: Float[Array, '*n V'], teachers: Teachers, targets: Int[Array, '*n']
+) -> Bool[Array, '*n']:
+  """`[y = argmax p_L  and  y != argmax p_S]`, the tokens at which deferral helps."""
+  return large_correct(small, teachers, targets) & small_wrong(small, teachers, targets)
+
+
+def large_in_top(
+  small: Float[Array, '*n V'], teachers: Teachers, targets: Int[Array, '*n'], *, k: int = 5
+) -> Bool[Array, '*n']:
+  """`[y is among the k likeliest tokens of p_L]`; `large_correct` if k = 1.
+
+  With several teachers, whether it is among those of any of them.
+
+  Raises:
+    TeacherError: if there is no teacher, or one that holds fewer than k choices.
+  """
+  del small
+  return functools.reduce(
+    jnp.logical_or, [teacher.in_top(targets, k) for teacher in required(teachers)]
+  )
+
+
+def largest(
+  scores: Float[Array, '*n'], counted: Bool[Array, '*n'], share: float
+) -> Bool[Array, '*n']:
+  """The share of the counted tokens with the largest scores; of equal ones the first.
+
+  The number of tokens is rounded to the nearest integer.
+  """
+  order = jnp.argsort(jnp.where(counted, -scores, jnp.inf), axis=None, stable=True)
+  rank = jnp.argsort(order).reshape(scores.shape)
+  return counted & (rank < jnp.round(share * jnp.sum(counted)))
+
+
 def count_agreement(
   small: Float[Array, '*n V'],
   teachers: Teachers,

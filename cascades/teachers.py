@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class TeacherError(ValueError):
@@ -26,6 +26,22 @@ class Teacher(Protocol):
 
   def top1(self) -> Int[Array, '*n']:
     """Most likely tokens; the lowest id among equals."""
+    ...
+
+  def in_top(self, tokens: Int[Array, '*n'], k: int) -> Bool[Array, '*n']:
+    """`tokens` that are among the k most likely ones.
+
+    Raises:
+      TeacherError: if fewer than k are stored.
+    """
+    ...
+
+  def reference_kl(self) -> Float[Array, '*n']:
+    """`KL(p_L || p_R)` of a reference model R, over the outcomes of this teacher.
+
+    Raises:
+      TeacherError: if none is stored.
+    """
     ...
 
   def cross_entropy(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n']:
@@ -74,6 +90,16 @@ class Logits(NamedTuple):
   def top1(self) -> Int[Array, '*n']:
     return jnp.argmax(self._frozen(), axis=-1)
 
+  def in_top(self, tokens: Int[Array, '*n'], k: int) -> Bool[Array, '*n']:
+    logits = self._frozen()
+    own = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
+    ids = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
+    before = (logits > own) | ((logits == own) & (ids < tokens[..., None]))
+    return jnp.sum(before, axis=-1) < k
+
+  def reference_kl(self) -> Float[Array, '*n']:
+    raise TeacherError(_NO_REFERENCE)
+
   def cross_entropy(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n']:
     return -jnp.sum(jax.nn.softmax(self._frozen()) * small_logprobs, axis=-1)
 
@@ -98,6 +124,10 @@ _FIRST_CHOICES_ONLY = (
   'this loss distills, and the teacher holds first choices only (Top1): pass a TopK or the logits, '
   'or use a loss that compares first choices, such as cat_xent.'
 )
+_NO_REFERENCE = (
+  'this loss compares the small model with a reference model, and the teacher holds no divergence '
+  'of one: pass a TopK with `reference`.'
+)
 
 
 class Top1(NamedTuple):
@@ -107,6 +137,12 @@ class Top1(NamedTuple):
 
   def top1(self) -> Int[Array, '*n']:
     return self.ids
+
+  def in_top(self, tokens: Int[Array, '*n'], k: int) -> Bool[Array, '*n']:
+    return _among(self.ids[..., None], tokens, k)
+
+  def reference_kl(self) -> Float[Array, '*n']:
+    raise TeacherError(_NO_REFERENCE)
 
   def cross_entropy(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n']:
     del small_logprobs
@@ -164,9 +200,18 @@ class TopK(NamedTuple):
   ids: Int[Array, '*n k']  # most likely first, lowest id first among equals
   top_logprobs: Float[Array, '*n k']
   tail: Float[Array, '*n']
+  reference: Float[Array, '*n'] | None = None  # KL(p_L || p_R) over the k + 1 outcomes
 
   def top1(self) -> Int[Array, '*n']:
     return self.ids[..., 0]
+
+  def in_top(self, tokens: Int[Array, '*n'], k: int) -> Bool[Array, '*n']:
+    return _among(self.ids, tokens, k)
+
+  def reference_kl(self) -> Float[Array, '*n']:
+    if self.reference is None:
+      raise TeacherError(_NO_REFERENCE)
+    return jax.lax.stop_gradient(self.reference.astype(jnp.float32))
 
   def cross_entropy(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n']:
     mass = jax.lax.stop_gradient(jnp.exp(self.top_logprobs.astype(jnp.float32)))
@@ -201,6 +246,15 @@ class TopK(NamedTuple):
     tail = jnp.log(count) + rho * (jnp.log(self.tail) - jnp.log(count))
     total = jnp.logaddexp(jax.nn.logsumexp(top, axis=-1), tail)
     return TopK(self.ids, top - total[..., None], jnp.exp(tail - total))
+
+
+def _among(ids: Int[Array, '*n K'], tokens: Int[Array, '*n'], k: int) -> Bool[Array, '*n']:
+  if k > ids.shape[-1]:
+    raise TeacherError(
+      f'this mask asks for the first {k} choices of the large model, and the teacher holds '
+      f'{ids.shape[-1]}: pass one that holds more, or the logits, or ask for fewer.'
+    )
+  return jnp.any(ids[..., :k] == tokens[..., None], axis=-1)
 
 
 def _append(row: Float[Array, '*n k'], entry: Float[Array, '*n']) -> Float[Array, '*n k+1']:
