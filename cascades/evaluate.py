@@ -87,19 +87,12 @@ def evaluate(
   ).read()
   labels = not any(table.manifest.get('unlabelled') for table in large)
   chains = chains or Chains()
-  fit: dict[str, Sequence[Predictions]] | None = None
-  if chains.fit_split is not None:
-    others = dataclasses.replace(tables, split=chains.fit_split, embeddings=learned.embeddings)
-    fit = _models(*others.read())
+  fit = _fit_tables(tables, chains, learned)
   unseen: list[Mapping[str, Sequence[Predictions]]] = [small]
   if fit is not None and chains.fit_split != learned.split:
     unseen.append(fit)
   fitted = learned.fit(tables, unseen, metric)
-  own_rules = {name: deferral.as_score(rule) for name, rule in (rules or {}).items()}
-  deciders = _readable(settings.standard_rules, small) | {
-    name: score if isinstance(score, Decider) else Decider(name, score, ['predictions'])
-    for name, score in {**own_rules, **(scores or {})}.items()
-  }
+  deciders = _deciders(settings.standard_rules, rules or {}, scores or {}, small)
   deciders |= learning.deciders(
     fitted, {name: [*own, *(fit or {}).get(name, [])] for name, own in small.items()}
   )
@@ -146,6 +139,16 @@ def evaluate(
   return comparison
 
 
+def _fit_tables(
+  tables: Tables, chains: Chains, learned: Learned
+) -> dict[str, Sequence[Predictions]] | None:
+  """Tables of the split that chains are fitted on, by model; None if there is none."""
+  if chains.fit_split is None:
+    return None
+  others = dataclasses.replace(tables, split=chains.fit_split, embeddings=learned.embeddings)
+  return _models(*others.read())
+
+
 def _compare_with_promises(
   directory: epath.Path,
   path: str,
@@ -169,6 +172,20 @@ def _compare_with_promises(
     return None
   (entry,) = policy.thresholds
   return Promised(name, policy.decider.name, entry.value, promises.sentence(policy, entry))
+
+
+def _deciders(
+  standard: Mapping[str, DeferralRule],
+  rules: Mapping[str, DeferralRule],
+  scores: Mapping[str, Score | Decider],
+  small: Mapping[str, Sequence[Predictions]],
+) -> dict[str, Decider]:
+  """Standard rules that the tables allow, and the user's own rules and scores."""
+  own = {name: deferral.as_score(rule) for name, rule in rules.items()} | dict(scores)
+  return _readable(standard, small) | {
+    name: score if isinstance(score, Decider) else Decider(name, score, ['predictions'])
+    for name, score in own.items()
+  }
 
 
 def _readable(

@@ -7,7 +7,7 @@ All models and scores see the same resamples, so their differences are paired.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import combinations, product
 from types import MappingProxyType
@@ -45,6 +45,15 @@ class _Candidate(NamedTuple):
   large: curves.Statistics
   scores: Mapping[str, Column]
   answers: PairedAnswers
+
+
+class _Measured(NamedTuple):
+  """Cascades of all tasks, and what their differences need, by model and score over all rows."""
+
+  cascades: list[Cascade]
+  quantities: dict[tuple[str, str], Measurements]
+  right: dict[tuple[str, str], Mapping[float, Column]]  # by cost
+  sampled: dict[tuple[str, str], Sampled]
 
 
 def compare(
@@ -92,32 +101,10 @@ def compare(
   ]
   settings = _resolve(settings, candidates[0], layout)
   counts = _draw(large, settings)
-  cascades, averages, measurements, right = [], [], {}, {}
-  sampled: dict[tuple[str, str], Sampled] = {}
-  for candidate, score, subset in product(candidates, scores, layout.subsets):
-    drawn = _sample(candidate, score, subset, counts, settings)
-    names = candidate.name, score, subset.task
-    cascade, values = _measure(names, drawn, candidate.cost, settings, metrics[0])
-    cascades.append(cascade)
-    if subset.task == pooling.POOLED:  # those of every task would fill the memory
-      name, answers = (candidate.name, score), candidate.answers
-      measurements[name], sampled[name] = values, drawn
-      qualities = answers.small_quality, answers.large_quality
-      right[name] = paired.right_at(
-        settings.costs, cascade.curve, candidate.scores[score], *qualities
-      )
-  costs_of = {candidate.name: candidate.cost for candidate in candidates}
-  for (number, (recipe, models_of)), score in product(enumerate(by_recipe.items()), scores):
-    if len(models_of) > 1:
-      drawn = seeds.average(
-        [sampled[model, score] for model in models_of], seed=(settings.seed, number)
-      )
-      names = recipe, score, pooling.POOLED
-      cascade, values = _measure(names, drawn, costs_of[models_of[0]], settings, metrics[0])
-      averages.append(cascade)
-      measurements[recipe, score], right[recipe, score] = values, {}
+  measured = _measure_all(candidates, scores, layout, counts, settings, metrics[0])
+  averages = _add_recipes(measured, by_recipe, candidates, scores, settings, metrics[0])
   differences = partial(
-    paired.differences, measurements, right=right, confidence=settings.confidence
+    paired.differences, measured.quantities, right=measured.right, confidence=settings.confidence
   )
   return Comparison(
     metric=metrics[0],
@@ -128,7 +115,7 @@ def compare(
     large_flops=_flops(large),
     settings=settings,
     manifests={name: [table.manifest for table in own] for name, own in models.items()},
-    cascades=tuple(cascades),
+    cascades=tuple(measured.cascades),
     averages=tuple(averages),
     recipes={name: own for name, own in by_recipe.items() if len(own) > 1},
     differences=differences([((a, key), (b, key)) for (a, b), key in product(pairs, scores)]),
@@ -316,6 +303,55 @@ def _sample(
     bootstrap.resample(counts[:, rows], score, *statistics, subset.finalize, rates=rates),
     *curves.decomposition(score, answers.small_quality[rows], answers.large_quality[rows]),
   )
+
+
+def _measure_all(
+  candidates: Sequence[_Candidate],
+  scores: Iterable[str],
+  layout: StatisticsLayout,
+  counts: Int[np.ndarray, 'R N'],
+  settings: Settings,
+  metric: Metric,
+) -> _Measured:
+  """Every candidate under every score, over all tasks and each."""
+  measured = _Measured([], {}, {}, {})
+  for candidate, score, subset in product(candidates, scores, layout.subsets):
+    drawn = _sample(candidate, score, subset, counts, settings)
+    names = candidate.name, score, subset.task
+    cascade, values = _measure(names, drawn, candidate.cost, settings, metric)
+    measured.cascades.append(cascade)
+    if subset.task == pooling.POOLED:  # those of every task would fill the memory
+      name, answers = (candidate.name, score), candidate.answers
+      measured.quantities[name], measured.sampled[name] = values, drawn
+      qualities = answers.small_quality, answers.large_quality
+      measured.right[name] = paired.right_at(
+        settings.costs, cascade.curve, candidate.scores[score], *qualities
+      )
+  return measured
+
+
+def _add_recipes(
+  measured: _Measured,
+  by_recipe: Mapping[str, Sequence[str]],
+  candidates: Sequence[_Candidate],
+  scores: Iterable[str],
+  settings: Settings,
+  metric: Metric,
+) -> list[Cascade]:
+  """Cascades of recipes with several seeds, whose quantities are added to `measured`."""
+  averages = []
+  costs_of = {candidate.name: candidate.cost for candidate in candidates}
+  for (number, (recipe, models)), score in product(enumerate(by_recipe.items()), scores):
+    if len(models) == 1:
+      continue
+    drawn = seeds.average(
+      [measured.sampled[model, score] for model in models], seed=(settings.seed, number)
+    )
+    names = recipe, score, pooling.POOLED
+    cascade, values = _measure(names, drawn, costs_of[models[0]], settings, metric)
+    averages.append(cascade)
+    measured.quantities[recipe, score], measured.right[recipe, score] = values, {}
+  return averages
 
 
 def _measure(
