@@ -139,6 +139,7 @@ def train(
     )
     frozen = Frozen(_large_params(large, abstract), base)
     order: dict[str, Any] = {'batch_size': data.batch_size, 'seed': seed, 'pack': data.pack_length}
+    order['pool'] = corpus.pool(data.selection)
     batches = corpus.training(start, **order, teacher=cache.answers if cache else None)
     stages = [(abstract, frozen)]
     if large.steps is not None:

@@ -15,7 +15,7 @@ SECTIONS = {
     f'`{program}`': program
     for program in (
       'train', 'salt', 'infer', 'speculate', 'embed', 'evaluate', 'calibrate', 'cache_teacher',
-      'convert', 'export', 'prune', 'plan',
+      'select', 'convert', 'export', 'prune', 'plan',
     )
   },
 }  # fmt: skip

@@ -21,6 +21,7 @@ from jaxtyping import Int
 from cascades.data import converters, mixing, packing
 from cascades.data.converters import Convert, FeatureConverter, Lengths
 from cascades.data.records import AnyRecords, Indices, Records, split_by_task
+from cascades.data.scores import SelectedRows
 from cascades.tasks import shuffling
 from cascades.types import Batch
 
@@ -67,9 +68,9 @@ def train_batches(
   start_step: int = 0,
   process: Process = ONLY_PROCESS,
   pack: int | None = None,
+  pool: SelectedRows | None = None,
   teacher: TokenValues | None = None,
   threads: int = 1,
-  prefetch: int = 4,
 ) -> Iterator[Batch]:
   """Yields this process's rows of the batches of `start_step` and all later steps, without end.
 
@@ -87,9 +88,9 @@ def train_batches(
     start_step: step of the first batch.
     process: which share of each batch to read.
     pack: length of rows into which whole examples of one task are packed; None does not pack.
+    pool: rows that the first steps read, in epochs of their own; None reads all rows.
     teacher: gives values of the examples' target tokens, which are added to the batch.
     threads: number of reading threads.
-    prefetch: number of batches computed ahead.
 
   Raises:
     ValueError: if rows have no answer, the batch cannot be shared equally, or packing is asked for
@@ -105,13 +106,13 @@ def train_batches(
   converter = _converter(records, convert, lengths)
   width = converter.width if pack is None else pack
   local = _local_rows(batch_size, process)
-  members = _members(per_task, converter, batch_size, local, seed, rates, pack)
+  members = _members(per_task, converter, batch_size, local, seed, rates, pack, pool)
 
   def batch(step: int) -> Batch:
     packed = _read(records, converter, members(step), width, teacher)
     return converters.without_segments(packed) if pack is None else packed
 
-  return _ahead(batch, range(start_step, sys.maxsize), threads, prefetch)
+  return _ahead(batch, range(start_step, sys.maxsize), threads)
 
 
 def train_ids(
@@ -124,6 +125,7 @@ def train_ids(
   seed: int,
   rates: Sequence[float] | None = None,
   pack: int | None = None,
+  pool: SelectedRows | None = None,
 ) -> list[str]:
   """Ids of the examples in batch `step` of all processes, for example to look up a bad step.
 
@@ -132,7 +134,7 @@ def train_ids(
   per_task = split_by_task(records)
   converter = _converter(records, convert, lengths)
   rows = np.arange(batch_size)
-  members = _members(per_task, converter, batch_size, rows, seed, rates, pack)(step)
+  members = _members(per_task, converter, batch_size, rows, seed, rates, pack, pool)(step)
   ids = []
   ends = np.cumsum([len(task_records) for task_records in per_task])
   numbers = np.concatenate(members)
@@ -150,10 +152,38 @@ def _members(
   seed: int,
   rates: Sequence[float] | None,
   pack: int | None,
+  pool: SelectedRows | None,
 ) -> Callable[[int], Members]:
   """A function of the step to the examples in the rows `local` of its batch."""
-  plan = _plan_single(per_task) if pack is None else _plan_packed(per_task, converter, pack)
-  examples = np.array([len(records) for records in per_task])
+  draw = functools.partial(_drawn, per_task, converter, batch_size, local, seed, rates, pack)
+  if pool is None:
+    return draw(None)
+  first = draw(pool.rows)
+  if pool.steps is None:
+    return first
+  switch, later = pool.steps, draw(None)
+  return lambda step: (first if step < switch else later)(step)
+
+
+def _drawn(
+  per_task: Sequence[Records],
+  converter: FeatureConverter,
+  batch_size: int,
+  local: Int[np.ndarray, 'n'],
+  seed: int,
+  rates: Sequence[float] | None,
+  pack: int | None,
+  chosen: Sequence[Int[np.ndarray, 'k']] | None,
+) -> Callable[[int], Members]:
+  """The function of `_members` for given rows of each task, or for all."""
+  lengths, numbers = [records.lengths for records in per_task], None
+  if chosen is not None:
+    lengths = [counts[rows] for counts, rows in zip(lengths, chosen, strict=True)]
+    starts = np.cumsum([0, *map(len, per_task)])
+    numbers = np.concatenate([start + rows for start, rows in zip(starts, chosen, strict=False)])
+  names = [records.name for records in per_task]
+  plan = _plan_single(lengths) if pack is None else _plan_packed(names, lengths, converter, pack)
+  examples = np.array([len(counts) for counts in lengths])
   counts = mixing.block(np.asarray(rates or examples) * (plan.rows / examples))
   together = max(_DRAWN_TOGETHER // len(local), 1)
 
@@ -165,7 +195,8 @@ def _members(
     # Every task shuffles in its own way; of one task alone the key is the epoch.
     keys = shuffling.mix(seed, epochs + (task << _TASK_SHIFT))
     order = shuffling.shuffled(positions, plan.rows[task], keys)
-    return plan.members(task, order, epochs, seed)
+    rows = plan.members(task, order, epochs, seed)
+    return rows if numbers is None else [numbers[row] for row in rows]
 
   def members(step: int) -> Members:
     block, offset = divmod(step, together)
@@ -259,25 +290,28 @@ def _local_rows(batch_size: int, process: Process) -> Int[np.ndarray, 'n']:
   return process.index * count + np.arange(count)
 
 
-def _plan_single(per_task: Sequence[Records]) -> _EpochPlan:
-  """One example a row."""
-  rows = np.array([len(records) for records in per_task])
+def _plan_single(lengths: Sequence[Int[np.ndarray, 'k 2']]) -> _EpochPlan:
+  """One example a row, numbered one task after the other, from the token counts of each task."""
+  rows = np.array(list(map(len, lengths)))
   starts = np.cumsum(rows) - rows
   return _EpochPlan(rows, lambda task, order, _epochs, _seed: list((starts[task] + order)[:, None]))
 
 
 def _plan_packed(
-  per_task: Sequence[Records], converter: FeatureConverter, capacity: int
+  names: Sequence[str],
+  lengths: Sequence[Int[np.ndarray, 'k 2']],
+  converter: FeatureConverter,
+  capacity: int,
 ) -> _EpochPlan:
   """Packs of whole examples of one task."""
   if converter.encoder_width is not None:
     raise ValueError('Only decoder-only models read packed rows: leave `pack` None.')
   plans = []
-  for records in per_task:
-    packs = packing.plan(converter.row_lengths(records.lengths), capacity)
+  for name, counts in zip(names, lengths, strict=True):
+    packs = packing.plan(converter.row_lengths(counts), capacity)
     log.info(
       '%s: %d rows in %d packs of %d tokens, %.1f %% full.',
-      *(records.name, len(records), len(packs), capacity, 100 * packs.fill),
+      *(name, len(counts), len(packs), capacity, 100 * packs.fill),
     )
     plans.append(packs)
   rows = np.array([len(packs) for packs in plans])
@@ -302,7 +336,7 @@ def _read(
 
 
 def _ahead(
-  batch: Callable[[int], Batch], steps: range, threads: int, prefetch: int
+  batch: Callable[[int], Batch], steps: range, threads: int, prefetch: int = 4
 ) -> Iterator[Batch]:
   """Batches of these steps in order, computed ahead."""
   source = grain.MapDataset.range(steps.start, steps.stop).map(batch)

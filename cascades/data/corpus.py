@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from cascades.data import batches, converters, materialize
+from cascades.data import batches, converters, materialize, scores
 from cascades.data.batches import TokenValues
 from cascades.data.prompts import (
   Bucket,
@@ -41,6 +41,7 @@ class Data:
     pack_length: Tokens of a training row that holds several examples of a decoder-only model; None
       puts one example into each row.
     records_dir: Directory of the token records, which are written there on first use.
+    selection: Training rows that are read in place of all; None reads all.
   """
 
   task: Task | Mixture | None = None
@@ -48,6 +49,7 @@ class Data:
   batch_size: int
   pack_length: int | None = None
   records_dir: str = materialize.DIRECTORY
+  selection: scores.Selection | None = None
 
   def __post_init__(self) -> None:
     if self.task is not None and set(self.lengths) != {'inputs', 'targets'}:
@@ -152,6 +154,7 @@ class Corpus:
     batch_size: int,
     seed: int,
     pack: int | None = None,
+    pool: scores.SelectedRows | None = None,
     teacher: Callable[[MixtureRecords], TokenValues] | None = None,
   ) -> Iterator[Batch]:
     """Yields this process's rows of the batch of step `start` and of all later steps.
@@ -161,6 +164,7 @@ class Corpus:
       batch_size: rows of all processes together.
       seed: seed of the order of examples and of tasks.
       pack: length of packed rows; None puts one example into a row.
+      pool: rows that the first steps read, from `pool`; None reads all.
       teacher: gives, for the records, a function to the values of their target tokens.
     """
     joined = self.open('train')
@@ -172,12 +176,27 @@ class Corpus:
       rates=self._rates(joined),
       start_step=start,
       pack=pack,
+      pool=pool,
       teacher=teacher and teacher(joined),
       process=_process(),
     )
 
+  def pool(self, selection: scores.Selection | None) -> scores.SelectedRows | None:
+    """Rows that a selection takes. ValueError or FileNotFoundError if it has no scores of them."""
+    if selection is None:
+      return None
+    rows = {records.manifest.task: len(records) for records in self.open('train').per_task}
+    identities = {task.name: self.identity(task, 'train') for task in self.tasks}
+    return scores.read_pool(selection, identities, rows)
+
   def training_ids(
-    self, step: int, *, batch_size: int, seed: int, pack: int | None = None
+    self,
+    step: int,
+    *,
+    batch_size: int,
+    seed: int,
+    pack: int | None = None,
+    pool: scores.SelectedRows | None = None,
   ) -> list[str]:
     """Ids of the examples of all processes in the batch of step `step`, counted from 0."""
     vocabularies = both(self.vocabulary)
@@ -195,6 +214,7 @@ class Corpus:
       seed=seed,
       rates=self._rates(joined),
       pack=pack,
+      pool=pool,
     )
 
   def _rates(self, joined: MixtureRecords) -> list[float]:

@@ -48,6 +48,7 @@ _OTHERS = {
   ),
   'cascades.speculate': ('cascades.inference.answers', *_USUAL),
   'cascades.cache_teacher': ('cascades.inference.trained_model', *_USUAL),
+  'cascades.select': ('cascades.selection', 'cascades.inference.trained_model', *_USUAL),
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ import optax
 from etils import epath
 
 from cascades.checkpoints import finished, store
+from cascades.data import scores
 from cascades.data.corpus import Corpus, Data
 from cascades.runtime import files
 from cascades.training import described, teacher_cache
@@ -78,6 +79,7 @@ def describe(
     'TASK_FEATURE_LENGTHS': plain(data.lengths),
     'BATCH_SIZE': data.batch_size,
     'PACK_LENGTH': data.pack_length,
+    'SELECTED': _selected(data.selection),
     'SEED': seed,
     'LOSS': plain(step.loss),
     'LOSS_NORMALIZING_FACTOR': plain(step.normalizer),
@@ -269,6 +271,10 @@ def _origin(path: str, identity: Callable[[str], str]) -> dict[str, Any]:
   except (OSError, ValueError):
     content = None
   return {'path': str(files.absolute(path)), 'identity': content}
+
+
+def _selected(chosen: scores.Selection | None) -> dict[str, Any] | None:
+  return None if chosen is None else {'rows': chosen.rows, 'steps': chosen.steps}
 
 
 def _checkpoint(path: str) -> str:

@@ -114,7 +114,7 @@ def test_another_run_with_the_same_seed_gives_the_same_bytes(tiny_records, way):
 
 @ways
 def test_threads_do_not_change_the_batches(tiny_records, way):
-  many = train(tiny_records, 10, threads=4, prefetch=8, **way)
+  many = train(tiny_records, 10, threads=4, **way)
   assert all(map(same, train(tiny_records, 10, **way), many))
 
 
@@ -155,7 +155,7 @@ def test_a_far_step_reads_its_own_rows_and_none_before_it(tiny_records, monkeypa
     return read(self, indices)
 
   monkeypatch.setattr(Records, 'tokens', counted)
-  train(tiny_records, 1, start_step=10**9, batch_size=8, prefetch=2)
+  train(tiny_records, 1, start_step=10**9, batch_size=8)
   assert set(counts) == {8}
   assert len(counts) <= 4  # batches: the first, and those that are read ahead
 
