@@ -74,7 +74,7 @@ class Seed(NamedTuple):
     return self.folder / 'speculation_sweep.json'
 
   def read(self) -> dict[str, Any]:
-    """What has been measured, by name of the point."""
+    """Numbers that have been measured, by name of the point."""
     stored: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
     return stored
 
@@ -177,7 +177,7 @@ def answer(seed: Seed, run: Program, point: DecodingPoint, words: Words) -> Answ
   """Answers of a point."""
   params = tuple(model.params for model in seed.models)
   number = NAMES.index(point.rule) if point.gamma is not None else 0
-  vocabulary, parts = seed.models[0].vocabulary, []
+  vocabulary, batches = seed.models[0].vocabulary, []
   for prompt, numbers, right in zip(*words, strict=True):
     row_ids = np.resize(numbers, len(prompt.length)).astype(np.int32)
     spoken = run(params, prompt, row_ids, jnp.int32(number), jnp.float32(point.alpha or 0.0))
@@ -185,8 +185,8 @@ def answer(seed: Seed, run: Program, point: DecodingPoint, words: Words) -> Answ
     rows = jax.tree.map(lambda x, own=filled: np.asarray(x)[own], (spoken.answer, spoken.counts))
     texts = [vocabulary.decode(t[m]) for t, m in zip(rows[0].tokens, rows[0].mask, strict=True)]
     judged = [METRIC.statistics(given, text) for given, text in zip(right, texts, strict=True)]
-    parts.append(Answers(rows[0], np.array(judged), rows[1]))
-  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    batches.append(Answers(rows[0], np.array(judged), rows[1]))
+  return jax.tree.map(lambda *x: np.concatenate(x), *batches)
 
 
 def numbers(answers: Answers, point: DecodingPoint) -> dict[str, float | None]:

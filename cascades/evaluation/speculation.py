@@ -2,30 +2,32 @@
 
 A point is a way to decode with two models: a rule with its alpha, number of drafts and temperature,
 a sequential token cascade, or either model alone. All are compared on the same rows with the large
-model alone of their temperature, and so is the sequence cascade, the deferral curve of both.
+model alone of their temperature, and so is the sequence cascade, which defers whole answers of the
+small model to the large one, from the least certain on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from cascades import bootstrap, curves, deferral
 from cascades.bootstrap import Difference
 from cascades.curves import Finalize
-from cascades.evaluation import chain_rows
+from cascades.evaluation import chain_rows, speculation_costs
 from cascades.evaluation.comparison import Settings
+from cascades.evaluation.speculation_costs import LARGE, SMALL
 from cascades.evaluation.tables import Tables
-from cascades.types import Curve, Metric, Predictions
+from cascades.types import Metric, Predictions
 
-SMALL, LARGE, SEQUENTIAL = 'small', 'large', 'token_'
+SEQUENCE = 'sequence'  # cascade, beside the rules
 ALIKE = ('temperature', 'top_k', 'top_p', 'seed')  # in which points may differ
-RULE = 'average'  # of the sequence cascade
+RATES = np.linspace(0, 1, 41)  # of deferred answers of the sequence cascade
 
 
 class PointResult(NamedTuple):
@@ -33,8 +35,10 @@ class PointResult(NamedTuple):
 
   Attributes:
     name: Name of its folder.
-    rule: Name of the rule; 'small', 'large', or 'token_' and a rule.
-    alpha: Number of the rule; None if it has none.
+    rule: Name of the rule; 'small', 'large', or 'token_' and a rule; 'sequence' for the sequence
+      cascade.
+    alpha: Number of the rule; None if it has none. In the sequence cascade, the share of answers
+      that are deferred.
     gamma: Drafts of a block; None if nothing is drafted.
     temperature: Of both models.
     quality: Quality on all rows.
@@ -42,6 +46,7 @@ class PointResult(NamedTuple):
     seconds: Measured seconds per answer over those of the large model alone, by size of batch.
     modeled: The same from calls times measured steps.
     large_calls: Calls of the large model.
+    relative_calls: The same over those of the large model alone.
     small_calls: Steps of the small model.
     rejection_rate: Share of the tested drafts that were rejected; nan if none was tested.
     flops: FLOPs of the tokens that both models read; an upper bound for token cascades.
@@ -59,21 +64,36 @@ class PointResult(NamedTuple):
   seconds: Mapping[str, float]
   modeled: Mapping[str, float]
   large_calls: float
+  relative_calls: float
   small_calls: float
   rejection_rate: float
   flops: float
   tokens: float
   length: float
 
+  @property
+  def modeled_over_measured(self) -> dict[str, float]:
+    """Modeled over measured seconds by size of batch, where there are both."""
+    return {
+      size: self.modeled[size] / s for size, s in self.seconds.items() if size in self.modeled
+    }
+
+
+class SequenceCascade(NamedTuple):
+  """Points of the sequence cascade at RATES under the deferral rule of the largest area."""
+
+  rule: str
+  points: Sequence[PointResult]
+
 
 class MethodSummary(NamedTuple):
-  """Two numbers of a rule at one gamma and temperature; None where no alpha qualifies.
+  """Two numbers of a rule at one temperature, over alphas and gammas; None if no point qualifies.
 
   Attributes:
-    name: Rule, gamma and temperature.
-    matching: The fastest point whose quality is at least that of the large model.
-    matching_within: The fastest whose paired interval reaches that quality.
-    best: The point of the best quality among those that are no slower than the large model.
+    name: Rule and temperature.
+    matching: The cheapest point whose quality is at least that of the large model.
+    matching_within: The cheapest whose paired interval reaches that quality.
+    best: The point of the best quality among those that cost no more than the large model.
   """
 
   name: str
@@ -88,10 +108,11 @@ class SpeculationFrontier(NamedTuple):
   Attributes:
     metric: Name of the quality.
     higher_is_better: False for a metric that is best when low.
-    batch: Size of batch that the summaries are fast at.
+    batch: Size of batch whose seconds are the cost of the summaries; '' without measurements, for
+      calls of the large model.
     rows: Number of rows.
     points: All points.
-    sequence: Deferral curve of the sequence cascade by temperature; costs are relative seconds.
+    sequence: The sequence cascade by temperature.
     methods: Two numbers of every method.
     machine: Machine of the measured seconds.
   """
@@ -101,9 +122,13 @@ class SpeculationFrontier(NamedTuple):
   batch: str
   rows: int
   points: Sequence[PointResult]
-  sequence: Mapping[float, Curve]
+  sequence: Mapping[float, SequenceCascade]
   methods: Sequence[MethodSummary]
   machine: str
+
+  def cost(self, point: PointResult) -> float:
+    """Cost over that of the large model alone: seconds, or calls where none are measured."""
+    return _cost(point, self.batch)
 
 
 class _Pool(NamedTuple):
@@ -113,6 +138,7 @@ class _Pool(NamedTuple):
   statistics: Mapping[str, Float[np.ndarray, 'N S']]
   finalize: Finalize
   sign: int
+  counts: Int[np.ndarray, 'R N']
   resampled: Mapping[str, Float[np.ndarray, 'R']]
 
 
@@ -153,6 +179,11 @@ def frontier(
         f'{temperature:g} to compare it with: run `python -m cascades.speculate` again.'
       )
     points.append(_result(pool, latency, name, alone[temperature], settings))
+  sequence = {
+    temperature: cascade
+    for temperature, name in alone.items()
+    if (cascade := _sequence(pool, points, name, temperature, settings))
+  }
   batch = min((key for point in points for key in point.seconds), key=int, default='')
   large = next(iter(alone.values()))
   return SpeculationFrontier(
@@ -161,8 +192,8 @@ def frontier(
     batch=batch,
     rows=len(pool.tables[large].ids),
     points=points,
-    sequence={t: c for t, name in alone.items() if (c := _sequence(pool, latency, name, t, batch))},
-    methods=list(_methods(points, batch, pool.sign)),
+    sequence=sequence,
+    methods=list(_methods(points, sequence, batch, pool.sign)),
     machine=latency.get('machine', ''),
   )
 
@@ -193,7 +224,7 @@ def _read(
     name: rows.finalize(bootstrap.totals(counts, statistics))
     for name, statistics in rows.statistics.items()
   }
-  return _Pool(rows.tables, rows.statistics, rows.finalize, rows.sign, resampled)
+  return _Pool(rows.tables, rows.statistics, rows.finalize, rows.sign, counts, resampled)
 
 
 def _latency(directory: epath.Path) -> dict[str, Any]:
@@ -214,8 +245,8 @@ def _result(
   calls = {model: table.column(f'{model}_calls') for model in (SMALL, LARGE)}
   times = latency.get('points', {})
   measured = times.get(name, {})
-  modeled = _modeled(latency, point, calls)
-  modeled_alone = _modeled(
+  modeled = speculation_costs.modeled_seconds(latency, point, calls)
+  modeled_alone = speculation_costs.modeled_seconds(
     latency, large.manifest['point'], {m: large.column(f'{m}_calls') for m in (SMALL, LARGE)}
   )
   return PointResult(
@@ -234,9 +265,10 @@ def _result(
     },
     modeled={size: modeled[size] / modeled_alone[size] for size in modeled},
     large_calls=float(calls[LARGE].mean()),
+    relative_calls=float(calls[LARGE].sum() / large.column(f'{LARGE}_calls').sum()),
     small_calls=float(calls[SMALL].mean()),
     rejection_rate=rejected / tested if tested else float('nan'),
-    flops=_flops(table, point, calls),
+    flops=speculation_costs.flops(table, point, calls),
     tokens=float(table.lengths.mean()),
     length=float(table.lengths.sum() / large.lengths.sum()),
   )
@@ -247,71 +279,90 @@ def _total(table: Predictions, column: str) -> float:
   return float(np.nansum(table.columns.get(column, np.zeros(1))))
 
 
-def _modeled(
-  latency: Mapping[str, Any], point: Mapping[str, Any], calls: Mapping[str, np.ndarray]
-) -> dict[str, float]:
-  """Mean seconds per answer, from calls times measured steps; none that lack a measurement.
-
-  A model's first call reads the prompt.
-  """
-  widths = {SMALL: '1', LARGE: str((point['gamma'] or 0) + 1)}
-  steps, prompts = latency.get('steps', {}), latency.get('prompts', {})
-  return {
-    size: sum(
-      float(np.mean((own > 0) * prompts[model][size]))
-      + float(np.mean(np.maximum(own - 1, 0))) * steps[model][size][widths[model]]
-      for model, own in calls.items()
-    )
-    for size in steps.get(LARGE, {})
-    if all(
-      widths[m] in steps.get(m, {}).get(size, {}) and size in prompts.get(m, {}) for m in calls
-    )
-  }
-
-
-def _flops(table: Predictions, point: Mapping[str, Any], calls: Mapping[str, np.ndarray]) -> float:
-  """Mean FLOPs of an answer; a token cascade's large model is charged for all tokens if called."""
-  own = float(table.manifest['flops_per_token'])
-  if point['rule'] == SMALL and point['gamma'] is None:
-    return float(calls[SMALL].mean()) * own
-  small = float(table.manifest.get('small', {}).get('flops_per_token', 0.0))
-  # The first call reads the prompt, and gives one token as those of a model alone do.
-  read = np.minimum(calls[LARGE], 1) + np.maximum(calls[LARGE] - 1, 0) * ((point['gamma'] or 0) + 1)
-  if point['rule'].startswith(SEQUENTIAL) and point['gamma'] is None:
-    read = np.where(calls[LARGE] > 0, table.lengths, 0)
-  return float(calls[SMALL].mean()) * small + float(read.mean()) * own
-
-
 def _sequence(
-  pool: _Pool, latency: Mapping[str, Any], alone: str, temperature: float, batch: str
-) -> Curve | None:
-  """Deferral curve of whole answers, in relative seconds; None without times or a small model."""
-  small = f'{SMALL}-temperature{temperature:g}'
-  times = latency.get('points', {})
-  if small not in pool.tables or batch not in times.get(small, {}):
+  pool: _Pool, points: Sequence[PointResult], alone: str, temperature: float, settings: Settings
+) -> SequenceCascade | None:
+  """Sequence cascade of a temperature; None without a small model alone."""
+  by_name = {point.name: point for point in points}
+  name = f'{SMALL}-temperature{temperature:g}'
+  if name not in by_name:
     return None
-  c = times[small][batch]['seconds_per_answer'] / times[alone][batch]['seconds_per_answer']
-  score = deferral.as_score(deferral.PAPER[RULE])(pool.tables[small])
-  return curves.deferral_curve(
-    score, pool.statistics[small], pool.statistics[alone], pool.finalize, lambda rate: c + rate
+  statistics = pool.statistics[name], pool.statistics[alone]
+  scores = {rule: deferral.as_score(own)(pool.tables[name]) for rule, own in deferral.PAPER.items()}
+
+  def area(rule: str) -> float:
+    curve = curves.deferral_curve(scores[rule], *statistics, pool.finalize, lambda rate: rate)
+    return pool.sign * float(np.trapezoid(curve.quality, curve.deferral_rate))
+
+  best = max(scores, key=area)
+  ranks = np.argsort(np.argsort(-scores[best], kind='stable'))
+  small, large = by_name[name], by_name[alone]
+  return SequenceCascade(
+    best,
+    [
+      _deferred(pool, small, large, ranks < round(rate * len(ranks)), settings)
+      for rate in RATES.tolist()
+    ],
   )
 
 
-def _methods(points: Sequence[PointResult], batch: str, sign: int) -> Iterator[MethodSummary]:
-  """Two numbers of every rule, gamma and temperature that have measured seconds."""
-  keys = dict.fromkeys((p.rule, p.gamma, p.temperature) for p in points if p.rule != LARGE)
-  for rule, gamma, temperature in keys:
-    own = sorted(
-      (p for p in points if (p.rule, p.gamma, p.temperature) == (rule, gamma, temperature)
-       and batch in p.seconds),
-      key=lambda p: p.seconds[batch],
-    )  # fmt: skip
-    gain = lambda p: sign * p.difference.value
-    reach = lambda p: p.difference.high if sign > 0 else -p.difference.low
-    drafts = '' if gamma is None else f', gamma {gamma}'
-    yield MethodSummary(
-      f'{rule}{drafts}, temperature {temperature:g}',
-      next((p for p in own if gain(p) >= 0), None),
-      next((p for p in own if reach(p) >= 0), None),
-      max((p for p in own if p.seconds[batch] <= 1), key=gain, default=None),
-    )
+def _deferred(
+  pool: _Pool,
+  small: PointResult,
+  large: PointResult,
+  deferred: Bool[np.ndarray, 'N'],
+  settings: Settings,
+) -> PointResult:
+  """Sequence cascade in which these rows get the answers of the large model as well."""
+  rate = float(deferred.mean())
+  tables = pool.tables[large.name], pool.tables[small.name]
+  statistics = np.where(deferred[:, None], pool.statistics[large.name], pool.statistics[small.name])
+  quality = float(pool.finalize(statistics.sum(axis=0)))
+  resampled = pool.finalize(bootstrap.totals(pool.counts, statistics))
+  calls = float(np.where(deferred, tables[0].column(f'{LARGE}_calls'), 0).mean())
+  tokens = float(np.where(deferred, tables[0].lengths, tables[1].lengths).mean())
+  share = calls / large.large_calls
+  return small._replace(
+    name=f'{SEQUENCE}-rate{rate:.3g}-temperature{small.temperature:g}',
+    rule=SEQUENCE,
+    alpha=rate,
+    quality=quality,
+    difference=bootstrap.difference(
+      quality - large.quality,
+      resampled - pool.resampled[large.name],
+      confidence=settings.confidence,
+    ),
+    seconds={size: seconds + rate for size, seconds in small.seconds.items()},
+    modeled={size: seconds + rate for size, seconds in small.modeled.items()},
+    large_calls=calls,
+    relative_calls=share,
+    flops=small.flops + share * large.flops,
+    tokens=tokens,
+    length=tokens / large.tokens,
+  )
+
+
+def _cost(point: PointResult, batch: str) -> float:
+  return point.seconds.get(batch, np.inf) if batch else point.relative_calls
+
+
+def _methods(
+  points: Sequence[PointResult], sequence: Mapping[float, SequenceCascade], batch: str, sign: int
+) -> list[MethodSummary]:
+  """Two numbers of every rule and temperature, those of a temperature from the cheapest on."""
+  deferring = (point for cascade in sequence.values() for point in cascade.points)
+  methods: dict[tuple[float, str], list[PointResult]] = {}
+  for point in sorted((*points, *deferring), key=lambda point: _cost(point, batch)):
+    if point.rule != LARGE and np.isfinite(_cost(point, batch)):
+      methods.setdefault((point.temperature, point.rule), []).append(point)
+  gain = lambda p: sign * p.difference.value
+  reach = lambda p: p.difference.high if sign > 0 else -p.difference.low
+  ordered = []
+  for (temperature, rule), own in methods.items():
+    matching = next((p for p in own if gain(p) >= 0), None)
+    within = next((p for p in own if reach(p) >= 0), None)
+    best = max((p for p in own if _cost(p, batch) <= 1), key=gain, default=None)
+    order = [temperature, *(_cost(p, batch) if p else np.inf for p in (matching, within))]
+    name = f'{rule}, temperature {temperature:g}'
+    ordered.append((order, MethodSummary(name, matching, within, best)))
+  return [method for _, method in sorted(ordered, key=lambda entry: entry[0])]

@@ -1,37 +1,57 @@
-"""Figures of a sweep of `speculate`: quality against its costs, and acceptance by position."""
+"""Figures of a sweep of `speculate`: quality against its costs, and acceptance by position.
+
+A rule has one color and line style in all figures, and a number of drafts one marker.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from cascades.curves import evenly_spaced
-from cascades.evaluation.speculation import LARGE, SMALL, PointResult, SpeculationFrontier
+from cascades import target_distributions
+from cascades.evaluation.speculation import SEQUENCE, PointResult, SpeculationFrontier
+from cascades.evaluation.speculation_costs import LARGE, SEQUENTIAL, SMALL
 from cascades.reporting import figures
 from cascades.reporting.palette import FAINT, INK, PALETTE
+
+MARKERS = ('o', 's', '^', 'D', 'P', 'v')
+LINES = ('-', (0, (4, 2)), (0, (1, 1.5)))
+ALONE = {SMALL: 'X', LARGE: '*'}
+
+
+class CostPanel(NamedTuple):
+  """Cost that a panel shows: its name, its value or nan, and the format of its numbers."""
+
+  label: str
+  value: Callable[[PointResult], float]
+  formatter: Any = None
+
+
+class Styles(NamedTuple):
+  """Look of each rule, and marker of each number of drafts."""
+
+  rules: Mapping[str, Mapping[str, Any]]
+  markers: Mapping[int | None, str]
 
 
 def draw(
   frontier: SpeculationFrontier, acceptance: Mapping[str, Sequence[float]]
 ) -> dict[str, Figure]:
-  """Figures by file name without suffix."""
+  """Figures by file name without suffix, one of the frontier for each temperature."""
+  temperatures = list(dict.fromkeys(point.temperature for point in frontier.points))
   with mpl.rc_context(figures.STYLE):
-    drawn = {}
-    if frontier.batch:
-      label = f'seconds per answer, batch {frontier.batch} (large model alone = 1)'
-      drawn['seconds'] = _against(frontier, label, lambda point: point.seconds[frontier.batch])
-    drawn['calls'] = _against(frontier, 'calls of the large model', lambda p: p.large_calls)
-    drawn['rejections'] = _against(frontier, 'share of rejected drafts', lambda p: p.rejection_rate)
+    drawn = {f'frontier-temperature{t:g}': _frontier(frontier, t) for t in temperatures}
     if acceptance:
-      drawn['positions'] = _positions(acceptance)
+      drawn['positions'] = _positions(frontier, acceptance)
     for figure in drawn.values():
       FigureCanvasAgg(figure)
       figure.draw_without_rendering()
@@ -39,76 +59,135 @@ def draw(
   return drawn
 
 
-def _against(
-  frontier: SpeculationFrontier, label: str, cost: Callable[[PointResult], float]
-) -> Figure:
-  """Quality against a cost, one panel a temperature and one color a rule."""
-  temperatures = list(dict.fromkeys(point.temperature for point in frontier.points))
-  rules = [r for r in dict.fromkeys(p.rule for p in frontier.points) if r not in (SMALL, LARGE)]
-  colors = dict(zip(rules, itertools.cycle(PALETTE), strict=False))
-  figure = Figure(figsize=(6.4, 1.0 + 3.4 * len(temperatures)))
-  panels = figure.subplots(len(temperatures), 1, squeeze=False)[:, 0]
-  for axes, temperature in zip(panels, temperatures, strict=True):
-    own = [p for p in frontier.points if p.temperature == temperature]
-    if label.startswith('seconds') and temperature in frontier.sequence:
-      curve = frontier.sequence[temperature]
-      axes.plot(curve.cost, curve.quality, color=FAINT, label='sequence cascade')
-    for rule, color in colors.items():
-      _draw_rule(axes, [p for p in own if p.rule == rule], cost, color, rule)
-    for model, marker in ((SMALL, 'D'), (LARGE, 's')):
-      alone = [p for p in own if p.rule == model and p.gamma is None and _is_shown(cost, p)]
-      if alone:
-        x, y = [cost(p) for p in alone], [p.quality for p in alone]
-        axes.plot(x, y, marker, color=INK, label=f'{model} alone')
-    axes.set_title(f'temperature {temperature:g}')
-    axes.set_xlabel(label)
-    axes.set_ylabel(frontier.metric)
-  entries = [axes.get_legend_handles_labels() for axes in panels]
-  lines = {
-    name: line for handles, names in entries for line, name in zip(handles, names, strict=True)
-  }
-  figure.legend([*lines.values()], [*lines], loc='outside lower center', ncols=4)
+def rule_label(rule: str) -> str:
+  """Name of a rule for readers."""
+  if rule == SEQUENCE:
+    return 'sequence cascade'
+  if (own := rule.removeprefix(SEQUENTIAL)) in target_distributions.SEQUENTIAL and own != rule:
+    return f'token cascade {own.replace("_", " ")}'
+  return f'{rule} alone' if rule in ALONE else rule.replace('_', ' ')
+
+
+def metric_label(frontier: SpeculationFrontier) -> str:
+  """Name of the quality for readers."""
+  return frontier.metric.replace('_', ' ')
+
+
+def _styles(frontier: SpeculationFrontier) -> Styles:
+  rules = dict.fromkeys(p.rule for p in frontier.points if p.rule not in ALONE)
+  looks = itertools.product(LINES, PALETTE)
+  gammas = sorted({p.gamma for p in frontier.points if p.gamma is not None})
+  return Styles(
+    {rule: {'linestyle': line, 'color': c} for rule, (line, c) in zip(rules, looks, strict=False)},
+    dict(zip((*gammas, None), itertools.cycle(MARKERS), strict=False)),
+  )
+
+
+def _axes(frontier: SpeculationFrontier) -> list[CostPanel]:
+  batch = frontier.batch
+  seconds = CostPanel(
+    f'seconds per answer, batch {batch} (large alone = 1)',
+    lambda point: point.seconds.get(batch, math.nan),
+  )
+  return [
+    *([seconds] if batch else []),
+    CostPanel('calls of the large model per answer', lambda point: point.large_calls),
+    CostPanel('rejected drafts', lambda point: point.rejection_rate, PercentFormatter(1)),
+    CostPanel('FLOPs per answer', lambda point: point.flops, EngFormatter()),
+  ]
+
+
+def _frontier(frontier: SpeculationFrontier, temperature: float) -> Figure:
+  """Quality against each cost, in panels of one temperature."""
+  costs, styles = _axes(frontier), _styles(frontier)
+  own = [point for point in frontier.points if point.temperature == temperature]
+  figure = Figure(figsize=(10.4, 8.2))
+  panels = figure.subplots(2, 2, sharey=True)
+  for axes, cost in itertools.zip_longest(panels.flat, costs):
+    if cost is None:
+      axes.set_visible(False)
+      continue
+    if temperature in frontier.sequence:
+      x, y, spread = _columns(frontier.sequence[temperature].points, cost)
+      axes.fill_between(x, y - spread[0], y + spread[1], color=FAINT, alpha=0.2, linewidth=0)
+      axes.plot(x, y, color=FAINT)
+    for rule, look in styles.rules.items():
+      for gamma, marker in styles.markers.items():
+        points = [p for p in own if (p.rule, p.gamma) == (rule, gamma)]
+        if not points:
+          continue
+        x, y, spread = _columns(points, cost)
+        axes.errorbar(
+          x, y, spread, marker=marker, markersize=4.5, linewidth=1.1, elinewidth=0.5, **look
+        )
+    for point in own:
+      if point.rule in ALONE and point.gamma is None:
+        axes.axhline(point.quality, color=FAINT, linewidth=0.8, linestyle=(0, (1, 3)))
+        axes.plot(
+          *_columns([point], cost)[:2], ALONE[point.rule], color=INK, markersize=9, zorder=5
+        )
+    axes.set_xlabel(cost.label)
+    axes.set_ylabel(metric_label(frontier) if axes.get_subplotspec().is_first_col() else '')
+    if cost.formatter:
+      axes.xaxis.set_major_formatter(cost.formatter)
+  figure.legend(handles=_legend(styles, own, temperature in frontier.sequence),
+                loc='outside lower center', ncols=5)  # fmt: skip
   return figure
 
 
-def _is_shown(cost: Callable[[PointResult], float], point: PointResult) -> bool:
-  try:
-    return math.isfinite(cost(point))
-  except KeyError:  # not measured
-    return False
+def _columns(points: Sequence[PointResult], cost: CostPanel) -> tuple[np.ndarray, ...]:
+  """Cost, quality and spread of the paired interval of the points that have the cost, by alpha."""
+  shown = [p for p in points if math.isfinite(cost.value(p))]
+  shown.sort(key=lambda point: point.alpha or 0.0)
+  spread = [[d.value - d.low, d.high - d.value] for d in (point.difference for point in shown)]
+  x, y = ([value(p) for p in shown] for value in (cost.value, lambda p: p.quality))
+  return np.array(x), np.array(y), np.abs(np.reshape(spread, (-1, 2)).T)
 
 
-def _draw_rule(
-  axes: Axes,
-  own: Sequence[PointResult],
-  cost: Callable[[PointResult], float],
-  color: str,
-  rule: str,
-) -> None:
-  """Points of a rule with their intervals, and a line through those of one gamma."""
-  shown = [p for p in own if _is_shown(cost, p)]
-  for number, gamma in enumerate(dict.fromkeys(p.gamma for p in shown)):
-    line = sorted((p for p in shown if p.gamma == gamma), key=cost)
-    x, y = [cost(p) for p in line], [p.quality for p in line]
-    spread = np.abs([[p.difference.value - p.difference.low for p in line],
-                     [p.difference.high - p.difference.value for p in line]])  # fmt: skip
-    axes.errorbar(
-      x, y, spread, color=color, marker='o', markersize=3.5, linewidth=1.2, elinewidth=0.6,
-      label=rule.replace('_', ' ') if not number else None,
-    )  # fmt: skip
+def _legend(styles: Styles, own: Sequence[PointResult], sequence: bool) -> list[Line2D]:
+  """Rules by color and line, numbers of drafts by marker, then what is in every panel."""
+  present = {point.rule for point in own}
+  line = lambda label, **look: Line2D([], [], label=label, **look)
+  drafts = {gamma: marker for gamma, marker in styles.markers.items() if gamma is not None}
+  return [
+    *(line(rule_label(rule), **look) for rule, look in styles.rules.items() if rule in present),
+    *([line('sequence cascade', color=FAINT)] if sequence else []),
+    *(line(f'gamma {g}', color=FAINT, marker=m, linestyle='') for g, m in drafts.items()),
+    *(
+      line(f'{model} alone', color=INK, marker=marker, markersize=8, linestyle='')
+      for model, marker in ALONE.items()
+    ),
+  ]
 
 
-def _positions(acceptance: Mapping[str, Sequence[float]]) -> Figure:
-  """Acceptance by position in the block."""
-  figure = Figure(figsize=(6.4, 5.2))
-  axes = figure.subplots()
-  names = [*acceptance]
-  drawn = [names[i] for i in evenly_spaced(len(names), len(PALETTE))]
-  for name, color in zip(drawn, PALETTE, strict=False):
-    shares = acceptance[name]
-    axes.plot(range(1, len(shares) + 1), shares, marker='o', color=color, label=name)
-  axes.set_xlabel('position of the draft in its block')
-  axes.set_ylabel('share accepted, of those reached')
-  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-  figure.legend(loc='outside lower center')
+def _positions(frontier: SpeculationFrontier, acceptance: Mapping[str, Sequence[float]]) -> Figure:
+  """Acceptance by position: of each rule at the most drafts, the alpha of the best quality."""
+  styles, sign = _styles(frontier), 1 if frontier.higher_is_better else -1
+  drafted = [point for point in frontier.points if point.name in acceptance]
+  temperatures = list(dict.fromkeys(point.temperature for point in drafted))
+  figure = Figure(figsize=(10.4, 4.6))
+  panels = figure.subplots(1, max(2, len(temperatures)), sharey=True)
+  for axes, temperature in itertools.zip_longest(panels, temperatures):
+    own = [point for point in drafted if point.temperature == temperature]
+    axes.set_visible(bool(own))
+    for rule, look in styles.rules.items():
+      points = [point for point in own if point.rule == rule]
+      most = max((point.gamma or 0 for point in points), default=0)
+      if most:
+        point = max((p for p in points if p.gamma == most), key=lambda p: sign * p.quality)
+        axes.plot(
+          range(1, most + 1),
+          acceptance[point.name],
+          marker=styles.markers[most],
+          markersize=4,
+          **look,
+        )
+    axes.set_title(f'temperature {temperature:g}' if own else '')
+    axes.set_xlabel('position of the draft in its block')
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+  panels[0].set_ylabel('accepted, of those reached')
+  rules = {point.rule: styles.rules[point.rule] for point in drafted}
+  handles = [Line2D([], [], label=rule_label(rule), **look) for rule, look in rules.items()]
+  figure.legend(handles=handles, loc='outside lower center', ncols=6)
   return figure

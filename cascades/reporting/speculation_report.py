@@ -15,18 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from cascades.curves import evenly_spaced
 from cascades.evaluation.authorship import WrittenAnswer
-from cascades.evaluation.speculation import SMALL, PointResult, SpeculationFrontier
+from cascades.evaluation.speculation import SEQUENCE, PointResult, SpeculationFrontier
 from cascades.reporting import figures, speculation_figures, terminal
 from cascades.reporting.escaping import page_environment
+from cascades.reporting.speculation_figures import metric_label, rule_label
 from cascades.reporting.summary import Cell, SummaryTable, amount, percent
 from cascades.runtime import files
 
 MOST_EXAMPLES = 3
 DESCRIPTION = (
   'Every point is a way to decode with both models. Seconds are those of a finished answer over '
-  'those of the large model alone, measured'
+  'those of the large model alone'
 )
 
 
@@ -104,10 +104,19 @@ def as_json(
   """All numbers; null where there is none."""
   sequence = {
     f'{temperature:g}': {
-      name: [_number(value) for value in column[evenly_spaced(len(column), figures.POINTS)]]
-      for name, column in curve._asdict().items()
+      'rule': cascade.rule,
+      'deferral_rate': [_number(point.alpha) for point in cascade.points],
+      'cost': [_number(frontier.cost(point)) for point in cascade.points],
     }
-    for temperature, curve in frontier.sequence.items()
+    | {
+      name: [_number(getattr(point, name)) for point in cascade.points]
+      for name in ('quality', 'large_calls', 'flops')
+    }
+    | {
+      f'difference_{name}': [_number(getattr(p.difference, name)) for p in cascade.points]
+      for name in ('low', 'high')
+    }
+    for temperature, cascade in frontier.sequence.items()
   }
   chosen = [
     {
@@ -118,6 +127,7 @@ def as_json(
   ]
   numbers = [
     {name: _number(value) for name, value in point._asdict().items() if name != 'difference'}
+    | {'modeled_over_measured': _number(point.modeled_over_measured)}
     | {'difference': {name: _number(x) for name, x in point.difference._asdict().items()}}
     for point in frontier.points
   ]
@@ -142,7 +152,7 @@ def as_csv(frontier: SpeculationFrontier) -> str:
       k: v for k, v in point._asdict().items() if k not in ('difference', 'seconds', 'modeled')
     }
     record |= {f'difference_{k}': v for k, v in point.difference._asdict().items()}
-    for name in ('seconds', 'modeled'):
+    for name in ('seconds', 'modeled', 'modeled_over_measured'):
       record |= {f'{name}_batch{size}': v for size, v in getattr(point, name).items()}
     records.append(record)
   text = io.StringIO()
@@ -159,19 +169,24 @@ def methods(frontier: SpeculationFrontier) -> SummaryTable:
   def cell(point: PointResult | None, *, quality: bool = False) -> Cell:
     if point is None:
       return Cell('none')
-    note = '' if point.alpha is None else f'alpha {point.alpha:g}'
-    seconds = point.seconds[frontier.batch]
-    return Cell(_quality(frontier, point.quality) if quality else f'{seconds:.2f}', note)
+    text = _quality(frontier, point.quality) if quality else f'{frontier.cost(point):.2f}'
+    return Cell(text, setting(point))
 
+  unit, metric = 'seconds' if frontier.batch else 'calls', metric_label(frontier)
   return SummaryTable(
     'Methods',
-    f'Seconds per answer at batch {frontier.batch or "-"}, over those of the large model alone: '
-    f'the least at which the {frontier.metric} is no worse than its, and at which the interval '
-    'reaches that; then the best of the points that are no slower.',
-    ('method', 'seconds at equal quality', 'within its interval', f'best {frontier.metric} at 1.0'),
+    f'{_unit(frontier).capitalize()} over those of the large model alone: the least at which the '
+    f'{metric} is no worse than its, and at which the paired interval reaches that; then the best '
+    f'{metric} of the points that take no more. Below each is the setting.',
+    (
+      'method',
+      f'least {unit} at its quality',
+      'within the interval',
+      f'best {metric_label(frontier)} at its {unit}',
+    ),
     tuple(
       (
-        Cell(method.name),
+        Cell(_method(method.name)),
         cell(method.matching),
         cell(method.matching_within),
         cell(method.best, quality=True),
@@ -179,6 +194,25 @@ def methods(frontier: SpeculationFrontier) -> SummaryTable:
       for method in frontier.methods
     ),
   )
+
+
+def _method(name: str) -> str:
+  rule, separator, temperature = name.partition(', ')
+  return rule_label(rule) + separator + temperature
+
+
+def _unit(frontier: SpeculationFrontier) -> str:
+  if frontier.batch:
+    return f'seconds per answer at batch {frontier.batch}'
+  return 'calls of the large model'
+
+
+def setting(point: PointResult) -> str:
+  """Alpha and gamma of a point, or the share of deferred answers."""
+  if point.rule == SEQUENCE:
+    return f'defers {percent(point.alpha or 0.0)}'
+  numbers = {'alpha': point.alpha, 'gamma': point.gamma}
+  return ', '.join(f'{name} {x:g}' for name, x in numbers.items() if x is not None)
 
 
 def points(frontier: SpeculationFrontier) -> SummaryTable:
@@ -194,10 +228,15 @@ def points(frontier: SpeculationFrontier) -> SummaryTable:
       )
       for size in sizes
     ]
+    ratios = [
+      Cell(f'{ratio:.2f}' if (ratio := point.modeled_over_measured.get(size)) else '-')
+      for size in sizes
+    ]
     return (
       Cell(point.name),
       Cell(_quality(frontier, point.quality), f'{low} to {high}'),
       *times,
+      *ratios,
       Cell(f'{point.large_calls:.2f}'),
       Cell('-' if math.isnan(point.rejection_rate) else percent(point.rejection_rate)),
       Cell(amount(point.flops)),
@@ -206,13 +245,14 @@ def points(frontier: SpeculationFrontier) -> SummaryTable:
 
   return SummaryTable(
     'Points',
-    f'On {frontier.rows:,} rows. Below the {frontier.metric} is the paired interval of its '
+    f'On {frontier.rows:,} rows. Below the {metric_label(frontier)} is the paired interval of its '
     'difference from the large model alone, below the tokens their ratio to those of its answers. '
     'Modeled seconds are calls times measured steps.',
     (
       'point',
-      frontier.metric,
+      metric_label(frontier),
       *(f'seconds, batch {size}' for size in sizes),
+      *(f'modeled / measured, batch {size}' for size in sizes),
       'large calls',
       'rejected drafts',
       'FLOPs',
@@ -227,14 +267,21 @@ def _quality(frontier: SpeculationFrontier, value: float, *, signed: bool = Fals
   return f'{value:+.{digits}f}' if signed else f'{value:.{digits}f}'
 
 
-CAPTIONS = {
-  'seconds': 'Quality against measured seconds per finished answer. Bars: paired intervals of the '
-  'difference from the large model alone.',
-  'calls': 'Quality against calls of the large model for each answer, its prompt included.',
-  'rejections': 'Quality against the share of drafts that the large model replaced.',
-  'positions': 'Share of the drafts at each position of a block that are accepted, of those whose '
-  'predecessors are.',
-}
+def _captions(frontier: SpeculationFrontier) -> dict[str, str]:
+  """Captions by the name of the figure."""
+  captions = {
+    'positions': 'Share of the drafts at each position of a block that are accepted, of those '
+    'whose predecessors are: each rule at the most drafts, with the alpha of its best quality.'
+  }
+  for temperature in dict.fromkeys(point.temperature for point in frontier.points):
+    sequence = frontier.sequence.get(temperature)
+    deferral = f' The sequence cascade defers by {sequence.rule!r}.' if sequence else ''
+    captions[f'frontier-temperature{temperature:g}'] = (
+      f'Temperature {temperature:g}: {metric_label(frontier)} against the costs of an answer. '
+      'Colors are rules, markers numbers of drafts; bars and the band are paired intervals of the '
+      f'difference from the large model alone. Up and to the left is better.{deferral}'
+    )
+  return captions
 
 
 def _render(
@@ -243,35 +290,75 @@ def _render(
   images: Mapping[str, bytes],
   examples: Sequence[ColoredAnswer],
 ) -> str:
+  summary, *rest = tables
   folder = resources.files('cascades.reporting')
   return (
     page_environment()
     .from_string((folder / 'speculation.html.j2').read_text())
     .render(
       style=(folder / 'report.css').read_text(),
-      lead=_lead(frontier),
+      headline=_headline(frontier),
+      best=_best(frontier),
       frontier=frontier,
       description=DESCRIPTION,
-      tables=tables,
+      summary=summary,
+      tables=rest,
       images={name: base64.b64encode(image).decode() for name, image in images.items()},
-      captions=CAPTIONS,
+      captions=_captions(frontier),
       examples=examples,
     )
   )
 
 
-def _lead(frontier: SpeculationFrontier) -> str:
-  """First sentence of the page: the fastest point at the quality of the large model."""
-  fastest = min(
-    (m for m in frontier.methods if m.matching and m.matching.rule != SMALL),
-    key=lambda m: m.matching.seconds[frontier.batch] if m.matching else math.inf,
-    default=None,
-  )
-  if fastest is None or not fastest.matching or fastest.matching.seconds[frontier.batch] >= 1:
-    return 'No point is faster than the large model alone at its quality here.'
-  point = fastest.matching
+class BestNumber(NamedTuple):
+  """A number at the top of the page."""
+
+  name: str
+  text: str
+  note: str
+
+
+def _best(frontier: SpeculationFrontier) -> list[BestNumber]:
+  """The two numbers over all methods that draft, by temperature."""
+  unit = 'seconds' if frontier.batch else 'large calls'
+  numbers = []
+  for temperature in dict.fromkeys(point.temperature for point in frontier.points):
+    own = [m for m in frontier.methods if m.name.endswith(f'temperature {temperature:g}')]
+    matching = [m.matching for m in own if m.matching and m.matching.gamma is not None]
+    best = [m.best for m in own if m.best and m.best.gamma is not None]
+    cheapest = min(matching, key=frontier.cost, default=None)
+    sign = 1 if frontier.higher_is_better else -1
+    highest = max(best, key=lambda point: sign * point.quality, default=None)
+    note = lambda point: f'{rule_label(point.rule)} {setting(point)}' if point else ''
+    numbers += [
+      BestNumber(
+        f"Temperature {temperature:g}: least {unit} at the large model's {metric_label(frontier)}",
+        f'{frontier.cost(cheapest):.2f}' if cheapest else 'none',
+        note(cheapest),
+      ),
+      BestNumber(
+        f'Temperature {temperature:g}: best {metric_label(frontier)} at its {unit}',
+        _quality(frontier, highest.quality) if highest else 'none',
+        f'{note(highest)}, {_quality(frontier, highest.difference.value, signed=True)}'
+        if highest
+        else '',
+      ),
+    ]
+  return numbers
+
+
+def _headline(frontier: SpeculationFrontier) -> str:
+  """First sentence of the page: the cheapest point at the quality of the large model."""
+  cost, unit = frontier.cost, 'seconds' if frontier.batch else 'calls'
+  matching = [m.matching for m in frontier.methods if m.matching and m.matching.gamma is not None]
+  cheapest = min(matching, key=cost, default=None)
+  if cheapest is None or cost(cheapest) >= 1:
+    quality = metric_label(frontier)
+    return f"No speculative cascade reaches the large model's {quality} in fewer {unit} here."
   return (
-    f'{point.name} takes {point.seconds[frontier.batch]:.2f} of the seconds of the large model '
-    f'alone, at {frontier.metric} {_quality(frontier, point.quality)} '
-    f'({_quality(frontier, point.difference.value, signed=True)}).'
+    f'{rule_label(cheapest.rule)} ({setting(cheapest)}) takes {cost(cheapest):.2f} of the '
+    f'{unit} of the large model alone, at {metric_label(frontier)} '
+    f'{_quality(frontier, cheapest.quality)} '
+    f'({_quality(frontier, cheapest.difference.value, signed=True)}), temperature '
+    f'{cheapest.temperature:g}.'
   )

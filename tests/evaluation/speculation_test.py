@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
+import numpy as np
 import pytest
+from etils import epath
 
+from cascades import deferral
 from cascades.evaluation import speculation
 from cascades.evaluation.comparison import Settings
 from cascades.predictions import rows
-from cascades.reporting import speculation_report
+from cascades.reporting import speculation_figures, speculation_report
 from tests import synthetic_tables
 
 LARGE_FLOPS, SMALL_FLOPS = 2000.0, 200.0
@@ -102,19 +106,52 @@ def test_either_model_alone_has_its_own_calls_and_costs(points):
 
 
 def test_the_sequence_cascade_pays_for_the_small_answer_and_ends_at_both_models(frontier):
-  curve = frontier.sequence[0.0]
-  assert curve.cost[0] == pytest.approx(0.2)
-  assert curve.cost[-1] == pytest.approx(1.2)
-  assert (curve.quality[0], curve.quality[-1]) == (0.25, 0.75)
+  cascade = frontier.sequence[0.0]
+  first, last = cascade.points[0], cascade.points[-1]
+  for point, seconds, quality, calls, flops in (
+    (first, 0.2, 0.25, 0.0, 4 * SMALL_FLOPS),
+    (last, 1.2, 0.75, 4.0, 4 * SMALL_FLOPS + 4 * LARGE_FLOPS),
+  ):
+    assert point.seconds['1'] == pytest.approx(seconds)
+    assert (point.quality, point.large_calls, point.flops) == (quality, calls, flops)
+  assert (last.difference.low, last.difference.high) == (0, 0)
+  assert first.difference.low <= -0.5 <= first.difference.high
+
+
+def test_the_sequence_cascade_takes_the_rule_that_orders_best(directory, frontier, monkeypatch):
+  knowing = lambda logprobs, mask: np.array([0.0, 2.0, 1.0, 0.0])  # only rows 1 and 2 gain
+  rules = {'average': deferral.average, 'knowing': knowing, 'random': deferral.random}
+  monkeypatch.setattr(deferral, 'PAPER', rules)
+  cascade = speculation.frontier(directory, settings=SETTINGS).sequence[0.0]
+  assert (cascade.rule, cascade.points[20].alpha, cascade.points[20].quality) == (
+    'knowing', 0.5, 0.75,
+  )  # fmt: skip
+  assert frontier.sequence[0.0].points[20].quality == 0.5
 
 
 def test_a_method_is_summed_up_by_what_it_reaches_and_what_it_costs(frontier):
   methods = {method.name: method for method in frontier.methods}
-  opt = methods['opt, gamma 2, temperature 0']
+  opt = methods['opt, temperature 0']
   assert opt.matching is None
   assert opt.best is not None
   assert (opt.best.name, opt.matching_within) == (OPT, opt.best)
   assert 'large' not in ''.join(methods)
+  sequence = methods['sequence, temperature 0']
+  assert sequence.matching.name == sequence.best.name == 'sequence-rate0.75-temperature0'
+  assert frontier.cost(sequence.matching) == pytest.approx(0.2 + 0.75)
+  costs = [frontier.cost(own.matching) for own in frontier.methods if own.matching]
+  assert costs == sorted(costs)
+
+
+def test_without_measured_seconds_methods_are_compared_by_calls_of_the_large_model(
+  directory, tmp_path
+):
+  shutil.copytree(directory / 'points', tmp_path / 'points')
+  frontier = speculation.frontier(epath.Path(tmp_path), settings=SETTINGS)
+  methods = {method.name: method for method in frontier.methods}
+  assert frontier.cost(methods['opt, temperature 0'].best) == 0.5
+  speculation_report.write(epath.Path(tmp_path), frontier, {}, [])
+  assert 'calls of the large model' in (tmp_path / 'report.html').read_text().lower()
 
 
 def test_a_page_and_numbers_are_written_and_texts_stay_texts(directory, frontier, tmp_path, capsys):
@@ -123,19 +160,42 @@ def test_a_page_and_numbers_are_written_and_texts_stay_texts(directory, frontier
   )
   speculation_report.write(tmp_path, frontier, {OPT: [1.0, float('nan')]}, [answer])
   page = (tmp_path / 'report.html').read_text()
-  assert 'No point is faster than the large model alone at its quality here.' in page
+  assert 'No speculative cascade reaches the large model&#39;s accuracy in fewer seconds' in page
+  assert page.index('numbers-now') < page.index('>Methods<') < page.index('<img')
   assert '<script' not in page.split('</head>')[1]
   assert '<i>' not in page
   numbers = json.loads((tmp_path / 'frontier.json').read_text())
   assert numbers['acceptance_by_position'] == {OPT: [1.0, None]}
-  assert {method['best'] for method in numbers['methods']} == {'small-temperature0', OPT}
+  assert [method['best'] for method in numbers['methods']] == [
+    'sequence-rate0.75-temperature0', 'small-temperature0', OPT,
+  ]  # fmt: skip
+  (opt,) = (point for point in numbers['points'] if point['name'] == OPT)
+  assert opt['modeled_over_measured']['1'] == pytest.approx(
+    opt['modeled']['1'] / opt['seconds']['1']
+  )
+  assert 'modeled / measured, batch 1' in page
   assert (tmp_path / 'frontier.csv').read_text().splitlines()[0].startswith('name,rule,alpha')
   assert {path.name for path in (tmp_path / 'figures').iterdir()} == {
     f'{name}.{suffix}'
-    for name in ('seconds', 'calls', 'rejections', 'positions')
+    for name in ('frontier-temperature0', 'positions')
     for suffix in ('png', 'svg')
   }
   assert 'Methods' in capsys.readouterr().out
+
+
+def test_rules_differ_by_color_or_line_and_numbers_of_drafts_by_marker(frontier):
+  point = next(point for point in frontier.points if point.name == OPT)
+  rules = [f'rule {number}' for number in range(12)]
+  points = [point._replace(rule=rule, gamma=gamma) for rule in rules for gamma in (1, 3, 5, 7)]
+  sweep = frontier._replace(points=[*frontier.points, *points])
+  (panel, *others) = speculation_figures.draw(sweep, {})['frontier-temperature0'].axes
+  drawn = {
+    (line.get_color(), line._dash_pattern[1] and tuple(line._dash_pattern[1]), line.get_marker())
+    for container in panel.containers
+    for line in container.lines[:1]
+  }
+  assert len(drawn) == len(points) + 1
+  assert len(others) == 3
 
 
 def test_a_sweep_without_the_large_model_is_refused_by_name(tmp_path):
