@@ -22,6 +22,7 @@ BENCHMARKS = sorted(
     'compiling',
     'mixture',
     'deciding_rules',
+    'distillspec_models',
     'outcome_tables',
     'prompt_vectors',
     'speculation_claims',
