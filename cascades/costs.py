@@ -196,3 +196,35 @@ def added(
   for row, decision in zip(costs[:-1], deciding, strict=False):
     row += decision
   return costs
+
+
+def training_step(tokens: float, *, parameters: int, teacher: int = 0) -> float:
+  """FLOPs of a training step, `(6 P + 2 P_T) tokens`: a backward pass costs two forward passes.
+
+  Args:
+    tokens: Number of tokens of a batch.
+    parameters: Number of parameters P of the model that is trained.
+    teacher: Number of parameters P_T of a frozen model that runs beside it; 0 without one.
+  """
+  return tokens * (3 * flops_per_token(parameters) + flops_per_token(teacher))
+
+
+def aided_training(
+  steps: Float[np.ndarray, '*M'], *, distill_steps: int, kappa: float
+) -> Float[np.ndarray, '*M']:
+  """Cost of the first `steps` steps, in steps without a teacher; each with one costs `kappa`.
+
+  Args:
+    steps: Numbers of steps.
+    distill_steps: Number of first steps in which a teacher runs.
+    kappa: Cost of a step with a teacher over that of one without, in FLOPs or seconds; in FLOPs
+      `1 + 2 P_T / (6 P)`.
+  """
+  steps = np.asarray(steps)
+  return steps + (kappa - 1) * np.minimum(steps, distill_steps)
+
+
+def aided_saving(parity: float, total: float, *, distill_steps: int, kappa: float) -> float:
+  """Share of the cost of `total` plain steps that is saved if `parity` aided steps are as good."""
+  cost = aided_training(np.float64(parity), distill_steps=distill_steps, kappa=kappa)
+  return float(1 - cost / total)

@@ -100,3 +100,21 @@ def test_every_answer_that_was_given_is_charged_unless_discarded_ones_are_left_o
   np.testing.assert_array_equal(without, [[1.5, 2.5], [9.25, 18.25], [90, 180]])
   np.testing.assert_array_equal(without.sum(axis=0), [100.75, 200.75])
   np.testing.assert_array_equal(costs.added(own), own)
+
+
+@pytest.mark.parametrize(
+  ('kappa', 'saving'),
+  [(1.0, 0.298), (1.10, 0.280), (1.28, 0.250), (1 + 2 * 1.5 / (6 * 2.8), 0.267)],
+)
+def test_a_teacher_in_the_first_steps_costs_its_forward_passes(kappa, saving):
+  """The numbers of the specification of SALT: parity after 146 of 208 thousand steps, 36 aided."""
+  assert costs.aided_saving(146, 208, distill_steps=36, kappa=kappa) == pytest.approx(
+    saving, abs=5e-4
+  )
+  steps = np.arange(50)
+  curve = costs.aided_training(steps, distill_steps=36, kappa=kappa)
+  np.testing.assert_allclose(np.diff(curve), [kappa] * 36 + [1] * 13)
+  plain = costs.training_step(100, parameters=2800)
+  aided = costs.training_step(100, parameters=2800, teacher=1500)
+  assert plain == 6 * 2800 * 100
+  assert aided / plain == pytest.approx(1 + 2 * 1500 / (6 * 2800))

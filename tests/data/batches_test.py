@@ -157,7 +157,7 @@ def test_a_far_step_reads_its_own_rows_and_none_before_it(tiny_records, monkeypa
   monkeypatch.setattr(Records, 'tokens', counted)
   train(tiny_records, 1, start_step=10**9, batch_size=8)
   assert set(counts) == {8}
-  assert len(counts) <= 4  # batches: the first, and those that are read ahead
+  assert len(counts) <= 6  # batches: the first, and those that are read ahead
 
 
 def test_packed_rows_hold_every_example_once_an_epoch(tiny_records):
