@@ -226,5 +226,5 @@ def aided_training(
 
 def aided_saving(parity: float, total: float, *, distill_steps: int, kappa: float) -> float:
   """Share of the cost of `total` plain steps that is saved if `parity` aided steps are as good."""
-  cost = aided_training(np.float64(parity), distill_steps=distill_steps, kappa=kappa)
+  cost = aided_training(np.asarray(parity), distill_steps=distill_steps, kappa=kappa)
   return float(1 - cost / total)

@@ -1,0 +1,308 @@
+"""Small model aided training, measured: language models of bytes that learn from a smaller one.
+
+    taskset -c 1 nice python -m benchmarks.salt
+
+The protocol is in docs/distillation.md. Runs real `train` commands into a directory, and skips what
+is finished. Every arm trains the same model from the same initial weights on the same order of rows
+in each seed; differences are paired over seeds, with Student's interval. The last validation loss
+is of all validation tokens, also by thirds of the teacher's loss. FLOPs are those of
+`costs.training_step`, teacher forwards and the scoring of rows included; a longer run without a
+teacher gives what the same FLOPs reach alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks import bars
+from benchmarks.bars import Measured
+from benchmarks.cat_seeds import over_seeds
+from cascades import costs
+
+SEEDS = (0, 1, 2)
+STEPS, DISTILL_STEPS, LONGER = 400, 120, 450
+BATCH, LENGTH = 8, 128
+TOKENS = BATCH * LENGTH
+TEACHER_STEPS, EARLY = 1200, 200
+TRAIN_BYTES, VALIDATION_BYTES = 800_000, 260_000
+SELECTED_ROWS = 0.2
+SLICES = ('easy', 'medium', 'hard')
+BASELINE = 'BASELINE'
+MODEL = {'emb_dim': 64, 'num_layers': 3, 'num_heads': 4, 'num_kv_heads': 4, 'head_dim': 16,
+         'mlp_dim': 176}  # fmt: skip
+TEACHER = {'emb_dim': 24, 'num_layers': 2, 'num_heads': 2, 'num_kv_heads': 2, 'head_dim': 12,
+           'mlp_dim': 64}  # fmt: skip
+
+
+class Arm(NamedTuple):
+  """Numbers in which the command of an arm differs.
+
+  Fields: `steps` of the run, `distill` of them with a teacher, `selected` of them on selected rows.
+  """
+
+  steps: int = STEPS
+  distill: int = 0
+  selected: int = 0
+
+
+ARMS = {
+  BASELINE: Arm(),
+  'RKD': Arm(distill=STEPS),
+  'SALT': Arm(distill=DISTILL_STEPS),
+  'SALT_DS': Arm(distill=DISTILL_STEPS, selected=DISTILL_STEPS),
+  'SELECTION': Arm(selected=DISTILL_STEPS),
+  'LONGER': Arm(steps=LONGER),
+}
+
+
+def write_data(source: pathlib.Path, directory: pathlib.Path) -> None:
+  """Documents in a random order, as files in C4's format: the first ones are validation."""
+  with gzip.open(source, 'rt', encoding='utf-8') as file:
+    documents = [json.loads(line)['text'] for line in file]
+  random.Random(0).shuffle(documents)
+  directory.mkdir(parents=True, exist_ok=True)
+  rest = iter(documents)
+  for split, size in (('validation', VALIDATION_BYTES), ('train', TRAIN_BYTES)):
+    lines: list[str] = []
+    while sum(map(len, lines)) < size:
+      lines.append(json.dumps({'text': next(rest)}) + '\n')
+    (directory / f'c4-{split}.00000-of-00001.json').write_text(''.join(lines))
+
+
+def command(program: str, recipe: str, **settings: Any) -> None:
+  bindings = [f'--gin.{name.replace("__", ".")}={value}' for name, value in settings.items()]
+  subprocess.run(
+    [sys.executable, '-m', f'cascades.{program}', f'--gin_file={recipe}', *bindings], check=True
+  )
+
+
+def train(root: pathlib.Path, name: str, sizes: Mapping[str, int], arm: Arm, seed: int) -> None:
+  """Trains a run unless it is finished."""
+  if (root / name / f'checkpoint_{arm.steps}').exists():
+    return
+  teacher = {'TEACHER_CHECKPOINT_PATH': root / 'teacher'} if arm.distill else {}
+  chosen = (
+    {'SELECTED': root / 'scores', 'SELECTED_ROWS': SELECTED_ROWS, 'SELECTED_STEPS': arm.selected}
+    if arm.selected
+    else {}
+  )
+  command(
+    'train', 'recipes/salt_lm.gin', DATA_DIR=root / 'data', RECORDS_DIR=root / 'records',
+    MODEL_DIR=root / name, SEED=seed, TRAIN_STEPS=arm.steps, DISTILL_STEPS=arm.distill,
+    BATCH_SIZE=BATCH, VALIDATE_EVERY=50, VALIDATION_ROWS=256, LOG_EVERY=50, SAVE_EVERY=200,
+    KEEP=10, **teacher, **chosen, **{f'decoder__Config__{k}': v for k, v in sizes.items()},
+  )  # fmt: skip
+
+
+def select(root: pathlib.Path) -> None:
+  command(
+    'select', 'runs/select.gin', CHECKPOINT_PATH=root / 'teacher', WHICH=EARLY,
+    SELECTED=root / 'scores', TASK='@c4.causal_lm()', c4__causal_lm__sources='@sources.Sources()',
+    c4__causal_lm__length=LENGTH, TASK_FEATURE_LENGTHS={'inputs': 1, 'targets': LENGTH},
+    DATA_DIR=root / 'data', RECORDS_DIR=root / 'records',
+  )  # fmt: skip
+
+
+def losses(run: pathlib.Path, root: pathlib.Path) -> np.ndarray:
+  """Loss of every validation token of a run; kept in a file."""
+  path = run / 'validation_losses.npz'
+  if path.exists():
+    return np.load(path)['losses']
+  from cascades.data.corpus import Data
+  from cascades.inference import answers, trained_model
+  from cascades.runtime import partitioning
+  from cascades.tasks import c4, sources
+
+  devices = partitioning.Devices(mesh=partitioning.make_mesh)
+  with devices.use():
+    model = trained_model.load(trained_model.Checkpoint(str(run)), rules=devices.rules)
+    task = c4.causal_lm(sources.Sources(data_dir=str(root / 'data')), length=LENGTH)
+    lengths = {'inputs': 1, 'targets': LENGTH}
+    data = Data(task=task, lengths=lengths, batch_size=64, records_dir=str(root / 'records'))
+    corpus, scorer = data.corpus(model.vocabulary, model.architecture), answers.Scorer(model)
+    split = corpus.open('validation')
+    rows = [
+      -scorer.score(batch).logprobs[np.asarray(batch.weights) > 0]
+      for batch in corpus.ordered(split, range(len(split)), batch_size=64)
+    ]
+  scored = np.concatenate(rows).astype(np.float32)
+  np.savez(path, losses=scored)
+  return scored
+
+
+def by_slice(scored: np.ndarray, teacher: np.ndarray) -> dict[str, float]:
+  """Mean loss of all tokens, and of thirds of them by the teacher's loss."""
+  parts = np.array_split(np.argsort(teacher, kind='stable'), len(SLICES))
+  means = {name: float(scored[part].mean()) for name, part in zip(SLICES, parts, strict=True)}
+  return {'all': float(scored.mean()), **means}
+
+
+def parameters(run: pathlib.Path) -> int:
+  line = (run / 'model-info.txt').read_text().partition('\n')[0]
+  return int(line.split()[1].replace(',', ''))
+
+
+def flops(arm: Arm, steps: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+  """FLOPs of an arm after numbers of steps; the rows are scored before the first one."""
+  plain = costs.training_step(TOKENS, parameters=sizes['model'])
+  aided = costs.training_step(TOKENS, parameters=sizes['model'], teacher=sizes['teacher'])
+  curve = plain * costs.aided_training(steps, distill_steps=arm.distill, kappa=aided / plain)
+  return curve + bool(arm.selected) * costs.flops_per_token(sizes['teacher']) * sizes['pool tokens']
+
+
+def curves(run: pathlib.Path) -> dict[str, list[float]]:
+  """Validation losses of a run by step, and steps per second of the lines without a validation."""
+  lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+  validated = [line for line in lines if 'validation/loss' in line]
+  return {
+    'steps': [line['step'] for line in validated],
+    'losses': [line['validation/loss'] for line in validated],
+    'seconds_per_step': [
+      1 / line['steps_per_second'] for line in lines if 'steps_per_second' in line
+    ],
+  }
+
+
+def measure(root: pathlib.Path) -> dict[str, Any]:
+  """Numbers of all runs, by arm and seed."""
+  teacher = losses(root / 'teacher', root)
+  manifest = json.loads((root / 'scores' / 'c4_causal_lm' / 'train' / 'manifest.json').read_text())
+  sizes = {
+    'model': parameters(root / f'{BASELINE}-{SEEDS[0]}'),
+    'teacher': parameters(root / 'teacher'),
+    'pool tokens': manifest['rows'] * LENGTH,
+    'pool rows': manifest['rows'],
+    'validation tokens': len(teacher),
+  }
+  runs: dict[str, Any] = {}
+  for name, arm in ARMS.items():
+    directories = [root / f'{name}-{seed}' for seed in SEEDS]
+    curve = [curves(run) for run in directories]
+    steps = np.array(curve[0]['steps'])
+    runs[name] = {
+      'last': [by_slice(losses(run, root), teacher) for run in directories],
+      'steps': steps.tolist(),
+      'flops': flops(arm, steps, sizes).tolist(),
+      'curves': [own['losses'] for own in curve],
+      'seconds_per_step': [float(np.median(own['seconds_per_step'])) for own in curve],
+    }
+  return {'sizes': sizes, 'teacher': by_slice(teacher, teacher), 'arms': runs}
+
+
+def at_equal_flops(runs: Mapping[str, Any], name: str) -> list[float]:
+  """An arm's last loss minus that which BASELINE reaches with the arm's FLOPs, by seed.
+
+  BASELINE's loss between its own FLOPs and those of the longer run is interpolated; both have
+  schedules of their own length.
+  """
+  ends = [runs[arm]['flops'][-1] for arm in (BASELINE, 'LONGER')]
+  differences = []
+  for seed in range(len(SEEDS)):
+    reached = [runs[arm]['last'][seed]['all'] for arm in (BASELINE, 'LONGER')]
+    alone = np.interp(runs[name]['flops'][-1], ends, reached)
+    differences.append(float(runs[name]['last'][seed]['all'] - alone))
+  return differences
+
+
+def summarize(measured: Mapping[str, Any]) -> list[Measured]:
+  runs, rows = measured['arms'], []
+
+  def add(what: str, values: Sequence[float], unit: str = 'nats') -> None:
+    interval = over_seeds(values)
+    note = f'{interval["low"]:+.4f} .. {interval["high"]:+.4f} over seeds'
+    rows.append(Measured(what, interval['mean'], unit, note=note))
+
+  for name, run in runs.items():
+    add(f'{name}: validation loss', [last['all'] for last in run['last']])
+  for name, run in runs.items():
+    if name == BASELINE:
+      continue
+    plain = runs[BASELINE]
+    for part in ('all', *SLICES):
+      add(
+        f'{name} - {BASELINE}: {part}',
+        [a[part] - b[part] for a, b in zip(run['last'], plain['last'], strict=True)],
+      )
+    if name != 'LONGER':
+      add(f'{name} - {BASELINE}: at equal FLOPs', at_equal_flops(runs, name))
+    for step in (100, 200):
+      at = [run['steps'].index(step), plain['steps'].index(step)]
+      pairs = zip(run['curves'], plain['curves'], strict=True)
+      add(f'{name} - {BASELINE}: after {step} steps', [a[at[0]] - b[at[1]] for a, b in pairs])
+    rows.append(
+      Measured(f'{name}: FLOPs over {BASELINE}', run['flops'][-1] / plain['flops'][-1], 'x')
+    )
+  seconds = [np.median(runs[name]['seconds_per_step']) for name in ('RKD', BASELINE)]
+  rows.append(
+    Measured('seconds of a step with a teacher over one without', seconds[0] / seconds[1], 'x')
+  )
+  return rows
+
+
+def draw(measured: Mapping[str, Any], path: pathlib.Path) -> None:
+  """Validation loss against steps, FLOPs and seconds: means over seeds."""
+  from cascades.reporting import figures
+  from cascades.reporting.palette import PALETTE
+
+  runs = measured['arms']
+  kappa = np.median(runs['RKD']['seconds_per_step']) / np.median(runs[BASELINE]['seconds_per_step'])
+  plain = float(np.median(runs[BASELINE]['seconds_per_step']))
+  with mpl.rc_context(figures.STYLE):
+    figure = Figure(figsize=(9.6, 3.6))
+    panels = figure.subplots(1, 3, sharey=True)
+    for color, (name, run) in zip(PALETTE, runs.items(), strict=False):
+      steps, arm = np.array(run['steps']), ARMS[name]
+      seconds = plain * costs.aided_training(steps, distill_steps=arm.distill, kappa=kappa)
+      mean = np.mean(run['curves'], axis=0)
+      for axes, x in zip(panels, (steps, np.array(run['flops']), seconds), strict=True):
+        axes.plot(x, mean, color=color, label=name)
+    for axes, label in zip(panels, ('steps', 'FLOPs', 'seconds of steps'), strict=True):
+      axes.set_xlabel(label)
+      axes.set_ylim(top=3.0)
+    panels[0].set_ylabel('validation loss, nats per byte')
+    panels[2].legend()
+    FigureCanvasAgg(figure)
+    path.write_bytes(figures.encode(figure, 'png'))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument(
+    '--data', type=pathlib.Path, default='../shared/data/pretrain_en/docs.jsonl.gz'
+  )
+  parser.add_argument('--directory', type=pathlib.Path, default='runs/salt')
+  parser.add_argument('--figure', type=pathlib.Path, default='docs/salt.png')
+  parser.add_argument('--output', default=bars.RESULTS / 'salt.json')
+  options = parser.parse_args()
+  root = options.directory.resolve()
+  os.environ.setdefault('XLA_FLAGS', '--xla_cpu_multi_thread_eigen=false')
+  if not (root / 'data').exists():
+    write_data(options.data, root / 'data')
+  train(root, 'teacher', TEACHER, Arm(steps=TEACHER_STEPS), seed=100)
+  select(root)
+  for seed in SEEDS:
+    for name, arm in ARMS.items():
+      train(root, f'{name}-{seed}', MODEL, arm, seed)
+  measured = measure(root)
+  draw(measured, options.figure)
+  settings = {'steps': STEPS, 'distill_steps': DISTILL_STEPS, 'teacher_steps': TEACHER_STEPS}
+  settings |= {'seeds': list(SEEDS), 'batch': BATCH, 'length': LENGTH}
+  bars.report('small model aided training', summarize(measured), options.output, settings, measured)
+
+
+if __name__ == '__main__':
+  main()
