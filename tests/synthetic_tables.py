@@ -15,7 +15,7 @@ import numpy as np
 from cascades import deferral, metrics
 from cascades.evaluation.compare import compare
 from cascades.evaluation.comparison import Comparison, Settings
-from cascades.predictions import rows, shards
+from cascades.predictions import columns, rows, shards
 from cascades.types import Metric, Predictions
 
 
@@ -92,7 +92,7 @@ def table(task: str, *, parameters: int = 1000, **settings: Any) -> Predictions:
   table_rows = records(task, **settings)
   parsed = [rows.parse(row, 'predict') for row in table_rows]
   described = manifest(task, table_rows, parameters=parameters, flops_per_token=2.0 * parameters)
-  return shards.columns(parsed, described)
+  return columns.of_rows(parsed, described)
 
 
 SKILLS = {'xent': 0.0, 'cat': 0.4}

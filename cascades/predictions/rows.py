@@ -67,6 +67,7 @@ class PredictionRow(NamedTuple):
   columns: Mapping[str, float] = MappingProxyType({})
   alternatives: Sequence[Sequence[float]] | None = None  # most likely first
   by_token: Mapping[str, Sequence[float | None]] = MappingProxyType({})
+  tokens: Sequence[float] = ()  # whole numbers, end of sequence included
 
 
 class Details(NamedTuple):
@@ -305,6 +306,7 @@ def _checked(record: _Predicted | _Scored) -> PredictionRow:
     if aux.top_logprobs is UNSET
     else [sorted((min(x, 0.0) for x in values), reverse=True) for values in aux.top_logprobs],
     by_token=by_token,
+    tokens=aux.tokens,
   )
 
 

@@ -19,13 +19,12 @@ from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
 import msgspec
-import numpy as np
 from etils import epath
 
-from cascades.predictions import markers, rows
+from cascades.predictions import columns, markers, rows
 from cascades.predictions.rows import Finite, JsonRow, Mode, Positive, PredictionRow
 from cascades.runtime import files
-from cascades.types import COLUMNS, TOKEN_COLUMNS, Predictions
+from cascades.types import Predictions
 
 VERSION = 1
 MOST_DEFECTS = 3  # shards that an error names
@@ -238,6 +237,26 @@ def read(
     ValueError: if a shard is damaged or a row invalid, naming file, line, field and value.
   """
   directory = epath.Path(directory)
+  return [
+    columns.of_rows(_read_rows(directory, manifest), manifest)
+    for manifest in _manifests(directory, task, mode)
+  ]
+
+
+def read_rows(
+  directory: epath.PathLike, *, task: str, mode: Mode = 'predict'
+) -> tuple[Mapping[str, Any], list[PredictionRow]]:
+  """Manifest and rows of one table, with the tokens of its answers.
+
+  The arguments are those of `read`, as are the errors.
+  """
+  directory = epath.Path(directory)
+  (manifest,) = _manifests(directory, task, mode)
+  return manifest, _read_rows(directory, manifest)
+
+
+def _manifests(directory: epath.Path, task: str | None, mode: Mode) -> list[Mapping[str, Any]]:
+  """Manifests of the tables of one mode, or that of one task."""
   if not directory.exists():
     raise FileNotFoundError(
       f'{directory} does not exist; it should hold what `python -m cascades.infer` wrote.'
@@ -262,10 +281,10 @@ def read(
       f'{directory} holds no table of mode {mode!r}{"" if task is None else f" of task {task!r}"}; '
       f'it has tables of: {", ".join(sorted(manifests)) or "no task"}.'
     )
-  return [_read_table(directory, manifests[name]) for name in sorted(requested)]
+  return [manifests[name] for name in sorted(requested)]
 
 
-def _read_table(directory: epath.Path, manifest: Mapping[str, Any]) -> Predictions:
+def _read_rows(directory: epath.Path, manifest: Mapping[str, Any]) -> list[PredictionRow]:
   _check_shards(directory, manifest)
   task, mode, count = manifest['task'], manifest['mode'], manifest['shards']
   table: list[PredictionRow] = []
@@ -282,56 +301,7 @@ def _read_table(directory: epath.Path, manifest: Mapping[str, Any]) -> Predictio
         raise ValueError(f'{path}, line {number}: {error}') from error
       seen.add(row.id)
       table.append(row)
-  return columns(table, manifest)
-
-
-def columns(table: Sequence[PredictionRow], manifest: Mapping[str, Any]) -> Predictions:
-  """Table of rows in columns.
-
-  Args:
-    table: One or more rows.
-    manifest: Manifest of the table.
-  """
-  return Predictions(
-    task=manifest['task'],
-    split=manifest['split'],
-    ids=[row.id for row in table],
-    inputs=[row.inputs for row in table],
-    targets=[row.targets for row in table],
-    predictions=[row.prediction for row in table],
-    token_logprobs=np.concatenate([row.logprobs for row in table]),
-    lengths=np.array([len(row.logprobs) for row in table]),
-    statistics={
-      name: np.array([row.statistics[name] for row in table], float) for name in manifest['metrics']
-    },
-    manifest=manifest,
-    groups=[row.group for row in table if row.group is not None],
-    slices=[row.slice or '' for row in table] if any(row.slice for row in table) else (),
-    columns={
-      name: np.array([row.columns.get(name, np.nan) for row in table], float)
-      for name in COLUMNS
-      if any(name in row.columns for row in table)
-    },
-    alternatives=_alternatives(table),
-    by_token={
-      name: np.concatenate(
-        [np.array(row.by_token.get(name, [None] * len(row.logprobs)), float) for row in table]
-      )
-      for name in TOKEN_COLUMNS
-      if any(name in row.by_token for row in table)
-    },
-  )
-
-
-def _alternatives(table: Sequence[PredictionRow]) -> np.ndarray | None:
-  """Alternatives of all tokens, padded by minus infinity; None unless every row has them."""
-  positions = [values for row in table for values in row.alternatives or ()]
-  if any(row.alternatives is None for row in table):
-    return None
-  array = np.full((len(positions), max(map(len, positions), default=0)), -np.inf)
-  for position, values in zip(array, positions, strict=True):
-    position[: len(values)] = values
-  return array
+  return table
 
 
 def _check_consistent(row: PredictionRow, first: PredictionRow, metrics: Sequence[str]) -> None:
