@@ -6,7 +6,8 @@
 With a LARGE_CHECKPOINT_PATH a frozen model runs beside the one that is trained, and teaches it; its
 name is that of cascades, it may be the smaller of the two (recipes/salt_lm.gin), and the first log
 lines give both sizes. With a TEACHER_CACHE (`cascades.cache_teacher`) its answers are read from
-there instead; with LARGE_STEPS it teaches in the first steps only. The run directory
+there instead; with LARGE_STEPS it teaches in the first steps only. FIXED_FRACTION and
+ON_POLICY_FRACTION replace answers of the task by answers of either model. The run directory
 MODEL_DIR gets config.gin, settings.json, model-info.txt, model.json, the vocabulary, checkpoint_N/,
 metrics.jsonl and TensorBoard events in train/. Rerunning the same command resumes from the last
 checkpoint, bit by bit; other settings are refused, unless ON_CHANGED_SETTINGS=@stopping.go_on.
@@ -42,6 +43,7 @@ from cascades.training import (
   loop,
   metrics_log,
   older_moments,
+  on_policy,
   run_log,
   setup,
   train_step,
@@ -106,6 +108,7 @@ def train(
     stopping.Preempted: after SIGTERM, when a checkpoint is saved; it exits with code 75.
   """
   step.check_batch(data.batch_size)
+  on_policy.check(data, large, schedule)
   config = small.config or _config_of(small.initial_checkpoint_path)
   small = dataclasses.replace(small, config=config)
   vocabulary = _vocabulary_of(small, large, data)
@@ -140,7 +143,13 @@ def train(
     frozen = Frozen(_large_params(large, abstract), base)
     order: dict[str, Any] = {'batch_size': data.batch_size, 'seed': seed, 'pack': data.pack_length}
     order['pool'] = corpus.pool(data.selection)
-    batches = corpus.training(start, **order, teacher=cache.answers if cache else None)
+    stream = corpus.training(
+      start,
+      **order,
+      teacher=cache.answers if cache else None,
+      sources=data.sources,
+      vocab_size=train_step.common_vocabulary(abstract.small, abstract.large),
+    )
     stages = [(abstract, frozen)]
     if large.steps is not None:
       stages.append((abstract.alone, frozen._replace(large=None)))
@@ -180,8 +189,13 @@ def train(
       ]
       history = loop.run(
         state,
-        setup.in_stages(programs, start=start, switch=large.steps),
-        lambda _state, _step: next(batches),
+        on_policy.noted(
+          setup.in_stages(programs, start=start, switch=large.steps),
+          data.sources,
+          seed,
+          start=start,
+        ),
+        on_policy.batches(corpus, data.sources, stream, abstract, base),
         start=start,
         total=schedule.train_steps,
         intervals=loop.Intervals(
@@ -207,7 +221,9 @@ def train(
           failures.on_bad_step,
           way_back=functools.partial(_way_back, directory, start),
         ),
-        asked_to_stop=lambda number: alive() or asked_to_stop(number),
+        asked_to_stop=lambda number: (
+          (alive() or asked_to_stop(number)) and not number % data.sources.sample_every
+        ),
         profile=profiler.step,
       )
   return history

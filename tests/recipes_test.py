@@ -11,7 +11,7 @@ import pytest
 
 from cascades import infer, losses, train
 from cascades.checkpoints import store
-from cascades.data import corpus
+from cascades.data import answer_sources, corpus
 from cascades.inference import answers, trained_model
 from cascades.models import configs, t5
 from cascades.predictions import shards
@@ -142,8 +142,8 @@ def test_the_command_of_a_recipe_says_all_that_is_required(recipe):
 
 
 CONFIGS = {
-  'train': (corpus.Data, setup.SmallModel, setup.LargeModel, setup.Step, setup.Schedule,
-            setup.Failures),
+  'train': (corpus.Data, answer_sources.AnswerSources, setup.SmallModel, setup.LargeModel,
+            setup.Step, setup.Schedule, setup.Failures),
   'infer': (corpus.Data, trained_model.Checkpoint, answers.DecodingOptions, infer.Output),
   'cache_teacher': (corpus.Data, trained_model.Checkpoint),
   'prune': (corpus.Data,),
@@ -157,8 +157,9 @@ def test_every_field_of_a_config_object_has_a_macro(program):
     bound = gin.get_bindings(config, resolve_references=False)
     assert all(re.fullmatch(r'%[A-Z_]+', str(value)) for value in bound.values())
     fields = {field.name for field in dataclasses.fields(config)}
-    # The sizes of a large model are those of its checkpoint, but for a plan; only `train` packs.
-    others = set() if program == 'train' else {'pack_length', 'selection'}
+    # The sizes of a large model are those of its checkpoint, but for a plan; only `train` packs
+    # and samples.
+    others = set() if program == 'train' else {'pack_length', 'selection', 'sources'}
     assert set(bound) == fields - ({'config'} if config is setup.LargeModel else others)
 
 

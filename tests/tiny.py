@@ -88,6 +88,7 @@ CONFIGS: dict[str, tuple[type, dict[str, str]]] = {
   'data': (corpus.Data, {
     'task': 'task', 'task_feature_lengths': 'lengths', 'batch_size': 'batch_size',
     'pack_length': 'pack_length', 'records_dir': 'records_dir', 'selection': 'selection',
+    'sources': 'sources',
   }),
   'devices': (partitioning.Devices, {'mesh': 'mesh', 'rules': 'rules'}),
   'checkpoint': (trained_model.Checkpoint, {

@@ -34,6 +34,8 @@ Members: TypeAlias = Sequence[Int[np.ndarray, 'k']]  # the examples in each row 
 # Values of the target tokens of examples, one example after the other: a tree of arrays
 # [tokens, ...], as a teacher cache stores them.
 TokenValues: TypeAlias = Callable[[Int[np.ndarray, 'n']], Any]
+# Reads the rows of a step: (records, converter, examples of each row, length of packed rows).
+StepReader: TypeAlias = Callable[[AnyRecords, FeatureConverter, Members, int | None], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +71,9 @@ def train_batches(
   process: Process = ONLY_PROCESS,
   pack: int | None = None,
   pool: SelectedRows | None = None,
-  teacher: TokenValues | None = None,
+  readers: Callable[[int], StepReader] | None = None,
   threads: int = 1,
-) -> Iterator[Batch]:
+) -> Iterator[Any]:
   """Yields this process's rows of the batches of `start_step` and all later steps, without end.
 
   Epochs follow each other without a seam, each in its own order; within one, every example comes
@@ -89,30 +91,35 @@ def train_batches(
     process: which share of each batch to read.
     pack: length of rows into which whole examples of one task are packed; None does not pack.
     pool: rows that the first steps read, in epochs of their own; None reads all rows.
-    teacher: gives values of the examples' target tokens, which are added to the batch.
+    readers: gives what reads the rows of a step; None reads `own_answers` in every step.
     threads: number of reading threads.
 
   Raises:
-    ValueError: if rows have no answer, the batch cannot be shared equally, or packing is asked for
-      with an encoder.
+    ValueError: if rows have no answer of their own that is to be read, the batch cannot be shared
+      equally, or packing is asked for with an encoder.
   """
   per_task = split_by_task(records)
-  for task_records in per_task:
+  if readers is None:
+    check_labeled(records)
+  converter = _converter(records, convert, lengths)
+  local = _local_rows(batch_size, process)
+  members = _members(per_task, converter, batch_size, local, seed, rates, pack, pool)
+
+  def batch(step: int) -> Any:
+    read = own_answers if readers is None else readers(step)
+    return read(records, converter, members(step), pack)
+
+  return _ahead(batch, range(start_step, sys.maxsize), threads)
+
+
+def check_labeled(records: AnyRecords) -> None:
+  """Raises ValueError if rows have no answer of their own."""
+  for task_records in split_by_task(records):
     if task_records.manifest.unlabeled:
       raise ValueError(
         f'{task_records.name}: {task_records.manifest.unlabeled} rows have no answer to learn. '
         'Train on another split.'
       )
-  converter = _converter(records, convert, lengths)
-  width = converter.width if pack is None else pack
-  local = _local_rows(batch_size, process)
-  members = _members(per_task, converter, batch_size, local, seed, rates, pack, pool)
-
-  def batch(step: int) -> Batch:
-    packed = _read(records, converter, members(step), width, teacher)
-    return converters.without_segments(packed) if pack is None else packed
-
-  return _ahead(batch, range(start_step, sys.maxsize), threads)
 
 
 def train_ids(
@@ -243,8 +250,7 @@ def evaluation_batches(
 
   def batch(step: int) -> Batch:
     members = [rows[n : n + 1] for n in (step * batch_size + local).tolist()]
-    packed = _read(records, converter, members, converter.width, teacher)
-    return converters.without_segments(packed)
+    return own_answers(records, converter, members, teacher=teacher)
 
   return _ahead(batch, range(-(-len(rows) // batch_size)), threads, prefetch)
 
@@ -321,23 +327,36 @@ def _plan_packed(
   )
 
 
-def _read(
+def own_answers(
   records: AnyRecords,
   converter: FeatureConverter,
   members: Members,
-  width: int,
-  teacher: TokenValues | None,
+  pack: int | None = None,
+  *,
+  teacher: TokenValues | None = None,
 ) -> Batch:
+  """Reads the rows of a step with the answers of the task.
+
+  Args:
+    records: records of one task or of several.
+    converter: of these records.
+    members: the examples of each row.
+    pack: length of rows that hold several examples; None for one example a row.
+    teacher: gives values of the examples' target tokens, which are added to the batch.
+  """
+  width = converter.width if pack is None else pack
   numbers = np.concatenate(members)
   examples = iter(converter.examples(records.tokens(numbers)))
   rows = [list(itertools.islice(examples, len(row))) for row in members]
   batch = converters.assemble(rows, width=width, encoder_width=converter.encoder_width)
-  return batch if teacher is None else converters.with_teacher(batch, teacher(numbers))
+  if teacher is not None:
+    batch = converters.with_teacher(batch, teacher(numbers))
+  return converters.without_segments(batch) if pack is None else batch
 
 
 def _ahead(
-  batch: Callable[[int], Batch], steps: range, threads: int, prefetch: int = 4
-) -> Iterator[Batch]:
+  batch: Callable[[int], Any], steps: range, threads: int, prefetch: int = 4
+) -> Iterator[Any]:
   """Batches of these steps in order, computed ahead."""
   source = grain.MapDataset.range(steps.start, steps.stop).map(batch)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, prefetch))

@@ -149,6 +149,11 @@ class FeatureConverter:
     return int(self.row_lengths(longest)[0])
 
   @property
+  def prompt_width(self) -> int:
+    """Number of tokens of the longest possible prompt, special tokens included."""
+    return int(self.prompt_lengths(np.array([[self.lengths['inputs'], 0]]))[0])
+
+  @property
   def encoder_width(self) -> int | None:
     """Number of encoder positions; None without an encoder."""
     return None if self._shortest.encoder is None else self.lengths['inputs']

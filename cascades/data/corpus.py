@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cascades.data import batches, converters, materialize, scores
+from cascades.data.answer_sources import AnswerSources, Unanswered
 from cascades.data.batches import TokenValues
 from cascades.data.prompts import (
   Bucket,
@@ -42,6 +43,7 @@ class Data:
       puts one example into each row.
     records_dir: Directory of the token records, which are written there on first use.
     selection: Training rows that are read in place of all; None reads all.
+    sources: Origin of the answers that training learns from.
   """
 
   task: Task | Mixture | None = None
@@ -50,6 +52,7 @@ class Data:
   pack_length: int | None = None
   records_dir: str = materialize.DIRECTORY
   selection: scores.Selection | None = None
+  sources: AnswerSources = AnswerSources()
 
   def __post_init__(self) -> None:
     if self.task is not None and set(self.lengths) != {'inputs', 'targets'}:
@@ -156,7 +159,9 @@ class Corpus:
     pack: int | None = None,
     pool: scores.SelectedRows | None = None,
     teacher: Callable[[MixtureRecords], TokenValues] | None = None,
-  ) -> Iterator[Batch]:
+    sources: AnswerSources = AnswerSources(),
+    vocab_size: int | None = None,
+  ) -> Iterator[Batch | Unanswered]:
     """Yields this process's rows of the batch of step `start` and of all later steps.
 
     Args:
@@ -166,6 +171,8 @@ class Corpus:
       pack: length of packed rows; None puts one example into a row.
       pool: rows that the first steps read, from `pool`; None reads all.
       teacher: gives, for the records, a function to the values of their target tokens.
+      sources: answers that the steps learn from; of those to be sampled, prompts are yielded.
+      vocab_size: entries that the models have, by default those of the vocabulary.
     """
     joined = self.open('train')
     return batches.train_batches(
@@ -177,7 +184,13 @@ class Corpus:
       start_step=start,
       pack=pack,
       pool=pool,
-      teacher=teacher and teacher(joined),
+      readers=sources.readers(
+        joined,
+        self.vocabulary,
+        seed,
+        teacher=teacher and teacher(joined),
+        vocab_size=vocab_size,
+      ),
       process=_process(),
     )
 

@@ -203,12 +203,16 @@ def _reduced(
 def place_batch(batch: Any) -> Any:
   """Make global arrays of this process's rows of a batch, sharded over data and fsdp.
 
+  Global arrays of this sharding stay as they are.
+
   Raises:
     ValueError: if the rows do not split evenly over the devices.
   """
   sharding = NamedSharding(active_mesh(), PartitionSpec(BATCH))
 
-  def place(rows: np.ndarray) -> jax.Array:
+  def place(rows: np.ndarray | jax.Array) -> jax.Array:
+    if isinstance(rows, jax.Array) and rows.sharding == sharding:
+      return rows
     _check_divisible(len(rows) * jax.process_count())
     return jax.make_array_from_process_local_data(sharding, rows)
 

@@ -121,7 +121,8 @@ def asked() -> Iterator[Callable[[int], bool]]:
 
   def ask(step: int) -> bool:
     steps.append(step)
-    if multihost_utils.reached_preemption_sync_point(step) if several else received:
+    # Once only, several processes hear of it; the run may stop at a later step.
+    if stopped_at or (multihost_utils.reached_preemption_sync_point(step) if several else received):
       stopped_at.append(step)
     return bool(stopped_at)
 
@@ -131,7 +132,7 @@ def asked() -> Iterator[Callable[[int], bool]]:
   if stopped_at:
     number = received[0] if received else signal.SIGTERM
     raise Preempted(
-      f'ended by {signal.Signals(number).name} after step {stopped_at[0]}, which is saved; rerun '
+      f'ended by {signal.Signals(number).name} after step {stopped_at[-1]}, which is saved; rerun '
       'the same command to resume.',
       number,
     )

@@ -25,7 +25,9 @@ from etils import epath
 
 from cascades.checkpoints import finished, store
 from cascades.data import scores
+from cascades.data.answer_sources import AnswerSources
 from cascades.data.corpus import Corpus, Data
+from cascades.predictions import shards
 from cascades.runtime import files
 from cascades.training import described, teacher_cache
 from cascades.training.setup import LargeModel, SmallModel, Step
@@ -37,6 +39,7 @@ CONFIG = 'config.gin'
 # Steps whose learning rates are compared.
 PROBED_STEPS = (0, *(1 << power for power in range(21)))
 _ORDER = ('TASK', 'TASK_FEATURE_LENGTHS', 'BATCH_SIZE', 'PACK_LENGTH', 'SEED')
+_ORIGINS = ('_PATH', '_CACHE', '_ANSWERS')  # endings of the names of what other programs wrote
 _SHOWN = 60  # characters; of longer values a digest is shown
 
 
@@ -93,6 +96,22 @@ def describe(
     'LARGE_STEPS': large.steps,
     'TEACHER_CACHE': large.teacher_cache
     and _origin(large.teacher_cache, functools.partial(_answers, corpus=corpus)),
+    'FIXED_FRACTION': data.sources.fixed_fraction,
+    **(_model_answers(data.sources, corpus, plain) if data.sources.fixed_fraction < 1 else {}),
+  }
+
+
+def _model_answers(
+  sources: AnswerSources, corpus: Corpus, plain: Callable[[Any], Any]
+) -> dict[str, Any]:
+  """Settings of answers that are not the task's own."""
+  table = sources.large_answers
+  return {
+    'ON_POLICY_FRACTION': sources.on_policy_fraction,
+    'LARGE_ANSWERS': table and _origin(table, functools.partial(_table, corpus=corpus)),
+    'SAMPLE_EVERY': sources.sample_every,
+    'SAMPLE_TOKENS': sources.sample_tokens,
+    'SAMPLER': plain(sources.sampler),
   }
 
 
@@ -188,7 +207,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
     old, new = before[name], now[name]
     if name == 'LEARNING_RATE':
       yield from _different_rates(old, new)
-    elif name.endswith(('_PATH', '_CACHE')):
+    elif name.endswith(_ORIGINS):
       if not _same_origin(name, old, new):
         yield name, _versus(old, new)
     else:
@@ -293,3 +312,9 @@ def _answers(path: str, corpus: Corpus) -> str:
   return described.digest(
     json.dumps([[manifest.get(name) for name in names] for manifest in manifests])
   )
+
+
+def _table(path: str, corpus: Corpus) -> str:
+  names = [shards.manifest_name(task.name, 'predict') for task in corpus.tasks]
+  manifests = [json.loads((files.absolute(path) / 'train' / name).read_text()) for name in names]
+  return described.digest(json.dumps([manifest.get('fingerprint') for manifest in manifests]))

@@ -24,6 +24,7 @@ SECONDS_TO_LINE = 60.0
 STEPS_PER_FETCH = 100
 
 AGREEMENT = ('both', 'only_small', 'only_large', 'neither')
+SOURCES = ('fixed', 'target_generated', 'on_policy')
 
 
 class Intervals(NamedTuple):
@@ -184,17 +185,23 @@ def _total(sums: Sequence[Sums]) -> Values:
 def means(sums: Sequence[Sums]) -> Values:
   """Loss and accuracy per valid token, and the share of rows whose tokens are all right.
 
-  With a large model also the shares of tokens that both, one, or neither predicts.
+  With a large model also the shares of tokens that both, one, or neither predicts. With several
+  sources of answers also the share of steps of each, and the mean age of samples in steps.
   """
   total = _total(sums)
   shares = {name: total[name] / total['tokens'] for name in AGREEMENT if name in total}
   correct = total['correct'] if 'correct' in total else total['both'] + total['only_small']
+  steps = sum(total.get(name, 0.0) for name in SOURCES)
+  sources = {f'data/{name}': total[name] / steps for name in SOURCES if steps}
+  if total.get('on_policy'):
+    sources['data/sample_age'] = total['sample_age'] / total['on_policy']
   rows = {'row_accuracy': total['rows_right'] / total['rows']} if total.get('rows') else {}
   return {
     'loss': total['loss'] / total['tokens'],
     'accuracy': correct / total['tokens'],
     **rows,
     **shares,
+    **sources,
   }
 
 

@@ -267,7 +267,7 @@ def train_step(
       rows,
       key,
       loss=loss,
-      vocab_size=_common_vocabulary(small, large),
+      vocab_size=common_vocabulary(small, large),
       step=state.step,
       trains_table=frozen.base is None,  # adapters stand beside linear maps only
       block_length=block_length,
@@ -297,7 +297,7 @@ def train_step(
   return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
 
-def _common_vocabulary(small: ModelDef, large: ModelDef | None) -> int:
+def common_vocabulary(small: ModelDef, large: ModelDef | None) -> int:
   """Embeddings padded to different sizes are cut to the size that both have."""
   return small.vocab_size if large is None else min(small.vocab_size, large.vocab_size)
 
@@ -349,7 +349,7 @@ def eval_step(
     batch,
     None,
     loss=loss,
-    vocab_size=_common_vocabulary(small, large),
+    vocab_size=common_vocabulary(small, large),
     step=step,
     block_length=block_length,
   )
