@@ -29,7 +29,8 @@ from cascades.runtime import partitioning
 from cascades.tasks.task import Row, Task
 from cascades.tokenizers import vocabularies
 from cascades.training import teacher_cache
-from cascades.training.teacher_cache import AnswerFormat, CachedAnswers
+from cascades.training.answer_format import AnswerFormat
+from cascades.training.teacher_cache import CachedAnswers
 from cascades.types import Batch
 
 LENGTHS = {'inputs': training_step.SOURCE, 'targets': training_step.TARGET}
@@ -55,7 +56,12 @@ def random_cache(
   path = teacher_cache.location(directory, f'top_{contents.top_k}', 'train')
   lengths = data.target_lengths(data.open('train'))
   shards = -(-len(lengths) // shard_rows)
-  teacher_cache.begin(path, {**contents._asdict(), 'shards': shards}, {}, write=True)
+  teacher_cache.begin(
+    path,
+    {**contents._asdict(), 'vocab_size': training_step.VOCABULARY, 'shards': shards},
+    {},
+    write=True,
+  )
   generator = np.random.default_rng(0)
   for index in range(shards):
     rows = lengths[index * shard_rows : (index + 1) * shard_rows]

@@ -8,33 +8,72 @@
 Writes TEACHER_CACHE/<task>/<split>/ (see `teacher_cache`), for every epoch, loss and seed. Without
 TOP_K it holds the first choice for each target token, enough for cat_xent; with TOP_K=16 the 16
 largest log-probabilities, for dist and cat_dist too, whose difference from the large model itself
-`teachers.TopK` bounds. Rerunning the same command writes the shards that are missing.
+`teachers.TopK` bounds. With REFERENCE_CHECKPOINT_PATH it also holds the divergence of a reference
+model, for adaspec. Rerunning the same command writes the shards that are missing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
 
-from cascades import blocks
+from cascades import blocks, divergences
 from cascades.data.corpus import Corpus, Data
 from cascades.data.records import Records
 from cascades.inference import trained_model
 from cascades.runtime import files, partitioning, profiling, progress, ranges
 from cascades.runtime.partitioning import Devices
+from cascades.teachers import Top1
 from cascades.tokenizers import vocabularies
 from cascades.training import teacher_cache
-from cascades.training.teacher_cache import AnswerFormat
+from cascades.training.answer_format import AnswerFormat
 from cascades.types import Batch, Params
 
 log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """Contents of a teacher cache: what is stored of the distribution of each token.
+
+  Attributes:
+    top_k: Number of log-probabilities per token; None stores the first choice alone.
+    dtype: Type that holds the log-probabilities: 'float16', 'bfloat16', 'float32', or 'uint8' for
+      one byte each, with ids of two bytes if they fit.
+    vocab_size: Number of leading logits to choose among, if the small model has fewer entries.
+    reference: Run directory of a reference model, whose divergence from the large one is stored.
+  """
+
+  top_k: int | None = None
+  dtype: str = 'float16'
+  vocab_size: int | None = None
+  reference: str | None = None
+
+  def __post_init__(self) -> None:
+    ranges.check({'VOCAB_SIZE': self.vocab_size}, least=1, integer=True)
+    if self.reference and self.top_k is None:
+      raise ValueError(
+        'REFERENCE_CHECKPOINT_PATH asks for the divergence of a reference model, and TOP_K=None '
+        'stores first choices alone: set TOP_K, such as TOP_K=16.'
+      )
+
+  def entries(self, available: int) -> int:
+    """The number of entries to choose among. Raises ValueError if TOP_K does not fit it."""
+    entries = min(self.vocab_size or available, available)
+    if self.top_k is not None and not 1 <= self.top_k <= entries:
+      raise ValueError(
+        f'TOP_K is {self.top_k}; it must be from 1 to {entries}, or None for first choices alone.'
+      )
+    return entries
 
 
 def cache_teacher(
@@ -42,10 +81,8 @@ def cache_teacher(
   directory: str,
   *,
   data: Data,
+  answers: Answers = Answers(),
   splits: Sequence[str] = ('train', 'validation'),
-  top_k: int | None = None,
-  dtype: str = 'float16',
-  vocab_size: int | None = None,
   shard_rows: int = 1 << 14,
   overwrite: bool = False,
   devices: Devices = Devices(),
@@ -59,10 +96,8 @@ def cache_teacher(
       does when training runs beside it.
     directory: Directory of the cache.
     data: The rows; `lengths` must be those of training.
+    answers: What is stored of each token.
     splits: Names of splits; a task of a mixture that lacks one is left out.
-    top_k: Number of log-probabilities per token; None stores the first choice alone.
-    dtype: Type that holds the log-probabilities: 'float16', 'bfloat16' or 'float32'.
-    vocab_size: Number of leading logits to choose among, if the small model has fewer entries.
     shard_rows: Number of rows of a shard.
     overwrite: Replaces answers of another model, task, length or format instead of refusing.
     devices: Mesh and sharding rules.
@@ -73,28 +108,26 @@ def cache_teacher(
     ValueError: naming the difference, if the directory holds answers of another model, task,
       vocabulary, length or format.
   """
-  ranges.check({'SHARD_ROWS': shard_rows, 'VOCAB_SIZE': vocab_size}, least=1, integer=True)
+  ranges.check({'SHARD_ROWS': shard_rows}, least=1, integer=True)
   with (
     devices.use(),
     profiling.Profiler(files.absolute(directory) / 'profile', profile_steps) as profiler,
   ):
     model = trained_model.load(checkpoint, rules=devices.rules)
-    entries = min(vocab_size or model.vocab_size, model.vocab_size)
-    if top_k is not None and not 1 <= top_k <= entries:
-      raise ValueError(
-        f'TOP_K is {top_k}; it must be from 1 to {entries}, or None for first choices alone.'
-      )
-    encoding = AnswerFormat(top_k, dtype)
-    answers = _reader(model, encoding, entries)
-    corpus = data.corpus(model.vocabulary, model.architecture)
+    entries = answers.entries(model.vocab_size)
+    reference = answers.reference and _reference(answers.reference, checkpoint, model, devices)
     settings = {
       **model.described,
-      'checkpoint_identity': teacher_cache.fingerprint(model.described['checkpoint_identity']),
+      'checkpoint_identity': _identity(model),
       'vocab_size': entries,
-      'top_k': top_k,
-      'dtype': dtype,
+      'top_k': answers.top_k,
+      'dtype': answers.dtype,
       'shard_rows': shard_rows,
+      'reference_identity': reference and _identity(reference),
     }
+    encoding = AnswerFormat.of(settings)
+    read = _reader([model, reference] if reference else [model], encoding, entries)
+    corpus = data.corpus(model.vocabulary, model.architecture)
     for task, task_splits in data.required_task.task_splits(splits):
       for split in task_splits:
         (records,) = corpus.open(split, tasks=[task]).per_task
@@ -113,7 +146,7 @@ def cache_teacher(
           corpus,
           records,
           batch_size=data.batch_size,
-          answers=answers,
+          answers=read,
           profiler=profiler,
         )
         _write_shards(location, records, lengths, encoding, shard_rows, answered)
@@ -137,26 +170,62 @@ def _write_manifest(
     vocabularies.save(model.vocabulary, location)
 
 
+def _identity(model: trained_model.TrainedModel) -> str:
+  return teacher_cache.fingerprint(model.described['checkpoint_identity'])
+
+
+def _reference(
+  path: str, like: trained_model.Checkpoint, model: trained_model.TrainedModel, devices: Devices
+) -> trained_model.TrainedModel:
+  """Load the reference model in the types of the large one; raise if it reads other tokens."""
+  checkpoint = dataclasses.replace(like, path=path, which='last')
+  reference = trained_model.load(checkpoint, rules=devices.rules)
+  described = lambda m: (m.vocabulary.fingerprint, m.architecture, m.vocab_size)
+  if described(reference) != described(model):
+    raise ValueError(
+      f'the reference model {path} reads other tokens than the large model: its vocabulary has '
+      f"{reference.vocab_size} entries, the large model's {model.vocab_size}, and both must have "
+      'the same vocabulary and architecture (REFERENCE_CHECKPOINT_PATH).'
+    )
+  return reference
+
+
 def _reader(
-  model: trained_model.TrainedModel, encoding: AnswerFormat, vocab_size: int
+  models: Sequence[trained_model.TrainedModel], encoding: AnswerFormat, vocab_size: int
 ) -> Callable[[Batch], Any]:
-  """A function that computes the answers to a batch, [B, T, ...], on every process."""
+  """A function that computes the answers to a batch, [B, T, ...], on every process.
+
+  The first model answers; a second one is the reference.
+  """
 
   @jax.jit
-  def read(params: Params, batch: Batch) -> Any:
-    large = nnx.merge(model.graph, params)
-    hidden, table = large.hidden(batch), large.table
-    axes = partitioning.block_axes(len(hidden), jax.tree.leaves(table)[0].shape)
+  def read(params: Sequence[Params], batch: Batch) -> Any:
+    merged = [nnx.merge(model.graph, own) for model, own in zip(models, params, strict=True)]
+    hidden = [model.hidden(batch) for model in merged]
+    axes = partitioning.block_axes(len(hidden[0]), jax.tree.leaves(merged[0].table)[0].shape)
+
+    def answer(tables: Sequence[Any], hidden: Sequence[jax.Array]) -> Any:
+      logits = [
+        model.readout(x, table)[..., :vocab_size]
+        for model, x, table in zip(merged, hidden, tables, strict=True)
+      ]
+      answers = encoding.reduce(logits[0])
+      if isinstance(answers, Top1) or not encoding.reference:
+        return answers
+      unused = jnp.zeros(logits[1].shape[:-1], int)
+      return answers._replace(reference=divergences.forward_kl(logits[1], (answers,), unused))
+
     return blocks.map_blocks(
-      lambda table, hidden: encoding.reduce(large.readout(hidden, table)[..., :vocab_size]),
-      table,
+      answer,
+      [model.table for model in merged],
       hidden,
       batch.weights > 0,
-      length=blocks.default_length(len(hidden), vocab_size, axes),
+      length=blocks.default_length(len(batch.targets), vocab_size, axes),
       axes=axes,
     )
 
-  return lambda batch: partitioning.fetch(read(model.params, partitioning.place_whole(batch)))
+  params = [model.params for model in models]
+  return lambda batch: partitioning.fetch(read(params, partitioning.place_whole(batch)))
 
 
 def _answered(

@@ -5,21 +5,25 @@ import functools
 import pathlib
 import shutil
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from cascades import losses, train
+from cascades import divergences, losses, masks, train
 from cascades.checkpoints import store
 from cascades.data.corpus import Corpus
 from cascades.models import configs, decoder
 from cascades.runtime import partitioning
-from cascades.teachers import Logits
+from cascades.settings import checking, reading
+from cascades.teachers import Logits, to_top_k
 from cascades.tokenizers import vocabularies
 from cascades.training import cached_teacher, teacher_cache
 from tests import testing, tiny
+from tests.losses_test import example
 from tests.train_test import final_state
 
 # Fewer entries than the small model's 24: both are cut to them.
@@ -29,9 +33,14 @@ DECODER = decoder.DecoderConfig(
 LENGTHS = {'targets': 8, 'inputs': 8}
 
 
-def make_run(directory, config):
+def scaled(config, scale):
+  graph, params = testing.split(testing.build(config))
+  return graph, jax.tree.map(lambda leaf: scale * leaf, params)
+
+
+def make_run(directory, config, scale=1.0):
   """A run of random weights, some of whose first choices are right."""
-  _, params = testing.split(testing.build(config))
+  _, params = scaled(config, scale)
   description = {
     'model': configs.describe(config),
     'vocabulary': tiny.VOCABULARY.fingerprint,
@@ -200,6 +209,75 @@ def test_eight_devices_answer_as_one_does(home, large, first_choices):
   directory = make(home, large, 'mesh', mesh=mesh, splits=['train'], top_k=2, dtype='float32')
   sharded, single = (teacher_cache.CachedAnswers.open(place(d)) for d in (directory, first_choices))
   np.testing.assert_array_equal(sharded.read(range(64)).top1(), single.read(range(64)).top1())
+
+
+@pytest.fixture(scope='module')
+def with_reference(home, large):
+  reference = make_run(home / 'reference', tiny.LARGE, scale=0.8)
+  return make(home, large, 'reference_kl', top_k=6, dtype='uint8', reference=reference,
+              splits=['train'])  # fmt: skip
+
+
+def test_the_divergence_of_a_reference_and_short_records_come_back(home, large, with_reference):
+  manifest = teacher_cache.read_manifest(place(with_reference))
+  assert manifest['bytes_per_token'] == 6 * (2 + 1) + 4 + 4
+  corpus = Corpus(tiny.task(home), tiny.VOCABULARY, 'encoder_decoder', LENGTHS,
+                  str(home / 'records'))  # fmt: skip
+  cache = cached_teacher.load(with_reference, corpus, loss=losses.adaspec, vocab_size=24)
+  batch = next(corpus.training(0, batch_size=8, seed=5, teacher=cache.answers))
+  models = [nnx.merge(*scaled(tiny.LARGE, scale)) for scale in (1.0, 0.8)]
+  logits, of_reference = (model.readout(model.hidden(batch)) for model in models)
+  real, (answers,) = batch.weights > 0, batch.teachers
+  exact = to_top_k(logits, k=6)
+  np.testing.assert_array_equal(answers.ids[real], exact.ids[real])
+  steps = np.abs(np.sqrt(-answers.top_logprobs) - np.sqrt(-exact.top_logprobs))[real]
+  assert steps.max() <= 0.5 / 64 + 1e-5  # half a step of the byte
+  expected = divergences.forward_kl(of_reference, (exact,), batch.targets)
+  np.testing.assert_allclose(answers.reference[real], expected[real], rtol=1e-4)
+  assert expected[real].min() > 1e-3
+
+
+@pytest.fixture
+def fresh_gin():
+  gin.clear_config()
+  yield
+  gin.clear_config()
+
+
+@pytest.mark.usefixtures('fresh_gin')
+def test_a_divergence_crosses_with_a_mask_on_the_command_line_and_trains(home, with_reference):
+  bindings = [
+    'LOSS=distillspec_jsd', 'losses.distillspec_jsd.token_loss=@divergences.jensen_shannon',
+    'divergences.jensen_shannon.beta=0.1',
+    'losses.distillspec_jsd.token_mask=@masks.either_correct',
+    'MODEL_DIR=run', 'setup.Step.learning_rate=@optimizers.constant()',
+  ]  # fmt: skip
+  checking.finish(reading.configure('cascades.train', ['recipes/demo_small.gin'], bindings))
+  crossed = gin.get_configurable('setup.Step')().loss  # reads its bindings when it is called
+  small, large, targets, weights = example()
+  expected = losses.distillspec_jsd(
+    small, large, targets, weights, token_mask=masks.either_correct,
+    token_loss=functools.partial(divergences.jensen_shannon, beta=0.1),
+  )  # fmt: skip
+  assert crossed(small, large, targets, weights) == expected
+  alike = {'small': dataclasses.replace(tiny.SMALL, dropout_rate=0.0), 'validation': None}
+  options = alike | {'teacher_cache': with_reference, 'train_steps': 2}
+  values = tiny.train(**tiny.settings(home, **options, loss=crossed) | {
+    'model_dir': str(home / 'crossed')
+  })[-1]  # fmt: skip
+  assert 0 < values['loss'] < np.log(24)
+  adaspec = tiny.train(**tiny.settings(home, **options, loss=losses.adaspec) | {
+    'model_dir': str(home / 'adaspec')
+  })[-1]  # fmt: skip
+  assert 0 < adaspec['loss'] < np.log(24)
+
+
+def test_a_reference_needs_log_probabilities_and_the_same_vocabulary(home, large):
+  with pytest.raises(ValueError, match='TOP_K=None stores first choices alone'):
+    make(home, large, 'refused', reference=large)
+  other = make_run(home / 'wider', dataclasses.replace(tiny.LARGE, vocab_size=25))
+  with pytest.raises(ValueError, match='vocabulary has 25 entries'):
+    make(home, large, 'refused', reference=other, top_k=3)
 
 
 # -- made in parts ---------------------------------------------------------------------------------

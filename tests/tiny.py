@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from cascades import cache_teacher as cache_teacher_program
 from cascades import infer as inference
 from cascades.data import corpus
 from cascades.inference import trained_model
@@ -94,6 +95,9 @@ CONFIGS: dict[str, tuple[type, dict[str, str]]] = {
   'checkpoint': (trained_model.Checkpoint, {
     'checkpoint_path': 'path', 'which': 'which', 'precision': 'precision', 'weights': 'weights',
   }),
+  'answers': (cache_teacher_program.Answers, {
+    'top_k': 'top_k', 'dtype': 'dtype', 'vocab_size': 'vocab_size', 'reference': 'reference',
+  }),
   'output': (inference.Output, {
     'infer_output_dir': 'directory', 'shard_rows': 'shard_rows', 'overwrite': 'overwrite',
     'embeddings': 'embeddings', 'alternatives': 'alternatives',
@@ -132,10 +136,8 @@ def infer(**settings: Any) -> None:
 
 def cache_teacher(**settings: Any) -> None:
   """`cascades.cache_teacher` with flat settings, computing as training does."""
-  from cascades import cache_teacher
-
   settings = {'precision': None, 'weights': 'float32'} | settings
-  cache_teacher.cache_teacher(**arguments(cache_teacher.cache_teacher, **settings))
+  cache_teacher_program.cache_teacher(**arguments(cache_teacher_program.cache_teacher, **settings))
 
 
 def one_device() -> Any:

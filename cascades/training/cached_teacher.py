@@ -20,12 +20,13 @@ from cascades.tasks.task import Mixture, Task
 from cascades.teachers import TeacherError, Teachers
 from cascades.tokenizers import vocabularies
 from cascades.training import teacher_cache
-from cascades.training.teacher_cache import AnswerFormat, CachedAnswers
+from cascades.training.answer_format import AnswerFormat
+from cascades.training.teacher_cache import CachedAnswers
 from cascades.types import Vocabulary
 
 log = logging.getLogger(__name__)
 
-_PRODUCER = ('checkpoint_identity', 'vocab_size', 'top_k', 'dtype')
+_PRODUCER = ('checkpoint_identity', 'vocab_size', 'top_k', 'dtype', 'reference_identity')
 
 
 class TeacherCache(NamedTuple):
@@ -154,8 +155,8 @@ def load(
         f'the teacher cache {location} chooses among {manifest["vocab_size"]} vocabulary entries, '
         f'and the small model has {vocab_size}: make one with VOCAB_SIZE={vocab_size}.'
       )
-    producer |= {name: manifest[name] for name in _PRODUCER}
-    answers = AnswerFormat(manifest['top_k'], manifest['dtype']).abstract(1)
+    producer |= {name: manifest.get(name) for name in _PRODUCER}
+    answers = AnswerFormat.of(manifest).abstract(1)
     check_loss(loss, (answers,), manifest['vocab_size'])
   log.info('the large model is that of the teacher cache %s', directory)
   return TeacherCache(directory, corpus, producer)

@@ -21,82 +21,26 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from cascades import teachers
 from cascades.runtime import files
 from cascades.teachers import Top1, TopK
+from cascades.training.answer_format import AnswerFormat
 
 FORMAT = 1  # raise it when the layout of a directory changes
 MANIFEST = 'manifest.json'
 TAIL = 'uniform over the entries that are not kept'
 COMMAND = 'python -m cascades.cache_teacher'
 
-# On disk: NumPy itself has no bfloat16.
-_STORED: Mapping[str, str] = {'float32': '<f4', 'float16': '<f2', 'bfloat16': '<u2'}
 _ROW = np.dtype([('tokens', '<i4'), ('crc32', '<u4')])
-_MANIFEST_TYPES: Mapping[str, Any] = {'shards': int, 'top_k': int | None, 'dtype': str}
+_MANIFEST_TYPES: Mapping[str, Any] = {
+  'shards': int, 'top_k': int | None, 'dtype': str, 'vocab_size': int,
+}  # fmt: skip
 _ANSWERS, _ROWS, _IDS, _DESCRIPTION = 'answers', 'rows.npy', 'ids.npy', 'json'
-
-
-class AnswerFormat(NamedTuple):
-  """The format of the answer to one token.
-
-  Attributes:
-    top_k: the number of first choices that are stored, with their log-probabilities and the mass of
-      all others (`teachers.TopK`); None for the first choice alone (`teachers.Top1`).
-    dtype: the type of stored log-probabilities.
-  """
-
-  top_k: int | None = None
-  dtype: str = 'float16'
-
-  @property
-  def record(self) -> np.dtype[Any]:
-    """The record of one token on disk. Raises ValueError for a dtype that cannot be stored."""
-    if self.top_k is None:
-      return np.dtype([('ids', '<i4')])
-    if self.dtype not in _STORED:
-      raise ValueError(
-        f'log-probabilities cannot be stored as {self.dtype!r}: choose one of {", ".join(_STORED)}.'
-      )
-    k = (self.top_k,)
-    return np.dtype([('ids', '<i4', k), ('top_logprobs', _STORED[self.dtype], k), ('tail', '<f4')])
-
-  def reduce(self, logits: Float[Array, '*n V']) -> Top1 | TopK:
-    """Reduces the large model's logits to the answers that are stored."""
-    if self.top_k is None:
-      return teachers.to_top1(logits)
-    return teachers.to_top_k(logits, k=self.top_k, dtype=self.dtype)
-
-  def pack(self, answers: Top1 | TopK) -> np.ndarray:
-    """Converts the answers to n tokens into n records."""
-    records = np.zeros(len(answers.ids), self.record)
-    for name, column in answers._asdict().items():
-      records[name] = np.asarray(column).view(self.record[name].base)
-    return records
-
-  def unpack(self, records: np.ndarray) -> Top1 | TopK:
-    """Converts n records into the answers to n tokens."""
-    columns: dict[str, Any] = {  # Any: teachers declare JAX's arrays
-      name: np.ascontiguousarray(records[name]) for name in self.record.names or ()
-    }
-    if self.top_k is None:
-      return Top1(columns['ids'])
-    logprobs = columns['top_logprobs'].view(jnp.dtype(self.dtype))
-    return TopK(columns['ids'], logprobs, columns['tail'])
-
-  def abstract(self, tokens: int) -> Any:
-    """Shapes and types of the answers to a number of tokens."""
-    empty = self.unpack(np.zeros(tokens, self.record))
-    return jax.tree.map(lambda column: jax.ShapeDtypeStruct(column.shape, column.dtype), empty)
 
 
 def location(directory: epath.PathLike, task: str, split: str) -> epath.Path:
@@ -278,7 +222,7 @@ class CachedAnswers:
     paths = [_file(directory, index, _ANSWERS) for index in indices]
     starts = [np.cumsum(shard['tokens'], dtype=np.int64) - shard['tokens'] for shard in rows]
     return cls(
-      AnswerFormat(manifest['top_k'], manifest['dtype']),
+      AnswerFormat.of(manifest),
       paths,
       [_map_file(path) for path in paths],
       np.cumsum([0, *map(len, rows)]),

@@ -11,7 +11,7 @@ from cascades.data.corpus import Corpus
 from cascades.tasks.task import Mixture, Row, Task
 from cascades.tokenizers import vocabularies
 from cascades.training import cached_teacher, teacher_cache
-from cascades.training.teacher_cache import AnswerFormat
+from cascades.training.answer_format import AnswerFormat
 from tests import tiny
 
 ROWS = [Row(f'r{n}', 'a b', ('A ' * (n % 4 + 1),)) for n in range(7)]

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,9 +10,12 @@ from hypothesis import strategies as st
 
 from cascades.teachers import Top1, TopK
 from cascades.training import teacher_cache
-from cascades.training.teacher_cache import AnswerFormat, CachedAnswers
+from cascades.training.answer_format import AnswerFormat
+from cascades.training.teacher_cache import CachedAnswers
 
-IDENTITY = {'task': 'mine', 'checkpoint_identity': 'a' * 64, 'lengths': {'inputs': 8}}
+IDENTITY = {
+  'task': 'mine', 'checkpoint_identity': 'a' * 64, 'lengths': {'inputs': 8}, 'vocab_size': 99,
+}  # fmt: skip
 
 
 def answers(tokens, form, seed=0):
@@ -21,10 +25,13 @@ def answers(tokens, form, seed=0):
     return Top1(rng.integers(0, 99, tokens, dtype=np.int32))
   shape = (tokens, form.top_k)
   logprobs = -rng.exponential(3, shape)
+  if form.dtype == 'uint8':  # only these can be stored
+    logprobs = -((rng.integers(0, 256, shape) / 64) ** 2)
   return TopK(
     rng.integers(0, 99, shape, dtype=np.int32),
     logprobs.astype(form.abstract(1).top_logprobs.dtype),
     rng.random(tokens, np.float32),
+    rng.random(tokens, np.float32) if form.reference else None,
   )
 
 
@@ -35,6 +42,7 @@ def write(directory, lengths, form=FIRST, *, shard_rows=3):
   """Shards of rows that have so many tokens; what was written in them."""
   count = -(-len(lengths) // shard_rows)
   manifest = {**IDENTITY, **form._asdict(), 'shards': count}
+  manifest['reference_identity'] = 'r' if form.reference else None
   teacher_cache.begin(directory, manifest, {'note': 'x'}, write=True)
   written = answers(sum(lengths), form)
   records, ends = form.pack(written), np.cumsum([0, *lengths])
@@ -56,7 +64,11 @@ def directory(tmp_path):
   return teacher_cache.location(tmp_path, 'mine', 'train')
 
 
-KINDS = [AnswerFormat(), *(AnswerFormat(3, dtype) for dtype in ('float32', 'float16', 'bfloat16'))]
+KINDS = [
+  AnswerFormat(),
+  *(AnswerFormat(3, dtype) for dtype in ('float32', 'float16', 'bfloat16')),
+  AnswerFormat(3, 'uint8', short_ids=True, reference=True),
+]
 
 
 @pytest.mark.parametrize('form', KINDS, ids=str)
@@ -66,7 +78,7 @@ def test_answers_come_back_as_they_were_in_any_order(directory, form):
   answers = CachedAnswers.open(directory).read([6, 0, 4, 4, 1])
   tokens = np.concatenate([np.arange(ends[r], ends[r + 1]) for r in (6, 0, 4, 4, 1)])
   assert type(answers) is type(written)
-  for column, expected in zip(answers, written, strict=True):
+  for column, expected in zip(*map(jax.tree.leaves, (answers, written)), strict=True):
     np.testing.assert_array_equal(column, expected[tokens])
     assert column.dtype == expected.dtype
 
@@ -82,7 +94,7 @@ def test_any_rows_of_any_shards_are_those_of_one_array(tmp_path_factory, lengths
 
 
 def test_a_token_takes_the_bytes_that_are_reported(directory):
-  assert [form.record.itemsize for form in KINDS] == [4, 3 * 8 + 4, 3 * 6 + 4, 3 * 6 + 4]
+  assert [form.record.itemsize for form in KINDS] == [4, 28, 22, 22, 3 * 3 + 4 + 4]
   write(directory, [2, 3, 4, 5], AnswerFormat(3))
   sizes = [path.stat().length for path in sorted(directory.glob('*.answers'))]
   assert sizes == [9 * 22, 5 * 22]
@@ -216,3 +228,16 @@ def test_records_that_do_not_fit_their_rows_are_not_written(directory):
     teacher_cache.write_shard(
       directory, 0, ['a', 'b'], [2, 2], AnswerFormat().pack(answers(3, AnswerFormat()))
     )
+
+
+def test_one_byte_rounds_log_probabilities_in_steps_that_grow_with_them():
+  form = AnswerFormat(4, 'uint8', short_ids=True)
+  exact = np.array([[-0.01, -1.0, -9.0, -99.0]], np.float32)
+  ids, tail = np.array([[0, 1, 2, 65535]], np.int32), np.zeros(1, np.float32)
+  answers = form.unpack(form.pack(TopK(ids, exact, tail)))
+  assert answers.ids.tolist() == ids.tolist()
+  expected = [-((6 / 64) ** 2), -1, -9, -((255 / 64) ** 2)]
+  np.testing.assert_allclose(answers.top_logprobs[0], expected, rtol=1e-6)
+  wide = {'dtype': 'uint8', 'top_k': 22, 'vocab_size': (1 << 16) + 1}
+  assert AnswerFormat.of(wide).record.itemsize == 22 * 5 + 4
+  assert AnswerFormat.of(wide | {'top_k': 36, 'vocab_size': 1 << 16}).record.itemsize == 112
