@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -67,6 +67,26 @@ class Prices:
     cached_price = self.prompt if self.cached_prompt is None else self.cached_prompt
     read = self.prompt * (prompt_tokens - cached) + cached_price * cached
     return self.request + read + self.generated * generated_tokens
+
+
+def prices(given: Mapping[str, float], name: str) -> Prices:
+  """Prices by the names of their fields.
+
+  Args:
+    given: Numbers by field.
+    name: What gives them, for messages.
+
+  Raises:
+    ValueError: They are no prices.
+  """
+  try:
+    return Prices(**given)  # type: ignore[arg-type]
+  except (TypeError, ValueError) as error:
+    names = ', '.join(field.name for field in dataclasses.fields(Prices))
+    raise ValueError(
+      f'{name}={given!r:.80} gives no prices: {error} It takes {names}, each per token; prompt and '
+      'generated are needed.'
+    ) from error
 
 
 def flops_per_token(parameters: int) -> float:

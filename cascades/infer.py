@@ -7,7 +7,8 @@ Writes one table of predictions per split, INFER_OUTPUT_DIR/<split>/, as sharded
 manifest; a mixture has one table per task in the same directory. Mode `score` computes the
 log-probabilities of the targets, or ranks the options, instead of decoding answers. Rerunning the
 same command writes the shards that are missing; a table of another checkpoint or decoding is
-replaced only with OVERWRITE=True.
+replaced only with OVERWRITE=True. CHECKPOINT_PATH=http://host:port/v1#model asks an
+OpenAI-compatible server instead of loading a model; see `inference.endpoints`.
 """
 
 from __future__ import annotations
@@ -16,18 +17,28 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 
 from cascades.checkpoints import store
 from cascades.data.corpus import Data
-from cascades.inference import answers, baselines, features, trained_model
+from cascades.inference import (
+  answers,
+  baselines,
+  endpoint_answers,
+  endpoints,
+  features,
+  trained_model,
+)
 from cascades.inference.pending_tables import PendingTable
 from cascades.interop import companions
 from cascades.predictions import rows
 from cascades.runtime import files, profiling, progress, ranges
 from cascades.runtime.partitioning import Devices
 from cascades.tasks import chats
+from cascades.tasks.task import Task
+from cascades.tokenizers import vocabularies
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +79,7 @@ def infer(
   candidates: answers.Candidates = 'targets',
   prompts: chats.PromptFormat | None = None,
   decoding_options: answers.DecodingOptions = answers.DecodingOptions(),
+  endpoint: endpoints.Endpoint = endpoints.Endpoint(),
   devices: Devices = Devices(),
   profile_steps: str | None = None,
   provenance: Callable[[], Mapping[str, str]] = dict,
@@ -75,7 +87,8 @@ def infer(
   """Write a model's tables of predictions for the splits of a task.
 
   Args:
-    checkpoint: The model. Both types of its numbers are recorded in the manifest.
+    checkpoint: The model. Both types of its numbers are recorded in the manifest. Its path may be
+      the URL of an endpoint.
     output: Directory of the tables, and the size of their files.
     data: The rows. Answers have at most `lengths['targets']` tokens.
     splits: Names of splits; a task of a mixture that lacks one is left out.
@@ -83,6 +96,7 @@ def infer(
     candidates: Answers that are scored: a row's 'targets', or each of its 'options'.
     prompts: Changes the prompt of a row: `chats.chat` applies the model's own chat template.
     decoding_options: Temperature and seed of mode 'predict'.
+    endpoint: Requests to an endpoint.
     devices: Mesh and sharding rules.
     profile_steps: Batches to be traced by the profiler, as '10:15'.
     provenance: Gives the configuration and versions that are recorded in the manifest.
@@ -90,7 +104,8 @@ def infer(
   Raises:
     ValueError: if `mode`, `candidates`, a split, a type or a checkpoint is unknown, or naming the
       differences, if the directory holds tables of another origin.
-    OSError: if the directory cannot be written to. Both are noticed before rows are answered.
+    OSError: if the directory cannot be written to. Both are noticed before rows are answered. Also
+      if an endpoint cannot be used, or the budget for it is spent.
   """
   if mode not in ('predict', 'score'):
     raise ValueError(f'mode is {mode!r}; it must be one of predict, score.')
@@ -99,6 +114,23 @@ def infer(
   )
   settings = options | {'max_tokens': data.lengths['targets']}
   directory = files.absolute(output.directory)
+  if endpoints.is_url(checkpoint.path):
+    _check_settings(checkpoint, output, mode=mode, prompts=prompts, profile_steps=profile_steps)
+    requests = endpoints.Requests(
+      endpoints.parse(checkpoint.path),
+      endpoint,
+      decoding_options,
+      max_tokens=data.lengths['targets'],
+      alternatives=output.alternatives,
+    )
+    answering = endpoint_answers.EndpointModel(requests)
+    _ask(answering, output, data, splits, settings, provenance)
+    return
+  if endpoint != endpoints.Endpoint():
+    raise ValueError(
+      f'API, PARAMETERS, REQUEST and the other settings of an endpoint are for a URL, and '
+      f'CHECKPOINT_PATH={checkpoint.path!r:.200} is none: leave them out.'
+    )
   with (
     devices.use(),
     profiling.Profiler(directory / 'profile', profile_steps) as profiler,
@@ -128,16 +160,7 @@ def infer(
       corpus = data.corpus(model.vocabulary, model.architecture, task=prompted)
       judges = answers.metric_names(task.metrics, candidates if mode == 'score' else None)
       for split in task_splits:
-        described = {
-          **model.described,
-          'task': task.name,
-          'definition': prompted.version,
-          'split': split,
-          'mode': mode,
-          'decoding': settings,
-          'metrics': judges,
-          'alternatives': output.alternatives,
-        }
+        described = {**model.described, **_described(prompted, split, mode, settings, judges)}
         (records,) = corpus.open(split).per_task
         answer = functools.partial(reader, corpus, records)
         judge = functools.partial(baselines.judge, task, split)
@@ -146,8 +169,9 @@ def infer(
           mode=mode, batch_size=data.batch_size,
         )  # fmt: skip
         table = PendingTable(
-          directory / split, records, described, output.shard_rows, answer, judge
-        )
+          directory / split, records, described | {'alternatives': output.alternatives},
+          output.shard_rows, answer, judge,
+        )  # fmt: skip
         if jax.process_index() == 0:
           table.begin(overwrite=output.overwrite, setting='INFER_OUTPUT_DIR')
         tables.append((table, embed))
@@ -156,15 +180,101 @@ def infer(
       embed()
 
 
-def _write(table: PendingTable, provenance: Callable[[], Mapping[str, str]]) -> None:
+def _check_settings(
+  checkpoint: trained_model.Checkpoint,
+  output: Output,
+  *,
+  mode: rows.Mode,
+  prompts: chats.PromptFormat | None,
+  profile_steps: str | None,
+) -> None:
+  """Refuse settings of a checkpoint that an endpoint cannot honor."""
+  alike = trained_model.Checkpoint(checkpoint.path)
+  given = {
+    'MODE=score': mode != 'predict',
+    'PROMPTS': prompts is not None,
+    'EMBEDDINGS': bool(output.embeddings),
+    'WHICH': checkpoint.which != alike.which,
+    'PRECISION': checkpoint.precision != alike.precision,
+    'WEIGHTS': checkpoint.weights != alike.weights,
+    '--profile_steps': profile_steps is not None,
+  }
+  if refused := [name for name, is_given in given.items() if is_given]:
+    raise ValueError(
+      f'{", ".join(refused)}: for a checkpoint, and CHECKPOINT_PATH={checkpoint.path!r:.200} is '
+      'the URL of an endpoint, which has a template and a precision of its own, and gives '
+      'log-probabilities of no tokens but those that it writes: leave it out.'
+    )
+  if jax.process_count() > 1:
+    raise ValueError('An endpoint is asked by one process: start infer without --multihost.')
+
+
+def _ask(
+  model: endpoint_answers.EndpointModel,
+  output: Output,
+  data: Data,
+  splits: Sequence[str],
+  settings: Mapping[str, Any],
+  provenance: Callable[[], Mapping[str, str]],
+) -> None:
+  """Write the tables of a model behind a URL. Its tokenizer is unknown: rows are read as bytes."""
+  tables = []
+  vocabulary = vocabularies.bytes_vocabulary()
+  for task, task_splits in data.required_task.task_splits(splits):
+    if task.joins_rows:
+      raise ValueError(
+        f'{task.name} joins texts to rows of tokens; an endpoint reads single texts.'
+      )
+    corpus = data.corpus(vocabulary, 'encoder_decoder', task=task)
+    for split in task_splits:
+      (records,) = corpus.open(split).per_task
+      described = {**model.described, **_described(task, split, 'predict', settings, task.metrics)}
+      table = PendingTable(
+        files.absolute(output.directory) / split,
+        records,
+        described | {'alternatives': output.alternatives},
+        output.shard_rows,
+        functools.partial(model.read, task, records),
+        functools.partial(baselines.judge, task, split),
+      )
+      table.begin(overwrite=output.overwrite, setting='INFER_OUTPUT_DIR')
+      tables.append(table)
+  with model:
+    for table in tables:
+      model.resume(table)
+      counted = functools.partial(endpoint_answers.manifest, table, provenance)
+      _write(table, counted, endpoint_answers.size, model.notes)
+
+
+def _described(
+  task: Task, split: str, mode: rows.Mode, settings: Mapping[str, Any], judges: Sequence[str]
+) -> dict[str, Any]:
+  """Description of a table but for its model."""
+  return {
+    'task': task.name,
+    'definition': task.version,
+    'split': split,
+    'mode': mode,
+    'decoding': settings,
+    'metrics': list(judges),
+  }
+
+
+def _write(
+  table: PendingTable,
+  provenance: Callable[[], Mapping[str, Any]],
+  sizes: Callable[[Any], tuple[int, int]] = answers.size,
+  notes: Callable[[], Sequence[str]] = tuple,
+) -> None:
   """Write the shards that are missing, then the manifest."""
   task, split = table.described['task'], table.described['split']
   missing = table.missing()
   total = sum(map(len, missing.values()))
-  table.write(missing, provenance, progress.counted(f'{task} {split} row', total, answers.size))
+  table.write(missing, provenance, progress.counted(f'{task} {split} row', total, sizes, notes))
   log.info(
-    '%s, split %s: %d rows in %s (%d shards existed)',
+    '%s, split %s: %d rows in %s (%d shards existed)%s',
     *(task, split, len(table.split), table.directory, table.shard_count - len(missing)),
+    ''.join(f', {note}' for note in notes()),
   )
 
 

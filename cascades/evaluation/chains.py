@@ -27,7 +27,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -217,12 +217,4 @@ class Chains:
     by_model = {'dollars': self.dollars, 'seconds': self.seconds}.get(axis, {})
     if model not in by_model:
       return None
-    given: Any = by_model[model]
-    try:
-      return Prices(**given)
-    except (TypeError, ValueError) as error:
-      names = ', '.join(field.name for field in dataclasses.fields(Prices))
-      raise ValueError(
-        f'{axis.upper()}[{model!r}]={given!r:.80} gives no prices: {error} It takes '
-        f'{names}, each per token; prompt and generated are needed.'
-      ) from error
+    return costs.prices(by_model[model], f'{axis.upper()}[{model!r}]')

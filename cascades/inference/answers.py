@@ -221,12 +221,12 @@ def predictor(
         columns = {name: values[index] for name, values in answered.numbers.items()}
         yield (
           number,
-          _row(
+          table_row(
             record,
             answer=text,
             tokens=generation.tokens,
             logprobs=generation.logprobs,
-            statistics=_statistics(task.metrics, record, text),
+            statistics=judged(task.metrics, record, text),
             numbers={
               'prompt_tokens': lengths[index],
               'generated_tokens': len(generation.tokens),
@@ -311,15 +311,15 @@ def _best_row(
   if candidates == 'options':
     options, lengths = record.row.options, [len(candidate.tokens) for candidate in scored]
     best_per_token = options[rows.best_option(totals, lengths)]
-    statistics = _statistics(task.metrics, record, options[best])
-    statistics[NORMALIZED] = _statistics(['accuracy'], record, best_per_token)['accuracy']
+    statistics = judged(task.metrics, record, options[best])
+    statistics[NORMALIZED] = judged(['accuracy'], record, best_per_token)['accuracy']
     columns = {
       'statistics': statistics,
       'options': options,
       'option_scores': totals,
       'option_lengths': lengths,
     }
-  return _row(
+  return table_row(
     record,
     answer=totals[best],
     tokens=tokens,
@@ -335,7 +335,7 @@ def _tokens(columns: Any, row: int, mask: Any) -> Any:
   return jax.tree.map(lambda column: np.asarray(column)[row, mask], columns)
 
 
-def _statistics(names: Sequence[str], record: Record, text: str) -> dict[str, Any]:
+def judged(names: Sequence[str], record: Record, text: str) -> dict[str, Any]:
   """Statistics of these metrics; zeros, which add nothing, for a row without a label."""
   named = [metrics.by_name(name) for name in names]
   if record.row.answers:
@@ -343,19 +343,20 @@ def _statistics(names: Sequence[str], record: Record, text: str) -> dict[str, An
   return {metric.name: 0 * metric.statistics([''], '') for metric in named}
 
 
-def _row(
+def table_row(
   record: Record,
   *,
   numbers: Mapping[str, float] = MappingProxyType({}),
-  alternatives: Float[np.ndarray, 'n A'] | None = None,
+  alternatives: Sequence[Sequence[float]] | Float[np.ndarray, 'n A'] | None = None,
   by_token: Mapping[str, Float[np.ndarray, 'n']] = MappingProxyType({}),
   **columns: Any,
 ) -> rows.JsonRow:
+  """Row of a table for a record; `columns` are the other arguments of `rows.build`."""
   row = record.row
   details = rows.Details(
     group=row.group,
     columns=numbers,
-    alternatives=None if alternatives is None else alternatives.tolist(),
+    alternatives=None if alternatives is None else [list(values) for values in alternatives],
     by_token=by_token,
   )
   return rows.build(

@@ -31,12 +31,18 @@ def absolute(path: epath.PathLike) -> epath.Path:
   """Expand `~` and resolve a relative path against the working directory; URLs stay.
 
   Raises:
-    ValueError: The path is empty, as one of a shell's variable that is not set.
+    ValueError: The path is empty, as one of a shell's variable that is not set, or a web address.
   """
   if '\0' in os.fspath(path):
     raise ValueError(f'the path {os.fspath(path)!r:.200} has a NUL character, which none can have.')
   if not os.fspath(path):
     raise ValueError("a path is empty: give one, or '.' for the working directory.")
+  if os.fspath(path).startswith(('http://', 'https://')):
+    raise ValueError(
+      f'{os.fspath(path)!r:.200} is a web address, and no folder: name a local one, or '
+      'one on gs://. The URL of an endpoint is a model for `python -m cascades.infer` alone: its '
+      'API gives no parameters, and no probabilities of given tokens.'
+    )
   expanded = epath.Path(path)
   return expanded if is_remote(path) else expanded.expanduser().resolve()
 

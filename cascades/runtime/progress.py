@@ -115,7 +115,10 @@ def format_line(
 
 
 def counted(
-  unit: str, total: int, sizes: Callable[[T], tuple[int, int]]
+  unit: str,
+  total: int,
+  sizes: Callable[[T], tuple[int, int]],
+  notes: Callable[[], Sequence[str]] = tuple,
 ) -> Callable[[Iterator[T]], Iterator[T]]:
   """Wrap iterators so that progress over all of them is logged every few seconds.
 
@@ -123,6 +126,7 @@ def counted(
     unit: Name of the units that are counted, such as `row`.
     total: Number of units of all iterators together.
     sizes: Maps an item to its number of units and of tokens.
+    notes: Gives further columns of a line.
   """
   meter = Meter(total)
   passed = tokens = 0
@@ -138,7 +142,7 @@ def counted(
         continue
       rates = meter.update(passed, tokens)
       if rates:
-        log.info('%s', format_line(passed, total, {}, rates, unit=unit))
+        log.info('%s', format_line(passed, total, {}, rates, unit=unit, notes=notes()))
       last, tokens = time.monotonic(), 0
 
   return passing

@@ -28,17 +28,7 @@ def chat(record: Any, *, choice: int | None = None) -> Answer:
   if text is None:
     raise ValueError('message: neither content nor a refusal, such as of a call of a tool')
   listed = field(chosen, 'logprobs', dict, default={})
-  tokens = field(listed, 'content', list, default=None)
-  if tokens is None:
-    tokens = field(listed, 'refusal', list, default=None)
-  logprobs = alternatives = None
-  if tokens is not None:
-    alternatives = [_alternatives(token) for token in tokens]
-    logprobs = [
-      probability(field(token, 'logprob', (int, float)), listed)
-      for token, listed in zip(tokens, alternatives, strict=True)
-    ]
-  return _answer(record, chosen, text, logprobs, alternatives)
+  return _answer(record, chosen, text, *_by_token(listed))
 
 
 def completion(record: Any, *, choice: int | None = None) -> Answer:
@@ -52,8 +42,8 @@ def completion(record: Any, *, choice: int | None = None) -> Answer:
   text = field(chosen, 'text', str)
   listed = field(chosen, 'logprobs', dict, default={})
   values = field(listed, 'token_logprobs', list, default=None)
-  if values is None:
-    return _answer(record, chosen, text, None, None)
+  if values is None:  # llama.cpp lists tokens as in a chat
+    return _answer(record, chosen, text, *_by_token(listed))
   tops = field(listed, 'top_logprobs', list, default=None) or [None] * len(values)
   if len(tops) != len(values):
     raise ValueError(f'top_logprobs: {len(tops)} places, but {len(values)} of token_logprobs')
@@ -112,6 +102,23 @@ def _choice(record: Any, index: int | None) -> Mapping[str, Any]:
   if not isinstance(chosen, dict):
     raise ValueError(f'choices: expected objects, found {chosen!r:.80}')
   return chosen
+
+
+def _by_token(
+  listed: Mapping[str, Any],
+) -> tuple[list[float] | None, list[list[float]] | None]:
+  """Log-probabilities of the tokens of a chat's answer, and of the alternatives to each."""
+  tokens = field(listed, 'content', list, default=None)
+  if tokens is None:
+    tokens = field(listed, 'refusal', list, default=None)
+  if tokens is None:
+    return None, None
+  alternatives = [_alternatives(token) for token in tokens]
+  logprobs = [
+    probability(field(token, 'logprob', (int, float)), tops)
+    for token, tops in zip(tokens, alternatives, strict=True)
+  ]
+  return logprobs, alternatives
 
 
 def _alternatives(token: Any) -> list[float]:
