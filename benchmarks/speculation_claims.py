@@ -174,4 +174,12 @@ def _draw(axes: Axes, own: Sequence[Numbers], *, color: str, marker: str, label:
   """Points over the seeds, from few calls to many, with their spread over seeds."""
   ordered = sorted(own, key=lambda point: point['large_calls']['mean'])
   x, y = ([point[c]['mean'] for point in ordered] for c in ('large_calls', 'quality'))
-  axes.plot(x, y, color=color, marker=marker, markersize=5, linewidth=1.2, label=label)
+  axes.plot(
+    x,
+    y,
+    color=color,
+    marker=marker,
+    markersize=9 if marker == '*' else 5,
+    linewidth=1.2,
+    label=label,
+  )

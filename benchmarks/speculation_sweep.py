@@ -251,7 +251,7 @@ def measure(seeds: Sequence[Seed]) -> None:
 
 
 def details(seeds: Sequence[Seed]) -> dict[str, Any]:
-  """Numbers of all points and curves, each a list over the seeds."""
+  """Numbers of all points and of the best sequence cascade, each a list over the seeds."""
   stored = [seed.read() for seed in seeds]
   described: dict[str, Any] = {'points': {}, 'sequence': {}, 'rates': RATES.tolist()}
   for temperature in TEMPERATURES:
@@ -262,8 +262,9 @@ def details(seeds: Sequence[Seed]) -> dict[str, Any]:
           for column in ('quality', 'large_calls', 'rejection_rate', 'tokens')
         }
         described['points'][point.name] = point._asdict() | by_seed
-    key = f'sequence-temperature{temperature:g}'
-    described['sequence'][f'{temperature:g}'] = [own[key] for own in stored]
+    cascades = [own[f'sequence-temperature{temperature:g}'] for own in stored]
+    best = speculation_claims.best_sequence(cascades)
+    described['sequence'][f'{temperature:g}'] = [{best: cascade[best]} for cascade in cascades]
   return described
 
 
