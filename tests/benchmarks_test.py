@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import bars, c4_scale, feeding, mixture, startup, tokenizing
+from benchmarks import bars, c4_scale, feeding, mixture, speculation_claims, startup, tokenizing
 from benchmarks.bars import Measured
 from cascades.tasks.task import Mixture, Row, both
 from cascades.tokenizers import train_sentencepiece, vocabularies
@@ -235,3 +235,26 @@ def test_a_command_says_whether_it_imported_tensorflow():
   assert not output.tensorflow
   assert 0 < output.first <= output.all
   assert output.lines > 5
+
+
+def test_points_of_the_sweep_are_compared_with_the_sequence_cascade_at_as_many_calls():
+  curve = lambda *quality: {'large_calls': [0.0, 2.0, 4.0], 'quality': list(quality)}
+  seeds = [{'bad': curve(0.2, 0.2, 0.6), 'good': curve(0.2, 0.4, 0.6)} for _ in range(2)]
+  point = lambda rule, gamma, quality, calls: {
+    'rule': rule, 'temperature': 0.0, 'gamma': gamma, 'quality': quality, 'large_calls': calls,
+    'rejection_rate': [0.1, 0.1], 'tokens': [4.0, 4.0],
+  }  # fmt: skip
+  points = {
+    'small-temperature0': point('small', None, [0.2, 0.2], [0.0, 0.0]),
+    'large-temperature0': point('large', None, [0.6, 0.6], [4.0, 4.0]),
+    'lossless-gamma5-temperature0': point('lossless', 5, [0.6, 0.6], [3.0, 3.0]),
+    'opt-alpha0-gamma5-temperature0': point('opt', 5, [0.5, 0.6], [1.0, 3.0]),
+  }
+  measured = {'points': points, 'sequence': {'0': seeds}}
+  own = speculation_claims.compared(measured, 0.0, 5)['opt-alpha0-gamma5-temperature0']
+  assert speculation_claims.best_sequence(seeds) == 'good'
+  assert own['quality - sequence']['mean'] == pytest.approx(((0.5 - 0.3) + (0.6 - 0.5)) / 2)
+  assert own['calls - lossless']['mean'] == pytest.approx(-1.0)
+  counted = {row.what: row.value for row in speculation_claims.rows(measured, 5)}
+  assert counted['T 0: worse than the small model'] == 0
+  assert counted['opt-alpha0-gamma5-temperature0: quality'] == pytest.approx(0.55)
