@@ -150,6 +150,7 @@ def train(
       sources=data.sources,
       vocab_size=train_step.common_vocabulary(abstract.small, abstract.large),
     )
+    sample = on_policy.sampler(corpus, data.sources, abstract, base)
     stages = [(abstract, frozen)]
     if large.steps is not None:
       stages.append((abstract.alone, frozen._replace(large=None)))
@@ -195,7 +196,7 @@ def train(
           seed,
           start=start,
         ),
-        on_policy.batches(corpus, data.sources, stream, abstract, base),
+        on_policy.batches(stream, sample, every=data.sources.sample_every),
         start=start,
         total=schedule.train_steps,
         intervals=loop.Intervals(

@@ -1,6 +1,8 @@
 """Training on answers of all three sources: by tables and samples, and through an early end."""
 
 import dataclasses
+import functools
+import json
 import logging
 import os
 import signal
@@ -14,7 +16,10 @@ from cascades.data.answer_sources import AnswerSources
 from cascades.runtime import stopping
 from cascades.training import metrics_log
 from tests import tiny
+from tests.starts_test import MODEL, Newcomer, quiet
 from tests.train_test import final_state
+
+pytestmark = pytest.mark.slow
 
 SEED = 31  # all sources come among its first four steps, and after them
 
@@ -85,3 +90,35 @@ def test_a_run_that_is_ended_amid_its_samples_resumes_bit_by_bit(settings, tmp_p
   settings |= {'sources': dataclasses.replace(sources, sample_every=1), 'train_steps': 12}
   with pytest.raises(ValueError, match=r'SAMPLE_EVERY is 2 there and 1 here'):
     tiny.train(**settings)
+
+
+def test_the_commands_of_the_documentation_train_on_answers_of_both_models(tmp_path):
+  newcomer = Newcomer(tmp_path)
+  assert quiet(newcomer.train('runs/large'))
+  answers = ('--gin.INFER_OUTPUT_DIR=runs/large/answers', "--gin.SPLITS=['train']")
+  assert quiet(
+    newcomer.run(
+      'infer', '--gin_file=runs/infer.gin', *newcomer.data, '--gin.CHECKPOINT_PATH=runs/large',
+      *answers, '--gin.TEMPERATURE=1',
+    )
+  )  # fmt: skip
+  train = functools.partial(
+    newcomer.run, 'train', '--gin_file=runs/train.gin', *newcomer.data, *MODEL,
+    '--gin.TRAIN_STEPS=12', '--gin.BATCH_SIZE=8', '--gin.LEARNING_RATE=1e-3',
+    '--gin.VALIDATE_EVERY=0', '--gin.LARGE_CHECKPOINT_PATH=runs/large',
+    '--gin.LOSS=@losses.cat_dist', '--gin.FIXED_FRACTION=0.3', '--gin.ON_POLICY_FRACTION=0.5',
+    '--gin.SAMPLE_TEMPERATURE=0.7',
+  )  # fmt: skip
+  refused = train('--gin.MODEL_DIR=runs/small')
+  assert refused.returncode == 1
+  assert 'leave 0.35 of the steps to answers of the large model' in refused.stderr
+  assert 'LARGE_ANSWERS' in refused.stderr
+  trained = train('--gin.MODEL_DIR=runs/small', '--gin.LARGE_ANSWERS=runs/large/answers')
+  assert quiet(trained)
+  assert 'data/on_policy' in trained.stdout
+  (entry,) = json.loads((tmp_path / 'runs' / 'small' / 'settings.json').read_text())
+  assert entry['settings']['SAMPLER']['temperature'] == 0.7
+  assert entry['settings']['LARGE_ANSWERS']['identity']
+  misspelled = train('--gin.MODEL_DIR=runs/other', '--gin.FIXED_FRACTION=often')
+  assert misspelled.returncode == 1
+  assert 'FIXED_FRACTION' in misspelled.stderr

@@ -14,6 +14,7 @@ import pytest
 
 from cascades import losses, train
 from cascades.checkpoints import store
+from cascades.data.answer_sources import AnswerSources
 from cascades.data.corpus import Corpus, Data
 from cascades.models import decoder, lora
 from cascades.models.abstract import abstract_model
@@ -134,6 +135,17 @@ def test_cat_with_the_large_model_logs_the_shares_of_agreement(large, tmp_path):
   shares = [values[name] for name in ('both', 'only_small', 'only_large', 'neither')]
   assert sum(shares) == pytest.approx(1.0)
   assert 'frozen: ' in (tmp_path / 'run' / 'model-info.txt').read_text()
+
+
+def test_samples_of_the_small_model_are_judged_by_the_large_one(large, tmp_path):
+  settings = tiny.settings(
+    tmp_path, loss=losses.cat_dist, large_checkpoint_path=str(large[0] / 'run'), train_steps=2,
+    sources=AnswerSources(fixed_fraction=0),
+  )  # fmt: skip
+  (values,) = tiny.train(**settings)
+  assert (values['data/on_policy'], values['data/fixed'], values['data/sample_age']) == (1, 0, 0)
+  assert 0 < values['loss'] < 10
+  assert metrics_log.read(tmp_path / 'run')[2]['data/on_policy'] == 1
 
 
 def test_a_decoder_learns_from_packs_in_bfloat16_and_goes_on_from_its_checkpoint(tmp_path):

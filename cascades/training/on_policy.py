@@ -86,23 +86,15 @@ def check(data: Data, large: LargeModel, schedule: Schedule) -> None:
 
 
 def batches(
-  corpus: Corpus,
-  sources: AnswerSources,
-  stream: Iterator[Batch | Unanswered],
-  abstract: AbstractRun,
-  base: Params | None,
+  stream: Iterator[Batch | Unanswered], sample: Sample, *, every: int
 ) -> loop.Batches[TrainState]:
   """The `batches` of `loop.run`: a stream of rows, answered by the small model where they are not.
 
   Args:
-    corpus: The rows' task, vocabulary and lengths.
-    sources: Settings of the samples.
     stream: This process's rows of the first step and later ones, from `Corpus.training`.
-    abstract: The run, of which the small model samples.
-    base: Its own parameters, if only adapters are trained.
+    sample: Answers them, from `sampler`.
+    every: Steps whose samples are drawn together.
   """
-  every = sources.sample_every
-  sample = sampler(corpus, sources, abstract, base)
   pending: collections.deque[Batch] = collections.deque()
 
   def take(state: TrainState, step: int) -> Batch:
@@ -144,6 +136,12 @@ def sampler(
   """Compiled function from a state and the prompts of `sample_every` steps to their batches.
 
   No gradient reaches the parameters through it.
+
+  Args:
+    corpus: The rows' vocabulary and lengths.
+    sources: Settings of the samples.
+    abstract: The run, of which the small model samples.
+    base: Its own parameters, if only adapters are trained.
   """
   small = abstract.small
   vocab_size = train_step.common_vocabulary(small, abstract.large)
