@@ -90,6 +90,7 @@ class Server:
   def _handler(server) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
       protocol_version = 'HTTP/1.1'
+      disable_nagle_algorithm = True
 
       def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
