@@ -13,6 +13,7 @@ from tests import tiny
 from tests.train_test import final_state
 
 STEPS, SWITCH = 4, 2
+DATA = ('task', 'task_feature_lengths', 'batch_size', 'mesh', 'records_dir')
 
 
 @pytest.fixture(scope='module')
@@ -80,6 +81,28 @@ def test_the_ends_of_the_switch_are_the_plain_losses(teacher, straight, tmp_path
     lambda a, b: bool((a != b).any()), first, final_state(tmp_path / 'plain', STEPS)['params']
   )
   assert any(jax.tree.leaves(moved))
+
+
+def test_a_teacher_of_no_weight_changes_no_number_but_by_rounding(teacher, tmp_path):
+  """Oracle 1, across the switch."""
+  tiny.train(**settings(tmp_path / 'weightless', **aided(teacher, SWITCH, omega=0.0)))
+  tiny.train(**settings(tmp_path / 'plain'))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    final_state(tmp_path / 'weightless', STEPS)['params'],
+    final_state(tmp_path / 'plain', STEPS)['params'],
+  )
+
+
+def test_a_cache_of_all_choices_teaches_as_the_model_does(teacher, straight, tmp_path):
+  data = {key: value for key, value in tiny.settings(tmp_path).items() if key in DATA}
+  tiny.cache_teacher(
+    checkpoint_path=teacher, directory=str(tmp_path / 'cache'), top_k=24, dtype='float32', **data
+  )
+  cached = aided(None, SWITCH) | {'teacher_cache': str(tmp_path / 'cache')}
+  history = tiny.train(**settings(tmp_path, **cached))
+  for values, expected in zip(history, straight[1], strict=True):
+    assert values['loss'] == pytest.approx(expected['loss'], rel=1e-5)
 
 
 def test_the_log_says_which_model_teaches_which_and_lines_cross_the_switch(straight, teacher):
