@@ -245,7 +245,7 @@ class TopK(NamedTuple):
     count = max(vocab_size - self.ids.shape[-1], 1)  # if k = V, of no mass
     tail = jnp.log(count) + rho * (jnp.log(self.tail) - jnp.log(count))
     total = jnp.logaddexp(jax.nn.logsumexp(top, axis=-1), tail)
-    return TopK(self.ids, top - total[..., None], jnp.exp(tail - total))
+    return self._replace(top_logprobs=top - total[..., None], tail=jnp.exp(tail - total))
 
 
 def _among(ids: Int[Array, '*n K'], tokens: Int[Array, '*n'], k: int) -> Bool[Array, '*n']:

@@ -1,0 +1,102 @@
+"""The arithmetic of the benchmark of small model aided training, without its runs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import salt
+from benchmarks.salt import ARMS, BASELINE, Arm
+
+SIZES = {'model': 1000, 'teacher': 150, 'pool tokens': 2048}
+
+
+def test_an_arm_pays_for_its_teacher_and_for_the_scores_of_its_rows():
+  steps = np.array([1, 2, 10])
+  plain = 6 * 1000 * salt.TOKENS
+  np.testing.assert_allclose(salt.flops(Arm(), steps, SIZES), plain * steps)
+  aided = salt.flops(Arm(distill=2), steps, SIZES) / plain
+  np.testing.assert_allclose(aided, [1.05, 2.1, 10.1])
+  selected = salt.flops(Arm(selected=2), steps, SIZES)
+  np.testing.assert_allclose(selected, plain * steps + 2 * 150 * 2048)
+
+
+def test_thirds_of_the_tokens_are_by_the_teachers_loss():
+  teacher, model = np.array([3.0, 0.1, 2.0, 0.2, 9.0, 2.5]), np.arange(6.0)
+  assert salt.by_slice(model, teacher) == {'all': 2.5, 'easy': 2.0, 'medium': 3.5, 'hard': 2.0}
+
+
+def measured(monkeypatch):
+  monkeypatch.setattr(salt, 'SEEDS', (0, 1))
+  levels = {BASELINE: 2.4, 'RKD': 2.5, 'LONGER': 2.2}
+  arms = {
+    name: {
+      'last': [dict.fromkeys(('all', *salt.SLICES), level + seed) for seed in (0.0, 0.1)],
+      'steps': [100, 200],
+      'flops': [5.0, {BASELINE: 10.0, 'RKD': 11.0, 'LONGER': 12.0}[name]],
+      'curves': [[3.0, level], [3.0, level + 0.1]],
+      'seconds_per_step': [{BASELINE: 2.0, 'RKD': 2.2, 'LONGER': 2.0}[name]] * 2,
+    }
+    for name, level in levels.items()
+  }
+  return {'arms': arms}
+
+
+def test_equal_flops_are_those_of_a_run_without_a_teacher_of_its_own_length(monkeypatch):
+  runs = measured(monkeypatch)['arms']
+  assert salt.at_equal_flops(runs, 'RKD') == pytest.approx([0.2, 0.2])  # 2.5 - 2.3
+  assert salt.at_equal_flops(runs, BASELINE) == pytest.approx([0.0, 0.0])
+
+
+def test_rows_and_figure_name_every_arm(monkeypatch, tmp_path):
+  numbers = measured(monkeypatch)
+  rows = {row.what: row for row in salt.summarize(numbers)}
+  assert rows[f'RKD - {BASELINE}: all'].value == pytest.approx(0.1)
+  assert rows[f'RKD - {BASELINE}: at equal FLOPs'].note == '+0.2000 .. +0.2000 over seeds'
+  assert rows[f'RKD: FLOPs over {BASELINE}'].value == pytest.approx(1.1)
+  assert rows['seconds of a step with a teacher over one without'].value == pytest.approx(1.1)
+  salt.draw(numbers, tmp_path / 'salt.png')
+  assert (tmp_path / 'salt.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_arms_differ_in_the_numbers_of_their_steps_alone(monkeypatch, tmp_path):
+  commands = {}
+  for name, arm in ARMS.items():
+    monkeypatch.setattr(
+      salt, 'command', lambda *_, name=name, **settings: commands.update({name: settings})
+    )
+    salt.train(tmp_path, name, salt.MODEL, arm, seed=0)
+  assert commands['SALT']['DISTILL_STEPS'] == salt.DISTILL_STEPS
+  differ = {
+    name: {
+      key for key in {*own, *commands[BASELINE]} if own.get(key) != commands[BASELINE].get(key)
+    }
+    - {'MODEL_DIR', 'TEACHER_CHECKPOINT_PATH', 'SELECTED', 'SELECTED_ROWS'}
+    for name, own in commands.items()
+  }
+  assert differ == {
+    BASELINE: set(),
+    'RKD': {'DISTILL_STEPS'},
+    'SALT': {'DISTILL_STEPS'},
+    'SALT_DS': {'DISTILL_STEPS', 'SELECTED_STEPS'},
+    'SELECTION': {'SELECTED_STEPS'},
+    'LONGER': {'TRAIN_STEPS'},
+  }
+
+
+def test_documents_are_split_without_overlap(monkeypatch, tmp_path):
+  import gzip
+
+  documents = [f'document {number} ' * 5 for number in range(60)]
+  source = tmp_path / 'docs.jsonl.gz'
+  source.write_bytes(gzip.compress('\n'.join(json.dumps({'text': t}) for t in documents).encode()))
+  monkeypatch.setattr(salt, 'TRAIN_BYTES', 2000)
+  monkeypatch.setattr(salt, 'VALIDATION_BYTES', 500)
+  salt.write_data(source, tmp_path / 'data')
+  train, validation = (
+    set((tmp_path / 'data' / f'c4-{split}.00000-of-00001.json').read_text().splitlines())
+    for split in ('train', 'validation')
+  )
+  assert not train & validation
+  assert sum(map(len, validation)) >= 500 - len(validation)
+  assert len(train) > len(validation) > 0
