@@ -46,6 +46,7 @@ class Batch(NamedTuple):
   encoder_segments: Int[Array, 'B S'] | None = None
   encoder_positions: Int[Array, 'B S'] | None = None
   teachers: tuple[Any, ...] = ()  # `teachers.Teacher`s of arrays [B, T, ...], of cached answers
+  loss_weights: Float[Array, 'B T'] | None = None  # of tokens in the loss; None takes `weights`
 
 
 class Prompt(NamedTuple):

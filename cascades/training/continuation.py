@@ -86,6 +86,7 @@ def describe(
     'SEED': seed,
     'LOSS': plain(step.loss),
     'LOSS_NORMALIZING_FACTOR': plain(step.normalizer),
+    'TOKEN_WEIGHTS': plain(step.token_weights),
     'OPTIMIZER': plain(step.optimizer),
     'LEARNING_RATE': _learning_rates(step.learning_rate),
     'READOUT_GRADIENT_DTYPE': step.readout_gradient_dtype,

@@ -183,7 +183,7 @@ def _total(sums: Sequence[Sums]) -> Values:
 
 
 def means(sums: Sequence[Sums]) -> Values:
-  """Loss and accuracy per valid token, and the share of rows whose tokens are all right.
+  """Mean loss, accuracy per valid token, and the share of rows whose tokens are all right.
 
   With a large model also the shares of tokens that both, one, or neither predicts. With several
   sources of answers also the share of steps of each, and the mean age of samples in steps.
@@ -197,7 +197,7 @@ def means(sums: Sequence[Sums]) -> Values:
     sources['data/sample_age'] = total['sample_age'] / total['on_policy']
   rows = {'row_accuracy': total['rows_right'] / total['rows']} if total.get('rows') else {}
   return {
-    'loss': total['loss'] / total['tokens'],
+    'loss': total['loss'] / total.get('weight', total['tokens']),
     'accuracy': correct / total['tokens'],
     **rows,
     **shares,

@@ -87,6 +87,7 @@ class Step:
     optimizer: Maps the learning rate to an optax transformation.
     loss: Loss of the small model's logits, given the teachers and the target tokens.
     normalizer: Divisor of the batch's summed loss: a number, or a function of the step's totals.
+    token_weights: Maps a batch to its tokens' weights in the loss; None weighs all the same.
     microbatches: Number of equal slices of a batch whose gradients are accumulated in turn.
     block_length: Target positions whose logits exist at a time; None chooses by the memory limit.
     readout_gradient_dtype: Type in which the gradient of the readout is accumulated.
@@ -97,6 +98,7 @@ class Step:
   optimizer: optimizers.Optimizer = optimizers.adafactor
   loss: losses.CascadeLoss = losses.xent
   normalizer: train_step.Normalizer | float = train_step.valid_tokens
+  token_weights: train_step.TokenWeights | None = None
   microbatches: int = 1
   block_length: int | None = None
   readout_gradient_dtype: str = 'float32'
@@ -249,7 +251,7 @@ def abstract_run(
 
 def compiled_step(abstract: AbstractRun, step: Step) -> Any:
   """`train_step` under `jax.jit` on the active mesh; the state is donated."""
-  function = functools.partial(
+  function: Callable[..., Any] = functools.partial(
     train_step.train_step,
     **abstract.models,
     optimizer=step.transform,
@@ -260,8 +262,13 @@ def compiled_step(abstract: AbstractRun, step: Step) -> Any:
     gradient_dtype=step.readout_gradient_dtype,
     accept=step.accept,
   )
+
+  def weighted(state: TrainState, frozen: Frozen, batch: Batch) -> Any:
+    assert step.token_weights
+    return function(state, frozen, batch._replace(loss_weights=step.token_weights(batch)))
+
   return jax.jit(
-    function,
+    weighted if step.token_weights else function,
     donate_argnums=0,
     out_shardings=(shardings(abstract.state), None),
     compiler_options=_compiler_options(jax.sharding.get_mesh()),

@@ -75,8 +75,11 @@ class ModelDef(NamedTuple):
 
 
 def valid_tokens(totals: Totals) -> Float[Array, '']:
-  """The default normalizer: valid target tokens, masked or not. The same for all losses."""
-  return totals['tokens']
+  """The default normalizer: valid target tokens, masked or not. The same for all losses.
+
+  With other weights of tokens than 1 the sum of these, so that the loss is their mean.
+  """
+  return totals['weight']
 
 
 def examples(totals: Totals) -> Float[Array, '']:
@@ -98,6 +101,17 @@ def kept_tokens(totals: Totals) -> Float[Array, '']:
   return totals['both'] + totals['only_small'] + totals['only_large']
 
 
+def equal_answers(batch: Batch) -> Float[Array, 'B T']:
+  """Weights of tokens, `1 / |y|` in an answer of |y| tokens: every answer weighs the same.
+
+  With the normalizer `valid_tokens` the loss is the mean over answers of their tokens' means.
+  """
+  number_of, count = _rows_of_tokens(batch)
+  tokens = jnp.zeros(count).at[number_of].add(batch.weights)
+  return batch.weights / jnp.maximum(tokens[number_of], 1)
+
+
+TokenWeights: TypeAlias = Callable[[Batch], Float[Array, 'B T']]
 Normalizer: TypeAlias = Callable[[Totals], Float[Array, '']]
 
 
@@ -154,32 +168,34 @@ def loss_totals(
     gradient_dtype: the type in which the readout table's gradient is summed over blocks.
 
   Returns:
-    Sums over the batch: 'loss', 'tokens' (valid ones), 'examples' (rows with any), the counts of
-    `masks.count_agreement`, and those of `_count_rows`.
+    Sums over the batch: 'loss', 'weight' (of tokens in the loss), 'tokens' (valid ones), 'examples'
+    (rows with any), the counts of `masks.count_agreement`, and those of `_count_rows`.
   """
   hidden = small.hidden(batch, key)
   hidden_large = None if large is None else jax.lax.stop_gradient(large.hidden(batch))
+  in_loss = batch.weights if batch.loss_weights is None else batch.loss_weights
   row_of_token, num_rows = _rows_of_tokens(batch)
 
   def totals_of(table: Any, hidden: Array, large_table: Any, rows: Any) -> Totals:
-    hidden_large, teachers, targets, weights, numbers = rows
+    hidden_large, teachers, targets, weights, in_loss, numbers = rows
     logits = small.readout(hidden, table)[..., :vocab_size]
     if large is not None:
       teachers = (Logits(large.readout(hidden_large, large_table)[..., :vocab_size]), *teachers)
-    total, tokens = loss(logits, teachers, targets, weights, step=step)
+    total, weight = loss(logits, teachers, targets, in_loss, step=step)
     agreement = masks.count_agreement(logits, teachers, targets, weights)
     per_row = lambda tokens: jnp.zeros(num_rows).at[numbers].add(tokens & (weights > 0))
     wrong = {'wrong': per_row(~masks.small_correct(logits, teachers, targets))}
     if teachers:
       wrong['wrong_large'] = per_row(~masks.large_correct(logits, teachers, targets))
-    return {'loss': total, 'tokens': tokens} | jax.lax.stop_gradient(agreement | wrong)
+    counts = {'weight': weight, 'tokens': jnp.sum(weights)}
+    return {'loss': total} | jax.lax.stop_gradient(counts | agreement | wrong)
 
   totals = blockwise.sum_blocks(
     totals_of,
     small.table,
     hidden,
     None if large is None else large.table,
-    (hidden_large, batch.teachers, batch.targets, batch.weights, row_of_token),
+    (hidden_large, batch.teachers, batch.targets, batch.weights, in_loss, row_of_token),
     batch.weights != 0,
     trains_table=trains_table,
     length=block_length,

@@ -19,6 +19,8 @@ from cascades.training import blockwise
 B, T, V, D = 8, 6, 24, 16
 LOSSES = ('xent', 'cat_xent', 'cat_xent_l', 'cat_xent_s', 'dist', 'cat_dist', 'cat_dist_l',
           'cat_dist_s')  # fmt: skip
+DIVERGENCES = ('distillspec_fkl', 'distillspec_rkl', 'distillspec_jsd', 'distillspec_tvd',
+               'distillspec_skew_fkl', 'distillspec_skew_rkl', 'cat_gatekeeper')  # fmt: skip
 
 
 def draw(dtype='float32', width=T):
@@ -59,7 +61,7 @@ def both(of, table, hidden, frozen, rows):
   return jax.grad(objective, (0, 1), has_aux=True)(table, hidden)
 
 
-@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('name', [*LOSSES, 'distillspec_jsd'])
 def test_blocks_add_up_to_the_whole_and_so_do_their_gradients(name):
   of = functools.partial(totals_of, getattr(losses, name))
   arrays = draw()
@@ -143,12 +145,30 @@ def products(jaxpr, times=1):
   return count
 
 
-def test_nothing_is_read_out_twice():
-  of = functools.partial(totals_of, losses.cat_dist)
+@pytest.mark.parametrize('name', ['cat_dist', *DIVERGENCES])
+def test_nothing_is_read_out_twice(name):
+  of = functools.partial(totals_of, getattr(losses, name))
   in_blocks = functools.partial(both, blocked(of, length=1))
   actual = products(jax.make_jaxpr(in_blocks)(*draw()).jaxpr)
   # Six blocks: logits and two gradients of the small readout, logits of the large one.
   assert actual == {D: 6 * 3, 2 * D: 6}
+
+
+def largest_logits(name, length):
+  """The most elements of a buffer with an axis of the vocabulary, in the compiled gradient."""
+  of = functools.partial(totals_of, getattr(losses, name))
+  gradient = jax.jit(functools.partial(both, blocked(of, length=length)))
+  shapes = re.findall(r'\w+\[([\d,]+)\]', gradient.lower(*draw()).compile().as_text())
+  dims = [tuple(map(int, shape.split(','))) for shape in {*shapes}]
+  return max(np.prod(shape) for shape in dims if V in shape)
+
+
+@pytest.mark.parametrize('name', DIVERGENCES)
+def test_no_buffer_has_more_logits_than_a_block(name):
+  table = 2 * D * V  # more than a block's logits, and less than those of all tokens
+  assert largest_logits(name, 1) <= table < B * T * V
+  if name == 'distillspec_jsd':  # in one block it would show
+    assert largest_logits(name, T) >= B * T * V
 
 
 def test_a_table_that_is_not_trained_gets_no_gradient_and_none_is_computed():

@@ -1,11 +1,14 @@
 """Abstract runs, and the step as a loop calls it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from cascades import losses
 from cascades.performance import hlo, hlo_costs, topologies
 from cascades.runtime import partitioning
 from cascades.training import optimizers, setup, train_step, validation
@@ -60,6 +63,24 @@ def test_a_step_compiles_for_the_first_batch_and_never_again(run):
   assert np.isfinite(totals['loss'])
   with pytest.raises(TypeError, match='compiled'):
     called(state, jax.tree.map(lambda x: x[:1], batch))
+
+
+def test_the_weights_of_tokens_reach_the_loss():
+  weighed = []
+
+  def loss(small, teachers, targets, weights, *, step=None):
+    weighed.append(weights)
+    return losses.xent(small, teachers, targets, weights, step=step)
+
+  def token_weights(batch):
+    return train_step.equal_answers(batch).astype('bfloat16')  # to be told from the others
+
+  step = dataclasses.replace(STEP, loss=loss, token_weights=token_weights)
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+    abstract = abstract_run(setup.LargeModel())
+    batch = jax.eval_shape(lambda: testing.batch(testing.TINY_T5))
+    setup.compiled_step(abstract, step).trace(abstract.state, abstract.frozen, batch)
+  assert {str(weights.dtype) for weights in weighed} == {'bfloat16'}
 
 
 def test_states_that_are_given_away_are_gone(run):

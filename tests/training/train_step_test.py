@@ -330,6 +330,36 @@ def test_no_array_of_all_logits_is_formed():
     assert f'f32[{B * padded},{V}]' not in text
 
 
+def test_equal_answers_are_means_of_means_and_counts_stay():
+  mesh = ONE()
+  batch = next(batches(1))
+  with partitioning.use(mesh):
+    small, params = build(SMALL, mesh, 0)
+    weighted = batch._replace(loss_weights=train_step.equal_answers(batch))
+    totals = jax.jit(
+      functools.partial(
+        train_step.eval_step, small=small, large=None, loss=losses.xent, block_length=3
+      )
+    )(params, train_step.Frozen(), weighted)
+    logits = _logits(small.graph, params, batch)
+  each = losses.cross_entropy(logits, (), batch.targets) * batch.weights
+  of_answers = each.sum(1) / batch.weights.sum(1)
+  np.testing.assert_allclose(totals['weight'], B, rtol=1e-6)
+  np.testing.assert_allclose(totals['loss'] / train_step.valid_tokens(totals), of_answers.mean(),
+                             rtol=1e-5)  # fmt: skip
+  assert totals['tokens'] == batch.weights.sum() != B
+
+
+def test_answers_of_a_pack_weigh_the_same():
+  segments = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 3, 3, 3, 3]])
+  weights = np.array([[0, 1, 1, 0, 1, 0], [1, 1, 0, 1, 1, 1]], np.float32)
+  batch = Batch(segments, segments, weights, segments=segments)
+  third = 1 / 3
+  np.testing.assert_allclose(
+    train_step.equal_answers(batch), [[0, 0.5, 0.5, 0, 1, 0], [1, 1, 0, third, third, third]]
+  )
+
+
 def test_eval_step_is_the_loss_without_dropout():
   mesh = ONE()
   with partitioning.use(mesh):
