@@ -12,7 +12,7 @@ from benchmarks.bars import Measured
 from cascades.tasks.task import Mixture, Row, both
 from cascades.tokenizers import train_sentencepiece, vocabularies
 
-# All but those that others import: the bars, steps to compile, a task, deciders' tables, vectors.
+# All but those that others import: the bars, steps to compile, a task, tables, methods, vectors.
 BENCHMARKS = sorted(
   path.stem
   for path in bars.RESULTS.parent.glob('[a-z]*.py')
@@ -26,6 +26,8 @@ BENCHMARKS = sorted(
     'outcome_tables',
     'prompt_vectors',
     'speculation_claims',
+    'routing_matrices',
+    'routing_methods',
   )
 )
 

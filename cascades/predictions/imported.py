@@ -132,9 +132,12 @@ def lines(path: str) -> Iterator[Line]:
 def _table(path: str, text: str, delimiter: str) -> Iterator[Line]:
   reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
   try:
+    names = reader.fieldnames or ()
+    if twice := [name for name in names if names.count(name) > 1]:
+      raise ValueError(f'the header names the column {twice[0]!r} twice')
     for record in reader:
       if None in record or None in record.values():
-        raise ValueError(f'another number of columns than {len(reader.fieldnames or ())}')
+        raise ValueError(f'another number of columns than {len(names)}')
       yield reader.line_num, {name: value or None for name, value in record.items()}
   except (ValueError, csv.Error) as error:
     raise ValueError(f'{path}, line {reader.line_num}: {error}') from error
