@@ -153,20 +153,21 @@ def closed(handler: BaseHTTPRequestHandler) -> None:
   handler.connection.close()
 
 
-def silent(seconds: float = 1.0) -> Fault:
-  """Fault: bytes that come too slowly."""
+def slow(seconds: float) -> Fault:
+  """Fault: a whole response that comes byte by byte, so that no single wait is long."""
 
   def drip(handler: BaseHTTPRequestHandler) -> None:
+    data = json.dumps({'choices': [{'message': {'content': 'late'}}]}).encode()
+    spaces = math.ceil(seconds / 0.05)
     handler.send_response(200)
-    handler.send_header('Content-Length', '1000')
+    handler.send_header('Content-Length', str(spaces + len(data)))
     handler.end_headers()
     event = threading.Event()
     with contextlib.suppress(OSError):
-      for _ in range(math.ceil(seconds / 0.05)):
+      for _ in range(spaces):
         handler.wfile.write(b' ')
-        handler.wfile.flush()
         event.wait(0.05)
-    closed(handler)
+      handler.wfile.write(data)
 
   return drip
 

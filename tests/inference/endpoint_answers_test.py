@@ -137,8 +137,8 @@ def test_a_server_without_logprobs_gives_a_table_without(server, tmp_path, capsy
 @pytest.mark.parametrize('resumed', [False, True])
 def test_measured_and_unmeasured_answers_are_not_mixed(server, tmp_path, resumed):
   if resumed:  # the first shard has log-probabilities, and the server then gives none
-    with pytest.raises(OSError, match=r'MAX_REQUESTS=15'):
-      infer(server, tmp_path, limits=limits(requests=15, concurrency=1))
+    with pytest.raises(OSError, match=r'MAX_REQUESTS=8'):
+      infer(server, tmp_path, limits=limits(requests=8, concurrency=1))
     server.change = without_logprobs
   else:
     server.change = lambda response, _: (
