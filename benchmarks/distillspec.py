@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import io
 import pathlib
 import time
@@ -23,9 +24,12 @@ import numpy as np
 import optax
 
 from benchmarks import bars, distillspec_models
-from benchmarks.distillspec_models import Columns, Pair
-from cascades import losses, train
+from benchmarks.distillspec_models import Columns
+from cascades import cache_teacher, infer, losses, masks, train
+from cascades.data.answer_sources import AnswerSources
 from cascades.data.corpus import Data
+from cascades.inference.answers import DecodingOptions
+from cascades.inference.trained_model import Checkpoint
 from cascades.runtime import files, partitioning
 from cascades.tasks import catalog
 from cascades.tasks.task import Row, Task
@@ -34,14 +38,15 @@ from cascades.training import optimizers, setup
 STEPS, BATCH, LEARNING_RATE = 300, 64, 2e-3
 ROWS = STEPS * BATCH  # of the training split, each of which is read once
 LENGTHS = {'inputs': 16, 'targets': 16}
-SOURCES = ('fixed',)
+VOCABULARY = 104  # entries of all models
+SOURCES = ('fixed', 'on_policy', 'target_generated')
 DIVERGENCES = {
   'fkl': losses.distillspec_fkl,
-  'rkl': losses.distillspec_rkl,
   'jsd': losses.distillspec_jsd,
   'tvd': losses.distillspec_tvd,
+  'rkl': losses.distillspec_rkl,
 }
-CONTROL = 'xent, fixed'
+CONTROL, START = 'xent, fixed', 'start'
 
 
 class Arm(NamedTuple):
@@ -50,16 +55,29 @@ class Arm(NamedTuple):
   name: str
   loss: losses.CascadeLoss
   source: str = 'fixed'
+  reference: str | None = None  # arm whose model AdaSPEC compares with
 
 
 def first_arms() -> Iterator[Arm]:
   """Arms that depend on no other's result."""
   yield Arm(CONTROL, losses.xent)
-  for source in SOURCES:
-    for name, loss in DIVERGENCES.items():
-      yield Arm(f'{name}, {source}', loss, source)
   yield Arm('gatekeeper, fixed', losses.gatekeeper)
   yield Arm('cat_gatekeeper, fixed', losses.cat_gatekeeper)
+  for name, loss in DIVERGENCES.items():
+    for source in SOURCES:
+      yield Arm(f'{name}, {source}', loss, source)
+  yield Arm('xent, target_generated', losses.xent, 'target_generated')
+
+
+def crossed_arms(best: str) -> Iterator[Arm]:
+  """Masks on the divergence of highest acceptance on the task's own answers."""
+  loss, own = DIVERGENCES[best], f'{best}, fixed'
+  yield Arm(f'{best} cat, fixed', functools.partial(loss, token_mask=masks.either_correct))
+  for name, sign in (('adaspec', 1), ('adaspec smallest', -1)):
+    adaspec = functools.partial(
+      losses.adaspec, token_loss=loss.keywords['token_loss'], share=0.4, sign=sign
+    )
+    yield Arm(f'{best} {name}, fixed', adaspec, reference=own)
 
 
 def training_task() -> Task:
@@ -102,11 +120,12 @@ class Seed:
   def train(self, arm: Arm) -> pathlib.Path:
     """Train the model of an arm, from the checkpoint of `xent`."""
     directory = self.path(arm.name)
+    data = Data(task=training_task(), lengths=LENGTHS, batch_size=BATCH, sources=self.sources(arm))
     train.train(
       str(directory),
       small=setup.SmallModel(initial_checkpoint_path=str(self.folder / 'xent')),
-      large=setup.LargeModel(checkpoint_path=str(self.folder / 'large')),
-      data=Data(task=training_task(), lengths=LENGTHS, batch_size=BATCH),
+      large=self.teacher(arm, data),
+      data=data,
       step=setup.Step(
         learning_rate=optax.constant_schedule(LEARNING_RATE),
         optimizer=optimizers.adamw,
@@ -117,23 +136,53 @@ class Seed:
     )
     return directory
 
+  def sources(self, arm: Arm) -> AnswerSources:
+    """Sources of an arm; the large model answers the training words when they are first read."""
+    if arm.source == 'fixed':
+      return AnswerSources()
+    if arm.source == 'on_policy':
+      return AnswerSources(fixed_fraction=0)
+    answers = self.path('large_answers')
+    infer.infer(
+      Checkpoint(str(self.folder / 'large')),
+      infer.Output(str(answers)),
+      data=Data(task=training_task(), lengths=LENGTHS, batch_size=512),
+      splits=('train',),
+      decoding_options=DecodingOptions(temperature=1.0),
+    )
+    return AnswerSources(fixed_fraction=0, on_policy_fraction=0, large_answers=str(answers))
 
-def measure(seeds: Sequence[Seed], arms: Sequence[Arm]) -> None:
-  """Train and measure what is missing."""
-  for seed in seeds:
-    missing = [arm for arm in arms if seed.columns(arm.name) is None]
-    start = seed.columns('start') is None
-    if not missing and not start:
-      continue
-    pair: Pair | None = None
-    for arm in [None, *missing] if start else missing:
+  def teacher(self, arm: Arm, data: Data) -> setup.LargeModel:
+    """The large model, or all of its outputs with the divergence of a reference beside them."""
+    large = str(self.folder / 'large')
+    if arm.reference is None:
+      return setup.LargeModel(checkpoint_path=large)
+    cache, reference = self.path('outputs'), str(self.path(arm.reference))
+    cache_teacher.cache_teacher(
+      Checkpoint(large, precision=None, weights='float32'),
+      str(cache),
+      data=data,
+      answers=cache_teacher.Answers(top_k=VOCABULARY, dtype='float32', reference=reference),
+      splits=('train',),
+    )
+    return setup.LargeModel(teacher_cache=str(cache))
+
+
+def measure(seeds: Sequence[Seed], arms: Sequence[Arm | None]) -> None:
+  """Train and measure what is missing, arm by arm; None stands for the start."""
+  mesh = partitioning.make_mesh(devices=jax.devices()[:1])
+  open_pair = functools.cache(distillspec_models.open_pair)
+  for arm in arms:
+    name = arm.name if arm else START
+    for seed in seeds:
+      if seed.columns(name) is not None:
+        continue
       began = time.monotonic()
       directory = seed.train(arm) if arm else seed.folder / 'xent'
       trained = time.monotonic()
-      with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-        pair = pair or distillspec_models.open_pair(seed.folder / 'large')
+      with partitioning.use(mesh):
+        pair = open_pair(seed.folder / 'large')
         columns = pair.columns(distillspec_models.load(directory))
-      name = arm.name if arm else 'start'
       seed.keep(name, columns | {'commit': np.array(bars.machine()['commit'])})
       took = trained - began, time.monotonic() - trained
       print(f'{seed.folder.name}: {name}, {took[0]:.0f} + {took[1]:.0f} s', flush=True)
@@ -148,7 +197,7 @@ def main() -> None:
   parser.add_argument('--output', default=bars.RESULTS / 'distillspec.json')
   options = parser.parse_args()
   seeds = [Seed(folder, number, options.work) for number, folder in enumerate(options.folders)]
-  arms = list(first_arms())
+  arms = [None, *first_arms()]
   measure(seeds, arms)
 
 
