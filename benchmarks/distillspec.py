@@ -23,11 +23,12 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks import bars, distillspec_models
+from benchmarks import bars, distillspec_models, distillspec_table
 from benchmarks.distillspec_models import Columns
 from cascades import cache_teacher, infer, losses, masks, train
 from cascades.data.answer_sources import AnswerSources
 from cascades.data.corpus import Data
+from cascades.inference import latency
 from cascades.inference.answers import DecodingOptions
 from cascades.inference.trained_model import Checkpoint
 from cascades.runtime import files, partitioning
@@ -188,6 +189,47 @@ def measure(seeds: Sequence[Seed], arms: Sequence[Arm | None]) -> None:
       print(f'{seed.folder.name}: {name}, {took[0]:.0f} + {took[1]:.0f} s', flush=True)
 
 
+def best_divergence(seeds: Sequence[Seed]) -> str:
+  """Divergence whose arm on the task's own answers has the highest expected acceptance."""
+
+  def acceptance(name: str) -> float:
+    stored = [seed.columns(f'{name}, fixed') for seed in seeds]
+    return float(np.mean([own['alpha 1'].mean() for own in stored if own]))
+
+  return max(DIVERGENCES, key=acceptance)
+
+
+def step_ratio(folder: pathlib.Path) -> float:
+  """Seconds of a step of the small model over one token for each of the large one's, one prompt."""
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+    models = [distillspec_models.load(folder / name) for name in ('xent', 'large')]
+    prompt = distillspec_models.read_words(models[0], 1).prompts[0]
+    one = jax.tree.map(lambda x: x[:1], prompt)
+    seconds = [
+      latency.step_seconds(model, one, (1,), max_tokens=LENGTHS['targets'])[1][1]
+      for model in models
+    ]
+  return seconds[0] / seconds[1]
+
+
+def report(seeds: Sequence[Seed], names: Sequence[str], output: pathlib.Path) -> None:
+  """Report the arms that all seeds have."""
+  stored = {name: [seed.columns(name) for seed in seeds] for name in names}
+  complete = {
+    name: [own for own in columns if own] for name, columns in stored.items() if all(columns)
+  }
+  summary = distillspec_table.summarize(complete, CONTROL)
+  measured = distillspec_table.rows(summary, CONTROL, step_ratio(seeds[0].folder))
+  settings = {
+    'seeds': len(seeds), 'steps': STEPS, 'batch': BATCH, 'learning rate': LEARNING_RATE,
+    'words': distillspec_models.WORDS, 'words of lossless decoding': distillspec_models.DRAFTED,
+    'missing arms': [name for name in names if name not in complete],
+  }  # fmt: skip
+  commits = {str(own['commit']) for columns in complete.values() for own in columns}
+  details = {'commits of the arms': sorted(commits), 'arms': summary}
+  bars.report('Distilled drafters', list(measured), output, settings, details)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -195,10 +237,16 @@ def main() -> None:
   parser.add_argument('folders', nargs='+', type=pathlib.Path)
   parser.add_argument('--work', type=pathlib.Path, default=pathlib.Path('runs/distillspec'))
   parser.add_argument('--output', default=bars.RESULTS / 'distillspec.json')
+  parser.add_argument('--report_only', action='store_true', help='measure nothing')
   options = parser.parse_args()
   seeds = [Seed(folder, number, options.work) for number, folder in enumerate(options.folders)]
   arms = [None, *first_arms()]
-  measure(seeds, arms)
+  if not options.report_only:
+    measure(seeds, arms)
+  crossed = list(crossed_arms(best_divergence(seeds)))
+  if not options.report_only:
+    measure(seeds, crossed)
+  report(seeds, [arm.name if arm else START for arm in (*arms, *crossed)], options.output)
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ BENCHMARKS = sorted(
     'mixture',
     'deciding_rules',
     'distillspec_models',
+    'distillspec_table',
     'outcome_tables',
     'prompt_vectors',
     'speculation_claims',
