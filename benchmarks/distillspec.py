@@ -40,7 +40,7 @@ STEPS, BATCH, LEARNING_RATE = 300, 64, 2e-3
 ROWS = STEPS * BATCH  # of the training split, each of which is read once
 LENGTHS = {'inputs': 16, 'targets': 16}
 VOCABULARY = 104  # entries of all models
-SOURCES = ('fixed', 'on_policy', 'target_generated')
+SOURCES = ('on_policy', 'target_generated')
 DIVERGENCES = {
   'fkl': losses.distillspec_fkl,
   'jsd': losses.distillspec_jsd,
@@ -59,15 +59,13 @@ class Arm(NamedTuple):
   reference: str | None = None  # arm whose model AdaSPEC compares with
 
 
-def first_arms() -> Iterator[Arm]:
-  """Arms that depend on no other's result."""
+def fixed_arms() -> Iterator[Arm]:
+  """Arms on the task's own answers that depend on no other."""
   yield Arm(CONTROL, losses.xent)
+  for name, loss in DIVERGENCES.items():
+    yield Arm(f'{name}, fixed', loss)
   yield Arm('gatekeeper, fixed', losses.gatekeeper)
   yield Arm('cat_gatekeeper, fixed', losses.cat_gatekeeper)
-  for name, loss in DIVERGENCES.items():
-    for source in SOURCES:
-      yield Arm(f'{name}, {source}', loss, source)
-  yield Arm('xent, target_generated', losses.xent, 'target_generated')
 
 
 def crossed_arms(best: str) -> Iterator[Arm]:
@@ -79,6 +77,14 @@ def crossed_arms(best: str) -> Iterator[Arm]:
       losses.adaspec, token_loss=loss.keywords['token_loss'], share=0.4, sign=sign
     )
     yield Arm(f'{best} {name}, fixed', adaspec, reference=own)
+
+
+def source_arms() -> Iterator[Arm]:
+  """Arms on answers of either model."""
+  for name, loss in DIVERGENCES.items():
+    for source in SOURCES:
+      yield Arm(f'{name}, {source}', loss, source)
+  yield Arm('xent, target_generated', losses.xent, 'target_generated')
 
 
 def training_task() -> Task:
@@ -240,13 +246,13 @@ def main() -> None:
   parser.add_argument('--report_only', action='store_true', help='measure nothing')
   options = parser.parse_args()
   seeds = [Seed(folder, number, options.work) for number, folder in enumerate(options.folders)]
-  arms = [None, *first_arms()]
+  own = [None, *fixed_arms()]
   if not options.report_only:
-    measure(seeds, arms)
-  crossed = list(crossed_arms(best_divergence(seeds)))
+    measure(seeds, own)
+  others = [*crossed_arms(best_divergence(seeds)), *source_arms()]
   if not options.report_only:
-    measure(seeds, crossed)
-  report(seeds, [arm.name if arm else START for arm in (*arms, *crossed)], options.output)
+    measure(seeds, others)
+  report(seeds, [arm.name if arm else START for arm in (*own, *others)], options.output)
 
 
 if __name__ == '__main__':
