@@ -225,7 +225,10 @@ def report(seeds: Sequence[Seed], names: Sequence[str], output: pathlib.Path) ->
     name: [own for own in columns if own] for name, columns in stored.items() if all(columns)
   }
   summary = distillspec_table.summarize(complete, CONTROL)
-  measured = distillspec_table.rows(summary, CONTROL, step_ratio(seeds[0].folder))
+  measured = [
+    *distillspec_table.rows(summary, CONTROL, step_ratio(seeds[0].folder)),
+    *distillspec_table.gains(distillspec_table.summarize(complete, START), START),
+  ]
   settings = {
     'seeds': len(seeds), 'steps': STEPS, 'batch': BATCH, 'learning rate': LEARNING_RATE,
     'words': distillspec_models.WORDS, 'words of lossless decoding': distillspec_models.DRAFTED,
@@ -233,7 +236,7 @@ def report(seeds: Sequence[Seed], names: Sequence[str], output: pathlib.Path) ->
   }  # fmt: skip
   commits = {str(own['commit']) for columns in complete.values() for own in columns}
   details = {'commits of the arms': sorted(commits), 'arms': summary}
-  bars.report('Distilled drafters', list(measured), output, settings, details)
+  bars.report('Distilled drafters', measured, output, settings, details)
 
 
 def main() -> None:

@@ -139,5 +139,20 @@ def rows(summary: Mapping[str, Mapping[str, Any]], control: str, c: float) -> It
     yield Measured(f'rank correlation of {drafting} with {quantity}', rho, '', note=note)
 
 
+def gains(summary: Mapping[str, Mapping[str, Any]], start: str) -> Iterator[Measured]:
+  """Rows of the gains in expected acceptance over the start, of which the sign is the verdict."""
+  for name, entries in summary.items():
+    for temperature in TEMPERATURES if name != start else ():
+      entry = entries[f'expected acceptance, T={temperature}']
+      difference, words = entry['difference'], entry['over words']
+      note = (
+        f'over seeds {difference["low"]:+.4f} to {difference["high"]:+.4f}, over words '
+        f'{words["low"]:+.4f} to {words["high"]:+.4f}'
+      )
+      note += {1: ', better', -1: ', worse', 0: ''}[verdict(entry)]
+      what = f'{name}: gain over the start in expected acceptance, T={temperature}'
+      yield Measured(what, difference['mean'], '', note=note)
+
+
 def _mean(seeds: Sequence[Numbers]) -> dict[str, float]:
   return {quantity: float(np.mean([own[quantity] for own in seeds])) for quantity in seeds[0]}
