@@ -33,7 +33,6 @@ from benchmarks.bars import Measured
 from benchmarks.cat_seeds import over_seeds
 from cascades import costs
 
-SEEDS = (0, 1, 2)
 STEPS, DISTILL_STEPS, LONGER = 400, 120, 450
 BATCH, LENGTH = 8, 128
 TOKENS = BATCH * LENGTH
@@ -146,8 +145,8 @@ def losses(run: pathlib.Path, root: pathlib.Path) -> np.ndarray:
 
 def by_slice(scored: np.ndarray, teacher: np.ndarray) -> dict[str, float]:
   """Mean loss of all tokens, and of thirds of them by the teacher's loss."""
-  parts = np.array_split(np.argsort(teacher, kind='stable'), len(SLICES))
-  means = {name: float(scored[part].mean()) for name, part in zip(SLICES, parts, strict=True)}
+  thirds = np.array_split(np.argsort(teacher, kind='stable'), len(SLICES))
+  means = {name: float(scored[third].mean()) for name, third in zip(SLICES, thirds, strict=True)}
   return {'all': float(scored.mean()), **means}
 
 
@@ -177,12 +176,12 @@ def curves(run: pathlib.Path) -> dict[str, list[float]]:
   }
 
 
-def measure(root: pathlib.Path) -> dict[str, Any]:
+def measure(root: pathlib.Path, seeds: Sequence[int]) -> dict[str, Any]:
   """Numbers of all runs, by arm and seed."""
   teacher = losses(root / 'teacher', root)
   manifest = json.loads((root / 'scores' / 'c4_causal_lm' / 'train' / 'manifest.json').read_text())
   sizes = {
-    'model': parameters(root / f'{BASELINE}-{SEEDS[0]}'),
+    'model': parameters(root / f'{BASELINE}-{seeds[0]}'),
     'teacher': parameters(root / 'teacher'),
     'pool tokens': manifest['rows'] * LENGTH,
     'pool rows': manifest['rows'],
@@ -190,7 +189,7 @@ def measure(root: pathlib.Path) -> dict[str, Any]:
   }
   runs: dict[str, Any] = {}
   for name, arm in ARMS.items():
-    directories = [root / f'{name}-{seed}' for seed in SEEDS]
+    directories = [root / f'{name}-{seed}' for seed in seeds]
     curve = [curves(run) for run in directories]
     steps = np.array(curve[0]['steps'])
     runs[name] = {
@@ -211,7 +210,7 @@ def at_equal_flops(runs: Mapping[str, Any], name: str) -> list[float]:
   """
   ends = [runs[arm]['flops'][-1] for arm in (BASELINE, 'LONGER')]
   differences = []
-  for seed in range(len(SEEDS)):
+  for seed in range(len(runs[name]['last'])):
     reached = [runs[arm]['last'][seed]['all'] for arm in (BASELINE, 'LONGER')]
     alone = np.interp(runs[name]['flops'][-1], ends, reached)
     differences.append(float(runs[name]['last'][seed]['all'] - alone))
@@ -232,10 +231,10 @@ def summarize(measured: Mapping[str, Any]) -> list[Measured]:
     if name == BASELINE:
       continue
     plain = runs[BASELINE]
-    for part in ('all', *SLICES):
+    for tokens in ('all', *SLICES):
       add(
-        f'{name} - {BASELINE}: {part}',
-        [a[part] - b[part] for a, b in zip(run['last'], plain['last'], strict=True)],
+        f'{name} - {BASELINE}: {tokens}',
+        [a[tokens] - b[tokens] for a, b in zip(run['last'], plain['last'], strict=True)],
       )
     if name != 'LONGER':
       add(f'{name} - {BASELINE}: at equal FLOPs', at_equal_flops(runs, name))
@@ -284,6 +283,7 @@ def main() -> None:
   parser.add_argument(
     '--data', type=pathlib.Path, default='../shared/data/pretrain_en/docs.jsonl.gz'
   )
+  parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--directory', type=pathlib.Path, default='runs/salt')
   parser.add_argument('--figure', type=pathlib.Path, default='docs/salt.png')
   parser.add_argument('--output', default=bars.RESULTS / 'salt.json')
@@ -294,13 +294,14 @@ def main() -> None:
     write_data(options.data, root / 'data')
   train(root, 'teacher', TEACHER, Arm(steps=TEACHER_STEPS), seed=100)
   select(root)
-  for seed in SEEDS:
+  seeds = range(options.seeds)
+  for seed in seeds:
     for name, arm in ARMS.items():
       train(root, f'{name}-{seed}', MODEL, arm, seed)
-  measured = measure(root)
+  measured = measure(root, seeds)
   draw(measured, options.figure)
   settings = {'steps': STEPS, 'distill_steps': DISTILL_STEPS, 'teacher_steps': TEACHER_STEPS}
-  settings |= {'seeds': list(SEEDS), 'batch': BATCH, 'length': LENGTH}
+  settings |= {'seeds': list(seeds), 'batch': BATCH, 'length': LENGTH}
   bars.report('small model aided training', summarize(measured), options.output, settings, measured)
 
 

@@ -26,8 +26,7 @@ def test_thirds_of_the_tokens_are_by_the_teachers_loss():
   assert salt.by_slice(model, teacher) == {'all': 2.5, 'easy': 2.0, 'medium': 3.5, 'hard': 2.0}
 
 
-def measured(monkeypatch):
-  monkeypatch.setattr(salt, 'SEEDS', (0, 1))
+def measured():
   levels = {BASELINE: 2.4, 'RKD': 2.5, 'LONGER': 2.2}
   arms = {
     name: {
@@ -42,14 +41,14 @@ def measured(monkeypatch):
   return {'arms': arms}
 
 
-def test_equal_flops_are_those_of_a_run_without_a_teacher_of_its_own_length(monkeypatch):
-  runs = measured(monkeypatch)['arms']
+def test_equal_flops_are_those_of_a_run_without_a_teacher_of_its_own_length():
+  runs = measured()['arms']
   assert salt.at_equal_flops(runs, 'RKD') == pytest.approx([0.2, 0.2])  # 2.5 - 2.3
   assert salt.at_equal_flops(runs, BASELINE) == pytest.approx([0.0, 0.0])
 
 
-def test_rows_and_figure_name_every_arm(monkeypatch, tmp_path):
-  numbers = measured(monkeypatch)
+def test_rows_and_figure_name_every_arm(tmp_path):
+  numbers = measured()
   rows = {row.what: row for row in salt.summarize(numbers)}
   assert rows[f'RKD - {BASELINE}: all'].value == pytest.approx(0.1)
   assert rows[f'RKD - {BASELINE}: at equal FLOPs'].note == '+0.2000 .. +0.2000 over seeds'

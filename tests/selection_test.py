@@ -56,16 +56,16 @@ def test_both_readings_are_the_medians_of_sorted_losses(seed, k):
   logits, targets, valid = example(seed=seed)
   of_a, of_b = [], []
   for row, ids, counted in zip(logits, targets, valid, strict=True):
-    losses, kept = [], []
+    losses, left = [], []
     for at, target in enumerate(ids):
       if not counted[at]:
         continue
       loss = np.logaddexp.reduce(row[at].astype(float)) - row[at, target]
       rank = sum(value > row[at, target] for value in row[at])
       losses.append(loss if rank < k else 0.0)
-      kept += [loss] if rank < k else []
+      left += [loss] if rank < k else []
     of_a.append(statistics.median(losses))
-    of_b.append(statistics.median(kept) if kept else -np.inf)
+    of_b.append(statistics.median(left) if left else -np.inf)
   np.testing.assert_allclose(score(logits, targets, valid, k=k), of_a, rtol=1e-4, atol=1e-5)
   actual = score(logits, targets, valid, k=k, of=selection.filtered_median)
   np.testing.assert_allclose(actual, of_b, rtol=1e-4, atol=1e-5)
