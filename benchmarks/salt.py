@@ -253,27 +253,23 @@ def summarize(measured: Mapping[str, Any]) -> list[Measured]:
 
 
 def draw(measured: Mapping[str, Any], path: pathlib.Path) -> None:
-  """Validation loss against steps, FLOPs and seconds: means over seeds."""
+  """Validation loss against steps and FLOPs: means over seeds."""
   from cascades.reporting import figures
   from cascades.reporting.palette import PALETTE
 
   runs = measured['arms']
-  kappa = np.median(runs['RKD']['seconds_per_step']) / np.median(runs[BASELINE]['seconds_per_step'])
-  plain = float(np.median(runs[BASELINE]['seconds_per_step']))
   with mpl.rc_context(figures.STYLE):
-    figure = Figure(figsize=(9.6, 3.6))
-    panels = figure.subplots(1, 3, sharey=True)
+    figure = Figure(figsize=(7.4, 3.6))
+    panels = figure.subplots(1, 2, sharey=True)
     for color, (name, run) in zip(PALETTE, runs.items(), strict=False):
-      steps, arm = np.array(run['steps']), ARMS[name]
-      seconds = plain * costs.aided_training(steps, distill_steps=arm.distill, kappa=kappa)
       mean = np.mean(run['curves'], axis=0)
-      for axes, x in zip(panels, (steps, np.array(run['flops']), seconds), strict=True):
+      for axes, x in zip(panels, (run['steps'], run['flops']), strict=True):
         axes.plot(x, mean, color=color, label=name)
-    for axes, label in zip(panels, ('steps', 'FLOPs', 'seconds of steps'), strict=True):
+    for axes, label in zip(panels, ('steps', 'FLOPs'), strict=True):
       axes.set_xlabel(label)
       axes.set_ylim(top=3.0)
     panels[0].set_ylabel('validation loss, nats per byte')
-    panels[2].legend()
+    panels[1].legend()
     FigureCanvasAgg(figure)
     path.write_bytes(figures.encode(figure, 'png'))
 
