@@ -1,12 +1,12 @@
 """Speed and memory of speculative decoding, side by side with the large model alone.
 
     python -m benchmarks.speculative --pair runs/demo/xent runs/demo/large
-      --pair runs/pruned runs/smollm2
+      --pair runs/drafter runs/smollm2 --prompts=questions.jsonl
 
 Each `--pair` is the run directory of a small and of a large model. Prompts of encoder-decoders are
-words of the demo's task, those of decoder-only models pieces of the pages in docs/. Answers are
-greedy and of full length; every program is compiled and run once before, turns alternate, and
-medians of ratios are reported.
+words of the demo's task, those of decoder-only models the `inputs` of `--prompts`, JSON lines.
+Answers are greedy and of full length; every program is compiled and run once before, turns
+alternate, and medians of ratios are reported.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from benchmarks.bars import Measured
 from cascades import decoding, speculative
 from cascades.data.corpus import Data
 from cascades.inference import speculation, trained_model
+from cascades.inference.speculator import Speculator, StepCosts
 from cascades.inference.trained_model import TrainedModel
 from cascades.models import decoder
 from cascades.runtime import partitioning
 from cascades.target_distributions import RULES, distribution, target_distribution
-from cascades.tasks import catalog
+from cascades.tasks import catalog, local
 from cascades.types import Params, Prompt
 
-ROOT = pathlib.Path(__file__).parents[1]
 MOST, BLOCK = 8, 5  # drafts that the planner may choose, and of the block that is taken apart
 PROMPT, ANSWER = 64, 64  # tokens of decoder-only models
 WORD, PHONEMES = 24, 24  # tokens of the demo's task
-STEPS = 32  # calls of a model that are timed together
+SHORT, BATCHES = 16, 33  # tokens of answers and number of batches with adaptive drafts
+STEPS = 16  # calls of a model that are timed together
 
 Call = Callable[[], Any]
 
@@ -53,23 +54,20 @@ class Pair(NamedTuple):
   length: int  # of the answers
 
 
-def prompts(model: TrainedModel, rows: int) -> Prompt:
-  """Prompts of the kind that the model was trained on, all of full length if it is decoder-only."""
+def prompts(model: TrainedModel, rows: int, path: str | None) -> Prompt:
+  """Prompts of the kind that the model was trained on."""
   if model.architecture == 'encoder_decoder':
-    data = Data(
-      task=catalog.get('cmudict_g2p'),
-      lengths={'inputs': WORD, 'targets': PHONEMES},
-      batch_size=rows,
-    )
-    corpus = data.corpus(model.vocabulary, model.architecture)
-    (records,) = corpus.open('test').per_task
-    bucket = next(iter(corpus.buckets(records, range(rows), batch_size=rows)))
-    return jax.tree.map(jnp.asarray, corpus.prompts(records, bucket, batch_size=rows))
-  text = '\n'.join(page.read_text() for page in sorted((ROOT / 'docs').glob('*.md')))
-  tokens = np.asarray(model.vocabulary.encode(text), np.int32)
-  starts = np.arange(rows) * (len(tokens) // rows)
-  pieces = tokens[starts[:, None] + np.arange(PROMPT)]
-  return Prompt(jnp.asarray(pieces), jnp.full(rows, PROMPT, jnp.int32))
+    task, lengths = catalog.get('cmudict_g2p'), {'inputs': WORD, 'targets': PHONEMES}
+  else:
+    if path is None:
+      raise SystemExit('a decoder-only model needs prompts: name JSON lines as --prompts.')
+    task = local.local_jsonl(name='prompts', splits={'test': path})
+    lengths = {'inputs': PROMPT, 'targets': ANSWER}
+  data = Data(task=task, lengths=lengths, batch_size=rows)
+  corpus = data.corpus(model.vocabulary, model.architecture)
+  (records,) = corpus.open('test').per_task
+  bucket = next(iter(corpus.buckets(records, range(rows), batch_size=rows)))
+  return jax.tree.map(jnp.asarray, corpus.prompts(records, bucket, batch_size=rows))
 
 
 def alone(model: TrainedModel, pair: Pair, length: int) -> Call:
@@ -176,7 +174,33 @@ def step_seconds(pair: Pair, turns: int) -> tuple[float, list[float]]:
   return float(small), large
 
 
-def of_pair(name: str, small: str, large: str, turns: int) -> Iterator[Measured]:
+def kept_pace(pair: Pair, costs: StepCosts) -> float:
+  """Seconds of answers with adaptive numbers of drafts over those of the large model alone.
+
+  Answers are SHORT and end at the end of sequence. Batches alternate, after as many that warm up.
+  """
+  length = min(pair.length, SHORT)
+  eos = pair.large.vocabulary.eos_ids
+  drafting = Speculator(
+    pair.small, pair.large, 'lossless', gamma=MOST, max_tokens=length, costs=costs
+  )
+  rows = np.arange(len(pair.prompt.length))
+
+  @jax.jit
+  def generate(params: Params, prompt: Prompt) -> Any:
+    model = nnx.merge(pair.large.graph, params)
+    return decoding.generate(model, prompt, max_len=length, eos_id=eos)
+
+  calls: dict[str, Call] = {
+    'adaptive': lambda: drafting.speculate(pair.prompt, rows),
+    'alone': lambda: jax.device_get(generate(pair.large.params, pair.prompt)),
+  }
+  by_turns(calls, BATCHES)
+  seconds = by_turns(calls, BATCHES)
+  return float(seconds['adaptive'].sum() / seconds['alone'].sum())
+
+
+def of_pair(name: str, small: str, large: str, path: str | None, turns: int) -> Iterator[Measured]:
   """Overhead of a block, and speed at the planner's gamma, at batches of 1 and 8."""
   models = [
     trained_model.load(trained_model.Checkpoint(p), rules=partitioning.RULES)
@@ -185,7 +209,7 @@ def of_pair(name: str, small: str, large: str, turns: int) -> Iterator[Measured]
   length = PHONEMES if models[0].architecture == 'encoder_decoder' else ANSWER
   tokens_per_second = {}
   for batch in (1, 8):
-    pair = Pair(*models, prompts(models[0], batch), length)
+    pair = Pair(*models, prompts(models[0], batch, path), length)
     what = f'{name}, batch {batch}'
     step, widths = step_seconds(pair, turns)
     block = together(pair, length, BLOCK)
@@ -198,7 +222,8 @@ def of_pair(name: str, small: str, large: str, turns: int) -> Iterator[Measured]
       'plain start': alone(pair.large, pair, 1),
       'block': block,
       'block start': together(pair, 1, BLOCK),
-      'planned': together(pair, length, gamma),
+      # Where no draft pays, a Speculator leaves the answer to the large model's own program.
+      'planned': together(pair, length, gamma) if gamma else alone(pair.large, pair, length),
     }
     seconds = by_turns(programs, turns)
     blocks = int(counts.large_calls.max()) - 1
@@ -212,8 +237,10 @@ def of_pair(name: str, small: str, large: str, turns: int) -> Iterator[Measured]
     speedup = float(np.median(seconds['plain'] / seconds['planned']))
     yield Measured(f'{what}: large alone / lossless', speedup, '', at_least=1.0, note=note)
     tokens_per_second[batch] = batch * length / float(np.median(seconds['planned']))
-    same = np.asarray(programs['planned']().answer.tokens) == np.asarray(programs['plain']())
+    same = np.asarray(block().answer.tokens) == np.asarray(programs['plain']())
     yield Measured(f'{what}: share of equal tokens', float(same.mean()), '', at_least=1.0)
+    adaptive = kept_pace(pair, StepCosts(step, widths))
+    yield Measured(f'{what}: adaptive drafts / large alone, seconds', adaptive, '', at_most=1.03)
     yield Measured(
       f'{what}: tables of gamma + 1 distributions', tables_beside(pair, BLOCK), '', at_most=2.0001,
       note='memory beside the large model alone and the small model',
@@ -281,6 +308,7 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--pair', nargs=2, action='append', default=[], metavar=('SMALL', 'LARGE'))
+  parser.add_argument('--prompts', help='JSON lines with `inputs`, for decoder-only models')
   parser.add_argument('--turns', type=int, default=9)
   parser.add_argument(
     '--vocab_size', type=int, default=262_144, help='of the rules; 0 leaves them out'
@@ -291,7 +319,7 @@ def main() -> None:
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     for small, large in options.pair:
       name = f'{pathlib.Path(small).name} + {pathlib.Path(large).name}'
-      measured += of_pair(name, small, large, options.turns)
+      measured += of_pair(name, small, large, options.prompts, options.turns)
     if options.vocab_size:
       measured += of_rules(options.vocab_size, options.turns)
   settings = {'pairs': [' '.join(map(str, p)) for p in options.pair], 'turns': options.turns}
