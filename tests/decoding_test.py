@@ -140,6 +140,14 @@ def test_rows_draw_apart_and_again_the_same():
   assert (twins.tokens == twins.tokens[:1]).all()
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_the_first_choice_is_the_lowest_of_equal_tokens(dtype):
+  logits = jnp.round(jax.random.normal(jax.random.key(0), (4, 9, 30))).astype(dtype)
+  np.testing.assert_array_equal(decoding.argmax(logits), jnp.argmax(logits, -1))
+  rows = jnp.array([[-jnp.inf, -jnp.inf], [0.0, jnp.inf], [jnp.nan, 1.0], [1.0, jnp.nan]])
+  assert decoding.argmax(rows).tolist() == [0, 1, 0, 0]
+
+
 def test_a_row_without_prompt_gets_no_answer():
   prompt, others = _prompt(), np.arange(6) != 2
   answer, expected = (
