@@ -26,6 +26,7 @@ SEQUENTIAL = 'token_chow-alpha0-temperature0'
 NAMES = ['small-temperature0', 'large-temperature0', SEQUENTIAL, ALL_LARGE, MIXED, ALL_SMALL]
 RULES = {'opt': [-100.0, 0.1, 100.0]}  # one program, with limits that are known
 CASCADES = {'chow': [0.0]}
+FAST = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'  # compilation
 TASK = """from __gin__ import dynamic_registration
 from cascades.tasks import local
 TASK = @local.local_jsonl()
@@ -55,7 +56,7 @@ def log_lines(trained):
      f'--gin.RULES={RULES}', f'--gin.TOKEN_CASCADES={CASCADES}', f'--gin.GAMMAS=({GAMMA},)',
      '--gin.BATCH_SIZE=16', '--gin.SHARD_ROWS=16', '--gin.LATENCY_BATCHES=(16,)',
      '--gin.LATENCY_ROWS=32', '--gin.LATENCY_TURNS=2'],
-    cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, 'XLA_FLAGS': ''},
+    cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, 'XLA_FLAGS': FAST},
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   return done.stdout.splitlines()

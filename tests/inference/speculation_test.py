@@ -20,6 +20,7 @@ from cascades.types import Batch, Prompt
 from tests import testing
 
 EOS, NEVER, MAX_LEN = 1, -1, 9
+LAWS, ROWS = ('opt', 'token_v3', 'token_v1'), 8_000  # rules that share a program
 LARGE = {'t5': testing.TINY_T5, 'decoder': testing.TINY_EVERYTHING}
 SMALL = {
   't5': dataclasses.replace(testing.TINY_T5, num_decoder_layers=1),
@@ -206,18 +207,29 @@ def test_work_is_counted_as_a_simulation_counts_it():
     assert counts == [accepted, rejected, small_calls, large_calls]
 
 
-@pytest.mark.parametrize(('rule', 'alpha'), [('opt', 0.2), ('token_v3', 0.3)])
+@functools.cache
+def _bigrams():
+  """Distributions of two bigram models, and tokens of many rows by any rule of LAWS and alpha."""
+  q, p = np.float32(np.random.RandomState(3).dirichlet(np.ones(3), (2, 3)))
+  targets = [RULES[rule].target for rule in LAWS]
+
+  @jax.jit
+  def generate(number, alpha):
+    pair = speculation.SpeculativePair(
+      Bigrams(q), Bigrams(p), lambda q, p, alpha: jax.lax.switch(number, targets, q, p, alpha),
+      alpha, DecodingOptions(temperature=1.0),
+    )  # fmt: skip
+    prompt = Prompt(jnp.zeros((ROWS, 1), jnp.int32), jnp.ones(ROWS, jnp.int32))
+    return speculation.generate(pair, prompt, max_len=3, eos_id=NEVER, gamma=2).answer.tokens
+
+  return q, p, generate
+
+
+@pytest.mark.parametrize(('rule', 'alpha'), [('opt', 0.2), ('token_v3', 0.3), ('token_v1', 0.1)])
 def test_sampled_tokens_have_the_law_of_the_target_distribution(rule, alpha):
   """Chi-square over sequences of three tokens; drawing from p instead is refused."""
-  generator = np.random.RandomState(3)
-  q, p = np.float32(generator.dirichlet(np.ones(3), (2, 3)))
-  pair = speculation.SpeculativePair(
-    Bigrams(q), Bigrams(p), RULES[rule].target, alpha, DecodingOptions(temperature=1.0)
-  )
-  rows = 8_000
-  prompt = Prompt(jnp.zeros((rows, 1), jnp.int32), jnp.ones(rows, jnp.int32))
-  generate = lambda: speculation.generate(pair, prompt, max_len=3, eos_id=NEVER, gamma=2)
-  tokens = np.asarray(jax.jit(generate)().answer.tokens)
+  q, p, generate = _bigrams()
+  tokens = np.asarray(generate(LAWS.index(rule), jnp.float32(alpha)))
   counts = np.bincount(tokens @ [9, 3, 1], minlength=27)
 
   def law(pi):
@@ -227,8 +239,8 @@ def test_sampled_tokens_have_the_law_of_the_target_distribution(rule, alpha):
   pi = np.stack(
     [target_distribution(q[v], p[v], rule=RULES[rule].target, alpha=alpha) for v in range(3)]
   )
-  assert stats.chisquare(counts, rows * law(pi)).pvalue > 1e-3
-  assert stats.chisquare(counts, rows * law(p)).pvalue < 1e-9
+  assert stats.chisquare(counts, ROWS * law(pi)).pvalue > 1e-3
+  assert stats.chisquare(counts, ROWS * law(p)).pvalue < 1e-9
 
 
 def test_a_row_stops_drafting_when_its_drafts_are_rejected():
