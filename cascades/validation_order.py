@@ -119,3 +119,23 @@ def order(
     covariance = covariance - np.outer(spread[v], spread[v]) / variance[v]
     chosen[index], free[v] = v, False
   return chosen
+
+
+def standard_error(
+  factor_model: LossFactors, groups: Float[np.ndarray, 'K V'], asked: Int[np.ndarray, 'n']
+) -> float:
+  """Standard error of the mean losses of the groups that is expected after asking some prompts.
+
+  The root of sum_k w_k Var(mean loss in group k) by the factors, which `order` lowers.
+
+  Args:
+    factor_model: Factors of the known models.
+    groups: Weight of each prompt in each group, 0 or 1.
+    asked: Indices of the prompts.
+  """
+  B = factor_model.loadings[asked]
+  precision = np.eye(B.shape[1]) + (B / factor_model.noise[asked, None]).T @ B
+  sizes = groups.sum(axis=1)
+  means = groups[sizes > 0] / sizes[sizes > 0, None] @ factor_model.loadings
+  variance = np.sum(means.T * np.linalg.solve(precision, means.T), axis=0)
+  return float(np.sqrt(np.average(variance, weights=sizes[sizes > 0])))

@@ -51,7 +51,10 @@ def test_each_next_prompt_lowers_the_variance_of_the_groups_means_by_most():
     B = known.loadings[asked]
     posterior = np.linalg.inv(np.eye(B.shape[1]) + (B / known.noise[asked, None]).T @ B)
     means = [known.loadings[topic == k].mean(axis=0) for k in range(3)]
-    return sum((topic == k).mean() * means[k] @ posterior @ means[k] for k in range(3))
+    variance = sum((topic == k).mean() * means[k] @ posterior @ means[k] for k in range(3))
+    error = validation_order.standard_error(known, groups, np.array(asked))
+    assert error == pytest.approx(np.sqrt(variance))
+    return variance
 
   for index in range(4):
     rest = [v for v in range(9) if v not in chosen[:index]]

@@ -7,8 +7,9 @@ CSV with the columns `model` and `cost`. Any of them may be packed, as .gz.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +57,30 @@ class OutcomeMatrix(NamedTuple):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class AnswerFiles:
+  """Files of answers.
+
+  Attributes:
+    outcomes: Qualities, as `read` takes them.
+    prompts: Texts by id; None if they stand in the outcomes.
+    costs: Cost of each model, or a CSV of them.
+  """
+
+  outcomes: str | None = None
+  prompts: str | None = None
+  costs: str | Mapping[str, float] | None = None
+
+  def read(self, *, with_prompts: bool = False) -> OutcomeMatrix:
+    """Matrix of the files. Raises ValueError as `read`, and if there are none, or no prompts."""
+    if self.outcomes is None or self.costs is None:
+      raise ValueError('OUTCOMES and COSTS are needed: give the file of qualities, and the costs.')
+    matrix = read(self.outcomes, prompts=self.prompts, costs=self.costs)
+    if with_prompts and not any(matrix.prompts):
+      raise ValueError(f'{self.outcomes} has no prompts to route by: give their texts, PROMPTS.')
+    return matrix
+
+
 def read(
   path: epath.PathLike, *, prompts: epath.PathLike | None = None,
   costs: epath.PathLike | Mapping[str, float],
@@ -73,7 +98,7 @@ def read(
     ValueError: A file cannot be read, naming the line; ids or models repeat; a quality is no number
       from 0 to 1; a model has no cost, or no answer; or a prompt has no text.
   """
-  texts: dict[str, str] = {}
+  own_texts: dict[str, str] = {}
   rows: dict[str, Mapping[str, Any]] = {}
   for number, record in lines(str(path)):
     name, own = _row(f'{path}, line {number}', record)
@@ -81,7 +106,7 @@ def read(
       raise ValueError(f'{path}, line {number}: the id {name!r} stands in another line too.')
     rows[name] = own
     if isinstance(record.get('prompt'), str) and 'quality' in record:
-      texts[name] = record['prompt']
+      own_texts[name] = record['prompt']
   models = tuple(dict.fromkeys(model for own in rows.values() for model in own))
   if not rows or not models:
     raise ValueError(f'{path} holds no outcome: expected a column of qualities for each model.')
@@ -89,14 +114,14 @@ def read(
   if (empty := np.flatnonzero(np.isnan(quality).all(axis=0))).size:
     raise ValueError(f'{path}: model {models[empty[0]]!r} has no answer; leave its column out.')
   if prompts is not None:
-    texts |= {name: text for name, text in _texts(prompts) if name in rows}
-    if absent := [name for name in rows if name not in texts]:
+    own_texts = texts(prompts)
+    if absent := [name for name in rows if name not in own_texts]:
       raise ValueError(
         f'{prompts} has no prompt of {len(absent)} of {len(rows)} rows of {path}, such as '
         f'{absent[0]!r}.'
       )
   return OutcomeMatrix(
-    tuple(rows), tuple(texts.get(name, '') for name in rows), models, quality,
+    tuple(rows), tuple(own_texts.get(name, '') for name in rows), models, quality,
     _costs(costs, models),
   )  # fmt: skip
 
@@ -126,12 +151,15 @@ def _number(where: str, model: str, cell: Any) -> float:
   return value
 
 
-def _texts(path: epath.PathLike) -> Iterable[tuple[str, str]]:
+def texts(path: epath.PathLike) -> dict[str, str]:
+  """Texts by id of a file. Raises ValueError, naming the line that has none."""
+  by_id = {}
   for number, record in lines(str(path)):
     text = record.get('prompt', record.get('text')) if isinstance(record, dict) else None
     if not isinstance(text, str) or 'id' not in record:
       raise ValueError(f'{path}, line {number}: expected `id` and `prompt`.')
-    yield str(record['id']), text
+    by_id[str(record['id'])] = text
+  return by_id
 
 
 def _costs(

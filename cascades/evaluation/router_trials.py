@@ -1,0 +1,116 @@
+"""Trials of routers among unseen models: prompts and models are drawn again in each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from cascades import comparisons, curve_metrics, hashed_words, price_path, universal_routing
+from cascades.curve_metrics import RouterNumbers
+from cascades.evaluation.routers import DIMENSION
+from cascades.predictions.outcomes import OutcomeMatrix
+from cascades.universal_routing import assign, mean_losses, one_hot
+
+TRAIN, VALIDATION = 0.6, 0.1
+SHARES = np.linspace(0, 1, 101)  # of the dearest model's cost, at which curves are compared
+ROUTER, CONTROL, ORACLE = 'clusters', 'ZeroRouter', 'oracle'
+
+
+class Trials(NamedTuple):
+  """Curves and numbers of routers over T trials.
+
+  Attributes:
+    quality: Quality of each router at each of SHARES, by trial.
+    numbers: Area, area (50 %), quality-neutral cost and peak, by trial.
+    test_rows: Test prompts of each trial that every unseen model answered.
+  """
+
+  quality: Mapping[str, Float[np.ndarray, 'T S']]
+  numbers: Mapping[str, list[RouterNumbers]]
+  test_rows: list[int]
+
+  def sign_test(self) -> comparisons.McNemar:
+    """Trials in which the router's area is above and below ZeroRouter's, and the p-value."""
+    areas = {name: np.array([n.area for n in own]) for name, own in self.numbers.items()}
+    difference = areas[ROUTER] - areas[CONTROL]
+    return comparisons.mcnemar(difference > 0, difference < 0)
+
+
+def run(
+  matrix: OutcomeMatrix, *, trials: int, unseen: float, clusters: int, strength: float, seed: int
+) -> Trials:
+  """Curves of clusters, ZeroRouter and oracle on new draws of prompts and unseen models.
+
+  Prompts are split 60/10/30 %. The clusters are those of the training prompts; the unseen models
+  answer the validation prompts alone, and the curve is theirs on the test prompts.
+
+  Args:
+    matrix: Answers of all models.
+    trials: Number of trials.
+    unseen: Share of the models that are unseen, two or more.
+    clusters: Number of clusters.
+    strength: Number of answers that a model's mean loss counts for in each cluster.
+    seed: Seed of all draws.
+
+  Raises:
+    ValueError: There is only one model, or a draw has too few prompts.
+  """
+  if len(matrix.models) < 2:
+    raise ValueError('A router chooses among two models or more; the outcomes have one.')
+  if not (matrix.cost > 0).all():
+    free = matrix.models[int(np.argmin(matrix.cost))]
+    raise ValueError(f'Model {free!r} costs 0; trials compare at shares of a cost above 0.')
+  table = hashed_words.counts(matrix.prompts)
+  count = max(2, round(unseen * len(matrix.models)))
+  results: list[tuple[dict[str, tuple[np.ndarray, RouterNumbers]], int]] = []
+  for child in np.random.default_rng(seed).spawn(trials):
+    order = child.permutation(len(matrix.ids))
+    ends = np.cumsum([round(TRAIN * len(order)), round(VALIDATION * len(order))])
+    train, validation, test = np.split(order, ends)
+    models = np.sort(child.permutation(len(matrix.models))[:count])
+    losses = matrix.losses[:, models]
+    test = test[np.isfinite(losses[test]).all(axis=1)]
+    if not (len(train) and len(test) and np.isfinite(losses[validation]).any(axis=0).all()):
+      raise ValueError(
+        f'{len(matrix.ids)} prompts are too few: a trial has {len(train)} for training, '
+        f'{len(validation)} for validation and {len(test)} for test that all its models answered.'
+      )
+    words = hashed_words.fit(table[train], DIMENSION, seed=seed)
+    vectors = hashed_words.embed(words, table)
+    centroids = universal_routing.cluster(vectors[train], clusters, seed=seed)
+    groups = one_hot(assign(vectors[validation], centroids), len(centroids)).T
+    psi = mean_losses(groups, losses[validation], strength=strength)
+    gamma = psi[assign(vectors[test], centroids)]
+    own = 1 - np.nanmean(losses[validation], axis=0)
+    results.append((_curves(gamma, losses[test], matrix.cost[models], own), len(test)))
+  names = (ROUTER, CONTROL, ORACLE)
+  return Trials(
+    {name: np.array([curves[name][0] for curves, _ in results]) for name in names},
+    {name: [curves[name][1] for curves, _ in results] for name in names},
+    [rows for _, rows in results],
+  )
+
+
+def _curves(
+  gamma: Float[np.ndarray, 'N J'], losses: Float[np.ndarray, 'N J'],
+  cost: Float[np.ndarray, 'J'], validation_quality: Float[np.ndarray, 'J'],
+) -> dict[str, tuple[np.ndarray, RouterNumbers]]:  # fmt: skip
+  """Quality at SHARES and numbers of each router in one trial."""
+  quality = 1 - losses
+  mixed = universal_routing.zero_router(cost, validation_quality)
+  curves = {
+    ROUTER: price_path.price_path(gamma, cost, quality)[1:],
+    CONTROL: (cost[mixed], quality.mean(axis=0)[mixed]),
+    ORACLE: price_path.price_path(losses, cost, quality)[1:],
+  }
+  models = {'model_cost': cost, 'model_quality': quality.mean(axis=0)}
+  return {
+    name: (
+      np.interp(SHARES * cost.max(), *curve_metrics.ascending(*curve)),
+      curve_metrics.router_numbers(*curve, **models),
+    )
+    for name, curve in curves.items()
+  }
