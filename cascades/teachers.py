@@ -229,7 +229,8 @@ class TopK(NamedTuple):
       # Not 1 - sum(small): of a confident model nothing but rounding errors would be left.
       others = jnp.put_along_axis(small_logprobs, self.ids, -jnp.inf, axis=-1, inplace=False)
       small = _append(small, jax.nn.logsumexp(others, axis=-1))
-      large = _append(large, jnp.log(self.tail))
+      # A tail below the smallest float is stored as 0, and is not impossible.
+      large = _append(large, jnp.log(jnp.maximum(self.tail, jnp.finfo(jnp.float32).tiny)))
     return jax.lax.stop_gradient(jax.nn.log_softmax(large)), small
 
   def logprobs(self) -> Float[Array, '*n V']:

@@ -114,7 +114,8 @@ def preset(name):
 
 
 def test_every_preset_of_a_decoder_is_checked():
-  names = {path.stem for path in PRESETS.glob('*.gin') if 't5' not in path.stem}
+  stems = {path.stem for path in PRESETS.glob('*.gin') if 't5' not in path.stem}
+  names = {stem for stem in stems if not stem.startswith('decoder_')}  # sizes of no released model
   assert names == PARAMETERS.keys() == RELEASED.keys()
 
 

@@ -57,6 +57,7 @@ def test_a_row_that_was_built_is_read_again_from_json():
     prediction='HH AY1',
     logprobs=[-0.1, -0.25, 0.0],
     statistics={'accuracy': [1.0, 1.0]},
+    tokens=[5, 9, 1],
   )
 
 
