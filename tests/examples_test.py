@@ -50,6 +50,7 @@ def test_a_script_runs_from_any_folder(name, tmp_path):
   assert run(str(EXAMPLES / name), cwd=tmp_path)
 
 
+@pytest.mark.slow  # tests/readme_test.py trains with one too
 def test_a_loss_of_ones_own_trains(tmp_path):
   output = run(str(EXAMPLES / 'add_a_loss.py'), str(tmp_path), cwd=tmp_path)
   losses = [float(loss) for loss in re.findall(r'loss ([\d.e-]+) .*\(validation\)', output)]

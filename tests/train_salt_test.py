@@ -83,6 +83,7 @@ def test_the_ends_of_the_switch_are_the_plain_losses(teacher, straight, tmp_path
   assert any(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_a_teacher_of_no_weight_changes_no_number_but_by_rounding(teacher, tmp_path):
   """Oracle 1, across the switch."""
   tiny.train(**settings(tmp_path / 'weightless', **aided(teacher, SWITCH, omega=0.0)))
@@ -94,6 +95,7 @@ def test_a_teacher_of_no_weight_changes_no_number_but_by_rounding(teacher, tmp_p
   )
 
 
+@pytest.mark.slow
 def test_a_cache_of_all_choices_teaches_as_the_model_does(teacher, straight, tmp_path):
   data = {key: value for key, value in tiny.settings(tmp_path).items() if key in DATA}
   tiny.cache_teacher(
