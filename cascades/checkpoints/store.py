@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from cascades.checkpoints import arrays, checksums, finished, json_files
 from cascades.checkpoints.finished import CheckpointError
 from cascades.models import lora, quantization
-from cascades.runtime import files
+from cascades.runtime import files, origins
 
 log = logging.getLogger(__name__)
 
@@ -335,12 +335,7 @@ def check_description(
   if not path.exists():
     return
   stored, expected = _flat(json_files.read_object(path)), _flat(json.loads(_text(description)))
-  different = [
-    f'{key} is {stored.get(key)!r} there and {expected.get(key)!r} here'
-    for key in dict.fromkeys((*expected, *stored))
-    if stored.get(key) != expected.get(key)
-  ]
-  if different:
+  if different := origins.differences(stored, expected, dict.fromkeys((*expected, *stored))):
     raise CheckpointError(
       f'{directory} belongs to another run: {"; ".join(different)}. Choose another MODEL_DIR, or '
       'remove that one.'

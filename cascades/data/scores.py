@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from cascades import selection
 from cascades.predictions import markers
-from cascades.runtime import files, ranges
+from cascades.runtime import files, origins, ranges
 
 log = logging.getLogger(__name__)
 
@@ -169,13 +169,7 @@ def check(directory: epath.Path, expected: Mapping[str, Any], remedy: str) -> Ma
     raise ValueError(
       f'{path} is damaged ({error}): remove the directory, and make it again with `{COMMAND}`.'
     ) from error
-  expected = json.loads(json.dumps(dict(expected)))
-  different = [
-    f'{name} is {origin.get(name)!r:.80} there and {value!r:.80} here'
-    for name, value in expected.items()
-    if origin.get(name) != value
-  ]
-  if different:
+  if different := origins.differences(origin, json.loads(json.dumps(dict(expected)))):
     raise ValueError(
       f'{directory} holds scores of something else: {"; ".join(different)}. {remedy}'
     )

@@ -26,7 +26,7 @@ from jaxtyping import Int
 
 from cascades.inference.answers import Answered
 from cascades.inference.trained_model import TrainedModel
-from cascades.runtime import files, partitioning, progress
+from cascades.runtime import files, origins, partitioning, progress
 from cascades.types import Params, Prompt
 
 Clock: TypeAlias = Callable[[], float]
@@ -67,11 +67,7 @@ class LatencyFile:
       stored['points'], stored['steps'], stored['prompts']
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(f'{path} is damaged ({error!r:.80}): remove it to measure again.') from error
-    different = [
-      f'{name} is {stored.get(name)!r:.80} there and {value!r:.80} here'
-      for name, value in origin.items()
-      if stored.get(name) != value
-    ]
+    different = origins.differences(stored, origin)
     if different and not overwrite:
       raise ValueError(
         f'{path} holds times of another origin: {"; ".join(different)}. Name another '

@@ -23,7 +23,7 @@ from etils import epath
 
 from cascades.predictions import columns, markers, rows
 from cascades.predictions.rows import Finite, JsonRow, Mode, Positive, PredictionRow
-from cascades.runtime import files
+from cascades.runtime import files, origins
 from cascades.types import Predictions
 
 VERSION = 1
@@ -124,11 +124,7 @@ def _differences(
     return [f'{path.name} is damaged ({error})']
   if stored.get('checkpoint_identity') == expected.get('checkpoint_identity'):
     expected['checkpoint'] = stored.get('checkpoint')  # the same one elsewhere
-  different = [
-    f'{key} is {_shown(stored[key])} there and {_shown(value)} here'
-    for key, value in expected.items()
-    if key in stored and stored[key] != value
-  ]
+  different = origins.differences(stored, expected, [key for key in expected if key in stored])
   same_path = stored.get('checkpoint') == origin.get('checkpoint')
   if not different and same_path and stored.get('fingerprint', '') != fingerprint:
     return ['its rows, or their tokens, are others']
@@ -141,11 +137,6 @@ def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:
   for key, value in origin.items():
     flat |= {f'{key} {k}': v for k, v in value.items()} if isinstance(value, dict) else {key: value}
   return flat
-
-
-def _shown(value: Any) -> str:
-  text = repr(value)
-  return text if len(text) <= 60 else f'{text[:13]}...'
 
 
 def write_shard(

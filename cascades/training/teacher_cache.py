@@ -27,7 +27,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from cascades.runtime import files
+from cascades.runtime import files, origins
 from cascades.teachers import Top1, TopK
 from cascades.training.answer_format import AnswerFormat
 
@@ -171,12 +171,7 @@ def check_identity(
   directory: epath.Path, manifest: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> None:
   """Raises ValueError, naming the differences, if a manifest differs from `expected`."""
-  different = [
-    f'{name} is {_abbreviate(manifest.get(name))} there and {_abbreviate(value)} here'
-    for name, value in expected.items()
-    if manifest.get(name) != value
-  ]
-  if different:
+  if different := origins.differences(manifest, expected):
     raise ValueError(
       f'the teacher cache {directory} is of something else: {"; ".join(different)}. Make another '
       f'with `{COMMAND}` in another directory (TEACHER_CACHE), or name the one that fits.'
@@ -322,9 +317,3 @@ def _npy_bytes(array: np.ndarray) -> bytes:
 
 def _file(directory: epath.Path, index: int, suffix: str) -> epath.Path:
   return directory / f'{index:05d}.{suffix}'
-
-
-def _abbreviate(value: Any) -> str:
-  """Fingerprints differ in their first digits."""
-  text = repr(value)
-  return text if len(text) <= 60 else f'{text[:13]}...'
