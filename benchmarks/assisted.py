@@ -4,9 +4,9 @@
       --folders exported/drafter exported/smollm2 --prompts=questions.jsonl
 
 `--pair` is the run directory of a small and of a large decoder-only model and `--folders` their
-exports (`python -m cascades.export`). Requires torch and transformers. Both draft GAMMA tokens a
-block and decode greedily to the full length, one prompt at a time, alternate, and are compiled or
-warmed up before. A model of ours is loaded in each type; so is theirs.
+exports (`python -m cascades.export`). Requires torch and transformers. Both draft the same number
+of tokens a block, decode greedily past the end of sequence to the full length, one prompt at a
+time, alternate, and are compiled or warmed up before.
 """
 
 from __future__ import annotations
@@ -21,28 +21,31 @@ import numpy as np
 
 from benchmarks import bars
 from benchmarks.bars import Measured
-from benchmarks.speculative import ANSWER, Pair, jitted_alone, jitted_pair, prompts
+from benchmarks.speculative import ANSWER, jitted_alone, jitted_pair, prompts
 from cascades.inference import trained_model
+from cascades.inference.trained_model import Checkpoint
 from cascades.runtime import partitioning
 from cascades.types import Prompt
 
-GAMMA = 3
 Decode = Callable[[Prompt], np.ndarray]
 
 
-def ours(paths: Sequence[str], dtype: str, *, gamma: int) -> Decode:
-  """Answers of both models together; of the large one alone if gamma is 0."""
-  checkpoints = [trained_model.Checkpoint(p, precision=dtype) for p in paths]
-  small, large = (trained_model.load(c, rules=partitioning.RULES) for c in checkpoints)
-  pair = Pair(small, large, None, ANSWER)
-  if not gamma:
-    alone = jitted_alone(large, ANSWER)
-    return lambda prompt: np.asarray(alone(large.params, prompt))
-  both = jitted_pair(pair, ANSWER, gamma)
-  return lambda prompt: np.asarray(both(small.params, large.params, prompt).answer.tokens)
+def ours(paths: Sequence[str], dtype: str, gamma: int) -> dict[str, Decode]:
+  """Answers of both models together, and of the large one alone."""
+  small, large = (
+    trained_model.load(Checkpoint(path, precision=dtype), rules=partitioning.RULES)
+    for path in paths
+  )
+  both, alone = jitted_pair(small, large, ANSWER, gamma), jitted_alone(large, ANSWER)
+  return {
+    'cascades, assisted': lambda prompt: np.asarray(
+      both(small.params, large.params, prompt).answer.tokens
+    ),
+    'cascades, large alone': lambda prompt: np.asarray(alone(large.params, prompt)),
+  }
 
 
-def theirs(folders: Sequence[str], dtype: str, *, gamma: int) -> Decode:
+def theirs(folders: Sequence[str], dtype: str, gamma: int) -> dict[str, Decode]:
   """The same by transformers."""
   import torch
   import transformers
@@ -52,61 +55,71 @@ def theirs(folders: Sequence[str], dtype: str, *, gamma: int) -> Decode:
     transformers.AutoModelForCausalLM.from_pretrained(f, dtype=getattr(torch, dtype)).eval()
     for f in folders
   )
-  assistance = {}
-  if gamma:
-    small.generation_config.num_assistant_tokens = gamma
-    small.generation_config.num_assistant_tokens_schedule = 'constant'
-    small.generation_config.assistant_confidence_threshold = 0.0
-    assistance = {'assistant_model': small}
+  large.generation_config.eos_token_id = None
+  small.generation_config.num_assistant_tokens = gamma
+  small.generation_config.num_assistant_tokens_schedule = 'constant'
+  small.generation_config.assistant_confidence_threshold = 0.0
 
-  def decode(prompt: Prompt) -> np.ndarray:
+  def decode(prompt: Prompt, **assistance: object) -> np.ndarray:
     tokens = torch.tensor(np.asarray(prompt.tokens)[:, : int(prompt.length[0])], dtype=torch.long)
     with torch.inference_mode():
       sequences = large.generate(
         tokens,
         attention_mask=torch.ones_like(tokens),
         max_new_tokens=ANSWER,
-        min_new_tokens=ANSWER,
         do_sample=False,
         **assistance,
       )
     return sequences[:, tokens.shape[1] :].numpy()
 
-  return decode
-
-
-def compare(options: argparse.Namespace, dtype: str) -> Iterator[Measured]:
-  decoders = {
-    'cascades, assisted': ours(options.pair, dtype, gamma=options.gamma),
-    'cascades, large alone': ours(options.pair, dtype, gamma=0),
-    'transformers, assisted': theirs(options.folders, dtype, gamma=options.gamma),
-    'transformers, large alone': theirs(options.folders, dtype, gamma=0),
+  return {
+    'transformers, assisted': lambda prompt: decode(prompt, assistant_model=small),
+    'transformers, large alone': decode,
   }
-  model = trained_model.load(trained_model.Checkpoint(options.pair[1]), rules=partitioning.RULES)
-  several = prompts(model, options.rows, options.prompts)
-  each = [jax.tree.map(lambda x, row=row: x[row : row + 1], several) for row in range(options.rows)]
-  seconds = {name: np.zeros((options.turns, options.rows)) for name in decoders}
-  answers = {name: [decode(prompt) for prompt in each] for name, decode in decoders.items()}
+
+
+def compare(options: argparse.Namespace, each: Sequence[Prompt], dtype: str) -> Iterator[Measured]:
+  """Tokens per second of all four, their ratio, and the tokens that agree."""
+  decoders = {
+    **ours(options.pair, dtype, options.gamma),
+    **theirs(options.folders, dtype, options.gamma),
+  }
+  answers = {
+    name: np.stack([decode(prompt) for prompt in each]) for name, decode in decoders.items()
+  }
+  seconds = {name: np.zeros(options.turns) for name in decoders}
   for turn in range(options.turns):
-    for row, prompt in enumerate(each):
+    for prompt in each:
       for name, decode in decoders.items():
         start = time.perf_counter()
         decode(prompt)
-        seconds[name][turn, row] = time.perf_counter() - start
+        seconds[name][turn] += time.perf_counter() - start
   for name, values in seconds.items():
-    rate = ANSWER * options.rows / float(np.median(values.sum(1)))
-    yield Measured(f'{name}, {dtype}', rate, 'tokens/s')
-  mine, other = (seconds[f'{name}, assisted'].sum(1) for name in ('cascades', 'transformers'))
-  same = np.mean(np.stack(answers['cascades, assisted']) == answers['transformers, assisted'])
+    yield Measured(f'{name}, {dtype}', answers[name].size / float(np.median(values)), 'tokens/s')
+  ratio = np.median(seconds['transformers, assisted'] / seconds['cascades, assisted'])
+  same = answers['cascades, assisted'] == answers['transformers, assisted']
   yield Measured(
-    f'assisted, {dtype}: cascades / transformers', float(np.median(other / mine)), 'x',
-    at_least=1.5, note=f'gamma {options.gamma}, {same:.0%} of the tokens the same',
+    f'assisted, {dtype}: cascades / transformers', float(ratio), 'x', at_least=1.5,
+    note=f'{same.mean():.0%} of the tokens the same',
   )  # fmt: skip
-  lossless = np.stack(answers['cascades, assisted']) == answers['cascades, large alone']
+  lossless = answers['cascades, assisted'] == answers['cascades, large alone']
   yield Measured(
-    f'answers of cascades equal to those of the large model alone, {dtype}',
-    float(lossless.all(axis=(1, 2)).mean()), 'share', note=f'{options.rows} answers',
+    f'cascades, {dtype}: answers of the large model alone',
+    float(lossless.all(axis=(1, 2)).mean()), 'share', note=f'{len(each)} answers',
   )  # fmt: skip
+
+
+def rows(options: argparse.Namespace) -> Iterator[Measured]:
+  """Measurements of all types."""
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+    large = trained_model.load(Checkpoint(options.pair[1]), rules=partitioning.RULES)
+    together = prompts(large, options.rows, options.prompts)
+    each = [
+      jax.tree.map(lambda x, own=slice(row, row + 1): x[own], together)
+      for row in range(options.rows)
+    ]
+    for dtype in options.dtypes.split(','):
+      yield from compare(options, each, dtype)
 
 
 def main() -> None:
@@ -117,17 +130,12 @@ def main() -> None:
   parser.add_argument('--folders', nargs=2, required=True, metavar=('SMALL', 'LARGE'))
   parser.add_argument('--prompts', required=True, help='JSON lines with `inputs`')
   parser.add_argument('--dtypes', default='float32,bfloat16')
-  parser.add_argument('--gamma', type=int, default=GAMMA)
+  parser.add_argument('--gamma', type=int, default=3, help='drafts of a block')
   parser.add_argument('--rows', type=int, default=8)
   parser.add_argument('--turns', type=int, default=3)
   parser.add_argument('--output', default=bars.RESULTS / 'assisted.json')
   options = parser.parse_args()
-  measured: list[Measured] = []
-  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-    for dtype in options.dtypes.split(','):
-      measured += compare(options, dtype)
-  settings = {'pair': ' '.join(options.pair), 'gamma': options.gamma, 'turns': options.turns}
-  bars.report('Assisted generation', measured, options.output, settings)
+  bars.report('Assisted generation', rows(options), options.output, vars(options))
 
 
 if __name__ == '__main__':

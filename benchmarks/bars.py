@@ -11,7 +11,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
@@ -45,7 +45,7 @@ class Measured(NamedTuple):
 
 def report(
   title: str,
-  measured: Sequence[Measured],
+  measured: Iterable[Measured],
   output: str | os.PathLike[str],
   settings: Mapping[str, Any],
   details: Any = None,
@@ -54,28 +54,35 @@ def report(
 
   Args:
     title: First line of the table.
-    measured: Rows of the table.
+    measured: Rows of the table. Those of an iterator are printed and written as they are measured.
     output: File to write, usually in `RESULTS`.
     settings: Arguments of the measurement.
     details: More to write, for benchmarks whose rows are a summary.
   """
   where = machine()
   settings = {name: value for name, value in settings.items() if name != 'output'}
-  print(f'{title}\n{"what":58}{"value":>14} {"unit":12}{"bar":>12}')
+  rows: list[dict[str, Any]] = []
+  contents = {
+    'title': title, 'commit': where['commit'],
+    'machine': {name: value for name, value in where.items() if name != 'commit'},
+    'settings': settings, 'rows': rows,
+  } | ({} if details is None else {'details': details})  # fmt: skip
+  print(f'{title}\n{"what":58}{"value":>14} {"unit":12}{"bar":>12}', flush=True)
   for row in measured:
     verdict = {True: 'met', False: 'MISSED', None: ''}[row.met]
     value, bar = _number(row.value), row.bar or ''
-    print(f'{row.what:58}{value:>14} {row.unit:12}{bar:>12}  {verdict:8}{row.note}')
+    print(f'{row.what:58}{value:>14} {row.unit:12}{bar:>12}  {verdict:8}{row.note}', flush=True)
+    rows.append(
+      {'what': row.what, 'value': row.value, 'unit': row.unit, 'bar': row.bar, 'met': row.met,
+       'note': row.note}
+    )  # fmt: skip
+    if isinstance(measured, Iterator):
+      _write(output, contents)
   print(', '.join(f'{name} {value}' for name, value in {**where, **settings}.items()))
-  rows = [
-    {'what': row.what, 'value': row.value, 'unit': row.unit, 'bar': row.bar, 'met': row.met,
-     'note': row.note}
-    for row in measured
-  ]  # fmt: skip
-  contents = {
-    'title': title, 'commit': where.pop('commit'), 'machine': where, 'settings': settings,
-    'rows': rows,
-  } | ({} if details is None else {'details': details})  # fmt: skip
+  _write(output, contents)
+
+
+def _write(output: str | os.PathLike[str], contents: Mapping[str, Any]) -> None:
   path = pathlib.Path(output)
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(contents, indent=2, default=_plain) + '\n')

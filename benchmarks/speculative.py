@@ -6,7 +6,7 @@
 Each `--pair` is the run directory of a small and of a large model. Prompts of encoder-decoders are
 words of the demo's task, those of decoder-only models the `inputs` of `--prompts`, JSON lines.
 Answers are greedy and of full length; every program is compiled and run once before, turns
-alternate, and medians of ratios are reported.
+alternate, and medians of ratios are reported. Rows are printed and written as they are measured.
 """
 
 from __future__ import annotations
@@ -61,11 +61,13 @@ def prompts(model: TrainedModel, rows: int, path: str | None) -> Prompt:
   else:
     if path is None:
       raise SystemExit('a decoder-only model needs prompts: name JSON lines as --prompts.')
-    task = local.local_jsonl(name='prompts', splits={'test': path})
+    task = local.local_jsonl(name='prompts', splits={'test': path}, targets_key=None)
     lengths = {'inputs': PROMPT, 'targets': ANSWER}
   data = Data(task=task, lengths=lengths, batch_size=rows)
   corpus = data.corpus(model.vocabulary, model.architecture)
   (records,) = corpus.open('test').per_task
+  if len(records) < rows:
+    raise SystemExit(f'{path} has {len(records)} prompts, and {rows} are decoded together.')
   bucket = next(iter(corpus.buckets(records, range(rows), batch_size=rows)))
   return jax.tree.map(jnp.asarray, corpus.prompts(records, bucket, batch_size=rows))
 
@@ -88,16 +90,18 @@ def jitted_alone(model: TrainedModel, length: int) -> Any:
 
 def together(pair: Pair, length: int, gamma: int) -> Call:
   """Greedy lossless answers of both models."""
-  generate = jitted_pair(pair, length, gamma)
+  generate = jitted_pair(pair.small, pair.large, length, gamma)
   return lambda: jax.block_until_ready(generate(pair.small.params, pair.large.params, pair.prompt))
 
 
-def jitted_pair(pair: Pair, length: int, gamma: int) -> Any:
+def jitted_pair(small: TrainedModel, large: TrainedModel, length: int, gamma: int) -> Any:
   @jax.jit
-  def generate(small: Params, large: Params, prompt: Prompt) -> speculation.Speculation:
+  def generate(
+    small_params: Params, large_params: Params, prompt: Prompt
+  ) -> speculation.Speculation:
     models = speculation.SpeculativePair(
-      nnx.merge(pair.small.graph, small),
-      nnx.merge(pair.large.graph, large),
+      nnx.merge(small.graph, small_params),
+      nnx.merge(large.graph, large_params),
       RULES['lossless'].target,
     )
     return speculation.generate(models, prompt, max_len=length, eos_id=-1, gamma=gamma)
@@ -151,7 +155,7 @@ def tables_beside(pair: Pair, gamma: int) -> float:
     return memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
   small, large, prompt, length = pair
-  both = used(jitted_pair(pair, length, gamma), small.params, large.params, prompt)
+  both = used(jitted_pair(small, large, length, gamma), small.params, large.params, prompt)
   plain = used(jitted_alone(large, length), large.params, prompt)
   cache = jax.eval_shape(
     lambda params: nnx.merge(small.graph, params).prefill(prompt, length + gamma + 2)[1],
@@ -303,6 +307,16 @@ def of_rules(vocab_size: int, turns: int) -> Iterator[Measured]:
     yield Measured(f'rule {name} / large extend, V {vocab_size:,}', share, '', at_most=0.05)
 
 
+def rows(options: argparse.Namespace) -> Iterator[Measured]:
+  """Measurements of all pairs, then of the rules."""
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+    for small, large in options.pair:
+      name = f'{pathlib.Path(small).name} + {pathlib.Path(large).name}'
+      yield from of_pair(name, small, large, options.prompts, options.turns)
+    if options.vocab_size:
+      yield from of_rules(options.vocab_size, options.turns)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -315,15 +329,8 @@ def main() -> None:
   )
   parser.add_argument('--output', default=bars.RESULTS / 'speculative.json')
   options = parser.parse_args()
-  measured: list[Measured] = []
-  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-    for small, large in options.pair:
-      name = f'{pathlib.Path(small).name} + {pathlib.Path(large).name}'
-      measured += of_pair(name, small, large, options.prompts, options.turns)
-    if options.vocab_size:
-      measured += of_rules(options.vocab_size, options.turns)
   settings = {'pairs': [' '.join(map(str, p)) for p in options.pair], 'turns': options.turns}
-  bars.report('Speculative decoding', measured, options.output, settings)
+  bars.report('Speculative decoding', rows(options), options.output, settings)
 
 
 if __name__ == '__main__':

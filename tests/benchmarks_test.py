@@ -67,6 +67,18 @@ def test_a_report_names_machine_and_commit_and_writes_every_number(tmp_path, cap
   assert where.endswith('rows 3')
 
 
+def test_rows_of_an_interrupted_measurement_are_printed_and_written(tmp_path, capsys):
+  def measure():
+    yield Measured('first', 1.0, 's')
+    raise KeyboardInterrupt
+
+  output = tmp_path / 'results.json'
+  with pytest.raises(KeyboardInterrupt):
+    bars.report('Title', measure(), output, {'rows': 2})
+  assert [row['what'] for row in json.loads(output.read_text())['rows']] == ['first']
+  assert capsys.readouterr().out.splitlines()[-1].startswith('first')
+
+
 @pytest.mark.parametrize('name', BENCHMARKS)
 def test_a_benchmark_writes_its_rows_into_the_folder_of_results(name):
   """By default, under its own name, through `bars.report`."""
