@@ -244,7 +244,8 @@ def summarize(
   compared = speculation.frontier(directory, split=split)
   acceptance: dict[str, list[float]] = {}
   examples: list[speculation_report.ColoredAnswer] = []
-  for point in compared.points:
+  first = compared.cheapest()  # which the page opens with
+  for point in sorted(compared.points, key=lambda point: point is not first):
     if point.gamma is None:
       continue
     folder = directory / 'points' / point.name / split

@@ -8,14 +8,17 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from cascades import speculate
 from cascades.data.corpus import Data
+from cascades.evaluation import speculation
 from cascades.inference import latency
 from cascades.predictions import shards
+from cascades.reporting import speculation_report
 from cascades.runtime import partitioning
 from tests import tiny
 
@@ -168,6 +171,18 @@ def test_a_report_compares_all_points(trained, tables):
   assert points[ALL_SMALL]['rejection_rate'] == 0
   assert set(numbers['acceptance_by_position']) == {ALL_LARGE, MIXED, ALL_SMALL}
   assert 'Who wrote each token' in (trained / 'out' / 'report.html').read_text()
+
+
+def test_examples_are_of_the_point_that_the_page_opens_with(trained, tables, monkeypatch):
+  written = []
+  first = lambda frontier: next(point for point in frontier.points if point.name == MIXED)
+  monkeypatch.setattr(speculation.SpeculationFrontier, 'cheapest', first)
+  monkeypatch.setattr(speculation_report, 'write', lambda *given: written.append(given))
+  bytes_of = types.SimpleNamespace(decode=str)
+  speculate.summarize(trained / 'out', 'test', bytes_of, max_tokens=tiny.LENGTHS['targets'])
+  ((_, _, acceptance, examples),) = written
+  assert {example.point for example in examples} == {MIXED}
+  assert set(acceptance) == {ALL_LARGE, MIXED, ALL_SMALL}
 
 
 def contents(directory):

@@ -130,6 +130,16 @@ class SpeculationFrontier(NamedTuple):
     """Cost over that of the large model alone: seconds, or calls where none are measured."""
     return _cost(point, self.batch)
 
+  def cheapest(self, temperature: float | None = None) -> PointResult | None:
+    """The cheapest point that drafts and is no worse than the large model; None if none is."""
+    matching = [
+      method.matching
+      for method in self.methods
+      if method.matching and method.matching.gamma is not None
+    ]
+    own = (point for point in matching if temperature in (None, point.temperature))
+    return min(own, key=self.cost, default=None)
+
 
 class _Pool(NamedTuple):
   """Rows of all points, and the resamples that they share."""

@@ -321,14 +321,13 @@ class BestNumber(NamedTuple):
 def _best(frontier: SpeculationFrontier) -> list[BestNumber]:
   """The two numbers over all methods that draft, by temperature."""
   unit = 'seconds' if frontier.batch else 'large calls'
+  sign = 1 if frontier.higher_is_better else -1
+  best = [m.best for m in frontier.methods if m.best and m.best.gamma is not None]
   numbers = []
   for temperature in dict.fromkeys(point.temperature for point in frontier.points):
-    own = [m for m in frontier.methods if m.name.endswith(f'temperature {temperature:g}')]
-    matching = [m.matching for m in own if m.matching and m.matching.gamma is not None]
-    best = [m.best for m in own if m.best and m.best.gamma is not None]
-    cheapest = min(matching, key=frontier.cost, default=None)
-    sign = 1 if frontier.higher_is_better else -1
-    highest = max(best, key=lambda point: sign * point.quality, default=None)
+    cheapest = frontier.cheapest(temperature)
+    own = (point for point in best if point.temperature == temperature)
+    highest = max(own, key=lambda point: sign * point.quality, default=None)
     note = lambda point: f'{rule_label(point.rule)} {setting(point)}' if point else ''
     numbers += [
       BestNumber(
@@ -350,8 +349,7 @@ def _best(frontier: SpeculationFrontier) -> list[BestNumber]:
 def _headline(frontier: SpeculationFrontier) -> str:
   """First sentence of the page: the cheapest point at the quality of the large model."""
   cost, unit = frontier.cost, 'seconds' if frontier.batch else 'calls'
-  matching = [m.matching for m in frontier.methods if m.matching and m.matching.gamma is not None]
-  cheapest = min(matching, key=cost, default=None)
+  cheapest = frontier.cheapest()
   if cheapest is None or cost(cheapest) >= 1:
     quality = metric_label(frontier)
     return f"No speculative cascade reaches the large model's {quality} in fewer {unit} here."

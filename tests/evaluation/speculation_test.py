@@ -143,6 +143,19 @@ def test_a_method_is_summed_up_by_what_it_reaches_and_what_it_costs(frontier):
   assert costs == sorted(costs)
 
 
+def test_the_cheapest_point_drafts_and_is_as_good_as_the_large_model(frontier):
+  assert frontier.cheapest() is None  # its only point that drafts is worse
+  (opt,) = (method for method in frontier.methods if method.name == 'opt, temperature 0')
+  points = [
+    opt.best._replace(name=f'{seconds}', seconds={'1': seconds}, temperature=temperature)
+    for seconds, temperature in ((0.7, 0.0), (0.5, 1.0), (0.6, 1.0))
+  ]
+  methods = [*frontier.methods, *(opt._replace(matching=point) for point in points)]
+  wider = frontier._replace(methods=methods)
+  assert wider.cheapest().name == '0.5'
+  assert [wider.cheapest(t).name for t in (0.0, 1.0)] == ['0.7', '0.5']
+
+
 def test_without_measured_seconds_methods_are_compared_by_calls_of_the_large_model(
   directory, tmp_path
 ):
