@@ -84,12 +84,12 @@ def errors(small: jax.Array, large: jax.Array, teacher: Any) -> tuple[jax.Array,
 def in_chunks(small: jax.Array, large: jax.Array, teacher: Any) -> np.ndarray:
   """`errors`, of a few tokens at a time."""
   cut = [slice(begin, begin + LENGTH) for begin in range(0, len(small), LENGTH)]
-  each = [errors(*jax.tree.map(lambda x: x[part], (small, large, teacher))) for part in cut]  # noqa: B023
+  each = [errors(*jax.tree.map(lambda x: x[rows], (small, large, teacher))) for rows in cut]  # noqa: B023
   return np.mean(each, axis=0)
 
 
 def answers(large: jax.Array) -> dict[str, Any]:
-  """What each way keeps of the large model, after a trip through its records."""
+  """Outputs of the large model as each way keeps them, after a trip through its records."""
   top = teachers.to_top_k(large, k=32, dtype='bfloat16')
   logprobs = top.top_logprobs.astype(jnp.float32)
   caches = {name: form.unpack(form.pack(form.reduce(large))) for name, form in CACHES.items()}
@@ -114,17 +114,19 @@ def main() -> None:
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     model = trained_model.load(trained_model.Checkpoint(options.large), rules=partitioning.RULES)
     text = '\n\n'.join(pathlib.Path(path).read_text() for path in options.text)
-    ids = np.array(model.vocabulary.encode(text))[: options.tokens // LENGTH * LENGTH]
-    rows = ids.reshape(-1, LENGTH)
+    ids = np.array(model.vocabulary.encode(text))[: options.tokens]
+    if len(ids) < LENGTH:
+      parser.error(f'a row is {LENGTH} tokens, and {len(ids)} of the text are to be read.')
+    rows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
     inputs = np.pad(rows, ((0, 0), (1, 0)))[:, :-1]
     batch = Batch(inputs, rows, np.ones(rows.shape, np.float32))
     large = student_logits(model, batch, [])
-    kept = answers(large)
+    teachers_of = answers(large)
     middle = [3, 9, 12, 15, 18, 21, 24, 27]
     for count in (1, 2, 4, 8):
       small = student_logits(model, batch, sorted(middle[-count:] if count > 1 else [14]))
       kl = divergences.forward_kl(small, (Logits(large),), jnp.zeros(len(small), int)).mean()
-      by_way = {name: in_chunks(small, large, teacher) for name, teacher in kept.items()}
+      by_way = {name: in_chunks(small, large, teacher) for name, teacher in teachers_of.items()}
       plain = by_way['plain top 32, truncated'][1], by_way['plain top 32, renormalized'][1]
       for name, (value, gradient) in by_way.items():
         bar = float(min(plain)) if name == 'top 36, uint8' else None
@@ -133,8 +135,8 @@ def main() -> None:
           Measured(f'{student}: value', float(value), 'nats'),
           Measured(f'{student}: gradient', float(gradient), '', at_most=bar),
         ]
-  settings = vars(options) | {'large': 'SmolLM2-135M', 'text': [*map(str, options.text)]}
-  bars.report('Errors of the forward KL from a teacher cache', measured, options.output, settings)
+  title = 'Errors of the forward KL from a teacher cache'
+  bars.report(title, measured, options.output, vars(options))
 
 
 if __name__ == '__main__':

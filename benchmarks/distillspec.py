@@ -112,7 +112,7 @@ class Seed:
     return self.work / self.folder.name / name.replace(', ', '_')
 
   def columns(self, name: str) -> Columns | None:
-    """What the model of an arm did with each test word, None if that is not measured yet."""
+    """Columns of each test word by the model of an arm; None if they are not measured yet."""
     file = self.path(name).with_suffix('.npz')
     if not file.exists():
       return None
@@ -199,7 +199,7 @@ def best_divergence(seeds: Sequence[Seed]) -> str:
   """Divergence whose arm on the task's own answers has the highest expected acceptance."""
 
   def acceptance(name: str) -> float:
-    stored = [seed.columns(f'{name}, fixed') for seed in seeds]
+    stored = (seed.columns(f'{name}, fixed') for seed in seeds)
     return float(np.mean([own['alpha 1'].mean() for own in stored if own]))
 
   return max(DIVERGENCES, key=acceptance)
@@ -210,9 +210,9 @@ def step_ratio(folder: pathlib.Path) -> float:
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     models = [distillspec_models.load(folder / name) for name in ('xent', 'large')]
     prompt = distillspec_models.read_words(models[0], 1).prompts[0]
-    one = jax.tree.map(lambda x: x[:1], prompt)
+    single = jax.tree.map(lambda x: x[:1], prompt)
     seconds = [
-      latency.step_seconds(model, one, (1,), max_tokens=LENGTHS['targets'])[1][1]
+      latency.step_seconds(model, single, (1,), max_tokens=LENGTHS['targets'])[1][1]
       for model in models
     ]
   return seconds[0] / seconds[1]
@@ -250,12 +250,15 @@ def main() -> None:
   options = parser.parse_args()
   seeds = [Seed(folder, number, options.work) for number, folder in enumerate(options.folders)]
   own = [None, *fixed_arms()]
+  names = [arm.name if arm else START for arm in own]
   if not options.report_only:
     measure(seeds, own)
+  elif any(seed.columns(name) is None for seed in seeds for name in names):
+    parser.error(f'{options.work} lacks some of the arms {"; ".join(names)}: measure them first')
   others = [*crossed_arms(best_divergence(seeds)), *source_arms()]
   if not options.report_only:
     measure(seeds, others)
-  report(seeds, [arm.name if arm else START for arm in (*own, *others)], options.output)
+  report(seeds, [*names, *(arm.name for arm in others)], options.output)
 
 
 if __name__ == '__main__':

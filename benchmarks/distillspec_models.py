@@ -1,4 +1,4 @@
-"""What a small model does with each test word: alone, as a drafter, and before a deferral."""
+"""Columns of each test word of a small model: alone, as a drafter, and before a deferral."""
 
 from __future__ import annotations
 
@@ -116,21 +116,21 @@ class Pair:
   drafted: TestWords
 
   def columns(self, small: TrainedModel) -> dict[str, np.ndarray]:
-    """What the small model does with each word.
+    """Columns of each word.
 
     `alpha 1` is the expected acceptance of the drafts along a sample of the large model, `alpha 0`
     the share of first choices that agree along its greedy answer; `accepted`, `rejected`, `calls`
     and `tokens` are the counts of lossless decoding at a temperature, of fewer words.
     """
-    parts = [
+    batches = [
       *(
         self._alone(small, *batch)
         for batch in zip(*self.words, *self.answers.values(), strict=True)
       ),
       *(self._drafting(small, *batch) for batch in zip(*self.drafted, strict=True)),
     ]
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: np.concatenate([p[name] for p in parts if name in p]) for name in names}
+    names = dict.fromkeys(name for batch in batches for name in batch)
+    return {name: np.concatenate([b[name] for b in batches if name in b]) for name in names}
 
   def _alone(
     self, small: TrainedModel, prompt: Prompt, row_ids: np.ndarray, right: Answers,

@@ -5,8 +5,8 @@
 Each argument is a folder of `launch.demo`, of a seed of its own, in which the points that were
 measured are kept, so that the same command resumes. Quality, calls of the large model, rejected
 drafts and lengths, no times: the protocol is in docs/speculative.md. The rule is a traced number,
-so that all of them share one program for each number of drafts and temperature. The figure is
-drawn from the written results, also alone: --figure_only.
+so that all of them share one program for each number of drafts and temperature. Without folders,
+the figure is drawn from the written results.
 """
 
 from __future__ import annotations
@@ -275,9 +275,10 @@ def main() -> None:
   parser.add_argument('folders', nargs='*', type=pathlib.Path)
   parser.add_argument('--output', default=bars.RESULTS / 'speculation_sweep.json')
   parser.add_argument('--figure', type=pathlib.Path, help='PNG file to draw')
-  parser.add_argument('--figure_only', action='store_true', help='measure nothing')
   options = parser.parse_args()
-  if not options.figure_only:
+  if not (options.folders or options.figure):
+    parser.error('name folders of launch.demo to measure, or a --figure of written results to draw')
+  if options.folders:
     with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
       seeds = [open_seed(folder) for folder in options.folders]
       measure(seeds)
