@@ -8,7 +8,8 @@ manifest; a mixture has one table per task in the same directory. Mode `score` c
 log-probabilities of the targets, or ranks the options, instead of decoding answers. Rerunning the
 same command writes the shards that are missing; a table of another checkpoint or decoding is
 replaced only with OVERWRITE=True. CHECKPOINT_PATH=http://host:port/v1#model asks an
-OpenAI-compatible server instead of loading a model; see `inference.endpoints`.
+OpenAI-compatible server instead of loading a model, and uses no accelerator; see
+`inference.endpoints`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
-from cascades.checkpoints import store
 from cascades.data.corpus import Data
+from cascades.data.records import Records
 from cascades.inference import (
   answers,
   baselines,
@@ -31,7 +33,7 @@ from cascades.inference import (
   features,
   trained_model,
 )
-from cascades.inference.pending_tables import PendingTable
+from cascades.inference.pending_tables import NumberedRows, PendingTable
 from cascades.interop import companions
 from cascades.predictions import rows
 from cascades.runtime import files, profiling, progress, ranges
@@ -112,8 +114,7 @@ def infer(
   options = (
     dataclasses.asdict(decoding_options) if mode == 'predict' else {'candidates': candidates}
   )
-  settings = options | {'max_tokens': data.lengths['targets']}
-  directory = files.absolute(output.directory)
+  settings = {'mode': mode, 'decoding': options | {'max_tokens': data.lengths['targets']}}
   if endpoints.is_url(checkpoint.path):
     _check_settings(checkpoint, output, mode=mode, prompts=prompts, profile_steps=profile_steps)
     requests = endpoints.Requests(
@@ -123,61 +124,25 @@ def infer(
       max_tokens=data.lengths['targets'],
       alternatives=output.alternatives,
     )
-    answering = endpoint_answers.EndpointModel(requests)
-    _ask(answering, output, data, splits, settings, provenance)
+    _ask(endpoint_answers.EndpointModel(requests), output, data, splits, settings, provenance)
     return
   if endpoint != endpoints.Endpoint():
     raise ValueError(
       f'API, PARAMETERS, REQUEST and the other settings of an endpoint are for a URL, and '
       f'CHECKPOINT_PATH={checkpoint.path!r:.200} is none: leave them out.'
     )
-  with (
-    devices.use(),
-    profiling.Profiler(directory / 'profile', profile_steps) as profiler,
-  ):
+  profile = files.absolute(output.directory) / 'profile'
+  with devices.use(), profiling.Profiler(profile, profile_steps) as profiler:
     model = trained_model.load(checkpoint, rules=devices.rules)
-    reader = (
-      answers.predictor(
-        answers.Generator(
-          model, data.lengths['targets'], decoding_options, alternatives=output.alternatives
-        ).answer,
-        model.vocabulary,
-        data.batch_size,
-        profiler,
+    if mode == 'predict':
+      generator = answers.Generator(
+        model, data.lengths['targets'], decoding_options, alternatives=output.alternatives
       )
-      if mode == 'predict'
-      else answers.scorer(
-        answers.Scorer(model, alternatives=output.alternatives),
-        data.batch_size,
-        profiler,
-        candidates,
-      )
-    )
-    companion_files = store.locate(checkpoint.path, checkpoint.which)[0] / companions.FOLDER
-    tables = []
-    for task, task_splits in data.required_task.task_splits(splits):
-      prompted = prompts(task, companion_files, model.architecture) if prompts else task
-      corpus = data.corpus(model.vocabulary, model.architecture, task=prompted)
-      judges = answers.metric_names(task.metrics, candidates if mode == 'score' else None)
-      for split in task_splits:
-        described = {**model.described, **_described(prompted, split, mode, settings, judges)}
-        (records,) = corpus.open(split).per_task
-        answer = functools.partial(reader, corpus, records)
-        judge = functools.partial(baselines.judge, task, split)
-        embed = functools.partial(
-          features.write, directory / split, output.embeddings, model, corpus, records,
-          mode=mode, batch_size=data.batch_size,
-        )  # fmt: skip
-        table = PendingTable(
-          directory / split, records, described | {'alternatives': output.alternatives},
-          output.shard_rows, answer, judge,
-        )  # fmt: skip
-        if jax.process_index() == 0:
-          table.begin(overwrite=output.overwrite, setting='INFER_OUTPUT_DIR')
-        tables.append((table, embed))
-    for table, embed in tables:
-      _write(table, provenance)
-      embed()
+      reader = answers.predictor(generator.answer, model.vocabulary, data.batch_size, profiler)
+    else:
+      scorer = answers.Scorer(model, alternatives=output.alternatives)
+      reader = answers.scorer(scorer, data.batch_size, profiler, candidates)
+    _answer(model, reader, prompts, output, data, splits, settings, provenance)
 
 
 def _check_settings(
@@ -205,8 +170,40 @@ def _check_settings(
       'the URL of an endpoint, which has a template and a precision of its own, and gives '
       'log-probabilities of no tokens but those that it writes: leave it out.'
     )
-  if jax.process_count() > 1:
+  if jax.distributed.is_initialized():
     raise ValueError('An endpoint is asked by one process: start infer without --multihost.')
+
+
+def _answer(
+  model: trained_model.TrainedModel,
+  reader: answers.RowReader,
+  prompts: chats.PromptFormat | None,
+  output: Output,
+  data: Data,
+  splits: Sequence[str],
+  settings: Mapping[str, Any],
+  provenance: Callable[[], Mapping[str, str]],
+) -> None:
+  """Write the tables of a model of a checkpoint, and the arrays beside them."""
+  companion_files = epath.Path(model.described['checkpoint']) / companions.FOLDER
+  tables = []
+  for task, task_splits in data.required_task.task_splits(splits):
+    prompted = prompts(task, companion_files, model.architecture) if prompts else task
+    corpus = data.corpus(model.vocabulary, model.architecture, task=prompted)
+    described = {**model.described, 'definition': prompted.version, **settings}
+    for split in task_splits:
+      (records,) = corpus.open(split).per_task
+      table = _begin(
+        output, task, split, records, described, functools.partial(reader, corpus, records)
+      )
+      embed = functools.partial(
+        features.write, table.directory, output.embeddings, model, corpus, records,
+        mode=settings['mode'], batch_size=data.batch_size,
+      )  # fmt: skip
+      tables.append((table, embed))
+  for table, embed in tables:
+    _write(table, provenance)
+    embed()
 
 
 def _ask(
@@ -218,6 +215,7 @@ def _ask(
   provenance: Callable[[], Mapping[str, str]],
 ) -> None:
   """Write the tables of a model behind a URL. Its tokenizer is unknown: rows are read as bytes."""
+  jax.config.update('jax_platforms', 'cpu')  # leaves accelerators to the programs that compute
   tables = []
   vocabulary = vocabularies.bytes_vocabulary()
   for task, task_splits in data.required_task.task_splits(splits):
@@ -226,19 +224,11 @@ def _ask(
         f'{task.name} joins texts to rows of tokens; an endpoint reads single texts.'
       )
     corpus = data.corpus(vocabulary, 'encoder_decoder', task=task)
+    described = {**model.described, 'definition': task.version, **settings}
     for split in task_splits:
       (records,) = corpus.open(split).per_task
-      described = {**model.described, **_described(task, split, 'predict', settings, task.metrics)}
-      table = PendingTable(
-        files.absolute(output.directory) / split,
-        records,
-        described | {'alternatives': output.alternatives},
-        output.shard_rows,
-        functools.partial(model.read, task, records),
-        functools.partial(baselines.judge, task, split),
-      )
-      table.begin(overwrite=output.overwrite, setting='INFER_OUTPUT_DIR')
-      tables.append(table)
+      answer = functools.partial(model.read, task, records)
+      tables.append(_begin(output, task, split, records, described, answer))
   with model:
     for table in tables:
       model.resume(table)
@@ -246,18 +236,32 @@ def _ask(
       _write(table, counted, endpoint_answers.size, model.notes)
 
 
-def _described(
-  task: Task, split: str, mode: rows.Mode, settings: Mapping[str, Any], judges: Sequence[str]
-) -> dict[str, Any]:
-  """Description of a table but for its model."""
-  return {
-    'task': task.name,
-    'definition': task.version,
-    'split': split,
-    'mode': mode,
-    'decoding': settings,
-    'metrics': list(judges),
-  }
+def _begin(
+  output: Output,
+  task: Task,
+  split: str,
+  records: Records,
+  described: Mapping[str, Any],
+  answer: Callable[[Sequence[int]], NumberedRows],
+) -> PendingTable:
+  """Begin the table of a split. `described` holds its model, the task's version and `settings`."""
+  table = PendingTable(
+    files.absolute(output.directory) / split,
+    records,
+    {
+      **described,
+      'task': task.name,
+      'split': split,
+      'metrics': answers.metric_names(task.metrics, described['decoding'].get('candidates')),
+      'alternatives': output.alternatives,
+    },
+    output.shard_rows,
+    answer,
+    functools.partial(baselines.judge, task, split),
+  )
+  if jax.process_index() == 0:
+    table.begin(overwrite=output.overwrite, setting='INFER_OUTPUT_DIR')
+  return table
 
 
 def _write(

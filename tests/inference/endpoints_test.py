@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from cascades import evaluate
@@ -146,6 +147,13 @@ def test_what_the_api_cannot_give_is_refused_before_anything_is_sent(
   assert not server.requests
 
 
+def test_an_endpoint_is_asked_by_one_process(server, tmp_path, monkeypatch):
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  with pytest.raises(ValueError, match='asked by one process: start infer without --multihost'):
+    infer(server, tmp_path)
+  assert not server.requests
+
+
 def test_settings_of_an_endpoint_are_not_dropped_for_a_checkpoint(tmp_path):
   with pytest.raises(ValueError, match='settings of an endpoint are for a URL'):
     infer(None, tmp_path, checkpoint_path=str(tmp_path))
@@ -176,7 +184,8 @@ def test_the_command_answers_and_both_models_are_evaluated(server, tmp_path, mon
       '--gin.REQUESTS_PER_MINUTE=60000',
     ],
     capture_output=True, text=True, cwd=tmp_path, check=False,
-    env={**os.environ, 'HOME': str(tmp_path), 'PYTHONPATH': str(ROOT), 'MY_KEY': KEY},
+    env={**os.environ, 'HOME': str(tmp_path), 'PYTHONPATH': str(ROOT), 'MY_KEY': KEY,
+         'JAX_PLATFORMS': 'tpu'},  # which fails if the program starts a backend of it
   )  # fmt: skip
   assert result.returncode == 0, result.stdout + result.stderr
   assert result.stderr == ''
