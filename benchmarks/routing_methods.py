@@ -39,6 +39,17 @@ class Setting(NamedTuple):
     return self.vectors[getattr(self.trial, name)]
 
   @property
+  def groups(self) -> np.ndarray:
+    """Membership of each validation prompt in each cluster."""
+    return one_hot(assign(self.rows('validation'), self.centroids), len(self.centroids)).T
+
+  @property
+  def validation_quality(self) -> np.ndarray:
+    """Mean quality of each unseen model on the validation prompts."""
+    losses = self.trial.losses(self.trial.validation, self.trial.unseen)
+    return np.nanmean(1 - losses, axis=0)
+
+  @property
   def quality(self) -> np.ndarray:
     return 1 - self.trial.losses(self.trial.test, self.trial.unseen)
 
@@ -92,8 +103,7 @@ def prepare(trial: Trial, embed: Embed, seed: int) -> Setting:
 def learned_map(setting: Setting) -> Any:
   """Parameters of LearnedMap, trained with the seen models."""
   trial, centroids = setting.trial, setting.centroids
-  groups = one_hot(assign(setting.rows('validation'), centroids), len(centroids)).T
-  psi = mean_losses(groups, trial.losses(trial.validation, trial.seen)).T
+  psi = mean_losses(setting.groups, trial.losses(trial.validation, trial.seen)).T
   train = setting.rows('train')
   start = trained_routers.learned_map(train, centroids, assign(train, centroids))
   return trained_routers.train(
@@ -124,18 +134,9 @@ def fitted(setting: Setting, name: str, rows: str) -> np.ndarray:
 
 def controls(setting: Setting) -> dict[str, Curve]:
   """Curves of rules that ignore the prompt, and of the oracle."""
-  trial, cost = setting.trial, setting.cost
-  own = np.nanmean(1 - trial.losses(trial.validation, trial.unseen), axis=0)
-  reached = setting.quality.mean(axis=0)
-  by_cost = np.argsort(cost, kind='stable')
-  best = np.lexsort((cost, -own))[0]
-  mixed = {
-    'ZeroRouter': universal_routing.zero_router(cost, own),
-    'best single': sorted({by_cost[0], best}, key=lambda m: cost[m]),
-    'random': [by_cost[0], by_cost[-1]],
-    'cost only': by_cost.tolist(),
-  }
-  points = {name: (cost[models], reached[models]) for name, models in mixed.items()}
+  cost, reached = setting.cost, setting.quality.mean(axis=0)
+  mixed = universal_routing.constant_rules(cost, setting.validation_quality)
+  points = {name: (cost[[*models]], reached[[*models]]) for name, models in mixed.items()}
   return {**points, 'oracle': setting.curve(1 - setting.quality)}
 
 
@@ -150,9 +151,7 @@ def from_answers(
     theta: Parameters of LearnedMap.
     strengths: Shrinkage of the clusters, by the ending of the name.
   """
-  centroids = setting.centroids
-  groups = one_hot(assign(setting.rows('validation'), centroids), len(centroids)).T
-  own = assign(setting.rows('test'), centroids)
+  groups, own = setting.groups, assign(setting.rows('test'), setting.centroids)
   soft = np.asarray(trained_routers.soft_memberships(theta, setting.rows('test')))
   predicted = {}
   for ending, strength in strengths.items():
@@ -179,7 +178,7 @@ def curves(setting: Setting) -> dict[str, Curve]:
   complete = np.isfinite(losses).all(axis=1)
   near = setting.ranked[complete[setting.ranked]].reshape(len(setting.ranked), -1)
   guarded = universal_routing.guarded_path(
-    (1 - losses)[near[:, : setting.neighbors]], np.nanmean(1 - losses, axis=0), setting.cost,
+    (1 - losses)[near[:, : setting.neighbors]], setting.validation_quality, setting.cost,
     setting.quality,
   )  # fmt: skip
   return {
@@ -192,9 +191,7 @@ def curves(setting: Setting) -> dict[str, Curve]:
 def numbers(setting: Setting, curve: Curve) -> dict[str, float]:
   """Area, half area, QNC, peak, and the gain over the best single model at its cost."""
   models = {'model_cost': setting.cost, 'model_quality': setting.quality.mean(axis=0)}
-  trial = setting.trial
-  own = np.nanmean(1 - trial.losses(trial.validation, trial.unseen), axis=0)
-  best = np.lexsort((setting.cost, -own))[0]
+  best = curve_metrics.best_single(setting.cost, setting.validation_quality)
   x, y = curve_metrics.ascending(*curve)
   gain = np.interp(setting.cost[best], x, y) - models['model_quality'][best]
   return {**curve_metrics.router_numbers(*curve, **models)._asdict(), 'gain': float(gain)}
@@ -202,11 +199,10 @@ def numbers(setting: Setting, curve: Curve) -> dict[str, float]:
 
 def study(setting: Setting, sizes: Sequence[int], seed: int) -> dict[str, dict[str, float]]:
   """Areas of routers whose unseen models answered a few validation prompts, by number of them."""
-  trial, centroids = setting.trial, setting.centroids
+  trial, groups = setting.trial, setting.groups
   theta = learned_map(setting)
   losses = trial.losses(trial.validation, trial.unseen)
-  groups = one_hot(assign(setting.rows('validation'), centroids), len(centroids)).T
-  own = assign(setting.rows('test'), centroids)
+  own = assign(setting.rows('test'), setting.centroids)
   seen = trial.losses(trial.validation, trial.seen)
   factor_model = orders.factors(seen)
   sizes = [size for size in sizes if size <= len(losses)]

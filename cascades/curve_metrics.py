@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from cascades import curves
+from cascades import curves, frontier
 
 Points = Float[np.ndarray, 'M']
 
@@ -47,9 +47,7 @@ def hull_points(cost: Points, quality: Points) -> Int[np.ndarray, 'm']:
   def slope(left: int, right: int) -> float:
     return (quality[right] - quality[left]) / (cost[right] - cost[left])
 
-  order = np.lexsort((-quality, cost))
-  highest = np.maximum.accumulate(quality[order])
-  for point in order[np.append(True, np.diff(highest) > 0)].tolist():
+  for point in frontier.best(cost, quality).tolist():
     while len(corners) > 1 and slope(corners[-1], point) >= slope(corners[-2], corners[-1]):
       corners.pop()
     corners.append(point)
@@ -250,6 +248,11 @@ class RouterNumbers(NamedTuple):
   peak: float
 
 
+def best_single(cost: Float[np.ndarray, 'J'], quality: Float[np.ndarray, 'J']) -> int:
+  """Index of the model of highest quality; of equals, the cheapest."""
+  return int(np.lexsort((cost, -quality))[0])
+
+
 def router_numbers(
   cost: Points, quality: Points, *,
   model_cost: Float[np.ndarray, 'J'], model_quality: Float[np.ndarray, 'J'],
@@ -264,11 +267,10 @@ def router_numbers(
     cost: Cost of each point.
     quality: Quality of each point.
     model_cost: Mean cost of each model on the same prompts.
-    model_quality: Mean quality of each model on them. Of models of equal quality, the cheapest is
-      the best.
+    model_quality: Mean quality of each model on them.
   """
   high = float(model_cost.max())
-  best = np.lexsort((model_cost, -model_quality))[0]
+  best = best_single(model_cost, model_quality)
   return RouterNumbers(
     area(cost, quality, low=0.0, high=high),
     area(cost, quality, low=0.0, high=high / 2) / 2,

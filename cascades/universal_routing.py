@@ -15,7 +15,7 @@ Answers that are missing, nan, are left out of every mean, and never counted as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -214,6 +214,32 @@ def zero_router(cost: Float[np.ndarray, 'J'], quality: Float[np.ndarray, 'J']) -
     quality: Mean quality of each model on the validation prompts.
   """
   return curve_metrics.hull_points(cost, quality).tolist()
+
+
+def constant_rules(
+  cost: Float[np.ndarray, 'J'], quality: Float[np.ndarray, 'J']
+) -> Mapping[str, Sequence[int]]:
+  """Models between which rules mix that ignore the prompt, by the name of the rule.
+
+  Each rule draws between two models that follow one another in its list, in the order of cost:
+
+      ZeroRouter     the hull of the validation points, see `zero_router`
+      best single    the cheapest model and the best one
+      random         the cheapest model and the dearest one
+      cost only      all models
+
+  Args:
+    cost: Cost of each model.
+    quality: Mean quality of each model on the validation prompts.
+  """
+  by_cost = np.argsort(cost, kind='stable').tolist()
+  best = curve_metrics.best_single(cost, quality)
+  return {
+    'ZeroRouter': zero_router(cost, quality),
+    'best single': [best] if best == by_cost[0] else [by_cost[0], best],
+    'random': [by_cost[0], by_cost[-1]],
+    'cost only': by_cost,
+  }
 
 
 def guarded_path(

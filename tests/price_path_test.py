@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascades import curve_metrics, price_path
+from cascades import curve_metrics, frontier, price_path
 from cascades.price_path import choose
 
 seeds = st.integers(0, 10_000)
@@ -154,6 +154,19 @@ def test_true_losses_trace_the_hull_of_all_assignments(seed):
     assert own_quality >= every[every[:, 0] <= own_cost + 1e-12, 1].max() - 1e-12
   other = price_path.price_path(rng.random((4, 3)), cost, 1 - losses)
   assert (np.interp(other.cost, *path_of(path)) >= other.quality - 1e-9).all()
+
+
+@given(seeds, st.booleans())
+@few
+def test_true_losses_trace_the_oracle_of_the_chains(seed, by_prompt):
+  losses, cost, _ = problem(seed, by_prompt=by_prompt)
+  quality, own = 1 - losses.T, np.broadcast_to(cost, losses.shape).T
+  statistics = quality[..., None] / len(losses)
+  oracle = frontier.oracle(quality, own, statistics, lambda sums: sums[..., 0])
+  path = price_path.price_path(losses, cost, 1 - losses)
+  both = curve_metrics.hull(oracle.cost, oracle.quality), curve_metrics.hull(*path[1:])
+  levels = np.linspace(own.min(axis=0).mean(), cost.max(), 9)
+  np.testing.assert_allclose(*(np.interp(levels, *curve) for curve in both), atol=1e-9)
 
 
 def path_of(path):

@@ -105,6 +105,31 @@ def test_one_cluster_gives_the_curve_of_zero_router():
   assert (path.quality <= np.interp(path.cost, x, y) + 1e-12).all()
 
 
+def test_rules_that_ignore_the_prompt_mix_the_models_of_their_names():
+  cost, quality = np.array([4.0, 1, 3, 2, 5]), np.array([0.9, 0.5, 0.6, 0.7, 0.9])
+  rules = universal_routing.constant_rules(cost, quality)
+  assert {name: [*models] for name, models in rules.items()} == {
+    'ZeroRouter': [1, 3, 0],  # the third is below the line from 2 to 4
+    'best single': [1, 0],  # of the two of 0.9, the cheaper
+    'random': [1, 4],
+    'cost only': [1, 3, 2, 0, 4],
+  }
+  cheapest = universal_routing.constant_rules(cost, 1 - quality)
+  assert cheapest['best single'] == [1]
+
+
+@given(seeds)
+@few
+def test_no_other_rule_that_ignores_the_prompt_has_a_larger_area_than_zero_router(seed):
+  rng = np.random.default_rng(seed)
+  cost, quality = rng.integers(1, 6, 5).astype(float), rng.integers(0, 5, 5) / 4
+  areas = {
+    name: curve_metrics.area(cost[[*models]], quality[[*models]], low=0, high=cost.max())
+    for name, models in universal_routing.constant_rules(cost, quality).items()
+  }
+  assert max(areas.values()) <= areas['ZeroRouter'] + 1e-12
+
+
 def test_assigning_is_the_argmin_of_distances_and_clusters_are_at_most_the_distinct_prompts():
   rng = np.random.default_rng(0)
   vectors = rng.integers(0, 2, (30, 2)).astype(float)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from cascades import comparisons, curve_metrics, hashed_words, price_path, universal_routing
 from cascades.curve_metrics import RouterNumbers
 from cascades.evaluation.routers import DIMENSION
 from cascades.predictions.outcomes import OutcomeMatrix
+from cascades.runtime import progress
 from cascades.universal_routing import assign, mean_losses, one_hot
 
-TRAIN, VALIDATION = 0.6, 0.1
+log = logging.getLogger(__name__)
+
+TRAIN, VALIDATION = 0.6, 0.1  # shares of the prompts; the rest is test
 SHARES = np.linspace(0, 1, 101)  # of the dearest model's cost, at which curves are compared
+LINES = 10  # of progress, about
 ROUTER, CONTROL, ORACLE = 'clusters', 'ZeroRouter', 'oracle'
 
 
@@ -37,6 +42,12 @@ class Trials(NamedTuple):
     areas = {name: np.array([n.area for n in own]) for name, own in self.numbers.items()}
     difference = areas[ROUTER] - areas[CONTROL]
     return comparisons.mcnemar(difference > 0, difference < 0)
+
+
+def split(rng: np.random.Generator, count: int) -> list[Int[np.ndarray, 'n']]:
+  """Random indices of training, validation and test prompts, 60/10/30 %."""
+  ends = np.cumsum([round(TRAIN * count), round(VALIDATION * count)])
+  return np.split(rng.permutation(count), ends)
 
 
 def run(
@@ -66,10 +77,8 @@ def run(
   table = hashed_words.counts(matrix.prompts)
   count = max(2, round(unseen * len(matrix.models)))
   results: list[tuple[dict[str, tuple[np.ndarray, RouterNumbers]], int]] = []
-  for child in np.random.default_rng(seed).spawn(trials):
-    order = child.permutation(len(matrix.ids))
-    ends = np.cumsum([round(TRAIN * len(order)), round(VALIDATION * len(order))])
-    train, validation, test = np.split(order, ends)
+  for number, child in enumerate(np.random.default_rng(seed).spawn(trials), 1):
+    train, validation, test = split(child, len(matrix.ids))
     models = np.sort(child.permutation(len(matrix.models))[:count])
     losses = matrix.losses[:, models]
     test = test[np.isfinite(losses[test]).all(axis=1)]
@@ -86,6 +95,8 @@ def run(
     gamma = psi[assign(vectors[test], centroids)]
     own = 1 - np.nanmean(losses[validation], axis=0)
     results.append((_curves(gamma, losses[test], matrix.cost[models], own), len(test)))
+    if number % max(1, trials // LINES) == 0:
+      log.info('%s', progress.format_line(number, trials, {}, None, unit='trial'))
   names = (ROUTER, CONTROL, ORACLE)
   return Trials(
     {name: np.array([curves[name][0] for curves, _ in results]) for name in names},
