@@ -37,7 +37,7 @@ DRAWS = 200  # of random prompts, with which planned ones are compared
 
 @dataclasses.dataclass(frozen=True)
 class RouteOptions:
-  """RouteOptions of the router and of its trials.
+  """Options of the router and of its trials.
 
   Attributes:
     clusters: Number of clusters of prompts.
@@ -62,10 +62,10 @@ class RouteOptions:
     for name in ('clusters', 'count', 'trials'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name.upper()}={getattr(self, name)}; it must be 1 or more.')
-    if not 0 <= self.strength < np.inf or not 0 < self.unseen <= 1:
-      raise ValueError(
-        f'STRENGTH={self.strength} must be 0 or more, and UNSEEN={self.unseen} a share above 0.'
-      )
+    if not 0 <= self.strength < np.inf:
+      raise ValueError(f'STRENGTH={self.strength}; it must be a finite number of 0 or more.')
+    if not 0 < self.unseen <= 1:
+      raise ValueError(f'UNSEEN={self.unseen}; it must be a share above 0, up to 1.')
 
 
 def route(
@@ -82,8 +82,8 @@ def route(
   Args:
     mode: The task.
     router: File of the router; of `evaluate`, the folder to write to; `plan` writes beside it.
-    answers: AnswerFiles of the models.
-    options: RouteOptions of the task.
+    answers: Files of the models' answers.
+    options: Options of the task.
     overwrite: Replace another router, plan or evaluation instead of refusing.
     provenance: Function that says how the result was made.
 
@@ -96,6 +96,12 @@ def route(
   tasks = {'fit': _fit, 'add': _add, 'plan': _plan, 'evaluate': _evaluate}
   if mode not in tasks:
     raise ValueError(f'MODE={mode!r:.80} is none of {", ".join(tasks)}.')
+  if mode == 'evaluate' and path.is_file():
+    raise FileExistsError(f'ROUTER={router} is a file; MODE=evaluate writes to a folder: name one.')
+  if mode != 'evaluate' and path.is_dir():
+    raise IsADirectoryError(f'ROUTER={router} is a folder; MODE={mode} takes the file of a router.')
+  if mode in ('add', 'plan') and not path.exists():
+    raise FileNotFoundError(f'ROUTER={router} does not exist: make it with MODE=fit first.')
   output = {
     'plan': path.parent / f'{path.stem}.plan.csv', 'evaluate': path / 'routing.json'
   }.get(mode, path)  # fmt: skip
@@ -176,10 +182,11 @@ def _evaluate(
   test = trials.sign_test()
   for name, numbers in trials.numbers.items():
     area, half, qnc, peak = np.array(numbers).T
+    reached = np.median(qnc)
     log.info(
-      '%s: area %.4f [%.4f, %.4f], area (50 %%) %.4f, QNC %.1f %%, peak %.4f',
+      '%s: area %.4f [%.4f, %.4f], area (50 %%) %.4f, QNC %s, peak %.4f',
       name, area.mean(), *np.percentile(area, router_figures.BAND), half.mean(),
-      100 * np.median(qnc), peak.mean(),
+      f'{reached:.1%}' if np.isfinite(reached) else 'never', peak.mean(),
     )  # fmt: skip
   log.info(
     '%s has the larger area than %s in %d trials and the smaller in %d: p %.2g (sign test)',
@@ -204,6 +211,7 @@ def _evaluate(
     'provenance': dict(provenance()),
   }
   files.write(output, json.dumps(contents, indent=1) + '\n')
+  log.info('%s: %d trials, with routing.png and routing.svg beside it', output, options.trials)
 
 
 if __name__ == '__main__':

@@ -32,7 +32,7 @@ DIMENSION = 128
 
 
 class ClusterRouter(NamedTuple):
-  """A router by clusters of prompts.
+  """Router by clusters of prompts.
 
   Attributes:
     pool: Models that it chooses among.
@@ -59,7 +59,7 @@ class ClusterRouter(NamedTuple):
     return self.pool.losses(one_hot(clusters, len(self.arrays['centroids'])))
 
   def add(self, matrix: OutcomeMatrix, *, predict: bool = False) -> ClusterRouter:
-    """ClusterRouter with the models of a matrix, whose rows are validation prompts.
+    """Router with the models of a matrix added, whose rows are validation prompts.
 
     Args:
       matrix: Their answers.
@@ -91,7 +91,7 @@ class ClusterRouter(NamedTuple):
 def fit(
   matrix: OutcomeMatrix, prompts: Sequence[str], *, clusters: int, strength: float, seed: int = 0
 ) -> ClusterRouter:
-  """ClusterRouter of the models of a matrix.
+  """Router of the models of a matrix.
 
   Args:
     matrix: Answers to the validation prompts.
@@ -158,7 +158,7 @@ def write(path: epath.PathLike, router: ClusterRouter) -> None:
 
 
 def read(path: epath.PathLike) -> ClusterRouter:
-  """ClusterRouter of a file.
+  """Router of a file.
 
   Raises:
     FileNotFoundError: A file is missing.

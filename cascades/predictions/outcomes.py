@@ -59,7 +59,7 @@ class OutcomeMatrix(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class AnswerFiles:
-  """Files of answers.
+  """Files of the answers of models.
 
   Attributes:
     outcomes: Qualities, as `read` takes them.
