@@ -111,7 +111,7 @@ class SpeculationFrontier(NamedTuple):
     batch: Size of batch whose seconds are the cost of the summaries; '' without measurements, for
       calls of the large model.
     rows: Number of rows.
-    points: All points.
+    points: All points, by temperature and name.
     sequence: The sequence cascade by temperature.
     methods: Two numbers of every method.
     machine: Machine of the measured seconds.
@@ -175,14 +175,15 @@ def frontier(
   pool = _read(directory, split, metric, settings)
   latency = _latency(directory)
   manifests = {name: table.manifest for name, table in pool.tables.items()}
+  temperatures = {name: manifest['point']['temperature'] for name, manifest in manifests.items()}
   alone = {
-    manifest['point']['temperature']: name
+    temperatures[name]: name
     for name, manifest in manifests.items()
     if manifest['point']['rule'] == LARGE and manifest['point']['gamma'] is None
   }
   points = []
-  for name, manifest in manifests.items():
-    temperature = manifest['point']['temperature']
+  for name in sorted(temperatures, key=lambda name: (temperatures[name], name)):
+    temperature = temperatures[name]
     if temperature not in alone:
       raise FileNotFoundError(
         f'{directory} has the point {name}, and no large model alone at temperature '

@@ -233,7 +233,7 @@ def points(frontier: SpeculationFrontier) -> SummaryTable:
       for size in sizes
     ]
     return (
-      Cell(point.name),
+      Cell(f'{rule_label(point.rule)}, temperature {point.temperature:g}', setting(point)),
       Cell(_quality(frontier, point.quality), f'{low} to {high}'),
       *times,
       *ratios,

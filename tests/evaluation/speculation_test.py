@@ -82,6 +82,10 @@ def points(frontier):
   return {point.name: point for point in frontier.points}
 
 
+def test_points_stand_in_the_order_of_their_names_at_each_temperature(points):
+  assert list(points) == ['large-temperature0', OPT, 'small-temperature0']
+
+
 def test_numbers_of_a_point_equal_those_by_hand(points):
   point = points[OPT]
   assert (point.quality, point.difference.value) == (0.5, -0.25)
@@ -187,6 +191,7 @@ def test_a_page_and_numbers_are_written_and_texts_stay_texts(directory, frontier
     opt['modeled']['1'] / opt['seconds']['1']
   )
   assert 'modeled / measured, batch 1' in page
+  assert '<td>opt, temperature 0<span class="note">alpha 0.1, gamma 2</span>' in page
   assert (tmp_path / 'frontier.csv').read_text().splitlines()[0].startswith('name,rule,alpha')
   assert {path.name for path in (tmp_path / 'figures').iterdir()} == {
     f'{name}.{suffix}'
