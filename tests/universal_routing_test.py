@@ -1,14 +1,17 @@
 """Vectors of models and prompts agree with numbers by hand, slow oracles, and laws of UniRoute."""
 
+import gzip
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascades import curve_metrics, price_path, routing, universal_routing
+from cascades.predictions import outcomes
 from cascades.universal_routing import assign, cluster, mean_losses, neighborhood, one_hot
 from tests import real_data
-from tests.routing_tables import matrix
 
 seeds = st.integers(0, 10_000)
 few = settings(max_examples=30, deadline=None)
@@ -239,7 +242,12 @@ def test_guarded_neighbors_have_the_path_of_their_choices():
 
 
 def test_on_real_outcomes_the_oracle_is_above_clusters_and_missing_answers_are_no_errors():
-  losses, tasks = matrix(real_data.real('routing_css'))
+  folder = real_data.real('routing_css')
+  models = (folder / 'models.csv').read_text().splitlines()[1:]
+  costs = {line.split(',')[0]: 1.0 for line in models}
+  losses = outcomes.read(folder / 'scores.csv.gz', costs=costs).losses
+  with gzip.open(folder / 'prompts.jsonl.gz', 'rt') as file:
+    tasks = [json.loads(line)['task'] for line in file]
   groups = np.unique(tasks, return_inverse=True)[1]
   half = np.random.default_rng(0).permutation(len(losses)) < len(losses) // 2
   weights = one_hot(groups[half], groups.max() + 1).T
