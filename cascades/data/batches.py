@@ -59,6 +59,18 @@ class _EpochPlan(NamedTuple):
   ]
 
 
+class _Order(NamedTuple):
+  """Arguments of `train_batches` that give the order of rows; `local`: a process's of a batch."""
+
+  per_task: Sequence[Records]
+  converter: FeatureConverter
+  batch_size: int
+  local: Int[np.ndarray, 'n']
+  seed: int
+  rates: Sequence[float] | None
+  pack: int | None
+
+
 def train_batches(
   records: AnyRecords,
   *,
@@ -103,7 +115,8 @@ def train_batches(
     check_labeled(records)
   converter = _converter(records, convert, lengths)
   local = _local_rows(batch_size, process)
-  members = _members(per_task, converter, batch_size, local, seed, rates, pack, pool)
+  order = _Order(per_task, converter, batch_size, local, seed, rates, pack)
+  members = _members(order, pool)
 
   def batch(step: int) -> Any:
     read = own_answers if readers is None else readers(step)
@@ -140,8 +153,8 @@ def train_ids(
   """
   per_task = split_by_task(records)
   converter = _converter(records, convert, lengths)
-  rows = np.arange(batch_size)
-  members = _members(per_task, converter, batch_size, rows, seed, rates, pack, pool)(step)
+  order = _Order(per_task, converter, batch_size, np.arange(batch_size), seed, rates, pack)
+  members = _members(order, pool)(step)
   ids = []
   ends = np.cumsum([len(task_records) for task_records in per_task])
   numbers = np.concatenate(members)
@@ -151,38 +164,22 @@ def train_ids(
   return ids
 
 
-def _members(
-  per_task: Sequence[Records],
-  converter: FeatureConverter,
-  batch_size: int,
-  local: Int[np.ndarray, 'n'],
-  seed: int,
-  rates: Sequence[float] | None,
-  pack: int | None,
-  pool: SelectedRows | None,
-) -> Callable[[int], Members]:
+def _members(order: _Order, pool: SelectedRows | None) -> Callable[[int], Members]:
   """A function of the step to the examples in the rows `local` of its batch."""
-  draw = functools.partial(_drawn, per_task, converter, batch_size, local, seed, rates, pack)
   if pool is None:
-    return draw(None)
-  first = draw(pool.rows)
+    return _drawn(order, None)
+  first = _drawn(order, pool.rows)
   if pool.steps is None:
     return first
-  switch, later = pool.steps, draw(None)
+  switch, later = pool.steps, _drawn(order, None)
   return lambda step: (first if step < switch else later)(step)
 
 
 def _drawn(
-  per_task: Sequence[Records],
-  converter: FeatureConverter,
-  batch_size: int,
-  local: Int[np.ndarray, 'n'],
-  seed: int,
-  rates: Sequence[float] | None,
-  pack: int | None,
-  chosen: Sequence[Int[np.ndarray, 'k']] | None,
+  order: _Order, chosen: Sequence[Int[np.ndarray, 'k']] | None
 ) -> Callable[[int], Members]:
   """The function of `_members` for given rows of each task, or for all."""
+  per_task, converter, batch_size, local, seed, rates, pack = order
   lengths, numbers = [records.lengths for records in per_task], None
   if chosen is not None:
     lengths = [counts[rows] for counts, rows in zip(lengths, chosen, strict=True)]
@@ -201,8 +198,8 @@ def _drawn(
     epochs, positions = np.divmod(number, plan.rows[task])
     # Every task shuffles in its own way; of one task alone the key is the epoch.
     keys = shuffling.mix(seed, epochs + (task << _TASK_SHIFT))
-    order = shuffling.shuffled(positions, plan.rows[task], keys)
-    rows = plan.members(task, order, epochs, seed)
+    shuffled = shuffling.shuffled(positions, plan.rows[task], keys)
+    rows = plan.members(task, shuffled, epochs, seed)
     return rows if numbers is None else [numbers[row] for row in rows]
 
   def members(step: int) -> Members:
