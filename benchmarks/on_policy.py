@@ -34,7 +34,7 @@ from cascades.models import configs, t5
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
 from cascades.training import on_policy, setup
-from cascades.training.teacher_cache import AnswerFormat
+from cascades.training.answer_format import AnswerFormat
 from cascades.types import Generation, Params, Prompt
 
 ON_POLICY = AnswerSources(fixed_fraction=0)
@@ -46,7 +46,7 @@ LARGE = t5.T5Config(
   training_step.VOCABULARY, emb_dim=512, num_heads=8, head_dim=64, num_encoder_layers=6,
   num_decoder_layers=6, mlp_dim=1536,
 )  # fmt: skip
-HELD = AnswerFormat(16)
+SIXTEEN_CHOICES = AnswerFormat(16)
 
 
 def on_policy_steps(data: Corpus, rows: int) -> dict[str, Step]:
@@ -95,7 +95,7 @@ def on_policy_steps(data: Corpus, rows: int) -> dict[str, Step]:
 
 def cached_step(data: Corpus, directory: str, rows: int) -> dict[str, Step]:
   """A step from a cache of the large model's answers."""
-  cache = teacher_cache.random_cache(directory, data, HELD)
+  cache = teacher_cache.random_cache(directory, data, SIXTEEN_CHOICES)
   feed = functools.partial(data.training, 0, batch_size=rows, seed=0)
   batches = map(partitioning.place_batch, feed(teacher=lambda _: cache.read))
   return {'fixed step, cache': ours(SMALL, None, losses.dist, batches)}

@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar, get_args
 
 import jax
 
+from cascades.data.answer_sources import AnswerSource
 from cascades.types import Batch
 
 State = TypeVar('State')
@@ -24,7 +25,7 @@ SECONDS_TO_LINE = 60.0
 STEPS_PER_FETCH = 100
 
 AGREEMENT = ('both', 'only_small', 'only_large', 'neither')
-SOURCES = ('fixed', 'target_generated', 'on_policy')
+SOURCES = get_args(AnswerSource)
 
 
 class Intervals(NamedTuple):

@@ -201,7 +201,7 @@ class AbstractRun(NamedTuple):
   @property
   def alone(self) -> AbstractRun:
     """The run without the large model, with losses over the same vocabulary entries."""
-    vocab_size = min(model.vocab_size for model in (self.small, self.large) if model)
+    vocab_size = train_step.common_vocabulary(self.small, self.large)
     return self._replace(
       small=self.small._replace(vocab_size=vocab_size),
       large=None,
