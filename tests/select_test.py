@@ -11,9 +11,11 @@ import pytest
 
 from cascades import select, selection
 from cascades.data import scores
+from cascades.data.answer_sources import AnswerSources
 from cascades.data.corpus import Data
 from cascades.inference import trained_model
 from cascades.runtime import partitioning
+from cascades.training import continuation
 from tests import testing, tiny
 from tests.cache_teacher_test import make_run
 from tests.train_test import final_state
@@ -119,6 +121,33 @@ def test_training_reads_the_best_rows_at_first_and_then_all(home, table, rows):
   assert not np.array_equal(first.targets, second.targets)
 
 
+def test_steps_on_samples_read_the_prompts_of_selected_rows(home, table):
+  corpus, chosen = pool(home, table, rows=16, steps=2)
+  order = {'batch_size': 8, 'seed': 3}
+  fixed = corpus.training(0, **order, pool=chosen)
+  order['sources'] = AnswerSources(fixed_fraction=0)
+  prompts = corpus.training(0, **order, pool=chosen)
+  of_all = next(corpus.training(0, **order)).encoder.tokens
+  for step, batch, unanswered in zip(range(4), fixed, prompts, strict=False):
+    np.testing.assert_array_equal(unanswered.encoder.tokens, batch.encoder)
+    assert step or not np.array_equal(unanswered.encoder.tokens, of_all)
+
+
+def test_a_run_is_not_resumed_with_other_scores(home, table):
+  corpus = data(home).corpus(tiny.VOCABULARY, 'encoder_decoder')
+  other = run(home, 'filtered', score=selection.filtered_median)
+  moved = home / 'moved' / table.parent.name / table.name
+  shutil.copytree(table, moved)
+  first, second, same = (
+    continuation._selected(scores.selected(str(path.parents[1]), rows=rows), corpus)
+    for path, rows in ((table, 16), (other, 8), (moved, 16))
+  )
+  assert [name for name, _ in continuation._differences(first, second)] == [
+    'SELECTED', 'SELECTED_ROWS',
+  ]  # fmt: skip
+  assert not [*continuation._differences(first, same)]
+
+
 def test_packs_hold_selected_rows_only(home, table):
   corpus = data(home).corpus(tiny.VOCABULARY, 'decoder_only')
   chosen = scores.SelectedRows([np.array([3, 5, 8, 60])], None)
@@ -145,9 +174,16 @@ def test_scores_that_do_not_fit_the_rows_are_refused(home, table, tmp_path):
   next(copy.glob('scores.jsonl-00001-*')).write_text('')
   with pytest.raises(ValueError, match=r'cannot be used: the file has .*computes what is missing'):
     pool(home, copy)
-  (copy / scores.MANIFEST).write_text('[')
-  with pytest.raises(ValueError, match='is damaged'):
-    pool(home, copy)
+  intact = json.loads((copy / scores.MANIFEST).read_text())
+  for content, defect in (
+    ('[', 'is damaged'),
+    ('[]', r'is damaged \(Expected `object`, got `array`'),
+    (json.dumps(intact | {'shard_rows': 0}), r'is damaged \(shard_rows: Expected `int` >= 1'),
+    (json.dumps(intact | {'rows': 1.5}), r'is damaged \(rows: Expected `int`, got `float`'),
+  ):
+    (copy / scores.MANIFEST).write_text(content)
+    with pytest.raises(ValueError, match=defect):
+      pool(home, copy)
   assert scores.selected(None) is None
 
 
@@ -174,5 +210,6 @@ def test_the_command_scores_and_training_takes_its_table(home, tmp_path):
   settings = tiny.settings(tmp_path, train_steps=1, selection=chosen)
   tiny.train(**settings)
   stored = json.loads((tmp_path / 'run' / 'settings.json').read_text())[0]['settings']
-  assert stored['SELECTED'] == {'rows': 16, 'steps': None}
+  assert (stored['SELECTED_ROWS'], stored['SELECTED_STEPS']) == (16, None)
+  assert stored['SELECTED']['identity']
   assert final_state(tmp_path, 1)

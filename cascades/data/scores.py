@@ -11,20 +11,30 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
 from cascades import selection
 from cascades.predictions import markers
+from cascades.predictions.rows import convert
 from cascades.runtime import files, origins, ranges
 
 log = logging.getLogger(__name__)
 
 MANIFEST = 'manifest.json'
 COMMAND = 'python -m cascades.select'
+
+
+class _Manifest(msgspec.Struct):
+  """Required keys of a manifest; others are kept as they are."""
+
+  origin: dict[str, Any]
+  rows: Annotated[int, msgspec.Meta(ge=0)]
+  shard_rows: Annotated[int, msgspec.Meta(ge=1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +173,9 @@ def check(directory: epath.Path, expected: Mapping[str, Any], remedy: str) -> Ma
   if not path.exists():
     raise FileNotFoundError(f'{directory} holds no scores of rows: make them with `{COMMAND}`.')
   try:
-    manifest = dict(json.loads(path.read_text()))
-    origin, _ = dict(manifest['origin']), (manifest['rows'] + 0, manifest['shard_rows'] // 1)
-  except (ValueError, TypeError, KeyError) as error:
+    manifest = json.loads(path.read_bytes())
+    origin = convert(manifest, _Manifest).origin
+  except (ValueError, RecursionError) as error:
     raise ValueError(
       f'{path} is damaged ({error}): remove the directory, and make it again with `{COMMAND}`.'
     ) from error

@@ -38,8 +38,16 @@ SETTINGS = 'settings.json'
 CONFIG = 'config.gin'
 # Steps whose learning rates are compared.
 PROBED_STEPS = (0, *(1 << power for power in range(21)))
-_ORDER = ('TASK', 'TASK_FEATURE_LENGTHS', 'BATCH_SIZE', 'PACK_LENGTH', 'SEED')
-_ORIGINS = ('_PATH', '_CACHE', '_ANSWERS')  # endings of the names of what other programs wrote
+_ORDER = (
+  'TASK', 'TASK_FEATURE_LENGTHS', 'BATCH_SIZE', 'PACK_LENGTH', 'SELECTED', 'SELECTED_ROWS',
+  'SELECTED_STEPS', 'SEED',
+)  # fmt: skip
+_ORIGINS = (
+  '_PATH',
+  '_CACHE',
+  '_ANSWERS',
+  'SELECTED',
+)  # endings of the names of what other programs wrote
 _SHOWN = 60  # characters; of longer values a digest is shown
 
 
@@ -82,7 +90,7 @@ def describe(
     'TASK_FEATURE_LENGTHS': plain(data.lengths),
     'BATCH_SIZE': data.batch_size,
     'PACK_LENGTH': data.pack_length,
-    'SELECTED': _selected(data.selection),
+    **_selected(data.selection, corpus),
     'SEED': seed,
     'LOSS': plain(step.loss),
     'LOSS_NORMALIZING_FACTOR': plain(step.normalizer),
@@ -99,6 +107,17 @@ def describe(
     and _origin(large.teacher_cache, functools.partial(_answers, corpus=corpus)),
     'FIXED_FRACTION': data.sources.fixed_fraction,
     **(_model_answers(data.sources, corpus, plain) if data.sources.fixed_fraction < 1 else {}),
+  }
+
+
+def _selected(chosen: scores.Selection | None, corpus: Corpus) -> dict[str, Any]:
+  """Settings of the rows that are read in place of all."""
+  if chosen is None:
+    return {'SELECTED': None}
+  return {
+    'SELECTED': _origin(chosen.directory, functools.partial(_scores, corpus=corpus)),
+    'SELECTED_ROWS': chosen.rows,
+    'SELECTED_STEPS': chosen.steps,
   }
 
 
@@ -293,8 +312,12 @@ def _origin(path: str, identity: Callable[[str], str]) -> dict[str, Any]:
   return {'path': str(files.absolute(path)), 'identity': content}
 
 
-def _selected(chosen: scores.Selection | None) -> dict[str, Any] | None:
-  return None if chosen is None else {'rows': chosen.rows, 'steps': chosen.steps}
+def _scores(path: str, corpus: Corpus) -> str:
+  manifests = [
+    scores.check(scores.location(path, task.name), corpus.identity(task, 'train'), '')
+    for task in corpus.tasks
+  ]
+  return described.digest(json.dumps([manifest['origin'] for manifest in manifests]))
 
 
 def _checkpoint(path: str) -> str:
