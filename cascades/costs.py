@@ -79,14 +79,14 @@ def prices(given: Mapping[str, float], name: str) -> Prices:
   Raises:
     ValueError: They are no prices.
   """
-  try:
-    return Prices(**given)  # type: ignore[arg-type]
-  except (TypeError, ValueError) as error:
-    names = ', '.join(field.name for field in dataclasses.fields(Prices))
-    raise ValueError(
-      f'{name}={given!r:.80} gives no prices: {error} It takes {names}, each per token; prompt and '
-      'generated are needed.'
-    ) from error
+  names = [field.name for field in dataclasses.fields(Prices)]
+  reason = f'it takes {", ".join(names)}; prompt and generated are needed.'
+  if isinstance(given, Mapping) and {'prompt', 'generated'} <= set(given) <= set(names):
+    try:
+      return Prices(**given)  # type: ignore[arg-type]
+    except ValueError as error:
+      reason = str(error)
+  raise ValueError(f'{name}={given!r:.80} gives no prices: {reason}')
 
 
 def flops_per_token(parameters: int) -> float:

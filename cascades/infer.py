@@ -128,8 +128,9 @@ def infer(
     return
   if endpoint != endpoints.Endpoint():
     raise ValueError(
-      f'API, PARAMETERS, REQUEST and the other settings of an endpoint are for a URL, and '
-      f'CHECKPOINT_PATH={checkpoint.path!r:.200} is none: leave them out.'
+      'API, PARAMETERS, REQUEST and the other settings of an endpoint are for a URL, and '
+      f'CHECKPOINT_PATH={checkpoint.path!r:.200} is none: leave them out, or write '
+      'http://host:port/v1#model.'
     )
   profile = files.absolute(output.directory) / 'profile'
   with devices.use(), profiling.Profiler(profile, profile_steps) as profiler:

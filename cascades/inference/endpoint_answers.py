@@ -199,7 +199,7 @@ class EndpointModel:
       return
     if self._measured is None and not measured:
       log.warning('%s gives no log-probabilities: the table has none.', self.address)
-    if measured != (self._measured if self._measured is not None else measured):
+    if self._measured not in (None, measured):
       raise EndpointError(
         f'{self.address} gave {"" if measured else "no "}log-probabilities for row '
         f'{record.row.id!r:.80}, unlike for others: a score would compare the measured with the '

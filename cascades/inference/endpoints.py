@@ -32,8 +32,8 @@ PATHS: Mapping[Api, str] = MappingProxyType(
   {'chat': 'chat/completions', 'completions': 'completions'}
 )
 # Fields of a request that other settings decide; some may be left out.
-DECIDED = ('model', 'messages', 'prompt', 'logprobs', 'top_logprobs', 'top_p', 'top_k', 'seed')
 LEFT_OUT = ('temperature', 'max_tokens', 'seed')
+DECIDED = (*LEFT_OUT, 'model', 'messages', 'prompt', 'logprobs', 'top_logprobs', 'top_p', 'top_k')
 OF_OTHER_ANSWERS = ('n', 'best_of', 'stream', 'stream_options', 'echo', 'prompt_logprobs')
 
 
@@ -68,15 +68,16 @@ class Endpoint:
     if self.system is not None and self.api != 'chat':
       raise ValueError(f'SYSTEM is a turn of a chat, and API={self.api!r} has none: leave it out.')
     for name, value in self.fields.items():
-      if (name in DECIDED or name in LEFT_OUT) and not (name in LEFT_OUT and value is None):
+      if name in DECIDED and not (name in LEFT_OUT and value is None):
         raise ValueError(
           f'REQUEST sets {name!r}, which other settings decide; of these, {", ".join(LEFT_OUT)} '
           'can be left out, with None.'
         )
       if name in OF_OTHER_ANSWERS:
         raise ValueError(f'REQUEST sets {name!r}; a table holds one whole answer a row.')
-    bounds = [value for name, value in self.fields.items() if name in MAX_TOKENS]
-    if self.limits.dollars is not None and bounds and not any(map(_is_count, bounds)):
+    bounds = {name: self.fields[name] for name in MAX_TOKENS if name in self.fields}
+    ranges.check({f'REQUEST[{k!r}]': v for k, v in bounds.items()}, least=1, integer=True)
+    if self.limits.dollars is not None and bounds and not any(bounds.values()):
       raise ValueError(
         'MAX_DOLLARS needs a largest number of tokens in each request, and REQUEST leaves it out: '
         'give max_tokens or max_completion_tokens.'
@@ -96,10 +97,6 @@ class Endpoint:
     if not re.fullmatch(r'[!-~]+', key):
       raise ValueError(f'{name} holds no key: it is empty, or has characters that no header takes.')
     return key
-
-
-def _is_count(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool)
 
 
 class Address(NamedTuple):

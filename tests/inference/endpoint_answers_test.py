@@ -126,12 +126,13 @@ def without_logprobs(response, request=None):
   return response
 
 
-def test_a_server_without_logprobs_gives_a_table_without(server, tmp_path, capsys):
+def test_a_server_without_logprobs_gives_a_table_without(server, tmp_path, caplog):
   server.change = without_logprobs
   table = infer(server, tmp_path)
   assert not table.lengths.any()
   assert table.column('generated_tokens').all()
   assert deferral.missing(['token_logprobs'], table)
+  assert caplog.text.count('gives no log-probabilities: the table has none') == 1
 
 
 @pytest.mark.parametrize('resumed', [False, True])

@@ -183,7 +183,8 @@ def test_requests_are_sent_together_up_to_the_limit(server, tmp_path):
     ({'concurrency': 0}, 'CONCURRENCY=0'), ({'tries': 1.5}, 'TRIES=1.5'),
     ({'per_minute': 0}, 'REQUESTS_PER_MINUTE=0'), ({'seconds': -1}, 'REQUEST_SECONDS=-1'),
     ({'requests': -1}, 'MAX_REQUESTS=-1'), ({'dollars': 1}, 'MAX_DOLLARS=1 needs prices'),
-    ({'prices': {'prompt': 1}}, 'PRICES=.* gives no prices'),
+    ({'prices': {'prompt': 1}}, 'PRICES=.* no prices: it takes prompt,.* generated are needed'),
+    ({'prices': {'prompt': 1, 'generated': 1, 'read': 1}}, 'PRICES=.* no prices: it takes prompt,'),
     ({'prices': {'prompt': -1, 'generated': 1}}, 'PRICES=.*prompt=-1'),
   ],
 )  # fmt: skip

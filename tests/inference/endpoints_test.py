@@ -115,6 +115,10 @@ def test_addresses_are_read_and_secrets_in_them_refused():
     ({'fields': {'model': None}}, "REQUEST sets 'model'"),
     ({'fields': {'n': 2}}, "REQUEST sets 'n'; a table holds one"),
     ({'fields': {'stream': True}}, "REQUEST sets 'stream'"),
+    (
+      {'fields': {'max_completion_tokens': '9'}},
+      r"REQUEST\['max_completion_tokens'\]='9' must be a whole",
+    ),
   ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(options, message):
