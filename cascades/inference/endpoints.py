@@ -34,6 +34,7 @@ PATHS: Mapping[Api, str] = MappingProxyType(
 # Fields of a request that other settings decide; some may be left out.
 LEFT_OUT = ('temperature', 'max_tokens', 'seed')
 DECIDED = (*LEFT_OUT, 'model', 'messages', 'prompt', 'logprobs', 'top_logprobs', 'top_p', 'top_k')
+PRICES = tuple(field.name for field in dataclasses.fields(costs.Prices))
 OF_OTHER_ANSWERS = ('n', 'best_of', 'stream', 'stream_options', 'echo', 'prompt_logprobs')
 
 
@@ -189,6 +190,7 @@ class Requests:
         'system': self.endpoint.system,
         'fields': dict(self.endpoint.fields),
         'logprobs': self.endpoint.logprobs,
+        'prices': {name: self.endpoint.limits.prices.get(name) for name in PRICES},
       },
     }
 

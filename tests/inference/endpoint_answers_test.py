@@ -45,7 +45,8 @@ def test_the_manifest_names_server_model_and_requests(server, tmp_path):
   assert manifest['checkpoint'] == f'{server.url}#small'
   assert (manifest['parameters'], manifest['flops_per_token']) == (10**6, 2e6)
   assert manifest['endpoint'] == {
-    'system': 'Be brief.', 'fields': {'min_p': 0.1}, 'logprobs': True
+    'system': 'Be brief.', 'fields': {'min_p': 0.1}, 'logprobs': True,
+    'prices': dict.fromkeys(['prompt', 'generated', 'cached_prompt', 'cached_tokens', 'request']),
   }  # fmt: skip
   assert manifest['precision'] == manifest['vocabulary'] == 'unknown'
   assert (manifest['refused'], manifest['cut_off']) == (0, 0)
@@ -56,6 +57,16 @@ def test_the_manifest_names_server_model_and_requests(server, tmp_path):
                  {'role': 'user', 'content': sent['messages'][-1]['content']}],
   }  # fmt: skip
   assert 'Authorization' not in headers
+
+
+def test_rows_of_other_prices_are_not_mixed_and_are_priced_again_for_nothing(server, tmp_path):
+  infer(server, tmp_path)
+  asked, priced = len(server.requests), limits(prices=PRICES)
+  with pytest.raises(ValueError, match=r'origin: endpoint prices is .*OVERWRITE=True'):
+    infer(server, tmp_path, limits=priced)
+  table = infer(server, tmp_path, limits=priced, overwrite=True)
+  assert (table.column('dollars') > 0).all()
+  assert len(server.requests) == asked
 
 
 def test_no_model_is_loaded_or_built_for_an_endpoint(server, tmp_path, monkeypatch):
