@@ -376,7 +376,7 @@ def _measure(
 
   by_size = {size: list(batches(size)) for size in timing.batches}
   for temperature, size in itertools.product(sweep.temperatures, timing.batches):
-    log.info('timing answers at temperature %g in batches of %d', temperature, size)
+    log.info('seconds per answer at temperature %g, batches of %d', temperature, size)
     own = {p.name: answerers[p.name] for p in sweep.points if p.temperature == temperature}
     latency.measure_answers(file, own, {size: by_size[size]}, turns=timing.turns)
     jax.clear_caches()  # an operating system maps no more than some dozen programs
