@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from cascades.checkpoints import finished, store
+from cascades.checkpoints import finished, json_files, store
 from cascades.data import scores
 from cascades.data.answer_sources import AnswerSources
 from cascades.data.corpus import Corpus, Data
@@ -340,5 +340,5 @@ def _answers(path: str, corpus: Corpus) -> str:
 
 def _table(path: str, corpus: Corpus) -> str:
   names = [shards.manifest_name(task.name, 'predict') for task in corpus.tasks]
-  manifests = [json.loads((files.absolute(path) / 'train' / name).read_text()) for name in names]
+  manifests = [json_files.read_object(files.absolute(path) / 'train' / name) for name in names]
   return described.digest(json.dumps([manifest.get('fingerprint') for manifest in manifests]))

@@ -11,8 +11,9 @@ import pytest
 from cascades.data import converters
 from cascades.data.answer_sources import AnswerSources, Unanswered
 from cascades.data.corpus import Data
-from cascades.predictions import rows
+from cascades.predictions import rows, shards
 from cascades.tasks.task import Row
+from cascades.training import continuation
 from tests import synthetic_tables, tiny
 from tests.tiny_tasks import tiny_task
 
@@ -173,3 +174,15 @@ def test_a_table_of_another_task_or_split_is_refused(tmp_path):
 def test_settings_that_do_not_fit_together_are_refused(settings, message):
   with pytest.raises(ValueError, match=message):
     AnswerSources(**settings)
+
+
+@pytest.mark.parametrize('content', ['[', '[]'])
+def test_a_damaged_table_is_refused_after_the_settings_are_described(tmp_path, content):
+  directory = table(tmp_path / 'answers')
+  manifest = tmp_path / 'answers' / 'train' / shards.manifest_name('tiny', 'predict')
+  manifest.write_text(content)
+  data, sources = corpus(tmp_path), generated(directory)
+  settings = continuation._model_answers(sources, data, str)
+  assert settings['LARGE_ANSWERS'] == {'path': directory, 'identity': None}
+  with pytest.raises(ValueError, match=manifest.name):
+    stream(data, sources, 1)
