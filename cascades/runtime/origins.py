@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+_FINGERPRINT = re.compile(r'\b([0-9a-f]{12})[0-9a-f]{20,}\b')
 
 
 def differences(
@@ -24,6 +27,5 @@ def differences(
 
 
 def _shown(value: Any) -> str:
-  """Text of a value; fingerprints differ in their first digits."""
-  text = repr(value)
-  return text if len(text) <= 60 else f'{text[:13]}...'
+  """Text of a value; fingerprints differ in their first digits, paths and others anywhere."""
+  return _FINGERPRINT.sub(r'\1...', repr(value))[:200]

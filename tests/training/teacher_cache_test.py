@@ -124,7 +124,7 @@ def test_other_answers_are_not_added_to_a_directory(directory):
     with pytest.raises(ValueError, match='is of something else') as raised:
       teacher_cache.begin(directory, others, {}, write=doing)
   message = str(raised.value)
-  assert "checkpoint_identity is 'aaaaaaaaaaaa... there and 'bbbbbbbbbbbb... here" in message
+  assert "checkpoint_identity is 'aaaaaaaaaaaa...' there and 'bbbbbbbbbbbb...' here" in message
   assert "lengths is {'inputs': 8} there and {'inputs': 9} here" in message
   assert 'task is' not in message
   assert 'TEACHER_CACHE' in message
