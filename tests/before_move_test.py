@@ -500,6 +500,7 @@ def test_this_machine_computes_the_bits_of_the_one_that_wrote_the_artefacts():
     pytest.skip('another CPU or another version: floats are only compared nearly')
 
 
+@pytest.mark.slow
 def test_losses_masks_and_agreement_are_the_same():
   given = load('losses')
   expected = below('expected', given)
@@ -507,6 +508,7 @@ def test_losses_masks_and_agreement_are_the_same():
   assert_same(arrays_of(loss_numbers(below('given', given))), expected)
 
 
+@pytest.mark.slow
 def test_initial_parameters_are_the_same():
   small, large = initial_parameters()
   golden = load('train_step')

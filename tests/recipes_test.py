@@ -250,7 +250,20 @@ TRAINED = {recipe: loss for recipe, (loss, _) in ROWS.items()} | {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize('recipe', sorted(TRAINED.keys() - {LARGE}))
+# Each set of rows, length and loss of the paper once; the other crossings are slow.
+CROSSED = {
+  'c4_large', 'c4_small', 'cat_flan2021_large_xent', 'cat_flan2021_small_dist',
+  'cat_superglue_small_cat_dist', 'cat_wmt22_small_cat_xent',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  'recipe',
+  [
+    pytest.param(recipe, marks=[] if recipe in CROSSED else pytest.mark.slow)
+    for recipe in sorted(TRAINED.keys() - {LARGE})
+  ],
+)
 def test_a_recipe_takes_two_steps(folder, large, recipe):
   beside = TRAINED[recipe] != 'xent'
   bindings = ['train.validation=None']

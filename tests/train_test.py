@@ -226,6 +226,7 @@ def test_other_programs_read_a_run_of_adapters_as_plain_weights(large, adapted, 
   assert values['loss'] > 0
 
 
+@pytest.mark.slow
 def test_adapters_go_on_bit_by_bit_without_the_run_that_they_started_from(adapted, tmp_path):
   settings = adapted[1] | {'model_dir': str(tmp_path / 'run')}
   tiny.train(**settings | {'train_steps': 4})
@@ -367,6 +368,7 @@ def corpus_of(settings):
   )
 
 
+@pytest.mark.slow
 def test_a_run_that_refuses_everything_ends_also_if_it_is_to_go_on(tmp_path):
   settings = tiny.settings(
     tmp_path, accept=lambda metrics: metrics['loss'] < 0, train_steps=200, log_every=25,

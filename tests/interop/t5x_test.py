@@ -175,6 +175,7 @@ def loss_with_z_loss(logits, teachers, targets, weights, *, step=None):
   return jnp.sum((log_z - hit + 1e-4 * log_z**2) * weights), jnp.sum(weights)
 
 
+@pytest.mark.slow
 def test_one_more_step_equals_t5x(fixture, expected, micro, run, tmp_path):
   """Our training step 31 on stacked layers, from T5X's second moments."""
   next_batch = batch(expected, 'next_batch')

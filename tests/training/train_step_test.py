@@ -206,6 +206,7 @@ def test_without_a_large_model_the_step_reports_accuracy_alone():
     train_step.kept_tokens(metrics)
 
 
+@pytest.mark.slow
 def test_a_loss_weight_follows_its_schedule_also_after_a_resume():
   """Goes from distillation to cross-entropy in four updates, and in two times two."""
   mesh, schedule = ONE(), optax.linear_schedule(0.0, 1.0, transition_steps=3)
