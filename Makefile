@@ -12,7 +12,7 @@ help:  ## show this list
 # The constraints are part of the environment: a change of either reinstalls, nothing else does.
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,plan]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,plan,serve]'
 	@touch $@
 
 demo: $(STAMP)  ## train a large and four small models on real text, and report (about 4 minutes)
@@ -42,7 +42,7 @@ $(VENV)/.docs-installed: $(STAMP)
 
 lock:  ## pin what a fresh installation resolves to, after changing pyproject.toml
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet -e '.[demo,dev,docs,plan]'
+	.venv-lock/bin/python -m pip install --quiet -e '.[demo,dev,docs,plan,serve]'
 	.venv-lock/bin/python -m pip freeze --exclude-editable > constraints.txt
 	rm -rf .venv-lock
 

@@ -1,0 +1,1 @@
+"""A cascade behind an OpenAI-compatible door."""
