@@ -116,6 +116,14 @@ class Leg(NamedTuple):
   error: str = ''
 
 
+class Shadow(NamedTuple):
+  """Decision of a policy that is tried out and decides nothing."""
+
+  score: float
+  threshold: float
+  deferred: bool
+
+
 class Exchange(NamedTuple):
   """One request to the cascade, finished or not.
 
@@ -134,6 +142,7 @@ class Exchange(NamedTuple):
     decision_seconds: Time of the decision.
     seconds: Time from the arrival of the request to the end of its response.
     status: HTTP status of the response.
+    shadow: Decision of another policy on the same small answer; None without one.
   """
 
   id: str
@@ -150,8 +159,11 @@ class Exchange(NamedTuple):
   decision_seconds: float
   seconds: float
   status: int
+  shadow: Shadow | None = None
 
   @property
   def discarded_tokens(self) -> int:
-    """Tokens that were generated and are not part of the answer."""
-    return sum(leg.generated_tokens for leg in self.legs if leg.role != self.author)
+    """Tokens that were generated and are not part of the answer, the author's last one."""
+    answers = [number for number, leg in enumerate(self.legs) if leg.role == self.author]
+    last = answers[-1] if answers else None
+    return sum(leg.generated_tokens for number, leg in enumerate(self.legs) if number != last)
