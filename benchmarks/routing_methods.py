@@ -15,7 +15,7 @@ from cascades.universal_routing import assign, cluster, mean_losses, neighborhoo
 CLUSTERS = (5, 10, 25, 50, 100)
 NEIGHBORS = (5, 10, 25, 50, 100)
 COARSE, FINE, STRENGTH = 20, 100, 24.0
-SIZES = (10, 25, 50, 100, 200, 400)
+SIZES = (10, 25, 50, 100, 200, 400, 500)
 EPOCHS = 20
 MAP_RATE, PERCEPTRON_RATE, FACTOR_RATE = 1e-2, 1e-3, 1e-2
 
