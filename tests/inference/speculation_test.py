@@ -4,15 +4,17 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import strategies as st
 from jax import Array
 from scipy import stats
 
-from cascades import decoding
+from cascades import decoding, target_distributions
 from cascades.inference import speculation
 from cascades.inference.answers import DecodingOptions
 from cascades.target_distributions import RULES, target_distribution
@@ -20,6 +22,7 @@ from cascades.types import Batch, Prompt
 from tests import testing
 
 EOS, NEVER, MAX_LEN = 1, -1, 9
+GREEDY, LONG, ALPHA = ('lossless', 'opt', 'token_v3', 'chow'), 21, 0.3  # share a program
 LAWS, ROWS = ('opt', 'token_v3', 'token_v1'), 8_000  # rules that share a program
 LARGE = {'t5': testing.TINY_T5, 'decoder': testing.TINY_EVERYTHING}
 SMALL = {
@@ -241,6 +244,103 @@ def test_sampled_tokens_have_the_law_of_the_target_distribution(rule, alpha):
   )
   assert stats.chisquare(counts, ROWS * law(pi)).pvalue > 1e-3
   assert stats.chisquare(counts, ROWS * law(p)).pvalue < 1e-9
+
+
+class Written(NamedTuple):
+  """Cache of all tokens that were read, those beyond `length` included."""
+
+  length: Array
+  tokens: Array
+
+
+class Sums:
+  """Language model whose next token depends on the sum of all tokens before it."""
+
+  def __init__(self, probabilities: np.ndarray):
+    self.table = jnp.log(jnp.asarray(probabilities, jnp.float32))
+
+  def prefill(self, prompt: Prompt, max_len: int):
+    length = prompt.length
+    tokens = jnp.pad(prompt.tokens, ((0, 0), (0, max_len)), constant_values=3)
+    logits, _ = self.extend(tokens[:, :0], Written(length, tokens))
+    return logits[:, -1], Written(length, tokens)
+
+  def extend(self, tokens, cache):
+    (B, L), start = tokens.shape, cache.length[:, None]
+    written = cache.tokens.at[jnp.arange(B)[:, None], start + jnp.arange(L)].set(tokens)
+    before = jnp.pad(jnp.cumsum(written, 1), ((0, 0), (1, 0)))
+    sums = jnp.take_along_axis(before, start + jnp.arange(min(L, 1), L + 1), 1)
+    return self.table[sums % len(self.table)], Written(cache.length + L, written)
+
+
+@functools.cache
+def _greedy_sums():
+  """Greedy decoding with two given tables, by any of GREEDY and up to 5 drafts a block."""
+  targets = [RULES[rule].target for rule in GREEDY]
+
+  @jax.jit
+  def generate(q, p, prompt, number, eos_ids, plan):
+    pair = speculation.SpeculativePair(
+      Sums(q), Sums(p), lambda q, p, alpha: jax.lax.switch(number, targets, q, p, alpha), ALPHA
+    )
+    lossless = dataclasses.replace(pair, target=RULES['lossless'].target)
+    return jax.lax.cond(
+      number == GREEDY.index('lossless'),
+      *(
+        lambda pair=pair: speculation.generate(
+          pair, prompt, max_len=LONG, eos_id=eos_ids, gamma=5, plan=plan
+        )
+        for pair in (lossless, pair)
+      ),
+    )
+
+  return lambda *arguments: jax.tree.map(np.asarray, generate(*arguments))
+
+
+def _simulated(q, pi, prompt, eos_ids, gamma):
+  """Answer of one row and its counts, token by token: slow, and without caches or batches."""
+
+  def best(table, *answer):
+    return int(np.argmax(table[(sum(prompt) + sum(answer)) % len(table)]))
+
+  answer, accepted, rejected, large_calls = [best(pi)], 0, 0, 1
+  while len(answer) < LONG and answer[-1] not in eos_ids:
+    large_calls += 1
+    drafts = []
+    for _ in range(min(gamma, LONG - len(answer) - 1)):
+      drafts.append(best(q, *answer, *drafts))
+    for drafted in [*drafts, None]:
+      token = best(pi, *answer)
+      answer.append(token)
+      accepted += token == drafted
+      rejected += drafted not in (token, None)
+      if token != drafted or token in eos_ids:
+        break
+  return answer, [accepted, rejected, large_calls]
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(data=st.data())
+def test_the_loop_is_the_simulation_for_any_tables(data):
+  """Blocks, roll-back, ends and budgets, for rows that advance differently."""
+  random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label='seed'))
+  q, other = np.float32(random.dirichlet(np.full(6, 0.5), (2, 6)))
+  p = np.where(random.random((6, 1)) < 0.7, q, other)
+  rule = data.draw(st.sampled_from(GREEDY), label='rule')
+  gamma = data.draw(st.integers(1, 5), label='gamma')
+  eos_ids = data.draw(st.tuples(*[st.sampled_from([NEVER, 0])] * 2), label='ends')
+  prompt = Prompt(random.integers(0, 6, (4, 3), np.int32), random.integers(1, 4, 4, np.int32))
+  actual = _greedy_sums()(
+    q, p, prompt, GREEDY.index(rule), np.array(eos_ids), speculation.always(gamma)
+  )
+  pair = [target_distributions.distribution(jnp.log(table), temperature=0.0) for table in (q, p)]
+  pi = np.asarray(target_distribution(*pair, rule=RULES[rule].target, alpha=ALPHA))
+  for row in range(4):
+    read = prompt.tokens[row, : prompt.length[row]].tolist()
+    answer, counts = _simulated(q, pi, read, eos_ids, gamma)
+    assert actual.answer.tokens[row][actual.answer.mask[row]].tolist() == answer
+    names = ('accepted', 'rejected', 'large_calls')
+    assert [int(getattr(actual.counts, name)[row]) for name in names] == counts
 
 
 def test_a_row_stops_drafting_when_its_drafts_are_rejected():
