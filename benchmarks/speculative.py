@@ -4,7 +4,8 @@
       --pair runs/drafter runs/smollm2 --prompts=questions.jsonl
 
 Each `--pair` is the run directory of a small and of a large model. Prompts of encoder-decoders are
-words of the demo's task, those of decoder-only models the `inputs` of `--prompts`, JSON lines.
+words of the demo's task, those of decoder-only models the `inputs` of `--prompts`, JSON lines, as
+the user's turn where the large model has a chat template.
 Answers are greedy and of full length; every program is compiled and run once before, turns
 alternate, and medians of ratios are reported. Rows are printed and written as they are measured.
 """
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 from jax import Array
 
@@ -27,17 +29,19 @@ from benchmarks import bars
 from benchmarks.bars import Measured
 from cascades import decoding, speculative
 from cascades.data.corpus import Data
-from cascades.inference import speculation, trained_model
+from cascades.inference import speculation, speculator, trained_model
+from cascades.inference.answers import Generator
 from cascades.inference.speculator import Speculator, StepCosts
 from cascades.inference.trained_model import TrainedModel
+from cascades.interop import companions
 from cascades.models import decoder
 from cascades.runtime import partitioning
 from cascades.target_distributions import RULES, distribution, target_distribution
-from cascades.tasks import catalog, local
+from cascades.tasks import catalog, chats, local
 from cascades.types import Params, Prompt
 
 MOST, BLOCK = 8, 5  # drafts that the planner may choose, and of the block that is taken apart
-PROMPT, ANSWER = 64, 64  # tokens of decoder-only models
+PROMPT, ANSWER = 128, 64  # tokens of decoder-only models
 WORD, PHONEMES = 24, 24  # tokens of the demo's task
 SHORT, BATCHES = 16, 33  # tokens of answers and number of batches with adaptive drafts
 STEPS = 16  # calls of a model that are timed together
@@ -55,13 +59,16 @@ class Pair(NamedTuple):
 
 
 def prompts(model: TrainedModel, rows: int, path: str | None) -> Prompt:
-  """Prompts of the kind that the model was trained on."""
+  """Prompts of the kind that the large model was trained on."""
   if model.architecture == 'encoder_decoder':
     task, lengths = catalog.get('cmudict_g2p'), {'inputs': WORD, 'targets': PHONEMES}
   else:
     if path is None:
       raise SystemExit('a decoder-only model needs prompts: name JSON lines as --prompts.')
     task = local.local_jsonl(name='prompts', splits={'test': path}, targets_key=None)
+    folder = epath.Path(model.described['checkpoint']) / companions.FOLDER
+    if (folder / 'tokenizer_config.json').exists():
+      task = chats.chat(task, folder)
     lengths = {'inputs': PROMPT, 'targets': ANSWER}
   data = Data(task=task, lengths=lengths, batch_size=rows)
   corpus = data.corpus(model.vocabulary, model.architecture)
@@ -184,20 +191,14 @@ def kept_pace(pair: Pair, costs: StepCosts) -> float:
   Answers are SHORT and end at the end of sequence. Batches alternate, after as many that warm up.
   """
   length = min(pair.length, SHORT)
-  eos = pair.large.vocabulary.eos_ids
   drafting = Speculator(
     pair.small, pair.large, 'lossless', gamma=MOST, max_tokens=length, costs=costs
   )
   rows = np.arange(len(pair.prompt.length))
-
-  @jax.jit
-  def generate(params: Params, prompt: Prompt) -> Any:
-    model = nnx.merge(pair.large.graph, params)
-    return decoding.generate(model, prompt, max_len=length, eos_id=eos)
-
+  large = Generator(pair.large, length)
   calls: dict[str, Call] = {
     'adaptive': lambda: drafting.speculate(pair.prompt, rows),
-    'alone': lambda: jax.device_get(generate(pair.large.params, pair.prompt)),
+    'alone': lambda: large.generate(pair.prompt, rows),
   }
   by_turns(calls, BATCHES)
   seconds = by_turns(calls, BATCHES)
@@ -213,14 +214,16 @@ def of_pair(name: str, small: str, large: str, path: str | None, turns: int) -> 
   length = PHONEMES if models[0].architecture == 'encoder_decoder' else ANSWER
   tokens_per_second = {}
   for batch in (1, 8):
-    pair = Pair(*models, prompts(models[0], batch, path), length)
+    pair = Pair(*models, prompts(models[1], batch, path), length)
     what = f'{name}, batch {batch}'
     step, widths = step_seconds(pair, turns)
     block = together(pair, length, BLOCK)
     counts = jax.tree.map(np.asarray, block().counts)
     acceptance = counts.accepted.sum() / (counts.accepted.sum() + counts.rejected.sum())
     c, relative = step / widths[0], [seconds / widths[0] for seconds in widths]
-    gamma = speculative.best_gamma(float(acceptance), c, most=MOST, large=relative)
+    gamma = speculative.best_gamma(
+      float(acceptance), c, most=MOST, large=relative, least_saving=speculator.SAVING
+    )
     programs = {
       'plain': alone(pair.large, pair, length),
       'plain start': alone(pair.large, pair, 1),

@@ -217,6 +217,7 @@ def best_gamma(
   most: int,
   large: Sequence[float] | None = None,
   last_draft: float = 0.0,
+  least_saving: float = 0.0,
 ) -> int:
   """Number of drafts of least `relative_seconds`, the lowest of equal ones.
 
@@ -229,6 +230,8 @@ def best_gamma(
     large: Seconds of the large model over 1, 2, ... most + 1 tokens, relative to the first; None
       for 1 throughout.
     last_draft: As in `relative_seconds`.
+    least_saving: Share of the large model's time that drafts must save; 0 drafts where they save
+      any.
 
   Raises:
     ValueError: An argument is out of range, or `large` has not most + 1 numbers.
@@ -242,6 +245,8 @@ def best_gamma(
     raise ValueError(f'large has {len(large)} numbers; gammas up to {most} need {most + 1}.')
 
   def seconds(gamma: int) -> float:
+    if not gamma:
+      return 1.0 - least_saving
     return relative_seconds(acceptance, gamma, c, large=large[gamma], last_draft=last_draft)
 
   return min(range(most + 1), key=seconds)

@@ -358,6 +358,10 @@ def test_the_planner_knows_that_longer_calls_of_the_large_model_cost_more():
   assert speculative.best_gamma(0.8, 0.05, most=6, large=[1 + x for x in range(7)]) == 0
   assert speculative.best_gamma(0.3, 0.2, most=6) == 1
   assert speculative.best_gamma(0.3, 0.2, most=6, last_draft=1) == 0
+  saving = 1 - speculative.relative_seconds(0.3, 1, 0.2)  # 1 - 1.2 / 1.3
+  assert saving == pytest.approx(1 / 13)
+  assert speculative.best_gamma(0.3, 0.2, most=6, least_saving=0.07) == 1
+  assert speculative.best_gamma(0.3, 0.2, most=6, least_saving=0.08) == 0
   with pytest.raises(ValueError, match=r'acceptance=1\.5 must lie in'):
     speculative.best_gamma(1.5, 0.1, most=3)
   with pytest.raises(ValueError, match='large has 2 numbers; gammas up to 3 need 4'):

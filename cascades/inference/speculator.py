@@ -30,6 +30,7 @@ BINS = 100  # estimates of the acceptance that a plan distinguishes, besides 0
 PRIOR = 16.0  # drafts that earlier answers weigh in a row's estimate
 START = 0.8  # acceptance before the first answer
 MEMORY = 0.9  # share of the earlier counts that stays after each batch
+SAVING = 0.05  # share of the time that drafts must save, more than the measured steps are off by
 RETRY = 32  # batches of the large model alone until one drafts again
 
 
@@ -60,7 +61,7 @@ class DraftPlanner:
     self.lengths = np.array([
       speculative.best_gamma(
         estimate, costs.small / costs.large[0], most=len(seconds) - 1, large=seconds.tolist(),
-        last_draft=float(not lossless),
+        last_draft=float(not lossless), least_saving=SAVING,
       )
       for estimate in np.linspace(0, 1, BINS + 1)
     ])  # fmt: skip
