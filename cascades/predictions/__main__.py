@@ -90,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     '--parameters', type=_parameters, required=True,
     help='parameters of the model, or an estimate: FLOPs per token are twice as many',
   )  # fmt: skip
-  option('--filter', help='of lm-evaluation-harness')
+  option(
+    '--filter', help='of lm-evaluation-harness; or `both`, of a log: what both models answered'
+  )
   option('--choice', type=int, help='of responses with several')
   option('--ignore_logprobs', action='store_true', help='where only some answers have them')
   option('--overwrite', action='store_true', help='replace another table')

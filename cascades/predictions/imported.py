@@ -16,7 +16,7 @@ from etils import epath
 
 from cascades import costs, metrics
 from cascades.predictions import rows, shards
-from cascades.predictions.importers import columns, lm_eval, openai
+from cascades.predictions.importers import columns, lm_eval, openai, serving
 from cascades.predictions.importers.answers import Answer
 
 Line: TypeAlias = tuple[int, Any]  # number and JSON value
@@ -37,7 +37,8 @@ class Source:
     columns: Names in the source by ours, for 'columns'.
     labels: Table with the targets, and prompts if it holds them, by id; None if the source does.
     label_columns: Names in that table by ours.
-    filter: Filter of lm-evaluation-harness to take.
+    filter: Filter of lm-evaluation-harness to take; of a log, 'both' takes the exchanges in which
+      both models answered.
     choice: Index of the choice to take where a response has several.
     ignore_logprobs: Leave out log-probabilities, where only some rows have them.
   """
@@ -58,6 +59,9 @@ FORMATS: Mapping[str, Callable[[Source], Callable[[Any], Answer | None]]] = {
   'openai-completions': lambda source: partial(openai.completion, choice=source.choice),
   'batch': lambda source: partial(openai.batch, choice=source.choice),
   'lm-eval': lambda source: partial(lm_eval.sample, name=source.filter),
+  'log': lambda source: partial(
+    serving.exchange, answered=source.filter, judged=source.labels is not None
+  ),
 }
 
 
