@@ -67,8 +67,47 @@ def sample(
   return jnp.take_along_axis(tokens, rank[:, None], -1)[:, 0].astype(jnp.int32)
 
 
+def choose(
+  logits: Float[Array, 'B V'],
+  keys: Array,
+  *,
+  temperature: Float[Array, 'B'],
+  top_p: Float[Array, 'B'],
+) -> Int[Array, 'B']:
+  """Choose a token in each row by options of its own, which may be traced.
+
+  A row decodes as `greedy` does at temperature 0, else as `sample` does with its temperature and
+  top_p. What no row needs is not computed.
+
+  Args:
+    logits: Logits of the next token.
+    keys: One random key per row; greedy rows ignore theirs.
+    temperature: Divisors of the logits, 0 for greedy rows.
+    top_p: Probabilities of the nuclei; inf for all tokens.
+  """
+  best, drawing = argmax(logits), temperature > 0.0
+  draw = jax.vmap(jax.random.categorical)
+
+  def sampled() -> Int[Array, 'B']:
+    tempered = logits / jnp.where(drawing, temperature, 1.0)[:, None]
+    plain = draw(keys, tempered).astype(jnp.int32)
+
+    def cut() -> Int[Array, 'B']:
+      truncated, tokens = nucleus(tempered, top_p=top_p)
+      rank = draw(keys, truncated)
+      return jnp.take_along_axis(tokens, rank[:, None], -1)[:, 0].astype(jnp.int32)
+
+    cutting = drawing & jnp.isfinite(top_p)
+    return jnp.where(cutting, jax.lax.cond(cutting.any(), cut, lambda: plain), plain)
+
+  return jnp.where(drawing, jax.lax.cond(drawing.any(), sampled, lambda: best), best)
+
+
 def nucleus(
-  logits: Float[Array, '*n V'], *, top_k: int | None = None, top_p: float | None = None
+  logits: Float[Array, '*n V'],
+  *,
+  top_k: int | None = None,
+  top_p: float | Float[Array, '*n'] | None = None,
 ) -> tuple[Float[Array, '*n K'], Int[Array, '*n K']]:
   """Truncate logits to the `top_k` tokens, then to the nucleus.
 
@@ -82,7 +121,8 @@ def nucleus(
   Args:
     logits: Logits of the next token.
     top_k: Number K of tokens to keep; None for all.
-    top_p: Probability to reach, in (0, 1]; None keeps all.
+    top_p: Probability to reach, in (0, 1]; None keeps all. An array, of one for each row, is not
+      checked.
 
   Returns:
     The K largest logits in descending order, -inf outside of the nucleus, and their tokens.
@@ -92,13 +132,14 @@ def nucleus(
   """
   if top_k is not None and top_k < 1:
     raise ValueError(f'top_k={top_k} must be at least 1; None keeps every token.')
-  if top_p is not None and not 0.0 < top_p <= 1.0:
+  if isinstance(top_p, float | int) and not 0.0 < top_p <= 1.0:
     raise ValueError(f'top_p={top_p} must lie in (0, 1]; None keeps every token.')
   V = logits.shape[-1]
   best, tokens = jax.lax.top_k(logits, min(top_k or V, V))
   probabilities = jax.nn.softmax(best)
   before = jnp.cumsum(probabilities, -1) - probabilities
-  return jnp.where(before < (top_p or jnp.inf), best, -jnp.inf), tokens
+  mass = jnp.asarray(jnp.inf if top_p is None else top_p)[..., None]
+  return jnp.where(before < mass, best, -jnp.inf), tokens
 
 
 def probabilities(

@@ -290,6 +290,24 @@ def test_greedy_takes_the_lowest_of_equal_tokens():
   np.testing.assert_array_equal(cold, [1, 1])
 
 
+def test_every_row_chooses_by_its_own_options():
+  rows = [(0.0, None), (0.7, None), (1.3, 0.6), (0.0, 0.5), (1.3, None), (0.7, 1.0)]
+  logits = jnp.asarray(np.random.RandomState(0).randn(len(rows), 40) * 2, jnp.float32)
+  temperature, top_p = (np.float32([np.inf if x is None else x for x in c]) for c in zip(*rows))  # noqa: B905
+  choose = jax.jit(decoding.choose)
+  for seed in range(20):
+    keys = jax.random.split(jax.random.key(seed), len(rows))
+    tokens = choose(logits, keys, temperature=temperature, top_p=top_p)
+    for row, (heat, mass) in enumerate(rows):
+      alone = (logits[row : row + 1], keys[row : row + 1])
+      expected = (
+        decoding.sample(*alone, temperature=heat, top_p=mass) if heat else decoding.greedy(*alone)
+      )
+      assert tokens[row] == expected[0]
+    greedy = choose(logits, keys, temperature=0 * temperature, top_p=top_p)
+    np.testing.assert_array_equal(greedy, decoding.greedy(logits))
+
+
 def test_wrong_settings_are_refused_in_a_sentence():
   logits, keys = jnp.zeros((1, 3)), jax.random.split(jax.random.key(0), 1)
   with pytest.raises(ValueError, match='needs a random key'):
