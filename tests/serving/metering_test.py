@@ -210,8 +210,8 @@ def test_a_new_day_ends_a_file_without_rows_of_that_day(tmp_path):
   wait(lambda: log.written == 1)
   now[0] += 86400
   log.record(exchange(id='x-2'))
-  wait(lambda: (tmp_path / 'small' / '2026-11-30-0000.jsonl').exists())
-  assert (tmp_path / 'small' / '2026-12-01-0000.jsonl.open').exists()
+  for name in ('2026-11-30-0000.jsonl', '2026-12-01-0000.jsonl.open'):
+    wait((tmp_path / 'small' / name).exists)
   log.close()
 
 
