@@ -301,10 +301,10 @@ class Client:
 
   def _refusal(self, response: httpx.Response, content: str) -> str:
     """Reason of the server for refusing one request; raises if it refuses the client."""
-    status, reason = response.status_code, _reason(content)
-    answer = f'{self.url} answered {status}: {reason}'
+    status, stated = response.status_code, reason(content)
+    answer = f'{self.url} answered {status}: {stated}'
     if status in OF_ONE_ROW:
-      return f'{status}: {reason}'
+      return f'{status}: {stated}'
     if status in (401, 403):
       given = 'the key is not accepted' if self._key else 'a key is expected'
       raise EndpointError(
@@ -315,14 +315,14 @@ class Client:
       raise EndpointError(f'{answer}. The URL or the model behind its # is wrong.')
     if 'insufficient_quota' in content or not (status in TRANSIENT or status >= 500):
       raise EndpointError(f'{answer}. {STORED}')
-    pause = _pause(response.headers.get('retry-after', ''))
+    pause = retry_after(response.headers.get('retry-after', ''))
     if pause > LONGEST_PAUSE:
       raise EndpointError(
         f'{answer}. It asks to wait {progress.format_duration(pause)}: rerun the same command then '
         'to resume.'
       )
     self._pace.pause(pause)
-    raise TransientError(f'it answered {status}: {reason}', pause)
+    raise TransientError(f'it answered {status}: {stated}', pause)
 
   def _unreachable(self, error: httpx.RequestError) -> EndpointError:
     """Error for a server without a connection: at the start it is not running, later it may be."""
@@ -368,23 +368,23 @@ def _completion(content: str) -> dict[str, Any]:
   except (ValueError, RecursionError) as error:
     raise TransientError(f'it sent no valid JSON ({error})') from error
   if not isinstance(body, dict) or not isinstance(body.get('choices'), list) or not body['choices']:
-    raise TransientError(f'it sent no choices: {_reason(content)}')
+    raise TransientError(f'it sent no choices: {reason(content)}')
   return body
 
 
-def _reason(content: str) -> str:
+def reason(content: str) -> str:
   """The message of an error, in one of the forms that servers give it."""
   try:
-    reason = json.loads(content)
+    stated = json.loads(content)
   except (ValueError, RecursionError):
-    reason = content
+    stated = content
   for name in ('error', 'message', 'detail'):
-    if isinstance(reason, dict) and reason.get(name):
-      reason = reason[name]
-  return ' '.join(str(reason).split())[:300].rstrip('.') or 'nothing'
+    if isinstance(stated, dict) and stated.get(name):
+      stated = stated[name]
+  return ' '.join(str(stated).split())[:300].rstrip('.') or 'nothing'
 
 
-def _pause(header: str) -> float:
+def retry_after(header: str) -> float:
   """Seconds of a Retry-After header, which holds them or a date; 0 for anything else."""
   try:
     seconds = float(header)

@@ -63,7 +63,7 @@ def test_the_wait_that_the_server_asks_for_is_kept_by_all_requests(server, tmp_p
     ('7', 7, 7), ('Wed, 21 Oct 2015 07:28:00 GMT', 0, 0), ('nan', 0, 0), ('x', 0, 0), ('', 0, 0),
     ('Wed, 21 Oct 2115 07:28:00 GMT', 1e9, 1e10), ('-3', 0, 0),
   ):  # fmt: skip
-    assert least <= endpoint_client._pause(header) <= most
+    assert least <= endpoint_client.retry_after(header) <= most
 
 
 def test_a_wait_of_hours_ends_the_run(server, tmp_path):
