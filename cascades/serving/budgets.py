@@ -21,7 +21,7 @@ from etils import epath
 from cascades.costs import Prices
 from cascades.predictions.rows import HIGHEST
 from cascades.runtime import files, ranges
-from cascades.serving import exchange_rows
+from cascades.serving import decisions
 from cascades.serving.exchanges import ModelError, Question
 from cascades.serving.keys import ApiKey, LimitError
 
@@ -96,7 +96,7 @@ def most(question: Question, *, longest: int, prices: Prices | None = None) -> S
     prices: Dollars per token; None if the model has no price.
   """
   chat = not isinstance(question.prompt, str)
-  prompt = exchange_rows.prompt_text(question).encode('utf-8', 'surrogatepass')
+  prompt = decisions.prompt_text(question).encode('utf-8', 'surrogatepass')
   read = len(prompt) + 1 + (TEMPLATE_TOKENS if chat else 0)
   written = min(longest, longest if question.max_tokens is None else question.max_tokens)
   uncached = prices and dataclasses.replace(prices, cached_tokens=0)

@@ -7,23 +7,24 @@ A row has the keys of `predictions.rows`, no targets, and these under `aux` besi
      "decision_seconds": float, "exchange_seconds": float, "discarded_tokens": int,
      "answered": "small" | "large" | "both" | null, "model": str, "failed": bool,
      "finish": "stop" | "length" | null, "queue_seconds": float, "cached_tokens": int,
-     "text": "plain" | "digest", "cut_off": true, "error": str}
+     "text": "plain" | "digest", "cut_off": true, "error": str,
+     "shadow": {"score": float, "threshold": float | null, "deferred": bool}}
 
 A threshold of null never defers, as in a policy. `finish` is null where an answer did not get to
-its end, and `answered` tells whose did. `cut_off` stands only where the answer is, and `error` only
-where texts are stored.
+its end, and `answered` tells whose did. `cut_off` stands only where the answer is, `error` only
+where texts are stored, and `shadow` only where another policy is tried out.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 from cascades.predictions import rows
 from cascades.predictions.imported import NO_TOKEN
-from cascades.serving.exchanges import Exchange, Leg, Question, Token
+from cascades.serving import decisions
+from cascades.serving.exchanges import Exchange, Leg, Token
 
 LogStream: TypeAlias = Literal['small', 'large', 'unanswered']
 
@@ -46,25 +47,22 @@ def of_exchange(
   return [(leg.role, _row(exchange, leg, shared, digest)) for leg in exchange.legs]
 
 
-def prompt_text(question: Question) -> str:
-  """Prompt as a text: a single message of the user is its content, several are JSON."""
-  if isinstance(question.prompt, str):
-    return question.prompt
-  if [message.role for message in question.prompt] == ['user']:
-    return question.prompt[0].content
-  return json.dumps([message._asdict() for message in question.prompt], ensure_ascii=False)
-
-
 def _shared(exchange: Exchange) -> dict[str, Any]:
   roles = {leg.role for leg in exchange.legs if leg.finish is not None}
-  return {
+  shadow = exchange.shadow
+  tried = shadow and {
+    'score': _bounded(shadow.score),
+    'threshold': _threshold(shadow.threshold),
+    'deferred': bool(shadow.deferred),
+  }
+  return ({'shadow': tried} if tried else {}) | {
     'time': exchange.time,
     'key': exchange.key,
     'task': exchange.task,
     'status': exchange.status,
     'author': exchange.author,
     'score': _bounded(exchange.score),
-    'threshold': None if exchange.threshold == math.inf else _bounded(exchange.threshold),
+    'threshold': _threshold(exchange.threshold),
     'deferred': bool(exchange.deferred),
     'flag': exchange.flag,
     'decision_seconds': exchange.decision_seconds,
@@ -72,6 +70,10 @@ def _shared(exchange: Exchange) -> dict[str, Any]:
     'discarded_tokens': exchange.discarded_tokens,
     'answered': 'both' if len(roles) > 1 else next(iter(roles), None),
   }
+
+
+def _threshold(value: float | None) -> float | None:
+  return None if value == math.inf else _bounded(value)
 
 
 def _bounded(value: float | None) -> float | None:
@@ -93,7 +95,7 @@ def _row(
   }
   row = rows.build(
     id=exchange.id,
-    inputs=shown(prompt_text(exchange.question)),
+    inputs=shown(decisions.prompt_text(exchange.question)),
     targets=[''],
     answer=shown(leg.text),
     tokens=[_id(token) if digest is None else NO_TOKEN for token in tokens],

@@ -14,7 +14,7 @@ from cascades.evaluation.comparison import Settings
 from cascades.predictions import __main__ as predictions
 from cascades.predictions import rows, shards
 from cascades.serving import exchange_rows, metering
-from cascades.serving.exchanges import Message, Question
+from cascades.serving.exchanges import Question, Shadow
 from cascades.serving.metering import Log, LogOptions
 from tests import synthetic_tables
 from tests.serving.example_exchanges import NOON, exchange, leg, replayed
@@ -155,19 +155,11 @@ def test_answers_that_were_cut_short_are_logged_and_not_imported(tmp_path, capsy
   assert predictions.main([*command, '--filter=all']) == 1
 
 
-@pytest.mark.parametrize(
-  ('prompt', 'text'),
-  [
-    ('as it is', 'as it is'),
-    ((Message('user', 'hi'),), 'hi'),
-    (
-      (Message('system', 'be \u00e9'), Message('user', 'hi')),
-      '[{"role": "system", "content": "be \u00e9"}, {"role": "user", "content": "hi"}]',
-    ),
-  ],
-)
-def test_prompts_are_texts(prompt, text):
-  assert exchange_rows.prompt_text(Question(prompt)) == text
+def test_what_another_policy_would_have_done_is_logged(tmp_path):
+  logged(tmp_path, exchange(shadow=Shadow(0.25, np.inf, np.False_)), exchange(id='x-2'))
+  first, second = lines(tmp_path)
+  assert first['aux']['shadow'] == {'score': 0.25, 'threshold': None, 'deferred': False}
+  assert 'shadow' not in second['aux']
 
 
 def test_a_row_without_all_log_probabilities_has_none():
