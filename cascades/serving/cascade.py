@@ -25,6 +25,7 @@ from cascades.serving import refusals
 from cascades.serving.decisions import DecisionRule, Evidence, Verdict
 from cascades.serving.early_deferral import LeastScore
 from cascades.serving.exchanges import Exchange, ModelError, Question, Role, Shadow
+from cascades.serving.keys import ANONYMOUS, ApiKey
 from cascades.serving.legs import Delta, Member, OpenLeg
 from cascades.serving.refusals import Refusal
 
@@ -75,7 +76,7 @@ class Call(NamedTuple):
     question: What is asked.
     task: Task whose threshold decides; None for the policy's own.
     role: Model that is asked whatever the policy says; None for the cascade.
-    key: Name of the key that asked.
+    key: Key that asked.
     live: The text is passed on as it is written; False lets failures change the author to the end.
     provisional: The client can replace text; None for the server's default.
   """
@@ -84,7 +85,7 @@ class Call(NamedTuple):
   question: Question
   task: str | None = None
   role: Role | None = None
-  key: str = ''
+  key: ApiKey = ANONYMOUS
   live: bool = False
   provisional: bool | None = None
 
@@ -193,7 +194,7 @@ class _Run:
     return Exchange(
       id=self._call.id,
       time=self._time,
-      key=self._call.key,
+      key=self._call.key.name,
       task=self._task,
       question=self._call.question,
       legs=tuple(leg.closed() for leg in self._legs),
