@@ -193,7 +193,7 @@ class _Pages:
         raise
       release = stack.pop_all()
       chunks = _chunks(style, head, asked.usage, first, events)
-      return _Stream(chunks, first, events, release)
+      return _EventStream(chunks, first, events, release)
 
   async def _body(self, request: Request) -> bytes:
     """Body of a request, of bounded size and time."""
@@ -304,7 +304,7 @@ async def _close(work: asyncio.Future[Any], events: Answering) -> None:
   await events.aclose()
 
 
-class _Stream(EventSourceResponse):
+class _EventStream(EventSourceResponse):
   """Response of a stream that ends the answer with the connection, whichever ends first."""
 
   def __init__(
