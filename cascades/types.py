@@ -173,6 +173,10 @@ class Vocabulary(Protocol):
     """Text up to the first end of sequence; padding is dropped."""
     ...
 
+  def token_bytes(self, token: int) -> bytes:
+    """Bytes that a token stands for, alone: no UTF-8 where a character takes several tokens."""
+    ...
+
 
 class Generation(NamedTuple):
   """Decoded answers with their confidence. `mask` is True up to and including end of sequence."""

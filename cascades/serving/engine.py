@@ -181,23 +181,7 @@ class Engine:
   def _run(self) -> None:
     try:
       with partitioning.use(self._mesh, self._rules):
-        model = self._model
-        self._batch = RunningBatch(
-          model.graph, model.params, self.plan, vocab_size=model.vocab_size
-        )
-      self._warm.set()
-      failures = 0
-      while (admitted := self._next_tickets()) is not None:
-        try:
-          self._step(admitted)
-          failures = 0
-        except Exception as error:
-          failures += 1
-          log.exception('A step of the model failed.')
-          self._abandon(admitted, f'the model failed: {error!r:.200}')
-          if failures == MOST_FAILURES:
-            raise
-          self._batch.clear()
+        self._serve()
       self._abandon(self._take_all(), 'the model is shutting down', retry_after=self._seconds)
     except BaseException as error:
       with self._changed:
@@ -206,6 +190,23 @@ class Engine:
       self._abandon(self._take_all(), self.failure)
     finally:
       self._warm.set()
+
+  def _serve(self) -> None:
+    """Compile all programs, and take steps until the engine closes."""
+    model, failures = self._model, 0
+    self._batch = RunningBatch(model.graph, model.params, self.plan, vocab_size=model.vocab_size)
+    self._warm.set()
+    while (admitted := self._next_tickets()) is not None:
+      try:
+        self._step(admitted)
+        failures = 0
+      except Exception as error:
+        failures += 1
+        log.exception('A step of the model failed.')
+        self._abandon(admitted, f'the model failed: {error!r:.200}')
+        if failures == MOST_FAILURES:
+          raise
+        self._batch.clear()
 
   def _next_tickets(self) -> list[Ticket] | None:
     """Wait for something to do; requests that get a slot now, or None to stop."""

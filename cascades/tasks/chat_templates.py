@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -62,13 +62,21 @@ class ChatTemplate(NamedTuple):
   def turn(self, text: str, answer: str | None = None) -> Turn:
     """Renders a prompt, or a whole chat, with the place of its generation block."""
     turns = {'system': self.system or None, 'user': text, 'assistant': answer}
-    messages = [{'role': role, 'content': turn} for role, turn in turns.items() if turn is not None]
+    return self.conversation(
+      [{'role': role, 'content': turn} for role, turn in turns.items() if turn is not None]
+    )
+
+  def conversation(self, messages: Sequence[Mapping[str, str]]) -> Turn:
+    """Renders messages, each with `role` and `content`, up to the start of the model's turn.
+
+    If the last message is the model's, its turn is complete. `system` is not added.
+    """
     try:
       rendered = _compiled(self.source, self.date).render(
         messages=messages,
         tools=None,
         documents=None,
-        add_generation_prompt=answer is None,
+        add_generation_prompt=not messages or messages[-1]['role'] != 'assistant',
         **self.tokens,
       )
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
@@ -101,13 +109,7 @@ def read(folder: epath.PathLike, *, system: str | None = None, date: str = DATE)
     ) from None
   folder = epath.Path(folder)
   settings = huggingface_folder.read_settings(folder)
-  plain, wrapped = (folder / name for name in _TEMPLATES)
-  sources = (
-    huggingface_folder.read_text(plain) if plain.exists() else None,
-    huggingface_folder.read(wrapped).get('chat_template'),
-    settings['tokenizer_config'].get('chat_template'),
-  )
-  source = _default(next(filter(None, sources), None), folder)
+  source = _source(folder)
   if not source:
     raise ValueError(
       f'{folder} has no chat template ({", ".join(_TEMPLATES)}, or one in '
@@ -115,6 +117,22 @@ def read(folder: epath.PathLike, *, system: str | None = None, date: str = DATE)
       'files beside its weights.'
     )
   return ChatTemplate(source, huggingface_folder.named_tokens(settings), system, date)
+
+
+def exists(folder: epath.PathLike) -> bool:
+  """True if a Hugging Face folder has a chat template. Raises ValueError if a file is damaged."""
+  return bool(_source(epath.Path(folder)))
+
+
+def _source(folder: epath.Path) -> str | None:
+  """The template in a folder, in Jinja."""
+  plain, wrapped = (folder / name for name in _TEMPLATES)
+  sources = (
+    huggingface_folder.read_text(plain) if plain.exists() else None,
+    huggingface_folder.read(wrapped).get('chat_template'),
+    huggingface_folder.read_settings(folder)['tokenizer_config'].get('chat_template'),
+  )
+  return _default(next(filter(None, sources), None), folder)
 
 
 def _default(source: Any, folder: epath.Path) -> str | None:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,9 +18,9 @@ from etils import epath
 
 from cascades.tasks import chat_templates, tokenize
 from cascades.tasks.chat_templates import ChatTemplate
-from cascades.tasks.task import Record, Row, SpecialTokens, Task, Vocabularies
+from cascades.tasks.task import Record, Row, SpecialTokens, Task, Vocabularies, both
 from cascades.tasks.tokenize import PromptedAnswers
-from cascades.tokenizers.conventions import TOKEN
+from cascades.tokenizers.conventions import TOKEN, Tokens
 from cascades.tokenizers.sentencepiece import SentencePiece
 from cascades.types import Architecture, Vocabulary
 
@@ -93,6 +93,36 @@ def continuation(
   return dataclasses.replace(task, version=version, tokenize=encode, special_tokens=special_tokens)
 
 
+def prompt_tokens(
+  template: ChatTemplate,
+  messages: Sequence[Mapping[str, str]],
+  vocabulary: Vocabulary,
+  architecture: Architecture = 'decoder_only',
+) -> Tokens:
+  """Tokens of a conversation up to the start of the model's next turn.
+
+  Those of one message of the user are the prompt of a row of `chat`.
+
+  Args:
+    template: the template; its own system's turn is not added.
+    messages: messages with `role` and `content`, the last one not the model's.
+    vocabulary: the model's vocabulary.
+    architecture: the model's.
+
+  Raises:
+    ValueError: if the template cannot write these messages.
+  """
+  frame = _frame(template, both(vocabulary))
+  prompt = template.conversation(messages).text
+  written, generation = template.conversation(
+    [*messages, {'role': 'assistant', 'content': _ANSWER}]
+  )
+  text = _up_to(generation, prompt, written).removeprefix(frame.start_text)
+  encode = tokenize.alone if architecture == 'encoder_decoder' else tokenize.behind
+  ((tokens, _),) = encode([PromptedAnswers(text, ())], both(vocabulary))
+  return np.concatenate([np.array(frame.start, TOKEN), tokens])
+
+
 class _Frame(NamedTuple):
   """Text that a template writes around prompt and answer, and what stands for it in tokens.
 
@@ -133,13 +163,19 @@ def _turn(template: ChatTemplate, frame: _Frame, row: Row) -> PromptedAnswers:
   """The prompt of a row in the template, and its answers as the template writes them behind it."""
   prompt = template(row.inputs)
   written, generation = template.turn(row.inputs, _ANSWER)
-  if generation and written.startswith(prompt):
-    prompt = written[: max(len(prompt), generation[0])]
+  prompt = _up_to(generation, prompt, written)
   answers = (
     _answer(template(row.inputs, answer), prompt, frame, answer)
     for answer in (row.targets, *row.options)
   )
   return PromptedAnswers(prompt.removeprefix(frame.start_text), tuple(answers))
+
+
+def _up_to(generation: tuple[int, int] | None, prompt: str, written: str) -> str:
+  """A prompt up to the block that the template marks as the model's, if it marks one."""
+  if generation and written.startswith(prompt):
+    return written[: max(len(prompt), generation[0])]
+  return prompt
 
 
 def _answer(chat: str, prompt: str, frame: _Frame, answer: str) -> str:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ Tokens: TypeAlias = Int[np.ndarray, 'n']
 
 TOKEN = np.dtype('<i4')
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # of T5
+SPACE = '\u2581'  # a space in the pieces of SentencePiece, and of tokenizers that were made from it
 
 
 class AbstractVocabulary:
@@ -54,8 +56,18 @@ class AbstractVocabulary:
     clipped = [i if i < self.size else self.unk_id for i in ids[:end]]
     return self._decode([i for i in clipped if i not in (None, self.pad_id, self.bos_id)])
 
+  def token_bytes(self, token: int) -> bytes:
+    """Bytes that a token stands for, alone; none for padding, the start and ends of sequence."""
+    special = (self.pad_id, self.bos_id, *self.eos_ids)
+    if token in special or not 0 <= token < self.size:
+      return b''
+    return self._token_bytes(token)
+
   def _decode(self, ids: list[int]) -> str:
     raise NotImplementedError
+
+  def _token_bytes(self, token: int) -> bytes:
+    return self._decode([token]).encode()
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -67,6 +79,16 @@ class AbstractVocabulary:
 
   def __hash__(self) -> int:
     return hash(self.fingerprint)
+
+
+def is_spelled_byte(piece: str) -> bool:
+  """True for a piece such as `<0xE2>`, which stands for a byte of a character without a piece."""
+  return re.fullmatch('<0x[0-9A-F]{2}>', piece) is not None
+
+
+def spelled_byte(piece: str) -> bytes:
+  """The byte of such a piece."""
+  return bytes([int(piece[3:5], 16)])
 
 
 def to_arrays(sequences: Sequence[Sequence[int]]) -> list[Tokens]:

@@ -86,6 +86,34 @@ class HuggingFace(conventions.AbstractVocabulary):
   def _decode(self, ids: list[int]) -> str:
     return self._tokenizer.decode(ids, skip_special_tokens=False)
 
+  def _token_bytes(self, token: int) -> bytes:
+    text = self._tokenizer.id_to_token(token) or ''
+    if token in self._tokenizer.get_added_tokens_decoder():
+      return text.encode()
+    if '"ByteLevel"' in self._decoder:
+      spelled = _byte_characters()
+      return b''.join(spelled.get(character, character.encode()) for character in text)
+    if '"ByteFallback"' in self._decoder and conventions.is_spelled_byte(text):
+      return conventions.spelled_byte(text)
+    return text.replace(conventions.SPACE, ' ').encode()
+
+  @functools.cached_property
+  def _decoder(self) -> str:
+    """Description of the decoder, in JSON."""
+    return json.dumps(json.loads(self.model).get('decoder'))
+
+
+@functools.cache
+def _byte_characters() -> dict[str, bytes]:
+  """Bytes by the characters that byte-level tokenizers write for them, as GPT-2 does.
+
+  Printable characters of Latin-1 stand for themselves, the other bytes for those from U+0100 on.
+  """
+  printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+  others = sorted({*range(256)} - printable)
+  codes = {byte: byte for byte in printable} | {byte: 256 + n for n, byte in enumerate(others)}
+  return {chr(code): bytes([byte]) for byte, code in codes.items()}
+
 
 def read_huggingface(
   path: epath.Path, *, pad: str | None, eos: Sequence[str], bos: str | None

@@ -84,6 +84,14 @@ class SentencePiece(conventions.AbstractVocabulary):
   def _decode(self, ids: list[int]) -> str:
     return self._processor.DecodeIds(ids)
 
+  def _token_bytes(self, token: int) -> bytes:
+    if self._processor.IsControl(token):
+      return b''
+    piece = self._processor.IdToPiece(token)
+    if self._processor.IsByte(token):
+      return conventions.spelled_byte(piece)
+    return piece.replace(conventions.SPACE, ' ').encode()
+
 
 def _load(model: bytes, origin: epath.Path) -> spm.SentencePieceProcessor:
   processor = spm.SentencePieceProcessor()

@@ -56,6 +56,9 @@ class Bytes(AbstractVocabulary):
     text = bytes(i - _FIRST_ID for i in ids if _FIRST_ID <= i < _FIRST_ID + 256)
     return text.decode(errors='ignore')
 
+  def _token_bytes(self, token: int) -> bytes:
+    return bytes(i - _FIRST_ID for i in [token] if _FIRST_ID <= i < _FIRST_ID + 256)
+
 
 class Symbols(AbstractVocabulary):
   """A closed list of symbols, separated by white space."""

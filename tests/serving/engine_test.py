@@ -17,6 +17,8 @@ from cascades.serving.slots import Room
 from cascades.types import Prompt
 from tests import testing, tiny
 
+pytestmark = pytest.mark.slow  # tests of local models decode in both architectures
+
 MAX_TOKENS = 12
 ROOM = Room(slots=4, max_prompt=24, max_tokens=MAX_TOKENS, max_waiting=300)
 
@@ -37,7 +39,7 @@ def running(config, room=ROOM):
     engine.close()
 
 
-@pytest.fixture(scope='module', params=['t5', pytest.param('everything', marks=pytest.mark.slow)])
+@pytest.fixture(scope='module', params=['t5', 'everything'])
 def served(request):
   """An engine, and the generator of `infer` for each decoding."""
   config = testing.CONFIGS[request.param]
@@ -119,7 +121,6 @@ def test_a_batch_changes_no_answer(served):
   check_all(*served, 24)
 
 
-@pytest.mark.slow
 def test_200_requests_at_once_change_no_answer(served):
   check_all(*served, 200)
 
@@ -136,7 +137,6 @@ def test_samples_are_those_of_infer_with_the_seed(served):
   assert len(tokens) == len(decodings)
 
 
-@pytest.mark.slow
 def test_every_seed_gives_a_sample_of_its_own(served):
   engine, config = served
   (text,) = prompts(1, seed=5)
