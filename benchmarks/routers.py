@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from benchmarks import bars, deciders, deciding_rules, outcome_tables, prompt_vectors
+from benchmarks import bars, deciders, deciding_rules, outcome_tables
 from benchmarks.bars import Measured
 from benchmarks.deciding_rules import Choices, Embed, Policy
 from benchmarks.outcome_tables import DataSet
 from cascades import bootstrap, comparisons, routing
+from cascades.inference import encoders
 
 MOST_ROWS = 1000  # of either split that are embedded, drawn at random
 ROUTERS = ('guarded kNN', 'linear router')
@@ -47,7 +48,7 @@ def sentences(encoder: pathlib.Path, store: pathlib.Path) -> Embed:
 
   def embed(data: DataSet) -> tuple[Any, Any]:
     fit = len(data.fit.prompts)
-    rows = prompt_vectors.embed([*data.fit.prompts, *data.report.prompts], encoder, store)
+    rows = encoders.embed([*data.fit.prompts, *data.report.prompts], encoder, store)
     return sparse.csr_matrix(rows[:fit]), sparse.csr_matrix(rows[fit:])
 
   return embed

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import bars, deciders, prompt_vectors, routing_matrices, routing_methods
+from benchmarks import bars, deciders, routing_matrices, routing_methods
 from benchmarks.bars import Measured
 from benchmarks.routing_matrices import SOURCES
 from benchmarks.routing_methods import Embed
@@ -38,6 +38,7 @@ from cascades import (
 )
 from cascades.evaluation import router_trials
 from cascades.evaluation.routers import DIMENSION
+from cascades.inference import encoders
 from cascades.predictions.outcomes import OutcomeMatrix
 
 TRIALS = 50
@@ -68,7 +69,7 @@ def words(matrix: OutcomeMatrix) -> Embed:
 
 def sentences(matrix: OutcomeMatrix, encoder: pathlib.Path, store: pathlib.Path) -> Embed:
   """Vectors of an encoder, the same for every split."""
-  vectors = prompt_vectors.embed(matrix.prompts, encoder, store)
+  vectors = encoders.embed(matrix.prompts, encoder, store)
   return lambda _: vectors
 
 

@@ -19,12 +19,12 @@ from etils import epath
 from flax import nnx
 
 from cascades import costs
+from cascades.inference import encoders
 from cascades.interop.pretrained import open_encoder
 from cascades.models import bert
-from cascades.models.abstract import abstract_model
 from cascades.predictions import shards, sidecars
 from cascades.predictions.rows import Mode
-from cascades.runtime import files, locking, partitioning
+from cascades.runtime import files, locking
 from cascades.types import Predictions
 
 log = logging.getLogger(__name__)
@@ -61,9 +61,7 @@ def embed(
     raise ValueError(f'BATCH_SIZE={batch_size}; a batch has one prompt or more.')
   pretrained = open_encoder(encoder)
   name = files.absolute(encoder).name
-  with partitioning.use(partitioning.make_mesh(devices=jax.local_devices()[:1])):
-    graph, abstract = abstract_model(pretrained.config)
-    model = nnx.merge(graph, pretrained.tensors.load(abstract))
+  model = encoders.load(pretrained)
   embedder = bert.embedder(model, pretrained.vocabulary, batch_size=batch_size)
   size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.blocks)))
   for split in splits:

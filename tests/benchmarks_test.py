@@ -25,7 +25,6 @@ BENCHMARKS = sorted(
     'distillspec_models',
     'distillspec_table',
     'outcome_tables',
-    'prompt_vectors',
     'speculation_claims',
     'routing_matrices',
     'routing_methods',

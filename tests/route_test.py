@@ -1,6 +1,7 @@
 """The program routes among models that join and leave: files, plans, trials, and bad input."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,9 +11,13 @@ import pytest
 
 from cascades import route
 from cascades.evaluation import routers
-from cascades.predictions.outcomes import AnswerFiles
+from cascades.evaluation.model_answers import ModelAnswers
+from cascades.inference import prompt_routing
+from cascades.predictions import outcomes, rows, shards, sidecars
 from cascades.price_path import choose
 from cascades.route import RouteOptions
+from tests import synthetic_tables
+from tests.interop import encoders_test
 
 TOPICS = ['add the two numbers {} and {}', 'translate the words {} and {} into French']
 FREE = {'adds': 1, 'translates': 2, 'bad': 0}
@@ -33,29 +38,29 @@ def folder(tmp_path):
   return tmp_path
 
 
-def table(path, rows, **models):
+def table(path, prompts, **models):
   with open(path, 'w') as file:
     writer = csv.writer(file)
     writer.writerow(['id', *models])
-    writer.writerows([[f'p{row}', *(int(own[row]) for own in models.values())] for row in rows])
+    writer.writerows([[f'p{row}', *(int(own[row]) for own in models.values())] for row in prompts])
 
 
 def run(
-  folder, mode, *, outcomes='outcomes.csv', router='router.json', costs=None, overwrite=False,
-  **options,
+  folder, mode, *, answers='outcomes.csv', router='router.json', costs=None,
+  prompts='prompts.jsonl', overwrite=False, **options,
 ):  # fmt: skip
-  answers = AnswerFiles(
-    outcomes and str(folder / outcomes), str(folder / 'prompts.jsonl'),
+  files = ModelAnswers(
+    answers and str(folder / answers), str(folder / prompts),
     costs or str(folder / 'costs.csv'),
   )  # fmt: skip
   usual = {'clusters': 2, 'strength': 0.0, **options}
-  route.route(mode, str(folder / router), answers, RouteOptions(**usual), overwrite=overwrite)
-  return routers.read(folder / router) if mode in ('fit', 'add') else None
+  route.route(mode, str(folder / router), files, RouteOptions(**usual), overwrite=overwrite)
+  return routers.read(folder / router) if mode in ('fit', 'add', 'remove') else None
 
 
 def test_a_fitted_router_sends_each_topic_to_the_model_that_knows_it(folder):
   router = run(folder, 'fit')
-  gamma = router.losses([TOPICS[0].format(3, 4), TOPICS[1].format(5, 6)])
+  gamma = router.losses(router.embed([TOPICS[0].format(3, 4), TOPICS[1].format(5, 6)]))
   names = [router.pool.names[model] for model in choose(gamma, router.pool.cost, 0.01)]
   assert names == ['adds', 'translates']
   assert [router.pool.names[m] for m in choose(gamma, router.pool.cost, np.inf)] == ['bad', 'bad']
@@ -67,12 +72,12 @@ def test_a_fitted_router_sends_each_topic_to_the_model_that_knows_it(folder):
 def test_an_empty_cell_is_a_missing_answer(folder):
   (folder / 'new.csv').write_text('id,new\np0,1\np1,0\np2,\n')
   run(folder, 'fit')
-  assert run(folder, 'add', outcomes='new.csv').pool.answers[-1] == 2
+  assert run(folder, 'add', answers='new.csv').pool.answers[-1] == 2
 
 
 def test_a_model_that_joins_leaves_the_rows_of_the_others_as_they_are(folder):
   before = run(folder, 'fit')
-  after = run(folder, 'add', outcomes='new.csv')
+  after = run(folder, 'add', answers='new.csv')
   assert after.pool.names == (*before.pool.names, 'new')
   assert after.pool.psi[:3].tobytes() == before.pool.psi.tobytes()
   assert after.pool.psi[3].tolist() == [0, 0]  # missing answers are not wrong
@@ -90,7 +95,7 @@ def test_planned_prompts_are_the_validation_prompts_of_least_error(folder, caplo
   assert ids[0] == 'id'
   assert len(set(ids[1:])) == 10
   table(folder / 'few.csv', [int(name[1:]) for name in ids[1:]], new=np.ones(80))
-  router = run(folder, 'add', outcomes='few.csv', predict_missing=True)
+  router = run(folder, 'add', answers='few.csv', predict_missing=True)
   assert router.pool.answers[-1] == 10
   assert '70 without an answer are predicted' in caplog.text
   assert router.arrays['losses'].shape == (80, 4)
@@ -113,16 +118,16 @@ def test_trials_draw_prompts_and_models_and_find_the_gain_of_two_topics(folder, 
 @pytest.mark.parametrize(
   ('arguments', 'sentence'),
   [
-    ({'mode': 'train'}, "MODE='train' is none of fit, add, plan, evaluate"),
+    ({'mode': 'train'}, "MODE='train' is none of fit, add, remove, plan, choose, policy, evaluate"),
     ({'mode': 'fit'}, 'router.json exists: choose another ROUTER, or replace it, OVERWRITE=True'),
     ({'mode': 'add'}, "The pool has a model 'adds' already"),
-    ({'mode': 'add', 'outcomes': 'foreign.csv'}, "1 of 1 answers are to no validation prompt"),
-    ({'mode': 'add', 'outcomes': 'absent.csv'}, 'absent.csv'),
-    ({'mode': 'evaluate', 'outcomes': 'new.csv', 'router': 'o'}, 'two models or more'),
-    ({'mode': 'evaluate', 'outcomes': 'short.csv', 'router': 'o'}, '3 prompts are too few'),
+    ({'mode': 'add', 'answers': 'foreign.csv'}, "1 of 1 answers are to no validation prompt"),
+    ({'mode': 'add', 'answers': 'absent.csv'}, 'absent.csv'),
+    ({'mode': 'evaluate', 'answers': 'new.csv', 'router': 'o'}, 'two models or more'),
+    ({'mode': 'evaluate', 'answers': 'short.csv', 'router': 'o'}, '3 prompts are too few'),
     ({'mode': 'evaluate', 'costs': FREE, 'router': 'o'}, "Model 'bad' costs 0"),
     ({'mode': 'fit', 'costs': {**FREE, 'bad': -1}, 'overwrite': True}, "'bad'"),
-    ({'mode': 'add', 'outcomes': None}, 'OUTCOMES and COSTS are needed'),
+    ({'mode': 'add', 'answers': None}, 'OUTCOMES and COSTS are needed'),
     ({'mode': 'evaluate', 'unseen': 0.0, 'router': 'o'}, 'UNSEEN=0.0; it must be a share above 0'),
     ({'mode': 'fit', 'clusters': 0}, 'CLUSTERS=0; it must be 1 or more'),
     ({'mode': 'fit', 'strength': -1.0}, 'STRENGTH=-1.0; it must be a finite number of 0 or more'),
@@ -171,3 +176,143 @@ def test_the_command_fits_a_router_and_explains_itself(folder):
     'new: cost 3, 40 of 80 validation prompts answered; 40 without an answer are left out'
     in added.stdout
   )
+
+
+def test_a_model_that_leaves_leaves_no_trace(folder):
+  before = run(folder, 'fit')
+  run(folder, 'add', answers='new.csv')
+  run(folder, 'remove', models=['new'])
+  after = routers.read(folder / 'router.json')
+  assert after.pool.names == before.pool.names
+  assert after.pool.psi.tobytes() == before.pool.psi.tobytes()
+  assert after.arrays['losses'].tobytes() == before.arrays['losses'].tobytes()
+  with pytest.raises(ValueError, match="no model 'old'; it has adds, translates, bad"):
+    run(folder, 'remove', models=['old'])
+  with pytest.raises(ValueError, match='names no model or all of the router'):
+    run(folder, 'remove', models=['adds', 'translates', 'bad'])
+  with pytest.raises(ValueError, match='names no model or all of the router'):
+    run(folder, 'remove')
+
+
+def test_prompts_get_the_model_of_their_topic_and_foreign_ones_a_warning(folder, caplog):
+  caplog.set_level('INFO')
+  run(folder, 'fit')
+  requests = folder / 'requests.csv'
+  requests.write_text(f'id,prompt\na,{TOPICS[0].format(3, 9)}\nb,{TOPICS[1].format(3, 9)}\n')
+  run(folder, 'choose', prompts=requests, price=0.01)
+  with open(folder / 'router.choices.csv') as file:
+    chosen = list(csv.DictReader(file))
+  assert [row['model'] for row in chosen] == ['adds', 'translates']
+  assert [row['cost'] for row in chosen] == ['1.0', '2.0']
+  assert all(float(row['predicted_loss']) == 0 for row in chosen)
+  assert 'mean cost 1.5 at the price 0.01' in caplog.text
+  assert 'may not hold' not in caplog.text
+  foreign = ''.join(f'{i},この文章の{i}番目の感情は何ですか\n' for i in range(9))
+  requests.write_text(f'id,prompt\n{foreign}')
+  run(folder, 'choose', prompts=requests, overwrite=True)
+  assert 'drift 1.000, of 0.5' in caplog.text
+  assert 'may not hold: validate on prompts like these' in caplog.text
+  with pytest.raises(FileExistsError, match=r'router\.choices\.csv exists'):
+    run(folder, 'choose', prompts=requests)
+
+
+def test_a_policy_chooses_as_the_router_until_that_changes(folder):
+  router = run(folder, 'fit')
+  run(folder, 'policy', budget=1.0)
+  choose_models = prompt_routing.open_policy(folder / 'router.policy.json')
+  policy = json.loads((folder / 'router.policy.json').read_text())
+  assert policy['expected_cost'] <= 1
+  assert policy['price'] == router.price(1.0) > 0
+  prompts = [TOPICS[i % 2].format(i, 9) for i in range(20)]
+  vectors = router.embed(prompts)
+  models = choose(router.losses(vectors), router.pool.cost, policy['price'])
+  assert [c.model for c in choose_models(prompts)] == [router.pool.names[m] for m in models]
+  assert choose_models(['日本語の文章'])[0].drift > 0.9
+  assert choose_models([]) == []
+  for budget, sentence in ((0.1, 'below the cost of the cheapest model, 0.5'), (np.nan, 'BUDGET')):
+    with pytest.raises(ValueError, match=sentence):
+      run(folder, 'policy', budget=budget, overwrite=True)
+  run(folder, 'add', answers='new.csv')
+  with pytest.raises(ValueError, match=r'has changed since .* write the policy again'):
+    prompt_routing.open_policy(folder / 'router.policy.json')
+  (folder / 'router.policy.json').write_text('{}')
+  with pytest.raises(ValueError, match='no routing policy of version 1'):
+    prompt_routing.open_policy(folder / 'router.policy.json')
+
+
+def test_an_encoder_embeds_each_prompt_once_and_is_needed_again(folder):
+  encoder = folder / 'encoder'
+  encoder.mkdir()
+  encoders_test.write(encoder, 'bert')
+  words = ['add', 'the', 'two', 'numbers', 'and', 'translate', 'words', 'into', 'french']
+  pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *words]
+  (encoder / 'vocab.txt').write_text('\n'.join(pieces) + '\n')
+  router = run(folder, 'fit', embeddings=str(encoder))
+  assert router.encoder == 'encoder'
+  (store,) = folder.glob('encoder-*.vectors.npz')
+  texts = outcomes.texts(folder / 'prompts.jsonl').values()
+  with np.load(store) as stored:
+    assert len(stored['names']) == len(set(texts))
+  with pytest.raises(ValueError, match="vectors of the encoder 'encoder': give its folder"):
+    run(folder, 'choose')
+  with pytest.raises(ValueError, match="is the encoder 'other', and the router was fitted with"):
+    run(folder, 'policy', embeddings=str(folder / 'other'))
+  run(folder, 'policy', embeddings=str(encoder), price=0.01)
+  run(folder, 'choose', embeddings=str(encoder), price=0.01)
+  prompts = [TOPICS[0].format(1, 2), TOPICS[1].format(1, 2)]
+  chosen = prompt_routing.open_policy(folder / 'router.policy.json')(prompts)
+  assert [choice.model for choice in chosen] == ['adds', 'translates']
+
+
+def test_a_router_of_tables_takes_their_costs_and_their_vectors(folder, caplog):
+  caplog.set_level('INFO')
+  topic = np.arange(40) % 2
+  for model, right in (('a', topic == 0), ('b', topic == 1)):
+    directory = folder / model / 'validation'
+    records = [
+      rows.build(
+        id=str(i), inputs=TOPICS[t].format(i, i), targets=['yes'], answer='yes' if ok else 'no',
+        tokens=[7], logprobs=[-0.5], statistics={'accuracy': [float(ok), 1.0]},
+      )
+      for i, (t, ok) in enumerate(zip(topic, right, strict=True)) if i or model == 'a'
+    ]  # fmt: skip
+    synthetic_tables.write(
+      directory, 't', records, split='validation', flops_per_token=2.0 + len(model)
+    )
+    (table,) = shards.read(directory)
+    vectors = np.array([[topic[int(name)], 1] for name in table.ids], np.float32)
+    sidecars.write(directory, 'prompt', table, vectors, origin={'encoder': 'e'})
+  answers = ModelAnswers(tables={name: str(folder / name) for name in 'ab'})
+  for embeddings in ('words', 'tables'):
+    path = folder / f'{embeddings}.json'
+    options = RouteOptions(clusters=2, strength=0.0, embeddings=embeddings)
+    route.route('fit', str(path), answers, options)
+    router = routers.read(path)
+    assert router.pool.cost.tolist() == [3, 3]
+    assert router.pool.answers.tolist() == [40, 39]
+    assert sorted(router.pool.psi.tolist()) == [[0, 1], [1, 0]]
+  assert 'b: cost 3, 39 of 40 validation prompts answered; 1 without an answer' in caplog.text
+  with_prompts = dataclasses.replace(answers, prompts=str(folder / 'prompts.jsonl'))
+  with pytest.raises(ValueError, match="EMBEDDINGS='tables' has vectors of the rows of TABLES"):
+    route.route('fit', str(folder / 'r.json'), with_prompts, options)
+
+
+def test_equal_models_one_model_and_empty_clusters_are_said(folder, caplog):
+  caplog.set_level('INFO')
+  table(folder / 'twins.csv', range(8), one=np.arange(8) % 2, two=np.arange(8) % 2)
+  costs = {'one': 2, 'two': 1, 'three': 0}
+  twins = run(folder, 'fit', answers='twins.csv', costs=costs, clusters=30)
+  assert 'one and two have equal losses in every cluster: the cheaper one is always' in caplog.text
+  assert set(twins.choices(0.0)) == set(twins.choices(0.1)) == {1}
+  assert 'clusters have no validation prompt: models have their mean loss there' in caplog.text
+  empty = np.bincount(twins.arrays['groups'], minlength=30) == 0
+  assert (twins.pool.psi[:, empty] == 0.5).all()
+  table(folder / 'single.csv', range(8), one=np.arange(8) % 2)
+  single = run(folder, 'fit', answers='single.csv', costs=costs, router='single.json')
+  assert set(single.choices(1.0)) == {0}
+  with pytest.raises(ValueError, match='1 known model; an order of prompts is learned from two'):
+    run(folder, 'plan', router='single.json')
+  header = 'id,one,one\np0,1,1\n'
+  (folder / 'twice.csv').write_text(header)
+  with pytest.raises(ValueError, match="names the column 'one' twice"):
+    run(folder, 'fit', answers='twice.csv', costs=costs, router='twice.json')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -51,8 +51,9 @@ def split(rng: np.random.Generator, count: int) -> list[Int[np.ndarray, 'n']]:
 
 
 def run(
-  matrix: OutcomeMatrix, *, trials: int, unseen: float, clusters: int, strength: float, seed: int
-) -> Trials:
+  matrix: OutcomeMatrix, vectors: Float[np.ndarray, 'N D'] | None = None, *, trials: int,
+  unseen: float, clusters: int, strength: float, seed: int,
+) -> Trials:  # fmt: skip
   """Curves of clusters, ZeroRouter and oracle on new draws of prompts and unseen models.
 
   Prompts are split 60/10/30 %. The clusters are those of the training prompts; the unseen models
@@ -60,6 +61,7 @@ def run(
 
   Args:
     matrix: Answers of all models.
+    vectors: Vectors of the prompts; None for their words, fitted on the training prompts.
     trials: Number of trials.
     unseen: Share of the models that are unseen, two or more.
     clusters: Number of clusters.
@@ -74,7 +76,7 @@ def run(
   if not (matrix.cost > 0).all():
     free = matrix.models[int(np.argmin(matrix.cost))]
     raise ValueError(f'Model {free!r} costs 0; trials compare at shares of a cost above 0.')
-  table = hashed_words.counts(matrix.prompts)
+  table: Any = hashed_words.counts(matrix.prompts) if vectors is None else None
   count = max(2, round(unseen * len(matrix.models)))
   results: list[tuple[dict[str, tuple[np.ndarray, RouterNumbers]], int]] = []
   for number, child in enumerate(np.random.default_rng(seed).spawn(trials), 1):
@@ -87,12 +89,13 @@ def run(
         f'{len(matrix.ids)} prompts are too few: a trial has {len(train)} for training, '
         f'{len(validation)} for validation and {len(test)} for test that all its models answered.'
       )
-    words = hashed_words.fit(table[train], DIMENSION, seed=seed)
-    vectors = hashed_words.embed(words, table)
-    centroids = universal_routing.cluster(vectors[train], clusters, seed=seed)
-    groups = one_hot(assign(vectors[validation], centroids), len(centroids)).T
+    embedded = vectors
+    if embedded is None:
+      embedded = hashed_words.embed(hashed_words.fit(table[train], DIMENSION, seed=seed), table)
+    centroids = universal_routing.cluster(embedded[train], clusters, seed=seed)
+    groups = one_hot(assign(embedded[validation], centroids), len(centroids)).T
     psi = mean_losses(groups, losses[validation], strength=strength)
-    gamma = psi[assign(vectors[test], centroids)]
+    gamma = psi[assign(embedded[test], centroids)]
     own = 1 - np.nanmean(losses[validation], axis=0)
     results.append((_curves(gamma, losses[test], matrix.cost[models], own), len(test)))
     if number % max(1, trials // LINES) == 0:

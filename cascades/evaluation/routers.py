@@ -18,9 +18,10 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy import sparse
 
-from cascades import hashed_words, universal_routing, validation_order
+from cascades import hashed_words, price_path, prompt_drift, universal_routing, validation_order
 from cascades.predictions.outcomes import OutcomeMatrix
 from cascades.predictions.rows import HIGHEST
 from cascades.runtime import files
@@ -29,6 +30,9 @@ from cascades.universal_routing import Pool, one_hot
 VERSION = 1
 NonNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=HIGHEST)]
 DIMENSION = 128
+SPARSE = ('data', 'indices', 'indptr')  # arrays of a sparse matrix
+ROUNDING = 1e-9  # of a mean cost
+Vectors: TypeAlias = Float[np.ndarray, 'N D']
 
 
 class ClusterRouter(NamedTuple):
@@ -38,25 +42,102 @@ class ClusterRouter(NamedTuple):
     pool: Models that it chooses among.
     ids: Ids of the validation prompts.
     strength: Number of answers that a model's mean loss counts for in each cluster.
-    arrays: `weights` and `directions` of the words, `centroids` of the clusters, the cluster of
-      each validation prompt, `groups`, and `losses` of the models on them; nan where not asked.
+    arrays: `weights` and `directions` of the words, and `drift_...` that tell their likeness;
+      `centroids` of the clusters; of the validation prompts the cluster, `groups`, and `vectors`;
+      and `losses` of the models on them, nan where not asked.
+    encoder: Name of the encoder of the prompts; empty for words.
   """
 
   pool: Pool
   ids: tuple[str, ...]
   strength: float
   arrays: Mapping[str, np.ndarray]
+  encoder: str = ''
 
   @property
   def groups(self) -> Float[np.ndarray, 'K V']:
     """Membership of each validation prompt in each cluster."""
     return one_hot(self.arrays['groups'], len(self.arrays['centroids'])).T
 
-  def losses(self, prompts: Sequence[str]) -> Float[np.ndarray, 'N J']:
-    """Predicted loss of each model on prompts."""
-    vectors = hashed_words.embed(self.arrays, hashed_words.counts(prompts))
-    clusters = universal_routing.assign(vectors, self.arrays['centroids'])
-    return self.pool.losses(one_hot(clusters, len(self.arrays['centroids'])))
+  def embed(self, prompts: Sequence[str]) -> Vectors:
+    """Vectors of prompts by their words. Raises ValueError if an encoder is needed."""
+    if self.encoder:
+      raise ValueError(
+        f'The router chooses by vectors of the encoder {self.encoder!r}: give its folder, '
+        'EMBEDDINGS.'
+      )
+    return hashed_words.embed(self.arrays, hashed_words.counts(prompts))
+
+  def clusters(self, vectors: Vectors) -> Int[np.ndarray, 'N']:
+    """Cluster of each prompt. Raises ValueError if the vectors have another width."""
+    centroids = self.arrays['centroids']
+    if vectors.shape[1:] != centroids.shape[1:]:
+      raise ValueError(
+        f'Vectors have {vectors.shape[1]} numbers and the centroids of the router '
+        f'{centroids.shape[1]}: embed the prompts as those that it was fitted on.'
+      )
+    return universal_routing.assign(vectors, centroids)
+
+  def losses(self, vectors: Vectors) -> Float[np.ndarray, 'N J']:
+    """Predicted loss of each model on prompts of these vectors."""
+    return self.pool.psi[:, self.clusters(vectors)].T.astype(float)
+
+  def choices(self, price: float) -> Int[np.ndarray, 'K']:
+    """Model of each cluster at a price of a unit of cost."""
+    return price_path.choose(self.pool.psi.T.astype(float), self.pool.cost, price)
+
+  def price(self, budget: float) -> float:
+    """Least price at which the mean cost of the validation prompts is within a budget.
+
+    Raises:
+      ValueError: The cheapest model costs more.
+    """
+    gamma = self.pool.psi[:, self.arrays['groups']].T.astype(float)
+    path = price_path.price_path(gamma, self.pool.cost, 1 - gamma)
+    within = np.flatnonzero(path.cost <= budget * (1 + ROUNDING))
+    if not within.size:
+      raise ValueError(
+        f'BUDGET={budget:g} is below the cost of the cheapest model, {self.pool.cost.min():g}.'
+      )
+    return float(path.price[within[0]])
+
+  def similarities(self, prompts: Sequence[str], vectors: Vectors) -> Float[np.ndarray, 'N']:
+    """Highest similarity of each prompt to a validation prompt, see `prompt_drift`.
+
+    Args:
+      prompts: Texts of the prompts, which are read if the router is one of words.
+      vectors: Their vectors, which are read if it is one of an encoder.
+    """
+    own = vectors if self.encoder else prompt_drift.words(self.arrays, prompts)
+    return prompt_drift.nearest(own, self._validation)
+
+  def reference(self) -> Float[np.ndarray, 'V']:
+    """Sorted similarities of validation prompts to others, see `prompt_drift`."""
+    return prompt_drift.reference(self._validation)
+
+  @property
+  def _validation(self) -> Any:
+    if 'vectors' not in self.arrays:
+      raise ValueError('The router holds no vectors of its validation prompts: fit it again.')
+    if self.encoder:
+      return self.arrays['vectors']
+    arrays = tuple(self.arrays[f'drift_{name}'] for name in SPARSE)
+    return sparse.csr_matrix(arrays, shape=(len(self.ids), prompt_drift.COLUMNS))
+
+  def remove(self, names: Sequence[str]) -> ClusterRouter:
+    """Router without some models. Raises ValueError if it has not all, or no other ones."""
+    if not names or not set(self.pool.names) - set(names):
+      raise ValueError(
+        f'MODELS={list(names)!r:.80} names no model or all of the router, which has '
+        f'{", ".join(self.pool.names)}: name those to remove.'
+      )
+    keep = [index for index, name in enumerate(self.pool.names) if name not in names]
+    pool = self.pool
+    for name in dict.fromkeys(names):
+      pool = pool.remove(name)
+    return self._replace(
+      pool=pool, arrays={**self.arrays, 'losses': self.arrays['losses'][:, keep]}
+    )
 
   def add(self, matrix: OutcomeMatrix, *, predict: bool = False) -> ClusterRouter:
     """Router with the models of a matrix added, whose rows are validation prompts.
@@ -88,31 +169,56 @@ class ClusterRouter(NamedTuple):
     return self._replace(pool=pool, arrays=arrays)
 
 
+class Embedded(NamedTuple):
+  """Vectors of the prompts that a router is fitted on.
+
+  Attributes:
+    train: Vectors of the training prompts.
+    validation: Vectors of the validation prompts.
+    arrays: Arrays of a router of words; empty for an encoder.
+    encoder: Name of the encoder; empty for words.
+  """
+
+  train: Vectors
+  validation: Vectors
+  arrays: Mapping[str, np.ndarray]
+  encoder: str = ''
+
+
+def by_words(train: Sequence[str], validation: Sequence[str], *, seed: int = 0) -> Embedded:
+  """Vectors of hashed words, fitted on the training prompts."""
+  table = hashed_words.counts(train)
+  words = hashed_words.fit(table, DIMENSION, seed=seed)
+  own = hashed_words.embed(words, hashed_words.counts(validation))
+  likeness = prompt_drift.fit_words(train)
+  keys = prompt_drift.words(likeness, validation)
+  likeness |= {f'drift_{name}': getattr(keys, name) for name in SPARSE}
+  return Embedded(hashed_words.embed(words, table), own, {**words, **likeness})
+
+
 def fit(
-  matrix: OutcomeMatrix, prompts: Sequence[str], *, clusters: int, strength: float, seed: int = 0
+  matrix: OutcomeMatrix, embedded: Embedded, *, clusters: int, strength: float, seed: int = 0
 ) -> ClusterRouter:
   """Router of the models of a matrix.
 
   Args:
     matrix: Answers to the validation prompts.
-    prompts: Training prompts, whose clusters are found without answers.
+    embedded: Vectors of these and of the training prompts, whose clusters are found without
+      answers.
     clusters: Number of clusters.
     strength: Number of answers that a model's mean loss counts for in each cluster.
     seed: Seed of the clusters.
   """
-  table = hashed_words.counts(prompts)
-  words = hashed_words.fit(table, DIMENSION, seed=seed)
-  vectors = hashed_words.embed(words, table)
-  centroids = universal_routing.cluster(vectors, clusters, seed=seed).astype(np.float32)
-  validation = hashed_words.embed(words, hashed_words.counts(matrix.prompts))
+  centroids = universal_routing.cluster(embedded.train, clusters, seed=seed).astype(np.float32)
   arrays = {
-    **words,
+    **embedded.arrays,
     'centroids': centroids,
-    'groups': universal_routing.assign(validation, centroids),
+    'groups': universal_routing.assign(embedded.validation, centroids),
+    'vectors': embedded.validation.astype(np.float32),
     'losses': np.empty((len(matrix.ids), 0), np.float32),
   }
   pool = universal_routing.empty_pool(len(centroids))
-  return ClusterRouter(pool, matrix.ids, strength, arrays).add(matrix)
+  return ClusterRouter(pool, matrix.ids, strength, arrays, embedded.encoder).add(matrix)
 
 
 class _Model(msgspec.Struct):
@@ -128,6 +234,7 @@ class _Description(msgspec.Struct):
   strength: NonNegative
   arrays: str
   sha256: str
+  encoder: str = ''
 
 
 def write(path: epath.PathLike, router: ClusterRouter) -> None:
@@ -149,6 +256,7 @@ def write(path: epath.PathLike, router: ClusterRouter) -> None:
     'strength': router.strength,
     'arrays': name,
     'sha256': digest,
+    'encoder': router.encoder,
   }
   old = path.read_text() if path.exists() else ''
   files.write(path, json.dumps(description, indent=2) + '\n')
@@ -183,7 +291,9 @@ def read(path: epath.PathLike) -> ClusterRouter:
     *((m.name, m.cost, m.answers) for m in description.models), strict=True
   )
   pool = Pool(names, np.array(costs), psi, np.array(answers))
-  return ClusterRouter(pool, tuple(description.validation), description.strength, arrays)
+  return ClusterRouter(
+    pool, tuple(description.validation), description.strength, arrays, description.encoder
+  )
 
 
 def _check(psi: np.ndarray, arrays: Mapping[str, Any], description: _Description) -> None:

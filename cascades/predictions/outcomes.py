@@ -7,7 +7,6 @@ CSV with the columns `model` and `cost`. Any of them may be packed, as .gz.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -57,30 +56,6 @@ class OutcomeMatrix(NamedTuple):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class AnswerFiles:
-  """Files of the answers of models.
-
-  Attributes:
-    outcomes: Qualities, as `read` takes them.
-    prompts: Texts by id; None if they stand in the outcomes.
-    costs: Cost of each model, or a CSV of them.
-  """
-
-  outcomes: str | None = None
-  prompts: str | None = None
-  costs: str | Mapping[str, float] | None = None
-
-  def read(self, *, with_prompts: bool = False) -> OutcomeMatrix:
-    """Matrix of the files. Raises ValueError as `read`, and if there are none, or no prompts."""
-    if self.outcomes is None or self.costs is None:
-      raise ValueError('OUTCOMES and COSTS are needed: give the file of qualities, and the costs.')
-    matrix = read(self.outcomes, prompts=self.prompts, costs=self.costs)
-    if with_prompts and not any(matrix.prompts):
-      raise ValueError(f'{self.outcomes} has no prompts to route by: give their texts, PROMPTS.')
-    return matrix
-
-
 def read(
   path: epath.PathLike, *, prompts: epath.PathLike | None = None,
   costs: epath.PathLike | Mapping[str, float],
@@ -122,7 +97,7 @@ def read(
       )
   return OutcomeMatrix(
     tuple(rows), tuple(own_texts.get(name, '') for name in rows), models, quality,
-    _costs(costs, models),
+    model_costs(costs, models),
   )  # fmt: skip
 
 
@@ -162,7 +137,7 @@ def texts(path: epath.PathLike) -> dict[str, str]:
   return by_id
 
 
-def _costs(
+def model_costs(
   costs: epath.PathLike | Mapping[str, float], models: Sequence[str]
 ) -> Float[np.ndarray, 'J']:
   """Cost of each model. Raises ValueError if one has none, or it is negative or not finite."""

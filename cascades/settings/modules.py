@@ -41,7 +41,7 @@ _OTHERS = {
   'cascades.calibrate': (
     'cascades.metrics', 'cascades.evaluation.calibration', 'cascades.evaluation.tables',
   ),
-  'cascades.route': ('cascades.predictions.outcomes',),
+  'cascades.route': ('cascades.evaluation.model_answers',),
   'cascades.prune': (*_USUAL, 'cascades.models.pruning'),
   'cascades.plan': ('cascades.train', *_USUAL),
   'cascades.infer': (
