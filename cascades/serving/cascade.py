@@ -22,11 +22,12 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from cascades.runtime import ranges
 from cascades.serving import refusals
+from cascades.serving.budgets import NOTHING, Ledger
 from cascades.serving.decisions import DecisionRule, Evidence, Verdict
 from cascades.serving.early_deferral import LeastScore
 from cascades.serving.exchanges import Exchange, ModelError, Question, Role, Shadow
 from cascades.serving.keys import ANONYMOUS, ApiKey
-from cascades.serving.legs import Delta, Member, OpenLeg
+from cascades.serving.legs import Account, Delta, Member, OpenLeg
 from cascades.serving.refusals import Refusal
 
 Degrade: TypeAlias = Literal['keep', 'refuse', 'wait']
@@ -107,20 +108,22 @@ class ServedCascade:
     conduct: Conduct = Conduct(),
     record: Recorder | None = None,
     shadow: DecisionRule | None = None,
+    ledger: Ledger | None = None,
   ):
     """Prepares a cascade.
 
     Args:
       small: Model that is asked first.
       large: Model that is asked if the rule defers; None abstains then.
-      rule: Decides.
+      rule: Decides between them.
       conduct: Behavior where the rule says nothing.
       record: Called with each exchange at its end, whatever the end.
-      shadow: DecisionRule that is tried out.
+      shadow: Rule that is tried out.
+      ledger: Budgets that answers are charged to; None for none.
     """
     self.small, self.large = small, large
     self.rule, self.shadow = rule, shadow
-    self.conduct = conduct
+    self.conduct, self.ledger = conduct, ledger
     self._record = record or (lambda _: None)
 
   def member(self, role: Role) -> Member:
@@ -327,9 +330,18 @@ class _Run:
     if role == 'small':
       tops = [rule.alternatives for rule in (self._rule, self._shadow_rule) if rule]
       question = question._replace(alternatives=max(question.alternatives, *tops))
-    leg = OpenLeg(role, self._cascade.member(role), question)
+    leg = OpenLeg(role, self._cascade.member(role), question, self._account())
     self._legs.append(leg)
     return leg
+
+  def _account(self) -> Account | None:
+    """Budget of the next answer; one that cannot be counted has been reserved whole."""
+    if self._cascade.ledger is None:
+      return None
+    before = NOTHING
+    for leg in self._legs:
+      before = before.plus(leg.spent() or NOTHING)
+    return Account(self._cascade.ledger, self._call.key, before)
 
   def _bound(self) -> LeastScore | None:
     """Bound of the score, if the small model may be stopped by it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import logging
 import socket
@@ -20,7 +19,8 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cascades.runtime import ranges, stopping
+from cascades.runtime import stopping
+from cascades.serving.service import Listening
 
 log = logging.getLogger(__name__)
 
@@ -30,31 +30,6 @@ FULL = (
   b'HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n'
   b'Connection: close\r\n\r\n'
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Listening:
-  """Address and connections of a server.
-
-  Attributes:
-    host: Address to listen on; 127.0.0.1 is reached from this machine alone.
-    port: Port; 0 takes a free one.
-    connections: Connections at once.
-    idle_seconds: Longest time until a connection has sent the head of a request.
-    drain_seconds: Longest time for requests to finish once the server ends.
-  """
-
-  host: str = '127.0.0.1'
-  port: int = 8080
-  connections: int = 512
-  idle_seconds: float = 10.0
-  drain_seconds: float = 60.0
-
-  def __post_init__(self) -> None:
-    ranges.check({'PORT': self.port}, least=0, most=65535, integer=True)
-    ranges.check({'CONNECTIONS': self.connections}, least=1, integer=True)
-    seconds = {'IDLE_SECONDS': self.idle_seconds, 'DRAIN_SECONDS': self.drain_seconds}
-    ranges.check(seconds, above=0)
 
 
 def bind(options: Listening) -> socket.socket:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from cascades.runtime import ranges
 from cascades.serving import keys as keys_of_clients
@@ -42,6 +41,31 @@ class HttpLimits:
     ranges.check({'BODY_SECONDS': self.body_seconds}, above=0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Listening:
+  """Address and connections of a server.
+
+  Attributes:
+    host: Address to listen on; 127.0.0.1 is reached from this machine alone.
+    port: Port; 0 takes a free one.
+    connections: Connections at once.
+    idle_seconds: Longest time until a connection has sent the head of a request.
+    drain_seconds: Longest time for requests to finish once the server ends.
+  """
+
+  host: str = '127.0.0.1'
+  port: int = 8080
+  connections: int = 512
+  idle_seconds: float = 10.0
+  drain_seconds: float = 60.0
+
+  def __post_init__(self) -> None:
+    ranges.check({'PORT': self.port}, least=0, most=65535, integer=True)
+    ranges.check({'CONNECTIONS': self.connections}, least=1, integer=True)
+    seconds = {'IDLE_SECONDS': self.idle_seconds, 'DRAIN_SECONDS': self.drain_seconds}
+    ranges.check(seconds, above=0)
+
+
 class NamedModel(NamedTuple):
   """Meaning of a name in the field `model`: a task of the cascade, or one of its models."""
 
@@ -50,7 +74,7 @@ class NamedModel(NamedTuple):
 
 
 # Reasons why the server is not ready; none if it is.
-Readiness = Callable[[], Sequence[str]]
+Readiness: TypeAlias = Callable[[], Sequence[str]]
 
 
 class Service:
@@ -72,6 +96,7 @@ class Service:
     limits: HttpLimits = HttpLimits(),
     keys: Sequence[ApiKey] = (),
     readiness: Sequence[Readiness] = (),
+    barrier: Callable[[], str] = str,
   ):
     """Prepares a service.
 
@@ -81,6 +106,7 @@ class Service:
       limits: Limits of requests.
       keys: Keys of clients; without any, all are welcome.
       readiness: Reasons not to be ready, of models and logs.
+      barrier: Reason to refuse requests, such as a log that cannot be written; '' for none.
 
     Raises:
       ValueError: Two models have one name.
@@ -90,7 +116,7 @@ class Service:
     self.notes: dict[str, str] = {}
     self.token = secrets.token_hex(4)
     self._keys, self._rates = tuple(keys), RequestRates()
-    self._readiness = tuple(readiness)
+    self._readiness, self._barrier = tuple(readiness), barrier
     self._count = 0
     roles: list[Role] = ['small', 'large'] if cascade.large else ['small']
     members = [cascade.member(role).model.name for role in roles]
@@ -143,6 +169,8 @@ class Service:
     """Context manager of a request. Raises Refusal if there is no room for it."""
     if self.is_draining:
       raise Refusal(503, 'The server is shutting down.', code='draining', retry_after=5.0)
+    if reason := self._barrier():
+      raise Refusal(503, f'The server refuses requests: {reason}', code='refusing')
     if self.running >= self.limits.concurrency:
       message = f'The server answers {self.limits.concurrency} requests at once.'
       raise Refusal(429, message, code='server_full', retry_after=1.0)
@@ -163,12 +191,3 @@ class Service:
     """Reasons why the server is not ready."""
     reasons = [reason for check in self._readiness for reason in check()]
     return [*(['it is shutting down'] if self.is_draining else []), *reasons]
-
-  async def drained(self, seconds: float) -> bool:
-    """Wait until no request is running; False if some still are after so many seconds."""
-    self.is_draining = True
-    with contextlib.suppress(TimeoutError):
-      async with asyncio.timeout(seconds):
-        while self.running:
-          await asyncio.sleep(0.05)
-    return not self.running

@@ -16,8 +16,8 @@ import pytest
 from cascades.serving.cascade import Conduct
 from cascades.serving.exchanges import ModelError
 from cascades.serving.keys import ApiKey, KeyLimits
-from cascades.serving.listening import Listening, bind
-from cascades.serving.service import HttpLimits, Service
+from cascades.serving.listening import bind
+from cascades.serving.service import HttpLimits, Listening, Service
 from tests.serving.running import LARGE, SURE, UNSURE, serving
 
 HI = [{'role': 'user', 'content': 'hi'}]

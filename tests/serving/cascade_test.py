@@ -8,8 +8,10 @@ import pytest
 
 from cascades.costs import Prices
 from cascades.deferral import NO_TOKENS
+from cascades.serving.budgets import Ceilings, Ledger
 from cascades.serving.cascade import Call, Conduct, Replaced, ServedCascade
 from cascades.serving.exchanges import Exchange, ModelError, Question
+from cascades.serving.keys import ApiKey, KeyLimits
 from cascades.serving.legs import Delta, Member
 from cascades.serving.refusals import Refusal
 from tests.serving.fake_models import END, FakeModel, rule
@@ -35,6 +37,7 @@ class Served:
       conduct=conduct,
       record=self.records.append,
       shadow=options.pop('shadow', None),
+      ledger=options.pop('ledger', None),
     )
     assert not options
 
@@ -308,3 +311,44 @@ def test_conduct_is_checked():
     Conduct(degrade='panic')
   with pytest.raises(ValueError, match='WAIT_SECONDS'):
     Conduct(wait_seconds=0)
+
+
+def test_answers_are_charged_to_budgets_and_only_what_they_cost():
+  ledger = Ledger(Ceilings(tokens_per_day=100, dollars_per_day=1e6))
+  Served(UNSURE, ledger=ledger).ask()
+  assert ledger.spent() == (5 + 4 + 5 + 3, 5 + 40 + 500 + 3000)
+  Served(UNSURE, threshold=0.38, ledger=ledger).ask()  # stopped after two tokens
+  assert ledger.spent().tokens == 17 + 5 + 2 + 5 + 3
+  key = ApiKey('alice', b'', KeyLimits(tokens_per_day=25))
+  Served(UNSURE, ledger=ledger).ask(key=key)
+  assert ledger.spent('alice').tokens == 17
+
+
+def test_a_budget_that_does_not_cover_the_large_model_keeps_the_small_answer():
+  ledger = Ledger(Ceilings(dollars_per_day=1000.0))
+  text, exchange, _ = Served(UNSURE, ledger=ledger).ask()
+  assert (text, exchange.flag) == ('small', 'large model failed')
+  assert '1000 dollars a day' in exchange.legs[-1].error
+  assert ledger.spent().dollars == 45.0
+
+
+@pytest.mark.parametrize(('ceilings', 'status'), [
+  (Ceilings(tokens_per_day=5), 429), (Ceilings(tokens_per_request=5), 400),
+])  # fmt: skip
+def test_a_budget_that_covers_nothing_refuses(ceilings, status):
+  served = Served(SURE, ledger=Ledger(ceilings))
+  with pytest.raises(Refusal, match='5 tokens') as refusal:
+    served.ask()
+  assert refusal.value.status == status
+  assert served.records[0].legs[0].dollars == 0.0
+  assert not served.small.questions
+
+
+def test_an_answer_that_cannot_be_counted_costs_what_was_reserved():
+  ledger = Ledger(Ceilings(tokens_per_day=1000))
+  served = Served(SURE, seconds=0.05, ledger=ledger)
+  served.small.seconds = 1.0
+  with pytest.raises(Refusal, match=r'no complete answer in 0\.05 s'):
+    served.ask()
+  assert ledger.spent().tokens == len('a b') + 1 + 8
+  assert served.records[0].legs[0].dollars is None

@@ -14,8 +14,7 @@ from cascades.costs import Prices
 from cascades.serving import app, listening
 from cascades.serving.cascade import Conduct, ServedCascade
 from cascades.serving.legs import Member
-from cascades.serving.listening import Listening
-from cascades.serving.service import HttpLimits, Service
+from cascades.serving.service import HttpLimits, Listening, Service
 from tests.serving.fake_models import END, FakeModel, rule
 
 SURE = [('sm', -0.1), ('all', -0.1), END]
