@@ -69,6 +69,7 @@ def test_types_and_gin_files_are_installed(installation):
   assert (package(installation) / 'py.typed').is_file()
   assert (package(installation) / 'gin_configs' / 'recipes' / 'demo_small.gin').is_file()
   assert (package(installation) / 'reporting' / 'report.html.j2').is_file()
+  assert (package(installation) / 'serving' / 'page' / 'index.html').is_file()
 
 
 def test_the_command_runs_a_program(installation):

@@ -1,6 +1,6 @@
 """State of a server for its page, `/v1/cascade/status`: the last exchanges, without their texts.
 
-    {"version": 1, "time": seconds, "models": {"small": name, "large": name | null},
+    {"version": 1, "name": name, "time": seconds, "models": {"small": name, "large": name | null},
      "decider": name, "thresholds": {task: number | null}, "drift": [{"task": ..., "monitor": ...}],
      "breakers": {role: "closed" | "half-open" | "open"}, "log": reason | "",
      "total": number of exchanges since the start, "recent": [POINT, ...]}
@@ -52,6 +52,7 @@ class Recent:
 def status(
   recent: Recent,
   *,
+  name: str,
   time: float,
   models: Mapping[Role, str | None],
   decider: str,
@@ -65,6 +66,7 @@ def status(
 
   Args:
     recent: The last exchanges.
+    name: Name of the cascade among models.
     time: Seconds since the epoch.
     models: Names of the models.
     decider: Name of the decider.
@@ -76,6 +78,7 @@ def status(
   """
   return {
     'version': VERSION,
+    'name': name,
     'time': time,
     'models': dict(models),
     'decider': decider,

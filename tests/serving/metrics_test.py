@@ -173,7 +173,7 @@ def test_the_status_has_points_and_no_text():
   recent.record(exchange()._replace(legs=()))
   recent.record(exchange(leg(finish=None), leg('large'), leg('large', dollars=None)))
   state = status.status(
-    recent, time=5.0, models={'small': 's', 'large': None}, decider='average',
+    recent, name='mine', time=5.0, models={'small': 's', 'large': None}, decider='average',
     thresholds={'words': math.inf}, alarms=[('words', 'scores')], breakers={'large': 'open'},
     log='full', since=3,
   )  # fmt: skip
