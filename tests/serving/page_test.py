@@ -231,6 +231,7 @@ def test_the_page_fits_a_phone_and_both_schemes(browser, server, scheme):
   fill(server, SURE, UNSURE, SURE)
   context = browser.new_context(viewport={'width': 320, 'height': 640}, color_scheme=scheme)
   page = context.new_page()
+  page.set_default_timeout(10_000)
   page.goto(f'{server.url}?spell&prompt=jazz')
   page.keyboard.press('Enter')
   page.wait_for_selector('#facts dt')

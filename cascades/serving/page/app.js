@@ -67,6 +67,7 @@ async function ask() {
   fail('');
   render(answer);
   try {
+    if (!state) await poll();  // for the name of the cascade
     const most = byId('most').valueAsNumber;
     const response = await fetch('v1/chat/completions', {
       method: 'POST', headers: headers(), signal: request.signal,
