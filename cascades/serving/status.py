@@ -52,7 +52,7 @@ class Recent:
 def status(
   recent: Recent,
   *,
-  name: str,
+  name: str = 'cascade',
   time: float,
   models: Mapping[Role, str | None],
   decider: str,
