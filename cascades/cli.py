@@ -52,6 +52,7 @@ _SOME_PROGRAMS = {
   'topology',
   'large_model',
   'check',
+  'dry_run',
   'multihost',
   'coordinator_address',
   'process_count',
@@ -162,6 +163,8 @@ def _define_flags(program: str) -> None:
     )
   if name == 'calibrate':
     flags.DEFINE_boolean('check', False, 'Short for --gin.CHECK=True.')
+  if name == 'serve':
+    flags.DEFINE_boolean('dry_run', False, 'Short for --gin.DRY_RUN=True.')
   if name == 'plan':
     flags.DEFINE_string('topology', None, 'Devices to plan for, as v4:2x2x4 or v5e:4x4.')
     flags.DEFINE_string(
@@ -187,7 +190,7 @@ def _flag(name: str) -> Any:
 
 
 def _call(function: Callable[..., Any]) -> None:
-  given = {name: _flag(name) for name in ('topology', 'profile_steps', 'check')}
+  given = {name: _flag(name) for name in ('topology', 'profile_steps', 'check', 'dry_run')}
   settings: dict[str, Any] = {name: value for name, value in given.items() if value}
   if 'provenance' in inspect.signature(function).parameters:
     training = function.__name__ == 'train'

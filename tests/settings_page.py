@@ -16,7 +16,7 @@ SECTIONS = {
     for program in (
       'train', 'salt', 'infer', 'speculate', 'embed', 'evaluate', 'calibrate', 'route',
       'cache_teacher',
-      'select', 'convert', 'export', 'prune', 'plan',
+      'select', 'convert', 'export', 'prune', 'plan', 'serve',
     )
   },
 }  # fmt: skip

@@ -12,7 +12,7 @@ import warnings
 from importlib import metadata
 
 # Programs that run in one process and have no flags for several.
-ONE_PROCESS = ('evaluate', 'calibrate', 'plan', 'speculate', 'browse_tasks', 'route')
+ONE_PROCESS = ('evaluate', 'calibrate', 'plan', 'speculate', 'browse_tasks', 'route', 'serve')
 
 
 def prepare() -> None:

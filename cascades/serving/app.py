@@ -58,13 +58,13 @@ def build(
   pages = _Pages(service)
   return Starlette(
     routes=[
-      Route('/v1/chat/completions', _guarded(pages.chat), methods=['POST']),
-      Route('/v1/completions', _guarded(pages.completions), methods=['POST']),
-      Route('/v1/models', _guarded(pages.models), methods=['GET']),
-      Route('/v1/models/{name:path}', _guarded(pages.model), methods=['GET']),
-      Route('/healthz', _guarded(pages.health), methods=['GET']),
-      Route('/readyz', _guarded(pages.readiness), methods=['GET']),
-      Route('/openapi.json', _guarded(pages.description), methods=['GET']),
+      Route('/v1/chat/completions', guarded(pages.chat), methods=['POST']),
+      Route('/v1/completions', guarded(pages.completions), methods=['POST']),
+      Route('/v1/models', guarded(pages.models), methods=['GET']),
+      Route('/v1/models/{name:path}', guarded(pages.model), methods=['GET']),
+      Route('/healthz', guarded(pages.health), methods=['GET']),
+      Route('/readyz', guarded(pages.readiness), methods=['GET']),
+      Route('/openapi.json', guarded(pages.description), methods=['GET']),
       *routes,
     ],
     exception_handlers={HTTPException: _http_error},
@@ -96,8 +96,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
   return json_response(refusal.body, refusal.status, error.headers)
 
 
-def _guarded(endpoint: Handler) -> Handler:
-  """The endpoint with refusals as responses; a bug shows its clients nothing."""
+def guarded(endpoint: Handler) -> Handler:
+  """Endpoint with refusals as responses; a bug shows its clients nothing."""
 
   async def answer(request: Request) -> Response:
     try:

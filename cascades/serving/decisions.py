@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,12 +19,13 @@ from cascades.evaluation import fitted, policy, pooling
 from cascades.evaluation.policy import Policy, Threshold
 from cascades.runtime import files
 from cascades.serving.early_deferral import LEAST, LeastScore, as_stored
-from cascades.serving.exchanges import Question, Token
+from cascades.serving.exchanges import Question, Role, Token
 from cascades.types import Decider, Predictions
 
 # Columns that a server knows of each answer.
 COLUMNS = ('prompt_tokens', 'generated_tokens', 'seconds')
 SPLIT = 'served'
+IDENTITY = ('checkpoint_identity', 'parameters', 'vocabulary')  # by which policies know a model
 
 
 class Evidence(NamedTuple):
@@ -81,7 +82,8 @@ class DecisionRule:
     check(self.decider, self.alternatives)
     if self.task not in self.thresholds:
       raise ValueError(
-        f'TASK={self.task!r:.80} has no threshold; tasks with one are {", ".join(self.thresholds)}.'
+        f'POLICY_TASK={self.task!r:.80} has no threshold; tasks with one are '
+        f'{", ".join(self.thresholds)}.'
       )
 
   def decide(self, question: Question, task: str, evidence: Evidence | None) -> Verdict:
@@ -148,7 +150,7 @@ def from_policy(
     if pooling.POOLED not in entries and len(entries) > 1:
       raise ValueError(
         f'{setting}={path!r:.200} has thresholds of {", ".join(entries)}: name the task of '
-        'requests that name none with TASK.'
+        'requests that name none with POLICY_TASK.'
       )
     task = pooling.POOLED if pooling.POOLED in entries else next(iter(entries))
   chosen = policy.stored_decider(stored)
@@ -174,6 +176,24 @@ def from_threshold(decider: str, threshold: float, *, alternatives: int = 0) -> 
   return DecisionRule(
     policy.decider(decider), {pooling.POOLED: threshold}, pooling.POOLED, alternatives
   )
+
+
+def check_models(rule: DecisionRule, described: Mapping[Role, Mapping[str, Any]]) -> None:
+  """Raise ValueError if a policy was calibrated with other models than those that are served.
+
+  Args:
+    rule: Rule of the policy.
+    described: Models of the server by role, as manifests describe them.
+  """
+  for role, own in described.items():
+    entry = rule.models.get(role, {})
+    for key in IDENTITY:
+      if key in entry and key in own and entry[key] != own[key]:
+        raise ValueError(
+          f'The policy was calibrated with a {role} model of {key} {entry[key]!r:.80}, and '
+          f'{role.upper()} has {own[key]!r:.80}: its promises are about the former. Calibrate with '
+          'the models that are served, or serve them anyway with ALLOW_OTHER_MODELS=True.'
+        )
 
 
 def _entries(stored: Policy) -> dict[str, Threshold]:

@@ -93,10 +93,12 @@ class LocalModel:
   Attributes:
     name: Name in responses.
     engine: Continuous batching; its `plan`, `ready` and `failure` are those of the model.
+    described: Size, checkpoint and types of the model, as in manifests.
   """
 
   def __init__(self, name: str, model: TrainedModel, reader: PromptReader, engine: Engine) -> None:
     self.name, self.engine = name, engine
+    self.described = model.described
     self._vocabulary, self._reader = model.vocabulary, reader
     self._bytes = functools.cache(model.vocabulary.token_bytes)
 

@@ -29,18 +29,27 @@ END = '[DONE]'
 class RemoteModel:
   """A model behind a URL. It is closed by `aclose`."""
 
-  def __init__(self, address: Address, endpoint: Endpoint, *, seconds: float = 120.0) -> None:
+  def __init__(
+    self,
+    address: Address,
+    endpoint: Endpoint,
+    *,
+    name: str | None = None,
+    seconds: float = 120.0,
+  ) -> None:
     """Prepares a client; nothing is sent.
 
     Args:
       address: Address and model.
       endpoint: Form of the requests, and the name of the variable that holds the key.
+      name: Name in responses; None for that of the model.
       seconds: Longest silence.
 
     Raises:
       ValueError: The environment does not hold the key.
     """
     self._address, self._endpoint = address, endpoint
+    self.name = name or address.model
     self._key = endpoint.key()
     headers = {'Authorization': f'Bearer {self._key}'} if self._key else {}
     connect = min(seconds, endpoint_client.CONNECT_SECONDS)
@@ -49,11 +58,6 @@ class RemoteModel:
       timeout=httpx.Timeout(seconds, connect=connect),
       limits=httpx.Limits(max_connections=MOST_CONNECTIONS, keepalive_expiry=30.0),
     )
-
-  @property
-  def name(self) -> str:
-    """Name of the model."""
-    return self._address.model
 
   @property
   def url(self) -> str:

@@ -191,3 +191,7 @@ class Service:
     """Reasons why the server is not ready."""
     reasons = [reason for check in self._readiness for reason in check()]
     return [*(['it is shutting down'] if self.is_draining else []), *reasons]
+
+  def drain(self) -> None:
+    """Take on nothing more."""
+    self.is_draining = True

@@ -47,6 +47,9 @@ _OTHERS = {
   'cascades.infer': (
     'cascades.inference.answers', 'cascades.inference.trained_model', *_USUAL,
   ),
+  'cascades.serve': (
+    'cascades.runtime.partitioning', 'cascades.tasks.chats', 'cascades.serving.members',
+  ),
   'cascades.speculate': ('cascades.inference.answers', *_USUAL),
   'cascades.cache_teacher': ('cascades.inference.trained_model', *_USUAL),
   'cascades.select': ('cascades.selection', 'cascades.inference.trained_model', *_USUAL),

@@ -157,7 +157,7 @@ def test_a_policy_by_task_asks_which_task_requests_have(tmp_path):
     decisions.from_policy(path)
   read = decisions.from_policy(path, task='u')
   assert (read.task, read.thresholds) == ('u', {'t': np.inf, 'u': 0.25})
-  with pytest.raises(ValueError, match="TASK='v' has no threshold"):
+  with pytest.raises(ValueError, match="POLICY_TASK='v' has no threshold"):
     decisions.from_policy(path, task='v')
 
 
