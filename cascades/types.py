@@ -114,6 +114,7 @@ class LanguageModel(Protocol[CacheT]):
   ) -> tuple[Float[Array, 'B L V'], CacheT]:
     """Append `tokens`; logits of the token after each of them.
 
+    A cache may have more rows than there are tokens; those behind the first B stay as they are.
     What is masked follows from the cache's `length` alone: rejecting tokens is shortening it.
     """
     ...

@@ -186,13 +186,25 @@ def allocate(cache: KeyValue, num_tokens: int) -> KeyValue:
   return KeyValue(pad(key, key.ndim - 1), pad(value, value.ndim - 2))
 
 
+def first_rows(cache: KeyValue, count: int) -> KeyValue:
+  """Keys and values of the first rows, in one layer."""
+  return KeyValue(cache.key[:count], cache.value[:count])
+
+
+def overwrite(length: Int[Array, 'B'], first: Int[Array, 'b']) -> Int[Array, 'B']:
+  """Lengths of a cache with new ones of its first rows."""
+  return jax.lax.dynamic_update_slice_in_dim(length, first, 0, 0)
+
+
 def append(cache: KeyValue, new: KeyValue, length: Int[Array, 'B']) -> KeyValue:
   """Write `new` after the first `length` tokens of each row, in all layers; overflow is dropped.
+
+  Where `new` has fewer rows than the cache, it belongs to the first ones.
 
   Axes: X layers, L new tokens.
   """
   key, value = cache
-  rows = jnp.arange(key.shape[1])[:, None]
+  rows = jnp.arange(new.key.shape[1])[:, None]
   columns = length[:, None] + jnp.arange(new.capacity)
   new_key, new_value = jnp.einsum('XBKHL->BLXKH', new.key), jnp.einsum('XBKLH->BLXKH', new.value)
   return KeyValue(

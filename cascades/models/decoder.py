@@ -330,11 +330,12 @@ class Decoder(nnx.Module):
   def extend(
     self, tokens: Int[Array, 'B L'], cache: DecoderCache
   ) -> tuple[Float[Array, 'B L V'], DecoderCache]:
-    L = tokens.shape[1]
-    mask = attention.decoding_mask(cache.length, cache.key_value.capacity, L)
+    B, L = tokens.shape
+    length = cache.length[:B]
+    mask = attention.decoding_mask(length, cache.key_value.capacity, L)
     x, new = self._run(tokens, mask, cache=cache.key_value)
-    extended = attention.append(cache.key_value, new, cache.length)
-    return self.readout(x), DecoderCache(cache.length + L, extended)
+    extended = attention.append(cache.key_value, new, length)
+    return self.readout(x), DecoderCache(attention.overwrite(cache.length, length + L), extended)
 
   def _run(
     self,
@@ -360,7 +361,7 @@ class Decoder(nnx.Module):
         mask._replace(visible=mask.visible & in_window),
         frequencies,
         bias,
-        cache=[cache] if cache else [],
+        cache=[attention.first_rows(cache, len(x))] if cache else [],
         kernel=kernel and functools.partial(kernel, window=window),
         key=key,
       )

@@ -269,16 +269,19 @@ class T5(nnx.Module):
   def extend(
     self, tokens: Int[Array, 'B L'], cache: T5Cache
   ) -> tuple[Float[Array, 'B L V'], T5Cache]:
-    L = tokens.shape[1]
+    B, L = tokens.shape
+    length = cache.length[:B]
     x, new = self._decode(
       tokens,
-      attention.decoding_mask(cache.length, cache.self_attention.capacity, L),
-      cache.cross_visible,
-      lambda _, cross: cross,
+      attention.decoding_mask(length, cache.self_attention.capacity, L),
+      cache.cross_visible[:B],
+      lambda _, cross: attention.first_rows(cross, B),
       cached=(cache.self_attention, cache.cross_attention),
     )
-    extended = attention.append(cache.self_attention, new, cache.length)
-    return self.readout(x), cache._replace(length=cache.length + L, self_attention=extended)
+    extended = attention.append(cache.self_attention, new, length)
+    return self.readout(x), cache._replace(
+      length=attention.overwrite(cache.length, length + L), self_attention=extended
+    )
 
   def _encode(
     self, tokens: Int[Array, 'B S'], segments: Int[Array, 'B S'], key: Array | None
@@ -321,7 +324,8 @@ class T5(nnx.Module):
       block: DecoderBlock, x: Array, cached: Any, key: Array | None
     ) -> tuple[Array, KeyValue]:
       cache, cross = cached
-      x, new = block.attend_self(x, mask, bias, cache=[cache] if cache else [], key=key)
+      used = [attention.first_rows(cache, len(x))] if cache else []
+      x, new = block.attend_self(x, mask, bias, cache=used, key=key)
       x = block.attend_cross(x, cross_key_value(block, cross), cross_visible, key=key)
       return block.feed_forward(x, key=key), new
 

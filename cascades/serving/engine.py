@@ -256,8 +256,7 @@ class Engine:
       slot = int(np.flatnonzero(~self._rows.active)[0])
       self._read(slot, ticket)
     if self._running:
-      report = any(ticket.request.alternatives for ticket in self._running.values())
-      chosen = self._batch.decode(self._rows, report=report)
+      chosen = self._batch.decode(self._rows)
       for slot in list(self._running):
         self._append(slot, chosen, slot)
 
@@ -271,7 +270,7 @@ class Engine:
       rows.keys[slot] = slots.row_key(request.seed)
     self._running[slot] = ticket
     first = RowStates(*(column[slot : slot + 1] for column in rows))
-    chosen = self._batch.read(slot, request.prompt, first, report=bool(request.alternatives))
+    chosen = self._batch.read(slot, request.prompt, first)
     self._append(slot, chosen, 0)
 
   def _append(self, slot: int, chosen: slots.Chosen, index: int) -> None:

@@ -2,7 +2,8 @@
 
 All answers share one cache of S rows. A prompt is read alone, padded to one of a few lengths, and
 inserted into a free row; then every step gives each row a token. Programs are compiled ahead: one
-for each length of prompts, one that chooses the first token, and one that decodes the others.
+for each length of prompts, one that chooses the first token, and a few that decode, for few or
+many rows.
 
 Axes: S slots, V vocabulary, A alternatives, W tokens of a padded prompt.
 """
@@ -32,7 +33,6 @@ DEFAULT_SLOTS = 8
 MOST_SLOTS = 64  # that a memory budget is filled with
 SHORTEST = 16  # tokens of the shortest padded prompt, as in `data.prompts.buckets`
 GIB = 1 << 30
-DECODE, FIRST = 0, -1  # programs besides those that read prompts, which their lengths name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +86,23 @@ class RoomPlan(NamedTuple):
     return self.weight_bytes + self.slots * self.row_bytes
 
   @property
+  def row_counts(self) -> tuple[int, ...]:
+    """Numbers of rows that steps are compiled for: 1, 4, 16, ... and all."""
+    powers = [1 << power for power in range(0, self.slots.bit_length(), 2)]
+    return (*(power for power in powers if power < self.slots), self.slots)
+
+  @property
   def programs(self) -> int:
-    """Number of compiled programs."""
-    return len(self.prompt_lengths) + 2
+    """Number of compiled programs: reading, choosing the first token, and decoding."""
+    return len(self.prompt_lengths) + 1 + len(self.row_counts)
 
   def __str__(self) -> str:
     size = progress.format_bytes
     return (
       f'{self.slots} slots of {self.max_prompt} + {self.max_tokens} tokens, {size(self.row_bytes)} '
       f'each; weights {size(self.weight_bytes)}; {size(self.total_bytes)} in all; {self.programs} '
-      f'programs: two choose tokens, the others read {_listed(self.prompt_lengths)} tokens'
+      f'programs, for prompts of {_listed(self.prompt_lengths)} tokens and steps of '
+      f'{_listed(self.row_counts)} rows'
     )
 
 
@@ -188,9 +195,9 @@ def row_key(seed: int) -> UInt32[np.ndarray, 'k']:
 
 
 class Chosen(NamedTuple):
-  """Tokens of a step, with log-probabilities of the untempered softmax.
+  """Tokens of a step, and the most likely ones, with log-probabilities of the untempered softmax.
 
-  `top_logprobs` and `top_tokens` are of the most likely tokens, zeros where nobody asks for them.
+  The most likely tokens are always computed: of 49,152 they take less than the noise of a step.
   """
 
   tokens: Int[Array, 'S']
@@ -199,16 +206,14 @@ class Chosen(NamedTuple):
   top_tokens: Int[Array, 'S A']
 
 
-def choose(logits: Float[Array, 'S V'], rows: RowStates, report: Bool[Array, '']) -> Chosen:
-  """Choose the next token of every row, and report the most likely ones if asked to."""
+def choose(logits: Float[Array, 'S V'], rows: RowStates) -> Chosen:
+  """Choose the next token of every row."""
   keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(rows.keys)), rows.steps)
   tokens = decoding.choose(
     logits, keys, temperature=jnp.asarray(rows.temperature), top_p=jnp.asarray(rows.top_p)
   )
   logprobs = jax.nn.log_softmax(logits)
-  A = min(ALTERNATIVES, logits.shape[-1])
-  nothing = (jnp.zeros((len(logits), A)), jnp.zeros((len(logits), A), jnp.int32))
-  top = jax.lax.cond(report, lambda: tuple(jax.lax.top_k(logprobs, A)), lambda: nothing)
+  top = jax.lax.top_k(logprobs, min(ALTERNATIVES, logits.shape[-1]))
   return Chosen(tokens, jnp.take_along_axis(logprobs, tokens[:, None], -1)[:, 0], *top)
 
 
@@ -230,16 +235,19 @@ class RunningBatch:
       vocab_size: Number V of logits.
     """
     self.plan, self._params = plan, params
-    shapes = _empty_cache(graph, params, plan, slots=plan.slots)
     replicated = NamedSharding(partitioning.active_mesh(), PartitionSpec())
+    shapes = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
+      _empty_cache(graph, params, plan, slots=plan.slots),
+    )
     zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     self._zeros = jax.jit(zeros, out_shardings=replicated).lower().compile()
 
-    def decode(params: Params, cache: Any, rows: RowStates, report: Array) -> tuple[Any, Chosen]:
-      tokens = jnp.asarray(rows.tokens)[:, None]
-      logits, extended = nnx.merge(graph, params).extend(tokens, cache)
-      length = jnp.where(rows.active, extended.length, cache.length)
-      return extended._replace(length=length), choose(logits[:, 0], rows, report)
+    def decode(params: Params, cache: Any, rows: RowStates) -> tuple[Any, Chosen]:
+      logits, extended = nnx.merge(graph, params).extend(jnp.asarray(rows.tokens)[:, None], cache)
+      idle = jnp.where(rows.active, 0, 1)
+      length = extended.length.at[: len(idle)].add(-idle)
+      return extended._replace(length=length), choose(logits[:, 0], rows)
 
     def admit(params: Params, cache: Any, row: Array, prompt: Prompt) -> tuple[Any, Array]:
       logits, other = nnx.merge(graph, params).prefill(prompt, 0)
@@ -249,18 +257,17 @@ class RunningBatch:
       jitted = jax.jit(program, donate_argnums=donated, out_shardings=replicated)
       return jitted.lower(*arguments).compile()
 
-    def compile_all() -> Iterator[tuple[int, Any]]:
+    def compile_all() -> Iterator[tuple[tuple[str, int], Any]]:
       for width in plan.prompt_lengths:
         prompt = _padded((), width)
-        yield width, compiled(admit, params, shapes, np.int32(0), prompt, donated=[1])
+        admitted = compiled(admit, params, shapes, np.int32(0), prompt, donated=[1])
+        yield ('read', width), admitted
       logits = jax.ShapeDtypeStruct((1, vocab_size), jnp.float32, sharding=replicated)
-      yield FIRST, compiled(choose, logits, free_rows(1), np.bool_(0))
-      rows = free_rows(plan.slots)
-      yield DECODE, compiled(decode, params, shapes, rows, np.bool_(0), donated=[1])
+      yield ('choose', 1), compiled(choose, logits, free_rows(1))
+      for rows in plan.row_counts:
+        decoded = compiled(decode, params, shapes, free_rows(rows), donated=[1])
+        yield ('decode', rows), decoded
 
-    shapes = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes
-    )
     logged = progress.counted('program', plan.programs, lambda _: (1, 0))
     self._programs = dict(logged(compile_all()))
     row_key(0)  # compiles its programs
@@ -270,29 +277,31 @@ class RunningBatch:
     """Empty the cache, also after a program has failed and lost it."""
     self._cache = self._zeros()
 
-  def read(
-    self, row: int, prompt: Int[np.ndarray, 'n'], first: RowStates, *, report: bool
-  ) -> Chosen:
+  def read(self, row: int, prompt: Int[np.ndarray, 'n'], first: RowStates) -> Chosen:
     """Read a prompt into a row of the cache.
 
     Args:
       row: Row to replace.
       prompt: Tokens, at most `max_prompt`.
       first: Options of the answer, as one row.
-      report: True to report the most likely tokens.
 
     Returns:
       The first token of the answer, as one row of NumPy arrays.
     """
     width = min(width for width in self.plan.prompt_lengths if width >= len(prompt))
-    padded = _padded(prompt, width)
-    self._cache, logits = self._programs[width](self._params, self._cache, np.int32(row), padded)
-    return _fetched(self._programs[FIRST](logits, first, np.bool_(report)))
+    read, padded = self._programs['read', width], _padded(prompt, width)
+    self._cache, logits = read(self._params, self._cache, np.int32(row), padded)
+    return _fetched(self._programs['choose', 1](logits, first))
 
-  def decode(self, rows: RowStates, *, report: bool) -> Chosen:
-    """Append the last token of each row; the next ones, as NumPy arrays."""
-    decode = self._programs[DECODE]
-    self._cache, chosen = decode(self._params, self._cache, rows, np.bool_(report))
+  def decode(self, rows: RowStates) -> Chosen:
+    """Append the last token of each row up to the last active one; the next ones, as NumPy arrays.
+
+    The time of a step grows with the number of rows, so free rows at the end are left out.
+    """
+    used = int(np.flatnonzero(rows.active)[-1]) + 1
+    count = min(count for count in self.plan.row_counts if count >= used)
+    decode = self._programs['decode', count]
+    self._cache, chosen = decode(self._params, self._cache, RowStates(*(x[:count] for x in rows)))
     return _fetched(chosen)
 
 

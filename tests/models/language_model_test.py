@@ -183,6 +183,23 @@ def test_insertion_changes_no_other_row(config):
 
 
 @both
+@pytest.mark.parametrize('first', [1, 2])
+def test_the_first_rows_of_a_cache_are_extended_alone(config, first):
+  extend = _functions(config)[2]
+  _, rest, expected = _ragged(config)
+  running, _ = _running(config)
+  logits, extended = extend(rest[:first, 2:3], running)
+  _close(logits[:, 0], expected[:first, 3])
+  np.testing.assert_array_equal(extended.length[first:], running.length[first:])
+  np.testing.assert_array_equal(extended.length[:first], running.length[:first] + 1)
+  _, together = extend(rest[:, 2:3], running)
+  tokens = jnp.concatenate([rest[:first, 3:4], rest[first:, 2:3]])
+  later, _ = extend(tokens, extended)  # the others are a token behind, and have lost nothing
+  _close(later[first:, 0], expected[first:, 3])
+  _close(later[:first], extend(rest[:, 3:4], together)[0][:first])
+
+
+@both
 def test_inserting_every_row_permutes_the_batch(config):
   _, prefill, extend = _functions(config)
   prompt, rest, expected = _ragged(config)

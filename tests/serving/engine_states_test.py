@@ -31,12 +31,12 @@ class Countdown:
   def clear(self):
     pass
 
-  def read(self, row, prompt, first, *, report):
+  def read(self, row, prompt, first):
     if not len(prompt) < 1000:
       raise SystemExit('out of memory')
     return self._chosen(np.array([len(prompt)]))
 
-  def decode(self, rows, *, report):
+  def decode(self, rows):
     assert self.gate.acquire(timeout=30)
     if Countdown.failures:
       Countdown.failures -= 1

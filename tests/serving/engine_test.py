@@ -187,4 +187,4 @@ def test_requests_compile_nothing(served):
     jax.monitoring.clear_event_listeners()
   assert len(compiled) == 1
   assert engine.plan.prompt_lengths == (16, 24)
-  assert engine.plan.programs == 4
+  assert engine.plan.programs == 5

@@ -240,7 +240,7 @@ def test_questions_compile_nothing(served):
   finally:
     jax.monitoring.clear_event_listeners()
   assert len(compiled) == 1
-  assert model.engine.plan.programs == len(model.engine.plan.prompt_lengths) + 2
+  assert model.engine.plan.programs == len(model.engine.plan.prompt_lengths) + 3
 
 
 def test_a_closed_model_refuses(tmp_path, monkeypatch):
