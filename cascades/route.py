@@ -10,7 +10,7 @@ by its mean loss in each cluster. `add` appends models to ROUTER, `remove` takes
 writes which validation prompts to ask a new model first. `choose` writes the model of each of the
 PROMPTS at a PRICE or BUDGET, and how unlike the validation prompts they are. `policy` writes that
 choice for programs. `evaluate` draws prompts and unseen models many times, and writes the curves of
-quality against cost with bands: routing.json, routing.png and routing.svg.
+quality against cost with bands: report.html, routing.json, routing.png and routing.svg.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -29,11 +30,11 @@ from etils import epath
 from jaxtyping import Float
 
 from cascades import prompt_drift, validation_order
-from cascades.evaluation import router_trials, routers, routing_policy
+from cascades.evaluation import router_pool, router_trials, routers, routing_policy
 from cascades.evaluation.model_answers import ModelAnswers
 from cascades.predictions import outcomes
 from cascades.predictions.outcomes import OutcomeMatrix
-from cascades.reporting import escaping, figures, router_figures
+from cascades.reporting import escaping, figures, router_figures, router_report
 from cascades.runtime import files, locking
 
 log = logging.getLogger(__name__)
@@ -316,10 +317,11 @@ def _evaluate(task: _Task) -> None:
   path, options = task.path, task.options
   matrix = task.answers.read(with_prompts=True)
   vectors = None if options.embeddings == WORDS else _embedded(task, matrix).validation
-  trials = router_trials.run(
-    matrix, vectors, trials=options.trials, unseen=options.unseen,
-    clusters=options.clusters, strength=options.strength, seed=options.seed,
+  drawing = partial(
+    router_trials.draws, matrix, vectors, unseen=options.unseen, clusters=options.clusters,
+    seed=options.seed,
   )  # fmt: skip
+  trials = router_trials.run(drawing(trials=options.trials), options.trials, options.strength)
   test = trials.sign_test()
   for name, numbers in trials.numbers.items():
     area, half, qnc, peak = np.array(numbers).T
@@ -334,8 +336,12 @@ def _evaluate(task: _Task) -> None:
     router_trials.ROUTER, router_trials.CONTROL, *test,
   )  # fmt: skip
   figure = router_figures.draw(router_trials.SHARES, trials.quality)
-  for image_format in figures.FORMATS:
-    files.write(path / f'routing.{image_format}', figures.encode(figure, image_format))
+  images = {name: figures.encode(figure, name) for name in figures.FORMATS}
+  for image_format, image in images.items():
+    files.write(path / f'routing.{image_format}', image)
+  first = next(drawing(trials=1))
+  pool = router_pool.describe(matrix, first, strength=options.strength, seed=options.seed)
+  files.write(path / 'report.html', router_report.render(pool, trials, images['svg']))
   contents = {
     'options': dataclasses.asdict(options),
     'cost shares': router_trials.SHARES.tolist(),
@@ -352,7 +358,11 @@ def _evaluate(task: _Task) -> None:
     'provenance': dict(task.provenance()),
   }
   files.write(task.output, json.dumps(contents, indent=1) + '\n')
-  log.info('%s: %d trials, with routing.png and routing.svg beside it', task.output, options.trials)
+  log.info(
+    '%s: %d trials, with report.html, routing.png and routing.svg beside it',
+    task.output,
+    options.trials,
+  )
 
 
 if __name__ == '__main__':

@@ -112,6 +112,8 @@ def test_trials_draw_prompts_and_models_and_find_the_gain_of_two_topics(folder, 
   assert np.array(written['quality']['clusters']).shape == (6, 101)
   assert 'trial 6/6' in caplog.text
   assert 'routing.json: 6 trials' in caplog.text
+  page = (folder / 'out' / 'report.html').read_text()
+  assert 'The router has the larger area than ZeroRouter in 6 of 6 trials' in page
   assert (folder / 'out' / 'routing.png').read_bytes()[:4] == b'\x89PNG'
 
 

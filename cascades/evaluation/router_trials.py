@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,22 +50,52 @@ def split(rng: np.random.Generator, count: int) -> list[Int[np.ndarray, 'n']]:
   return np.split(rng.permutation(count), ends)
 
 
-def run(
+class Draw(NamedTuple):
+  """Draw of prompts and unseen models.
+
+  Attributes:
+    models: Indices of the unseen models.
+    losses: Their losses on all prompts.
+    cost: Their costs.
+    validation: Indices of the validation prompts.
+    test: Indices of the test prompts that all of them answered.
+    vectors: Vectors of all prompts.
+    centroids: Centroids of the training prompts.
+  """
+
+  models: Int[np.ndarray, 'J']
+  losses: Float[np.ndarray, 'N J']
+  cost: Float[np.ndarray, 'J']
+  validation: Int[np.ndarray, 'V']
+  test: Int[np.ndarray, 'T']
+  vectors: Float[np.ndarray, 'N D']
+  centroids: Float[np.ndarray, 'K D']
+
+  def groups(self, rows: Int[np.ndarray, 'n']) -> Int[np.ndarray, 'n']:
+    """Cluster of each of some prompts."""
+    return assign(self.vectors[rows], self.centroids)
+
+  def psi(self, strength: float) -> Float[np.ndarray, 'K J']:
+    """Mean validation loss of each model in each cluster."""
+    groups = one_hot(self.groups(self.validation), len(self.centroids)).T
+    return mean_losses(groups, self.losses[self.validation], strength=strength)
+
+
+def draws(
   matrix: OutcomeMatrix, vectors: Float[np.ndarray, 'N D'] | None = None, *, trials: int,
-  unseen: float, clusters: int, strength: float, seed: int,
-) -> Trials:  # fmt: skip
-  """Curves of clusters, ZeroRouter and oracle on new draws of prompts and unseen models.
+  unseen: float, clusters: int, seed: int,
+) -> Iterator[Draw]:  # fmt: skip
+  """Yields draws of prompts and unseen models.
 
   Prompts are split 60/10/30 %. The clusters are those of the training prompts; the unseen models
-  answer the validation prompts alone, and the curve is theirs on the test prompts.
+  answer the validation prompts alone, and are compared on the test prompts.
 
   Args:
     matrix: Answers of all models.
     vectors: Vectors of the prompts; None for their words, fitted on the training prompts.
-    trials: Number of trials.
+    trials: Number of draws.
     unseen: Share of the models that are unseen, two or more.
     clusters: Number of clusters.
-    strength: Number of answers that a model's mean loss counts for in each cluster.
     seed: Seed of all draws.
 
   Raises:
@@ -78,8 +108,7 @@ def run(
     raise ValueError(f'Model {free!r} costs 0; trials compare at shares of a cost above 0.')
   table: Any = hashed_words.counts(matrix.prompts) if vectors is None else None
   count = max(2, round(unseen * len(matrix.models)))
-  results: list[tuple[dict[str, tuple[np.ndarray, RouterNumbers]], int]] = []
-  for number, child in enumerate(np.random.default_rng(seed).spawn(trials), 1):
+  for child in np.random.default_rng(seed).spawn(trials):
     train, validation, test = split(child, len(matrix.ids))
     models = np.sort(child.permutation(len(matrix.models))[:count])
     losses = matrix.losses[:, models]
@@ -93,11 +122,22 @@ def run(
     if embedded is None:
       embedded = hashed_words.embed(hashed_words.fit(table[train], DIMENSION, seed=seed), table)
     centroids = universal_routing.cluster(embedded[train], clusters, seed=seed)
-    groups = one_hot(assign(embedded[validation], centroids), len(centroids)).T
-    psi = mean_losses(groups, losses[validation], strength=strength)
-    gamma = psi[assign(embedded[test], centroids)]
-    own = 1 - np.nanmean(losses[validation], axis=0)
-    results.append((_curves(gamma, losses[test], matrix.cost[models], own), len(test)))
+    yield Draw(models, losses, matrix.cost[models], validation, test, embedded, centroids)
+
+
+def run(draws_of_models: Iterable[Draw], trials: int, strength: float) -> Trials:
+  """Curves of clusters, ZeroRouter and oracle on draws of prompts and unseen models.
+
+  Args:
+    draws_of_models: The draws.
+    trials: Their number.
+    strength: Number of answers that a model's mean loss counts for in each cluster.
+  """
+  results: list[tuple[dict[str, tuple[np.ndarray, RouterNumbers]], int]] = []
+  for number, own in enumerate(draws_of_models, 1):
+    gamma = own.psi(strength)[own.groups(own.test)]
+    reached = 1 - np.nanmean(own.losses[own.validation], axis=0)
+    results.append((_curves(gamma, own.losses[own.test], own.cost, reached), len(own.test)))
     if number % max(1, trials // LINES) == 0:
       log.info('%s', progress.format_line(number, trials, {}, None, unit='trial'))
   names = (ROUTER, CONTROL, ORACLE)

@@ -7,6 +7,7 @@ outside reaches a drawing, and screen readers find every word. `report.js` moves
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -59,12 +60,20 @@ def draw(comparison: Comparison, point: OperatingPoint | None = None) -> Charts:
   for index, result in enumerate(chain_charts.shown(comparison)):
     drawn[f'chart-chain-{index}'] = chain_charts.curves(result)
     drawn[f'chart-chain-shares-{index}'] = chain_charts.shares(result)
+  return Charts(*as_document(drawn), curve_values(comparison, point))
+
+
+def as_document(drawn: Mapping[str, bokeh.Plot]) -> tuple[dict[str, Any], dict[str, str]]:
+  """Document of charts as JSON values, and the id of each chart in it by the name of its element.
+
+  Args:
+    drawn: Charts by the id of the element to draw into.
+  """
   document = Document()
   for chart in drawn.values():
     document.add_root(chart)
   content, ids = _renumber(document.to_json(deferred=False))
-  roots = {name: ids[chart.id] for name, chart in drawn.items()}
-  return Charts(content, roots, curve_values(comparison, point))
+  return content, {name: ids[chart.id] for name, chart in drawn.items()}
 
 
 def curve_values(comparison: Comparison, point: OperatingPoint | None = None) -> dict[str, Any]:

@@ -126,11 +126,11 @@ def render(
   }
   return (
     page_environment()
-    .from_string(_resource('report.html.j2'))
+    .from_string(resource('report.html.j2'))
     .render(
       title=options.title,
-      policy=_policy(scripts),
-      style=_resource('report.css'),
+      policy=content_policy(scripts),
+      style=resource('report.css'),
       scripts=scripts,
       charts=options.interactive,
       comparison=comparison,
@@ -186,7 +186,7 @@ def _scripts(comparison: Comparison, headline: Headline) -> Scripts:
     first="document.documentElement.classList.add('scripted')",
     data=as_script_data(data),
     library=charts.library(),
-    last=_resource('report.js'),
+    last=resource('report.js'),
   )
 
 
@@ -196,7 +196,7 @@ def as_script_data(value: Any) -> str:
   return text.translate({ord(sign): f'\\u{ord(sign):04x}' for sign in '<>&'})
 
 
-def _policy(scripts: Scripts | None) -> str:
+def content_policy(scripts: Scripts | None) -> str:
   """Content security policy: these very scripts, images in the page, and no network."""
   policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
   if scripts is None:
@@ -209,7 +209,7 @@ def _policy(scripts: Scripts | None) -> str:
   return f'{policy}; script-src {sources}'
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
   return resources.files('cascades.reporting').joinpath(name).read_text('utf-8')
 
 
