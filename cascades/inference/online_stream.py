@@ -38,7 +38,7 @@ class StreamAnswer(NamedTuple):
 
   Attributes:
     query: The query.
-    decision: Level and reason.
+    choice: Level and reason.
     label: Class; None if the expert was asked and gave none.
     probabilities: Those of the levels that ran, in order.
     deferring: Outputs of the gates that were read.
@@ -47,7 +47,7 @@ class StreamAnswer(NamedTuple):
   """
 
   query: Query
-  decision: LevelChoice
+  choice: LevelChoice
   label: int | None
   probabilities: tuple[tuple[float, ...], ...]
   deferring: tuple[float, ...]
@@ -185,10 +185,10 @@ def _answer(
     read[level] = view.defer(state, row, level)
     return read[level]
 
-  decision = online.decide(settings, state, deferring, uniforms.tolist())
+  choice = online.decide(settings, state, deferring, uniforms.tolist())
   threshold, failed, learned, label = state.threshold, '', False, None
-  asked = decision.level == settings.small
-  ran = levels if asked else range(decision.level + 1)
+  asked = choice.level == settings.small
+  ran = levels if asked else range(choice.level + 1)
   probabilities = np.array([view.predict(row, level) for level in ran])
   if asked:
     try:
@@ -207,7 +207,7 @@ def _answer(
   if not online.warming_up(settings, state):
     state = online.keep_share(settings, state, called=asked and not failed)
   answer = StreamAnswer(
-    query, decision, label, tuple(map(tuple, probabilities.tolist())), tuple(read.values()),
+    query, choice, label, tuple(map(tuple, probabilities.tolist())), tuple(read.values()),
     threshold, failed,
   )  # fmt: skip
   return answer, state, learned

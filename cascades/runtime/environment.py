@@ -12,7 +12,9 @@ import warnings
 from importlib import metadata
 
 # Programs that run in one process and have no flags for several.
-ONE_PROCESS = ('evaluate', 'calibrate', 'plan', 'speculate', 'browse_tasks', 'route', 'serve')
+ONE_PROCESS = (
+  'evaluate', 'calibrate', 'plan', 'speculate', 'browse_tasks', 'route', 'serve', 'stream',
+)  # fmt: skip
 
 
 def prepare() -> None:

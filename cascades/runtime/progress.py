@@ -106,8 +106,9 @@ def format_line(
     plain = 1e-3 <= abs(value) < 1e4 or value == 0
     columns.append(f'{name} {value:.4f}' if plain else f'{name} {value:.2e}')
   if rates:
+    if rates.tokens_per_second:
+      columns.append(f'{format_count(rates.tokens_per_second)} tok/s')
     columns += [
-      f'{format_count(rates.tokens_per_second)} tok/s',
       f'{rates.steps_per_second:.3g} {unit.split()[-1]}/s',
       f'ETA {format_duration(rates.seconds_left)}',
     ]

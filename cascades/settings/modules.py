@@ -50,6 +50,7 @@ _OTHERS = {
   'cascades.serve': (
     'cascades.runtime.partitioning', 'cascades.tasks.chats', 'cascades.serving.members',
   ),
+  'cascades.stream': ('cascades.online', 'cascades.inference.levels'),
   'cascades.speculate': ('cascades.inference.answers', *_USUAL),
   'cascades.cache_teacher': ('cascades.inference.trained_model', *_USUAL),
   'cascades.select': ('cascades.selection', 'cascades.inference.trained_model', *_USUAL),

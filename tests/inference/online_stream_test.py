@@ -78,7 +78,7 @@ def test_the_expert_is_asked_less_and_less_and_a_higher_price_asks_it_less():
   calls = []
   for mu in (0.0, 3e-3, 1e-2):
     got, gold, said, _ = streamed(mu)
-    decisions = [answer.decision for answer, _ in got]
+    decisions = [answer.choice for answer, _ in got]
     assert [d.reason for d in decisions[:160]] == ['warm-up'] * 160
     assert decisions[160].reason != 'warm-up'
     called = np.array([d.level == 2 for d in decisions])
@@ -107,7 +107,7 @@ def test_blocks_decide_exactly_as_query_by_query():
 
 def test_small_models_learn_from_the_experts_answers_alone_and_each_once_in_order():
   got, _, said, small = streamed(3e-3, 700)
-  asked = [answer.query.number for answer, _ in got if answer.decision.level == 2]
+  asked = [answer.query.number for answer, _ in got if answer.choice.level == 2]
   for model in small:
     learned = [pair for batch in model.batches for pair in batch]
     expected = [(str(number), int(said[number])) for number in asked]
@@ -131,9 +131,9 @@ def test_a_frozen_cascade_is_a_static_one():
     d = np.asarray(online.gate(state.gates, np.float32(p)))[0]
     ran = len(answer.deferring)
     np.testing.assert_allclose(answer.deferring, d[:ran], atol=1e-6)
-    if answer.decision.reason == 'answer':
-      assert d[answer.decision.level] <= 0.5
-      assert answer.label == p[0, answer.decision.level].argmax()
+    if answer.choice.reason == 'answer':
+      assert d[answer.choice.level] <= 0.5
+      assert answer.label == p[0, answer.choice.level].argmax()
 
 
 @pytest.mark.parametrize('calls', [300, 600])
@@ -165,7 +165,7 @@ def test_levels_that_are_not_reached_do_not_run():
   small = [Simulated({str(i): (0.9, 0.1) for i in range(400)}), Simulated({})]
   state = online.start(TWO, seed=0)._replace(updates=(500, 500), threshold=1.0)
   got = answers(TWO, small, [0] * 400, 400, state=state)
-  assert {answer.decision.level for answer, _ in got} == {0}
+  assert {answer.choice.level for answer, _ in got} == {0}
 
 
 def texts(count):

@@ -1,0 +1,99 @@
+"""Experts of an online cascade: answers that were recorded, or a model behind a URL."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cascades.inference.endpoint_answers import PARSERS
+from cascades.inference.endpoint_client import Client, EndpointError
+from cascades.inference.endpoints import Requests
+from cascades.inference.online_stream import ExpertError, Query
+from cascades.inference.responses import Responses
+from cascades.runtime import files
+
+log = logging.getLogger(__name__)
+
+Asked = Callable[[Query], str]  # the text of the expert's answer; raises ExpertError
+
+
+def recorded(answers: Mapping[str, str], source: str) -> Asked:
+  """Expert whose answers are known by the id of the query.
+
+  Args:
+    answers: Texts by id.
+    source: What holds them, for messages.
+  """
+
+  def ask(query: Query) -> str:
+    if query.id not in answers:
+      raise ExpertError(f'{source} has no answer to {query.id!r:.80}')
+    return answers[query.id]
+
+  return ask
+
+
+class EndpointExpert:
+  """Asks a model behind a URL; its responses are stored before they are used."""
+
+  def __init__(self, requests: Requests) -> None:
+    """Prepares a client; nothing is sent.
+
+    Raises:
+      ValueError: The environment does not hold the key.
+    """
+    self.requests, endpoint = requests, requests.endpoint
+    self._parse = PARSERS[endpoint.api]
+    self.client = Client(
+      requests.address.url,
+      key=endpoint.key(),
+      limits=endpoint.limits,
+      responses=Responses(files.absolute(endpoint.responses_dir)),
+    )
+
+  def __enter__(self) -> EndpointExpert:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.client.__exit__(*exception)
+
+  def __call__(self, query: Query) -> str:
+    """The text of the model's answer.
+
+    Raises:
+      ExpertError: It cannot be asked, refuses the query, or its answer cannot be read.
+    """
+    try:
+      reply = self.client.ask(self.requests.path, self.requests.body(query.text, query.number))
+    except EndpointError as error:
+      raise ExpertError(str(error)) from error
+    if reply.refusal:
+      return ''  # counted and paid like an answer that names no class
+    return _text(self._parse, reply.body)
+
+
+def _text(parse: Callable[[Any], Any], body: Mapping[str, Any]) -> str:
+  """The text of a response, '' if it holds none."""
+  plain = [{**choice, 'logprobs': None} for choice in body['choices'] if isinstance(choice, dict)]
+  try:
+    return str(parse({**body, 'choices': plain}).prediction)
+  except (ValueError, OverflowError):
+    return ''
+
+
+def named_class(text: str, options: Sequence[str]) -> int | None:
+  """Class that a text names: that of the first option which occurs in it, whatever the case.
+
+  The whole text decides before its parts, so that 'not sad' can be an option beside 'sad'; of
+  several options that occur, the one that begins first, and the longest of these.
+  """
+  lowered, names = text.strip().lower(), [option.lower() for option in options]
+  if lowered in names:
+    return names.index(lowered)
+  occurrences = [
+    (lowered.index(name), -len(name), number)
+    for number, name in enumerate(names)
+    if name in lowered
+  ]
+  return min(occurrences)[2] if occurrences else None

@@ -1,0 +1,157 @@
+"""Files of a stream: its rows, the answers, and checkpoints.
+
+A checkpoint holds the number of answers and the length of their file, which a resumed run cuts
+there, so that each query is answered exactly once, wherever a process is killed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, NamedTuple
+
+import msgspec
+import numpy as np
+from etils import epath
+
+from cascades.runtime import files
+
+ANSWERS, CHECKPOINT = 'answers.jsonl', 'state.npz'
+MOST_BYTES = 1 << 24  # of a row
+
+
+class StreamRow(msgspec.Struct):
+  """A row of a stream, as JSON; other keys are ignored.
+
+  `expert` is the recorded answer of the expert, `targets` the gold label, which is reported and
+  never learned from.
+  """
+
+  inputs: str
+  id: str | int | None = None
+  targets: str | list[str] | None = None
+  expert: str | None = None
+
+
+class StreamError(ValueError):
+  """A row that cannot be read."""
+
+
+def rows(path: str) -> Iterator[StreamRow]:
+  """Rows of a file of JSON lines, or of standard input for '-', as they arrive.
+
+  Raises:
+    FileNotFoundError: There is no such file.
+    StreamError: naming the line, if a row is damaged or the last line is cut.
+  """
+  if path == '-':
+    yield from _rows(sys.stdin.buffer, 'standard input')
+    return
+  with open(files.absolute(path), 'rb') as file:
+    yield from _rows(file, path)
+
+
+def _rows(file: IO[bytes], name: str) -> Iterator[StreamRow]:
+  for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES), b''), 1):
+    where = f'{name}, line {number}'
+    if not line.strip():
+      continue
+    try:
+      row = msgspec.json.decode(line, type=StreamRow)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+      cut = not line.endswith(b'\n')
+      reason = 'the stream ends in the middle of a line' if cut else str(error)
+      raise StreamError(
+        f'{where}: {reason}. A row is JSON such as {{"id": "7", "inputs": "a text"}}; the answers '
+        'before it are kept, and rerunning the same command goes on behind them.'
+      ) from error
+    yield row
+
+
+def length(path: str) -> int | None:
+  """Number of rows of a file; None for standard input."""
+  if path == '-':
+    return None
+  with open(files.absolute(path), 'rb') as file:
+    return sum(1 for line in file if line.strip())
+
+
+class Saved(NamedTuple):
+  """Content of a checkpoint: arrays by name, and what is not an array, as JSON."""
+
+  arrays: Mapping[str, np.ndarray]
+  values: Mapping[str, Any]
+
+
+class StreamFolder:
+  """The folder of a run. Answers are appended to their file, and counted by `save`."""
+
+  def __init__(self, directory: epath.Path) -> None:
+    self.directory = directory
+    self._answers: IO[bytes] | None = None
+
+  def __enter__(self) -> StreamFolder:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    if self._answers:
+      self._answers.close()
+
+  def load(self) -> Saved | None:
+    """The checkpoint, if there is one.
+
+    Raises:
+      ValueError: It is damaged.
+    """
+    path = self.directory / CHECKPOINT
+    if not path.exists():
+      return None
+    try:
+      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+      return Saved(arrays, json.loads(str(arrays.pop('values'))))
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+      raise ValueError(
+        f'{path} is damaged ({error}): restore it, or answer the stream anew in another STREAM_DIR.'
+      ) from error
+
+  def open(self, size: int) -> None:
+    """Open the answers to append; those behind the first `size` bytes are cut off.
+
+    Raises:
+      ValueError: There are fewer bytes, so that answers are lost.
+    """
+    self.directory.mkdir(parents=True, exist_ok=True)
+    path = self.directory / ANSWERS
+    present = path.stat().length if path.exists() else 0
+    if present < size:
+      raise ValueError(
+        f'{path} has {present} bytes, and the checkpoint beside it counts {size}: answers are '
+        'lost. Restore the file, or answer the stream anew in another STREAM_DIR.'
+      )
+    self._answers = files.open_local(path, 'ab')
+    self._answers.truncate(size)
+
+  def write(self, answers: Sequence[Mapping[str, Any]]) -> None:
+    """Append answers; they count once `save` has returned."""
+    if self._answers is None:
+      raise RuntimeError('open the folder first.')
+    with files.naming(self.directory / ANSWERS):
+      self._answers.write(b''.join(msgspec.json.encode(row) + b'\n' for row in answers))
+
+  def save(self, saved: Saved) -> None:
+    """Write a checkpoint that counts all answers so far."""
+    if self._answers is None:
+      raise RuntimeError('open the folder first.')
+    with files.naming(self.directory / ANSWERS):
+      self._answers.flush()
+      os.fsync(self._answers.fileno())
+    values = json.dumps({**saved.values, 'bytes': self._answers.tell()})
+    content = io.BytesIO()
+    arrays: dict[str, Any] = {**saved.arrays, 'values': np.array(values)}
+    np.savez(content, **arrays)
+    files.write(self.directory / CHECKPOINT, content.getvalue())

@@ -1,0 +1,50 @@
+"""Figure of a stream: running accuracy, and who answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from cascades.reporting.figures import STYLE
+from cascades.reporting.palette import PALETTE
+
+DRAWN = 2000  # points of a line
+
+
+def draw(answers: Iterable[Mapping[str, Any]], *, levels: int) -> Figure:
+  """Cumulative accuracy, where rows have gold labels, and the share that each level answers.
+
+  Args:
+    answers: Rows of answers, with `level`, from 1, and perhaps `correct`.
+    levels: Number of levels, the expert last.
+  """
+  rows = [(row['level'], row.get('correct', np.nan)) for row in answers]
+  level, correct = (np.array(column, float) for column in zip(*rows, strict=True)) if rows else (
+    np.zeros(0), np.zeros(0)
+  )  # fmt: skip
+  count = np.arange(1, len(level) + 1)
+  points = np.unique(np.linspace(0, max(len(level) - 1, 0), DRAWN).astype(int))[: len(level)]
+  labeled = np.isfinite(correct)
+  with mpl.rc_context(STYLE):
+    figure = Figure(figsize=(6.4, 5.2), layout='constrained')
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    if labeled.any():
+      running = np.cumsum(np.where(labeled, correct, 0)) / np.maximum(np.cumsum(labeled), 1)
+      upper.plot(count[points], running[points], color=PALETTE[0])
+    upper.set(ylabel='accuracy so far')
+    names = [f'level {number}' for number in range(1, levels)] + ['expert']
+    for color, (number, name) in zip(PALETTE, enumerate(names, 1), strict=False):
+      share = np.cumsum(level == number) / count
+      lower.plot(count[points], share[points], color=color, label=name)
+    lower.set(xlabel='queries', ylabel='answered so far by', ylim=(0, 1))
+    for axes in (upper, lower):
+      axes.yaxis.set_major_formatter(PercentFormatter(1))
+    lower.legend(frameon=False)
+  return figure

@@ -1,0 +1,398 @@
+"""Answer a stream by small models that learn from an expert, which is asked less and less.
+
+    python -m cascades.stream --gin_file=runs/stream.gin --gin.STREAM=reviews.jsonl
+      --gin.OPTIONS="['negative', 'positive']" --gin.EXPERT=http://host:port/v1#model
+      --gin.STREAM_DIR=runs/reviews
+
+Each line of STREAM is {"id": ..., "inputs": ..., "targets": ...}; gold `targets` are optional, and
+are reported and never learned from. The expert answers at first, while the models of LEVELS and
+their gates learn from it (`online`); then it is asked where all gates defer. Writes one row a query
+to STREAM_DIR/answers.jsonl, and summary.json, stream.png and stream.svg at the end. A run that is
+killed goes on behind its last checkpoint: no query is answered twice, and no answer is paid for
+twice, since responses of an endpoint are stored before they are used.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from cascades import online
+from cascades.inference import endpoints, experts, online_stream, stream_files, stream_state
+from cascades.inference.answers import DecodingOptions
+from cascades.inference.levels import Level, LinearConfig
+from cascades.inference.online_stream import CallBudget, ExpertError, Query, StreamAnswer
+from cascades.inference.stream_files import Saved, StreamFolder, StreamRow
+from cascades.online import OnlineSettings, OnlineState
+from cascades.predictions import shards
+from cascades.reporting import figures, stream_figures
+from cascades.runtime import files, locking, progress, ranges
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamSource:
+  """The stream and its answers.
+
+  Attributes:
+    path: JSON lines, or '-' for standard input.
+    options: Texts of the classes.
+    directory: Folder of the answers and of checkpoints.
+    save_every: Queries between checkpoints.
+    overwrite: Answers the stream anew.
+  """
+
+  path: str
+  options: Sequence[str]
+  directory: str
+  save_every: int = 500
+  overwrite: bool = False
+
+  def __post_init__(self) -> None:
+    ranges.check({'SAVE_EVERY': self.save_every}, least=1, integer=True)
+    lowered = [str(option).strip().lower() for option in self.options]
+    if len(set(lowered)) != len(lowered) or len(lowered) < 2 or not all(lowered):
+      raise ValueError(f'OPTIONS={list(self.options)!r:.200}: give two or more different texts.')
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertOptions:
+  """The expert, and how often it may be asked.
+
+  Attributes:
+    source: URL of an endpoint; the directory of a table of its answers, by id, as `infer` writes
+      it (INFER_OUTPUT_DIR/split); None for the key `expert` of the rows.
+    endpoint: Requests to an endpoint.
+    max_tokens: Longest answer of an endpoint, in its tokens.
+    calls: Answers that the whole stream may take, the warm-up included; needs a file.
+    share: Share of the queries after the warm-up, in place of `calls`.
+  """
+
+  source: str | None = None
+  endpoint: endpoints.Endpoint = endpoints.Endpoint()
+  max_tokens: int = 16
+  calls: int | None = None
+  share: float | None = None
+
+  def __post_init__(self) -> None:
+    ranges.check({'BUDGET_CALLS': self.calls, 'EXPERT_TOKENS': self.max_tokens}, least=1)
+    ranges.check({'BUDGET_SHARE': self.share}, least=0, most=1)
+    if self.calls is not None and self.share is not None:
+      raise ValueError('BUDGET_CALLS and BUDGET_SHARE are two budgets: give one.')
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineOptions:
+  """Small models and the rates at which they and their gates learn; see `online.OnlineSettings`."""
+
+  levels: Sequence[LinearConfig] = (LinearConfig(),)
+  next_costs: Sequence[float] = (1182.0,)
+  caches: Sequence[int] = (8,)
+  decays: Sequence[float] = (0.97,)
+  kappas: Sequence[float] = (0.4,)
+  gate_rates: Sequence[float] = (7e-4,)
+  mu: float = 1e-3
+  loss: online.ClassLoss = online.negative_log_likelihood
+  jump: Callable[[int, int], int] = online.next_level
+  gain: float = 0.1
+  seed: int = 0
+
+  def settings(self, classes: int) -> OnlineSettings:
+    """The settings for so many classes.
+
+    Raises:
+      ValueError: The numbers do not fit together.
+    """
+    tuples: dict[str, Any] = {
+      name: tuple(getattr(self, name))
+      for name in ('next_costs', 'caches', 'decays', 'kappas', 'gate_rates')
+    }
+    if len(self.levels) != len(tuples['caches']):
+      raise ValueError(
+        f'LEVELS names {len(self.levels)} small models, and CACHES has {len(tuples["caches"])} '
+        'numbers: give one for each.'
+      )
+    return OnlineSettings(
+      classes, mu=self.mu, loss=self.loss, jump=self.jump, gain=self.gain, **tuples
+    )
+
+
+def stream(
+  source: StreamSource,
+  expert: ExpertOptions,
+  cascade: OnlineOptions,
+  *,
+  provenance: Callable[[], Mapping[str, str]] = dict,
+) -> dict[str, Any]:
+  """Answer a stream, from its last checkpoint if there is one.
+
+  Args:
+    source: The stream and the folder of its answers.
+    expert: The expert and its budget.
+    cascade: Small models and their rates.
+    provenance: Gives the configuration and versions that are recorded in the summary.
+
+  Returns:
+    The summary.
+
+  Raises:
+    FileExistsError: The folder holds answers to another stream or of other settings.
+    OSError: The expert cannot answer in the warm-up, or a file cannot be written.
+    ValueError: A setting is out of range, or a row or file is damaged.
+  """
+  settings = cascade.settings(len(source.options))
+  levels = [
+    config.build(len(source.options), cascade.seed + i) for i, config in enumerate(cascade.levels)
+  ]
+  if expert.calls is not None and source.path == '-':
+    raise ValueError(
+      'BUDGET_CALLS is of a whole stream, and standard input has no known length: give '
+      'BUDGET_SHARE.'
+    )
+  described = _described(source, expert, cascade)
+  directory = files.absolute(source.directory)
+  with locking.held(directory), StreamFolder(directory) as folder, _asked(expert) as asked:
+    saved = _begin(folder, described, overwrite=source.overwrite)
+    run = _StreamRun(source, expert, settings, levels, folder, asked, described, cascade.seed)
+    run.go(saved)
+    summary = {
+      'shares': run.shares(), 'counts': dict(run.numbers), 'calls': run.state.calls,
+      'updates': list(run.state.updates),
+      'settings': described, 'provenance': dict(provenance()),
+    }  # fmt: skip
+    files.write(directory / 'summary.json', json.dumps(summary, indent=1) + '\n')
+    figure = stream_figures.draw(_answers(directory), levels=len(levels) + 1)
+    for image_format in figures.FORMATS:
+      files.write(directory / f'stream.{image_format}', figures.encode(figure, image_format))
+  log.info('%s: %s; see summary.json and stream.png there', directory, ', '.join(run.notes()))
+  return summary
+
+
+def _answers(directory: epath.Path) -> Iterator[Mapping[str, Any]]:
+  """Rows of the answers."""
+  with open(directory / stream_files.ANSWERS, 'rb') as file:
+    yield from map(json.loads, file)
+
+
+def _described(
+  source: StreamSource, expert: ExpertOptions, cascade: OnlineOptions
+) -> dict[str, Any]:
+  """Settings in which two runs are the same, as JSON."""
+  named = lambda function: getattr(function, '__name__', str(function))
+  options = dataclasses.asdict(cascade)
+  content = {
+    **options,
+    'levels': [f'{type(level).__name__} {dataclasses.asdict(level)}' for level in cascade.levels],
+    'loss': named(cascade.loss),
+    'jump': named(cascade.jump),
+    'options': list(source.options),
+    'expert': expert.source,
+    'budget': [expert.calls, expert.share],
+  }
+  return json.loads(json.dumps(content))
+
+
+@contextlib.contextmanager
+def _asked(expert: ExpertOptions) -> Iterator[experts.Asked | None]:
+  """Context manager of the expert; None where the rows hold its answers."""
+  if expert.source is None:
+    yield None
+  elif endpoints.is_url(expert.source):
+    jax.config.update('jax_platforms', 'cpu')  # the levels here are small
+    requests = endpoints.Requests(
+      endpoints.parse(expert.source), expert.endpoint, DecodingOptions(), expert.max_tokens
+    )
+    with experts.EndpointExpert(requests) as asked:
+      yield asked
+  else:
+    answers = {
+      id_: text
+      for table in shards.read(files.absolute(expert.source))
+      for id_, text in zip(table.ids, table.predictions, strict=True)
+    }
+    yield experts.recorded(answers, expert.source)
+
+
+def _begin(folder: StreamFolder, described: Mapping[str, Any], *, overwrite: bool) -> Saved | None:
+  """The checkpoint to go on from; FileExistsError if it is one of other settings."""
+  if overwrite:
+    for name in (stream_files.CHECKPOINT, stream_files.ANSWERS):
+      (folder.directory / name).unlink(missing_ok=True)
+  saved = folder.load()
+  if saved is not None:
+    stored = saved.values['described']
+    if different := [key for key in described if stored.get(key) != described[key]]:
+      raise FileExistsError(
+        f'{folder.directory} holds answers of other settings: '
+        + ', '.join(f'{k} is {stored.get(k)!r:.80} there and {described[k]!r:.80} here'
+                    for k in different)
+        + '. Name another STREAM_DIR, or answer the stream anew with OVERWRITE=True.'
+      )  # fmt: skip
+  folder.open(saved.values['bytes'] if saved else 0)
+  return saved
+
+
+@dataclasses.dataclass
+class _StreamRun:
+  """A run over a stream, between its files and the cascade."""
+
+  source: StreamSource
+  options: ExpertOptions
+  settings: OnlineSettings
+  levels: Sequence[Level]
+  folder: StreamFolder
+  asked: experts.Asked | None
+  described: Mapping[str, Any]
+  seed: int
+
+  def __post_init__(self) -> None:
+    self.state = online.start(self.settings, seed=self.seed, share=self.options.share)
+    self.numbers: collections.Counter[str] = collections.Counter()
+    self.pending: dict[int, StreamRow] = {}  # rows that are not answered yet
+    self.done = 0  # queries that an earlier run has answered
+    self.total = stream_files.length(self.source.path)
+
+  def go(self, saved: Saved | None) -> None:
+    """Answer all queries that are left, and save every few of them."""
+    if saved:
+      self._restore(saved)
+      log.info('%s: goes on behind query %d', self.folder.directory, self.done)
+    budget = self.options.calls and CallBudget(self.options.calls, self.total or 0)
+    answers = online_stream.run(
+      self.settings, self.levels, self._expert, self._queries(), self.state, seed=self.seed,
+      budget=budget or None,
+    )  # fmt: skip
+    with progress.Events(self.folder.directory, first_step=self.done) as events:
+      for answer in self._reported(answers):
+        self.done = answer.query.number + 1
+        if not self.done % self.source.save_every:
+          self._save()
+          events.write(self.done, self.shares())
+      self._save()
+      events.write(self.done, self.shares())
+
+  def shares(self) -> dict[str, float]:
+    """Accuracy and the share of the queries that each level answered, so far."""
+    n, queries = self.numbers, max(self.numbers['queries'], 1)
+    accuracy = {'accuracy': n['correct'] / n['labeled']} if n['labeled'] else {}
+    return {
+      **accuracy,
+      **{f'level {i}': n[f'level {i}'] / queries for i in range(1, len(self.levels) + 1)},
+      'expert': self.state.calls / queries,
+    }
+
+  def notes(self) -> list[str]:
+    """The same for progress lines."""
+    return [f'{name} {value:.1%}' for name, value in self.shares().items()]
+
+  def _reported(
+    self, answers: Iterator[tuple[StreamAnswer, OnlineState]]
+  ) -> Iterator[StreamAnswer]:
+    """Write the answers, count them, and log progress."""
+    left = None if self.total is None else self.total - self.done
+    report = progress.counted('query', left or 0, lambda _: (1, 0), self.notes)
+    for answer, state in report(answers) if left else self._logged(answers):
+      self.state = state
+      row = self._row(answer)
+      self.folder.write([row])
+      yield answer
+
+  def _logged(
+    self, answers: Iterator[tuple[StreamAnswer, OnlineState]]
+  ) -> Iterator[tuple[StreamAnswer, OnlineState]]:
+    """Log progress of a stream of unknown length."""
+    last = time.monotonic()
+    for item in answers:
+      yield item
+      if time.monotonic() - last > progress.SECONDS_BETWEEN_LINES:
+        last = time.monotonic()
+        log.info('query %d  %s', self.done, '  '.join(self.notes()))
+
+  def _queries(self) -> Iterator[Query]:
+    """Queries behind those that are answered; a row whose id occurred before is left out."""
+    seen: set[bytes] = set()
+    number = 0
+    for row_number, row in enumerate(stream_files.rows(self.source.path), 1):
+      identity = str(row_number if row.id is None else row.id)
+      digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
+      if digest in seen:
+        self.numbers['duplicates'] += 1
+        log.warning(
+          'row %d has the id %.80r of an earlier one and is left out', row_number, identity
+        )
+        continue
+      seen.add(digest)
+      if number >= self.done:
+        self.pending[number] = row
+        yield Query(number, identity, row.inputs)
+      number += 1
+
+  def _expert(self, query: Query) -> int | None:
+    """Class that the expert gives."""
+    try:
+      if self.asked is not None:
+        text = self.asked(query)
+      elif (own := self.pending[query.number].expert) is not None:
+        text = own
+      else:
+        raise ExpertError(f'row {query.id!r:.80} has no key "expert", and EXPERT is not given')
+    except ExpertError as error:
+      if not online.warming_up(self.settings, self.state):
+        raise
+      raise OSError(
+        f'The expert cannot answer query {query.number + 1}, in the warm-up, in which nothing else '
+        f'can: {error}. Rerun the same command to go on.'
+      ) from error
+    return experts.named_class(text, self.source.options)
+
+  def _row(self, answer: StreamAnswer) -> dict[str, Any]:
+    """Row of an answer, which is counted."""
+    given, options = self.pending.pop(answer.query.number), self.source.options
+    text = '' if answer.label is None else options[answer.label]
+    row: dict[str, Any] = {
+      'id': answer.query.id,
+      'answer': text,
+      'level': answer.choice.level + 1,
+      'reason': answer.choice.reason,
+      'probabilities': answer.probabilities,
+      'deferring': answer.deferring,
+      'threshold': answer.threshold,
+    }
+    if answer.failed:
+      row['failed'] = answer.failed
+    counted = ['queries', f'level {row["level"]}', row['reason']]
+    counted += ['failed'] * bool(answer.failed) + ['unparsable'] * (answer.label is None)
+    if given.targets is not None:
+      gold = [given.targets] if isinstance(given.targets, str) else given.targets
+      row['correct'] = int(text.lower() in [target.strip().lower() for target in gold])
+      counted += ['labeled'] + ['correct'] * row['correct']
+    self.numbers.update(counted)
+    return row
+
+  def _save(self) -> None:
+    """Write a checkpoint."""
+    values = {'described': self.described, 'done': self.done, 'numbers': dict(self.numbers)}
+    self.folder.save(stream_state.pack(self.state, self.levels, values))
+
+  def _restore(self, saved: Saved) -> None:
+    """Go on from a checkpoint."""
+    self.state = stream_state.unpack(saved, self.state, self.levels)
+    self.numbers = collections.Counter(saved.values['numbers'])
+    self.done = saved.values['done']
+
+
+if __name__ == '__main__':
+  from cascades import cli
+
+  cli.main('cascades.stream')

@@ -1,0 +1,257 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cascades import stream as program
+from cascades.inference import endpoints, stream_files
+from cascades.inference.levels import LinearConfig
+from cascades.predictions import rows as prediction_rows
+from tests import openai_server, synthetic_tables
+from tests.endpoint_tables import limits
+
+OPTIONS = ('negative', 'positive')
+GOOD, BAD = ['great', 'fine', 'lovely', 'warm'], ['awful', 'poor', 'dull', 'cold']
+PLAIN = ['the', 'film', 'a', 'plot', 'cast', 'scene', 'long', 'music']
+
+
+def reviews(count, *, seed=0, noise=0.0):
+  """Rows of short reviews, with gold labels and an expert that errs in a share of them."""
+  rng = np.random.default_rng(seed)
+  for number in range(count):
+    label = int(rng.integers(2))
+    words = [*rng.choice(PLAIN, 4), *rng.choice((BAD, GOOD)[label], 2)]
+    said = 1 - label if rng.random() < noise else label
+    yield {
+      'id': f'r{number}', 'inputs': ' '.join(words), 'targets': OPTIONS[label],
+      'expert': f'It is {OPTIONS[said]}.',
+    }  # fmt: skip
+
+
+def write(path, rows):
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return str(path)
+
+
+def go(folder, name='run', *, expert=None, overwrite=False, save_every=50, path=None, **changes):
+  source = program.StreamSource(
+    path or str(folder / 'reviews.jsonl'), OPTIONS, str(folder / name), save_every, overwrite
+  )
+  options = {'levels': (LinearConfig(columns=256),), 'next_costs': (100.0,), **changes}
+  return program.stream(source, expert or program.ExpertOptions(), program.OnlineOptions(**options))
+
+
+def answers(folder, name='run'):
+  return [json.loads(line) for line in (folder / name / 'answers.jsonl').read_text().splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path):
+  write(tmp_path / 'reviews.jsonl', reviews(400, noise=0.02))
+  return tmp_path
+
+
+def test_a_small_model_takes_over_from_the_expert(folder):
+  summary = go(folder, expert=program.ExpertOptions(calls=160))
+  own = answers(folder)
+  assert [row['id'] for row in own] == [f'r{number}' for number in range(400)]
+  assert {row['reason'] for row in own[:80]} == {'warm-up'}
+  assert summary['calls'] == sum(row['level'] == 2 for row in own)
+  assert summary['calls'] == pytest.approx(160, abs=6)
+  assert summary['shares']['accuracy'] > 0.9
+  assert summary['shares']['accuracy'] == pytest.approx(np.mean([row['correct'] for row in own]))
+  late = [row['correct'] for row in own[300:] if row['level'] == 1]
+  assert len(late) > 20
+  assert np.mean(late) > 0.85
+  for name in ('summary.json', 'stream.png', 'stream.svg'):
+    assert (folder / 'run' / name).stat().st_size > 100
+
+
+def test_gold_labels_change_no_answer(folder):
+  go(folder, expert=program.ExpertOptions(calls=150))
+  before = [{k: v for k, v in row.items() if k != 'correct'} for row in answers(folder)]
+  rows = [json.loads(line) for line in (folder / 'reviews.jsonl').read_text().splitlines()]
+  other = [{**row, 'targets': OPTIONS[number % 2]} for number, row in enumerate(rows)]
+  write(folder / 'reviews.jsonl', other)
+  go(folder, 'other', expert=program.ExpertOptions(calls=150))
+  after = [{k: v for k, v in row.items() if k != 'correct'} for row in answers(folder, 'other')]
+  assert after == before
+
+
+def test_a_run_that_is_killed_anywhere_comes_out_the_same(folder, monkeypatch):
+  go(folder, 'whole')
+  saved = stream_files.StreamFolder.save
+
+  def dies(self, content):
+    if content.values['done'] == 150:
+      raise KeyboardInterrupt
+    saved(self, content)
+
+  monkeypatch.setattr(stream_files.StreamFolder, 'save', dies)
+  with pytest.raises(KeyboardInterrupt):
+    go(folder)
+  assert len(answers(folder)) >= 100  # some behind the checkpoint, which are cut off
+  monkeypatch.undo()
+  with open(folder / 'run' / 'answers.jsonl', 'ab') as file:
+    file.write(b'{"id": "r1')  # a line that the kill has cut
+  go(folder)
+  assert answers(folder) == answers(folder, 'whole')
+  with np.load(folder / 'run' / 'state.npz') as a, np.load(folder / 'whole' / 'state.npz') as b:
+    assert sorted(a.files) == sorted(b.files)
+    for name in set(a.files) - {'values'}:
+      np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_a_finished_run_goes_on_with_rows_that_arrive_later(folder):
+  go(folder)
+  before = answers(folder)
+  later = [
+    *reviews(400, noise=0.02),
+    *({**row, 'id': f'l{n}'} for n, row in enumerate(reviews(30))),
+  ]
+  write(folder / 'reviews.jsonl', [*reviews(400, noise=0.02), *later])
+  go(folder)
+  assert answers(folder)[:400] == before
+  assert len(answers(folder)) == 430
+
+
+def test_an_answer_is_never_paid_for_twice(folder):
+  """The responses of an endpoint outlive a run that is killed before its checkpoint."""
+  write(folder / 'words.jsonl', [{'inputs': ' '.join(w)} for w in ('ab', 'ba', 'abc', 'cab') * 5])
+  options = {
+    'parameters': 1e6, 'logprobs': False, 'responses_dir': str(folder / 'responses'),
+    'limits': limits(concurrency=1),
+  }  # fmt: skip
+  with openai_server.running() as server:
+    expert = program.ExpertOptions(f'{server.url}#large', endpoints.Endpoint(**options))
+    source = {'expert': expert, 'path': str(folder / 'words.jsonl')}
+    go(folder, 'first', **source)
+    asked = len(server.requests)
+    assert 0 < asked <= 20
+    go(folder, 'second', **source)
+    assert len(server.requests) == asked
+  assert {row['answer'] for row in answers(folder, 'first')} == {''}  # letters name no class
+  assert json.loads((folder / 'first' / 'summary.json').read_text())['counts']['unparsable'] == 20
+
+
+def test_a_table_of_the_experts_answers_is_asked_by_id(folder):
+  rows = [json.loads(line) for line in (folder / 'reviews.jsonl').read_text().splitlines()]
+  answered = [
+    prediction_rows.build(
+      id=row['id'], inputs=row['inputs'], targets=[row['targets']], answer=row['expert'],
+      tokens=[], logprobs=[], statistics={'accuracy': [1]},
+    )
+    for row in rows
+  ]  # fmt: skip
+  synthetic_tables.write(folder / 'table', 'reviews', answered)
+  write(folder / 'reviews.jsonl', [{k: v for k, v in r.items() if k != 'expert'} for r in rows])
+  go(folder, expert=program.ExpertOptions(str(folder / 'table')))
+  assert answers(folder)[0]['answer'] in OPTIONS
+
+
+def test_an_expert_without_an_answer_is_replaced_after_the_warm_up_and_an_error_in_it(folder):
+  rows = list(reviews(400, noise=0.02))
+  for row in rows[200:]:
+    del row['expert']
+  write(folder / 'reviews.jsonl', rows)
+  summary = go(folder, mu=0.0)
+  failed = [row for row in answers(folder) if 'failed' in row]
+  assert len(failed) == summary['counts']['failed'] > 0
+  assert 'has no key "expert"' in failed[0]['failed']
+  assert all(row['answer'] in OPTIONS for row in failed)
+  del rows[10]['expert']
+  write(folder / 'reviews.jsonl', rows)
+  with pytest.raises(OSError, match='cannot answer query 11, in the warm-up'):
+    go(folder, 'other')
+
+
+def test_duplicates_and_answers_without_a_class_are_counted(folder):
+  rows = list(reviews(100))
+  rows[20]['id'] = 'r3'
+  rows[30]['expert'] = 'I cannot say.'
+  write(folder / 'reviews.jsonl', rows)
+  counts = go(folder)['counts']
+  assert (counts['duplicates'], counts['unparsable'], counts['queries']) == (1, 1, 99)
+
+
+@pytest.mark.parametrize(
+  ('line', 'reason'),
+  [
+    ('{"id": "x", "inputs": "the fi', 'line 401: the stream ends in the middle of a line'),
+    ('{"id": "x"}\n', 'line 401: Object missing required field `inputs`'),
+    ('[1]\n', 'line 401: Expected `object`'),
+  ],
+)
+def test_a_damaged_row_is_named_and_the_answers_before_it_are_kept(folder, line, reason):
+  with open(folder / 'reviews.jsonl', 'a') as file:
+    file.write(line)
+  with pytest.raises(stream_files.StreamError, match=reason):
+    go(folder)
+  assert len(answers(folder)) >= 350
+
+
+def test_other_settings_are_refused_and_a_damaged_checkpoint_is_named(folder):
+  go(folder)
+  with pytest.raises(FileExistsError, match=r'mu is 0.001 there and 0.1 here.*OVERWRITE=True'):
+    go(folder, mu=0.1)
+  go(folder, mu=0.1, overwrite=True)
+  state = folder / 'run' / 'state.npz'
+  state.write_bytes(state.read_bytes()[:100])
+  with pytest.raises(ValueError, match=r'state.npz is damaged'):
+    go(folder, mu=0.1)
+
+
+@pytest.mark.parametrize(
+  ('make', 'reason'),
+  [
+    (lambda: program.StreamSource('a', ('yes', 'Yes'), 'b'), 'give two or more different texts'),
+    (lambda: program.ExpertOptions(calls=3, share=0.1), 'are two budgets'),
+    (lambda: program.OnlineOptions(caches=(8, 16)).settings(2), 'LEVELS names 1 small models'),
+  ],
+)
+def test_settings_that_do_not_fit_are_refused(make, reason):
+  with pytest.raises(ValueError, match=reason):
+    make()
+
+
+def command(folder, *bindings):
+  return [
+    sys.executable, '-m', 'cascades.stream', '--gin_file=runs/stream.gin',
+    f'--gin.STREAM_DIR={folder / "run"}', f'--gin.OPTIONS={list(OPTIONS)}',
+    '--gin.levels.LinearConfig.columns=256', *bindings,
+  ]  # fmt: skip
+
+
+def test_the_command_answers_standard_input(folder):
+  done = subprocess.run(
+    command(folder, '--gin.STREAM=-', '--gin.BUDGET_SHARE=0.2'),
+    input=(folder / 'reviews.jsonl').read_bytes(), capture_output=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr.decode()
+  assert len(answers(folder)) == 400
+  calls = sum(row['level'] == 2 for row in answers(folder)[80:])
+  assert calls == pytest.approx(0.2 * 320, abs=7)
+
+
+@pytest.mark.slow
+def test_sigkill_anywhere_answers_each_query_once(folder):
+  write(folder / 'reviews.jsonl', reviews(4000, noise=0.02))
+  bindings = [f'--gin.STREAM={folder / "reviews.jsonl"}', '--gin.SAVE_EVERY=200']
+  for pause in (0.3, 1.1, 2.0):
+    process = subprocess.Popen(command(folder, *bindings), stderr=subprocess.DEVNULL)
+    while not (folder / 'run' / 'state.npz').exists() and process.poll() is None:
+      time.sleep(0.05)
+    time.sleep(pause)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+  subprocess.run(command(folder, *bindings), check=True, stderr=subprocess.DEVNULL)
+  killed = answers(folder)
+  assert [row['id'] for row in killed] == [f'r{number}' for number in range(4000)]
+  os.rename(folder / 'run', folder / 'killed')
+  subprocess.run(command(folder, *bindings), check=True, stderr=subprocess.DEVNULL)
+  assert answers(folder) == killed
