@@ -1,23 +1,20 @@
-"""Reports of a running server about itself: `/metrics` and `/v1/cascade/status`."""
+"""Reports of a running server about itself: the page, its status, and the metrics."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
+from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
-from cascades.serving import app, metrics, status
+from cascades.serving import app, metrics, page_routes, status
 from cascades.serving.breaker import Breaker
 from cascades.serving.decisions import DecisionRule
 from cascades.serving.exchanges import Exchange, Role
 from cascades.serving.metering import Log
-from cascades.serving.refusals import Refusal
 from cascades.serving.service import Service
-
-MOST_DIGITS = 15  # of a number in a query
 
 
 class Monitoring:
@@ -42,38 +39,31 @@ class Monitoring:
     """Monitor the scores of another policy."""
     self._metrics.watch(rule.entries)
 
-  def routes(self, service: Service) -> list[BaseRoute]:
-    """Routes, which ask for a key as the others do."""
+  def routes(self, service: Service) -> list[Route]:
+    """Routes of the page, the status and the metrics."""
     self._metrics.gauge('requests_running', 'Requests being answered.', lambda: service.running)
+    return page_routes.routes(
+      functools.partial(self._status, service),
+      self._metrics.exposition,
+      respond=app.json_response,
+      check=service.client,
+    )
 
-    async def exposition(request: Request) -> Response:
-      service.client(request.headers.get('authorization'))
-      return Response(self._metrics.exposition(), headers={'Content-Type': metrics.CONTENT_TYPE})
-
-    async def state(request: Request) -> Response:
-      service.client(request.headers.get('authorization'))
-      return app.json_response(self._state(service, request.query_params.get('since', '0')))
-
-    return [
-      Route('/metrics', app.guarded(exposition), methods=['GET']),
-      Route('/v1/cascade/status', app.guarded(state), methods=['GET']),
-    ]
-
-  def _state(self, service: Service, since: str) -> dict[str, object]:
-    if not (since.isascii() and since.isdecimal() and len(since) <= MOST_DIGITS):
-      raise Refusal(400, f'since: expected the number of a point, found {since!r:.80}.')
+  def _status(self, service: Service, since: int) -> dict[str, Any]:
     cascade = service.cascade
-    return status.status(
+    models: dict[Role, str | None] = {
+      'small': cascade.small.model.name,
+      'large': cascade.large.model.name if cascade.large else None,
+    }
+    state = status.status(
       self._recent,
       time=time.time(),
-      models={
-        'small': cascade.small.model.name,
-        'large': cascade.large.model.name if cascade.large else None,
-      },
+      models=models,
       decider=cascade.rule.decider.name,
       thresholds=cascade.rule.thresholds,
       alarms=self._metrics.alarms(),
       breakers={role: breaker.state for role, breaker in self._breakers.items()},
       log=self._log.failure if self._log else '',
-      since=int(since),
+      since=since,
     )
+    return state | {'name': service.name, 'notes': service.notes}

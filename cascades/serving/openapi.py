@@ -40,7 +40,9 @@ def description(models: Sequence[str], max_tokens: int) -> dict[str, Any]:
     fields['model'] = {'type': 'string', 'enum': list(models)}
     for name in BOUNDED:
       if name in fields:
-        fields[name]['anyOf'][0]['maximum'] = max_tokens
+        for numbers in fields[name]['anyOf']:
+          if 'maximum' in numbers:
+            numbers['maximum'] = max_tokens
   answers = {'chat': ChatRequest, 'completions': CompletionRequest}
   paths = {
     f'/v1/{"chat/" if api == "chat" else ""}completions': {'post': _answer(api, form.__name__)}
@@ -59,6 +61,17 @@ def description(models: Sequence[str], max_tokens: int) -> dict[str, Any]:
             {
               'name': 'name', 'in': 'path', 'required': True,
               'schema': {'type': 'string', 'enum': list(models)},
+            }
+          ]
+        }
+      },
+      '/v1/cascade/status': {
+        'get': _get('The last exchanges, without texts', {'type': 'object'}, '400', '401')
+        | {
+          'parameters': [
+            {
+              'name': 'since', 'in': 'query', 'required': False,
+              'schema': {'type': 'integer', 'minimum': 0, 'maximum': 10**15 - 1},
             }
           ]
         }
@@ -111,7 +124,7 @@ def _get(
 
 def _answer(api: str, form: str) -> dict[str, Any]:
   schema = {'$ref': REFERENCE.format(name=form)}
-  events = {'text/event-stream': {'schema': {'type': 'string'}}}
+  events = {'text/event-stream': {'schema': _object('data', data={'type': 'string'})}}
   ok = {'description': 'The answer', 'content': {**_content(_ANSWERS[api]), **events}}
   return {
     'summary': 'Answer a chat' if api == 'chat' else 'Continue or answer a text',

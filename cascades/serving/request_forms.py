@@ -21,7 +21,20 @@ from cascades.serving.refusals import Refusal
 MOST_SEED = (1 << 63) - 1
 DEFAULT_TEMPERATURE = 0.0  # OpenAI's is 1; policies are calibrated on greedy answers
 
-Count = Annotated[int, Meta(ge=1, le=1 << 31)]
+# In JSON, 1.0 is a whole number too.
+Count: TypeAlias = (
+  Annotated[int, Meta(ge=1, le=1 << 31)] | Annotated[float, Meta(ge=1, le=1 << 31, multiple_of=1)]
+)
+Seed: TypeAlias = (
+  Annotated[int, Meta(ge=-MOST_SEED - 1, le=MOST_SEED)]
+  | Annotated[float, Meta(ge=-MOST_SEED - 1, lt=MOST_SEED, multiple_of=1)]
+)
+Tops: TypeAlias = (
+  Annotated[int, Meta(ge=0, le=20)] | Annotated[float, Meta(ge=0, le=20, multiple_of=1)]
+)
+TextTops: TypeAlias = (
+  Annotated[int, Meta(ge=0, le=5)] | Annotated[float, Meta(ge=0, le=5, multiple_of=1)]
+)
 Nothing = Annotated[list[Any], Meta(max_length=0)]
 Zero = Annotated[float, Meta(ge=0, le=0)]
 StopText = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -86,7 +99,7 @@ class CommonFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
   max_tokens: Count | None = None
   temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
   top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-  seed: Annotated[int, Meta(ge=-MOST_SEED - 1, le=MOST_SEED)] | None = None
+  seed: Seed | None = None
   stop: Stop = None
   stream: bool | None = None
   stream_options: StreamOptions | None = None
@@ -104,7 +117,7 @@ class ChatRequest(CommonFields, forbid_unknown_fields=True, kw_only=True):
   messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=2048)]
   max_completion_tokens: Count | None = None
   logprobs: bool | None = None
-  top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+  top_logprobs: Tops | None = None
   response_format: TextFormat | None = None
   tools: Nothing | None = None
   tool_choice: Literal['none', 'auto'] | None = None
@@ -133,7 +146,7 @@ class CompletionRequest(CommonFields, forbid_unknown_fields=True, kw_only=True):
     Annotated[str, Meta(min_length=1)]
     | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=1)]
   )
-  logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+  logprobs: TextTops | None = None
   best_of: Literal[1] | None = None
 
   def question(self) -> Question:
@@ -231,19 +244,19 @@ def parse(body: bytes, form: type[ChatRequest] | type[CompletionRequest], most: 
 
 
 def _question(
-  request: CommonFields, prompt: Any, max_tokens: int | None, alternatives: int
+  request: CommonFields, prompt: Any, max_tokens: float | None, alternatives: float
 ) -> Question:
   temperature = request.temperature
   stop = [request.stop] if isinstance(request.stop, str) else request.stop or ()
   temperature = DEFAULT_TEMPERATURE if temperature is None else temperature
   return Question(
     prompt=prompt,
-    max_tokens=max_tokens,
+    max_tokens=None if max_tokens is None else int(max_tokens),
     temperature=temperature,
     top_p=request.top_p if temperature else None,
-    seed=(request.seed or 0) & MOST_SEED,
+    seed=int(request.seed or 0) & MOST_SEED,
     stop=tuple(stop),
-    alternatives=alternatives,
+    alternatives=int(alternatives),
   )
 
 

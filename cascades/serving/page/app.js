@@ -210,7 +210,7 @@ async function poll() {
 function describe() {
   const {models} = state;
   show('models', models.large ? `${models.small} → ${models.large}, decided by ${state.decider}` : models.small);
-  const names = ['cascade', models.small, models.large].filter(Boolean);
+  const names = [state.name ?? 'cascade', models.small, models.large].filter(Boolean);
   const select = byId('model');
   const cascade = state.name ?? 'cascade';
   if (select.options.length !== names.length) {
