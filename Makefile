@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-slow lint format docs lock reference clean
+.PHONY: help demo serve-demo test test-slow lint format docs lock reference clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
@@ -17,6 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## train a large and four small models on real text, and report (about 4 minutes)
 	$(BIN)/python -m launch.demo
+
+serve-demo: $(STAMP)  ## serve two of the demo's models with a page, after make demo
+	$(BIN)/python -m launch.serve_demo
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0

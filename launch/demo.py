@@ -22,7 +22,7 @@ from launch.stages import ROOT, Stage
 LOSSES = ('xent', 'cat_xent', 'dist', 'cat_dist')
 MODELS = ('large', *LOSSES)
 
-_DIRECTORY = flags.DEFINE_string('output_dir', 'runs/demo', 'Output folder.')
+DIRECTORY = flags.DEFINE_string('output_dir', 'runs/demo', 'Output folder.')
 _BINDINGS = flags.DEFINE_multi_string(
   'train', [], 'NAME=value, a gin binding for all training; repeat.'
 )
@@ -61,7 +61,7 @@ def all_stages(directory: str, extra: dict[str, str]) -> list[Stage]:
 def main(argv: Sequence[str]) -> None:
   del argv
   began = time.monotonic()
-  directory = _DIRECTORY.value
+  directory = DIRECTORY.value
   extra = dict(binding.split('=', 1) for binding in _BINDINGS.value)
   for stage in all_stages(directory, extra):
     try:

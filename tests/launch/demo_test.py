@@ -18,7 +18,7 @@ def launched(tmp_path, monkeypatch):
     return types.SimpleNamespace(returncode=int(len(ran) in failing))
 
   monkeypatch.setattr(subprocess, 'run', fake)
-  monkeypatch.setattr(demo, '_DIRECTORY', types.SimpleNamespace(value=str(tmp_path / 'demo')))
+  monkeypatch.setattr(demo, 'DIRECTORY', types.SimpleNamespace(value=str(tmp_path / 'demo')))
   monkeypatch.setattr(demo, '_BINDINGS', types.SimpleNamespace(value=['SEED=3']))
   return ran, failing
 
