@@ -157,6 +157,33 @@ def test_a_text_of_a_model_does_not_run(page, server):
 
 @needs_browser
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  ('tokens', 'text', 'shown'),
+  [
+    (['K', 'AE1', 'T'], 'K AE1 T', ['K', 'AE1', 'T']),
+    ([' caf', b'\xc3', b'\xa9', '!'], 'caf\u00e9!', ['caf', '\u00e9', '!']),
+    (['a', ' b'], 'a b', ['a', ' b']),
+    (['a', 'b'], 'something else', []),
+    (['a'], 'a and more', []),
+    ([b'\xf0\x9f'], '', []),
+  ],
+)
+def test_tokens_are_colored_where_they_are_those_of_the_text(page, tokens, text, shown):
+  listed = [
+    {
+      'token': '?',
+      'logprob': -0.5,
+      'bytes': list(each if isinstance(each, bytes) else each.encode()),
+    }
+    for each in tokens
+  ]
+  page.evaluate('answer => render({cascade: null, ...answer})', {'text': text, 'tokens': listed})
+  assert page.text_content('#answer') == text
+  assert page.locator('#answer .token').all_text_contents() == shown
+
+
+@needs_browser
+@pytest.mark.slow
 def test_letters_are_separated_for_models_of_words(page, server):
   page.check('#spell')
   ask(page, ' Map ')

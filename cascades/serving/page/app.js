@@ -13,7 +13,7 @@ const dollars = (value) => `$${value !== 0 && value < 1e-4 ? value.toExponential
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
 
-let state = null, points = [], running = null, chosen = null, first = true;
+let state = null, points = [], running = null, chosen = null, first = true, waiting = ['unknown'];
 
 // ---- asking
 
@@ -112,13 +112,7 @@ function render(answer) {
   byId('author').className = cascade?.author ?? '';
   show('author', cascade ? verdict(cascade, answer) : 'Thinking…');
   if (byId('author').textContent === 'Thinking…' && answer.text) show('author', 'Answering…');
-  // Pieces of a character have no text of their own: the text is shown where they do not add up.
-  const joined = answer.tokens.map((token) => token.token).join('');
-  if (answer.tokens.length && joined.trim() === answer.text.trim()) {
-    box.replaceChildren(...answer.tokens.map(tokenNode));
-  } else {
-    box.textContent = answer.text;
-  }
+  box.replaceChildren(...(colored(answer) ?? [answer.text]));
   byId('legend').hidden = !answer.tokens.length;
   byId('tokens').hidden = !answer.tokens.length;
   byId('tokens').querySelector('tbody').replaceChildren(...answer.tokens.map(tokenRow));
@@ -126,10 +120,46 @@ function render(answer) {
   show('spoken', cascade ? `${byId('author').textContent}. ${answer.text}` : '');
 }
 
-function tokenNode(token) {
-  const probability = Math.exp(token.logprob), node = document.createElement('span');
+// Tokens in the text, and the spaces between them; null where they are not those of the text.
+function colored({text, tokens}) {
+  const nodes = [];
+  let at = 0;
+  for (const group of characters(tokens)) {
+    const spaces = /^\s*/.exec(text.slice(at))[0];
+    let shown = group.text;
+    if (!text.startsWith(shown, at)) {
+      shown = shown.trimStart();
+      if (!text.startsWith(shown, at + spaces.length)) return null;
+      nodes.push(spaces);
+      at += spaces.length;
+    }
+    at += shown.length;
+    if (shown) nodes.push(tokenNode(shown, Math.exp(group.logprob)));
+  }
+  return text.slice(at).trim() ? null : nodes;
+}
+
+// Texts of tokens. Those that only together are a character are one text, of their least probability.
+function characters(tokens) {
+  const groups = [];
+  let bytes = [], logprob = 0;
+  for (const token of tokens) {
+    bytes = [...bytes, ...(token.bytes ?? new TextEncoder().encode(token.token))];
+    logprob = Math.min(logprob, token.logprob);
+    try {
+      groups.push({text: new TextDecoder('utf-8', {fatal: true}).decode(new Uint8Array(bytes)), logprob});
+    } catch {
+      continue;  // the next token has the rest of the character
+    }
+    [bytes, logprob] = [[], 0];
+  }
+  return groups;
+}
+
+function tokenNode(text, probability) {
+  const node = document.createElement('span');
   node.className = `token c${level(probability)}`;
-  node.textContent = token.token;
+  node.textContent = text;
   node.title = `${percent(probability)}, ${LEVELS[level(probability)][1]}`;
   return node;
 }
@@ -190,6 +220,7 @@ async function poll() {
     const response = await fetch(`v1/cascade/status?since=${since}`, {headers: headers()});
     if (!response.ok) throw await refusal(response);
     const next = await response.json();
+    if (waiting.length) await prepare();
     if (next.total < since) {  // the server was restarted
       points = [];
       return poll();
@@ -207,6 +238,12 @@ async function poll() {
   }
 }
 
+// Reasons why the server is not ready; it is asked until it is.
+async function prepare() {
+  const {ready, reasons} = await (await fetch('readyz')).json();
+  waiting = ready ? [] : reasons;
+}
+
 function describe() {
   const {models} = state;
   show('models', models.large ? `${models.small} → ${models.large}, decided by ${state.decider}` : models.small);
@@ -221,6 +258,8 @@ function describe() {
     ...state.drift.map(({task, monitor}) => `Drift of ${monitor} in ${task}: requests are not like those of the calibration.`),
     ...open.map(([role, is]) => `The ${role} model is left alone after failures (${is}).`),
     ...(state.log ? [state.log] : []),
+    ...waiting.map((reason) => `Not ready yet: ${reason}`),
+    ...Object.values(state.notes ?? {}),
   ]);
 }
 
