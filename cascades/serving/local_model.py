@@ -94,12 +94,14 @@ class LocalModel:
     name: Name in responses.
     engine: Continuous batching; its `plan`, `ready` and `failure` are those of the model.
     described: Size, checkpoint and types of the model, as in manifests.
+    tokens: Gives the tokens of a prompt.
   """
 
   def __init__(self, name: str, model: TrainedModel, reader: PromptReader, engine: Engine) -> None:
     self.name, self.engine = name, engine
     self.described = model.described
-    self._vocabulary, self._reader = model.vocabulary, reader
+    self.tokens = reader.tokens
+    self._vocabulary = model.vocabulary
     self._bytes = functools.cache(model.vocabulary.token_bytes)
 
   async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
@@ -155,7 +157,7 @@ class LocalModel:
     ranges.check(alternatives, least=0, most=most, integer=True)
     if not all(question.stop):
       raise ValueError('a stop text is empty, and would end every answer before its beginning.')
-    tokens = self._reader.tokens(question.prompt)
+    tokens = self.tokens(question.prompt)
     if len(tokens) > room.max_prompt:
       raise ValueError(
         f'the prompt has {len(tokens)} tokens, and the model reads at most {room.max_prompt}: '

@@ -211,7 +211,7 @@ def test_a_sampled_answer_is_that_of_infer_with_the_seed(served):
   model, table = served
   if model.name != 'decoder':
     pytest.skip('slow tests of the engine sample from all architectures')
-  loaded, prompt = model.engine._model, model._reader.tokens(table.inputs[0])
+  loaded, prompt = model.engine._model, model.tokens(table.inputs[0])
   with partitioning.use(tiny.one_device()):
     options = answers.DecodingOptions(temperature=1.5, top_p=0.8, seed=3)
     generator = answers.Generator(loaded, 12, options)
