@@ -333,6 +333,13 @@ def test_a_port_that_is_taken_is_a_sentence():
     bind(Listening(port=taken.getsockname()[1]))
 
 
+def test_responses_do_not_wait_for_acknowledgments():
+  with bind(Listening(port=0)) as listener, socket.create_connection(listener.getsockname()):
+    connection, _ = listener.accept()
+    with connection:
+      assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_names_of_models_must_differ():
   async def run():
     async with serving() as running:
