@@ -30,7 +30,7 @@ from etils import epath
 from cascades import online
 from cascades.inference import endpoints, experts, online_stream, stream_files, stream_state
 from cascades.inference.answers import DecodingOptions
-from cascades.inference.levels import Level, LinearConfig
+from cascades.inference.levels import Level, LevelConfig, LinearConfig
 from cascades.inference.online_stream import CallBudget, ExpertError, Query, StreamAnswer
 from cascades.inference.stream_files import Saved, StreamFolder, StreamRow
 from cascades.online import OnlineSettings, OnlineState
@@ -96,7 +96,7 @@ class ExpertOptions:
 class OnlineOptions:
   """Small models and the rates at which they and their gates learn; see `online.OnlineSettings`."""
 
-  levels: Sequence[LinearConfig] = (LinearConfig(),)
+  levels: Sequence[LevelConfig] = (LinearConfig(),)
   next_costs: Sequence[float] = (1182.0,)
   caches: Sequence[int] = (8,)
   decays: Sequence[float] = (0.97,)
@@ -193,7 +193,7 @@ def _described(
   options = dataclasses.asdict(cascade)
   content = {
     **options,
-    'levels': [f'{type(level).__name__} {dataclasses.asdict(level)}' for level in cascade.levels],
+    'levels': [str(level) for level in cascade.levels],
     'loss': named(cascade.loss),
     'jump': named(cascade.jump),
     'options': list(source.options),

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from cascades.inference import encoders
+
 ArrayDict = Mapping[str, np.ndarray]
+
+
+class LevelConfig(Protocol):
+  """A frozen description that builds a level."""
+
+  def build(self, classes: int, seed: int) -> Level:
+    """The level before it has learned anything."""
+    ...
 
 
 class Level(Protocol):
@@ -55,34 +65,76 @@ class LinearConfig:
 
   def build(self, classes: int, seed: int) -> Linear:
     """The classifier before it has learned anything."""
-    return Linear(self, classes, seed)
+    from sklearn.feature_extraction.text import HashingVectorizer
+    from sklearn.preprocessing import normalize
+
+    hashed = HashingVectorizer(
+      n_features=self.columns, ngram_range=(1, self.words), norm=None, alternate_sign=False
+    )
+
+    def features(texts: Sequence[str]) -> Any:
+      counts = hashed.transform(texts)
+      counts.data = 1 + np.log(counts.data)
+      return normalize(counts, copy=False)
+
+    return Linear(features, classes, seed, penalty=self.penalty)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+  """Logistic regression on the vectors of an encoder of sentences, whose weights stay.
+
+  Attributes:
+    folder: Folder of an encoder of sentence-transformers or Hugging Face.
+    epochs: Passes over each cache.
+    penalty: Factor of the squared weights.
+  """
+
+  folder: str
+  epochs: int = 5
+  penalty: float = 1e-4
+
+  def build(self, classes: int, seed: int) -> Linear:
+    """The classifier before it has learned anything."""
+    embedder = encoders.open_embedder(self.folder)
+    return Linear(
+      lambda texts: np.asarray(embedder(list(texts)), float),
+      classes,
+      seed,
+      penalty=self.penalty,
+      epochs=self.epochs,
+    )
 
 
 class Linear:
-  """Logistic regression; probabilities are uniform before the first label."""
+  """Logistic regression on features; probabilities are uniform before the first label."""
 
-  def __init__(self, config: LinearConfig, classes: int, seed: int) -> None:
-    from sklearn.feature_extraction.text import HashingVectorizer
+  def __init__(
+    self,
+    features: Callable[[Sequence[str]], Any],
+    classes: int,
+    seed: int,
+    *,
+    penalty: float,
+    epochs: int = 1,
+  ) -> None:
+    """Prepares the classifier.
+
+    Args:
+      features: Maps texts to a matrix, dense or sparse, a row each.
+      classes: Number of classes.
+      seed: Seed of scikit-learn.
+      penalty: Factor of the squared weights.
+      epochs: Passes over each cache.
+    """
     from sklearn.linear_model import SGDClassifier
 
-    self.classes = classes
-    self._hashed = HashingVectorizer(
-      n_features=config.columns, ngram_range=(1, config.words), norm=None, alternate_sign=False
-    )
-    self._model = SGDClassifier(
-      loss='log_loss', alpha=config.penalty, shuffle=False, random_state=seed
-    )
-
-  def prepare(self, texts: Sequence[str]) -> Any:
-    """Sparse matrix of the texts."""
-    from sklearn.preprocessing import normalize
-
-    counts = self._hashed.transform(texts)
-    counts.data = 1 + np.log(counts.data)
-    return normalize(counts, copy=False)
+    self.prepare = features
+    self.classes, self._epochs = classes, epochs
+    self._model = SGDClassifier(loss='log_loss', alpha=penalty, shuffle=False, random_state=seed)
 
   def predict(self, prepared: Any, rows: Int[np.ndarray, 'n']) -> Float[np.ndarray, 'n Y']:
-    """Softmax of one sigmoid a class, as scikit-learn normalizes them; two classes share one."""
+    """One sigmoid a class, divided by their sum, as scikit-learn does; two classes share one."""
     if not hasattr(self._model, 'coef_'):
       return np.full((len(rows), self.classes), 1 / self.classes)
     with np.errstate(over='ignore'):
@@ -94,10 +146,10 @@ class Linear:
     return np.where(total > 0, ones / np.where(total > 0, total, 1), 1 / self.classes)
 
   def partial_fit(self, texts: Sequence[str], labels: Sequence[int]) -> None:
-    """One pass over the texts."""
-    self._model.partial_fit(
-      self.prepare(texts), np.asarray(labels), classes=np.arange(self.classes)
-    )
+    """Learn from the texts in their order, `epochs` times."""
+    features, classes = self.prepare(texts), np.arange(self.classes)
+    for _ in range(self._epochs):
+      self._model.partial_fit(features, np.asarray(labels), classes=classes)
 
   def state(self) -> ArrayDict:
     """Weights and the number of examples so far, which sets the learning rate."""
@@ -113,9 +165,8 @@ class Linear:
     """Continue from a `state`."""
     if not state:
       return
-    self._model.partial_fit(
-      self.prepare([''] * self.classes), np.arange(self.classes), classes=np.arange(self.classes)
-    )
+    classes = np.arange(self.classes)
+    self._model.partial_fit(self.prepare([''] * self.classes), classes, classes=classes)
     self._model.coef_ = np.ascontiguousarray(state['coef'])
     self._model.intercept_ = np.ascontiguousarray(state['intercept'])
     self._model.t_ = float(state['t'])
