@@ -256,7 +256,8 @@ class Engine:
       slot = int(np.flatnonzero(~self._rows.active)[0])
       self._read(slot, ticket)
     if self._running:
-      chosen = self._batch.decode(self._rows)
+      report = any(ticket.request.alternatives for ticket in self._running.values())
+      chosen = self._batch.decode(self._rows, report=report)
       for slot in list(self._running):
         self._append(slot, chosen, slot)
 
@@ -270,7 +271,8 @@ class Engine:
       rows.keys[slot] = slots.row_key(request.seed)
     self._running[slot] = ticket
     first = RowStates(*(column[slot : slot + 1] for column in rows))
-    chosen = self._batch.read(slot, request.prompt, first)
+    report = bool(request.alternatives)
+    chosen = self._batch.read(slot, request.prompt, first, report=report)
     self._append(slot, chosen, 0)
 
   def _append(self, slot: int, chosen: slots.Chosen, index: int) -> None:
@@ -284,13 +286,11 @@ class Engine:
       finish = 'stop'
     elif rows.steps[slot] >= request.max_tokens:
       finish = 'length'
-    count = request.alternatives
-    top = (chosen.top_tokens[index, :count], chosen.top_logprobs[index, :count])
     ticket.deliver(
       NextToken(
         token=token,
         logprob=float(chosen.logprobs[index]),
-        alternatives=tuple(zip(*(column.tolist() for column in top), strict=True)),
+        alternatives=_most_likely(chosen, index, request.alternatives),
         finish=finish,
         queue_seconds=ticket.admitted - ticket.submitted,
       )
@@ -303,3 +303,11 @@ class Engine:
     self._rows.active[slot] = False
     self._rows.temperature[slot] = 0.0  # free rows draw nothing
     self._seconds += 0.1 * (time.monotonic() - ticket.admitted - self._seconds)
+
+
+def _most_likely(chosen: slots.Chosen, row: int, count: int) -> tuple[tuple[int, float], ...]:
+  """Ids and log-probabilities of the most likely tokens of a row."""
+  if not count or chosen.top_tokens is None or chosen.top_logprobs is None:
+    return ()
+  top = (chosen.top_tokens[row, :count].tolist(), chosen.top_logprobs[row, :count].tolist())
+  return tuple(zip(*top, strict=True))

@@ -197,13 +197,14 @@ def row_key(seed: int) -> UInt32[np.ndarray, 'k']:
 class Chosen(NamedTuple):
   """Tokens of a step, and the most likely ones, with log-probabilities of the untempered softmax.
 
-  The most likely tokens are always computed: of 49,152 they take less than the noise of a step.
+  The most likely tokens are always computed, since of 49,152 they take less than the noise of a
+  step, and fetched for those who ask.
   """
 
   tokens: Int[Array, 'S']
   logprobs: Float[Array, 'S']
-  top_logprobs: Float[Array, 'S A']
-  top_tokens: Int[Array, 'S A']
+  top_logprobs: Float[Array, 'S A'] | None
+  top_tokens: Int[Array, 'S A'] | None
 
 
 def choose(logits: Float[Array, 'S V'], rows: RowStates) -> Chosen:
@@ -277,13 +278,16 @@ class RunningBatch:
     """Empty the cache, also after a program has failed and lost it."""
     self._cache = self._zeros()
 
-  def read(self, row: int, prompt: Int[np.ndarray, 'n'], first: RowStates) -> Chosen:
+  def read(
+    self, row: int, prompt: Int[np.ndarray, 'n'], first: RowStates, *, report: bool
+  ) -> Chosen:
     """Read a prompt into a row of the cache.
 
     Args:
       row: Row to replace.
       prompt: Tokens, at most `max_prompt`.
       first: Options of the answer, as one row.
+      report: True to return the most likely tokens.
 
     Returns:
       The first token of the answer, as one row of NumPy arrays.
@@ -291,9 +295,9 @@ class RunningBatch:
     width = min(width for width in self.plan.prompt_lengths if width >= len(prompt))
     read, padded = self._programs['read', width], _padded(prompt, width)
     self._cache, logits = read(self._params, self._cache, np.int32(row), padded)
-    return _fetched(self._programs['choose', 1](logits, first))
+    return _fetched(self._programs['choose', 1](logits, first), report)
 
-  def decode(self, rows: RowStates) -> Chosen:
+  def decode(self, rows: RowStates, *, report: bool) -> Chosen:
     """Append the last token of each row up to the last active one; the next ones, as NumPy arrays.
 
     The time of a step grows with the number of rows, so free rows at the end are left out.
@@ -302,11 +306,12 @@ class RunningBatch:
     count = min(count for count in self.plan.row_counts if count >= used)
     decode = self._programs['decode', count]
     self._cache, chosen = decode(self._params, self._cache, RowStates(*(x[:count] for x in rows)))
-    return _fetched(chosen)
+    return _fetched(chosen, report)
 
 
-def _fetched(chosen: Chosen) -> Chosen:
-  fetched: Chosen = jax.device_get(chosen)
+def _fetched(chosen: Chosen, report: bool) -> Chosen:
+  needed = chosen if report else chosen._replace(top_logprobs=None, top_tokens=None)
+  fetched: Chosen = jax.device_get(needed)
   return fetched
 
 
