@@ -173,9 +173,10 @@ function tokenRow(token) {
     if (isCode) data.append(node);
   };
   cell(token.token, true);
-  cell(percent(Math.exp(token.logprob)));
+  const share = ({logprob}) => `${(100 * Math.exp(logprob)).toFixed(1)} %`;
+  cell(share(token));
   const others = (token.top_logprobs ?? []).filter((other) => other.token !== token.token);
-  cell(others.map((other) => `${other.token} ${percent(Math.exp(other.logprob))}`).join(', ') || '–');
+  cell(others.map((other) => `${other.token || 'the end'} ${share(other)}`).join(', ') || '–');
   return row;
 }
 
