@@ -56,6 +56,7 @@ class RouteOptions:
     models: Names of the models to remove.
     price: Loss that a unit of cost must save.
     budget: Mean cost on the validation prompts, in the place of a price.
+    abstention: Quality of a prompt that nobody answers; None if each prompt is answered.
     predict_missing: Predict the answers that a model which joins has not given from those of the
       router's models; needed where its prompts were planned.
     count: Number of prompts to plan.
@@ -70,6 +71,7 @@ class RouteOptions:
   models: Sequence[str] = ()
   price: float | None = None
   budget: float | None = None
+  abstention: float | None = None
   predict_missing: bool = False
   count: int = 100
   trials: int = 50
@@ -88,6 +90,9 @@ class RouteOptions:
       raise ValueError(
         f'PRICE={self.price}, BUDGET={self.budget}; a price is 0 or more, and either one is given.'
       )
+
+    if self.abstention is not None and not 0 <= self.abstention <= 1:
+      raise ValueError(f'ABSTENTION={self.abstention}; a quality is a number from 0 to 1.')
 
   def price_for(self, router: routers.ClusterRouter) -> float:
     """The price, or that of the budget; 0 without either."""
@@ -256,7 +261,8 @@ def _write_csv(path: epath.Path, rows: Sequence[Sequence[object]]) -> None:
 
 
 def _choose(task: _Task) -> None:
-  router, options = routers.read(task.path), task.options
+  options = task.options
+  router = routers.read(task.path).abstaining(options.abstention)
   prompts = outcomes.texts(task.answers.prompts) if task.answers.prompts else {}
   if not prompts:
     raise ValueError('MODE=choose chooses a model for each of PROMPTS: give their texts by id.')
@@ -279,7 +285,7 @@ def _choose(task: _Task) -> None:
     ),
   ])  # fmt: skip
   for model, count in zip(*np.unique(models, return_counts=True), strict=True):
-    log.info('%s: %d of %d prompts', names[model], count, len(models))
+    log.info('%s: %d of %d prompts', names[model] or 'nobody', count, len(models))
   log.info('%s: mean cost %.6g at the price %.6g', task.output, cost[models].mean(), price)
   test = prompt_drift.compare(similarity, reference)
   log.log(
@@ -305,7 +311,8 @@ def _policy(task: _Task) -> None:
       router.embed([])  # says that the folder of the encoder is needed
     _check_encoder(router, options.embeddings)
     folder = str(files.absolute(options.embeddings))
-  policy = routing_policy.describe(task.path, options.price_for(router), folder)
+  price = options.price_for(router.abstaining(options.abstention))
+  policy = routing_policy.describe(task.path, price, folder, options.abstention)
   routing_policy.write(task.output, policy)
   log.info(
     '%s: price %.6g; on the validation prompts a mean cost of %.6g and a predicted loss of %.4f',

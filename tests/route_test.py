@@ -318,3 +318,27 @@ def test_equal_models_one_model_and_empty_clusters_are_said(folder, caplog):
   (folder / 'twice.csv').write_text(header)
   with pytest.raises(ValueError, match="names the column 'one' twice"):
     run(folder, 'fit', answers='twice.csv', costs=costs, router='twice.json')
+
+
+def test_nobody_answers_where_no_model_is_worth_it(folder):
+  router = run(folder, 'fit')
+  poor = router._replace(pool=router.pool.remove('translates'))
+  for quality, answering in ((0.5, {'', 'adds'}), (0.995, {''}), (1.0, {''})):
+    abstaining = poor.abstaining(quality)
+    assert {abstaining.pool.names[model] for model in abstaining.choices(0.01)} == answering
+  assert poor.abstaining(None) is poor
+  run(folder, 'policy', abstention=1.0)
+  chosen = prompt_routing.open_policy(folder / 'router.policy.json')([TOPICS[0]])
+  assert (chosen[0].model, chosen[0].cost) == ('', 0)
+  with pytest.raises(ValueError, match='ABSTENTION=2; a quality is a number from 0 to 1'):
+    run(folder, 'policy', abstention=2)
+
+
+def test_a_router_without_vectors_of_its_prompts_chooses_and_has_no_drift(folder):
+  router = run(folder, 'fit')
+  arrays = {k: v for k, v in router.arrays.items() if not k.startswith('drift')}
+  routers.write(folder / 'old.json', router._replace(arrays=arrays))
+  old = routers.read(folder / 'old.json')
+  assert old.choices(0.01).tolist() == router.choices(0.01).tolist()
+  with pytest.raises(ValueError, match='holds no vectors of its validation prompts: fit it again'):
+    old.reference()

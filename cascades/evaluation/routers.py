@@ -30,6 +30,7 @@ from cascades.universal_routing import Pool, one_hot
 VERSION = 1
 NonNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=HIGHEST)]
 DIMENSION = 128
+NOBODY = ''  # name of what answers a prompt that is left unanswered
 SPARSE = ('data', 'indices', 'indptr')  # arrays of a sparse matrix
 ROUNDING = 1e-9  # of a mean cost
 Vectors: TypeAlias = Float[np.ndarray, 'N D']
@@ -42,9 +43,9 @@ class ClusterRouter(NamedTuple):
     pool: Models that it chooses among.
     ids: Ids of the validation prompts.
     strength: Number of answers that a model's mean loss counts for in each cluster.
-    arrays: `weights` and `directions` of the words, and `drift_...` that tell their likeness;
-      `centroids` of the clusters; of the validation prompts the cluster, `groups`, and `vectors`;
-      and `losses` of the models on them, nan where not asked.
+    arrays: `weights` and `directions` of the words, and `drift_...` that tell their likeness, or of
+      an encoder the `vectors` of the validation prompts; `centroids` of the clusters; the cluster
+      of each validation prompt, `groups`; and `losses` of the models on them, nan where not asked.
     encoder: Name of the encoder of the prompts; empty for words.
   """
 
@@ -82,6 +83,25 @@ class ClusterRouter(NamedTuple):
     """Predicted loss of each model on prompts of these vectors."""
     return self.pool.psi[:, self.clusters(vectors)].T.astype(float)
 
+  def abstaining(self, quality: float | None) -> ClusterRouter:
+    """Router that may leave prompts to NOBODY: an answer of this quality, at no cost.
+
+    Args:
+      quality: Quality of a prompt that nobody answers; None for this router as it is.
+    """
+    if quality is None:
+      return self
+    pool = self.pool
+    nobody = np.full((1, pool.psi.shape[1]), 1 - quality, pool.psi.dtype)
+    return self._replace(
+      pool=Pool(
+        (*pool.names, NOBODY),
+        np.append(pool.cost, 0.0),
+        np.concatenate([pool.psi, nobody]),
+        np.append(pool.answers, 0),
+      )
+    )
+
   def choices(self, price: float) -> Int[np.ndarray, 'K']:
     """Model of each cluster at a price of a unit of cost."""
     return price_path.choose(self.pool.psi.T.astype(float), self.pool.cost, price)
@@ -117,7 +137,7 @@ class ClusterRouter(NamedTuple):
 
   @property
   def _validation(self) -> Any:
-    if 'vectors' not in self.arrays:
+    if ('vectors' if self.encoder else 'drift_columns') not in self.arrays:
       raise ValueError('The router holds no vectors of its validation prompts: fit it again.')
     if self.encoder:
       return self.arrays['vectors']
@@ -214,7 +234,7 @@ def fit(
     **embedded.arrays,
     'centroids': centroids,
     'groups': universal_routing.assign(embedded.validation, centroids),
-    'vectors': embedded.validation.astype(np.float32),
+    **({'vectors': embedded.validation.astype(np.float32)} if embedded.encoder else {}),
     'losses': np.empty((len(matrix.ids), 0), np.float32),
   }
   pool = universal_routing.empty_pool(len(centroids))

@@ -1,7 +1,7 @@
 """The file NAME.policy.json of a router: what chooses a model for each prompt, and at what price.
 
     {"version": 1, "router": "router.json", "sha256": ..., "price": 0.01, "encoder": null,
-     "expected_cost": ..., "expected_loss": ...}
+     "expected_cost": ..., "expected_loss": ..., "abstention": null}
 
 The router lies beside it. A router that has changed is refused: its models may cost otherwise.
 """
@@ -16,6 +16,7 @@ from etils import epath
 
 from cascades.evaluation import routers
 from cascades.evaluation.routers import ClusterRouter, NonNegative
+from cascades.predictions.rows import Share
 from cascades.runtime import files
 
 VERSION = 1
@@ -32,6 +33,7 @@ class RoutingPolicy(msgspec.Struct, frozen=True):
     encoder: Folder of the encoder of the prompts; None for words.
     expected_cost: Mean cost on the validation prompts.
     expected_loss: Mean predicted loss there.
+    abstention: Quality of a prompt that nobody answers; None if each prompt is answered.
   """
 
   version: int
@@ -41,12 +43,15 @@ class RoutingPolicy(msgspec.Struct, frozen=True):
   encoder: str | None
   expected_cost: NonNegative
   expected_loss: NonNegative
+  abstention: Share | None = None
 
 
-def describe(path: epath.PathLike, price: float, encoder: str | None) -> RoutingPolicy:
-  """Policy of a router's file at a price."""
+def describe(
+  path: epath.PathLike, price: float, encoder: str | None, abstention: float | None
+) -> RoutingPolicy:
+  """Policy of a router's file at a price; for the other arguments, see `RoutingPolicy`."""
   path = epath.Path(path)
-  router = routers.read(path)
+  router = routers.read(path).abstaining(abstention)
   groups = router.arrays['groups']
   models = router.choices(price)[groups]
   return RoutingPolicy(
@@ -57,6 +62,7 @@ def describe(path: epath.PathLike, price: float, encoder: str | None) -> Routing
     encoder,
     float(router.pool.cost[models].mean()),
     float(router.pool.psi[models, groups].mean()),
+    abstention,
   )
 
 
@@ -67,7 +73,7 @@ def write(path: epath.PathLike, policy: RoutingPolicy) -> None:
 
 
 def read(path: epath.PathLike) -> tuple[RoutingPolicy, ClusterRouter]:
-  """Policy of a file, and its router.
+  """Policy of a file, and its router, which may leave prompts to nobody if the policy does.
 
   Raises:
     FileNotFoundError: A file is missing.
@@ -89,4 +95,4 @@ def read(path: epath.PathLike) -> tuple[RoutingPolicy, ClusterRouter]:
     raise ValueError(
       f'{own} has changed since {path} was written: write the policy again with MODE=policy.'
     )
-  return policy, routers.read(own)
+  return policy, routers.read(own).abstaining(policy.abstention)

@@ -17,7 +17,7 @@ class PromptChoice(NamedTuple):
   """Model of a prompt.
 
   Attributes:
-    model: Name of the model.
+    model: Name of the model; empty if nobody answers.
     cost: Its cost of a query.
     predicted_loss: Mean loss that it is predicted to have on prompts of this cluster.
     drift: Share of the validation prompts that are nearer to another one than this prompt is to
