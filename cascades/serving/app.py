@@ -11,17 +11,20 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+import urllib.parse
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
 from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cascades.serving import openapi, request_forms, response_forms
 from cascades.serving.cascade import Call, Delta, Event, Replaced
@@ -45,14 +48,14 @@ def build(
   service: Service,
   *,
   routes: Sequence[BaseRoute] = (),
-  lifespan: Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]] | None = None,
+  names: Collection[str] | None = None,
 ) -> Starlette:
   """The application of a service.
 
   Args:
     service: Answers the requests.
     routes: More routes, such as those of a page.
-    lifespan: Context of the running application.
+    names: Names by which clients may call the server; None for any.
   """
   AppStatus.disable_automatic_graceful_drain()  # it would cut streams off at a shutdown
   pages = _Pages(service)
@@ -68,7 +71,7 @@ def build(
       *routes,
     ],
     exception_handlers={HTTPException: _http_error},
-    lifespan=lifespan,
+    middleware=[] if names is None else [Middleware(_NamedHost, names=names)],
   )
 
 
@@ -117,6 +120,31 @@ def _bug(error: Exception) -> Refusal:
   frame = traceback.extract_tb(error.__traceback__)[-1]
   log.error('%s at %s:%s', type(error).__name__, frame.filename, frame.lineno)
   return Refusal(500, 'The server has failed at this request; its log says where.')
+
+
+class _NamedHost:
+  """Application that refuses requests to other names than its own.
+
+  A page elsewhere can make its own name lead to this machine, and its browser would then let it
+  read answers as if they came from there.
+  """
+
+  def __init__(self, app: ASGIApp, names: Collection[str]):
+    self._app, self._names = app, names
+
+  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope['type'] == 'http' and _host_name(Headers(scope=scope)) not in self._names:
+      message = 'The server is not called so: name the host in HOST_NAMES.'
+      await _refused(Refusal(421, message))(scope, receive, send)
+      return
+    await self._app(scope, receive, send)
+
+
+def _host_name(headers: Headers) -> str:
+  try:
+    return urllib.parse.urlsplit(f'//{headers.get("host", "")}').hostname or ''
+  except ValueError:
+    return ''
 
 
 class _Pages:

@@ -20,6 +20,7 @@ STATUSES: Mapping[str, str] = {
   '408': 'The body has not arrived in time',
   '413': 'The body is too large',
   '415': 'The body is not application/json',
+  '421': 'The server is not called by this name',
   '429': 'Too many requests; Retry-After says when to try again',
   '500': 'A fault of the server',
   '503': 'A model cannot answer now, or the server is shutting down',

@@ -84,7 +84,7 @@ async def operate(
     for live in _policies(deciding, cascade, monitoring, service, check):
       task = asyncio.create_task(live.watch(deciding.reload_seconds))
       stack.callback(task.cancel)
-    web = app.build(service, routes=monitoring.routes(service))
+    web = app.build(service, routes=monitoring.routes(service), names=address.host_names)
     server = listening.server(web, address, listener, on_exit=service.drain)
     await server.serve([listener])
 

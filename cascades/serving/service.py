@@ -18,6 +18,8 @@ from cascades.serving.refusals import Refusal
 
 log = logging.getLogger(__name__)
 
+LOOPBACK = frozenset({'127.0.0.1', 'localhost', '::1'})
+
 
 @dataclasses.dataclass(frozen=True)
 class HttpLimits:
@@ -51,6 +53,8 @@ class Listening:
     connections: Connections at once.
     idle_seconds: Longest time until a connection has sent the head of a request.
     drain_seconds: Longest time for requests to finish once the server ends.
+    names: Names by which clients may call the server, as a page of another site that makes its own
+      name lead here cannot; None for any, or, at a loopback address, for those of this machine.
   """
 
   host: str = '127.0.0.1'
@@ -58,12 +62,20 @@ class Listening:
   connections: int = 512
   idle_seconds: float = 10.0
   drain_seconds: float = 60.0
+  names: Sequence[str] | None = None
 
   def __post_init__(self) -> None:
     ranges.check({'PORT': self.port}, least=0, most=65535, integer=True)
     ranges.check({'CONNECTIONS': self.connections}, least=1, integer=True)
     seconds = {'IDLE_SECONDS': self.idle_seconds, 'DRAIN_SECONDS': self.drain_seconds}
     ranges.check(seconds, above=0)
+
+  @property
+  def host_names(self) -> frozenset[str] | None:
+    """Names by which clients may call the server; None for any."""
+    if self.names is not None:
+      return frozenset(name.lower() for name in self.names)
+    return LOOPBACK if self.host in LOOPBACK else None
 
 
 class NamedModel(NamedTuple):

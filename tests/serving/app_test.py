@@ -221,6 +221,16 @@ async def test_what_is_no_request_is_refused_in_openais_form():
 
 
 @asynchronous
+async def test_a_server_of_this_machine_is_not_called_by_other_names():
+  async with serving() as running, running.client() as client:
+    for name, status in [('evil.example', 421), ('', 421), ('[', 421), ('localhost:1', 200)]:
+      reply = await client.get('/healthz', headers={'host': name})
+      assert reply.status_code == status
+  assert Listening(host='0.0.0.0').host_names is None
+  assert Listening(names=['Me.example']).host_names == {'me.example'}
+
+
+@asynchronous
 async def test_more_requests_than_there_is_room_for_come_again():
   async with serving(endless(), limits=HttpLimits(max_tokens=20, concurrency=2)) as running:
     running.small.seconds = 0.01

@@ -69,7 +69,9 @@ async def serving(
   )
   running = Running(Service(cascade, limits=limits, **options), *models, records)
   listener = listening.bind(connections)
-  running.server = listening.server(app.build(running.service), connections, listener)
+  running.server = listening.server(
+    app.build(running.service, names=connections.host_names), connections, listener
+  )
   running.url = running.server._url
   task = asyncio.create_task(running.server.serve([listener]))
   while not running.server.started:
