@@ -170,6 +170,10 @@ def _with_targets(answers: Sequence[Answer], source: Source) -> list[Answer]:
       )
     answers = [a._replace(id=label.id) for a, label in zip(answers, labels, strict=True)]
   by_id = {label.id: label for label in labels}
+  if source.format == 'log':  # of which a sample may be labeled
+    answers = [answer for answer in answers if answer.id in by_id]
+    if not answers:
+      raise ValueError(f'{source.labels} has labels of no answer in {source.path}.')
   if absent := [answer.id for answer in answers if answer.id not in by_id]:
     raise ValueError(
       f'{source.labels} has no label of {len(absent)} of {len(answers)} answers, such as '

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 from cascades import costs, deferral
+from cascades.calibrate import calibrate
+from cascades.evaluate import evaluate
+from cascades.evaluation.calibration import Demands
 from cascades.evaluation.compare import compare
 from cascades.evaluation.comparison import Settings
+from cascades.evaluation.tables import Tables
 from cascades.predictions import __main__ as predictions
 from cascades.predictions import rows, shards
 from cascades.serving import exchange_rows, metering
@@ -86,6 +90,43 @@ def test_the_log_read_back_has_the_curve_the_costs_and_the_author_shares(tmp_pat
   authors = [row['aux']['author'] for row in lines(tmp_path / 'log')]
   assert authors.count('large') == (score >= threshold).sum()
   assert tables[0][0].manifest['model'] == {'name': 'the small model'}
+
+
+def tables(tmp_path, name, *options, **log_options):
+  """Directories of the tables of both models, imported from a log of 60 exchanges."""
+  small, large = (
+    synthetic_tables.records('a', size=60, skill=skill, seed=seed)
+    for skill, seed in ((0.0, 1), (1.6, 9))
+  )
+  exchanges = replayed(small, large, np.linspace(0, 1, 60), 0.5, (0.25, 4.0))
+  logged(tmp_path / name, *exchanges, **log_options)
+  for role in ('small', 'large'):
+    (path,) = (tmp_path / name / role).glob('*.jsonl')
+    target = str(tmp_path / name / 'tables' / role / 'test')
+    words = ['import', '--format=log', '--filter=both', '--parameters=9', '--task=a', *options]
+    assert not predictions.main([*words, path.as_posix(), target])
+  return [str(tmp_path / name / 'tables' / role) for role in ('small', 'large')]
+
+
+def test_a_policy_of_a_labeled_log_is_compared_with_a_log_of_digests(tmp_path, capsys):
+  labels = tmp_path / 'labels.jsonl'
+  rows_of_task = synthetic_tables.records('a', size=60)
+  labels.write_text(
+    '\n'.join(
+      json.dumps({'id': row['aux']['id'], 'targets': row['aux']['targets'], 'inputs': ''})
+      for row in rows_of_task[:50]
+    )
+  )
+  small, large = tables(tmp_path, 'plain', f'--labels={labels}', text=True)
+  assert len(shards.read(f'{small}/test')[0].ids) == 50  # those with labels
+  path = str(tmp_path / 'policy.json')
+  calibrate(Tables([small], large, split='test'), path, Demands(margin=0.9))
+  small, large = tables(tmp_path, 'digests')
+  report = str(tmp_path / 'report')
+  assert evaluate(Tables([small], large, split='test'), report, policy=path) is None
+  (outcome,) = json.loads((tmp_path / 'report' / 'promises.json').read_text())
+  assert outcome['rows'] == 60
+  capsys.readouterr()
 
 
 def test_a_row_of_the_log_is_a_row_of_a_table(tmp_path):

@@ -1,7 +1,10 @@
 """Metrics in the form of Prometheus, drift alarms, and the status that the page reads."""
 
+import gc
 import json
 import math
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from cascades.evaluation.policy import Interval, Promise, Threshold
 from cascades.serving import metrics as serving_metrics
 from cascades.serving import status
 from cascades.serving.breaker import Breaker
-from cascades.serving.metering import Log
+from cascades.serving.metering import Log, LogOptions
 from cascades.serving.metrics import Metrics
 from cascades.serving.status import Recent
 from tests.serving.example_exchanges import exchange, leg
@@ -189,3 +192,26 @@ def test_the_status_has_points_and_no_text():
   assert state['total'] == 5
   assert state['drift'] == [{'task': 'words', 'monitor': 'scores'}]
   assert state['thresholds'] == {'words': None}
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_20000_exchanges(tmp_path):
+  generator = np.random.default_rng(0)
+  metrics = Metrics({'words': entry(generator.normal(size=499))}, seed=0)
+  recent, log = Recent(), Log(tmp_path, LogOptions(file_bytes=1 << 20))
+  sizes = []
+  tracemalloc.start()
+  for number in range(20_001):
+    score = generator.normal()
+    each = exchange(leg(), id=str(number), score=score, threshold=0.0, deferred=bool(score >= 0))
+    for record in (metrics.record, recent.record, log.record):
+      record(each)
+    while number - log.written > 500:
+      time.sleep(0.001)
+    if number % 5000 == 0 and number:
+      gc.collect()
+      sizes.append(tracemalloc.get_traced_memory()[0])
+  tracemalloc.stop()
+  log.close()
+  assert log.written == 20_001
+  assert max(sizes) - min(sizes) < 200_000, sizes
