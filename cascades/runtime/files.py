@@ -86,6 +86,17 @@ def append(path: epath.PathLike, line: str) -> None:
     file.write(data)
 
 
+def append_all(descriptor: int, data: bytes, size: int) -> None:
+  """Append all of the data to an open file of this size, or none."""
+  done = 0
+  try:
+    while done < len(data):
+      done += os.write(descriptor, data[done:])
+  except OSError:
+    os.ftruncate(descriptor, size)
+    raise
+
+
 def open_local(path: epath.PathLike, mode: str) -> IO[Any]:
   """Open a local file to write to it; OSError if it is a symbolic link."""
   with naming(path):

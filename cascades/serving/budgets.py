@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 ALL = ''  # account of all requests
 VERSION = 1
 DAY = 86400.0
+MOST_BYTES = 1 << 16  # of a file, which then begins anew
 TEMPLATE_TOKENS = 256  # that a chat template may add to a prompt
 
 
@@ -125,11 +127,11 @@ class Ledger:
       ValueError: The file is damaged.
     """
     self._ceilings, self._clock = ceilings or Ceilings(), clock
-    self._path = None if path is None else files.absolute(path)
+    self._journal = None if path is None else _Journal(files.absolute(path))
     self._day, self._spent = self._today(), dict[str, Spending]()
-    if self._path is not None and self._path.exists():
-      stored = _read(self._path)
-      if stored.day == self._day:
+    if self._journal is not None:
+      stored = self._journal.read()
+      if stored is not None and stored.day == self._day:
         self._spent = {name: Spending(*amounts) for name, amounts in stored.spent.items()}
 
   def spent(self, account: str = ALL) -> Spending:
@@ -209,9 +211,9 @@ class Ledger:
   def _store(self, key: ApiKey) -> None:
     """Store the day, if a ceiling depends on it."""
     bounds = [bound for limit in self._limits(key).values() for bound in limit.values()]
-    if self._path is not None and any(bound is not None for bound in bounds):
+    if self._journal is not None and any(bound is not None for bound in bounds):
       stored = {'version': VERSION, 'day': self._day, 'spent': self._spent}
-      files.write(self._path, json.dumps(stored))
+      self._journal.store(json.dumps(stored).encode() + b'\n')
 
   def _turn(self) -> None:
     """Begin a new day."""
@@ -222,16 +224,50 @@ class Ledger:
     return datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).strftime('%Y-%m-%d')
 
 
-def _read(path: epath.Path) -> _Stored:
-  try:
-    stored = msgspec.json.decode(path.read_bytes(), type=_Stored)
-    if stored.version != VERSION:
-      raise ValueError(f'version: expected {VERSION}, found {stored.version}')
-    if not all(0 <= value <= HIGHEST for values in stored.spent.values() for value in values):
-      raise ValueError('spent: expected numbers of 0 or more')
-  except ValueError as error:
-    raise ValueError(
-      f'{path} does not tell what was spent today ({error}): repair it, or remove it to begin the '
-      'day anew.'
-    ) from error
-  return stored
+class _Journal:
+  """File whose last complete line is the state: to append is much faster than to replace a file."""
+
+  def __init__(self, path: epath.Path):
+    self._path = path
+    self._descriptor: int | None = None
+    self._size = 0
+
+  def read(self) -> _Stored | None:
+    """The state; None if none was stored. Raises ValueError if it cannot be read."""
+    if not self._path.exists():
+      return None
+    try:
+      *lines, _ = self._path.read_bytes().split(b'\n')  # behind the last end: what a kill cut off
+      if not lines:
+        raise ValueError('no complete line')
+      stored = msgspec.json.decode(lines[-1], type=_Stored)
+      if stored.version != VERSION:
+        raise ValueError(f'version: expected {VERSION}, found {stored.version}')
+      if not all(0 <= value <= HIGHEST for values in stored.spent.values() for value in values):
+        raise ValueError('spent: expected numbers of 0 or more')
+    except ValueError as error:
+      raise ValueError(
+        f'{self._path} does not tell what was spent today ({error}): repair it, or remove it to '
+        'begin the day anew.'
+      ) from error
+    return stored
+
+  def store(self, line: bytes) -> None:
+    """Store a state, written when this returns."""
+    full = self._size + len(line) > MOST_BYTES
+    if self._descriptor is None or full or not os.fstat(self._descriptor).st_nlink:
+      self.close()
+      files.write(self._path, line)
+      with files.naming(self._path):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
+        self._descriptor = os.open(self._path, flags)
+      self._size = len(line)
+      return
+    with files.naming(self._path):
+      files.append_all(self._descriptor, line, self._size)
+    self._size += len(line)
+
+  def close(self) -> None:
+    if self._descriptor is not None:
+      os.close(self._descriptor)
+    self._descriptor = None

@@ -284,13 +284,7 @@ class _File:
   def append(self, data: bytes) -> None:
     """Append all of the data, or none."""
     with files.naming(self._path):
-      done = 0
-      try:
-        while done < len(data):
-          done += os.write(self._descriptor, data[done:])
-      except OSError:
-        os.ftruncate(self._descriptor, self.size)
-        raise
+      files.append_all(self._descriptor, data, self.size)
     self.size += len(data)
     self.dirty = True
 

@@ -1,7 +1,9 @@
 """Ceilings of cost: reserved before, settled after, and stored."""
 
 import contextlib
+import errno
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -19,6 +21,11 @@ ALICE = ApiKey('alice', b'', KeyLimits(dollars_per_day=1))
 
 def ledger(path=None, now=NOON, **ceilings):
   return Ledger(Ceilings(**ceilings), path, clock=now if callable(now) else lambda: now)
+
+
+def state(path):
+  """The last complete line."""
+  return json.loads(path.read_text().rpartition('\n')[0].rpartition('\n')[2])
 
 
 def test_the_most_that_an_answer_can_cost_is_a_bound_by_bytes():
@@ -79,7 +86,7 @@ def test_nothing_is_written_without_a_ceiling_of_the_day(tmp_path):
   book.reserve(ANONYMOUS, Spending(1, 0.5))
   assert not (tmp_path / 'budget.json').exists()
   book.reserve(ALICE, Spending(1, 0.5))
-  assert json.loads((tmp_path / 'budget.json').read_text())['spent']['alice'] == [1, 0.5]
+  assert state(tmp_path / 'budget.json')['spent']['alice'] == [1, 0.5]
 
 
 def test_a_new_day_begins_at_midnight_of_utc_and_forgets_reservations():
@@ -109,11 +116,52 @@ def test_a_ceiling_that_cannot_be_stored_admits_nothing(tmp_path, caplog):
   assert 'cannot be stored' in caplog.text
 
 
+def test_a_line_that_a_kill_cut_off_is_ignored_and_ended_by_the_next(tmp_path):
+  path = tmp_path / 'budget.json'
+  ledger(path, dollars_per_day=1).reserve(ANONYMOUS, Spending(1, 0.25))
+  with path.open('a') as file:
+    file.write('{"version": 1, "da')
+  book = ledger(path, dollars_per_day=1)
+  assert book.spent() == (1, 0.25)
+  book.reserve(ANONYMOUS, Spending(1, 0.25))
+  assert ledger(path, dollars_per_day=1).spent() == (2, 0.5)
+
+
+def test_the_file_of_the_day_does_not_grow_without_end(tmp_path, monkeypatch):
+  monkeypatch.setattr(budgets, 'MOST_BYTES', 1000)
+  path = tmp_path / 'budget.json'
+  book = ledger(path, tokens_per_day=10**9)
+  for number in range(100):
+    book.reserve(ANONYMOUS, Spending(1, 0))
+    assert path.stat().st_size <= 1000
+    assert state(path)['spent'][''] == [number + 1, 0]
+
+
+def test_a_disk_that_fills_up_leaves_the_stored_day_complete(tmp_path, monkeypatch):
+  path = tmp_path / 'budget.json'
+  book = ledger(path, dollars_per_day=1)
+  book.reserve(ANONYMOUS, Spending(1, 0.25))
+  write = os.write
+
+  def half(descriptor, data):
+    if len(data) < 40:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return write(descriptor, data[: len(data) // 2])
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'write', half)
+    with pytest.raises(ModelError, match='No space left'):
+      book.reserve(ANONYMOUS, Spending(1, 0.25))
+  assert ledger(path, dollars_per_day=1).spent() == (1, 0.25)
+  book.reserve(ANONYMOUS, Spending(1, 0.5))
+  assert ledger(path, dollars_per_day=1).spent() == (2, 0.75)
+
+
 @pytest.mark.parametrize(
   'content',
-  ['{', '[]', '{"version": 2, "day": "d", "spent": {}}', '{"version": 1, "day": "d"}',
-   '{"version": 1, "day": "d", "spent": {"": [0, -1]}}',
-   '{"version": 1, "day": "d", "spent": {"": [1e999, 0]}}'],
+  ['', '{', '[]\n', '{"version": 2, "day": "d", "spent": {}}\n', '{"version": 1, "day": "d"}\n',
+   '{"version": 1, "day": "d", "spent": {"": [0, -1]}}\n',
+   '{"version": 1, "day": "d", "spent": {"": [1e999, 0]}}\n', '{"day": 1}\n{"day": 2}\n'],
 )  # fmt: skip
 def test_a_damaged_day_is_refused(tmp_path, content):
   (tmp_path / 'budget.json').write_text(content)

@@ -17,6 +17,7 @@ from cascades.evaluation.comparison import Settings
 from cascades.evaluation.tables import Tables
 from cascades.predictions import __main__ as predictions
 from cascades.predictions import rows, shards
+from cascades.runtime import files
 from cascades.serving import exchange_rows, metering
 from cascades.serving.exchanges import Question, Shadow
 from cascades.serving.metering import Log, LogOptions
@@ -279,7 +280,7 @@ def full_disk(monkeypatch):
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return write(descriptor, data[: len(data) // 2])
 
-  monkeypatch.setattr(metering.os, 'write', written)
+  monkeypatch.setattr(files.os, 'write', written)
   monkeypatch.setattr(metering, 'RETRY_SECONDS', 0.01)
   return full
 
