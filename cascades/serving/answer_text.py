@@ -8,10 +8,66 @@ what the vocabulary decodes from all tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from cascades.serving.exchanges import Finish, Piece, Token
 from cascades.types import Vocabulary
 
 _INCOMPLETE = '\N{REPLACEMENT CHARACTER}'  # decoded from the beginning of a character
+
+
+class NextToken(NamedTuple):
+  """A token of an answer; the last one has `finish`.
+
+  Attributes:
+    token: Its id.
+    logprob: Log-probability of the untempered softmax.
+    alternatives: Ids and log-probabilities of the most likely tokens.
+    finish: 'stop' for an end of sequence, 'length' for the last token that there is room for.
+    queue_seconds: Time that the request waited for a slot.
+  """
+
+  token: int
+  logprob: float
+  alternatives: tuple[tuple[int, float], ...]
+  finish: Finish | None
+  queue_seconds: float
+
+
+class GrowingAnswer:
+  """Pieces of an answer, one for each token, with the counts so far.
+
+  Attributes:
+    finish: Reason of its end, once it has ended.
+    count: Number of its tokens.
+  """
+
+  def __init__(self, vocabulary: Vocabulary, stop: Sequence[str], *, prompt_tokens: int) -> None:
+    self.finish: Finish | None = None
+    self.count = 0
+    self._vocabulary, self._prompt_tokens = vocabulary, prompt_tokens
+    self._text, self._stop = Detokenizer(vocabulary), StopTexts(stop)
+
+  def add(self, step: NextToken) -> Piece:
+    """Piece of a token. A stop text ends the answer."""
+    self.count, self.finish = self.count + 1, step.finish
+    ended = step.token in self._vocabulary.eos_ids
+    text = self._stop.add('' if ended else self._text.add(step.token))
+    if self.finish and not self._stop.reached:
+      text += self._stop.add(self._text.finish())
+      text += '' if self._stop.reached else self._stop.finish()
+    if self._stop.reached:
+      self.finish = 'stop'
+    content = self._vocabulary.token_bytes
+    alternatives = tuple((content(token), logprob) for token, logprob in step.alternatives)
+    return Piece(
+      text,
+      (Token(content(step.token), step.logprob, alternatives, step.token),),
+      self.finish,
+      prompt_tokens=self._prompt_tokens,
+      generated_tokens=self.count,
+      queue_seconds=step.queue_seconds,
+    )
 
 
 class Detokenizer:

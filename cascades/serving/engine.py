@@ -21,6 +21,7 @@ from jaxtyping import Int
 from cascades.inference.trained_model import TrainedModel
 from cascades.runtime import partitioning
 from cascades.serving import slots
+from cascades.serving.answer_text import NextToken
 from cascades.serving.exchanges import Finish, ModelError
 from cascades.serving.slots import Room, RoomPlan, RowStates, RunningBatch
 
@@ -39,24 +40,6 @@ class Request(NamedTuple):
   top_p: float = np.inf  # inf for all
   seed: int = 0
   alternatives: int = 0
-
-
-class NextToken(NamedTuple):
-  """A token of an answer; the last one has `finish`.
-
-  Attributes:
-    token: Its id.
-    logprob: Log-probability of the untempered softmax.
-    alternatives: Ids and log-probabilities of the most likely tokens.
-    finish: 'stop' for an end of sequence, 'length' for the last token that there is room for.
-    queue_seconds: Time that the request waited for a slot.
-  """
-
-  token: int
-  logprob: float
-  alternatives: tuple[tuple[int, float], ...]
-  finish: Finish | None
-  queue_seconds: float
 
 
 # Called in the engine's thread with each token, or once with the error that ends the answer.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sized
 
 from etils import epath
 
@@ -18,9 +17,9 @@ from cascades.models.abstract import abstract_model
 from cascades.runtime import ranges
 from cascades.runtime.partitioning import Devices
 from cascades.serving import slots
-from cascades.serving.answer_text import Detokenizer, StopTexts
+from cascades.serving.answer_text import GrowingAnswer
 from cascades.serving.engine import Engine, NextToken, Request
-from cascades.serving.exchanges import ModelError, Piece, Question, Token
+from cascades.serving.exchanges import ModelError, Piece, Question
 from cascades.serving.prompt_reader import Messages, PromptReader
 from cascades.serving.slots import Room, RoomPlan
 from cascades.tasks.chats import PromptFormat
@@ -102,7 +101,6 @@ class LocalModel:
     self.described = model.described
     self.tokens = reader.tokens
     self._vocabulary = model.vocabulary
-    self._bytes = functools.cache(model.vocabulary.token_bytes)
 
   async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
     """Answer in pieces, one for each token; see `exchanges.Model.answer`.
@@ -116,30 +114,15 @@ class LocalModel:
     def deliver(step: NextToken | ModelError) -> None:
       loop.call_soon_threadsafe(delivered.put_nowait, step)
 
-    text, stop = Detokenizer(self._vocabulary), StopTexts(question.stop)
-    ticket, count, finish = self.engine.submit(request, deliver), 0, None
+    pieces = GrowingAnswer(self._vocabulary, question.stop, prompt_tokens=len(request.prompt))
+    ticket = self.engine.submit(request, deliver)
     with contextlib.ExitStack() as stack:
       stack.callback(self.engine.cancel, ticket)
-      while not finish:
+      while not pieces.finish:
         step = await delivered.get()
         if isinstance(step, ModelError):
           raise step
-        count, finish = count + 1, step.finish
-        ended = step.token in self._vocabulary.eos_ids
-        added = stop.add('' if ended else text.add(step.token))
-        if finish and not stop.reached:
-          added += stop.add(text.finish())
-          added += '' if stop.reached else stop.finish()
-        if stop.reached:
-          finish = 'stop'
-        yield Piece(
-          added,
-          (self._token(step),),
-          finish,
-          prompt_tokens=len(request.prompt),
-          generated_tokens=count,
-          queue_seconds=step.queue_seconds,
-        )
+        yield pieces.add(step)
 
   def close(self, drain_seconds: float = 0.0) -> None:
     """Refuse new questions, finish the others in the given time, and free the thread."""
@@ -147,22 +130,10 @@ class LocalModel:
 
   def _request(self, question: Question) -> Request:
     """The question in tokens. Raises ValueError if this model cannot answer it."""
-    room = self.engine.plan
-    ranges.check({'max_tokens': question.max_tokens}, least=1, integer=True)
-    ranges.check({'temperature': question.temperature}, least=0)
-    ranges.check({'top_p': question.top_p}, above=0, most=1)
-    ranges.check({'seed': question.seed}, least=0, below=1 << 63, integer=True)
-    alternatives = {'alternatives': question.alternatives}
     most = min(slots.ALTERNATIVES, self._vocabulary.size)
-    ranges.check(alternatives, least=0, most=most, integer=True)
-    if not all(question.stop):
-      raise ValueError('a stop text is empty, and would end every answer before its beginning.')
-    tokens = self.tokens(question.prompt)
-    if len(tokens) > room.max_prompt:
-      raise ValueError(
-        f'the prompt has {len(tokens)} tokens, and the model reads at most {room.max_prompt}: '
-        'shorten it.'
-      )
+    check(question, alternatives=most)
+    tokens, room = self.tokens(question.prompt), self.engine.plan
+    check_length(tokens, room.max_prompt)
     return Request(
       tokens,
       min(question.max_tokens or room.max_tokens, room.max_tokens),
@@ -172,6 +143,27 @@ class LocalModel:
       alternatives=question.alternatives,
     )
 
-  def _token(self, step: NextToken) -> Token:
-    alternatives = tuple((self._bytes(token), logprob) for token, logprob in step.alternatives)
-    return Token(self._bytes(step.token), step.logprob, alternatives, step.token)
+
+def check(question: Question, *, alternatives: int) -> None:
+  """Raise ValueError unless the numbers of a question are in range.
+
+  Args:
+    question: The question.
+    alternatives: Most that a model reports.
+  """
+  ranges.check({'max_tokens': question.max_tokens}, least=1, integer=True)
+  ranges.check({'temperature': question.temperature}, least=0)
+  ranges.check({'top_p': question.top_p}, above=0, most=1)
+  ranges.check({'seed': question.seed}, least=0, below=1 << 63, integer=True)
+  asked = {'alternatives': question.alternatives}
+  ranges.check(asked, least=0, most=alternatives, integer=True)
+  if not all(question.stop):
+    raise ValueError('a stop text is empty, and would end every answer before its beginning.')
+
+
+def check_length(tokens: Sized, most: int) -> None:
+  """Raise ValueError if a prompt has more tokens than a model reads."""
+  if len(tokens) > most:
+    raise ValueError(
+      f'the prompt has {len(tokens)} tokens, and the model reads at most {most}: shorten it.'
+    )

@@ -130,11 +130,16 @@ def plan(graph: nnx.GraphDef, params: Params, room: Room) -> RoomPlan:
         f'{max(slots, 1)} slots of {size(row)} each, {room.max_prompt} + {room.max_tokens} tokens: '
         'raise MEMORY, or lower SLOTS, MAX_PROMPT or MAX_TOKENS.'
       )
+  lengths = prompt_lengths(room.max_prompt)
+  return RoomPlan(slots, room.max_prompt, room.max_tokens, lengths, weights, row)
+
+
+def prompt_lengths(longest: int) -> tuple[int, ...]:
+  """Lengths that prompts are padded to: 16, 32, ... and the longest."""
   lengths = [SHORTEST]
-  while lengths[-1] < room.max_prompt:
+  while lengths[-1] < longest:
     lengths.append(2 * lengths[-1])
-  lengths[-1] = min(lengths[-1], room.max_prompt)
-  return RoomPlan(slots, room.max_prompt, room.max_tokens, tuple(lengths), weights, row)
+  return (*lengths[:-1], min(lengths[-1], longest))
 
 
 def _listed(lengths: Sequence[int]) -> str:
@@ -244,11 +249,10 @@ class RunningBatch:
     zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     self._zeros = jax.jit(zeros, out_shardings=replicated).lower().compile()
 
+    # Free rows grow as well, until a prompt replaces them; what overflows is dropped.
     def decode(params: Params, cache: Any, rows: RowStates) -> tuple[Any, Chosen]:
       logits, extended = nnx.merge(graph, params).extend(jnp.asarray(rows.tokens)[:, None], cache)
-      idle = jnp.where(rows.active, 0, 1)
-      length = extended.length.at[: len(idle)].add(-idle)
-      return extended._replace(length=length), choose(logits[:, 0], rows)
+      return extended, choose(logits[:, 0], rows)
 
     def admit(params: Params, cache: Any, row: Array, prompt: Prompt) -> tuple[Any, Array]:
       logits, other = nnx.merge(graph, params).prefill(prompt, 0)

@@ -88,7 +88,7 @@ class HuggingFace(conventions.AbstractVocabulary):
 
   def _token_bytes(self, token: int) -> bytes:
     text = self._tokenizer.id_to_token(token) or ''
-    if token in self._tokenizer.get_added_tokens_decoder():
+    if token in self._added:
       return text.encode()
     if '"ByteLevel"' in self._decoder:
       spelled = _byte_characters()
@@ -96,6 +96,11 @@ class HuggingFace(conventions.AbstractVocabulary):
     if '"ByteFallback"' in self._decoder and conventions.is_spelled_byte(text):
       return conventions.spelled_byte(text)
     return text.replace(conventions.SPACE, ' ').encode()
+
+  @functools.cached_property
+  def _added(self) -> frozenset[int]:
+    """Ids of the added tokens, which stand for themselves."""
+    return frozenset(self._tokenizer.get_added_tokens_decoder())
 
   @functools.cached_property
   def _decoder(self) -> str:
