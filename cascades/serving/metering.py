@@ -22,7 +22,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 
 from etils import epath
 
@@ -74,6 +74,7 @@ class Log:
   Attributes:
     lost: Number of exchanges that were not written.
     failure: Reason why rows cannot be written now; '' if they can.
+    notes: Remarks for operators, which have the failure under LOG_DIR.
   """
 
   def __init__(
@@ -99,6 +100,7 @@ class Log:
       raise ValueError(f'LOG_DIR={self.directory} is remote: logs are appended to, on local disks.')
     self.lost = 0
     self.failure = ''
+    self.notes: MutableMapping[str, str] = {}
     secret = secrets.token_bytes(32)
     self._digest = None if self.options.text else lambda text: _digest(text, secret)
     self._changed = threading.Condition()
@@ -136,6 +138,10 @@ class Log:
   def refusal(self) -> str:
     """Reason to refuse requests; '' unless a required log cannot be written."""
     return self.failure if self.options.required else ''
+
+  def reasons(self) -> list[str]:
+    """Reasons why a server is not ready."""
+    return [self.refusal] if self.refusal else []
 
   def close(self, seconds: float = 10.0) -> None:
     """Write what waits, complete the files, and unlock the directory.
@@ -188,11 +194,13 @@ class Log:
     if not self.failure:
       log.warning('The log of exchanges cannot be written, and is tried again: %s', error)
     self.failure = f'the log of exchanges cannot be written ({error.strerror or error})'
+    self.notes['LOG_DIR'] = self.failure
 
   def _recover(self) -> None:
     if self.failure:
       log.warning('The log of exchanges is written again; %d exchanges were lost.', self.lost)
     self.failure = ''
+    self.notes.pop('LOG_DIR', None)
 
 
 class _Files:

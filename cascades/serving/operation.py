@@ -78,9 +78,11 @@ async def operate(
       name=metering.name,
       limits=limits,
       keys=metering.clients(),
-      readiness=[each.reasons for each in opened.values()],
+      readiness=[*(each.reasons for each in opened.values()), *([log.reasons] if log else [])],
       barrier=lambda: log.refusal if log else '',
     )
+    if log is not None:
+      log.notes = service.notes
     for live in _policies(deciding, cascade, monitoring, service, check):
       task = asyncio.create_task(live.watch(deciding.reload_seconds))
       stack.callback(task.cancel)

@@ -304,6 +304,7 @@ def test_a_full_disk_delays_rows_and_warns_once(tmp_path, full_disk, caplog):
   log.record(exchange(id='1'))
   wait(lambda: log.failure)
   assert 'No space left' in log.refusal
+  assert log.reasons() == [log.refusal] == [log.notes['LOG_DIR']]
   for number in range(2, 7):
     log.record(exchange(id=str(number)))
   assert log.lost == 2
@@ -311,6 +312,8 @@ def test_a_full_disk_delays_rows_and_warns_once(tmp_path, full_disk, caplog):
   wait(lambda: path.read_bytes().count(b'\n') == 1 and path.read_bytes().endswith(b'\n'))
   full_disk[0] = False
   wait(lambda: not log.failure and log.written == 5)
+  assert log.reasons() == []
+  wait(lambda: not log.notes)
   log.close()
   assert [row['aux']['id'] for row in lines(tmp_path)] == list('01234')
   assert [record.message.split(',')[0][:40] for record in caplog.records] == [

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 
 from cascades.serving import keys, page_routes
 from cascades.serving.exchanges import ModelError
+from cascades.serving.metering import Log
 from tests.serving.fake_models import END
 from tests.serving.page_server import PageServer
 
@@ -318,3 +319,15 @@ def test_everything_can_be_reached_by_keyboard(page):
   )
   assert len(named) == 4
   assert all(named)
+
+
+def test_readiness_tells_that_the_log_fails(tmp_path, server):
+  log = Log(tmp_path)
+  log.notes = server.service.notes
+  log._report(OSError(28, 'No space left on device'))
+  answer = httpx.get(f'{server.url}readyz')
+  assert answer.status_code == 200
+  assert 'No space left' in answer.json()['notes']['LOG_DIR']
+  log._recover()
+  assert httpx.get(f'{server.url}readyz').json()['notes'] == {}
+  log.close()

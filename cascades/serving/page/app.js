@@ -255,12 +255,12 @@ function describe() {
     select.replaceChildren(...names.map((name, index) => new Option(index ? `${name}, whatever the policy says` : 'the cascade', index ? name : cascade)));
   }
   const open = Object.entries(state.breakers).filter(([, is]) => is !== 'closed');
+  const remarks = new Set([state.log, ...Object.values(state.notes ?? {})]);  // the log is in both
   alerts([
     ...state.drift.map(({task, monitor}) => `Drift of ${monitor} in ${task}: requests are not like those of the calibration.`),
     ...open.map(([role, is]) => `The ${role} model is left alone after failures (${is}).`),
-    ...(state.log ? [state.log] : []),
     ...waiting.map((reason) => `Not ready yet: ${reason}`),
-    ...Object.values(state.notes ?? {}),
+    ...[...remarks].filter(Boolean),
   ]);
 }
 
