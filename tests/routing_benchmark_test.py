@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import routing, routing_matrices, routing_scale
+from benchmarks import embedding, routing, routing_matrices, routing_scale
 from cascades.predictions.outcomes import OutcomeMatrix
 
 MODELS = ('m-hf', 'm', 'n-2024-04-09', 'n-v2', 'n', 'o', 'p-FC', 'p', 'q', 'r')
@@ -47,3 +47,13 @@ def test_the_scale_of_few_prompts_is_measured_as_that_of_many():
   rows = list(routing_scale.measured(2000, 5))
   assert [row.unit for row in rows] == ['us', 'us', 's', 'GiB', 'x']
   assert all(row.value > 0 for row in rows)
+
+
+def test_embeddings_are_compared_block_by_block_after_a_first_one():
+  own = lambda texts: np.array([[float(text), 1.0] for text in texts])
+  blocks = [['1', '2'], ['3', '4'], ['5', '6']]
+  rows = list(embedding.measured(blocks, own, lambda texts: own(texts) + 0.25))
+  assert [row.unit for row in rows] == ['prompts/s', 'prompts/s', 'x', '']
+  assert rows[0].what == 'cascades, 4 prompts'
+  assert rows[3].value == 0.25
+  assert rows[3].met is False

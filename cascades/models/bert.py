@@ -24,6 +24,8 @@ from cascades.types import Vocabulary
 
 Embedder: TypeAlias = Callable[[Sequence[str]], Float[np.ndarray, 'X D']]
 
+STEP = 32  # of tokens, to multiples of which longer texts are padded
+
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
@@ -217,7 +219,7 @@ class Bert(nnx.Module):
 def embedder(model: Bert, vocabulary: Vocabulary, *, batch_size: int = 64) -> Embedder:
   """Build a function from texts to vectors.
 
-  It compiles once for each power of two of rows and of tokens.
+  It compiles once for each power of two of rows, and for each of tokens up to 32 or multiple of 32.
 
   Args:
     model: The encoder.
@@ -257,9 +259,11 @@ def embedder(model: Bert, vocabulary: Vocabulary, *, batch_size: int = 64) -> Em
 def _pad(
   rows: Sequence[Sequence[int]], pad_id: int, max_length: int
 ) -> tuple[Int[np.ndarray, 'B S'], Bool[np.ndarray, 'B S']]:
-  """Pad rows and tokens to powers of two, so that few shapes are compiled."""
+  """Pad rows and tokens to few sizes, so that few shapes are compiled."""
   lengths = np.array([len(row) for row in rows])
-  shape = _power_of_two(len(rows)), min(_power_of_two(max(lengths)), max_length)
+  longest = int(max(lengths))
+  padded = _power_of_two(longest) if longest <= STEP else -(-longest // STEP) * STEP
+  shape = _power_of_two(len(rows)), min(padded, max_length)
   mask = np.zeros(shape, bool)
   mask[: len(rows)] = np.arange(shape[1]) < lengths[:, None]
   tokens = np.full(shape, pad_id, np.int32)
