@@ -1,7 +1,8 @@
 """Decisions of a server: the score of a small answer, or of a prompt, against a threshold.
 
 `evaluate` and `calibrate` score tables of many rows. Here a table has one row, the request, and the
-score is the same: the deciders judge each row by itself.
+score is the same, since deciders judge each row by itself: to the bit for the rules of `deferral`,
+and to rounding for learned ones, whose matrix products round by their size.
 """
 
 from __future__ import annotations

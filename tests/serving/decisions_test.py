@@ -182,3 +182,38 @@ def test_a_learned_decider_scores_prompts_that_it_was_fitted_on(tmp_path):
   path.write_text(path.read_text().replace('"rows"', ' "rows"'))
   with pytest.raises(ValueError, match='not the decider of the policy, but another'):
     decisions.from_policy(str(tmp_path / 'policy.json'))
+
+
+def test_a_learned_router_decides_before_any_answer(tmp_path):
+  table = synthetic_tables.table('t', size=60)
+  gains = np.random.default_rng(0).random(60).round()
+  learned = learned_deferral.fit(
+    'router', learned_deferral.METHODS['linear_router_words'], table, gains, np.ones(60)
+  )
+  path = str(fitted_files.write(tmp_path, learned))
+  entry = {
+    'name': 'router', 'reads': ['inputs'], 'flops': 0.0, 'fitted': path,
+    'digest': policy.file_digest(path),
+  }  # fmt: skip
+  scores = learned._replace(
+    arrays={**learned.arrays, 'fit_ids': table.lengths[:0], 'fit_inputs': table.lengths[:0]}
+  )._score(table)
+  distinct = np.unique(scores.round(9))
+  middle = len(distinct) // 2
+  threshold = float(distinct[middle - 1 : middle + 1].mean())  # between two scores
+  rule = decisions.from_policy(
+    str(stored(tmp_path, decider=entry, thresholds={pooling.POOLED: threshold}))
+  )
+  small, large = FakeModel('small', [('s', -0.1)]), FakeModel('large', [('l', -0.1)])
+  cascade = ServedCascade(Member(small), Member(large), rule)
+
+  async def ask(prompt):
+    call = Call('id', Question(prompt, max_tokens=4))
+    *_, exchange = [event async for event in cascade.answer(call)]
+    return exchange
+
+  for prompt, score in zip(table.inputs, scores, strict=True):
+    exchange = asyncio.run(ask(prompt))
+    assert exchange.score == pytest.approx(score, rel=1e-12)  # matrices round by their size
+    assert (exchange.author == 'large') == (score >= threshold)
+    assert len(exchange.legs) == 1
