@@ -102,6 +102,16 @@ class LocalModel:
     self.tokens = reader.tokens
     self._vocabulary = model.vocabulary
 
+  @property
+  def ready(self) -> bool:
+    """True once all programs are compiled, until the model closes or dies."""
+    return self.engine.ready
+
+  @property
+  def failure(self) -> str:
+    """Why the model is dead; empty otherwise."""
+    return self.engine.failure
+
   async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
     """Answer in pieces, one for each token; see `exchanges.Model.answer`.
 

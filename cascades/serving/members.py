@@ -10,17 +10,41 @@ from typing import Any, NamedTuple
 from cascades import costs
 from cascades.inference import endpoints
 from cascades.inference.trained_model import Checkpoint
+from cascades.runtime import progress
 from cascades.runtime.partitioning import Devices
-from cascades.serving import local_model
+from cascades.serving import local_model, speculative_model
 from cascades.serving.breaker import Breaker, GuardedModel
 from cascades.serving.decisions import DecisionRule
 from cascades.serving.exchanges import Model, Role
 from cascades.serving.legs import Member
+from cascades.serving.local_model import LocalModel
 from cascades.serving.prompt_reader import Messages
 from cascades.serving.slots import Room
+from cascades.serving.speculative_model import Drafting, SpeculativeModel
 from cascades.tasks.chats import PromptFormat
 
 ENDPOINT_FIELDS = ('api', 'key_variable', 'system', 'fields', 'logprobs')
+
+
+class Drafts(NamedTuple):
+  """A small model that drafts answers of a large one, for which it is loaded once more.
+
+  Attributes:
+    path: Run directory of the small model.
+    fields: Fields of `speculative_model.Drafting`.
+  """
+
+  path: str
+  fields: Mapping[str, Any]
+
+  def drafting(self) -> Drafting:
+    """Use of the drafts. Raises ValueError for fields that there are not, or out of range."""
+    names = [field.name for field in dataclasses.fields(Drafting)]
+    if unknown := set(self.fields) - set(names):
+      raise ValueError(
+        f'DRAFTING has {", ".join(map(repr, sorted(unknown)))}; it takes {", ".join(names)}.'
+      )
+    return Drafting(**self.fields)
 
 
 class MemberOptions(NamedTuple):
@@ -35,6 +59,7 @@ class MemberOptions(NamedTuple):
     seconds: Longest time of an answer.
     failures: Failures in a row after which the model is left alone.
     pause: Seconds for which it is left alone.
+    drafts: Model that drafts its answers; None for a model that writes alone.
   """
 
   role: Role
@@ -45,6 +70,7 @@ class MemberOptions(NamedTuple):
   seconds: float
   failures: int
   pause: float
+  drafts: Drafts | None = None
 
   @property
   def setting(self) -> str:
@@ -158,6 +184,7 @@ class OpenMember(NamedTuple):
 
 def _plan(options: MemberOptions, local: LocalOptions) -> list[str]:
   prices = options.priced()
+  _check_drafts(options)
   if options.is_remote:
     endpoint = options.endpoint_of()
     key = f'key of {endpoint.key_variable}' if endpoint.key_variable else 'no key'
@@ -166,6 +193,13 @@ def _plan(options: MemberOptions, local: LocalOptions) -> list[str]:
     _refuse_endpoint(options)
     room = local_model.plan(local.checkpoint(options.path), local.room, local.devices)
     where = f'{options.path}: {room}'
+    if options.drafts:
+      drafting = options.drafts.drafting()
+      where = (
+        f'{options.path}, one answer at a time, {progress.format_bytes(room.weight_bytes)} of '
+        f'weights; {options.drafts.path} drafts {drafting.drafts} tokens by the rule '
+        f'{drafting.rule!r}, alpha {drafting.alpha:g}'
+      )
   fields = dataclasses.asdict(prices) if prices else {}
   dollars = ', '.join(f'{name} {value:g}' for name, value in fields.items() if value)
   return [
@@ -177,6 +211,7 @@ def _plan(options: MemberOptions, local: LocalOptions) -> list[str]:
 @contextlib.asynccontextmanager
 async def _opened(options: MemberOptions, local: LocalOptions) -> AsyncIterator[OpenMember]:
   prices = options.priced()
+  _check_drafts(options)
   breaker = Breaker(failures=options.failures, pause=options.pause)
 
   def member(model: Model) -> Member:
@@ -195,24 +230,42 @@ async def _opened(options: MemberOptions, local: LocalOptions) -> AsyncIterator[
       await remote.aclose()
     return
   _refuse_endpoint(options)
-  model = local_model.load(
-    local.checkpoint(options.path),
-    local.room,
-    devices=local.devices,
-    name=options.name,
-    prompts=local.prompts,
-    messages=local.messages,
-  )
+  model = _loaded(options, local)
 
   def reasons() -> list[str]:
-    if model.engine.failure:
-      return [f'the {options.role} model is dead: {model.engine.failure}']
-    return [] if model.engine.ready else [f'the {options.role} model is compiling']
+    if model.failure:
+      return [f'the {options.role} model is dead: {model.failure}']
+    return [] if model.ready else [f'the {options.role} model is compiling']
 
   try:
     yield OpenMember(member(model), breaker, model.described, reasons)
   finally:
     model.close()
+
+
+def _loaded(options: MemberOptions, local: LocalOptions) -> LocalModel | SpeculativeModel:
+  """The model of a run directory, with drafts of another if options name one."""
+  checkpoint = local.checkpoint(options.path)
+  common: dict[str, Any] = {
+    'devices': local.devices,
+    'name': options.name,
+    'prompts': local.prompts,
+    'messages': local.messages,
+  }
+  if options.drafts is None:
+    return local_model.load(checkpoint, local.room, **common)
+  drafter = local.checkpoint(options.drafts.path)
+  drafting = options.drafts.drafting()
+  return speculative_model.load(drafter, checkpoint, local.room, drafting, **common)
+
+
+def _check_drafts(options: MemberOptions) -> None:
+  """Raise ValueError for drafts where both models are not in this process."""
+  if options.drafts and (options.is_remote or endpoints.is_url(options.drafts.path)):
+    raise ValueError(
+      'DRAFTING is for two models in this process, and SMALL or LARGE is a URL: leave it out, or '
+      'name run directories.'
+    )
 
 
 def _refuse_endpoint(options: MemberOptions) -> None:

@@ -12,7 +12,7 @@ from cascades.serving.budgets import Ceilings
 from cascades.serving.decisions import DecisionRule
 from cascades.serving.exchanges import Role
 from cascades.serving.keys import ApiKey
-from cascades.serving.members import MemberOptions
+from cascades.serving.members import Drafts, MemberOptions
 from cascades.serving.metering import LogOptions
 
 
@@ -32,6 +32,8 @@ class ServedModels:
     seconds: Longest time of an answer.
     failures: Failures in a row after which a model is left alone.
     pause: Seconds for which it is left alone.
+    drafting: Fields of `Drafting`, with which the small model drafts answers of a large one in this
+      process; None lets the large model write alone.
   """
 
   small: str
@@ -45,6 +47,7 @@ class ServedModels:
   seconds: float = 120.0
   failures: int = 5
   pause: float = 30.0
+  drafting: Mapping[str, Any] | None = None
 
   def __post_init__(self) -> None:
     ranges.check({'ANSWER_SECONDS': self.seconds, 'BREAKER_PAUSE': self.pause}, above=0)
@@ -53,6 +56,10 @@ class ServedModels:
   def members(self) -> list[MemberOptions]:
     """Options of each model, the small one first."""
     roles: list[Role] = ['small', 'large'] if self.large is not None else ['small']
+    if self.drafting is not None and roles == ['small']:
+      raise ValueError(
+        'DRAFTING is for a LARGE model, and there is none: give one, or leave it out.'
+      )
     return [
       MemberOptions(
         role=role,
@@ -63,6 +70,9 @@ class ServedModels:
         seconds=self.seconds,
         failures=self.failures,
         pause=self.pause,
+        drafts=Drafts(self.small, self.drafting)
+        if role == 'large' and self.drafting is not None
+        else None,
       )
       for role in roles
     ]

@@ -158,9 +158,10 @@ class SpeculativeModel:
   async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
     """Answer in pieces, one for each token; see `exchanges.Model.answer`.
 
-    The tokens come together once the answer is complete, with log-probabilities of the large model.
+    The tokens come together once the answer is complete, with log-probabilities of the large model
+    and without alternatives.
     """
-    local_model.check(question, alternatives=0)
+    local_model.check(question, alternatives=slots.ALTERNATIVES)
     if question.temperature:
       raise ValueError(
         f'temperature={question.temperature:g}: models that write an answer together decode '

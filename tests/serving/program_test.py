@@ -81,6 +81,12 @@ def test_a_dry_run_prints_the_plan_and_ends(runs, capsys, monkeypatch):
   assert 'secret' not in shown
 
 
+def test_the_plan_says_who_drafts(runs, capsys):
+  run(runs, drafting={'rule': 'lossy', 'alpha': 0.2, 'drafts': 3})
+  shown = capsys.readouterr().out
+  assert "small drafts 3 tokens by the rule 'lossy', alpha 0.2" in shown
+
+
 @pytest.mark.parametrize(('changes', 'message'), [
   ({'threshold': None}, 'Give either POLICY, .* or THRESHOLD'),
   ({'policy': 'p', 'decider': 'sum', 'threshold': None}, 'leave DECIDER out'),
@@ -95,6 +101,10 @@ def test_a_dry_run_prints_the_plan_and_ends(runs, capsys, monkeypatch):
   ({'small': f'{NOWHERE}#m', 'small_endpoint': {'logprobs': False}},
    'requests none: set its logprobs to True'),
   ({'small_prices': {'prompt': 1}}, 'SMALL_PRICES=.* gives no prices'),
+  ({'drafting': {'zip': 1}}, "DRAFTING has 'zip'; it takes rule, alpha, drafts"),
+  ({'drafting': {'rule': 'best'}}, "'best' is no rule"),
+  ({'drafting': {}, 'large': f'{NOWHERE}#m'}, 'DRAFTING is for two models in this process'),
+  ({'drafting': {}, 'large': None}, 'DRAFTING is for a LARGE model'),
   ({'metering': Metering(keys='/nowhere.toml')}, r'/nowhere\.toml'),
   ({'address': Listening(host='192.0.2.1'), 'dry_run': False},
    r'HOST=192\.0\.2\.1 and PORT=8080 cannot be listened on'),

@@ -13,6 +13,8 @@ from cascades.runtime import partitioning
 from cascades.runtime.partitioning import Devices
 from cascades.serving import speculative_model
 from cascades.serving.exchanges import ModelError, Question
+from cascades.serving.members import LocalOptions
+from cascades.serving.options import ServedModels
 from cascades.serving.slots import Room
 from cascades.serving.speculative_model import Drafting
 from cascades.types import Generation
@@ -75,10 +77,27 @@ def test_shorter_answers_and_stop_texts(lossless):
   assert stopped[-1].finish == 'stop'
 
 
+@pytest.mark.slow
+def test_a_server_opens_a_pair_as_its_large_model(lossless, pair):
+  models = ServedModels(pair[0].path, pair[1].path, drafting={'drafts': 2})
+  local = LocalOptions(room=ROOM, devices=Devices(mesh=tiny.one_device))
+  question = Question(texts(2)[1])
+
+  async def ask_large():
+    async with models.members()[1].opened(local) as opened:
+      while opened.reasons():
+        assert opened.reasons() == ['the large model is compiling']
+        await asyncio.sleep(0.05)
+      return await collect(opened.member.model, question)
+
+  answered = asyncio.run(ask_large())
+  assert [piece.tokens for piece in answered] == [p.tokens for p in ask(lossless, question)[0]]
+
+
 def test_what_the_pair_cannot_answer_is_refused(lossless):
   for question, reason in (
     (Question('a', temperature=0.5), 'temperature=0.5: models that write an answer together'),
-    (Question('a', alternatives=1), 'alternatives=1 must be'),
+    (Question('a', alternatives=21), 'alternatives=21 must be'),
     (Question('a ' * 30), 'the prompt has 3[0-9] tokens, and the model reads at most 16'),
   ):
     with pytest.raises(ValueError, match=reason):
