@@ -109,7 +109,7 @@ class LocalModel:
 
   @property
   def failure(self) -> str:
-    """Why the model is dead; empty otherwise."""
+    """Reason why the model is dead; empty otherwise."""
     return self.engine.failure
 
   async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
