@@ -315,6 +315,7 @@ async def test_a_shutdown_finishes_streams_and_takes_on_nothing_more():
         await client.get('/healthz')
 
 
+@pytest.mark.slow
 @asynchronous
 async def test_idle_connections_are_closed_and_too_many_are_refused():
   options = Listening(port=0, connections=20, idle_seconds=0.3, drain_seconds=2.0)

@@ -80,5 +80,8 @@ async def serving(
     yield running
   finally:
     await running.close()
+    if not running.server.should_exit:  # the tests of the end wait for it; others need not
+      for connection in list(running.server.server_state.connections):
+        connection.transport.abort()
     running.server.should_exit = True
     await asyncio.wait_for(task, 10)
