@@ -29,10 +29,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cascades.serving import openapi, request_forms, response_forms
 from cascades.serving.cascade import Call, Delta, Event, Replaced
 from cascades.serving.exchanges import Exchange, Token
+from cascades.serving.keys import ApiKey
 from cascades.serving.refusals import CLIENT_CLOSED, Refusal
 from cascades.serving.request_forms import Asked, ChatRequest, CompletionRequest
 from cascades.serving.response_forms import CHAT, COMPLETIONS, Head, Style
-from cascades.serving.service import Service
+from cascades.serving.service import NamedModel, Service
 
 log = logging.getLogger(__name__)
 
@@ -192,12 +193,12 @@ class _Pages:
     self, request: Request, style: Style, form: type[ChatRequest] | type[CompletionRequest]
   ) -> Response:
     service = self._service
-    key = service.client(request.headers.get('authorization'))
     with contextlib.ExitStack() as stack:
-      stack.enter_context(service.admitted(key))
-      body = await self._body(request)
-      asked = request_forms.parse(body, form, service.limits.max_tokens)
-      target = service.target(asked.model)
+      try:
+        key, asked, target = await self._admitted(request, form, stack)
+      except Refusal as refusal:
+        service.refused[refusal.status] += 1
+        raise
       head = _head(asked, service.new_id(style.prefix))
       call = Call(
         head.id,
@@ -222,6 +223,19 @@ class _Pages:
       release = stack.pop_all()
       chunks = _chunks(style, head, asked.usage, first, events)
       return _EventStream(chunks, first, events, release)
+
+  async def _admitted(
+    self,
+    request: Request,
+    form: type[ChatRequest] | type[CompletionRequest],
+    stack: contextlib.ExitStack,
+  ) -> tuple[ApiKey, Asked, NamedModel]:
+    """Client, request and model, once there is room for it. Raises Refusal."""
+    service = self._service
+    key = service.client(request.headers.get('authorization'))
+    stack.enter_context(service.admitted(key))
+    asked = request_forms.parse(await self._body(request), form, service.limits.max_tokens)
+    return key, asked, service.target(asked.model)
 
   async def _body(self, request: Request) -> bytes:
     """Body of a request, of bounded size and time."""

@@ -16,6 +16,8 @@ from cascades.serving.exchanges import Exchange, Role
 from cascades.serving.metering import Log
 from cascades.serving.service import Service
 
+REFUSALS = (400, 401, 404, 408, 413, 415, 429, 503)  # statuses
+
 
 class Monitoring:
   """Metrics, the last exchanges, and the log; `record` takes an exchange into all of them."""
@@ -42,6 +44,10 @@ class Monitoring:
   def routes(self, service: Service) -> list[Route]:
     """Routes of the page, the status and the metrics."""
     self._metrics.gauge('requests_running', 'Requests being answered.', lambda: service.running)
+    for code in REFUSALS:
+      count = functools.partial(service.refused.__getitem__, code)
+      text = 'Requests refused before any model was asked.'
+      self._metrics.gauge('requests_refused', text, count, status=str(code))
     return page_routes.routes(
       functools.partial(self._status, service),
       self._metrics.exposition,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -96,6 +97,7 @@ class Service:
     cascade: Answers requests.
     limits: Limits of requests.
     running: Number of requests at this moment.
+    refused: Requests that were refused before any model was asked, by status.
     notes: Remarks for operators, such as a policy file that cannot be read, by what they are about.
     is_draining: True once the server takes on nothing more.
   """
@@ -126,6 +128,7 @@ class Service:
     self.cascade, self.name, self.limits = cascade, name, limits
     self.running, self.is_draining = 0, False
     self.notes: dict[str, str] = {}
+    self.refused: collections.Counter[int] = collections.Counter()
     self.token = secrets.token_hex(4)
     self._keys, self._rates = tuple(keys), RequestRates()
     self._readiness, self._barrier = tuple(readiness), barrier

@@ -218,6 +218,7 @@ async def test_what_is_no_request_is_refused_in_openais_form():
     assert (await client.post(path, content=slow(), headers=kind)).status_code == 408
     assert running.service.running == 0
     assert (await client.post(path, json=CHAT)).status_code == 200
+    assert running.service.refused == {400: 5, 413: 3, 415: 2, 408: 1}
 
 
 @asynchronous
