@@ -13,6 +13,8 @@ from cascades.inference import encoders
 
 ArrayDict = Mapping[str, np.ndarray]
 
+PENALTY = 1e-6  # factor of the squared weights
+
 
 class LevelConfig(Protocol):
   """A frozen description that builds a level."""
@@ -56,12 +58,12 @@ class LinearConfig:
   Attributes:
     columns: Number of columns.
     words: Longest run of words that is a feature.
-    penalty: Factor of the squared weights.
+    rate: Learning rate, which stays, so that the model follows a stream that changes.
   """
 
   columns: int = 1 << 15
   words: int = 2
-  penalty: float = 1e-5
+  rate: float = 3.0
 
   def build(self, classes: int, seed: int) -> Linear:
     """The classifier before it has learned anything."""
@@ -77,7 +79,7 @@ class LinearConfig:
       counts.data = 1 + np.log(counts.data)
       return normalize(counts, copy=False)
 
-    return Linear(features, classes, seed, penalty=self.penalty)
+    return Linear(features, classes, seed, rate=self.rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +89,12 @@ class EncoderConfig:
   Attributes:
     folder: Folder of an encoder of sentence-transformers or Hugging Face.
     epochs: Passes over each cache.
-    penalty: Factor of the squared weights.
+    rate: Learning rate.
   """
 
   folder: str
   epochs: int = 5
-  penalty: float = 1e-4
+  rate: float = 0.1
 
   def build(self, classes: int, seed: int) -> Linear:
     """The classifier before it has learned anything."""
@@ -101,7 +103,7 @@ class EncoderConfig:
       lambda texts: np.asarray(embedder(list(texts)), float),
       classes,
       seed,
-      penalty=self.penalty,
+      rate=self.rate,
       epochs=self.epochs,
     )
 
@@ -115,7 +117,7 @@ class Linear:
     classes: int,
     seed: int,
     *,
-    penalty: float,
+    rate: float,
     epochs: int = 1,
   ) -> None:
     """Prepares the classifier.
@@ -124,14 +126,17 @@ class Linear:
       features: Maps texts to a matrix, dense or sparse, a row each.
       classes: Number of classes.
       seed: Seed of scikit-learn.
-      penalty: Factor of the squared weights.
+      rate: Learning rate.
       epochs: Passes over each cache.
     """
     from sklearn.linear_model import SGDClassifier
 
     self.prepare = features
     self.classes, self._epochs = classes, epochs
-    self._model = SGDClassifier(loss='log_loss', alpha=penalty, shuffle=False, random_state=seed)
+    self._model = SGDClassifier(
+      loss='log_loss', alpha=PENALTY, learning_rate='constant', eta0=rate, shuffle=False,
+      random_state=seed,
+    )  # fmt: skip
 
   def predict(self, prepared: Any, rows: Int[np.ndarray, 'n']) -> Float[np.ndarray, 'n Y']:
     """One sigmoid a class, divided by their sum, as scikit-learn does; two classes share one."""
@@ -152,7 +157,7 @@ class Linear:
       self._model.partial_fit(features, np.asarray(labels), classes=classes)
 
   def state(self) -> ArrayDict:
-    """Weights and the number of examples so far, which sets the learning rate."""
+    """Weights, and the number of examples so far."""
     if not hasattr(self._model, 'coef_'):
       return {}
     return {
