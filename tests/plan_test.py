@@ -96,6 +96,7 @@ def test_a_plan_does_not_ignore_a_teacher_cache():
     planned('no libtpu', teacher_cache='cache')
 
 
+@pytest.mark.slow
 def test_eight_bits_and_adapters_shrink_what_a_device_holds():
   wide = planned('no libtpu')
   narrow = planned('no libtpu', large_dtype='int8', adapters=lora.LoraConfig(rank=2))

@@ -24,6 +24,7 @@ def preempted(tmp_path_factory):
   return run, run.codes()
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_and_ends_all_at_the_same_step(preempted):
   run, codes = preempted
   assert codes == [75, 75]
@@ -31,6 +32,7 @@ def test_sigterm_to_one_process_saves_and_ends_all_at_the_same_step(preempted):
   assert (run.directory / 'run' / f'checkpoint_{last}').is_dir()
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_with_the_run_of_two(preempted, tmp_path):
   run, _ = preempted
   shutil.copytree(run.directory / 'run', tmp_path / 'run')

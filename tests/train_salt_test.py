@@ -63,6 +63,7 @@ def straight(teacher, tmp_path_factory):
   return directory, history, [line[0] % line[1:] for line in lines]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_before_the_switch_is_the_same_bit_by_bit(
   teacher, straight, tmp_path
 ):

@@ -115,6 +115,7 @@ def test_a_run_that_is_continued_with_other_settings_is_refused_and_left_alone(
   assert (tmp_path / 'run' / 'config.gin').read_text() == 'X = 2'
 
 
+@pytest.mark.slow
 def test_another_large_model_is_refused_and_the_same_one_elsewhere_is_not(large, tmp_path):
   for name in ('here', 'moved', 'longer'):
     shutil.copytree(large[0] / 'run', tmp_path / name)
@@ -137,6 +138,7 @@ def test_cat_with_the_large_model_logs_the_shares_of_agreement(large, tmp_path):
   assert 'frozen: ' in (tmp_path / 'run' / 'model-info.txt').read_text()
 
 
+@pytest.mark.slow
 def test_samples_of_the_small_model_are_judged_by_the_large_one(large, tmp_path):
   settings = tiny.settings(
     tmp_path, loss=losses.cat_dist, large_checkpoint_path=str(large[0] / 'run'), train_steps=2,
@@ -148,6 +150,7 @@ def test_samples_of_the_small_model_are_judged_by_the_large_one(large, tmp_path)
   assert metrics_log.read(tmp_path / 'run')[2]['data/on_policy'] == 1
 
 
+@pytest.mark.slow
 def test_a_decoder_learns_from_packs_in_bfloat16_and_goes_on_from_its_checkpoint(tmp_path):
   small = decoder.DecoderConfig(
     vocab_size=24, emb_dim=16, num_heads=2, num_kv_heads=1, num_layers=1, head_dim=8, mlp_dim=32,
@@ -206,6 +209,7 @@ def adapted(large, tmp_path_factory):
   return directory, settings, tiny.train(**settings)
 
 
+@pytest.mark.slow
 def test_a_run_of_adapters_holds_them_and_its_base_and_nothing_else(large, adapted):
   directory, _, history = adapted
   state = final_state(directory)
@@ -216,6 +220,7 @@ def test_a_run_of_adapters_holds_them_and_its_base_and_nothing_else(large, adapt
   assert history[-1]['validation/loss'] < history[1]['validation/loss']
 
 
+@pytest.mark.slow
 def test_other_programs_read_a_run_of_adapters_as_plain_weights(large, adapted, tmp_path):
   base, learned = (logits(run / 'run') for run in (large[0], adapted[0]))
   assert np.abs(learned - base).max() > 0.05
@@ -334,6 +339,7 @@ def test_an_update_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoi
   assert all(np.isfinite(leaf).all() for leaf in arrays_of(tmp_path / 'run'))
 
 
+@pytest.mark.slow
 def test_updates_that_are_not_finite_are_skipped_and_their_examples_written(tmp_path, caplog):
   """A schedule goes by the steps that were applied, so that this one fails for ever."""
   settings = tiny.settings(
@@ -463,6 +469,7 @@ def test_a_ruined_checkpoint_leaves_the_one_before_it_and_says_so(tmp_path, capl
   assert store.locate(tmp_path / 'run')[1] == 2  # nothing was saved after it
 
 
+@pytest.mark.slow
 def test_a_large_model_that_is_no_better_is_said_once(large, tmp_path, caplog):
   tiny.train(
     **tiny.settings(
@@ -478,6 +485,7 @@ def test_a_large_model_that_is_no_better_is_said_once(large, tmp_path, caplog):
     assert values[f'validation/large_{name}'] == values[f'validation/{name}']
 
 
+@pytest.mark.slow
 def test_a_task_without_a_validation_split_is_trained_without(tmp_path):
   paths = tiny.write_rows(tmp_path)
   task = local.local_jsonl('backwards', {'train': paths['train']})

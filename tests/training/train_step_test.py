@@ -257,7 +257,9 @@ def twenty_steps():
   return take(ONE(), count=20)
 
 
-@pytest.mark.parametrize('shape', MESHES, ids=str)
+@pytest.mark.parametrize(
+  'shape', [*(pytest.param(m, marks=pytest.mark.slow) for m in MESHES[:2]), MESHES[2]], ids=str
+)
 def test_eight_devices_train_as_one_does(twenty_steps, shape):
   mesh = partitioning.make_mesh(**shape)
   state, history = take(mesh, count=20)
