@@ -66,7 +66,9 @@ def refused(program, folder):
   return None
 
 
-@pytest.mark.parametrize('program', [train, infer, cache_teacher, report])
+@pytest.mark.parametrize(
+  'program', [pytest.param(train, marks=pytest.mark.slow), infer, cache_teacher, report]
+)
 def test_no_program_follows_a_link_in_place_of_a_file_that_it_writes(made, tmp_path, program):
   first, second = tmp_path / 'first', tmp_path / 'second'
   for folder in (first, second):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -25,17 +26,31 @@ FREE = {'adds': 1, 'translates': 2, 'bad': 0}
 
 @pytest.fixture
 def folder(tmp_path):
-  """Files of 80 prompts on two topics, of which each of two models knows one, and a third none."""
+  """Files of `write`."""
+  write(tmp_path)
+  return tmp_path
+
+
+def write(folder):
+  """Write 80 prompts on two topics, of which each of two models knows one, and a third none."""
   rng = np.random.default_rng(0)
   topic = rng.integers(0, 2, 80)
   prompts = [TOPICS[t].format(*rng.integers(0, 99, 2)) for t in topic]
-  with open(tmp_path / 'prompts.jsonl', 'w') as file:
+  with open(folder / 'prompts.jsonl', 'w') as file:
     for index, text in enumerate(prompts):
       file.write(json.dumps({'id': f'p{index}', 'prompt': text}) + '\n')
-  table(tmp_path / 'outcomes.csv', range(80), adds=1 - topic, translates=topic, bad=0 * topic)
-  table(tmp_path / 'new.csv', range(0, 80, 2), new=1 + 0 * topic)
-  (tmp_path / 'costs.csv').write_text('model,cost\nadds,1\ntranslates,2\nbad,0.5\nnew,3\n')
-  return tmp_path
+  table(folder / 'outcomes.csv', range(80), adds=1 - topic, translates=topic, bad=0 * topic)
+  table(folder / 'new.csv', range(0, 80, 2), new=1 + 0 * topic)
+  (folder / 'costs.csv').write_text('model,cost\nadds,1\ntranslates,2\nbad,0.5\nnew,3\n')
+
+
+@pytest.fixture(scope='module')
+def fitted(tmp_path_factory):
+  """The same files with a router of them."""
+  directory = tmp_path_factory.mktemp('fitted')
+  write(directory)
+  run(directory, 'fit')
+  return directory
 
 
 def table(path, prompts, **models):
@@ -139,8 +154,10 @@ def test_trials_draw_prompts_and_models_and_find_the_gain_of_two_topics(folder, 
     ({'mode': 'evaluate'}, 'router.json is a file; MODE=evaluate writes to a folder: name one'),
   ],
 )  # fmt: skip
-def test_what_cannot_be_routed_is_one_sentence_with_the_way_out(folder, arguments, sentence):
-  run(folder, 'fit')
+def test_what_cannot_be_routed_is_one_sentence_with_the_way_out(
+  folder, fitted, arguments, sentence
+):
+  shutil.copytree(fitted, folder, dirs_exist_ok=True)
   table(folder / 'foreign.csv', [5], new=np.ones(80))
   (folder / 'foreign.csv').write_text('id,new\nq1,1\n')
   with open(folder / 'prompts.jsonl', 'a') as file:

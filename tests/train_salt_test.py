@@ -72,6 +72,7 @@ def test_a_run_that_is_resumed_before_the_switch_is_the_same_bit_by_bit(
   assert_equal_states(tmp_path, straight[0])
 
 
+@pytest.mark.slow
 def test_the_ends_of_the_switch_are_the_plain_losses(teacher, straight, tmp_path):
   """No steps with a teacher are BASELINE, which needs none; all steps are RKD, a `dist` loss."""
   tiny.train(**settings(tmp_path / 'none', **aided(None, 0)))

@@ -244,6 +244,7 @@ def test_adapters_without_weights_to_stand_beside_are_refused(tmp_path):
   refused('INITIAL_CHECKPOINT_PATH is None', tmp_path, adapters=lora.LoraConfig())
 
 
+@pytest.mark.slow
 def test_adapters_of_another_rank_are_refused(adapted):
   refused('lora rank is 2 there and 4 here', adapted[0],
           small=tiny.LARGE, adapters=lora.LoraConfig(rank=4, dtype='int8'))  # fmt: skip
