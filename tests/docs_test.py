@@ -42,6 +42,14 @@ def test_every_link_leads_to_a_file(page):
   assert [link for link in local if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
+@pytest.mark.parametrize('page', PAGES)
+def test_no_link_leads_out_of_the_site(page):
+  """`make docs` refuses such links, and is not part of the tests."""
+  links = re.findall(r'\]\(([^)#]+)[^)]*\)', (DOCS / page).read_text())
+  targets = [(DOCS / page).parent.joinpath(link).resolve() for link in links if '://' not in link]
+  assert [target for target in targets if not target.is_relative_to(DOCS)] == []
+
+
 @pytest.mark.parametrize('page', [*TOP_LEVEL, *(f'docs/{page}' for page in PAGES)])
 def test_every_path_in_code_font_exists(page):
   text = (ROOT / page).read_text()
