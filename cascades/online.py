@@ -325,16 +325,3 @@ def keep_share(settings: OnlineSettings, state: OnlineState, *, called: bool) ->
   if state.share is None:
     return state
   return state._replace(threshold=state.threshold + settings.gain * (called - state.share))
-
-
-def largest_small_cost(share: float, large: float, *, epochs: int = 1) -> float:
-  """Cost of all small models below which learning pays: C_S <= C_L p / (1 + 2 E (1 - p)).
-
-  Training on a query is counted as two answers.
-
-  Args:
-    share: Share p of the queries that the small models answer.
-    large: Cost C_L of the expert.
-    epochs: Passes E over each cached query.
-  """
-  return large * share / (1 + 2 * epochs * (1 - share))

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from etils import epath
 
 from cascades import online
 from cascades.inference import endpoints, experts, online_stream, stream_files, stream_state
@@ -90,6 +89,12 @@ class ExpertOptions:
     ranges.check({'BUDGET_SHARE': self.share}, least=0, most=1)
     if self.calls is not None and self.share is not None:
       raise ValueError('BUDGET_CALLS and BUDGET_SHARE are two budgets: give one.')
+    is_url = self.source is not None and endpoints.is_url(self.source)
+    if not is_url and self.endpoint.parameters is not None:
+      raise ValueError(
+        f'PARAMETERS and the settings behind it are for a URL, and EXPERT={self.source!r:.200} is '
+        'none: leave them out, or write http://host:port/v1#model.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,17 +177,11 @@ def stream(
       'settings': described, 'provenance': dict(provenance()),
     }  # fmt: skip
     files.write(directory / 'summary.json', json.dumps(summary, indent=1) + '\n')
-    figure = stream_figures.draw(_answers(directory), levels=len(levels) + 1)
+    figure = stream_figures.draw(folder.answers(), levels=len(levels) + 1)
     for image_format in figures.FORMATS:
       files.write(directory / f'stream.{image_format}', figures.encode(figure, image_format))
   log.info('%s: %s; see summary.json and stream.png there', directory, ', '.join(run.notes()))
   return summary
-
-
-def _answers(directory: epath.Path) -> Iterator[Mapping[str, Any]]:
-  """Rows of the answers."""
-  with open(directory / stream_files.ANSWERS, 'rb') as file:
-    yield from map(json.loads, file)
 
 
 def _described(

@@ -211,6 +211,10 @@ def test_other_settings_are_refused_and_a_damaged_checkpoint_is_named(folder):
   [
     (lambda: program.StreamSource('a', ('yes', 'Yes'), 'b'), 'give two or more different texts'),
     (lambda: program.ExpertOptions(calls=3, share=0.1), 'are two budgets'),
+    (
+      lambda: program.ExpertOptions('runs/table', endpoints.Endpoint(parameters=7e9)),
+      "EXPERT='runs/table' is none",
+    ),
     (lambda: program.OnlineOptions(caches=(8, 16)).settings(2), 'LEVELS names 1 small models'),
   ],
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -136,3 +137,19 @@ def batch(
 def prompt(*, rows: int = 3, length: int = 7, seed: int = 0) -> Prompt:
   """Random prompts without padding."""
   return Prompt(tokens((rows, length), seed), jnp.full(rows, length, jnp.int32))
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+  """Context manager that gives the compilations in it, and knows that it sees one."""
+  compiled: list[str] = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: compiled.append(event) if 'backend_compile' in event else None
+  )
+  try:
+    jax.jit(lambda x: x + 17)(1)
+    assert len(compiled) == 1
+    compiled.clear()
+    yield compiled
+  finally:
+    jax.monitoring.clear_event_listeners()

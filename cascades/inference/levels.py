@@ -175,28 +175,3 @@ class Linear:
     self._model.coef_ = np.ascontiguousarray(state['coef'])
     self._model.intercept_ = np.ascontiguousarray(state['intercept'])
     self._model.t_ = float(state['t'])
-
-
-class Simulated:
-  """A level whose probabilities are given, which learns nothing: recorded models, and tests."""
-
-  def __init__(self, probabilities: Mapping[str, Sequence[float]]) -> None:
-    self._probabilities = probabilities
-
-  def prepare(self, texts: Sequence[str]) -> Any:
-    """Probabilities of the texts."""
-    return np.array([self._probabilities[text] for text in texts], float)
-
-  def predict(self, prepared: Any, rows: Int[np.ndarray, 'n']) -> Float[np.ndarray, 'n Y']:
-    """Those of these rows."""
-    return np.asarray(prepared[rows])
-
-  def partial_fit(self, texts: Sequence[str], labels: Sequence[int]) -> None:
-    """Do nothing."""
-
-  def state(self) -> ArrayDict:
-    """Nothing."""
-    return {}
-
-  def restore(self, state: ArrayDict) -> None:
-    """Do nothing."""

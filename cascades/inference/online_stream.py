@@ -76,10 +76,9 @@ class _Block:
   def __init__(
     self, settings: OnlineSettings, levels: Sequence[Level], queries: Sequence[Query]
   ) -> None:
-    self.queries, self._settings, self._levels = queries, settings, levels
-    texts = [query.text for query in queries]
+    self.queries, self._levels = queries, levels
+    self._texts = [query.text for query in queries]
     self._prepared: list[Any] = [None] * len(levels)
-    self._texts = texts
     shape = len(queries), len(levels)
     self.probabilities = np.zeros((*shape, settings.classes))
     self.deferring = np.zeros(shape)

@@ -155,3 +155,8 @@ class StreamFolder:
     arrays: dict[str, Any] = {**saved.arrays, 'values': np.array(values)}
     np.savez(content, **arrays)
     files.write(self.directory / CHECKPOINT, content.getvalue())
+
+  def answers(self) -> Iterator[Mapping[str, Any]]:
+    """All answers that were saved."""
+    with open(self.directory / ANSWERS, 'rb') as file:
+      yield from map(json.loads, file)

@@ -104,6 +104,10 @@ class DrainingServer(uvicorn.Server):
     if self.started:
       log.info('Listening at %s', self._url)
 
+  async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    await super().shutdown(sockets)
+    log.info('Ended')
+
   @contextlib.contextmanager
   def capture_signals(self) -> Iterator[None]:
     with stopping.on_signals(self._end):
@@ -113,6 +117,9 @@ class DrainingServer(uvicorn.Server):
     del number
     if self.should_exit:
       self.force_exit = True
+    else:
+      count = len(self.server_state.tasks)
+      log.info('Ending: %d requests are finished first; a second signal leaves them', count)
     self._on_exit()
     self.should_exit = True
 

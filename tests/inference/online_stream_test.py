@@ -5,8 +5,9 @@ import pytest
 
 from cascades import online, online_costs
 from cascades.inference import online_stream
-from cascades.inference.levels import LinearConfig, Simulated
+from cascades.inference.levels import EncoderConfig, LinearConfig
 from cascades.inference.online_stream import CallBudget, ExpertError, Query
+from tests.interop import encoders_test
 
 TWO = online.OnlineSettings(
   classes=2, next_costs=(1.0, 100.0), caches=(8, 16), decays=(0.97, 0.95), kappas=(0.4, 0.3),
@@ -48,6 +49,20 @@ class Seen:
     for _ in range(5):
       ones = 1 / (1 + np.exp(-x @ self.linear))
       self.linear = self.linear + 0.3 * x.T @ (np.asarray(labels) - ones) / len(labels) * 8
+
+
+class Sure:
+  """Level that is sure of the first class, and learns nothing; None runs nowhere."""
+
+  def __init__(self, probabilities):
+    self.probabilities = probabilities
+
+  def prepare(self, texts):
+    return np.array([self.probabilities] * len(texts))
+
+  def predict(self, prepared, rows):
+    assert self.probabilities is not None, 'this level is not to run'
+    return prepared[rows]
 
 
 def synthetic(count, *, seed=0, noise=0.05):
@@ -162,7 +177,7 @@ def test_an_expert_that_fails_leaves_the_answer_to_the_last_small_model():
 
 
 def test_levels_that_are_not_reached_do_not_run():
-  small = [Simulated({str(i): (0.9, 0.1) for i in range(400)}), Simulated({})]
+  small = [Sure((0.9, 0.1)), Sure(None)]
   state = online.start(TWO, seed=0)._replace(updates=(500, 500), threshold=1.0)
   got = answers(TWO, small, [0] * 400, 400, state=state)
   assert {answer.choice.level for answer, _ in got} == {0}
@@ -190,6 +205,22 @@ def test_a_linear_model_is_scikit_learns_and_goes_on_from_its_state():
     each.partial_fit(lines[40:], labels[40:])
   for a, b in zip(model.state().values(), other.state().values(), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_an_encoder_is_read_by_a_head_that_learns_and_goes_on(tmp_path):
+  encoders_test.write(tmp_path / 'encoder', 'bert')
+  pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'hello', 'world', 'good', 'evening']
+  (tmp_path / 'encoder' / 'vocab.txt').write_text('\n'.join(pieces) + '\n')
+  config, labels = EncoderConfig(str(tmp_path / 'encoder')), [0, 1] * 4
+  lines = ['hello world', 'good evening'] * 4
+  model, other = (config.build(2, 0) for _ in range(2))
+  rows = np.arange(8)
+  for _ in range(20):
+    model.partial_fit(lines, labels)
+  p = model.predict(model.prepare(lines), rows)
+  assert (p.argmax(1) == labels).all()
+  other.restore(model.state())
+  np.testing.assert_array_equal(other.predict(other.prepare(lines), rows), p)
 
 
 def test_a_linear_model_learns_two_classes():

@@ -173,18 +173,10 @@ def test_max_tokens_end_an_answer(served):
 
 def test_requests_compile_nothing(served):
   engine, _ = served
-  compiled = []
-  jax.monitoring.register_event_duration_secs_listener(
-    lambda event, *_, **__: compiled.append(event) if 'backend_compile' in event else None
-  )
-  try:
-    jax.jit(lambda x: x + 17)(1)
-    assert len(compiled) == 1
+  with testing.compilations() as compiled:
     for count, text in enumerate(prompts(12, seed=2)):
       options = {'temperature': count % 2, 'top_p': [0.5, np.inf][count % 3 > 0]}
       Reader(engine, Request(text, MAX_TOKENS, alternatives=count % 4, **options)).result()
-  finally:
-    jax.monitoring.clear_event_listeners()
-  assert len(compiled) == 1
+  assert not compiled
   assert engine.plan.prompt_lengths == (16, 24)
   assert engine.plan.programs == 5
