@@ -50,7 +50,7 @@ def test_a_killed_process_ends_the_other_in_bounded_time_with_a_sentence(tmp_pat
   if code == 75:
     assert 'another process of the run failed or was lost' in run.said()
   else:  # JAX noticed it first
-    assert code == -signal.SIGABRT
+    assert code == -signal.SIGABRT, run.said()
     assert 'stopped sending heartbeats' in run.said() or 'task' in run.said()
 
 

@@ -148,14 +148,19 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def lost_a_process(error: Exception) -> bool:
-  """True for errors of JAX's distributed runtime when another process of the run has gone."""
-  return isinstance(error, RuntimeError) and bool(
-    re.search(
-      r'UNAVAILABLE|DEADLINE.EXCEEDED|ABORTED|CANCEL|heartbeat|coordination|barrier|gloo|peer|'
-      'connection|socket|broken pipe',
-      str(error),
-      re.IGNORECASE,
-    )
+  """True for errors of JAX's distributed runtime when another process of the run has gone.
+
+  A collective that fails while dispatched is a ValueError, one that fails later a RuntimeError.
+  """
+  collective = r'gloo|coordination'
+  symptoms = collective + (
+    r'|UNAVAILABLE|DEADLINE.EXCEEDED|ABORTED|CANCEL|heartbeat|barrier|peer|connection|socket|'
+    'broken pipe'
+  )
+  patterns = {RuntimeError: symptoms, ValueError: collective}
+  return any(
+    isinstance(error, kind) and re.search(pattern, str(error), re.IGNORECASE)
+    for kind, pattern in patterns.items()
   )
 
 

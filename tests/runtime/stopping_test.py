@@ -152,6 +152,11 @@ def test_a_ctrl_c_that_a_launcher_ignores_stays_ignored():
     (RuntimeError('Gloo AllReduce failed: Connection closed by peer'), False, True),
     (RuntimeError('a mistake of the program'), False, False),
     (ValueError('connection'), False, False),
+    (
+      ValueError('UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer'),
+      False,
+      True,
+    ),
   ],
   ids=str,
 )
