@@ -17,3 +17,7 @@ environment.warn_of_namesake()
 if sys.argv[:1] == ['-m']:
   environment.prepare()
   environment.end_on_interrupt()
+  if environment.asks_for_help(sys.argv):
+    from cascades import cli
+
+    cli.help_and_exit(sys.orig_argv)  # before the program imports JAX

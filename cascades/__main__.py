@@ -29,6 +29,10 @@ def main() -> None:
     lines = [f'  {program:14}{summary}' for program, summary in summaries.items()]
     print(USAGE.format(programs='\n'.join(lines)))
   elif name in summaries:
+    if environment.asks_for_help(arguments):
+      from cascades import cli
+
+      cli.help_and_exit(['-m', f'cascades.{name}'])
     sys.argv[1:] = arguments
     runpy.run_module(f'cascades.{name}', run_name='__main__', alter_sys=True)
   elif name.partition('.')[0] in ONLY_IN_CHECKOUTS:

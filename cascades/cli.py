@@ -105,7 +105,29 @@ def ending(program: str, *, traceback: bool = False) -> Iterator[None]:
     _end(1, f'{program}: interrupted; rerun the same command to resume from the last checkpoint.')
 
 
+def help_and_exit(command: Sequence[str]) -> None:
+  """Print the help of the program that `python -m` is about to run, if it has this command line."""
+  program = command[command.index('-m') + 1] if '-m' in command else ''
+  if help_text.exists(program):
+    print(help_of(program))
+    sys.exit()
+
+
+def help_of(program: str) -> str:
+  """Help text of a program, which is not imported."""
+  _define_flags(program)
+  meanings = {
+    flag.name: flag.help.partition(';  ')[0]
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__)
+  }
+  return help_text.of_program(program, meanings)
+
+
 def _main(program: str, argv: Sequence[str] | None) -> None:
+  arguments = list(sys.argv if argv is None else argv)
+  if environment.asks_for_help(arguments[1:]):
+    print(help_of(program))
+    return
   _define_flags(program)
   if os.getcwd() not in sys.path and '' not in sys.path:
     sys.path.append(os.getcwd())  # where the user's modules lie, also for the command `cascades`
@@ -130,14 +152,6 @@ def _main(program: str, argv: Sequence[str] | None) -> None:
       )
       _call(function)
 
-  arguments = list(sys.argv if argv is None else argv)
-  if {'--help', '-h', '-help', '--helpfull'} & {*arguments[1:]}:
-    meanings = {
-      flag.name: flag.help.partition(';  ')[0]
-      for flag in flags.FLAGS.get_key_flags_for_module(__name__)
-    }
-    print(help_text.of_program(module, function, meanings))
-    return
   # --gin.NAME=value is short for --gin_bindings=NAME=value.
   app.run(run, argv=[re.sub(r'^--?gin\.', '--gin_bindings=', word) for word in arguments])
 

@@ -2,7 +2,8 @@
 
 Floors are told from shape. A top-level file is a word of the field (no `__main__` block), a program
 (a `__main__` block), or `cli`; a folder is machinery, on the one floor of `FLOORS` that names it.
-Above the programs, `settings` reads gin files and checks them, and `cli` uses it.
+Above the programs, `settings` reads gin files and checks them, `cli` uses it, and `__main__` is the
+command of all programs.
 """
 
 import ast
@@ -28,7 +29,7 @@ FLOORS = (
   ('training', 'inference'),
   ('serving',),
 )
-ABOVE = ('settings', 'cli')  # the programs
+ABOVE = ('settings', 'cli', '__main__')  # the programs
 ONLY_IN = {
   'gin': {'cli', 'settings'},
   'seqio': {'tasks', 'data'},

@@ -181,6 +181,22 @@ def test_help_shows_examples_settings_arguments_and_the_recipes_that_fit(program
   assert '(required)' in done.stdout
 
 
+@pytest.mark.parametrize('command', ['cascades.train', 'cascades'])
+def test_help_imports_neither_jax_nor_tensorflow(command):
+  arguments = ['--help'] if command == 'cascades.train' else ['train', '--help']
+  done = subprocess.run(
+    [sys.executable, '-X', 'importtime', '-m', command, *arguments],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=True,
+  )
+  assert done.stdout.startswith('Train a model')
+  imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
+  assert 'cascades.cli' in imported
+  assert not {'jax', 'flax', 'tensorflow', 'seqio', 'cascades.losses'} & imported
+
+
 @pytest.mark.parametrize('program', ['evaluate', 'calibrate'])
 def test_evaluation_starts_without_jax_or_tensorflow(program):
   code = (

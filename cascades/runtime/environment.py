@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import warnings
+from collections.abc import Sequence
 from importlib import metadata
 
 # Programs that run in one process and have no flags for several.
@@ -32,6 +33,11 @@ def prepare() -> None:
     os.environ.setdefault('NPROC', str(4 * int(virtual[1])))
   if importlib.util.find_spec('libtpu') and not has_accelerator():
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+  """True if a program is to describe itself instead of running."""
+  return not {'--help', '-h', '-help', '--helpfull'}.isdisjoint(arguments)
 
 
 def end_on_interrupt() -> None:

@@ -1,14 +1,15 @@
-"""Help of a program: purpose, examples, settings with meaning and default, recipes, arguments."""
+"""Help of a program: purpose, examples, settings with meaning and default, recipes, arguments.
+
+Everything is read from files: nothing is imported, so that help is there at once.
+"""
 
 from __future__ import annotations
 
-import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-from cascades.settings import type_hints
+from cascades.settings import sources
 from cascades.settings.reading import LAST_FILES, scan, search_path
 
 WIDTH = 100
@@ -18,16 +19,22 @@ Exit codes: 0 success; 1 error; 75 ended by SIGTERM or because another process o
 lost. After 75 all checkpoints are complete: rerun the same command to resume."""
 
 
-def of_program(module: Any, function: Callable[..., Any], flags: Mapping[str, str]) -> str:
+def exists(program: str) -> bool:
+  """True for the programs that are described here; others parse their own arguments."""
+  package, _, name = program.rpartition('.')
+  file = search_path()[0] / 'runs' / f'{name}.gin'
+  return package == 'cascades' and file.is_file() and bool(sources.definition(program, name))
+
+
+def of_program(program: str, flags: Mapping[str, str]) -> str:
   """Help text of a program.
 
   Args:
-    module: The program.
-    function: Its function, of the same name.
+    program: Its module, such as `cascades.train`; its function has the same name.
     flags: Meaning of the flags.
   """
-  name = function.__name__
-  file = 'train' if LAST_FILES.get(module.__name__) else name
+  name = program.rpartition('.')[2]
+  file = 'train' if LAST_FILES.get(program) else name
   folder = search_path()[0]
   text = (folder / 'runs' / f'{name}.gin').read_text(encoding='utf-8')
   sections = {
@@ -35,11 +42,11 @@ def of_program(module: Any, function: Callable[..., Any], flags: Mapping[str, st
     'Settings (--gin.NAME=VALUE), with their defaults': _wrapped(_settings(f'runs/{file}.gin', {})),
     'Recipes (--gin_file=recipes/...)': _recipes(file),
     'Arguments, and the settings that give them': _wrapped(
-      _arguments(function, _macros(str(folder / 'runs' / f'{file}.gin')))
+      _arguments(program, _macros(str(folder / 'runs' / f'{file}.gin')))
     ),
     'Flags': _wrapped({f'--{flag}': meaning for flag, meaning in sorted(flags.items())}),
   }
-  lines = _purpose(inspect.getdoc(module) or '')
+  lines = _purpose(sources.doc(sources.tree(program)))
   for title, section in sections.items():
     if body := list(section):
       lines += ['', f'{title}:', '', *body]
@@ -119,27 +126,27 @@ def _macros(file: str) -> dict[str, str]:
   }
 
 
-def _arguments(function: Callable[..., Any], macros: Mapping[str, str]) -> dict[str, str]:
+def _arguments(program: str, macros: Mapping[str, str]) -> dict[str, str]:
   """Meaning of the arguments of a program and of the fields of its config objects."""
-  short = function.__name__
+  short = program.rpartition('.')[2]
   described: dict[str, str] = {}
-  documented = _documented(function, 'Args')
-  for name, hint in type_hints.of_arguments(function).items():
-    configs = type_hints.configs(hint)
+  function = sources.definition(program, short)
+  assert function
+  documented = _documented(sources.doc(function.node), 'Args')
+  for name, configs in sources.arguments(function).items():
     if not configs and name not in ('provenance', 'topology', 'profile_steps'):  # flags, or ours
       described[f'{short}.{short}.{name}'] = documented.get(name, '')
     for config in configs:
-      module = config.__module__.rpartition('.')[2]
-      fields = _documented(config, 'Attributes')
-      described |= {f'{module}.{config.__name__}.{key}': text for key, text in fields.items()}
+      module = config.module.rpartition('.')[2]
+      fields = _documented(sources.doc(config.node), 'Attributes')
+      described |= {f'{module}.{config.node.name}.{key}': text for key, text in fields.items()}
   return {
     f'{name} ({macros[name]})' if name in macros else name: text for name, text in described.items()
   }
 
 
-def _documented(function: Any, section: str) -> dict[str, str]:
+def _documented(doc: str, section: str) -> dict[str, str]:
   """Texts of a docstring's section, by name."""
-  doc = inspect.getdoc(function) or ''
   body = re.search(rf'^{section}:\n((?:  .*\n?|\n)+)', doc, re.MULTILINE)
   entries = re.split(r'^  (?=\w+:)', body[1], flags=re.MULTILINE)[1:] if body else []
   pairs = (entry.partition(':') for entry in entries)
