@@ -159,8 +159,8 @@ def lost_a_process(error: Exception) -> bool:
   )
   patterns = {RuntimeError: symptoms, ValueError: collective}
   return any(
-    isinstance(error, kind) and re.search(pattern, str(error), re.IGNORECASE)
-    for kind, pattern in patterns.items()
+    isinstance(error, error_type) and re.search(pattern, str(error), re.IGNORECASE)
+    for error_type, pattern in patterns.items()
   )
 
 
