@@ -9,7 +9,8 @@ Writes TEACHER_CACHE/<task>/<split>/ (see `teacher_cache`), for every epoch, los
 TOP_K it holds the first choice for each target token, enough for cat_xent; with TOP_K=16 the 16
 largest log-probabilities, for dist and cat_dist too, whose difference from the large model itself
 `teachers.TopK` bounds. With REFERENCE_CHECKPOINT_PATH it also holds the divergence of a reference
-model, for adaspec. Rerunning the same command writes the shards that are missing.
+model, for adaspec. Rerunning the same command writes the shards that are missing, and several that
+run at once divide them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from cascades import blocks, divergences
 from cascades.data.corpus import Corpus, Data
 from cascades.data.records import Records
 from cascades.inference import trained_model
-from cascades.runtime import files, partitioning, profiling, progress, ranges
+from cascades.runtime import claims, files, partitioning, profiling, progress, ranges
 from cascades.runtime.partitioning import Devices
 from cascades.teachers import Top1
 from cascades.tokenizers import vocabularies
@@ -85,6 +86,7 @@ def cache_teacher(
   splits: Sequence[str] = ('train', 'validation'),
   shard_rows: int = 1 << 14,
   overwrite: bool = False,
+  lease: float = claims.LEASE,
   devices: Devices = Devices(),
   profile_steps: str | None = None,
   provenance: Callable[[], Mapping[str, str]] = dict,
@@ -100,6 +102,7 @@ def cache_teacher(
     splits: Names of splits; a task of a mixture that lacks one is left out.
     shard_rows: Number of rows of a shard.
     overwrite: Replaces answers of another model, task, length or format instead of refusing.
+    lease: Seconds of silence after which the shard of another program is taken up.
     devices: Mesh and sharding rules.
     profile_steps: Batches to be traced by the profiler, as '10:15'.
     provenance: Gives the configuration and versions that are recorded in the manifest.
@@ -128,6 +131,7 @@ def cache_teacher(
     encoding = AnswerFormat.of(settings)
     read = _reader([model, reference] if reference else [model], encoding, entries)
     corpus = data.corpus(model.vocabulary, model.architecture)
+    writes = []
     for task, task_splits in data.required_task.task_splits(splits):
       for split in task_splits:
         (records,) = corpus.open(split, tasks=[task]).per_task
@@ -140,7 +144,8 @@ def cache_teacher(
         }
         location = teacher_cache.location(directory, task.name, split)
         identity = settings | corpus.identity(task, split) | sizes
-        _write_manifest(location, identity, provenance(), model, overwrite=overwrite)
+        with claims.alone(location.parent, f'{split}.begun', lease):
+          _write_manifest(location, identity, provenance(), model, overwrite=overwrite)
         answered = functools.partial(
           _answered,
           corpus,
@@ -149,7 +154,11 @@ def cache_teacher(
           answers=read,
           profiler=profiler,
         )
-        _write_shards(location, records, lengths, encoding, shard_rows, answered)
+        write = _shard_writer(location, records, lengths, encoding, shard_rows, lease, answered)
+        writes.append(write)
+    unfinished = [write for write in writes if not write(wait=False)]
+    for write in unfinished:  # what other programs held
+      write(wait=True)
 
 
 def _write_manifest(
@@ -250,43 +259,64 @@ def _count_rows_and_tokens(batch: tuple[int, Any]) -> tuple[int, int]:
   return batch[0], len(batch[1].ids)
 
 
-def _write_shards(
+def _shard_writer(
   location: epath.Path,
   records: Records,
   lengths: np.ndarray,
   encoding: AnswerFormat,
   shard_rows: int,
+  lease: float,
   answered: Callable[[range], Iterator[tuple[int, Any]]],
-) -> None:
-  """Write the shards that are missing."""
+) -> Callable[..., bool]:
+  """A function that writes the shards that are missing, and is False if other programs hold some.
+
+  With `wait` it waits for those, and takes up what is lost.
+  """
   shards = {
     index: range(begin, min(begin + shard_rows, len(records)))
     for index, begin in enumerate(range(0, len(records), shard_rows))
   }
-  done = teacher_cache.complete_shards(location, len(shards))
+  complete = teacher_cache.complete_shards(location, len(shards))
   # All must answer the same shards, and others may see another disk than the one that writes.
-  needed = partitioning.from_process_0(np.array([index not in done for index in shards]))
+  needed = partitioning.from_process_0(np.array([index not in complete for index in shards]))
   missing = {index: shards[index] for index in np.flatnonzero(needed).tolist()}
-  report = progress.counted(
+  existing = len(shards) - len(missing)
+  damaged = teacher_cache.described_shards(location) & set(missing)
+  report = progress.Counted(
     f'{records.manifest.task} {records.manifest.split} row',
     sum(map(len, missing.values())),
     _count_rows_and_tokens,
   )
-  for index, rows in missing.items():
-    packed = [encoding.pack(tokens) for _, tokens in report(answered(rows))]
-    if jax.process_index() == 0:
-      ids = [record.row.id for record in records.read(rows)]
-      teacher_cache.write_shard(
-        location, index, ids, lengths[rows.start : rows.stop], np.concatenate(packed)
-      )
-  if jax.process_index() == 0:
-    size = sum(path.stat().length for path in location.iterdir())
-    log.info(
-      '%s: %d rows, %d tokens, %s bytes in %s; %d bytes a token, %.1f with index and ids '
-      '(%d of %d shards existed)',
-      *(records.name, len(records), lengths.sum(), f'{size:,}', location),
-      *(encoding.record.itemsize, size / lengths.sum(), len(shards) - len(missing), len(shards)),
-    )
+
+  def written(numbers: Sequence[int]) -> set[int]:
+    own = teacher_cache.described_shards(location) & set(numbers)
+    done = {i for i in own if teacher_cache.is_complete(location, i, content=i in damaged)}
+    report.add(sum(len(missing[index]) for index in done))
+    return done
+
+  def write(*, wait: bool) -> bool:
+    with claims.Claims(location, lease) as claimed:
+      for index, rows in claimed.shares(missing, '{:05d}'.format, written, wait=wait):
+        packed = [encoding.pack(tokens) for _, tokens in report(answered(rows))]
+        if jax.process_index() == 0:
+          ids = [record.row.id for record in records.read(rows)]
+          teacher_cache.write_shard(
+            location, index, ids, lengths[rows.start : rows.stop], np.concatenate(packed)
+          )
+      if missing:
+        return False
+      if jax.process_index() == 0:
+        claimed.clear(map('{:05d}'.format, shards))
+        size = sum(path.stat().length for path in location.iterdir())
+        log.info(
+          '%s: %d rows, %d tokens, %s bytes in %s; %d bytes a token, %.1f with index and ids '
+          '(%d of %d shards existed)',
+          *(records.name, len(records), lengths.sum(), f'{size:,}', location),
+          *(encoding.record.itemsize, size / lengths.sum(), existing, len(shards)),
+        )
+    return True
+
+  return write
 
 
 if __name__ == '__main__':

@@ -6,8 +6,9 @@
 Writes one table of predictions per split, INFER_OUTPUT_DIR/<split>/, as sharded JSON lines with a
 manifest; a mixture has one table per task in the same directory. Mode `score` computes the
 log-probabilities of the targets, or ranks the options, instead of decoding answers. Rerunning the
-same command writes the shards that are missing; a table of another checkpoint or decoding is
-replaced only with OVERWRITE=True. CHECKPOINT_PATH=http://host:port/v1#model asks an
+same command writes the shards that are missing, and several that run at once divide them, on one
+machine or on many; a table of another checkpoint or decoding is replaced only with OVERWRITE=True.
+CHECKPOINT_PATH=http://host:port/v1#model asks an
 OpenAI-compatible server instead of loading a model, and uses no accelerator; see
 `inference.endpoints`.
 """
@@ -18,7 +19,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -36,7 +37,7 @@ from cascades.inference import (
 from cascades.inference.pending_tables import NumberedRows, PendingTable
 from cascades.interop import companions
 from cascades.predictions import rows
-from cascades.runtime import files, profiling, progress, ranges
+from cascades.runtime import claims, files, profiling, progress, ranges
 from cascades.runtime.partitioning import Devices
 from cascades.tasks import chats
 from cascades.tasks.task import Task
@@ -57,6 +58,7 @@ class Output:
       `features.NAMES`. They can be added to a finished table.
     alternatives: Number of most likely tokens at each position whose log-probabilities are
       stored, for the scores `entropy` and `margin`.
+    lease: Seconds of silence after which the shard of another program is taken up.
   """
 
   directory: str
@@ -64,11 +66,13 @@ class Output:
   overwrite: bool = False
   embeddings: Sequence[str] = ()
   alternatives: int = 0
+  lease: float = claims.LEASE
 
   def __post_init__(self) -> None:
     features.check(self.embeddings)
     ranges.check({'SHARD_ROWS': self.shard_rows}, least=1, integer=True)
     ranges.check({'ALTERNATIVES': self.alternatives}, least=0, integer=True)
+    ranges.check({'LEASE': self.lease}, above=0)
 
 
 def infer(
@@ -199,12 +203,10 @@ def _answer(
       )
       embed = functools.partial(
         features.write, table.directory, output.embeddings, model, corpus, records,
-        mode=settings['mode'], batch_size=data.batch_size,
+        mode=settings['mode'], batch_size=data.batch_size, lease=output.lease,
       )  # fmt: skip
       tables.append((table, embed))
-  for table, embed in tables:
-    _write(table, provenance)
-    embed()
+  _write([(Pending.of(table), embed) for table, embed in tables], lambda _: provenance)
 
 
 def _ask(
@@ -230,11 +232,12 @@ def _ask(
       (records,) = corpus.open(split).per_task
       answer = functools.partial(model.read, task, records)
       tables.append(_begin(output, task, split, records, described, answer))
+  pending = [Pending.of(table, endpoint_answers.size, model.notes) for table in tables]
+  counted = lambda table: functools.partial(endpoint_answers.manifest, table, provenance)
   with model:
     for table in tables:
       model.resume(table)
-      counted = functools.partial(endpoint_answers.manifest, table, provenance)
-      _write(table, counted, endpoint_answers.size, model.notes)
+    _write([(table, lambda: None) for table in pending], counted, model.notes)
 
 
 def _begin(
@@ -259,28 +262,54 @@ def _begin(
     output.shard_rows,
     answer,
     functools.partial(baselines.judge, task, split),
+    output.lease,
   )
   if jax.process_index() == 0:
     table.begin(overwrite=output.overwrite, setting='INFER_OUTPUT_DIR')
   return table
 
 
+class Pending(NamedTuple):
+  """A table, the numbers of the rows of its missing shards, and the report of progress."""
+
+  table: PendingTable
+  missing: dict[int, range]
+  existing: int  # shards
+  report: progress.Counted[Any]
+
+  @classmethod
+  def of(
+    cls,
+    table: PendingTable,
+    sizes: Callable[[Any], tuple[int, int]] = answers.size,
+    notes: Callable[[], Sequence[str]] = tuple,
+  ) -> Pending:
+    missing = table.missing()
+    unit = f'{table.described["task"]} {table.described["split"]} row'
+    report = progress.Counted(unit, sum(map(len, missing.values())), sizes, notes)
+    return cls(table, missing, table.shard_count - len(missing), report)
+
+
 def _write(
-  table: PendingTable,
-  provenance: Callable[[], Mapping[str, Any]],
-  sizes: Callable[[Any], tuple[int, int]] = answers.size,
+  tables: Sequence[tuple[Pending, Callable[[], None]]],
+  provenance: Callable[[PendingTable], Callable[[], Mapping[str, Any]]],
   notes: Callable[[], Sequence[str]] = tuple,
 ) -> None:
-  """Write the shards that are missing, then the manifest."""
-  task, split = table.described['task'], table.described['split']
-  missing = table.missing()
-  total = sum(map(len, missing.values()))
-  table.write(missing, provenance, progress.counted(f'{task} {split} row', total, sizes, notes))
-  log.info(
-    '%s, split %s: %d rows in %s (%d shards existed)%s',
-    *(task, split, len(table.split), table.directory, table.shard_count - len(missing)),
-    ''.join(f', {note}' for note in notes()),
-  )
+  """Write all tables, each with what lies beside it; last those that other programs work at."""
+  for wait in (False, True):
+    unfinished = []
+    for pending, write_beside in tables:
+      table, missing, existing, report = pending
+      if not table.write(missing, provenance(table), report, wait=wait):
+        unfinished.append((pending, write_beside))
+        continue
+      log.info(
+        '%s, split %s: %d rows in %s (%d shards existed)%s',
+        *(table.described['task'], table.described['split'], len(table.split), table.directory),
+        *(existing, ''.join(f', {note}' for note in notes())),
+      )
+      write_beside()
+    tables = unfinished
 
 
 if __name__ == '__main__':

@@ -145,7 +145,7 @@ def _write(
   present = np.array([True] * len(table.shards))
   present[table.missing()] = False
   missing = np.flatnonzero(~partitioning.from_process_0(present)).tolist()
-  report = progress.counted(
+  report = progress.Counted(
     f'{records.manifest.task} row',
     sum(len(table.shards[index]) for index in missing),
     _rows_and_tokens,

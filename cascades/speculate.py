@@ -7,8 +7,9 @@
 For every rule, alpha, number of drafts and temperature, and for either model alone, writes a table
 of predictions, SPECULATE_OUTPUT_DIR/points/<point>/<split>/, which `evaluate` reads like others,
 SPECULATE_OUTPUT_DIR/latency.json with the seconds per answer of each, and report.html,
-frontier.json, frontier.csv and figures/ with quality against cost. Rerunning the same
-command resumes it; more points can be added to the same directory.
+frontier.json, frontier.csv and figures/ with quality against cost. Rerunning the same command
+resumes it, and several that run at once divide the tables; more points can be added to the same
+directory.
 """
 
 from __future__ import annotations
@@ -24,13 +25,12 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Int
 
 from cascades.checkpoints import store
 from cascades.data.corpus import Corpus, Data
 from cascades.data.records import Records
 from cascades.evaluation import authorship, speculation
-from cascades.inference import answers, baselines, latency, points, trained_model
+from cascades.inference import answers, baselines, latency, points, speculator, trained_model
 from cascades.inference.answers import Answered, DecodingOptions, Generator
 from cascades.inference.pending_tables import PendingTable
 from cascades.inference.points import DecodingPoint
@@ -38,10 +38,10 @@ from cascades.inference.speculator import Speculator, TokenCascade, check_pair
 from cascades.inference.trained_model import Checkpoint, TrainedModel
 from cascades.interop import companions
 from cascades.reporting import speculation_report
-from cascades.runtime import files, profiling, progress, ranges
+from cascades.runtime import claims, files, profiling, progress, ranges
 from cascades.runtime.partitioning import Devices, Rules
 from cascades.tasks import chats
-from cascades.types import Prompt, Vocabulary
+from cascades.types import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -145,14 +145,17 @@ class SweepOutput:
     directory: Directory that is written to.
     shard_rows: Approximate number of rows of a shard.
     overwrite: Replaces tables and times of other models or settings instead of refusing.
+    lease: Seconds of silence after which the shard of another program is taken up.
   """
 
   directory: str
   shard_rows: int = 4096
   overwrite: bool = False
+  lease: float = claims.LEASE
 
   def __post_init__(self) -> None:
     ranges.check({'SHARD_ROWS': self.shard_rows}, least=1, integer=True)
+    ranges.check({'LEASE': self.lease}, above=0)
 
 
 def speculate(
@@ -217,15 +220,18 @@ def speculate(
           table = PendingTable(
             directory / 'points' / point.name / split, records, described, output.shard_rows,
             functools.partial(reader, corpus, records), dict if point.both else judge,
+            output.lease,
           )  # fmt: skip
           tables.append(table)
-    file = _latency_file(directory, output, timing, (small, large), data, read[0][1])
+    times = lambda: _latency_file(directory, output, timing, (small, large), data, read[0][1])
+    times()  # refuses those of another origin
     for table in tables:
       table.begin(overwrite=output.overwrite, setting='SPECULATE_OUTPUT_DIR')
     _write(tables, provenance)
-    if file:
-      _measure(file, timing, answerers, (small, large), sweep, data, *read[0])
-  if jax.process_index() == 0:
+    with claims.alone(directory, 'latency.json', output.lease):
+      if file := times():  # with those that another program has measured meanwhile
+        _measure(file, timing, answerers, (small, large), sweep, data, *read[0])
+  with claims.alone(directory, 'report.html', output.lease):
     for split in dict.fromkeys(table.described['split'] for table in tables):
       summarize(directory, split, large.vocabulary, max_tokens=data.lengths['targets'])
 
@@ -282,22 +288,9 @@ def _answerers(
       return functools.partial(shared, alpha=point.alpha or 0.0)
     model = small if point.rule == points.SMALL else large
     generator = Generator(model, max_tokens, sweep.options(point.temperature))
-    return functools.partial(_alone, generator, point.rule)
+    return functools.partial(speculator.answer_alone, generator, point.rule)
 
   return {point.name: answerer(point) for point in sweep.points}
-
-
-def _alone(
-  generator: Generator, model: str, prompts: Prompt, row_ids: Int[np.ndarray, 'B']
-) -> Answered:
-  """Answers of one model, with its calls."""
-  generation = generator.generate(prompts, row_ids)
-  calls = np.sum(generation.mask, 1)
-  zeros = np.zeros_like(calls)
-  numbers = {
-    f'{name}_calls': calls if name == model else zeros for name in (points.SMALL, points.LARGE)
-  }
-  return Answered(generation, numbers)
 
 
 def _models(point: DecodingPoint, small: TrainedModel, large: TrainedModel) -> dict[str, Any]:
@@ -310,22 +303,28 @@ def _models(point: DecodingPoint, small: TrainedModel, large: TrainedModel) -> d
 
 def _write(tables: Sequence[PendingTable], provenance: Callable[[], Mapping[str, str]]) -> None:
   """Write what is missing of all tables, with one report of progress."""
-  missing = [table.missing() for table in tables]
-  rows = sum(len(numbers) for shards in missing for numbers in shards.values())
-  report = progress.counted('row', rows, answers.size)
+  pending = [(number, table, table.missing()) for number, table in enumerate(tables, 1)]
+  rows = sum(len(numbers) for _, _, missing in pending for numbers in missing.values())
+  report = progress.Counted('row', rows, answers.size)
+  existing = [table.shard_count - len(missing) for _, table, missing in pending]
   last = None
-  for number, (table, shards) in enumerate(zip(tables, missing, strict=True), 1):
-    program = [table.described['point'][name] for name in ('rule', 'gamma', 'temperature')]
-    if program != last:
-      jax.clear_caches()  # an operating system maps no more than some dozen programs
-    last = program
-    table.write(shards, provenance, report)
-    log.info(
-      'table %d/%d  %s, %s, split %s: %d rows (%d of %d shards existed)',
-      *(number, len(tables), table.directory.parent.name, table.described['task']),
-      *(table.described['split'], len(table.split)),
-      *(table.shard_count - len(shards), table.shard_count),
-    )
+  for wait in (False, True):
+    unfinished = []
+    for number, table, missing in pending:
+      program = [table.described['point'][name] for name in ('rule', 'gamma', 'temperature')]
+      if program != last:
+        jax.clear_caches()  # an operating system maps no more than some dozen programs
+      last = program
+      if not table.write(missing, provenance, report, wait=wait):
+        unfinished.append((number, table, missing))
+        continue
+      log.info(
+        'table %d/%d  %s, %s, split %s: %d rows (%d of %d shards existed)',
+        *(number, len(tables), table.directory.parent.name, table.described['task']),
+        *(table.described['split'], len(table.split)),
+        *(existing[number - 1], table.shard_count),
+      )
+    pending = unfinished
 
 
 def _latency_file(

@@ -300,7 +300,7 @@ class _StreamRun:
   ) -> Iterator[StreamAnswer]:
     """Write the answers, count them, and log progress."""
     left = None if self.total is None else self.total - self.done
-    report = progress.counted('query', left or 0, lambda _: (1, 0), self.notes)
+    report = progress.Counted[Any]('query', left or 0, lambda _: (1, 0), self.notes)
     for answer, state in report(answers) if left else self._logged(answers):
       self.state = state
       row = self._row(answer)

@@ -1,6 +1,7 @@
 """Several `jax.distributed` processes on the CPU of this machine, as on a pod.
 
     python -m launch.local --processes=4 -- cascades.train --gin_file=... --gin.MODEL_DIR=...
+    python -m launch.local --replicas=4 -- cascades.infer --gin_file=... --gin.INFER_OUTPUT_DIR=...
 
 Runs a program of `cascades` with one device per process, but `evaluate`, `plan` and `browse_tasks`,
 which run in one process and need no launcher. Prints the log of process 0 as it is
@@ -8,6 +9,9 @@ written, and the end of the log of a process that failed; all logs are kept in a
 When one process dies the others are stopped with SIGTERM, and with SIGKILL after --grace seconds.
 The program is restarted after a preemption or a lost process (exit code 75) and after a signal, and
 at most --max_restarts times in a row without progress.
+
+With --replicas the program runs so many times independently, and the replicas divide its shards;
+each has --processes processes, by default one, and when one dies the other replicas go on.
 """
 
 from __future__ import annotations
@@ -26,18 +30,24 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags
 
-from launch import logs, restarting, stages
+from launch import logs, replicas, restarting, stages
 
 SECONDS_BETWEEN_POLLS = 0.05
 
-_PROCESSES = flags.DEFINE_integer('processes', 2, 'Number of processes.', lower_bound=1)
+_PROCESSES = flags.DEFINE_integer(
+  'processes', None, 'Number of processes; 2 by default, and 1 of a replica.', lower_bound=1
+)
 _GRACE = flags.DEFINE_float('grace', 60.0, 'Seconds between SIGTERM and SIGKILL.')
 
 
 def main(argv: Sequence[str]) -> None:
-  command = stages.program(argv[1:])
+  if replicas.is_requested():
+    sys.exit(replicas.launch('launch.local', sys.argv[1:], lambda _: ()))
+  is_single = replicas.is_replica() and _PROCESSES.value in (None, 1)
+  processes = 1 if is_single else _PROCESSES.value or 2
+  command = stages.program(argv[1:], is_replica=is_single)
   directory = logs.directory('cascades')
-  print(f'{_PROCESSES.value} x {shlex.join(command)}\nlogs: {directory}', flush=True)
+  print(f'{processes} x {shlex.join(command)}\nlogs: {directory}', flush=True)
   progress = restarting.Progress()
 
   def show(line: str) -> None:
@@ -45,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     print(f'[0] {line}', flush=True)
 
   attempt = functools.partial(
-    run, command, processes=_PROCESSES.value, log_dir=directory, grace=_GRACE.value, show=show
+    run, command, processes=processes, log_dir=directory, grace=_GRACE.value, show=show
   )
   sys.exit(
     restarting.exit_code(
@@ -69,6 +79,8 @@ def run(
 ) -> int:
   """Start the processes and wait until all have ended; none is left running in any case.
 
+  Several processes are those of one `jax.distributed` run.
+
   Args:
     command: Program and its arguments.
     processes: Number of processes.
@@ -87,13 +99,14 @@ def run(
     unbound.bind(('localhost', 0))  # any free port
     address = f'localhost:{unbound.getsockname()[1]}'
   shared = ['--coordinator_address', address, '--process_count', str(processes)]
+  flags_of = lambda index: [*shared, '--process_index', str(index)] if processes > 1 else []
   with contextlib.ExitStack() as stack:
     stack.enter_context(logs.following(paths[0], show))
     for index, path in enumerate(paths):
       log = stack.enter_context(path.open('ab'))
       children.append(
         subprocess.Popen(
-          [*restarting.UNINTERRUPTED, *command, *shared, '--process_index', str(index)],
+          [*restarting.UNINTERRUPTED, *command, *flags_of(index)],
           stdin=subprocess.DEVNULL,
           stdout=log,
           stderr=subprocess.STDOUT,

@@ -18,18 +18,25 @@ from cascades.runtime import environment, files
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def program(words: Sequence[str], *, python: str = sys.executable) -> list[str]:
+def program(
+  words: Sequence[str], *, python: str = sys.executable, is_replica: bool = False
+) -> list[str]:
   """Command line of `cascades.NAME flags...` for a Python interpreter."""
   if not words or not re.fullmatch(r'cascades(\.\w+)+', words[0]):
     raise app.UsageError(
       f'found {" ".join(words[:1]) or "nothing"!r} instead of a program: name it after two dashes, '
       'as in -- cascades.train --gin_file=...'
     )
-  if words[0].rpartition('.')[2] in environment.ONE_PROCESS:
+  if not is_replica and not has_process_flags(words[0]):
     raise app.UsageError(
       f'{words[0]} runs in one process and needs no launcher: run `python -m {words[0]} ...`.'
     )
   return [python, '-m', *words]
+
+
+def has_process_flags(program: str) -> bool:
+  """True for programs that run as one of several processes of `jax.distributed`."""
+  return program.rpartition('.')[2] not in environment.ONE_PROCESS
 
 
 class Stage(NamedTuple):

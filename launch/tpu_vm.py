@@ -6,7 +6,8 @@
 Creates the machine or reuses the one of that name, installs the package with its constraints, runs
 the program on every worker with --multihost, prints the log of worker 0, and stores all logs in
 --logs. A preempted machine is created again and the same command rerun. At the end the machine is
-deleted unless --keep. --queued uses a queued resource. Requires `gcloud`, logged in.
+deleted unless --keep. --queued uses a queued resource. With --replicas so many machines, NAME-0 and
+so on, run the same command and divide its shards. Requires `gcloud`, logged in.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from launch import logs, remote, restarting, stages
+from launch import logs, remote, replicas, restarting, stages
 
 _TYPE = flags.DEFINE_string('accelerator_type', None, 'v4-32, v5litepod-16, v5p-128, v6e-64, ...')
 _RUNTIME = flags.DEFINE_string(
@@ -60,11 +61,16 @@ STOP = (
 
 
 def main(argv: Sequence[str]) -> None:
-  name, words = remote.named(), stages.program(argv[1:], python='venv/bin/python')
+  name = remote.named()
+  if replicas.is_requested():
+    own = lambda number: [f'--name={name}-{number}']
+    sys.exit(replicas.launch('launch.tpu_vm', sys.argv[1:], own))
+  words = stages.program(argv[1:], python='venv/bin/python', is_replica=replicas.is_replica())
+  multihost = ['--multihost'] if stages.has_process_flags(argv[1]) else []
   if not _TYPE.value:
     raise app.UsageError('--accelerator_type is missing: name a type, such as v5litepod-16.')
   run = remote.executor()
-  command = shlex.join([*remote.environment(), *words, '--multihost'])
+  command = shlex.join([*remote.environment(), *words, *multihost])
   try:
     sys.exit(restarting.exit_code(lambda: launch(name, command, run)))
   except (RuntimeError, OSError) as error:

@@ -6,7 +6,8 @@
 xpk adds a wheel of this checkout to --base_docker_image, and the pods install it; an image of
 --docker_image must contain the package. GKE restarts programs that were preempted, stopped or
 failed, --max_restarts times in all: it knows no progress. Waits
-for the end, and deletes the workload unless --keep. Requires `xpk`, logged in; xpk prints a link to
+for the end, and deletes the workload unless --keep. With --replicas so many workloads, NAME-0 and
+so on, run the same command and divide its shards. Requires `xpk`, logged in; xpk prints a link to
 the logs.
 """
 
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from launch import remote, restarting, stages
+from launch import remote, replicas, restarting, stages
 
 _CLUSTER = flags.DEFINE_string('cluster', None, 'GKE cluster.')
 _TYPE = flags.DEFINE_string('tpu_type', None, 'v4-32, v5litepod-16, v5p-128, v6e-64, ...')
@@ -35,13 +36,18 @@ INSTALL = "pip install --quiet -c constraints.txt {requirement} 'jax[tpu]' && "
 
 
 def main(argv: Sequence[str]) -> None:
-  name, words = remote.named(), stages.program(argv[1:], python='python')
+  name = remote.named()
+  if replicas.is_requested():
+    own = lambda number: [f'--name={name}-{number}']
+    sys.exit(replicas.launch('launch.xpk', sys.argv[1:], own))
+  words = stages.program(argv[1:], python='python', is_replica=replicas.is_replica())
+  multihost = ['--multihost'] if stages.has_process_flags(argv[1]) else []
   missing = {'--cluster': _CLUSTER.value, '--tpu_type': _TYPE.value}
   if absent := [flag for flag, value in missing.items() if not value]:
     raise app.UsageError(f'{" and ".join(absent)} must be given.')
   run = remote.executor()
   # With exec, the SIGTERM that a pod gets reaches the program.
-  program = f'exec {shlex.join([*remote.environment(), *words, "--multihost"])}'
+  program = f'exec {shlex.join([*remote.environment(), *words, *multihost])}'
   try:
     sys.exit(restarting.exit_code(lambda: launch(name, program, run)))
   except (RuntimeError, OSError) as error:

@@ -162,7 +162,7 @@ def test_processes_make_the_teacher_cache_of_one_and_train_from_it(here, process
     caches.append(teacher_cache.CachedAnswers.open(place).read(range(38)))
   one, many = caches
   np.testing.assert_array_equal(many.ids, one.ids)
-  np.testing.assert_allclose(many.token_logprobs, one.token_logprobs, atol=1e-5)
+  np.testing.assert_allclose(many.top_logprobs, one.top_logprobs, atol=1e-5)
   np.testing.assert_allclose(many.tail, one.tail, atol=1e-5)
   small = [*train(here), f'--gin.MODEL_DIR={here}/small', '--gin.TRAIN_STEPS=4']
   said = together(

@@ -12,8 +12,9 @@ the large model's second.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,8 +31,8 @@ from cascades.data.corpus import Corpus
 from cascades.data.records import Records
 from cascades.inference.trained_model import TrainedModel
 from cascades.models import t5
-from cascades.predictions import shards, sidecars
-from cascades.runtime import partitioning
+from cascades.predictions import markers, shards, sidecars
+from cascades.runtime import claims, partitioning
 from cascades.tasks.task import Record
 from cascades.types import Batch, Params
 
@@ -94,6 +95,7 @@ def write(
   *,
   mode: shards.Mode,
   batch_size: int,
+  lease: float = claims.LEASE,
 ) -> None:
   """Write the sidecars of a finished table that are missing, shard by shard.
 
@@ -105,6 +107,7 @@ def write(
     split: Records of the table's rows.
     mode: Mode of the table.
     batch_size: Rows of a batch.
+    lease: Seconds of silence after which the shard of another program is taken up.
   """
   if not names:
     return
@@ -112,21 +115,30 @@ def write(
   count, fingerprint = table.manifest['shards'], table.manifest.get('fingerprint', '')
   for name in names:
     embedder = StateEmbedder(model, name)
-    done = sidecars.completed_shards(
-      directory, table.task, mode, name, count, total=len(split), fingerprint=fingerprint
-    )
-    missing = np.flatnonzero(
-      partitioning.from_process_0(np.array([index not in done for index in range(count)]))
-    ).tolist()
-    for index in missing:
-      numbers = shards.shard_rows(len(split), index, count)
-      path = directory / shards.shard_name(table.task, mode, index, count)
-      given = _tokens(path) if name == ANSWER else {}
-      array = _embed_rows(embedder, corpus, split, numbers, given, batch_size)
-      if jax.process_index() == 0:
-        sidecars.write_shard(
-          directory, table.task, mode, name, index, count, array, fingerprint=fingerprint
+
+    shard = functools.partial(sidecars.shard_name, table.task, mode, name, count=count)
+
+    def written(numbers: Sequence[int], shard: Callable[[int], str] = shard) -> set[int]:
+      return {
+        index
+        for index in markers.marked(directory, {number: shard(number) for number in numbers})
+        if not markers.defect(
+          directory / shard(index),
+          rows=len(shards.shard_rows(len(split), index, count)),
+          fingerprint=fingerprint,
         )
+      }
+
+    with claims.Claims(directory, lease) as claimed:
+      for index, _ in claimed.shares(dict.fromkeys(range(count)), shard, written, wait=True):
+        numbers = shards.shard_rows(len(split), index, count)
+        path = directory / shards.shard_name(table.task, mode, index, count)
+        given = _tokens(path) if name == ANSWER else {}
+        array = _embed_rows(embedder, corpus, split, numbers, given, batch_size)
+        if jax.process_index() == 0:
+          sidecars.write_shard(
+            directory, table.task, mode, name, index, count, array, fingerprint=fingerprint
+          )
     if jax.process_index() == 0:
       flops = 0.0 if name == ANSWER else _flops(model, corpus, split)
       origin = {

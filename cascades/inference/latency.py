@@ -148,7 +148,7 @@ def measure_answers(
       yield tokens
 
   sizes: Callable[[int], tuple[int, int]] = lambda tokens: (1, tokens)
-  report = progress.counted('timing', len(pending), sizes)
+  report = progress.Counted('timing', len(pending), sizes)
   for _ in report(measured()):
     pass
 

@@ -1,10 +1,10 @@
-"""Tables of predictions that a program writes shard by shard, and that a second run resumes."""
+"""Tables of predictions that programs write shard by shard, together or one after the other."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -12,8 +12,8 @@ import numpy as np
 from etils import epath
 
 from cascades.data.records import Records
-from cascades.predictions import rows, shards
-from cascades.runtime import partitioning
+from cascades.predictions import markers, rows, shards
+from cascades.runtime import claims, partitioning, progress
 
 NumberedRows: TypeAlias = Iterator[tuple[int, rows.JsonRow]]
 
@@ -28,6 +28,7 @@ class PendingTable(NamedTuple):
     shard_rows: Approximate number of rows of a shard.
     answer: Rows of the table for numbered rows of the split, in any order.
     judge_baselines: Quality of cheap answers, for the manifest.
+    lease: Seconds of silence after which the shard of another program is taken up.
   """
 
   directory: epath.Path
@@ -36,6 +37,7 @@ class PendingTable(NamedTuple):
   shard_rows: int
   answer: Callable[[Sequence[int]], NumberedRows]
   judge_baselines: Callable[[], Mapping[str, Mapping[str, float]]] = dict
+  lease: float = claims.LEASE
 
   @property
   def shard_count(self) -> int:
@@ -57,13 +59,14 @@ class PendingTable(NamedTuple):
       'rows': len(self.split),
       'shards': self.shard_count,
     }
-    shards.begin(
-      self.directory,
-      {**self.described, **data},
-      fingerprint=self.fingerprint,
-      overwrite=overwrite,
-      setting=setting,
-    )
+    with claims.alone(self.directory, f'{shards.stem(*self._names)}.begun', self.lease):
+      shards.begin(
+        self.directory,
+        {**self.described, **data},
+        fingerprint=self.fingerprint,
+        overwrite=overwrite,
+        setting=setting,
+      )
 
   def missing(self) -> dict[int, range]:
     """Numbers of the rows of each shard that is to be written; the same on all processes."""
@@ -79,35 +82,86 @@ class PendingTable(NamedTuple):
 
   def write(
     self,
-    missing: Mapping[int, range],
+    missing: dict[int, range],
     provenance: Callable[[], Mapping[str, str]],
-    report: Callable[[NumberedRows], NumberedRows],
-  ) -> None:
-    """Write the missing shards, then the manifest.
+    report: progress.Counted[tuple[int, rows.JsonRow]],
+    *,
+    wait: bool,
+  ) -> bool:
+    """Write missing shards that no other program holds, and at the end the manifest.
 
     Args:
-      missing: Result of `missing`.
+      missing: Result of `missing`; shards that are written by any program are removed.
       provenance: Gives the configuration and versions that are recorded in the manifest.
-      report: Passes rows on, and reports progress.
+      report: Counts rows.
+      wait: Wait for the shards of other programs, and take up those that are lost.
+
+    Returns:
+      True if the table is finished.
     """
     task, mode = self._names
-    for index, numbers in missing.items():
-      answered = dict(report(self.answer(numbers)))
-      if jax.process_index() == 0:
-        ordered = [answered[number] for number in numbers]
-        shards.write_shard(
-          self.directory, task, mode, index, self.shard_count, ordered, fingerprint=self.fingerprint
-        )
-    if jax.process_index() == 0:
-      manifest = {'config': '', **provenance(), **self.described, 'fingerprint': self.fingerprint}
-      # The key keeps the spelling of older tables.
-      sizes = {
-        'rows': len(self.split),
-        'shards': self.shard_count,
-        'unlabelled': self.split.manifest.unlabeled,
-      }
-      cheap = {'baselines': judged} if (judged := self.judge_baselines()) else {}
-      shards.write_manifest(self.directory, manifest | sizes | cheap)
+    manifest = self.directory / shards.manifest_name(task, mode)
+    existed = manifest.exists()
+    damaged = self._marked(missing)  # as they were not complete to begin with
+    with claims.Claims(self.directory, self.lease) as claimed:
+
+      def written(numbers: Sequence[int]) -> set[int]:
+        complete = self._complete(self._marked(numbers), damaged)
+        report.add(sum(len(missing[number]) for number in complete))
+        return complete
+
+      for index, numbers in claimed.shares(missing, self._shard_name, written, wait=wait):
+        answered = dict(report(self.answer(numbers)))
+        if jax.process_index() == 0:
+          ordered = [answered[number] for number in numbers]
+          shards.write_shard(
+            self.directory, task, mode, index, self.shard_count, ordered,
+            fingerprint=self.fingerprint,
+          )  # fmt: skip
+      if missing:
+        return False
+      finish = claimed.shares(
+        {0: None},
+        lambda _: manifest.name,
+        lambda numbers: () if existed or not manifest.exists() else numbers,
+        wait=True,
+      )
+      for _ in finish:
+        if jax.process_index() == 0:
+          self._write_manifest(provenance())
+          claimed.clear(map(self._shard_name, range(self.shard_count)))
+    return True
+
+  def _write_manifest(self, provenance: Mapping[str, str]) -> None:
+    manifest = {'config': '', **provenance, **self.described, 'fingerprint': self.fingerprint}
+    # The key keeps the spelling of older tables.
+    sizes = {
+      'rows': len(self.split),
+      'shards': self.shard_count,
+      'unlabelled': self.split.manifest.unlabeled,
+    }
+    cheap = {'baselines': judged} if (judged := self.judge_baselines()) else {}
+    shards.write_manifest(self.directory, manifest | sizes | cheap)
+
+  def _shard_name(self, index: int) -> str:
+    return shards.shard_name(*self._names, index, self.shard_count)
+
+  def _marked(self, numbers: Iterable[int]) -> set[int]:
+    """Numbers of the shards that have markers."""
+    return markers.marked(self.directory, {number: self._shard_name(number) for number in numbers})
+
+  def _complete(self, numbers: Iterable[int], damaged: Collection[int]) -> set[int]:
+    """Numbers of complete shards by their sizes; by their content, if they were damaged before."""
+    return {
+      number
+      for number in numbers
+      if not markers.defect(
+        self.directory / self._shard_name(number),
+        rows=len(shards.shard_rows(len(self.split), number, self.shard_count)),
+        fingerprint=self.fingerprint,
+        digest=number in damaged,
+      )
+    }
 
   @property
   def _names(self) -> tuple[str, rows.Mode]:

@@ -19,8 +19,8 @@ from jax import Array
 from jaxtyping import Int
 
 from cascades import speculative, target_distributions
-from cascades.inference import speculation, token_cascade
-from cascades.inference.answers import Answered, DecodingOptions
+from cascades.inference import points, speculation, token_cascade
+from cascades.inference.answers import Answered, DecodingOptions, Generator
 from cascades.inference.speculation import CallCounts, DraftPlan, Speculation
 from cascades.inference.trained_model import TrainedModel
 from cascades.runtime import partitioning, ranges
@@ -289,3 +289,16 @@ def check_pair(small: TrainedModel, large: TrainedModel) -> None:
       f'{large.vocabulary.size}: models that decode together must have the same. Train or convert '
       'both with one vocabulary.'
     )
+
+
+def answer_alone(
+  generator: Generator, model: str, prompts: Prompt, row_ids: Int[np.ndarray, 'B']
+) -> Answered:
+  """Answers of one model, with its calls."""
+  generation = generator.generate(prompts, row_ids)
+  calls = np.sum(generation.mask, 1)
+  zeros = np.zeros_like(calls)
+  numbers = {
+    f'{name}_calls': calls if name == model else zeros for name in (points.SMALL, points.LARGE)
+  }
+  return Answered(generation, numbers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -56,6 +57,12 @@ def defect(path: epath.Path, *, rows: int, fingerprint: str, digest: bool = True
     for name, value in expected.items()
     if marked.get(name) != value
   )
+
+
+def marked(directory: epath.Path, names: Mapping[int, str]) -> set[int]:
+  """Numbers of the files that have markers, by their names; lists the directory once."""
+  present = {path.name for path in directory.iterdir()} if directory.exists() else set()
+  return {number for number, name in names.items() if f'{name}{SUFFIX}' in present}
 
 
 def fingerprints(directory: epath.Path, pattern: str) -> set[str]:

@@ -17,6 +17,9 @@ ONE_PROCESS = (
   'evaluate', 'calibrate', 'plan', 'speculate', 'browse_tasks', 'route', 'serve', 'stream',
 )  # fmt: skip
 
+# Programs that divide their work by shards: the same command may run several times at once.
+REPLICATED = ('infer', 'cache_teacher', 'speculate')
+
 
 def prepare() -> None:
   """Set what JAX and XLA read at import; variables that the user has set are left alone.

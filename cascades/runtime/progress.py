@@ -8,7 +8,7 @@ import pathlib
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 from etils import epath
 from tensorboardX import event_file_writer, record_writer
@@ -115,38 +115,54 @@ def format_line(
   return '  '.join([*columns, *notes])
 
 
-def counted(
-  unit: str,
-  total: int,
-  sizes: Callable[[T], tuple[int, int]],
-  notes: Callable[[], Sequence[str]] = tuple,
-) -> Callable[[Iterator[T]], Iterator[T]]:
-  """Wrap iterators so that progress over all of them is logged every few seconds.
+class Counted(Generic[T]):
+  """Wraps iterators so that progress over all of them is logged every few seconds."""
 
-  Args:
-    unit: Name of the units that are counted, such as `row`.
-    total: Number of units of all iterators together.
-    sizes: Maps an item to its number of units and of tokens.
-    notes: Gives further columns of a line.
-  """
-  meter = Meter(total)
-  passed = tokens = 0
-  last: float | None = None
+  def __init__(
+    self,
+    unit: str,
+    total: int,
+    sizes: Callable[[T], tuple[int, int]],
+    notes: Callable[[], Sequence[str]] = tuple,
+  ) -> None:
+    """Begins to count.
 
-  def passing(items: Iterator[T]) -> Iterator[T]:
-    nonlocal passed, tokens, last
+    Args:
+      unit: Name of the units that are counted, such as `row`.
+      total: Number of units of all iterators together, and of other programs.
+      sizes: Maps an item to its number of units and of tokens.
+      notes: Gives further columns of a line.
+    """
+    self._unit, self._total, self._sizes, self._notes = unit, total, sizes, notes
+    self._meter = Meter(total)
+    self._passed = self._tokens = self._elsewhere = 0
+    self._last: float | None = None
+
+  def __call__(self, items: Iterator[T]) -> Iterator[T]:
+    """Passes items on, and counts them."""
     for item in items:
       yield item
-      units, more = sizes(item)
-      passed, tokens = passed + units, tokens + more
-      if last is not None and passed < total and time.monotonic() - last < SECONDS_BETWEEN_LINES:
-        continue
-      rates = meter.update(passed, tokens)
-      if rates:
-        log.info('%s', format_line(passed, total, {}, rates, unit=unit, notes=notes()))
-      last, tokens = time.monotonic(), 0
+      units, tokens = self._sizes(item)
+      self._passed, self._tokens = self._passed + units, self._tokens + tokens
+      is_last = self._passed >= self._total
+      if self._last is None or is_last or time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+        self._log()
 
-  return passing
+  def add(self, units: int) -> None:
+    """Counts units that other programs have done."""
+    self._passed, self._elsewhere = self._passed + units, self._elsewhere + units
+    if units and self._passed >= self._total:
+      self._log()
+
+  def _log(self) -> None:
+    notes = [*self._notes()]
+    if self._elsewhere:
+      notes.append(f'{self._elsewhere} of them by other programs')
+    rates = self._meter.update(self._passed, self._tokens)
+    if rates:
+      line = format_line(self._passed, self._total, {}, rates, unit=self._unit, notes=notes)
+      log.info('%s', line)
+    self._last, self._tokens = time.monotonic(), 0
 
 
 class Events:

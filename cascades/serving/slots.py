@@ -273,7 +273,7 @@ class RunningBatch:
         decoded = compiled(decode, params, shapes, free_rows(rows), donated=[1])
         yield ('decode', rows), decoded
 
-    logged = progress.counted('program', plan.programs, lambda _: (1, 0))
+    logged = progress.Counted[Any]('program', plan.programs, lambda _: (1, 0))
     self._programs = dict(logged(compile_all()))
     row_key(0)  # compiles its programs
     self.clear()

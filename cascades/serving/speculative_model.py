@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -209,7 +210,7 @@ class SpeculativeModel:
 
   def _compile(self) -> None:
     try:
-      logged = progress.counted('program', len(self._lengths), lambda _: (1, 0))
+      logged = progress.Counted[Any]('program', len(self._lengths), lambda _: (1, 0))
       for _ in logged(self._speculate(np.ones(length, np.int32)) for length in self._lengths):
         pass
     except Exception as error:

@@ -19,6 +19,7 @@ import io
 import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from cascades.runtime import files, origins
+from cascades.runtime import claims, files, origins
 from cascades.teachers import Top1, TopK
 from cascades.training.answer_format import AnswerFormat
 
@@ -41,6 +42,7 @@ _MANIFEST_TYPES: Mapping[str, Any] = {
   'shards': int, 'top_k': int | None, 'dtype': str, 'vocab_size': int,
 }  # fmt: skip
 _ANSWERS, _ROWS, _IDS, _DESCRIPTION = 'answers', 'rows.npy', 'ids.npy', 'json'
+_DESCRIBED = re.compile(rf'\d+\.{_DESCRIPTION}')
 
 
 def location(directory: epath.PathLike, task: str, split: str) -> epath.Path:
@@ -82,7 +84,7 @@ def begin(
   path = directory / MANIFEST
   if overwrite and not write:  # the process that writes may be removing the files
     return
-  if write:
+  if write and not claims.claimed(directory):  # otherwise another program may be writing
     files.remove_leftovers(directory)
   identity = json.loads(json.dumps({'format': FORMAT, **identity}))
   content = json.dumps({**identity, **notes}, indent=2, allow_nan=False) + '\n'
@@ -134,6 +136,17 @@ def complete_shards(directory: epath.Path, count: int) -> set[int]:
     for index in range(count)
     if not _defect(directory, index, contents=(_ANSWERS, _ROWS, _IDS))
   }
+
+
+def described_shards(directory: epath.Path) -> set[int]:
+  """The shards that have a description, complete or not; lists the directory once."""
+  names = (path.name for path in directory.iterdir())
+  return {int(name.partition('.')[0]) for name in names if _DESCRIBED.fullmatch(name)}
+
+
+def is_complete(directory: epath.Path, index: int, *, content: bool) -> bool:
+  """True if a shard has the sizes in its description; reads every byte only for `content`."""
+  return not _defect(directory, index, contents=(_ANSWERS, _ROWS, _IDS) if content else ())
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -274,7 +287,7 @@ def sample_ids(directory: epath.Path) -> dict[int, str]:
 
 
 def _shards_present(directory: epath.Path) -> int:
-  return sum(1 for _ in directory.glob(f'[0-9]*.{_DESCRIPTION}'))
+  return len(described_shards(directory))
 
 
 def _defect(directory: epath.Path, index: int, *, contents: Sequence[str]) -> str:

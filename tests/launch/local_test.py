@@ -10,7 +10,7 @@ import time
 import pytest
 from absl import app
 
-from launch import local, logs, restarting, stages
+from launch import local, logs, replicas, restarting, stages
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A stand-in for a program: it knows which process it is, and does what the test says.
@@ -220,3 +220,25 @@ def test_the_command_line_runs_a_program_behind_two_dashes(tmp_path):
   output = [path.read_text() for path in tmp_path.glob('cascades-*/process-*.log')]
   assert len(output) == 2
   assert 'python -m cascades.convert --gin_file=' in ''.join(output)
+
+
+def test_replicas_end_with_0_if_one_succeeds_and_with_the_first_error_if_none_does(capfd):
+  command = lambda code, seconds=0: [
+    'sh',
+    '-c',
+    f'sleep {seconds}; echo ends with {code}; exit {code}',
+  ]
+  assert replicas.run([command(3), command(0), command(75)]) == 0
+  assert replicas.run([command(1, 0.5), command(4)]) == 4
+  output = capfd.readouterr().out
+  assert 'replica 1: ends with 0\n' in output
+  assert 'replica 2: ends with 75\n' in output
+
+
+def test_replicas_are_for_programs_that_divide_their_work():
+  done = subprocess.run(
+    [sys.executable, '-m', 'launch.local', '--replicas=2', '--', 'cascades.train'],
+    cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+  )  # fmt: skip
+  assert done.returncode == 1
+  assert 'cascades.infer, cascades.cache_teacher, cascades.speculate; found' in done.stderr

@@ -295,3 +295,22 @@ def test_a_missing_gcloud_is_said(tmp_path):
   assert code == 1
   assert 'gcloud is not on PATH: install it' in output
   assert 'Traceback' not in output
+
+
+def test_replicas_are_machines_of_their_own_and_share_a_command(gcloud):
+  """Those of a program without flags of several processes get none."""
+  for program in ('cascades.infer', 'cascades.speculate'):
+    done = subprocess.run(
+      [
+        *(sys.executable, '-m', 'launch.tpu_vm', *GIVEN, '--dry_run', '--replicas=2'),
+        *('--', program, '--gin.SPLITS=("test",)'),
+      ],
+      cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for number in range(2):
+      lines = [line for line in done.stdout.splitlines() if line.startswith(f'replica {number}: ')]
+      assert any(f'tpu-vm create me-{number} ' in line for line in lines)
+      assert any(f'tpu-vm delete me-{number} ' in line for line in lines)
+      (run,) = [line for line in lines if 'exec env' in line]
+      assert ('--multihost' in run) == (program == 'cascades.infer')

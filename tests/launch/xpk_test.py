@@ -5,9 +5,11 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 
 import pytest
 
+from launch.stages import ROOT
 from tests.launch.fake_tool import Fake
 
 PLACE = ['--cluster=c', '--zone=us-east5-a', '--project=mine']
@@ -106,3 +108,17 @@ def test_what_is_missing_is_said(xpk):
   code, output = xpk.run('launch.xpk', '--name=me', *PROGRAM)
   assert code == 1
   assert '--cluster and --tpu_type must be given' in output
+
+
+def test_replicas_are_workloads_of_their_own():
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'launch.xpk', *GIVEN, READY_MADE, '--dry_run', '--replicas=2'),
+      *PROGRAM,
+    ],
+    cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stdout + done.stderr
+  for number in range(2):
+    assert f'replica {number}: xpk workload create ' in done.stdout
+    assert f'--workload=me-{number} ' in done.stdout
