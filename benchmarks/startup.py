@@ -1,6 +1,11 @@
-"""Seconds until `cascades.browse_tasks` prints, and whether it imports TensorFlow.
+"""Seconds from a command to its first line: help, listings, and an evaluation of the demo's tables.
 
-python -m benchmarks.startup
+    python -m benchmarks.startup
+    python -m benchmarks.startup --demo=runs/demo
+
+Each sample is the real command in its own process; the commands take turns, so that a busy machine
+slows all alike. Every start but the first finds the files of the interpreter in memory. The way of
+`cascades.train` to its first step is measured by `benchmarks.first_step`.
 """
 
 from __future__ import annotations
@@ -8,29 +13,39 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import NamedTuple
 
 from benchmarks import bars
 from benchmarks.bars import Measured
 
-SECONDS = 3.0
-COMMANDS = (('list',), ('show', 'superglue_rte', '--sample'))
+HELP_SECONDS, LIST_SECONDS = 0.7, 3.0
+HELP: Mapping[str, tuple[str, ...]] = {
+  f'cascades.{name} --help': (f'cascades.{name}', '--help')
+  for name in ('train', 'infer', 'evaluate', 'serve')
+}
+LISTS: Mapping[str, tuple[str, ...]] = {
+  'browse_tasks list': ('cascades.browse_tasks', 'list'),
+  'browse_tasks show': ('cascades.browse_tasks', 'show', 'superglue_rte', '--sample'),
+}
+HEAVY = ('jax', 'tensorflow')
 
-# The command as typed, followed by whether it has imported TensorFlow.
-_RUN = """
+# The command as typed, followed by what it has imported of `HEAVY`.
+_RUN = f"""
 import atexit, runpy, sys
-atexit.register(lambda: print('tensorflow' in sys.modules, file=sys.stderr))
-runpy.run_module('cascades.browse_tasks', run_name='__main__', alter_sys=True)
+atexit.register(lambda: print(*{{*{HEAVY}}} & {{*sys.modules}}, file=sys.stderr))
+sys.argv, sys.orig_argv = ['-m', *sys.argv[2:]], [sys.executable, '-m', *sys.argv[1:]]
+runpy.run_module(sys.orig_argv[2], run_name='__main__', alter_sys=True)
 """
 
 
 class Run(NamedTuple):
   first: float  # seconds to the first line
   all: float
-  lines: int
-  tensorflow: bool  # whether it was imported
+  imported: frozenset[str]  # of `HEAVY`
 
 
 def run(command: tuple[str, ...]) -> Run:
@@ -44,33 +59,46 @@ def run(command: tuple[str, ...]) -> Run:
   ) as process:
     assert process.stdout
     assert process.stderr
-    lines = [process.stdout.readline()]
+    line = process.stdout.readline()
     first = time.perf_counter() - start
-    lines += process.stdout.readlines()
+    process.stdout.read()
     errors = process.stderr.read()
-  if process.returncode or not lines[0]:
-    raise subprocess.CalledProcessError(process.returncode, command, ''.join(lines), errors)
-  return Run(first, time.perf_counter() - start, len(lines), errors.split()[-1] == 'True')
+  if process.returncode or not line:
+    raise subprocess.CalledProcessError(process.returncode, command, line, errors)
+  return Run(first, time.perf_counter() - start, frozenset(errors.splitlines()[-1].split()))
+
+
+def measure(demo: str | None, repeats: int) -> Iterator[Measured]:
+  with tempfile.TemporaryDirectory() as output:
+    evaluations = {
+      'cascades.evaluate, of two tables': (
+        'cascades.evaluate', '--gin_file=runs/evaluate.gin', f'--gin.EVAL_OUTPUT_DIR={output}',
+        f'--gin.SMALL={demo}/cat_xent/predictions', f'--gin.LARGE={demo}/large/predictions',
+      )
+    } if demo else {}  # fmt: skip
+    commands = {**HELP, **LISTS, **evaluations}
+    samples: dict[str, list[Run]] = {name: [] for name in commands}
+    for _ in range(repeats):
+      for name, command in commands.items():
+        samples[name].append(run(command))
+  for name, runs in samples.items():
+    bar = HELP_SECONDS if name in HELP else LIST_SECONDS if name in LISTS else None
+    imported = ' and '.join(sorted(frozenset.union(*(each.imported for each in runs))))
+    yield Measured(
+      f'{name}: to the first line', median(each.first for each in runs), 's', at_most=bar,
+      note=f'best {min(each.first for each in runs):.2f}; imports {imported or "neither"}',
+    )  # fmt: skip
+    yield Measured(f'{name}: to the end', median(each.all for each in runs), 's')
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--repeats', type=int, default=7)
+  parser.add_argument('--demo', help='a directory of `make demo`, to start an evaluation too')
   parser.add_argument('--output', default=bars.RESULTS / 'startup.json')
   options = parser.parse_args()
-  measured = []
-  for command in COMMANDS:
-    name, runs = ' '.join(command), [run(command) for _ in range(options.repeats)]
-    for what, times, bar in (
-      ('to the first line', [sample.first for sample in runs], SECONDS),
-      ('to the end', [sample.all for sample in runs], None),
-    ):
-      note = f'best {min(times):.2f}; {runs[0].lines} lines'
-      measured.append(Measured(f'{name}: {what}', median(times), 's', at_most=bar, note=note))
-    imported = sum(sample.tensorflow for sample in runs)
-    measured.append(Measured(f'{name}: TensorFlow imported', imported, 'times', at_most=1))
   bars.report(
-    'python -m cascades.browse_tasks', measured, options.output, {'repeats': options.repeats}
+    'seconds of a start', measure(options.demo, options.repeats), options.output, vars(options)
   )
 
 

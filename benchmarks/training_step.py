@@ -66,15 +66,17 @@ def batch(architecture: str) -> Batch:
   return Batch(inputs, targets, jnp.ones(targets.shape), draw(ROWS, SOURCE))
 
 
+ADAMW = functools.partial(optimizers.adamw, clip_norm=None)
+
+
 def prepared(
-  small: ModelConfig, large: ModelConfig | None, loss: losses.CascadeLoss
+  small: ModelConfig,
+  large: ModelConfig | None,
+  loss: losses.CascadeLoss,
+  optimizer: optimizers.Optimizer = ADAMW,
 ) -> tuple[jax.stages.Wrapped, train_step.TrainState, train_step.Frozen]:
-  """Compiled step of AdamW, and its initial state with random weights."""
-  step = setup.Step(
-    learning_rate=optimizers.constant(1e-3),
-    optimizer=functools.partial(optimizers.adamw, clip_norm=None),
-    loss=loss,
-  )
+  """Compiled step, and its initial state with random weights."""
+  step = setup.Step(learning_rate=optimizers.constant(1e-3), optimizer=optimizer, loss=loss)
   abstract = setup.abstract_run(setup.SmallModel(small), setup.LargeModel(large), step.transform)
   params = init_params(small, 0, abstract.state.params)
   frozen = train_step.Frozen(large and init_params(large, 1, abstract.frozen.large))
@@ -87,9 +89,10 @@ def ours(
   large: ModelConfig | None,
   loss: losses.CascadeLoss,
   batches: Iterator[Batch] | None = None,
+  optimizer: optimizers.Optimizer = ADAMW,
 ) -> Step:
   """Update on one batch or a stream of batches; the state advances as in a run."""
-  compiled, state, frozen = prepared(small, large, loss)
+  compiled, state, frozen = prepared(small, large, loss, optimizer)
   batches = batches or itertools.repeat(batch(small.architecture))
 
   def step() -> None:
@@ -130,14 +133,22 @@ def forward(large: ModelConfig) -> Step:
   return lambda: jax.block_until_ready(run(params))
 
 
-def theirs(small: ModelConfig, large: ModelConfig | None, *, update: bool = True) -> Step:
+def theirs(
+  small: ModelConfig,
+  large: ModelConfig | None,
+  *,
+  update: bool = True,
+  examples: Batch | None = None,
+  optimizer: str = 'AdamW',
+) -> Step:
   """The same update, or its gradient alone, in PyTorch and transformers."""
   import torch
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   model, teacher = twin(small).train(), large and twin(large).eval()
-  optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
-  rows = jax.tree.map(lambda x: torch.tensor(np.asarray(x)).long(), batch(small.architecture))
+  updater = getattr(torch.optim, optimizer)(model.parameters(), 1e-3, weight_decay=0.0)
+  examples = examples or batch(small.architecture)
+  rows = jax.tree.map(lambda x: torch.tensor(np.asarray(x)).long(), examples)
   if small.architecture == 'decoder_only':
     arguments = {'input_ids': rows.inputs}
   else:
@@ -145,7 +156,7 @@ def theirs(small: ModelConfig, large: ModelConfig | None, *, update: bool = True
   counted = rows.weights > 0
 
   def step() -> None:
-    optimizer.zero_grad()
+    updater.zero_grad()
     logits = model(**arguments).logits[counted]
     loss = torch.nn.functional.cross_entropy(logits, rows.targets[counted])
     if teacher is not None:
@@ -154,7 +165,7 @@ def theirs(small: ModelConfig, large: ModelConfig | None, *, update: bool = True
       loss = 0.5 * loss + 0.5 * torch.nn.functional.cross_entropy(logits, soft)
     loss.backward()
     if update:
-      optimizer.step()
+      updater.step()
 
   return step
 

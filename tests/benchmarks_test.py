@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -244,11 +245,12 @@ def test_a_few_documents_are_materialized_and_measured(tmp_path, tmp_path_factor
   assert costs['bytes'] > 4 * 568 * costs['rows']
 
 
-def test_a_command_says_whether_it_imported_tensorflow():
-  output = startup.run(('show', 'superglue_rte', '--sample', '-n', '1'))
-  assert not output.tensorflow
-  assert 0 < output.first <= output.all
-  assert output.lines > 5
+def test_a_start_says_when_it_spoke_and_what_it_imported():
+  listing = startup.run(startup.LISTS['browse_tasks show'])
+  assert not listing.imported
+  assert 0 < listing.first <= listing.all
+  with pytest.raises(subprocess.CalledProcessError, match='browse_tasks'):
+    startup.run(('cascades.browse_tasks', 'nothing'))
 
 
 def test_points_of_the_sweep_are_compared_with_the_sequence_cascade_at_as_many_calls():
