@@ -95,7 +95,8 @@ def _plain(value: Any) -> Any:
 
 def machine() -> dict[str, Any]:
   """Processor, load, and commit; '+' means that files other than results differ from it."""
-  changes = _git('status', '--porcelain', '--', '.', ':!benchmarks/results')
+  results = (':!benchmarks/results', ':!experiments/*.json', ':!experiments/*.png')
+  changes = _git('status', '--porcelain', '--', '.', *results)
   return {
     'processor': _processor(),
     'cores': len(os.sched_getaffinity(0)),
@@ -136,9 +137,9 @@ def _processor() -> str:
 
 
 def _git(*command: str) -> str:
-  here = pathlib.Path(__file__).parent
+  root = pathlib.Path(__file__).parents[1]
   try:
-    done = subprocess.run(['git', *command], capture_output=True, text=True, check=True, cwd=here)
+    done = subprocess.run(['git', *command], capture_output=True, text=True, check=True, cwd=root)
   except (OSError, subprocess.CalledProcessError):
     return ''
   return done.stdout.strip()

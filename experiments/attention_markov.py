@@ -207,10 +207,13 @@ def recent(collapse: Collapse) -> Float[np.ndarray, 'r K']:
 
 
 def urn_exponent(collapse: Collapse) -> float:
-  """Exponent b of the mean count of a losing token, length^b, over the second half of the marks."""
-  half = len(collapse.lengths) // 2
-  losers = collapse.counts[:, half:, 1:].mean(axis=(0, 2))
-  return float(np.polyfit(np.log(collapse.lengths[half:]), np.log(losers), 1)[0])
+  """Exponent b of a loser's count, m_1^b for the count m_1 of the heaviest token.
+
+  By least squares on the means over trajectories of both logarithms, over the second half of the
+  marks.
+  """
+  logs = np.log(collapse.counts[:, len(collapse.lengths) // 2 :])
+  return float(np.polyfit(logs[..., 0].mean(axis=0), logs[..., 1:].mean(axis=(0, 2)), 1)[0])
 
 
 def _range(values: Float[np.ndarray, 'n']) -> str:

@@ -136,8 +136,9 @@ def test_libraries_stay_in_their_rooms(module):
       assert library not in FORBIDDEN_IN_WORDS, f'{module} is pure and imports {library}'
 
 
-def test_nothing_imports_launch():
-  assert not [name for name, path in MODULES.items() if 'launch' in map(_top, _imports(path))]
+@pytest.mark.parametrize('above', ['benchmarks', 'experiments', 'launch', 'tests'])
+def test_nothing_imports_what_stands_above_the_package(above):
+  assert not [name for name, path in MODULES.items() if above in map(_top, _imports(path))]
 
 
 def _top(name: str) -> str:

@@ -20,6 +20,7 @@ FOLDERS = (
   'cascades',
   'docs',
   'examples',
+  'experiments',
   'gin_configs',
   'launch',
   'tests',

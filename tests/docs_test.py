@@ -13,7 +13,10 @@ from tests import settings_page
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / 'docs'
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob('*.md'))
-TOP_LEVEL = ('README.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md', 'examples/README.md')
+TOP_LEVEL = (
+  'README.md', 'CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md', 'examples/README.md',
+  *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob('experiments/*.md')),
+)  # fmt: skip
 MODULES = re.compile(r'^::: ([\w.]+)$', re.MULTILINE)
 
 
@@ -53,7 +56,9 @@ def test_no_link_leads_out_of_the_site(page):
 @pytest.mark.parametrize('page', [*TOP_LEVEL, *(f'docs/{page}' for page in PAGES)])
 def test_every_path_in_code_font_exists(page):
   text = (ROOT / page).read_text()
-  folders = '|'.join(('benchmarks', 'cascades', 'examples', 'gin_configs', 'launch', 'tests'))
+  folders = '|'.join(
+    ('benchmarks', 'cascades', 'examples', 'experiments', 'gin_configs', 'launch', 'tests')
+  )
   paths = re.findall(rf'`((?:{folders})/[\w./]*)`', text)
   written = ('benchmarks/results',)  # by programs
   assert [p for p in paths if not p.startswith(written) and not (ROOT / p).exists()] == []
