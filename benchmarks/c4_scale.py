@@ -46,11 +46,12 @@ FLAT = 1.1  # bound on the growth of memory from the fewest documents to the mos
 HOUR, MEBIBYTE, GIBIBYTE, TEBIBYTE = 3600, 1 << 20, 1 << 30, 1 << 40
 
 
-def write_documents(text: str, count: int, directory: pathlib.Path) -> int:
-  """Write a file as in the JSON release, and return its number of characters."""
-  draw = random.Random(0)
+def write_documents(text: str, count: int, directory: pathlib.Path, number: int = 0) -> int:
+  """Write a file of this number as in the JSON release, and return its number of characters."""
+  draw = random.Random(number)
   characters = 0
-  with gzip.open(directory / 'c4-train.00000-of-01024.json.gz', 'wt', compresslevel=1) as file:
+  name = f'c4-train.{number:05d}-of-01024.json.gz'
+  with gzip.open(directory / name, 'wt', compresslevel=1) as file:
     for _ in range(count):
       start, length = draw.randrange(len(text) // 2), 1 + int(draw.lognormvariate(*CHARACTERS))
       document = text[start : start + length]

@@ -9,6 +9,7 @@
   python -m cascades.browse_tasks download superglue_rte
   python -m cascades.browse_tasks train_vocabulary superglue flan2021 --size=8000 --output=my.model
   python -m cascades.browse_tasks materialize superglue --data_dir=data --vocabulary=my.model
+  python -m cascades.browse_tasks materialize c4_causal_lm --data_dir=data --runner=FlinkRunner
 
 TASK is the name of a task or mixture from `list`, or a file: .jsonl with the keys inputs and
 targets (or --inputs_key and --targets_key; `--targets_key=` for rows without answers), .tsv with
@@ -51,7 +52,11 @@ def main(argv: Sequence[str] | None = None, *, read_task: ReadTask | None = None
     The exit code: 0, 1 after an error or malformed rows, 130 if interrupted.
   """
   environment.raise_on_interrupt()
-  arguments = _parser().parse_args(argv)
+  parser = _parser()
+  arguments, beam = parser.parse_known_args(argv)
+  arguments.beam = beam
+  if beam and not getattr(arguments, 'runner', None):
+    parser.error(f'unrecognized arguments: {" ".join(beam)}')
   arguments.read_task, arguments.lengths = read_task, {}
   level = logging.WARNING if arguments.run in (list_tasks, show) else logging.INFO
   logging.basicConfig(level=level, format='%(message)s', stream=sys.stderr)
@@ -163,18 +168,27 @@ def materialize(arguments: argparse.Namespace) -> None:
   from cascades.data import materialize as token_records
   from cascades.data.workers import Workers
 
-  named = _task(arguments.task, arguments)
-  vocabulary = both(_vocabulary(named, arguments))
   directory = arguments.output or token_records.DIRECTORY
+  write_shards = None
+  if arguments.runner:
+    from cascades.data import beam_shards
+
+    flags = [f'--runner={arguments.runner}', *arguments.beam]
+    write_shards = beam_shards.ShardPipeline(flags, arguments.processes)
   with Workers(arguments.processes) as workers:
-    for task in _split_mixture(named):
-      for split in [arguments.split] if arguments.split else task.splits:
-        records = token_records.materialize(task, split, vocabulary, directory, workers=workers)
-        longest = records.lengths.max(axis=0)
-        print(
-          f'{task.name} {split}: {len(records)} rows, at most {longest[0]} + {longest[1]} tokens, '
-          f'in {records.directory}'
-        )
+    for name in arguments.tasks:
+      named = _task(name, arguments)
+      vocabulary = both(_vocabulary(named, arguments))
+      for task in _split_mixture(named):
+        for split in [arguments.split] if arguments.split else task.splits:
+          records = token_records.materialize(
+            task, split, vocabulary, directory, workers=workers, write_shards=write_shards
+          )
+          longest = records.lengths.max(axis=0)
+          print(
+            f'{task.name} {split}: {len(records)} rows, at most {longest[0]} + {longest[1]} '
+            f'tokens, in {records.directory}'
+          )
 
 
 def train_vocabulary(arguments: argparse.Namespace) -> None:
@@ -316,7 +330,7 @@ def _parser() -> argparse.ArgumentParser:
     command(function, name).add_argument('tasks', metavar='TASK', nargs='+')
 
   added = command(materialize, 'materialize')
-  added.add_argument('task', metavar='TASK')
+  added.add_argument('tasks', metavar='TASK', nargs='+')
   added.add_argument('--split', help='a split (default: all splits)')
   added.add_argument('--vocabulary', help="'bytes', or a tokenizer's file or folder")
   added.add_argument(
@@ -324,6 +338,11 @@ def _parser() -> argparse.ArgumentParser:
   )
   added.add_argument(
     '--processes', type=int, help='number of tokenizing processes (default: one for each core)'
+  )
+  added.add_argument(
+    '--runner',
+    help='runner of Apache Beam, such as DirectRunner; flags that are not listed here are passed '
+    'to it',
   )
 
   added = command(train_vocabulary, 'train_vocabulary')

@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import rich.console
 import rich.progress
@@ -31,10 +31,13 @@ from cascades.data.records import Manifest, Records
 from cascades.data.shards import DamagedError, Shard
 from cascades.data.workers import Workers
 from cascades.runtime import files
-from cascades.tasks.task import Row, Task, Vocabularies
+from cascades.tasks.task import Task, Vocabularies
 from cascades.tasks.tokenize import ROWS_PER_SHARD, blocks
 
 log = logging.getLogger(__name__)
+
+# Writes the shards of a split that a directory lacks, of so many rows; gives all of its shards.
+ShardWriter: TypeAlias = Callable[[Task, str, Vocabularies, epath.Path, int], Mapping[int, Shard]]
 
 DIRECTORY = '~/.cache/cascades/records'
 
@@ -55,6 +58,7 @@ def materialize(
   timeout: float = 3600.0,
   rows_per_shard: int = ROWS_PER_SHARD,
   workers: Workers | None = None,
+  write_shards: ShardWriter | None = None,
 ) -> Records:
   """Opens the split's token records below `directory`; writes them first if they are missing.
 
@@ -71,6 +75,7 @@ def materialize(
     timeout: seconds that a process other than 0 waits at most.
     rows_per_shard: rows of a shard.
     workers: processes that tokenize if there is more than one shard; None starts them if needed.
+    write_shards: writes the shards in another way, such as `beam_shards.ShardPipeline`.
 
   Returns:
     The records.
@@ -91,8 +96,10 @@ def materialize(
     else:
       _report_others(task, split, vocabularies, path)
     with contextlib.ExitStack() as stack:
-      workers = workers or stack.enter_context(Workers())
-      _write(task, split, vocabularies, path, rows_per_shard, workers)
+      if write_shards is None:
+        workers = workers or stack.enter_context(Workers())
+        write_shards = functools.partial(_write_shards, workers=workers)
+      _write(task, split, vocabularies, path, rows_per_shard, write_shards)
   return Records(path)
 
 
@@ -165,7 +172,7 @@ def _write(
   vocabularies: Vocabularies,
   path: epath.Path,
   rows_per_shard: int,
-  workers: Workers,
+  write_shards: ShardWriter,
 ) -> None:
   """Writes missing shards, then the manifest; renames the directory to `path` last.
 
@@ -177,7 +184,7 @@ def _write(
       return
     name = f'{task.name}, split {split}'
     files.remove_leftovers(partial)
-    written = _write_shards(task, split, vocabularies, partial, rows_per_shard, workers)
+    written = write_shards(task, split, vocabularies, partial, rows_per_shard)
     if not sum(shard.rows for shard in written.values()):
       shutil.rmtree(partial)
       raise ValueError(f'{name} has no rows: there is nothing to learn from or to evaluate.')
@@ -218,7 +225,7 @@ def _write_shards(
     log.info('%s: resuming after %d finished shards.', name, len(written))
   rows = task.rows(split)
   if not task.joins_rows:  # otherwise ids are numbers, and may be too many to remember
-    rows = _distinct(rows, name)
+    rows = shards.distinct(rows, name)
   with _progress(name, task.sizes.get(split)) as advance:
     jobs = {}
     for index, block in enumerate(blocks(rows, rows_per_shard)):
@@ -279,18 +286,6 @@ def _wait_for(path: epath.Path, timeout: float) -> None:
         'this file system, materialize the records on each machine first.'
       )
     time.sleep(_POLL_SECONDS)
-
-
-def _distinct(rows: Iterator[Row], name: str) -> Iterator[Row]:
-  seen: set[str] = set()
-  for row in rows:
-    if row.id in seen:
-      raise ValueError(
-        f'{name} has two rows with the id {row.id!r}; ids must be distinct, since predictions are '
-        'joined by them.'
-      )
-    seen.add(row.id)
-    yield row
 
 
 def _advance_after(advance: Callable[[int], None], rows: int, _: object) -> None:

@@ -144,6 +144,24 @@ def _named_errors(path: epath.Path) -> Iterator[None]:
     raise OSError(f'{path} cannot be written: {error}') from error
 
 
+def distinct(rows: Iterator[Row], name: str) -> Iterator[Row]:
+  """Passes rows on; ValueError at an id that occurred before."""
+  seen: set[str] = set()
+  for row in rows:
+    if row.id in seen:
+      raise ValueError(
+        f'{name} has two rows with the id {row.id!r}; ids must be distinct, since predictions are '
+        'joined by them.'
+      )
+    seen.add(row.id)
+    yield row
+
+
+def description_name(shard: Shard) -> str:
+  """Name of the file that describes a shard, and completes it."""
+  return f'{shard.name}.{_DESCRIPTION}'
+
+
 def finished(directory: epath.PathLike) -> dict[int, Shard]:
   """The complete shards that an interrupted job has left, by number."""
   shards = {}

@@ -101,6 +101,7 @@ def _task(
     name=name,
     splits=SPLITS,
     read=lambda split: origin.read(split, functools.partial(_document, split)),
+    files=lambda split: origin.file_readers(split, functools.partial(_document, split)),
     fingerprint=origin.fingerprint,
     metrics=('token_accuracy',),
     version=f'1 {chunk} {getattr(make, "keywords", "")}',

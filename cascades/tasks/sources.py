@@ -142,6 +142,33 @@ class DatasetSource:
     """Reads and preprocesses the examples of a task's split."""
     return read(self.dataset, self.slices[split], self.sources, preprocess)
 
+  def file_readers(
+    self, split: str, preprocess: Callable[[int, Example], Iterable[T]]
+  ) -> list[Callable[[int], Iterator[T]]]:
+    """Readers of a split's local files, for a task with one row an example.
+
+    Each takes the number of examples in the files before its own. There are none if the split
+    lies in one file or a TFDS directory, or if its rows are a slice or in another order.
+    """
+    name, *bounds = parse_slice(self.slices[split])
+    if self.sources.sample or self.dataset.ordered or bounds != [0, None]:
+      return []
+    files = _local_files(self.dataset, name, self.sources)
+    if len(files) < 2:
+      return []
+    return [functools.partial(self._read_file, file, name, preprocess) for file in files]
+
+  def _read_file(
+    self,
+    file: epath.Path,
+    split: str,
+    preprocess: Callable[[int, Example], Iterable[T]],
+    first: int,
+  ) -> Iterator[T]:
+    examples = _file_examples(self.dataset, [file], split, self.sources)
+    for number, example in enumerate(examples, first):
+      yield from preprocess(number, example)
+
   def fingerprint(self, split: str) -> str:
     return f'{self.slices[split]} of {self._backend(split).fingerprint()}'
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
-from cascades.runtime import files
+from cascades.runtime.files import component
 from cascades.tasks.datasets import Dataset
 from cascades.tasks.features import Example
 from cascades.tokenizers import vocabularies
@@ -110,6 +111,9 @@ class SpecialTokens(NamedTuple):
 
 ALL_SPECIAL_TOKENS = SpecialTokens()
 
+# Reads the rows of one file of a split; takes the number of rows in the files before it.
+FileReader: TypeAlias = Callable[[int], Iterable[Row]]
+
 # Gives the records of a shard's rows; takes the shard's number as well, for random draws.
 Tokenize: TypeAlias = Callable[[Iterable[Row], Vocabularies, int], Iterator[Record]]
 
@@ -135,6 +139,7 @@ class Task:
     special_tokens: special tokens around the text of a row.
     rate: share in a mixture; None for the number of training rows.
     origin: the published data set behind the task.
+    files: readers of a split's files in order, if its rows are joined and lie in several.
   """
 
   name: str
@@ -152,6 +157,7 @@ class Task:
   special_tokens: SpecialTokens = ALL_SPECIAL_TOKENS
   rate: int | None = None
   origin: DataSource | None = None
+  files: Callable[[str], Sequence[FileReader]] | None = None
 
   def __post_init__(self) -> None:
     if not re.fullmatch(r'\w[\w.:-]*', self.name):
@@ -159,7 +165,7 @@ class Task:
         f'{self.name!r} cannot name a task: its files carry the name, so use letters, digits, '
         "'_', '.', ':' and '-' only."
       )
-    files.component(self.name, 'a task')
+    component(self.name, 'a task')
     for field in ('splits', 'metrics'):
       if isinstance(getattr(self, field), str):
         raise ValueError(
@@ -167,7 +173,7 @@ class Task:
           f'texts: ({getattr(self, field)!r},).'
         )
     for split in self.splits:
-      files.component(split, f'a split of task {self.name}')
+      component(split, f'a split of task {self.name}')
 
   def require(self, split: str) -> None:
     """Raises ValueError unless the task has the split."""
@@ -197,7 +203,23 @@ class Task:
       FileNotFoundError: if the split's data are missing.
     """
     self.require(split)
-    return map(_checked, self.read(split), itertools.repeat(f'{self.name}, split {split}'))
+    return self._checked(split, self.read(split))
+
+  def row_readers(self, split: str) -> list[Callable[[int], Iterator[Row]]]:
+    """Readers whose rows, one reader after the other, are those of the split: one a file.
+
+    Each takes the number of rows before its own. A task that reads all files at once has one.
+    """
+    self.require(split)
+    readers = self.files(split) if self.files else ()
+
+    def checked(read: FileReader, rows_before: int) -> Iterator[Row]:
+      return self._checked(split, read(rows_before))
+
+    return [functools.partial(checked, read) for read in readers or [lambda _: self.read(split)]]
+
+  def _checked(self, split: str, rows: Iterable[Row]) -> Iterator[Row]:
+    return map(_checked, rows, itertools.repeat(f'{self.name}, split {split}'))
 
 
 def _checked(row: Row, where: str) -> Row:
