@@ -231,7 +231,7 @@ def draw(trajectories: dict[str, Trajectory], path: pathlib.Path) -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--count', type=int, default=20, help='data sets of each case')
-  parser.add_argument('--steps', type=int, default=1_000_000, help='of plain gradient descent')
+  parser.add_argument('--steps', type=int, default=100_000, help='of plain gradient descent')
   parser.add_argument('--output', type=pathlib.Path, default=HERE / 'next_token_mechanics.json')
   options = parser.parse_args()
   trajectories = experiments(options.count, options.steps)
