@@ -214,13 +214,13 @@ def draw(trajectories: dict[str, Trajectory], path: pathlib.Path) -> None:
     ('fresh', 'attention on the highest SCC, fresh prompts'),
   )
   for axis, (field, title) in zip(axes, panels, strict=True):
-    for name, trajectory in trajectories.items():
+    for color, (name, trajectory) in enumerate(trajectories.items()):
       values = getattr(trajectory, field)
       if np.isnan(values).all():
         continue
       low, middle, high = np.percentile(values, [0, 50, 100], axis=0)
-      (line,) = axis.plot(trajectory.steps, middle, label=name)
-      axis.fill_between(trajectory.steps, low, high, color=line.get_color(), alpha=0.15)
+      axis.plot(trajectory.steps, middle, f'C{color}', label=name)
+      axis.fill_between(trajectory.steps, low, high, color=f'C{color}', alpha=0.15)
     axis.set(xscale='log', xlabel='steps', title=title)
   axes[1].set_yscale('log')
   axes[0].legend(fontsize='small')
