@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -142,6 +142,8 @@ def read(path: epath.PathLike) -> Policy:
   try:
     content = json.loads(path.read_bytes(), parse_constant=rows.refuse_constant)
     version = content.get('version') if isinstance(content, dict) else None
+    if version == 2:
+      raise ValueError('version: 2 is the policy of a chain, and this one must be of two models')
     if version != VERSION:
       raise ValueError(f'version: expected {VERSION} of a policy, found {version!r:.80}')
     policy: Policy = rows.convert(content, Policy)
@@ -165,25 +167,44 @@ def _check(policy: Policy) -> None:
       raise ValueError(f'thresholds: the edges or gaps of {entry.task!r} are not of its rows')
 
 
-def write(path: epath.PathLike, policy: Policy, *, overwrite: bool) -> None:
+def write(
+  path: epath.PathLike,
+  policy: msgspec.Struct,
+  *,
+  overwrite: bool,
+  read: Callable[[epath.PathLike], msgspec.Struct] = read,
+) -> None:
   """Writes a policy atomically.
+
+  Args:
+    path: File to write.
+    policy: The policy.
+    overwrite: True to replace anything.
+    read: Reads a policy of this form.
 
   Raises:
     FileExistsError: The file holds another policy, or something else, and `overwrite` is False.
   """
   path = epath.Path(path)
   content = msgspec.json.format(msgspec.json.encode(policy), indent=2) + b'\n'
-  check_output(path, policy, overwrite=overwrite)
+  check_output(path, policy, overwrite=overwrite, read=read)
   files.write(path, content)
 
 
-def check_output(path: epath.PathLike, policy: Policy | None, *, overwrite: bool) -> None:
+def check_output(
+  path: epath.PathLike,
+  policy: msgspec.Struct | None,
+  *,
+  overwrite: bool,
+  read: Callable[[epath.PathLike], msgspec.Struct] = read,
+) -> None:
   """Refuse to replace another policy, or a file that is none.
 
   Args:
     path: File to write.
     policy: Policy to write; None if it is not known yet, so that only other files are refused.
     overwrite: True to replace anything.
+    read: Reads a policy of its form.
 
   Raises:
     FileExistsError: The file holds something else.

@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     help='parameters of the model, or an estimate: FLOPs per token are twice as many',
   )  # fmt: skip
   option(
-    '--filter', help='of lm-evaluation-harness; or `both`, of a log: what both models answered'
+    '--filter',
+    help='of lm-evaluation-harness; or, of a log, what all models answered: `all`, `audit`',
   )
   option('--choice', type=int, help='of responses with several')
   option('--ignore_logprobs', action='store_true', help='where only some answers have them')

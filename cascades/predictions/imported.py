@@ -37,8 +37,8 @@ class Source:
     columns: Names in the source by ours, for 'columns'.
     labels: Table with the targets, and prompts if it holds them, by id; None if the source does.
     label_columns: Names in that table by ours.
-    filter: Filter of lm-evaluation-harness to take; of a log, 'both' takes the exchanges in which
-      both models answered.
+    filter: Filter of lm-evaluation-harness to take; of a log, 'all' or 'both' takes the exchanges
+      in which all models answered, 'audit' those of them that were drawn for it.
     choice: Index of the choice to take where a response has several.
     ignore_logprobs: Leave out log-probabilities, where only some rows have them.
   """

@@ -27,9 +27,10 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cascades.serving import openapi, request_forms, response_forms
-from cascades.serving.cascade import Call, Delta, Event, Replaced
+from cascades.serving.calls import Call, Event, Replaced
 from cascades.serving.exchanges import Exchange, Token
 from cascades.serving.keys import ApiKey
+from cascades.serving.legs import Delta
 from cascades.serving.refusals import CLIENT_CLOSED, Refusal
 from cascades.serving.request_forms import Asked, ChatRequest, CompletionRequest
 from cascades.serving.response_forms import CHAT, COMPLETIONS, Head, Style

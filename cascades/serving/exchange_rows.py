@@ -2,38 +2,45 @@
 
 A row has the keys of `predictions.rows`, no targets, and these under `aux` besides:
 
-    {"time": float, "key": str, "task": str, "status": int, "author": "small" | "large" | null,
+    {"time": float, "key": str, "task": str, "status": int, "author": role | null,
      "score": float | null, "threshold": float | null, "deferred": bool, "flag": str,
+     "levels": [{"role": role, "score": float, "threshold": float | null, "deferred": bool,
+                 "bound": bool}],
+     "router": {"model": role | "", "predicted_loss": float, "drift": float},
      "decision_seconds": float, "exchange_seconds": float, "discarded_tokens": int,
-     "answered": "small" | "large" | "both" | null, "model": str, "failed": bool,
-     "finish": "stop" | "length" | null, "queue_seconds": float, "cached_tokens": int,
-     "text": "plain" | "digest", "cut_off": true, "error": str,
-     "shadow": {"score": float, "threshold": float | null, "deferred": bool}}
+     "answered": role | "both" | "all" | "some" | null, "audit": bool, "model": str,
+     "failed": bool, "finish": "stop" | "length" | null, "queue_seconds": float,
+     "cached_tokens": int, "text": "plain" | "digest", "cut_off": true, "error": str,
+     "shadow": {"score": float | null, "threshold": float | null, "deferred": bool,
+                "author": role | "" | null}}
 
-A threshold of null never defers, as in a policy. `finish` is null where an answer did not get to
-its end, and `answered` tells whose did. `cut_off` stands only where the answer is, `error` only
-where texts are stored, and `shadow` only where another policy is tried out.
+A threshold of null never defers, as in a policy. `score` and `threshold` are of the first of the
+`levels` that decided; `bound` marks a score that is only the least that the answer could have got.
+`finish` is null where an answer did not get to its end; `answered` tells whose did: one model's, of
+two models `both`, of a longer chain `all` or `some`. `audit` marks requests that were drawn to be
+answered by all models. `cut_off` stands only where the answer is, `error` only where texts are
+stored, `router` only where one chooses, and `shadow` only where another policy is tried out; its
+`author` is null where a model that it would have asked has not answered.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from cascades.predictions import rows
 from cascades.predictions.imported import NO_TOKEN
 from cascades.serving import decisions
-from cascades.serving.exchanges import Exchange, Leg, Token
+from cascades.serving.exchanges import PAIR, Exchange, Leg, Token
 
-LogStream: TypeAlias = Literal['small', 'large', 'unanswered']
-
+UNANSWERED = 'unanswered'  # stream of exchanges in which no model was asked
 MOST_ERROR = 300  # characters
 
 
 def of_exchange(
   exchange: Exchange, *, digest: Callable[[str], str] | None = None
-) -> list[tuple[LogStream, rows.JsonRow]]:
+) -> list[tuple[str, rows.JsonRow]]:
   """Rows of an exchange, with the stream that each belongs to.
 
   Args:
@@ -43,33 +50,63 @@ def of_exchange(
   """
   shared = _shared(exchange) | {'text': 'plain' if digest is None else 'digest'}
   if not exchange.legs:
-    return [('unanswered', {'aux': {'id': exchange.id} | shared})]
+    return [(UNANSWERED, {'aux': {'id': exchange.id} | shared})]
   return [(leg.role, _row(exchange, leg, shared, digest)) for leg in exchange.legs]
 
 
 def _shared(exchange: Exchange) -> dict[str, Any]:
-  roles = {leg.role for leg in exchange.legs if leg.finish is not None}
-  shadow = exchange.shadow
+  shadow, routed = exchange.shadow, exchange.routed
   tried = shadow and {
     'score': _bounded(shadow.score),
     'threshold': _threshold(shadow.threshold),
     'deferred': bool(shadow.deferred),
+    'author': shadow.author,
   }
-  return ({'shadow': tried} if tried else {}) | {
-    'time': exchange.time,
-    'key': exchange.key,
-    'task': exchange.task,
-    'status': exchange.status,
-    'author': exchange.author,
-    'score': _bounded(exchange.score),
-    'threshold': _threshold(exchange.threshold),
-    'deferred': bool(exchange.deferred),
-    'flag': exchange.flag,
-    'decision_seconds': exchange.decision_seconds,
-    'exchange_seconds': exchange.seconds,
-    'discarded_tokens': exchange.discarded_tokens,
-    'answered': 'both' if len(roles) > 1 else next(iter(roles), None),
+  choice = routed and {
+    'model': routed.role,
+    'predicted_loss': _bounded(routed.predicted_loss),
+    'drift': _bounded(routed.drift),
   }
+  return (
+    ({'shadow': tried} if tried else {})
+    | ({'router': choice} if choice else {})
+    | {
+      'time': exchange.time,
+      'key': exchange.key,
+      'task': exchange.task,
+      'status': exchange.status,
+      'author': exchange.author,
+      'score': _bounded(exchange.score),
+      'threshold': _threshold(exchange.threshold),
+      'deferred': bool(exchange.deferred),
+      'flag': exchange.flag,
+      'levels': [
+        {
+          'role': decision.role,
+          'score': _bounded(decision.score),
+          'threshold': _threshold(decision.threshold),
+          'deferred': bool(decision.deferred),
+          'bound': decision.is_bound,
+        }
+        for decision in exchange.decisions
+      ],
+      'decision_seconds': exchange.decision_seconds,
+      'exchange_seconds': exchange.seconds,
+      'discarded_tokens': exchange.discarded_tokens,
+      'answered': _answered(exchange),
+      'audit': exchange.is_audit,
+    }
+  )
+
+
+def _answered(exchange: Exchange) -> str | None:
+  """Whose answers got to their end."""
+  roles = exchange.answered
+  if len(roles) > 1:
+    if roles == exchange.roles:
+      return 'both' if len(roles) == len(PAIR) else 'all'
+    return 'some'
+  return roles[0] if roles else None
 
 
 def _threshold(value: float | None) -> float | None:

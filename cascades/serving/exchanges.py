@@ -10,7 +10,9 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 Finish: TypeAlias = Literal['stop', 'length']
-Role: TypeAlias = Literal['small', 'large']
+Role: TypeAlias = str  # 'small' and 'large', or the names of a longer chain
+PAIR: tuple[Role, Role] = ('small', 'large')
+NOBODY = ''  # in the place of a model that answers
 
 
 class Message(NamedTuple):
@@ -114,14 +116,67 @@ class Leg(NamedTuple):
   dollars: float | None
   finish: Finish | None  # None if the answer was cut off before its end
   error: str = ''
+  is_audit: bool = False  # True if it was asked for the log alone
+
+
+class LevelDecision(NamedTuple):
+  """Decision about the answer of a model, or before it.
+
+  Attributes:
+    role: The model.
+    score: Deferral score of its answer, or of the prompt.
+    threshold: Threshold that it was compared with; inf never defers.
+    seconds: Time of the decision.
+    flag: Why the score is none of an answer: '', 'no score'.
+    is_bound: True if the score is only the least that the answer could have got, since the model
+      was stopped when that was certain.
+  """
+
+  role: Role
+  score: float
+  threshold: float
+  seconds: float = 0.0
+  flag: str = ''
+  is_bound: bool = False
+
+  @property
+  def deferred(self) -> bool:
+    """True if another model has to answer, or nobody."""
+    return self.score >= self.threshold
+
+
+class Routed(NamedTuple):
+  """Choice of a router.
+
+  Attributes:
+    role: Model that is asked first; NOBODY if the prompt is left unanswered.
+    predicted_loss: Mean loss that it is predicted to have on prompts like this one.
+    drift: Share of the validation prompts that are nearer to another one than this prompt is to
+      any, see `prompt_drift`.
+    seconds: Time of the choice, the embedding of the prompt included.
+  """
+
+  role: Role
+  predicted_loss: float
+  drift: float
+  seconds: float = 0.0
 
 
 class Shadow(NamedTuple):
-  """Decision of a policy that is tried out and decides nothing."""
+  """Decision of a policy that is tried out and decides nothing.
 
-  score: float
-  threshold: float
+  Attributes:
+    score: Score of its first decision; None if it only routes.
+    threshold: Threshold of that one.
+    deferred: True if some answer would have been deferred.
+    author: Model whose answer it would have given, NOBODY for an abstention; None if that is not
+      known, since a model that it would have asked has not answered.
+  """
+
+  score: float | None
+  threshold: float | None
   deferred: bool
+  author: Role | None
 
 
 class Exchange(NamedTuple):
@@ -135,14 +190,14 @@ class Exchange(NamedTuple):
     question: What was asked.
     legs: Models that were asked, in order; the last one that answered gave the answer.
     author: Who answered; None if nobody did.
-    score: Deferral score of the small answer, or of the prompt; None without one.
-    threshold: Threshold that it was compared with; inf never defers.
-    deferred: True if the policy deferred, whether or not the large model answered.
     flag: Why the answer is not the one that the policy asked for: '', 'large model failed', ....
-    decision_seconds: Time of the decision.
     seconds: Time from the arrival of the request to the end of its response.
     status: HTTP status of the response.
-    shadow: Decision of another policy on the same small answer; None without one.
+    decisions: Decisions of the policy, level by level.
+    roles: Models of the cascade, asked or not.
+    routed: Choice of the policy's router; None without one.
+    is_audit: True if the request was drawn to be answered by all models.
+    shadow: Decision of another policy on the same answers; None without one.
   """
 
   id: str
@@ -152,18 +207,55 @@ class Exchange(NamedTuple):
   question: Question
   legs: tuple[Leg, ...]
   author: Role | None
-  score: float | None
-  threshold: float | None
-  deferred: bool
   flag: str
-  decision_seconds: float
   seconds: float
   status: int
+  decisions: tuple[LevelDecision, ...] = ()
+  roles: tuple[Role, ...] = PAIR
+  routed: Routed | None = None
+  is_audit: bool = False
   shadow: Shadow | None = None
 
   @property
+  def score(self) -> float | None:
+    """Score of the first decision; None without one."""
+    return self.decisions[0].score if self.decisions else None
+
+  @property
+  def threshold(self) -> float | None:
+    """Threshold of the first decision; inf never defers."""
+    return self.decisions[0].threshold if self.decisions else None
+
+  @property
+  def deferred(self) -> bool:
+    """True if the policy deferred, whether or not another model answered."""
+    return any(decision.deferred for decision in self.decisions)
+
+  @property
+  def is_bound(self) -> bool:
+    """True if the score is only a bound, since the model was stopped when it was certain."""
+    return bool(self.decisions) and self.decisions[0].is_bound
+
+  @property
+  def decision_seconds(self) -> float:
+    """Time of all decisions."""
+    routing = self.routed.seconds if self.routed else 0.0
+    return routing + sum(decision.seconds for decision in self.decisions)
+
+  @property
+  def answer(self) -> Leg | None:
+    """Leg of the answer, the author's last one; None if nobody answered."""
+    legs = [leg for leg in self.legs if leg.role == self.author and not leg.is_audit]
+    return legs[-1] if legs else None
+
+  @property
+  def answered(self) -> tuple[Role, ...]:
+    """Models of the cascade that answered to the end."""
+    complete = {leg.role for leg in self.legs if leg.finish is not None}
+    return tuple(role for role in self.roles if role in complete)
+
+  @property
   def discarded_tokens(self) -> int:
-    """Tokens that were generated and are not part of the answer, the author's last one."""
-    answers = [number for number, leg in enumerate(self.legs) if leg.role == self.author]
-    last = answers[-1] if answers else None
-    return sum(leg.generated_tokens for number, leg in enumerate(self.legs) if number != last)
+    """Tokens that the policy asked for and that are not part of the answer."""
+    asked = sum(leg.generated_tokens for leg in self.legs if not leg.is_audit)
+    return asked - (self.answer.generated_tokens if self.answer else 0)

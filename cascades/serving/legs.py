@@ -100,15 +100,22 @@ class OpenLeg:
   """An answer that grows."""
 
   def __init__(
-    self, role: Role, member: Member, question: Question, account: Account | None = None
+    self,
+    role: Role,
+    member: Member,
+    question: Question,
+    account: Account | None = None,
+    *,
+    is_audit: bool = False,
   ):
+    self.is_audit = is_audit
     self.role, self._member, self._question = role, member, question
     self._account = account
     self._texts: list[str] = []
     self._tokens: list[Token] = []
     self._began = time.monotonic()
     self._seconds: float | None = None
-    self._error, self._is_slow = '', False
+    self.error, self._is_slow = '', False
     self.finish: Finish | None = None
     self.prompt_tokens = self.cached_tokens = self.generated_tokens = 0
     self._queue_seconds = 0.0
@@ -133,7 +140,7 @@ class OpenLeg:
         if self.finish is None:
           raise ModelError('its answer has no end')
     except (ModelError, ValueError) as error:
-      self._error = str(error)[:500]
+      self.error = str(error)[:500]
       raise
     finally:
       self._seconds = time.monotonic() - self._began
@@ -207,5 +214,6 @@ class OpenLeg:
       seconds=time.monotonic() - self._began if self._seconds is None else self._seconds,
       dollars=self._member.dollars(self),
       finish=self.finish,
-      error=self._error,
+      error=self.error,
+      is_audit=self.is_audit,
     )

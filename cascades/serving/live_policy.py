@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, MutableMapping
 
 from cascades.runtime import files
-from cascades.serving.decisions import DecisionRule
+from cascades.serving.served_policy import ServedPolicy
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ class LivePolicy:
   def __init__(
     self,
     path: str,
-    read: Callable[[], DecisionRule],
-    apply: Callable[[DecisionRule], None],
+    read: Callable[[], ServedPolicy],
+    apply: Callable[[ServedPolicy], None],
     notes: MutableMapping[str, str],
     *,
     setting: str = 'POLICY',
@@ -34,7 +34,7 @@ class LivePolicy:
     Args:
       path: The file.
       read: Reads and checks it.
-      apply: Puts a rule into effect.
+      apply: Puts a policy into effect.
       notes: Remarks for operators.
       setting: Name of the setting that names the file.
     """
@@ -50,18 +50,18 @@ class LivePolicy:
       return ''
 
   async def look(self) -> bool:
-    """Read the file if it has changed; True if a new rule is in effect."""
+    """Read the file if it has changed; True if a new policy is in effect."""
     digest = await asyncio.to_thread(self._current)
     if digest == self._digest:
       return False
     self._digest = digest
     try:
-      rule = await asyncio.to_thread(self._read)
+      policy = await asyncio.to_thread(self._read)
     except (OSError, ValueError) as error:
       self._notes[self._setting] = f'The policy before is kept, since {error}'
       log.warning('%s', self._notes[self._setting])
       return False
-    self._apply(rule)
+    self._apply(policy)
     self._notes.pop(self._setting, None)
     log.info('%s: %s is in effect.', self._setting, self._path)
     return True

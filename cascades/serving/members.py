@@ -14,11 +14,11 @@ from cascades.runtime import progress
 from cascades.runtime.partitioning import Devices
 from cascades.serving import local_model, speculative_model
 from cascades.serving.breaker import Breaker, GuardedModel
-from cascades.serving.decisions import DecisionRule
 from cascades.serving.exchanges import Model, Role
 from cascades.serving.legs import Member
 from cascades.serving.local_model import LocalModel
 from cascades.serving.prompt_reader import Messages
+from cascades.serving.served_policy import ServedPolicy
 from cascades.serving.slots import Room
 from cascades.serving.speculative_model import Drafting, SpeculativeModel
 from cascades.tasks.chats import PromptFormat
@@ -51,7 +51,7 @@ class MemberOptions(NamedTuple):
   """A model, as settings name it.
 
   Attributes:
-    role: Its role, in capitals the name of its setting.
+    role: Its role: of two models, in capitals the name of its setting; else its key in MODELS.
     path: Run directory, one of its checkpoints, or a URL.
     name: Name in responses; None for that of the directory or of the model at the URL.
     endpoint: Fields of `endpoints.Endpoint`, for a URL.
@@ -60,6 +60,7 @@ class MemberOptions(NamedTuple):
     failures: Failures in a row after which the model is left alone.
     pause: Seconds for which it is left alone.
     drafts: Model that drafts its answers; None for a model that writes alone.
+    in_models: True if it is named in MODELS.
   """
 
   role: Role
@@ -71,11 +72,22 @@ class MemberOptions(NamedTuple):
   failures: int
   pause: float
   drafts: Drafts | None = None
+  in_models: bool = False
 
   @property
   def setting(self) -> str:
     """Name of the setting."""
-    return self.role.upper()
+    return f'MODELS[{self.role!r}]' if self.in_models else self.role.upper()
+
+  @property
+  def endpoint_setting(self) -> str:
+    """Name of the setting of its endpoint."""
+    return f'ENDPOINTS[{self.role!r}]' if self.in_models else f'{self.setting}_ENDPOINT'
+
+  @property
+  def prices_setting(self) -> str:
+    """Name of the setting of its prices."""
+    return f'PRICES[{self.role!r}]' if self.in_models else f'{self.setting}_PRICES'
 
   @property
   def is_remote(self) -> bool:
@@ -84,7 +96,7 @@ class MemberOptions(NamedTuple):
 
   def priced(self) -> costs.Prices | None:
     """Prices, if there are any. Raises ValueError if they are none."""
-    return costs.prices(self.prices, f'{self.setting}_PRICES') if self.prices else None
+    return costs.prices(self.prices, self.prices_setting) if self.prices else None
 
   def address(self) -> endpoints.Address:
     """Address of a URL, under the name of the settings. Raises ValueError."""
@@ -93,7 +105,7 @@ class MemberOptions(NamedTuple):
 
   def endpoint_of(self) -> endpoints.Endpoint:
     """Form of requests to a URL. Raises ValueError for fields that there are not."""
-    setting = f'{self.setting}_ENDPOINT'
+    setting = self.endpoint_setting
     if unknown := set(self.endpoint) - set(ENDPOINT_FIELDS):
       raise ValueError(
         f'{setting} has {", ".join(map(repr, sorted(unknown)))}; it takes '
@@ -104,12 +116,15 @@ class MemberOptions(NamedTuple):
       endpoint.key()
       return endpoint
 
-  def check_measured(self, rule: DecisionRule) -> None:
-    """Raise ValueError if a rule reads log-probabilities that are not requested."""
+  def check_measured(self, policy: ServedPolicy) -> None:
+    """Raise ValueError if a policy reads log-probabilities that are not requested."""
+    rule = policy.rules[policy.roles.index(self.role)]
+    if rule is None:
+      return
     reads = {'token_logprobs', 'alternatives', 'two alternatives'} & set(rule.decider.reads)
     if self.is_remote and reads and not self.endpoint_of().logprobs:
       raise ValueError(
-        f'The decider {rule.decider.name!r} reads log-probabilities, and {self.setting}_ENDPOINT '
+        f'The decider {rule.decider.name!r} reads log-probabilities, and {self.endpoint_setting} '
         'requests none: set its logprobs to True, or choose another decider.'
       )
 
@@ -271,6 +286,6 @@ def _check_drafts(options: MemberOptions) -> None:
 def _refuse_endpoint(options: MemberOptions) -> None:
   if options.endpoint:
     raise ValueError(
-      f'{options.setting}_ENDPOINT is for a URL, and {options.setting}={options.path!r:.200} is '
+      f'{options.endpoint_setting} is for a URL, and {options.setting}={options.path!r:.200} is '
       'none: leave it out, or write http://host:port/v1#model.'
     )

@@ -5,6 +5,7 @@
     LOG_DIR/unanswered/2026-11-29-0000.jsonl   exchanges in which no model was asked
     LOG_DIR/small/2026-11-29-0001.jsonl.open   being written; complete once it has lost `.open`
 
+The folders of a longer chain have the names of its models.
 One thread writes. Requests never wait for it, and none fails because a row cannot be written: rows
 wait in a bounded queue while the disk is full, and are counted when they are lost.
 """
@@ -29,11 +30,10 @@ from etils import epath
 from cascades.predictions.rows import JsonRow
 from cascades.runtime import files, locking, ranges
 from cascades.serving import exchange_rows
-from cascades.serving.exchanges import Exchange
+from cascades.serving.exchanges import PAIR, Exchange, Role
 
 log = logging.getLogger(__name__)
 
-STREAMS: tuple[exchange_rows.LogStream, ...] = ('small', 'large', 'unanswered')
 OPEN = '.open'
 BATCH = 256  # exchanges written at once
 RETRY_SECONDS = 1.0
@@ -82,6 +82,7 @@ class Log:
     directory: epath.PathLike,
     options: LogOptions | None = None,
     *,
+    roles: Sequence[Role] = PAIR,
     clock: Callable[[], float] = time.time,
   ):
     """Locks the directory, completes files that a killed server left, and starts the thread.
@@ -89,6 +90,7 @@ class Log:
     Args:
       directory: Local directory, which is made if it does not exist.
       options: Options; None for the defaults.
+      roles: Models of the cascade, each with a folder.
       clock: Seconds since the epoch.
 
     Raises:
@@ -110,7 +112,8 @@ class Log:
     self._held = contextlib.ExitStack()
     self._held.enter_context(locking.held(self.directory))
     try:
-      self._files = _Files(self.directory, self.options, clock)
+      streams = (*roles, exchange_rows.UNANSWERED)
+      self._files = _Files(self.directory, self.options, streams, clock)
     except BaseException:
       self._held.close()
       raise
@@ -206,20 +209,27 @@ class Log:
 class _Files:
   """Files of one name, one in each stream that has rows."""
 
-  def __init__(self, directory: epath.Path, options: LogOptions, clock: Callable[[], float]):
+  def __init__(
+    self,
+    directory: epath.Path,
+    options: LogOptions,
+    streams: Sequence[str],
+    clock: Callable[[], float],
+  ):
     self._directory, self._options, self._clock = directory, options, clock
+    self._streams = streams
     self._open: dict[str, _File] = {}
     self._name = ''
     self._synced = clock()
     self.unwritten: dict[str, list[bytes]] = {}
     self.written = 0
-    for stream in STREAMS:
+    for stream in streams:
       folder = directory / stream
       folder.mkdir(parents=True, exist_ok=True, mode=0o700)
       for path in sorted(folder.glob(f'*.jsonl{OPEN}')):
         _complete(path)
 
-  def add(self, rows: Sequence[tuple[exchange_rows.LogStream, JsonRow]]) -> None:
+  def add(self, rows: Sequence[tuple[str, JsonRow]]) -> None:
     """Encode rows, to be written by `write`."""
     lines = [(stream, json.dumps(row, allow_nan=False).encode() + b'\n') for stream, row in rows]
     for stream, line in lines:
@@ -254,7 +264,7 @@ class _Files:
   def _next_name(self, day: str) -> str:
     numbers = [
       int(path.name.removeprefix(f'{day}-').partition('.')[0])
-      for stream in STREAMS
+      for stream in self._streams
       for path in (self._directory / stream).glob(f'{day}-[0-9]*.jsonl*')
     ]
     return f'{day}-{max(numbers, default=-1) + 1:04d}'

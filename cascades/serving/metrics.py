@@ -47,6 +47,11 @@ class Metrics:
     histogram: Callable[..., Histogram] = functools.partial(Histogram, **self._new)
     self._requests = counter('requests', 'Requests.', ['status', 'author'])
     self._decisions = counter('decisions', 'Decisions of the policy.', ['deferred'])
+    self._levels = counter(
+      'level_decisions', 'Decisions about the answers of each model.', ['role', 'deferred']
+    )
+    self._routed = counter('routed', 'Choices of the router.', ['role'])
+    self._audited = counter('audited', 'Requests that all models answered for the log.')
     self._flags = counter('flags', 'Answers that are not as the policy asked.', ['flag'])
     self._seconds = histogram(
       'request_seconds', 'Time to the end of a response.', ['author'], buckets=SECONDS
@@ -113,7 +118,12 @@ class Metrics:
       self._flags.labels(self._flag(exchange.flag)).inc()
     for leg in exchange.legs:
       self._record_leg(leg)
-    if exchange.score is not None and exchange.threshold is not None:
+    self._audited.inc(exchange.is_audit and exchange.answered == exchange.roles)
+    if exchange.routed is not None:
+      self._routed.labels(exchange.routed.role or 'nobody').inc()
+    for decision in exchange.decisions:
+      self._levels.labels(decision.role, str(decision.deferred).lower()).inc()
+    if exchange.decisions:
       self._record_decision(exchange)
 
   def watch_breaker(self, role: str, breaker: Breaker) -> None:
@@ -166,7 +176,7 @@ class Metrics:
   def _record_decision(self, exchange: Exchange) -> None:
     self._decision_seconds.observe(exchange.decision_seconds)
     self._decisions.labels(str(exchange.deferred).lower()).inc()
-    score = None if is_bound(exchange) else exchange.score
+    score = None if exchange.is_bound else exchange.score
     if score is not None and self._scores is not None:
       self._scores.observe(score)
     task = self._entries.get(exchange.task)
@@ -189,12 +199,6 @@ class Metrics:
     """The flag, or 'other' after many different ones, which would be as many time series."""
     shown = {sample.labels['flag'] for metric in self._flags.collect() for sample in metric.samples}
     return flag if flag in shown or len(shown) < MOST_FLAGS else 'other'
-
-
-def is_bound(exchange: Exchange) -> bool:
-  """True if the score is only a bound, since the small answer was stopped when it was certain."""
-  first = exchange.legs[0] if exchange.legs else None
-  return exchange.deferred and first is not None and first.role == 'small' and first.finish is None
 
 
 def _is_in(breaker: Breaker, state: BreakerState) -> float:

@@ -11,9 +11,9 @@ from starlette.routing import Route
 
 from cascades.serving import app, metrics, page_routes, status
 from cascades.serving.breaker import Breaker
-from cascades.serving.decisions import DecisionRule
 from cascades.serving.exchanges import Exchange, Role
 from cascades.serving.metering import Log
+from cascades.serving.served_policy import ServedPolicy
 from cascades.serving.service import Service
 
 REFUSALS = (400, 401, 404, 408, 413, 415, 429, 503)  # statuses
@@ -22,8 +22,8 @@ REFUSALS = (400, 401, 404, 408, 413, 415, 429, 503)  # statuses
 class Monitoring:
   """Metrics, the last exchanges, and the log; `record` takes an exchange into all of them."""
 
-  def __init__(self, rule: DecisionRule, breakers: Mapping[Role, Breaker], log: Log | None):
-    self._metrics, self._recent = metrics.Metrics(rule.entries), status.Recent()
+  def __init__(self, policy: ServedPolicy, breakers: Mapping[Role, Breaker], log: Log | None):
+    self._metrics, self._recent = metrics.Metrics(policy.entries), status.Recent()
     self._breakers, self._log = breakers, log
     for role, breaker in breakers.items():
       self._metrics.watch_breaker(role, breaker)
@@ -37,9 +37,9 @@ class Monitoring:
     if self._log is not None:
       self._log.record(exchange)
 
-  def watch(self, rule: DecisionRule) -> None:
+  def watch(self, policy: ServedPolicy) -> None:
     """Monitor the scores of another policy."""
-    self._metrics.watch(rule.entries)
+    self._metrics.watch(policy.entries)
 
   def routes(self, service: Service) -> list[Route]:
     """Routes of the page, the status and the metrics."""
@@ -57,16 +57,11 @@ class Monitoring:
 
   def _status(self, service: Service, since: int) -> dict[str, Any]:
     cascade = service.cascade
-    models: dict[Role, str | None] = {
-      'small': cascade.small.model.name,
-      'large': cascade.large.model.name if cascade.large else None,
-    }
     state = status.status(
       self._recent,
       time=time.time(),
-      models=models,
-      decider=cascade.rule.decider.name,
-      thresholds=cascade.rule.thresholds,
+      models={role: member.model.name for role, member in cascade.members.items()},
+      policy=cascade.policy,
       alarms=self._metrics.alarms(),
       breakers={role: breaker.state for role, breaker in self._breakers.items()},
       log=self._log.failure if self._log else '',

@@ -138,8 +138,10 @@ def _answer(api: str, form: str) -> dict[str, Any]:
 _NUMBER = {'type': ['number', 'null']}
 _COUNT = {'type': 'integer', 'minimum': 0}
 _CASCADE = _object(
-  'author', 'score', 'threshold', 'deferred', 'flag', 'discarded_tokens', 'models', 'ignored',
-  author={'enum': ['small', 'large', None]},
+  'author', 'score', 'threshold', 'deferred', 'flag', 'discarded_tokens', 'levels', 'router',
+  'audit', 'models', 'ignored',
+  author={'type': ['string', 'null']}, router={'type': ['object', 'null']},
+  audit={'type': 'boolean'}, levels={'type': 'array'},
   score=_NUMBER, threshold=_NUMBER, deferred={'type': 'boolean'}, flag={'type': 'string'},
   discarded_tokens=_COUNT, dollars=_NUMBER, models={'type': 'array'}, ignored={'type': 'array'},
 )  # fmt: skip

@@ -7,18 +7,18 @@ import contextlib
 import functools
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from cascades.serving import app, decisions, listening
+from cascades.serving import app, listening
 from cascades.serving.budgets import Ledger
-from cascades.serving.cascade import Conduct, ServedCascade
-from cascades.serving.decisions import DecisionRule
+from cascades.serving.calls import Conduct
+from cascades.serving.cascade import ServedCascade
 from cascades.serving.exchanges import Role
 from cascades.serving.live_policy import LivePolicy
 from cascades.serving.members import LocalOptions, MemberOptions, OpenMember
 from cascades.serving.metering import Log
 from cascades.serving.monitoring import Monitoring
 from cascades.serving.options import Deciding, Metering
+from cascades.serving.served_policy import ServedPolicy
 from cascades.serving.service import HttpLimits, Listening, Service
 
 bind = listening.bind
@@ -28,7 +28,7 @@ async def operate(
   members: Sequence[MemberOptions],
   local: LocalOptions,
   deciding: Deciding,
-  rules: tuple[DecisionRule, DecisionRule | None],
+  policies: tuple[ServedPolicy, ServedPolicy | None],
   *,
   conduct: Conduct,
   limits: HttpLimits,
@@ -39,11 +39,11 @@ async def operate(
   """Serve until a signal, and finish what is running.
 
   Args:
-    members: The models, the small one first.
+    members: The models in order.
     local: Memory and types of models in this process.
     deciding: Files of policies.
-    rules: The rule and the shadow, as they were read.
-    conduct: Behavior where the rule says nothing.
+    policies: The policy and the shadow, as they were read.
+    conduct: Behavior where the policy says nothing.
     limits: Limits of requests.
     metering: Clients, logs and budgets.
     address: Connections.
@@ -57,17 +57,17 @@ async def operate(
     opened: dict[Role, OpenMember] = {}
     for member in members:
       opened[member.role] = await stack.enter_async_context(member.opened(local))
-    check = functools.partial(_check, members[0], opened, deciding)
-    rule, shadow = rules
-    check(rule)
-    log = Log(metering.log_dir, metering.log) if metering.log_dir else None
+    check = functools.partial(_check, members, opened, deciding)
+    policy, shadow = policies
+    check(policy)
+    roles = [*opened]
+    log = Log(metering.log_dir, metering.log, roles=roles) if metering.log_dir else None
     if log is not None:
       stack.callback(log.close)
-    monitoring = Monitoring(rule, {role: each.breaker for role, each in opened.items()}, log)
+    monitoring = Monitoring(policy, {role: each.breaker for role, each in opened.items()}, log)
     cascade = ServedCascade(
-      opened['small'].member,
-      opened['large'].member if 'large' in opened else None,
-      rule,
+      {role: each.member for role, each in opened.items()},
+      policy,
       conduct=conduct,
       record=monitoring.record,
       shadow=shadow,
@@ -92,13 +92,18 @@ async def operate(
 
 
 def _check(
-  small: MemberOptions, opened: Mapping[Role, OpenMember], deciding: Deciding, rule: DecisionRule
-) -> None:
-  """Raise ValueError for a rule that is not one of these models."""
-  small.check_measured(rule)
+  members: Sequence[MemberOptions],
+  opened: Mapping[Role, OpenMember],
+  deciding: Deciding,
+  policy: ServedPolicy,
+) -> ServedPolicy:
+  """The policy for these models. Raises ValueError if it is for others."""
+  policy = policy.of([*opened])
+  for member in members:
+    member.check_measured(policy)
   if not deciding.allow_other_models:
-    described: dict[Role, Mapping[str, Any]] = {role: o.described for role, o in opened.items()}
-    decisions.check_models(rule, described)
+    policy.check_models({role: each.described for role, each in opened.items()})
+  return policy
 
 
 def _policies(
@@ -106,27 +111,25 @@ def _policies(
   cascade: ServedCascade,
   monitoring: Monitoring,
   service: Service,
-  check: Callable[[DecisionRule], None],
+  check: Callable[[ServedPolicy], ServedPolicy],
 ) -> list[LivePolicy]:
   """Files of policies to watch."""
 
-  def read(rule: Callable[[], DecisionRule]) -> DecisionRule:
-    new = rule()
-    check(new)
-    return new
+  def read(policy: Callable[[], ServedPolicy]) -> ServedPolicy:
+    return check(policy())
 
-  def decide_by(rule: DecisionRule) -> None:
-    cascade.rule = rule
-    monitoring.watch(rule)
+  def decide_by(policy: ServedPolicy) -> None:
+    cascade.policy = policy
+    monitoring.watch(policy)
 
-  def try_out(rule: DecisionRule) -> None:
-    cascade.shadow = rule
+  def try_out(policy: ServedPolicy) -> None:
+    cascade.shadow = policy
 
   lives = []
   if deciding.policy is not None:
-    own = functools.partial(read, deciding.rule)
+    own = functools.partial(read, deciding.read)
     lives.append(LivePolicy(deciding.policy, own, decide_by, service.notes))
   if deciding.shadow is not None:
-    own = functools.partial(read, deciding.shadow_rule)
+    own = functools.partial(read, deciding.read_shadow)
     lives.append(LivePolicy(deciding.shadow, own, try_out, service.notes, setting='SHADOW'))
   return lives

@@ -66,8 +66,14 @@ class Refusal(Exception):  # noqa: N818 (an answer to a client, not a fault)
     return headers
 
 
-def of_error(error: Exception, role: str) -> Refusal:
-  """Refusal for an error of a model: 400 for a question that it cannot answer, 429 or 503 else."""
+def of_error(error: Exception, role: str, *, is_first: bool) -> Refusal:
+  """Refusal for an error of a model.
+
+  Args:
+    error: The error: 400 for a question that the model cannot answer, 429 or 503 else.
+    role: The model.
+    is_first: True for the model that was asked first, whose full queue is the server's.
+  """
   if isinstance(error, Refusal):
     return error
   if isinstance(error, ValueError):
@@ -76,7 +82,7 @@ def of_error(error: Exception, role: str) -> Refusal:
     raise error
   full = error.retry_after is not None
   return Refusal(
-    429 if full and role == 'small' else 503,
+    429 if full and is_first else 503,
     f'The {role} model cannot answer now: {error}',
     code=f'{role}_model_unavailable',
     retry_after=error.retry_after,

@@ -1,8 +1,10 @@
 """Responses in the form of OpenAI's API, with an object `cascade` about who answered, and why.
 
 {"author": "small", "task": "all tasks", "score": 0.2, "threshold": 0.5, "deferred": false,
- "flag": "", "discarded_tokens": 0, "dollars": 1e-6, "decision_seconds": 1e-4,
- "models": [{"role": "small", "model": "mine", "prompt_tokens": 5, ...}], "ignored": ["user"]}
+ "flag": "", "discarded_tokens": 0, "dollars": 1e-6, "decision_seconds": 1e-4, "audit": false,
+ "levels": [{"role": "small", "score": 0.2, "threshold": 0.5, "deferred": false, "bound": false}],
+ "router": null, "models": [{"role": "small", "model": "mine", "prompt_tokens": 5, ...}],
+ "ignored": ["user"]}
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cascades.serving.exchanges import Exchange, Finish, Leg, Token
+from cascades.serving.exchanges import Exchange, Finish, Token
 
 LOWEST = -9999.0  # OpenAI's number for a log-probability that JSON cannot hold
-ABSTAINED = 'The small model is not sure enough of its answer, and there is no large model.'
+ABSTAINED = 'The cascade does not answer: it is not sure enough of any answer that it has.'
 
 Json = dict[str, Any]
 
@@ -74,7 +76,7 @@ def response(
     tokens: Tokens of the answer.
     exchange: The request, done.
   """
-  leg = answer_leg(exchange)
+  leg = exchange.answer
   finish: Finish = leg.finish if leg and leg.finish else 'stop'
   choice = style.choice(text, _listed(style, head, tokens, 0), finish)
   return {
@@ -106,7 +108,7 @@ def replaced(style: Style, head: Head) -> Json:
 
 def closing(style: Style, head: Head, exchange: Exchange, *, with_usage: bool) -> list[Json]:
   """Last chunks of a stream: the finish, with the object `cascade`, and the usage if asked for."""
-  leg = answer_leg(exchange)
+  leg = exchange.answer
   text = None if exchange.author is None else ''
   choice = style.delta(text, None, leg.finish if leg and leg.finish else 'stop')
   common = _common(style.chunk, head)
@@ -114,15 +116,9 @@ def closing(style: Style, head: Head, exchange: Exchange, *, with_usage: bool) -
   return [last, *([{**common, 'choices': [], 'usage': usage(exchange)}] if with_usage else [])]
 
 
-def answer_leg(exchange: Exchange) -> Leg | None:
-  """Leg of the answer; None if nobody answered."""
-  legs = [leg for leg in exchange.legs if leg.role == exchange.author]
-  return legs[-1] if legs else None
-
-
 def usage(exchange: Exchange) -> Json:
   """Tokens of the model that answered, as a client of that model alone would see them."""
-  leg = answer_leg(exchange)
+  leg = exchange.answer
   read, written, cached = (
     (leg.prompt_tokens, leg.generated_tokens, leg.cached_tokens) if leg else (0, 0, 0)
   )
@@ -137,17 +133,34 @@ def usage(exchange: Exchange) -> Json:
 def cascade(exchange: Exchange, ignored: Sequence[str]) -> Json:
   """The object `cascade`: who answered, why, and what it cost."""
   paid = [leg.dollars for leg in exchange.legs]
-  threshold = exchange.threshold
+  routed = exchange.routed
   return {
     'author': exchange.author,
     'task': exchange.task,
     'score': exchange.score,
-    'threshold': threshold if threshold is None or math.isfinite(threshold) else None,
+    'threshold': _finite(exchange.threshold),
     'deferred': exchange.deferred,
     'flag': exchange.flag,
     'discarded_tokens': exchange.discarded_tokens,
     'dollars': None if None in paid else sum(each or 0.0 for each in paid),
     'decision_seconds': exchange.decision_seconds,
+    'audit': exchange.is_audit,
+    'levels': [
+      {
+        'role': decision.role,
+        'score': decision.score,
+        'threshold': _finite(decision.threshold),
+        'deferred': decision.deferred,
+        'bound': decision.is_bound,
+      }
+      for decision in exchange.decisions
+    ],
+    'router': routed
+    and {
+      'model': routed.role or None,
+      'predicted_loss': routed.predicted_loss,
+      'drift': routed.drift,
+    },
     'models': [
       {
         'role': leg.role,
@@ -160,11 +173,16 @@ def cascade(exchange: Exchange, ignored: Sequence[str]) -> Json:
         'seconds': leg.seconds,
         'dollars': leg.dollars,
         'error': leg.error,
+        'audit': leg.is_audit,
       }
       for leg in exchange.legs
     ],
     'ignored': list(ignored),
   }
+
+
+def _finite(threshold: float | None) -> float | None:
+  return threshold if threshold is None or math.isfinite(threshold) else None
 
 
 def _common(name: str, head: Head) -> Json:

@@ -133,19 +133,19 @@ class Service:
     self._keys, self._rates = tuple(keys), RequestRates()
     self._readiness, self._barrier = tuple(readiness), barrier
     self._count = 0
-    roles: list[Role] = ['small', 'large'] if cascade.large else ['small']
-    members = [cascade.member(role).model.name for role in roles]
+    roles = [*cascade.members]
+    members = [member.model.name for member in cascade.members.values()]
     if len({name, *members}) < 1 + len(members) or '/' in name:
       raise ValueError(
         f'NAME={name!r:.80} and the models {", ".join(members)} must have different names, and '
-        'NAME no "/": set NAME, SMALL_NAME or LARGE_NAME.'
+        'NAME no "/": set NAME, SMALL_NAME or LARGE_NAME, or other names in MODELS.'
       )
     self._members: Mapping[str, Role] = dict(zip(members, roles, strict=True))
 
   @property
   def targets(self) -> dict[str, NamedModel]:
     """Meaning of each name: NAME, NAME/TASK for each task, and the models."""
-    tasks = self.cascade.rule.thresholds
+    tasks = self.cascade.policy.tasks
     return {
       self.name: NamedModel(),
       **{f'{self.name}/{task}': NamedModel(task=task) for task in tasks if len(tasks) > 1},

@@ -1,17 +1,20 @@
 """State of a server for its page, `/v1/cascade/status`: the last exchanges, without their texts.
 
-    {"version": 1, "name": name, "time": seconds, "models": {"small": name, "large": name | null},
-     "decider": name, "thresholds": {task: number | null}, "drift": [{"task": ..., "monitor": ...}],
+    {"version": 2, "name": name, "time": seconds, "models": {role: name}, "levels": [LEVEL, ...],
+     "routed": bool, "drift": [{"task": ..., "monitor": ...}],
      "breakers": {role: "closed" | "half-open" | "open"}, "log": reason | "",
      "total": number of exchanges since the start, "recent": [POINT, ...]}
 
-    POINT = {"number": int, "time": seconds, "task": str, "author": "small" | "large" | null,
-             "score": number | null, "is_bound": bool, "threshold": number | null,
-             "deferred": bool, "flag": str, "status": int, "seconds": number,
-             "small": SIDE | null, "large": SIDE | null}
+    LEVEL = {"role": role, "decider": name | null, "thresholds": {task: number | null}}
+    POINT = {"number": int, "time": seconds, "task": str, "author": role | null,
+             "decided": role | null, "score": number | null, "is_bound": bool,
+             "threshold": number | null, "deferred": bool, "flag": str, "status": int,
+             "seconds": number, "sides": {role: SIDE}}
     SIDE = {"dollars": number | null, "tokens": int, "seconds": number, "queue_seconds": number}
 
-A threshold of null never defers. `is_bound` is true of a score that is only a lower bound.
+Models are in their order, and so are levels; one without a decider is final. A threshold of null
+never defers. `score` and `threshold` are of the first decision, which is about `decided`;
+`is_bound` is true of a score that is only a lower bound. `sides` has the models that were asked.
 """
 
 from __future__ import annotations
@@ -22,11 +25,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from cascades.serving.exchanges import Exchange, Leg, Role
-from cascades.serving.metrics import is_bound
+from cascades.serving.served_policy import ServedPolicy
 
 StatusPoint: TypeAlias = dict[str, Any]
 
-VERSION = 1
+VERSION = 2
 MOST_POINTS = 500
 
 
@@ -54,9 +57,8 @@ def status(
   *,
   name: str = 'cascade',
   time: float,
-  models: Mapping[Role, str | None],
-  decider: str,
-  thresholds: Mapping[str, float],
+  models: Mapping[Role, str],
+  policy: ServedPolicy,
   alarms: Iterable[tuple[str, str]] = (),
   breakers: Mapping[str, str] | None = None,
   log: str = '',
@@ -68,9 +70,8 @@ def status(
     recent: The last exchanges.
     name: Name of the cascade among models.
     time: Seconds since the epoch.
-    models: Names of the models.
-    decider: Name of the decider.
-    thresholds: Thresholds by task; inf never defers.
+    models: Names of the models by role, in order.
+    policy: Policy that is in effect.
     alarms: Alarms of drift, by task and monitor.
     breakers: States of circuit breakers by role.
     log: Reason why the log cannot be written.
@@ -81,8 +82,15 @@ def status(
     'name': name,
     'time': time,
     'models': dict(models),
-    'decider': decider,
-    'thresholds': {task: _finite(value) for task, value in thresholds.items()},
+    'levels': [
+      {
+        'role': role,
+        'decider': rule.decider.name if rule else None,
+        'thresholds': {task: _finite(t) for task, t in rule.thresholds.items()} if rule else {},
+      }
+      for role, rule in zip(policy.roles, policy.rules, strict=True)
+    ],
+    'routed': policy.router is not None,
     'drift': [{'task': task, 'monitor': monitor} for task, monitor in alarms],
     'breakers': dict(breakers or {}),
     'log': log,
@@ -98,22 +106,24 @@ def point(number: int, exchange: Exchange) -> StatusPoint:
     'time': exchange.time,
     'task': exchange.task,
     'author': exchange.author,
+    'decided': exchange.decisions[0].role if exchange.decisions else None,
     'score': _finite(exchange.score),
-    'is_bound': is_bound(exchange),
+    'is_bound': exchange.is_bound,
     'threshold': _finite(exchange.threshold),
     'deferred': bool(exchange.deferred),
     'flag': exchange.flag,
     'status': exchange.status,
     'seconds': exchange.seconds,
-    'small': _side([leg for leg in exchange.legs if leg.role == 'small']),
-    'large': _side([leg for leg in exchange.legs if leg.role == 'large']),
+    'sides': {
+      role: _side(legs)
+      for role in exchange.roles
+      if (legs := [leg for leg in exchange.legs if leg.role == role])
+    },
   }
 
 
-def _side(legs: list[Leg]) -> dict[str, Any] | None:
-  """Cost of a model for an exchange; None if it was not asked."""
-  if not legs:
-    return None
+def _side(legs: list[Leg]) -> dict[str, Any]:
+  """Cost of a model for an exchange."""
   dollars = [leg.dollars for leg in legs if leg.dollars is not None]
   return {
     'dollars': sum(dollars) if len(dollars) == len(legs) else None,

@@ -13,11 +13,12 @@ import httpx
 import openai
 import pytest
 
-from cascades.serving.cascade import Conduct
+from cascades.serving.calls import Conduct
 from cascades.serving.exchanges import ModelError
 from cascades.serving.keys import ApiKey, KeyLimits
 from cascades.serving.listening import bind
 from cascades.serving.service import HttpLimits, Listening, Service
+from tests.serving.fake_models import rule
 from tests.serving.running import LARGE, SURE, UNSURE, serving
 
 HI = [{'role': 'user', 'content': 'hi'}]
@@ -274,7 +275,8 @@ async def test_a_bug_shows_neither_clients_nor_logs_what_was_asked(caplog):
       yield
 
   async with serving() as running, running.client() as client:
-    running.service.cascade.small = running.service.cascade.small._replace(model=Broken())
+    members = running.service.cascade.members
+    members['small'] = members['small']._replace(model=Broken())
     with caplog.at_level(logging.INFO):
       for stream in (False, True):
         body = {'model': 'cascade', 'prompt': 'my secret', 'stream': stream}
@@ -366,7 +368,9 @@ def test_names_of_models_must_differ():
 @asynchronous
 async def test_an_abstention_has_no_content():
   async with serving(UNSURE, LARGE) as running:
-    running.service.cascade.large = None
+    cascade = running.service.cascade
+    del cascade.members['large']
+    cascade.policy = rule(0.5).of(['small'])
     client = running.openai()
     answer = await client.chat.completions.create(model='cascade', messages=HI)
     assert answer.choices[0].message.content is None

@@ -9,11 +9,14 @@ import pytest
 from cascades.costs import Prices
 from cascades.deferral import NO_TOKENS
 from cascades.serving.budgets import Ceilings, Ledger
-from cascades.serving.cascade import Call, Conduct, Replaced, ServedCascade
+from cascades.serving.calls import Call, Conduct, Replaced
+from cascades.serving.cascade import ServedCascade
+from cascades.serving.decisions import DecisionRule
 from cascades.serving.exchanges import Exchange, ModelError, Question
 from cascades.serving.keys import ApiKey, KeyLimits
 from cascades.serving.legs import Delta, Member
 from cascades.serving.refusals import Refusal
+from cascades.serving.served_policy import ServedPolicy
 from tests.serving.fake_models import END, FakeModel, rule
 
 SURE = [('sm', -0.1), ('all', -0.1), END]
@@ -30,9 +33,11 @@ class Served:
     self.small = FakeModel('small', small)
     self.large = FakeModel('large', large) if large is not None else None
     self.records = []
+    members = {'small': Member(self.small, Prices(1.0, 10.0), options.pop('seconds', 5.0))}
+    if self.large:
+      members['large'] = Member(self.large, Prices(100.0, 1000.0), 5.0)
     self.cascade = ServedCascade(
-      Member(self.small, Prices(1.0, 10.0), options.pop('seconds', 5.0)),
-      Member(self.large, Prices(100.0, 1000.0), 5.0) if self.large else None,
+      members,
       rule(threshold, decider, alternatives=options.pop('alternatives', 0)),
       conduct=conduct,
       record=self.records.append,
@@ -131,10 +136,11 @@ def test_the_small_model_stops_as_soon_as_no_continuation_can_be_accepted(
 
 def test_a_decider_of_prompts_decides_before_any_answer(monkeypatch):
   served = Served(SURE)
-  decider = served.cascade.rule.decider._replace(
+  decider = served.cascade.policy.rules[0].decider._replace(
     reads=('inputs',), score=lambda table: [float(len(table.inputs[0]))]
   )
-  monkeypatch.setattr(served.cascade, 'rule', rule(4.0).__class__(decider, {'t': 4.0}, 't'))
+  by_prompt = ServedPolicy((DecisionRule(decider, {'t': 4.0}, 't'), None), 't')
+  monkeypatch.setattr(served.cascade, 'policy', by_prompt)
   text, exchange, events = served.ask(live=True)
   assert (text, exchange.score, len(events)) == ('small', 3.0, 3)  # nothing to wait for
   served.records.clear()
@@ -213,7 +219,8 @@ def test_a_large_model_that_fails_in_the_middle_is_replaced_unless_its_text_is_o
 def test_a_slow_model_has_failed():
   served = Served(UNSURE)
   served.large.seconds = 10.0
-  served.cascade.large = served.cascade.large._replace(seconds=0.05)
+  members = served.cascade.members
+  members['large'] = members['large']._replace(seconds=0.05)
   text, exchange, _ = served.ask()
   assert (text, exchange.flag) == ('small', 'large model failed')
   assert exchange.legs[-1].error == 'no complete answer in 0.05 s'
@@ -249,10 +256,10 @@ def test_an_answer_without_log_probabilities_is_deferred_with_a_flag():
 def test_a_shadow_decides_nothing_and_is_recorded():
   text, exchange, _ = Served(UNSURE, threshold=5.0, shadow=rule(2.0, 'minimum')).ask()
   assert text == 'small'
-  assert exchange.shadow == (3.0, 2.0, True)
+  assert exchange.shadow == (3.0, 2.0, True, 'large')
   # The old rule stops the small model early only where no shadow reads the rest.
   served = Served(UNSURE, threshold=0.1, shadow=rule(9.0, 'sum'))
-  assert served.ask()[1].shadow == (pytest.approx(3.21), 9.0, False)
+  assert served.ask()[1].shadow == (pytest.approx(3.21), 9.0, False, 'small')
   assert served.small.written == 4
 
 

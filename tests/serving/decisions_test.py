@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from cascades import deferral, learned_deferral
 from cascades.evaluation import fitted as fitted_files
 from cascades.evaluation import policy, pooling
-from cascades.serving import decisions, early_deferral
-from cascades.serving.cascade import Call, Conduct, ServedCascade
+from cascades.serving import decisions, early_deferral, served_policy
+from cascades.serving.calls import Call, Conduct
+from cascades.serving.cascade import ServedCascade
 from cascades.serving.decisions import Evidence
 from cascades.serving.early_deferral import LEAST
 from cascades.serving.exchanges import Message, Question, Token
@@ -41,11 +42,11 @@ def with_alternatives(table):
 def test_scores_are_those_of_evaluation_to_the_bit(name):
   table = with_alternatives(synthetic_tables.table('t', size=40))
   expected = deferral.DECIDERS[name].score(table)
-  served = rule(0.5, name, alternatives=3)
+  served = rule(0.5, name, alternatives=3).rules[0]
   for row, start in enumerate(np.cumsum(table.lengths) - table.lengths):
     own = slice(start, start + table.lengths[row])
     said = evidence(table.token_logprobs[own], table.alternatives[own])
-    assert served.decide(QUESTION, pooling.POOLED, said).score == expected[row]
+    assert served.decide('small', QUESTION, pooling.POOLED, said).score == expected[row]
 
 
 @pytest.mark.parametrize('name', LEAST)
@@ -53,8 +54,8 @@ def test_scores_are_those_of_evaluation_to_the_bit(name):
 @hypothesis.settings(max_examples=80, deadline=None)
 def test_an_early_deferral_agrees_with_the_full_rule(name, logprobs, room, threshold):
   most = len(logprobs) + room
-  served = rule(threshold, name)
-  full = served.decide(QUESTION, pooling.POOLED, evidence(logprobs))
+  served = rule(threshold, name).rules[0]
+  full = served.decide('small', QUESTION, pooling.POOLED, evidence(logprobs))
   bound = served.least_score(most)
   for logprob in logprobs:
     least = bound.add(Token(b'x', logprob))
@@ -67,9 +68,13 @@ def test_an_early_deferral_agrees_with_the_full_rule(name, logprobs, room, thres
 @hypothesis.settings(max_examples=50, deadline=None)
 def test_the_bound_of_the_average_is_reached_by_the_best_continuation(logprobs, room):
   most = len(logprobs) + room
-  bound = rule(1.0).least_score(most)
+  bound = rule(1.0).rules[0].least_score(most)
   *_, least = [bound.add(Token(b'x', p)) for p in logprobs]
-  best = rule(1.0).decide(QUESTION, pooling.POOLED, evidence([*logprobs, *[0.0] * room]))
+  best = (
+    rule(1.0)
+    .rules[0]
+    .decide('small', QUESTION, pooling.POOLED, evidence([*logprobs, *[0.0] * room]))
+  )
   assert least == best.score
 
 
@@ -80,7 +85,9 @@ def test_a_cascade_that_stops_early_answers_as_one_that_does_not(logprobs, most,
     small = FakeModel('small', [('s', p) for p in logprobs])
     large = FakeModel('large', [('l', -0.1)])
     cascade = ServedCascade(
-      Member(small), Member(large), rule(threshold, name), conduct=Conduct(stop_early=stop_early)
+      {'small': Member(small), 'large': Member(large)},
+      rule(threshold, name),
+      conduct=Conduct(stop_early=stop_early),
     )
 
     async def ask():
@@ -97,7 +104,7 @@ def test_a_cascade_that_stops_early_answers_as_one_that_does_not(logprobs, most,
 
 
 def test_a_token_without_a_log_probability_ends_the_bound():
-  bound = rule(1.0, 'minimum').least_score(4)
+  bound = rule(1.0, 'minimum').rules[0].least_score(4)
   assert bound.add(Token(b'x', -3.0)) == 3.0
   assert bound.add(Token(b'x', None)) == -np.inf
   assert bound.add(Token(b'x', -9.0)) == -np.inf
@@ -145,20 +152,20 @@ def stored(tmp_path, *, thresholds=None, tasks=('t',), **changes):
 
 
 def test_a_policy_of_all_tasks_is_that_of_each(tmp_path):
-  read = decisions.from_policy(str(stored(tmp_path, tasks=('t', 'u'))))
+  read = served_policy.from_file(str(stored(tmp_path, tasks=('t', 'u'))))
   assert read.task == pooling.POOLED
-  assert read.thresholds == {pooling.POOLED: 0.5, 't': 0.5, 'u': 0.5}
+  assert read.rules[0].thresholds == {pooling.POOLED: 0.5, 't': 0.5, 'u': 0.5}
   assert read.digest == policy.file_digest(str(tmp_path / 'policy.json'))
 
 
 def test_a_policy_by_task_asks_which_task_requests_have(tmp_path):
   path = str(stored(tmp_path, thresholds={'t': None, 'u': 0.25}, tasks=('t', 'u')))
   with pytest.raises(ValueError, match='thresholds of t, u: name the task'):
-    decisions.from_policy(path)
-  read = decisions.from_policy(path, task='u')
-  assert (read.task, read.thresholds) == ('u', {'t': np.inf, 'u': 0.25})
+    served_policy.from_file(path)
+  read = served_policy.from_file(path, task='u')
+  assert (read.task, read.rules[0].thresholds) == ('u', {'t': np.inf, 'u': 0.25})
   with pytest.raises(ValueError, match="POLICY_TASK='v' has no threshold"):
-    decisions.from_policy(path, task='v')
+    served_policy.from_file(path, task='v')
 
 
 def test_a_learned_decider_scores_prompts_that_it_was_fitted_on(tmp_path):
@@ -172,16 +179,16 @@ def test_a_learned_decider_scores_prompts_that_it_was_fitted_on(tmp_path):
     'name': 'mine', 'reads': ['token_logprobs'], 'flops': 0.0, 'fitted': str(path),
     'digest': policy.file_digest(str(path)),
   }  # fmt: skip
-  read = decisions.from_policy(str(stored(tmp_path, decider=entry)))
+  read = served_policy.from_file(str(stored(tmp_path, decider=entry)))
   question = Question(table.inputs[0], max_tokens=4)
   with pytest.raises(learned_deferral.LeakError):
     learned.decider().score(table)
-  made = read.decide(question, pooling.POOLED, evidence([-0.1, -2.0]))
+  made = read.rules[0].decide('small', question, pooling.POOLED, evidence([-0.1, -2.0]))
   assert np.isfinite(made.score)
   assert made.flag == ''
   path.write_text(path.read_text().replace('"rows"', ' "rows"'))
   with pytest.raises(ValueError, match='not the decider of the policy, but another'):
-    decisions.from_policy(str(tmp_path / 'policy.json'))
+    served_policy.from_file(str(tmp_path / 'policy.json'))
 
 
 def test_a_learned_router_decides_before_any_answer(tmp_path):
@@ -201,11 +208,11 @@ def test_a_learned_router_decides_before_any_answer(tmp_path):
   distinct = np.unique(scores.round(9))
   middle = len(distinct) // 2
   threshold = float(distinct[middle - 1 : middle + 1].mean())  # between two scores
-  rule = decisions.from_policy(
+  rule = served_policy.from_file(
     str(stored(tmp_path, decider=entry, thresholds={pooling.POOLED: threshold}))
   )
   small, large = FakeModel('small', [('s', -0.1)]), FakeModel('large', [('l', -0.1)])
-  cascade = ServedCascade(Member(small), Member(large), rule)
+  cascade = ServedCascade({'small': Member(small), 'large': Member(large)}, rule)
 
   async def ask(prompt):
     call = Call('id', Question(prompt, max_tokens=4))

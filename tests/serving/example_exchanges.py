@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cascades.predictions import rows
-from cascades.serving.exchanges import Exchange, Leg, Question, Token
+from cascades.serving.exchanges import Exchange, Leg, LevelDecision, Question, Token
 
 NOON = 1_796_040_000.0  # 2026-11-30, 12:00 UTC
 
@@ -20,12 +20,18 @@ def leg(role: Any = 'small', text: str = 'K AE1 T', **changes: Any) -> Leg:
   )._replace(**changes)  # fmt: skip
 
 
-def exchange(*legs: Leg, **changes: Any) -> Exchange:
+def exchange(
+  *legs: Leg, score: float | None = None, threshold: float = 0.5, **changes: Any
+) -> Exchange:
+  """An exchange; its score is below the threshold unless two models were asked, or as given."""
   legs = legs or (leg(),)
+  default = 0.75 if len(legs) > 1 else 0.25
+  decision = LevelDecision(
+    'small', default if score is None else score, threshold, 0.0001, is_bound=legs[0].finish is None
+  )
   return Exchange(
     id='x-1', time=NOON, key='alice', task='words', question=Question('c a t'), legs=legs,
-    author=legs[-1].role, score=0.25, threshold=0.5, deferred=len(legs) > 1, flag='',
-    decision_seconds=0.0001, seconds=0.3, status=200,
+    author=legs[-1].role, flag='', seconds=0.3, status=200, decisions=(decision,),
   )._replace(**changes)  # fmt: skip
 
 
@@ -49,7 +55,7 @@ def replayed(
     exchange(
       of_row('small', cheap, prices[0]), of_row('large', dear, prices[1]),
       id=cheap['aux']['id'], question=Question(cheap['inputs']['inputs_pretokenized']),
-      score=score, threshold=threshold, deferred=score >= threshold,
+      score=score, threshold=threshold,
       author='large' if score >= threshold else 'small',
     )
     for cheap, dear, score in zip(small, large, scores, strict=True)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from cascades.evaluation import pooling
-from cascades.serving import decisions
+from cascades.serving import served_policy
 from cascades.serving.exchanges import Piece, Question, Token
 
 Said = Sequence[tuple[str, float]]
@@ -61,8 +61,8 @@ class FakeModel:
       self.running -= 1
 
 
-def rule(threshold: float, decider: str = 'average', **options: Any) -> decisions.DecisionRule:
-  return decisions.from_threshold(decider, threshold, **options)
+def rule(threshold: Any, decider: str = 'average', **options: Any) -> served_policy.ServedPolicy:
+  return served_policy.from_threshold(decider, threshold, **options)
 
 
 POOLED = pooling.POOLED

@@ -8,7 +8,15 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from cascades.serving import request_forms, response_forms
-from cascades.serving.exchanges import Exchange, Leg, Message, ModelError, Question, Token
+from cascades.serving.exchanges import (
+  Exchange,
+  Leg,
+  LevelDecision,
+  Message,
+  ModelError,
+  Question,
+  Token,
+)
 from cascades.serving.refusals import Refusal, of_error
 from cascades.serving.request_forms import ChatRequest, CompletionRequest
 from cascades.serving.response_forms import CHAT, COMPLETIONS, Head
@@ -113,8 +121,8 @@ def exchange(author='large', **changes):
   large = Leg('large', 'huge', 'é', tokens, 5, 2, 3, 0.0, 1.0, 2.0, 'length')
   fields = {
     'id': 'x', 'time': 0.0, 'key': '', 'task': 't', 'question': Question('q'),
-    'legs': (small, large), 'author': author, 'score': 0.7, 'threshold': 0.5, 'deferred': True,
-    'flag': '', 'decision_seconds': 1e-4, 'seconds': 2.0, 'status': 200,
+    'legs': (small, large), 'author': author, 'flag': '', 'seconds': 2.0, 'status': 200,
+    'decisions': (LevelDecision('small', 0.7, 0.5, 1e-4),),
   } | changes  # fmt: skip
   return tokens, Exchange(**fields)
 
@@ -151,7 +159,9 @@ def test_a_response_says_who_answered_and_what_it_cost():
     ('mine', 4, 0.25), ('huge', 3, 2.0)
   ]  # fmt: skip
   assert said['ignored'] == ['user']
-  never = response_forms.cascade(exchange(threshold=float('inf'))[1], ())
+  never = response_forms.cascade(
+    exchange(decisions=(LevelDecision('small', 0.7, float('inf')),))[1], ()
+  )
   assert never['threshold'] is None
   unpriced = done._replace(legs=(done.legs[0]._replace(dollars=None), done.legs[1]))
   assert response_forms.cascade(unpriced, ())['dollars'] is None
@@ -215,8 +225,8 @@ def test_an_abstention_is_a_refusal_in_openais_form():
   (ValueError('too long'), 'large', 400, {}),
 ])  # fmt: skip
 def test_errors_of_models_are_refusals(error, role, status, headers):
-  refusal = of_error(error, role)
+  refusal = of_error(error, role, is_first=role == 'small')
   assert (refusal.status, refusal.headers) == (status, headers)
   assert re.fullmatch('[a-z_]+', refusal.body['error']['code'])
   with pytest.raises(KeyError):
-    of_error(KeyError('a bug'), role)
+    of_error(KeyError('a bug'), role, is_first=True)

@@ -6,7 +6,7 @@ import functools
 import pytest
 
 from cascades.evaluation import pooling
-from cascades.serving import decisions
+from cascades.serving import served_policy
 from cascades.serving.live_policy import LivePolicy
 from tests.serving.decisions_test import stored
 
@@ -14,7 +14,7 @@ from tests.serving.decisions_test import stored
 class Watched:
   def __init__(self, tmp_path):
     self.path = stored(tmp_path)
-    self.read = functools.partial(decisions.from_policy, str(self.path))
+    self.read = functools.partial(served_policy.from_file, str(self.path))
     self.rules, self.notes = [self.read()], {}
     self.live = LivePolicy(str(self.path), self.read, self.rules.append, self.notes)
 
@@ -23,7 +23,7 @@ class Watched:
 
   @property
   def threshold(self):
-    return self.rules[-1].thresholds[pooling.POOLED]
+    return self.rules[-1].rules[0].thresholds[pooling.POOLED]
 
 
 def test_a_new_policy_takes_effect(tmp_path):

@@ -147,7 +147,7 @@ def test_a_row_of_the_log_is_a_row_of_a_table(tmp_path):
 
 
 def test_an_exchange_in_which_no_model_was_asked_is_logged_too(tmp_path):
-  refused = exchange()._replace(legs=(), author=None, status=429, score=None, threshold=np.inf)
+  refused = exchange()._replace(legs=(), author=None, status=429, decisions=())
   logged(tmp_path, refused)
   (row,) = lines(tmp_path, 'unanswered')
   assert (row['aux']['status'], row['aux']['author'], row['aux']['threshold']) == (429, None, None)
@@ -198,9 +198,14 @@ def test_answers_that_were_cut_short_are_logged_and_not_imported(tmp_path, capsy
 
 
 def test_what_another_policy_would_have_done_is_logged(tmp_path):
-  logged(tmp_path, exchange(shadow=Shadow(0.25, np.inf, np.False_)), exchange(id='x-2'))
+  logged(tmp_path, exchange(shadow=Shadow(0.25, np.inf, np.False_, 'small')), exchange(id='x-2'))
   first, second = lines(tmp_path)
-  assert first['aux']['shadow'] == {'score': 0.25, 'threshold': None, 'deferred': False}
+  assert first['aux']['shadow'] == {
+    'score': 0.25,
+    'threshold': None,
+    'deferred': False,
+    'author': 'small',
+  }
   assert 'shadow' not in second['aux']
 
 

@@ -19,6 +19,7 @@ from cascades.serving.metering import Log, LogOptions
 from cascades.serving.metrics import Metrics
 from cascades.serving.status import Recent
 from tests.serving.example_exchanges import exchange, leg
+from tests.serving.fake_models import rule
 
 
 def read(metrics):
@@ -44,7 +45,7 @@ def test_exchanges_are_counted_by_status_author_model_and_decision():
   metrics = Metrics()
   metrics.record(exchange())
   metrics.record(exchange(leg(), leg('large', dollars=0.5, generated_tokens=9), score=0.75))
-  refused = exchange()._replace(legs=(), author=None, status=429, score=None, threshold=None)
+  refused = exchange()._replace(legs=(), author=None, status=429, decisions=())
   metrics.record(refused)
   samples = read(metrics)
   assert samples['cascade_requests_total', 'author=small', 'status=200'] == 1
@@ -104,9 +105,7 @@ def stream(metrics, scores, threshold=0.0, task='words', **changes):
   for score in scores:
     deferred = bool(score >= threshold)
     legs = (leg(), leg('large')) if deferred else (leg(),)
-    metrics.record(
-      exchange(*legs, score=score, threshold=threshold, deferred=deferred, task=task, **changes)
-    )
+    metrics.record(exchange(*legs, score=score, threshold=threshold, task=task, **changes))
 
 
 def test_drift_of_the_scores_raises_an_alarm_and_exchangeable_scores_none():
@@ -172,26 +171,37 @@ def test_another_policy_begins_anew_with_buckets_of_its_own_scores():
 def test_the_status_has_points_and_no_text():
   recent = Recent(most=3)
   for number in range(4):
-    recent.record(exchange(leg(text='a secret'), leg('large'), id=str(number), threshold=math.inf))
+    recent.record(
+      exchange(leg(text='a secret'), leg('large'), id=str(number), score=0.25, threshold=math.inf)
+    )
   recent.record(exchange()._replace(legs=()))
   recent.record(exchange(leg(finish=None), leg('large'), leg('large', dollars=None)))
   state = status.status(
-    recent, name='mine', time=5.0, models={'small': 's', 'large': None}, decider='average',
-    thresholds={'words': math.inf}, alarms=[('words', 'scores')], breakers={'large': 'open'},
+    recent, name='mine', time=5.0, models={'small': 's', 'large': 'l'}, policy=rule(math.inf),
+    alarms=[('words', 'scores')], breakers={'large': 'open'},
     log='full', since=3,
   )  # fmt: skip
   assert 'secret' not in json.dumps(state, allow_nan=False)
   assert [point['number'] for point in state['recent']] == [4, 5]
   first, last = state['recent']
   assert (first['score'], first['threshold'], first['is_bound']) == (0.25, None, False)
-  assert first['small'] == {
+  assert (first['decided'], [*first['sides']]) == ('small', ['small', 'large'])
+  assert first['sides']['small'] == {
     'dollars': 0.001, 'tokens': 2, 'seconds': 0.2, 'queue_seconds': 0.01,
   }  # fmt: skip
   assert last['is_bound']
-  assert last['large'] == {'dollars': None, 'tokens': 4, 'seconds': 0.4, 'queue_seconds': 0.02}
+  assert last['sides']['large'] == {
+    'dollars': None,
+    'tokens': 4,
+    'seconds': 0.4,
+    'queue_seconds': 0.02,
+  }
   assert state['total'] == 5
   assert state['drift'] == [{'task': 'words', 'monitor': 'scores'}]
-  assert state['thresholds'] == {'words': None}
+  assert state['levels'] == [
+    {'role': 'small', 'decider': 'average', 'thresholds': {'all tasks': None}},
+    {'role': 'large', 'decider': None, 'thresholds': {}},
+  ]
 
 
 @pytest.mark.slow
@@ -203,7 +213,7 @@ def test_memory_is_flat_over_20000_exchanges(tmp_path):
   tracemalloc.start()
   for number in range(20_001):
     score = generator.normal()
-    each = exchange(leg(), id=str(number), score=score, threshold=0.0, deferred=bool(score >= 0))
+    each = exchange(leg(), id=str(number), score=score, threshold=0.0)
     for record in (metrics.record, recent.record, log.record):
       record(each)
     while number - log.written > 500:

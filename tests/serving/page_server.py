@@ -52,7 +52,10 @@ class PageServer:
     self.small = FakeModel('runs/demo/small', phonemes, seconds)
     self.large = FakeModel('runs/demo/large', phonemes, seconds)
     self.cascade = ServedCascade(
-      Member(self.small, Prices(1e-8, 2e-8)), Member(self.large, Prices(1e-7, 4e-7)),
+      {
+        'small': Member(self.small, Prices(1e-8, 2e-8)),
+        'large': Member(self.large, Prices(1e-7, 4e-7)),
+      },
       rule(THRESHOLD), record=self._record,
     )  # fmt: skip
     self.service = Service(self.cascade, keys=keys)
@@ -72,8 +75,8 @@ class PageServer:
   def _status(self, since):
     return statuses.status(
       self.recent, name='cascade', time=time.time(),
-      models={'small': self.small.name, 'large': self.large.name}, decider='average',
-      thresholds=self.cascade.rule.thresholds, alarms=self.alarms,
+      models={role: member.model.name for role, member in self.cascade.members.items()},
+      policy=self.cascade.policy, alarms=self.alarms,
       breakers={'large': self.breaker.state}, since=since,
     )  # fmt: skip
 

@@ -115,7 +115,7 @@ def test_status_and_metrics_are_served(server):
   state = httpx.get(f'{server.url}v1/cascade/status?since=2').json()
   assert state['total'] == 3
   assert [point['number'] for point in state['recent']] == [3]
-  assert state['thresholds'] == {'all tasks': 0.5}
+  assert state['levels'][0]['thresholds'] == {'all tasks': 0.5}
   for since in ('-1', 'x', '9' * 20, '²'):
     refused = httpx.get(f'{server.url}v1/cascade/status', params={'since': since})
     assert (refused.status_code, refused.json()['error']['param']) == (400, 'since')

@@ -18,7 +18,7 @@ import pytest
 from cascades import serve
 from cascades.evaluation import pooling
 from cascades.runtime.partitioning import Devices
-from cascades.serving import decisions
+from cascades.serving import served_policy
 from cascades.serving.members import LocalOptions
 from cascades.serving.options import Deciding, Metering, ServedModels
 from cascades.serving.service import Listening
@@ -77,7 +77,7 @@ def test_a_dry_run_prints_the_plan_and_ends(runs, capsys, monkeypatch):
   assert '2 slots of 16 + 8 tokens' in shown
   assert f'{NOWHERE}#huge (chat, key of MY_KEY)' in shown
   assert 'dollars per token: prompt 1e-06, generated 2e-06' in shown
-  assert 'defers from a score of all tasks: 0.5' in shown
+  assert 'goes on to large from a score of all tasks: 0.5' in shown
   assert 'secret' not in shown
 
 
@@ -116,10 +116,12 @@ def test_settings_that_cannot_work_are_sentences(runs, changes, message):
 
 def test_a_policy_of_other_models_is_refused_unless_allowed(tmp_path):
   models = {'small': {'name': 's', 'parameters': 7}, 'large': {'name': 'l'}}
-  rule = decisions.from_policy(str(stored(tmp_path, models=models)))
-  decisions.check_models(rule, {'small': {'parameters': 7}, 'large': {'parameters': 8}})
-  with pytest.raises(ValueError, match='small model of parameters 7, and SMALL has 8'):
-    decisions.check_models(rule, {'small': {'parameters': 8}})
+  policy = served_policy.from_file(str(stored(tmp_path, models=models)))
+  policy.check_models({'small': {'parameters': 7}, 'large': {'parameters': 8}})
+  with pytest.raises(
+    ValueError, match='small model of parameters 7, and the one that is served has 8'
+  ):
+    policy.check_models({'small': {'parameters': 8}})
 
 
 class Process:

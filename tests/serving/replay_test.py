@@ -7,7 +7,8 @@ import pytest
 
 from cascades import curves, deferral, metrics
 from cascades.costs import Prices
-from cascades.serving.cascade import Call, Conduct, ServedCascade
+from cascades.serving.calls import Call, Conduct
+from cascades.serving.cascade import ServedCascade
 from cascades.serving.exchanges import Piece, Question, Token
 from cascades.serving.legs import Member
 from tests import synthetic_tables
@@ -44,8 +45,10 @@ def replay(small, large, threshold, name, *, stop_early):
   """Answers to all prompts of the tables, and the exchanges."""
   records = []
   cascade = ServedCascade(
-    Member(Replayed('small', small), SMALL_PRICES),
-    Member(Replayed('large', large), LARGE_PRICES),
+    {
+      'small': Member(Replayed('small', small), SMALL_PRICES),
+      'large': Member(Replayed('large', large), LARGE_PRICES),
+    },
     rule(threshold, name),
     conduct=Conduct(stop_early=stop_early),
     record=records.append,

@@ -12,7 +12,8 @@ import openai
 
 from cascades.costs import Prices
 from cascades.serving import app, listening
-from cascades.serving.cascade import Conduct, ServedCascade
+from cascades.serving.calls import Conduct
+from cascades.serving.cascade import ServedCascade
 from cascades.serving.legs import Member
 from cascades.serving.service import HttpLimits, Listening, Service
 from tests.serving.fake_models import END, FakeModel, rule
@@ -61,8 +62,10 @@ async def serving(
   models = FakeModel('mini', small), FakeModel('maxi', large)
   records: list[Any] = []
   cascade = ServedCascade(
-    Member(models[0], Prices(1.0, 10.0)),
-    Member(models[1], Prices(100.0, 1000.0)),
+    {
+      'small': Member(models[0], Prices(1.0, 10.0)),
+      'large': Member(models[1], Prices(100.0, 1000.0)),
+    },
     rule(threshold),
     conduct=conduct or Conduct(),
     record=records.append,

@@ -8,7 +8,8 @@ from schemathesis.specs.openapi import checks
 
 from cascades.serving import app
 from cascades.serving.budgets import Ceilings, Ledger
-from cascades.serving.cascade import Conduct, ServedCascade
+from cascades.serving.calls import Conduct
+from cascades.serving.cascade import ServedCascade
 from cascades.serving.legs import Member
 from cascades.serving.monitoring import Monitoring
 from cascades.serving.service import HttpLimits, Service
@@ -32,8 +33,7 @@ def application():
   threshold = rule(0.5)
   monitoring = Monitoring(threshold, {}, None)
   cascade = ServedCascade(
-    Member(FakeModel('mini', UNSURE)),
-    Member(FakeModel('maxi', LARGE)),
+    {'small': Member(FakeModel('mini', UNSURE)), 'large': Member(FakeModel('maxi', LARGE))},
     threshold,
     conduct=Conduct(),
     record=monitoring.record,

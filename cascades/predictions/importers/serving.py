@@ -7,7 +7,8 @@ from typing import Any
 from cascades.predictions import rows
 from cascades.predictions.importers.answers import Answer, field
 
-FILTERS = (None, 'both')
+FILTERS = (None, 'both', 'all', 'audit')
+EVERY = ('both', 'all')  # values of `answered` of exchanges in which every model did
 
 
 def exchange(record: Any, *, answered: str | None, judged: bool) -> Answer | None:
@@ -15,16 +16,19 @@ def exchange(record: Any, *, answered: str | None, judged: bool) -> Answer | Non
 
   Args:
     record: The row.
-    answered: 'both' to take only exchanges in which both models answered; None to take all.
+    answered: 'both' or 'all' to take only exchanges in which every model answered, 'audit' those of
+      them that were drawn for it; None to take all.
     judged: True if targets will judge the answers.
 
   Raises:
     ValueError: The row is none of the log, or its answer is a digest, which nothing can judge.
   """
   if answered not in FILTERS:
-    raise ValueError(f'--filter={answered!r}: of a log it is `both`, or left out')
+    raise ValueError(f'--filter={answered!r}: of a log it is `all`, `audit`, or left out')
   aux = field(record, 'aux', dict)
-  if aux.get('finish') is None or answered not in (None, aux.get('answered')):
+  if aux.get('finish') is None or (answered and aux.get('answered') not in EVERY):
+    return None
+  if answered == 'audit' and aux.get('audit') is not True:
     return None
   if judged and field(aux, 'text', str) == 'digest':
     raise ValueError(

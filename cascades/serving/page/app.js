@@ -109,7 +109,7 @@ function level(probability) {
 function render(answer) {
   const {cascade} = answer, box = byId('answer');
   byId('result').hidden = false;
-  byId('author').className = cascade?.author ?? '';
+  byId('author').className = side(cascade?.author ?? null) ?? '';
   show('author', cascade ? verdict(cascade, answer) : 'Thinking…');
   if (byId('author').textContent === 'Thinking…' && answer.text) show('author', 'Answering…');
   box.replaceChildren(...(colored(answer) ?? [answer.text]));
@@ -180,12 +180,25 @@ function tokenRow(token) {
   return row;
 }
 
+// Roles of the models in order; of the server, or of those that a response names.
+const roles = () => Object.keys(state?.models ?? {small: '', large: ''});
+
+// Side of a model: 'small' is the first one, 'large' any other.
+const side = (role) => role === null ? null : role === roles()[0] ? 'small' : 'large';
+
 function verdict(cascade, answer) {
   if (!cascade.author) return answer.refusal ?? 'Nobody answered.';
   const name = cascade.models.filter((model) => model.role === cascade.author).at(-1)?.model;
   const why = cascade.flag ? ` (${cascade.flag})` : '';
-  const mark = cascade.author === 'small' ? '●' : '▲';
-  return `${mark} The ${cascade.author} model answered${name ? `: ${name}` : ''}${why}`;
+  const mark = side(cascade.author) === 'small' ? '●' : '▲';
+  return `${mark} The ${cascade.author} model answered${name && name !== cascade.author ? `: ${name}` : ''}${why}`;
+}
+
+// A decision in words.
+function decided({role, score, threshold, deferred, bound}) {
+  const limit = threshold === null ? 'never deferred' : `deferred from ${number(threshold)}`;
+  const name = roles().length > 2 ? `${role}: ` : '';
+  return `${name}${bound ? 'at least ' : ''}${number(score)}, ${limit}${name ? (deferred ? ', deferred' : ', accepted') : ''}`;
 }
 
 function facts(cascade, answer) {
@@ -202,10 +215,10 @@ function facts(cascade, answer) {
     list.append(group);
   };
   const total = (key) => cascade.models.reduce((sum, model) => sum + model[key], 0);
-  if (cascade.score !== null) {
-    const limit = cascade.threshold === null ? 'never deferred' : `deferred from ${number(cascade.threshold)}`;
-    add('Score', `${number(cascade.score)}, ${limit}`);
-  }
+  const {router} = cascade;
+  if (router) add('Router', `${router.model ?? 'nobody'}, predicted loss ${number(router.predicted_loss)}, drift ${number(router.drift)}`);
+  for (const decision of cascade.levels) add('Score', decided(decision));
+  if (cascade.audit) add('Audit', 'all models answered, for the log');
   add('Time', cascade.models.map((model) => `${model.role} ${seconds(model.seconds)}`).join(', '));
   add('Cost', cascade.dollars === null ? null : dollars(cascade.dollars));
   add('Tokens', `${total('prompt_tokens')} read, ${total('generated_tokens')} written`);
@@ -227,7 +240,7 @@ async function poll() {
       return poll();
     }
     const last = points.at(-1)?.number ?? 0;  // of another answer, perhaps, that came in between
-    const recent = next.recent.filter((point) => point.number > last);
+    const recent = next.recent.filter((point) => point.number > last).map((point) => sided(point, next));
     points = [...points, ...recent].slice(-MOST);
     const changed = first || recent.length > 0;
     state = next;
@@ -239,6 +252,17 @@ async function poll() {
   }
 }
 
+// A point with two sides: the first model, and all others together. Scores are those of the first.
+function sided(point, {models}) {
+  const [first] = Object.keys(models);
+  const {[first]: small = null, ...others} = point.sides;
+  const rest = Object.values(others);
+  const sum = (key) => rest.some((each) => each[key] === null) ? null : rest.reduce((total, each) => total + each[key], 0);
+  const large = rest.length ? Object.fromEntries(Object.keys(rest[0]).map((key) => [key, sum(key)])) : null;
+  const author = point.author === null ? null : point.author === first ? 'small' : 'large';
+  return {...point, small, large, author, score: point.decided === first ? point.score : null};
+}
+
 // Reasons why the server is not ready; it is asked until it is.
 async function prepare() {
   const {ready, reasons} = await (await fetch('readyz')).json();
@@ -246,9 +270,15 @@ async function prepare() {
 }
 
 function describe() {
-  const {models} = state;
-  show('models', models.large ? `${models.small} → ${models.large}, decided by ${state.decider}` : models.small);
-  const names = [state.name ?? 'cascade', models.small, models.large].filter(Boolean);
+  const {models, levels} = state, all = Object.values(models);
+  const deciders = [...new Set(levels.map((each) => each.decider).filter(Boolean))];
+  const by = [...(state.routed ? ['a router'] : []), ...deciders].join(' and ');
+  show('models', all.join(' → ') + (by && all.length > 1 ? `, decided by ${by}` : ''));
+  if (all.length > 2) {
+    show('small-legend', roles()[0]);
+    show('large-legend', 'a later model');
+  }
+  const names = [state.name ?? 'cascade', ...all];
   const select = byId('model');
   const cascade = state.name ?? 'cascade';
   if (select.options.length !== names.length) {
