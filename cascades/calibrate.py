@@ -7,12 +7,15 @@
 Reads the tables of validation rows that `infer` wrote, and writes POLICY: models, decider,
 thresholds, and the promises with what is expected at them. If the rows cannot support the promises
 it says how many more would, writes nothing, and exits with code 3. With --check it calibrates a
-thousand times on draws from the rows, and reports how often the promises were kept.
+thousand times on draws from the rows, and reports how often the promises were kept. With CHAIN the
+policy is one of more models, SMALL of each by name, each with a threshold of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -21,20 +24,29 @@ from etils import epath
 
 from cascades import __version__
 from cascades import metrics as metric_library
-from cascades.evaluation import calibration
+from cascades.evaluation import calibration, chain_calibration, chain_policy
 from cascades.evaluation import fitted as fitted_files
 from cascades.evaluation import learned as learning
 from cascades.evaluation import policy as policies
 from cascades.evaluation.calibration import Demands, Judged
+from cascades.evaluation.chain_calibration import ChainOptions
+from cascades.evaluation.chain_policy import ChainLevel, ChainPolicy, RouterFile
 from cascades.evaluation.learned import Learned
 from cascades.evaluation.policy import MetricEntry, Policy
+from cascades.evaluation.pooling import POOLED
 from cascades.evaluation.tables import Tables
+from cascades.inference import prompt_routing
 from cascades.learned_deferral import METHODS
 from cascades.predictions import alignment
 from cascades.reporting import escaping, figures, promises
 from cascades.runtime import files, locking
 from cascades.types import Predictions
 
+CHAIN_METHOD = (
+  'thresholds that no others beat in quality and cost on one half of the rows, in the order of '
+  'their cost there; fixed-sequence testing of them on the other half, with tests that are exact '
+  'for finitely many rows; rows are taken for independent draws'
+)
 METHOD = (
   'fixed-sequence testing of all thresholds, from the one that keeps the promise most easily, each '
   'with a test that is exact for finitely many rows; rows are taken for independent draws'
@@ -52,9 +64,10 @@ def calibrate(
   by_task: bool = False,
   check: bool = False,
   draws: int = 1000,
+  chain: ChainOptions = ChainOptions(),
   overwrite: bool = False,
   provenance: Callable[[], Mapping[str, str]] = dict,
-) -> Policy:
+) -> Policy | ChainPolicy:
   """Certifies thresholds for the demands and writes the policy.
 
   Args:
@@ -70,6 +83,7 @@ def calibrate(
     check: Also report how often the promises are kept on draws from the rows, and draw a figure
       beside the policy.
     draws: Number of draws of the check.
+    chain: Chain of several models; without any the small model and the large one.
     overwrite: Replace another policy instead of refusing.
     provenance: Function that says how the policy was made, called after it.
 
@@ -85,12 +99,23 @@ def calibrate(
   if draws < 1:
     raise ValueError(f'CHECK_DRAWS={draws}; a check needs one draw or more.')
   path = files.absolute(output)
+  if chain.models:
+    if by_task or check:
+      raise ValueError('BY_TASK and CHECK are for two models: leave them out, or CHAIN.')
+    policies.check_output(path, None, overwrite=overwrite, read=chain_policy.read)
+    result = _chain(tables, path, demands, decider, metric, chain, surrogate, provenance)
+    with locking.held(path.parent):
+      chain_policy.write(path, result, overwrite=overwrite)
+    promises.show_chain(result)
+    print('Policy:', escaping.visible(str(path)))
+    return result
   policies.check_output(path, None, overwrite=overwrite)
   embeddings = Learned([decider]).embeddings if decider in METHODS else tables.embeddings
   by_name, large = dataclasses.replace(tables, embeddings=embeddings).read()
   if len(by_name) != 1:
     raise ValueError(
-      f'A policy is for one small model, and SMALL names {len(by_name)}: {", ".join(by_name)}.'
+      f'A policy is for one small model, and SMALL names {len(by_name)}: {", ".join(by_name)}. '
+      'Name those of a longer one in order, CHAIN.'
     )
   ((name, small),) = by_name.items()
   judge = metric_library.by_name(large[0].manifest['metrics'][0] if metric is None else metric)
@@ -121,7 +146,7 @@ def calibrate(
       metric=MetricEntry(judge.name, surrogate, judge.higher_is_better),
       cost_axis=demands.cost_axis,
       thresholds=thresholds,
-      data=_data(tables.split, small, large),
+      data=_data(tables.split, {'small': small, 'large': large}),
       method=METHOD,
       provenance={'lm-cascades': __version__, **versions, **provenance()},
     )
@@ -129,6 +154,86 @@ def calibrate(
   promises.show_policy(policy)
   print('Policy:', escaping.visible(str(path)))
   return policy
+
+
+def _chain(
+  tables: Tables,
+  path: epath.Path,
+  demands: Demands,
+  decider: str,
+  metric: str | None,
+  chain: ChainOptions,
+  surrogate: bool,
+  provenance: Callable[[], Mapping[str, str]],
+) -> ChainPolicy:
+  """Policy of a chain, certified for the demands."""
+  by_name, large = tables.read()
+  unknown = set(chain.models) - set(by_name) | set(chain.deciders) - {*chain.models, chain.large}
+  if unknown or chain.large in chain.models or len(set(chain.models)) < len(chain.models):
+    raise ValueError(
+      f'CHAIN={[*chain.models]} and DECIDERS={dict(chain.deciders)} must name different models of '
+      f'SMALL, {", ".join(by_name)}; the large one is LARGE_NAME={chain.large!r}.'
+    )
+  judge = metric_library.by_name(large[0].manifest['metrics'][0] if metric is None else metric)
+  models = {name: by_name[name] for name in chain.models} | {chain.large: large}
+  judged = {name: [alignment.judge(t, judge) for t in own] for name, own in models.items()}
+  decided = [*chain.models, *([chain.large] if chain.abstention is not None else [])]
+  entries = [
+    policies.describe_decider(chain.deciders.get(name, decider)) if name in decided else None
+    for name in models
+  ]
+  begins = router = None
+  if chain.router is not None:
+    router, begins = _router(chain.router, path, [*models])
+  result = chain_calibration.calibrate(
+    judged,
+    [policies.decider(entry.fitted or entry.name) if entry else None for entry in entries],
+    begins, judge, demands, abstention=chain.abstention, surrogate=surrogate,
+  )  # fmt: skip
+  share = chain.abstention
+  versions = {library: metadata.version(library) for library in ('numpy', 'scipy')}
+  return ChainPolicy(
+    version=chain_policy.VERSION,
+    models={name: policies.describe_model(name, own[0]) for name, own in models.items()},
+    levels=[
+      ChainLevel(entry, {POOLED: None if math.isinf(value) else value}) if entry else None
+      for entry, value in zip(entries, result.thresholds, strict=True)
+    ],
+    router=router,
+    metric=MetricEntry(judge.name, surrogate, judge.higher_is_better),
+    cost_axis=demands.cost_axis,
+    expected=result.expected,
+    promises=result.promises,
+    data=_data(tables.split, judged),
+    method=CHAIN_METHOD,
+    provenance={'lm-cascades': __version__, **versions, **provenance()},
+    unanswered_quality=None
+    if share is None
+    else judge.scale * (share if judge.higher_is_better else 1 - share),
+  )
+
+
+def _router(
+  router: str, path: epath.Path, models: Sequence[str]
+) -> tuple[RouterFile, Callable[[Sequence[str]], list[str]]]:
+  """Routing policy beside a policy, and its choice of the model that a prompt begins at."""
+  file = files.absolute(router)
+  if file.parent != path.parent:
+    raise ValueError(
+      f'ROUTER={router} must lie beside POLICY, in {path.parent}, with the router that it names.'
+    )
+  choose = prompt_routing.open_choice(file)
+
+  def begins(prompts: Sequence[str]) -> list[str]:
+    chosen = choose(prompts)
+    if unknown := sorted({name for name in chosen if name} - set(models)):
+      raise ValueError(
+        f'ROUTER={router} chooses {", ".join(unknown)}, and the chain has {", ".join(models)}: fit '
+        'it on models of these names.'
+      )
+    return chosen
+
+  return RouterFile(file.name, hashlib.sha256(file.read_bytes()).hexdigest()), begins
 
 
 def _check(path: epath.Path, subsets: Sequence[Judged], demands: Demands, draws: int) -> None:
@@ -143,16 +248,16 @@ def _check(path: epath.Path, subsets: Sequence[Judged], demands: Demands, draws:
       files.write(image, figures.encode(figure, image_format))
 
 
-def _data(split: str, small: Sequence[Predictions], large: Sequence[Predictions]) -> dict[str, Any]:
+def _data(split: str, models: Mapping[str, Sequence[Predictions]]) -> dict[str, Any]:
+  names = [*models]
   return {
     'split': split,
     'tasks': {
-      own.task: {
-        'rows': len(own.ids),
-        'small': policies.fingerprint(own),
-        'large': policies.fingerprint(other),
+      own[0].task: {
+        'rows': len(own[0].ids),
+        **{name: policies.fingerprint(each) for name, each in zip(names, own, strict=True)},
       }
-      for own, other in zip(small, large, strict=True)
+      for own in zip(*models.values(), strict=True)
     },
   }
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from etils import epath
 
 from cascades import deferral
+from cascades.evaluation import chain_policy, policy_outcome, realized
 from cascades.evaluation import fitted as fitted_files
 from cascades.evaluation import learned as learning
 from cascades.evaluation import policy as policies
-from cascades.evaluation import realized
 from cascades.evaluation.chain_comparison import compare_chains
 from cascades.evaluation.chains import Chains
 from cascades.evaluation.compare import compare
@@ -29,6 +29,7 @@ from cascades.evaluation.comparison import Comparison, Promised, Settings
 from cascades.evaluation.learned import Learned
 from cascades.evaluation.quantities import LARGE
 from cascades.evaluation.tables import Tables
+from cascades.inference import prompt_routing
 from cascades.reporting import escaping, outputs, promises, terminal
 from cascades.reporting.report import Report
 from cascades.runtime import files, locking
@@ -67,8 +68,9 @@ def evaluate(
     chains: Chains of several models, and axes of cost; None for each small model and the large
       one at constant FLOPs per token.
     report: Options of the report; None for the defaults.
-    policy: File of a policy of `python -m cascades.calibrate`. Its promises are compared with these
-      rows in promises.json; rows without targets are then allowed, and give no report.
+    policy: File of a policy. The promises of one of two models are compared with these rows in
+      promises.json; rows without targets are then allowed, and give no report. Quality and cost of
+      one of a chain or a router are written to policy_outcome.json.
     overwrite: Replace a report of other tables in `output_dir` instead of refusing.
     provenance: Function that says how the comparison was made, called after it.
 
@@ -107,7 +109,10 @@ def evaluate(
       outputs.check(directory, {**small, LARGE.name: large})
     promised = None
     if policy is not None:
-      promised = _compare_with_promises(directory, policy, small, large, labels=labels)
+      if isinstance(chain_policy.read_any(files.absolute(policy)), policies.Policy):
+        promised = _compare_with_promises(directory, policy, small, large, labels=labels)
+      else:
+        _apply_policy(directory, policy, _models(small, large), chains, metric, labels=labels)
     if not labels:
       return None
     comparison = compare(
@@ -172,6 +177,30 @@ def _compare_with_promises(
     return None
   (entry,) = policy.thresholds
   return Promised(name, policy.decider.name, entry.value, promises.sentence(policy, entry))
+
+
+def _apply_policy(
+  directory: epath.Path,
+  path: str,
+  tables: Mapping[str, Sequence[Predictions]],
+  chains: Chains,
+  metric: Metric | str | None,
+  *,
+  labels: bool,
+) -> None:
+  """Prints and writes quality and cost of a policy of any number of models."""
+  if not labels:
+    raise ValueError(
+      f'POLICY={path} is of a chain or a router, and the rows have no targets: take a split that '
+      'has targets.'
+    )
+  file = files.absolute(path)
+  outcome = policy_outcome.of_file(
+    file, tables, prompt_routing.open_choice, axis=chains.axes[0], prices=chains.prices,
+    metric=metric,
+  )  # fmt: skip
+  files.write(directory / 'policy_outcome.json', json.dumps(outcome._asdict(), indent=2) + '\n')
+  promises.show_policy_outcome(file.name, outcome)
 
 
 def _deciders(

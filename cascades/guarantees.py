@@ -128,14 +128,14 @@ def certified(walk: Walk, risk: Risk) -> Bool[np.ndarray, 'M']:
   test = test_of(risk)
   if test == 'binomial':
     limit = risk_tests.binomial_limit(len(walk.order), risk.level, risk.delta)
-    return _until_failure(np.rint(total(walk, risk.small, risk.large)) <= limit, risk.falls)
+    return until_failure(np.rint(total(walk, risk.small, risk.large)) <= limit, risk.falls)
   if test == 'trinomial':
     worse, better = (
       np.rint(total(walk, (risk.small == sign).astype(float), risk.large)).astype(int)
       for sign in (1, -1)
     )
     limits = risk_tests.paired_limits(len(walk.order), risk.level, risk.delta)
-    return _until_failure(worse <= limits[worse + better], risk.falls)
+    return until_failure(worse <= limits[worse + better], risk.falls)
   return _graded(walk, _in_unit_interval(risk), test)
 
 
@@ -158,7 +158,7 @@ def _in_unit_interval(risk: Risk) -> Risk:
   )
 
 
-def _until_failure(passes: Bool[np.ndarray, 'M'], falls: bool) -> Bool[np.ndarray, 'M']:
+def until_failure(passes: Bool[np.ndarray, 'M'], falls: bool) -> Bool[np.ndarray, 'M']:
   """Points before the first that fails, in the direction of the walk."""
   ordered = passes[::-1] if falls else passes
   ordered = np.logical_and.accumulate(ordered)
@@ -173,7 +173,7 @@ def _graded(walk: Walk, risk: Risk, test: Test) -> Bool[np.ndarray, 'M']:
   if test == 'Hoeffding-Bentkus':
     means = mean_loss(walk, risk)
     passes = risk_tests.hoeffding_bentkus(means, rows, risk.level) <= risk.delta
-    return _until_failure(passes, risk.falls)
+    return until_failure(passes, risk.falls)
   shuffled = np.random.default_rng(0).permutation(rows)  # tables may be sorted by their content
   position = np.empty(rows, int)
   position[walk.order] = np.arange(rows)
@@ -186,7 +186,7 @@ def _graded(walk: Walk, risk: Risk, test: Test) -> Bool[np.ndarray, 'M']:
     passes[block] = risk_tests.betting(losses, risk.level, risk.delta) <= risk.delta
     if not passes[block].all():
       break
-  return _until_failure(passes, risk.falls)
+  return until_failure(passes, risk.falls)
 
 
 def choose(

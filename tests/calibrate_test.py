@@ -133,7 +133,7 @@ def test_bad_names_are_refused_with_the_choice(root, tmp_path):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (lambda p: p.update(version=2), 'version: expected 1 of a policy, found 2'),
+    (lambda p: p.update(version=3), 'version: expected 1 of a policy, found 3'),
     (lambda p: p.pop('decider'), 'missing required field `decider`'),
     (lambda p: p['thresholds'].clear(), 'thresholds'),
     (lambda p: p['thresholds'][0].update(threshold='high'), r'thresholds\[0\].threshold'),

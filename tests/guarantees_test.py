@@ -163,7 +163,7 @@ def test_certifying_each_point_by_itself_would_break_the_promise(monkeypatch):
   risk = quality(small, large, 0.504)
   most = 0.1 + 3 * math.sqrt(0.09 / DRAWS)
   assert broken(risk, score, small, large)[0] <= most
-  monkeypatch.setattr(guarantees, '_until_failure', lambda passes, falls: passes)
+  monkeypatch.setattr(guarantees, 'until_failure', lambda passes, falls: passes)
   assert broken(risk, score, small, large)[0] > most
 
 

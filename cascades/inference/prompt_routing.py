@@ -30,6 +30,12 @@ class PromptChoice(NamedTuple):
   drift: float
 
 
+def open_choice(path: epath.PathLike) -> Callable[[Sequence[str]], list[str]]:
+  """Function from prompts to the names of their models; see `open_policy`."""
+  choose = open_policy(path)
+  return lambda prompts: [choice.model for choice in choose(prompts)]
+
+
 def open_policy(path: epath.PathLike) -> Callable[[Sequence[str]], list[PromptChoice]]:
   """Function from prompts to their models.
 

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from cascades import risk_tests
+from cascades.evaluation.chain_policy import ChainPolicy
 from cascades.evaluation.policy import Interval, Policy, Threshold
+from cascades.evaluation.policy_outcome import PolicyOutcome
 from cascades.evaluation.realized import Outcome
 from cascades.guarantees import Risk, Simulation
 from cascades.reporting import terminal
@@ -39,6 +41,48 @@ def show_policy(policy: Policy) -> None:
   ]
   header = ['task', 'threshold', 'promise', 'kept with', 'observed', policy.metric.name]
   _print('Policy', [*header, 'deferral rate', f'cost ({policy.cost_axis})'], cells)
+
+
+def show_chain(policy: ChainPolicy) -> None:
+  """Prints the levels of a chain, its promises and what is expected."""
+  cells = [
+    [
+      name,
+      level.decider.name if level else 'final',
+      ', '.join(f'{level.threshold_of(task):.6g}' for task in level.thresholds) if level else '',
+      f'{policy.expected.shares[name]:.1%}' if policy.expected else '',
+    ]
+    for (name, level) in zip(policy.models, policy.levels, strict=True)
+  ]
+  _print('Chain', ['model', 'score', 'goes on from', 'answers'], cells)
+  expected = policy.expected
+  cells = [
+    [
+      f'{promise.name} {_sign(promise.name, policy)} {promise.demanded:g}',
+      f'{1 - promise.delta:.0%}',
+      f'{promise.observed:.4g}',
+      f'{expected.quality:.4g}' if expected else '',
+      f'{expected.cost:.4g}' if expected else '',
+    ]
+    for promise in policy.promises
+  ]
+  header = ['promise', 'kept with', 'observed', policy.metric.name, f'cost ({policy.cost_axis})']
+  _print('Promises', header, cells)
+
+
+def show_policy_outcome(name: str, outcome: PolicyOutcome) -> None:
+  """Prints quality and cost of a policy of any number of models, and who answers."""
+  cells = [
+    [model, f'{outcome.begins[model]:.1%}', f'{share:.1%}']
+    for model, share in outcome.answers.items()
+  ]
+  if outcome.unanswered:
+    cells.append(['nobody', '', f'{outcome.unanswered:.1%}'])
+  _print(f'Policy {name} on these rows', ['model', 'begins', 'answers'], cells)
+  header = ['rows', outcome.metric, f'cost ({outcome.axis})']
+  _print(
+    'Outcome', header, [[f'{outcome.rows:,}', f'{outcome.quality:.6g}', f'{outcome.cost:.6g}']]
+  )
 
 
 def sentence(policy: Policy, entry: Threshold) -> str:
@@ -106,7 +150,7 @@ def _print(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) ->
   terminal.print_tables([SummaryTable(title, '', tuple(header), texts)])
 
 
-def _sign(name: str, policy: Policy) -> str:
+def _sign(name: str, policy: Policy | ChainPolicy) -> str:
   return '>=' if name == 'quality' and policy.metric.higher_is_better else '<='
 
 

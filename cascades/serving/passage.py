@@ -41,7 +41,7 @@ ABSTAINED = 'abstained'
 
 
 class Crew(NamedTuple):
-  """What a request finds when it arrives, and keeps to its end.
+  """Models and policies that a request finds when it arrives, and keeps to its end.
 
   Attributes:
     members: Models by role, in order.

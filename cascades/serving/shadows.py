@@ -13,7 +13,7 @@ from cascades.serving.served_policy import ServedPolicy
 def decide(
   policy: ServedPolicy, call: Call, legs: Sequence[OpenLeg], routed: Routed | None
 ) -> Shadow | None:
-  """What a policy would have decided; None if it cannot tell anything.
+  """Decision that a policy would have taken; None if it cannot tell anything.
 
   Args:
     policy: The policy.
@@ -23,7 +23,7 @@ def decide(
   """
   task = call.task if call.task in policy.tasks else policy.task
   complete = {leg.role: leg for leg in legs if leg.finish}
-  level, made = 0, list[LevelDecision]()
+  level, taken = 0, list[LevelDecision]()
   if routed is not None:
     level = len(policy.rules) if routed.role == NOBODY else policy.roles.index(routed.role)
   author: Role | None = NOBODY
@@ -31,17 +31,17 @@ def decide(
     is_before = rule is not None and rule.decider.before_answer
     if rule is not None and (is_before or role in complete):
       evidence = None if is_before else complete[role].evidence()
-      made.append(rule.decide(role, call.question, task, evidence))
-      if made[-1].deferred:
+      taken.append(rule.decide(role, call.question, task, evidence))
+      if taken[-1].deferred:
         continue
     author = role if rule is None or is_before or role in complete else None
     break
-  if author is None and not made:
+  if author is None and not taken:
     return None
-  first_one = made[0] if made else None
+  first_one = taken[0] if taken else None
   return Shadow(
     first_one and first_one.score,
     first_one and first_one.threshold,
-    any(decision.deferred for decision in made),
+    any(decision.deferred for decision in taken),
     author,
   )

@@ -1,4 +1,4 @@
-"""Cost honesty: a table replayed through the cascade costs and answers as evaluation says."""
+"""Cost honesty: tables replayed through a cascade cost and answer as evaluation says."""
 
 import asyncio
 
@@ -7,38 +7,19 @@ import pytest
 
 from cascades import curves, deferral, metrics
 from cascades.costs import Prices
+from cascades.evaluation import chain_policy, policy_outcome
+from cascades.inference import prompt_routing
+from cascades.serving import served_policy
 from cascades.serving.calls import Call, Conduct
 from cascades.serving.cascade import ServedCascade
-from cascades.serving.exchanges import Piece, Question, Token
+from cascades.serving.exchanges import Question
 from cascades.serving.legs import Member
 from tests import synthetic_tables
+from tests.serving import replayed_models
 from tests.serving.fake_models import rule
+from tests.serving.replayed_models import NAMES, PROMPT_TOKENS, Replayed, level
 
 SMALL_PRICES, LARGE_PRICES = Prices(1e-7, 2e-7), Prices(3e-6, 9e-6)
-PROMPT_TOKENS = 7
-
-
-class Replayed:
-  """A model that answers the prompts of a table as the table says."""
-
-  def __init__(self, name, table):
-    self.name, self._table = name, table
-    self._rows = {prompt: row for row, prompt in enumerate(table.inputs)}
-    self._starts = np.cumsum(table.lengths) - table.lengths
-
-  async def answer(self, question):
-    row, table = self._rows[question.prompt], self._table
-    length = int(table.lengths[row])
-    logprobs = table.token_logprobs[self._starts[row] : self._starts[row] + length]
-    for number, logprob in enumerate(logprobs):
-      is_last = number == length - 1
-      yield Piece(
-        table.predictions[row] if is_last else '',
-        (Token(b'x', float(logprob)),),
-        'stop' if is_last else None,
-        prompt_tokens=PROMPT_TOKENS,
-        generated_tokens=number + 1,
-      )
 
 
 def replay(small, large, threshold, name, *, stop_early):
@@ -91,3 +72,105 @@ def test_quality_deferrals_and_dollars_are_those_of_evaluation(name):
     early, cut = replay(small, large, curve.threshold[point], name, stop_early=True)
     assert early == texts
     assert sum(r.legs[0].generated_tokens for r in cut) <= small.lengths.sum()
+
+
+def offline(path, tables):
+  """What evaluation says of a policy on tables."""
+  policy = chain_policy.read_any(path)
+  form = chain_policy.form(policy, path)
+  begins = None
+  if form.routing is not None:
+    choose = prompt_routing.open_policy(form.routing)
+    begins = lambda prompts: [choice.model for choice in choose(prompts)]
+  return policy_outcome.outcome(
+    form.levels, {name: [table] for name, table in tables.items()}, begins,
+    axis='dollars', prices=replayed_models.PRICES, metric=metrics.accuracy,
+    unanswered=getattr(policy, 'unanswered_quality', None),
+  )  # fmt: skip
+
+
+def served(path, tables, **conduct):
+  """Exchanges of a server that answers all prompts of tables, and the texts of its answers."""
+  records = []
+  cascade = ServedCascade(
+    replayed_models.members(tables),
+    served_policy.from_file(str(path)),
+    conduct=Conduct(**conduct),
+    record=records.append,
+  )
+
+  async def ask_all():
+    texts = []
+    for prompt in tables['1b'].inputs:
+      call = Call('id', Question(prompt, max_tokens=16))
+      events = [event async for event in cascade.answer(call)]
+      texts.append(''.join(event.text for event in events[:-1]))
+    return texts
+
+  return asyncio.run(ask_all()), records
+
+
+CHAIN = [level(0.25), level(0.3, 'quantile 0.4'), None]
+FORMS = {
+  'chain': lambda folder: replayed_models.write_chain(folder, CHAIN),
+  'never deferred': lambda folder: replayed_models.write_chain(
+    folder, [level(0.2, 'sum'), level(None), None]
+  ),
+  'abstaining chain': lambda folder: replayed_models.write_chain(
+    folder, [*CHAIN[:2], level(0.08)], unanswered_quality=0.5
+  ),
+  'router': replayed_models.write_router,
+  'abstaining router': lambda folder: replayed_models.write_router(folder, abstention=0.85),
+  'router and chain': lambda folder: (
+    replayed_models.write_router(folder) and replayed_models.write_chain(folder, CHAIN, routed=True)
+  ),
+  'router among two, and chain': lambda folder: (
+    replayed_models.write_router(folder, NAMES[:2])
+    and replayed_models.write_chain(folder, CHAIN, routed=True)
+  ),
+}
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_policies_of_three_models_answer_and_cost_as_evaluation_says(tmp_path, name):
+  tables = replayed_models.tables()
+  path = FORMS[name](tmp_path)
+  said = offline(path, tables)
+  texts, records = served(path, tables, stop_early=False)
+  answered = [r.author is not None for r in records]
+  statistics = [
+    metrics.accuracy.statistics(targets, text)
+    for targets, text, own in zip(tables['1b'].targets, texts, answered, strict=True)
+    if own
+  ]
+  quality = metrics.accuracy.finalize(np.sum(statistics, axis=0))
+  if 'abstaining chain' in name:
+    quality = np.mean(answered) * quality + np.mean(np.logical_not(answered)) * 0.5
+  assert quality == pytest.approx(said.quality, rel=1e-12)
+  dollars = [sum(leg.dollars for leg in r.legs) for r in records]
+  assert np.mean(dollars) == pytest.approx(said.cost, rel=1e-12)
+  assert 1 - np.mean(answered) == pytest.approx(said.unanswered)
+  for model in NAMES:
+    assert np.mean([r.author == model for r in records]) == pytest.approx(said.answers[model])
+    first = [r.routed.role if r.routed else NAMES[0] for r in records]
+    assert np.mean([own == model for own in first]) == pytest.approx(said.begins[model])
+  if 'abstaining' in name:
+    assert said.unanswered > 0
+    assert all(r.flag == 'abstained' for r, own in zip(records, answered, strict=True) if not own)
+  if 'router' in name:
+    assert min(said.begins[model] for model in NAMES[:2]) > 0.1
+  if 'chain' in name:
+    assert sum(share > 0 for share in said.answers.values()) == 3
+
+
+@pytest.mark.parametrize('name', ['chain', 'router and chain'])
+def test_stopping_early_changes_no_decision_of_a_chain(tmp_path, name):
+  tables = replayed_models.tables()
+  path = FORMS[name](tmp_path)
+  late, early = (served(path, tables, stop_early=stop) for stop in (False, True))
+  assert early[0] == late[0]
+  assert [[d.deferred for d in r.decisions] for r in early[1]] == [
+    [d.deferred for d in r.decisions] for r in late[1]
+  ]
+  written = [sum(leg.generated_tokens for r in rs for leg in r.legs) for _, rs in (early, late)]
+  assert written[0] < written[1]
