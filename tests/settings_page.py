@@ -14,7 +14,7 @@ SECTIONS = {
   **{
     f'`{program}`': program
     for program in (
-      'train', 'salt', 'infer', 'speculate', 'embed', 'evaluate', 'calibrate', 'route', 'stream',
+      'train', 'salt', 'infer', 'speculate', 'embed', 'evaluate', 'calibrate', 'route', 'rank', 'stream',
       'cache_teacher',
       'select', 'convert', 'export', 'prune', 'plan', 'serve',
     )

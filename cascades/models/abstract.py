@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 
 from cascades.models import quantization
 from cascades.models.bert import BertConfig
+from cascades.models.rankers import RankerConfig
 from cascades.runtime import partitioning
 from cascades.runtime.partitioning import RULES, Rules
 from cascades.types import ModelConfig, Params
@@ -18,7 +19,7 @@ DTYPES = ('float32', 'bfloat16', 'int8')  # of weights
 
 
 def abstract_model(
-  config: ModelConfig | BertConfig, rules: Rules = RULES, *, dtype: str = 'float32'
+  config: ModelConfig | BertConfig | RankerConfig, rules: Rules = RULES, *, dtype: str = 'float32'
 ) -> tuple[nnx.GraphDef, Params]:
   """Describe a model on the active mesh without allocating its parameters.
 

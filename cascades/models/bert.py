@@ -184,8 +184,16 @@ class Bert(nnx.Module):
       functools.partial(BertBlock, config), keys[4], config.num_layers
     )
 
-  def hidden(self, tokens: Int[Array, 'B S'], mask: Bool[Array, 'B S']) -> Float[Array, 'B S D']:
-    """Compute final states; `mask` is False on padding, which must be on the right."""
+  def hidden(
+    self,
+    tokens: Int[Array, 'B S'],
+    mask: Bool[Array, 'B S'],
+    segments: Int[Array, 'B S'] | None = None,
+  ) -> Float[Array, 'B S D']:
+    """Compute final states; `mask` is False on padding, which must be on the right.
+
+    `segments` number the two texts of a pair, 0 and 1; None means a single text, the first segment.
+    """
     config, length = self.config, tokens.shape[1]
     begin, end = config.first_position, config.first_position + length
     if end > config.num_positions:
@@ -195,8 +203,8 @@ class Bert(nnx.Module):
       )
     x = layers.embed(self.embedding[...], tokens, config.dtype)
     x += self.positions[begin:end].astype(x.dtype)
-    if self.segments is not None:  # a single text is the first segment
-      x += self.segments[0].astype(x.dtype)
+    if self.segments is not None:
+      x += self.segments[0 if segments is None else segments].astype(x.dtype)
     relative = attention.self_attention_mask(jnp.arange(length)[None], None).relative_positions
     bias = positions.bias(self.bias, relative)
     x, _ = layers.scan_layers(
@@ -240,26 +248,31 @@ def embedder(model: Bert, vocabulary: Vocabulary, *, batch_size: int = 64) -> Em
     )
   graph, params = nnx.split(model)
   encode = jax.jit(lambda params, tokens, mask: nnx.merge(graph, params).embed(tokens, mask))
-  start = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
-  max_tokens = model.config.max_length - len(start) - 1
 
   def embed(texts: Sequence[str]) -> Float[np.ndarray, 'X D']:
-    rows = [[*start, *ids[:max_tokens], vocabulary.eos_id] for ids in vocabulary.encode_all(texts)]
+    rows = token_rows(vocabulary, texts, model.config.max_length)
     vectors = np.zeros((len(rows), model.config.emb_dim), np.float32)
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for begin in range(0, len(rows), batch_size):
       batch = by_length[begin : begin + batch_size]
-      tokens, mask = _pad([rows[i] for i in batch], vocabulary.pad_id, model.config.max_length)
+      tokens, mask = pad_rows([rows[i] for i in batch], vocabulary.pad_id, model.config.max_length)
       vectors[batch] = encode(params, tokens, mask)[: len(batch)]
     return vectors
 
   return embed
 
 
-def _pad(
+def token_rows(vocabulary: Vocabulary, texts: Sequence[str], max_length: int) -> list[list[int]]:
+  """Ids of texts between [CLS] and [SEP]; those of longer ones are cut to `max_length`."""
+  start = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
+  most = max_length - len(start) - 1
+  return [[*start, *ids[:most], vocabulary.eos_id] for ids in vocabulary.encode_all(texts)]
+
+
+def pad_rows(
   rows: Sequence[Sequence[int]], pad_id: int, max_length: int
 ) -> tuple[Int[np.ndarray, 'B S'], Bool[np.ndarray, 'B S']]:
-  """Pad rows and tokens to few sizes, so that few shapes are compiled."""
+  """Pad rows and tokens to few sizes, so that few shapes are compiled: tokens and their mask."""
   lengths = np.array([len(row) for row in rows])
   longest = int(max(lengths))
   padded = _power_of_two(longest) if longest <= STEP else -(-longest // STEP) * STEP

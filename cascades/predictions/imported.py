@@ -105,23 +105,31 @@ def read(source: Source) -> list[Answer]:
   return _measured(answers, source)
 
 
+def unpacked(path: str) -> str:
+  """Text of a file of UTF-8, packed as .gz or not.
+
+  Raises:
+    ValueError: naming the file.
+  """
+  data = epath.Path(path).read_bytes()
+  try:
+    if path.endswith('.gz'):
+      with gzip.open(io.BytesIO(data)) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+      raise ValueError(f'more than {MAX_BYTES:,} bytes')
+    return data.decode('utf-8-sig')
+  except (ValueError, OSError, EOFError) as error:
+    raise ValueError(f'{path} is no file of UTF-8 text that can be read: {error}.') from error
+
+
 def lines(path: str) -> Iterator[Line]:
   """Rows of a file of JSON lines, CSV or TSV, with the number of their line.
 
   Raises:
     ValueError: naming the file, and the line where there is one.
   """
-  data = epath.Path(path).read_bytes()
-  name = path.removesuffix('.gz')
-  try:
-    if name != path:
-      with gzip.open(io.BytesIO(data)) as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-      raise ValueError(f'more than {MAX_BYTES:,} bytes')
-    text = data.decode('utf-8-sig')
-  except (ValueError, OSError, EOFError) as error:
-    raise ValueError(f'{path} is no file of UTF-8 text that can be read: {error}.') from error
+  text, name = unpacked(path), path.removesuffix('.gz')
   if name.endswith(('.csv', '.tsv')):
     yield from _table(path, text, '\t' if name.endswith('.tsv') else ',')
     return

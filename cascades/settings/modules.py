@@ -41,6 +41,10 @@ _OTHERS = {
   'cascades.calibrate': (
     'cascades.metrics', 'cascades.evaluation.calibration', 'cascades.evaluation.tables',
   ),
+  'cascades.rank': (
+    'cascades.ranking', 'cascades.training.optimizers', 'cascades.training.ranker',
+    'cascades.training.setup',
+  ),
   'cascades.route': ('cascades.evaluation.model_answers',),
   'cascades.prune': (*_USUAL, 'cascades.models.pruning'),
   'cascades.plan': ('cascades.train', *_USUAL),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
@@ -53,3 +54,21 @@ def read_wordpiece(folder: epath.Path) -> HuggingFace:
   return HuggingFace(
     tokenizer.to_str().encode(), SpecialIds(pad, (end,), start), folder / VOCAB_TXT
   )
+
+
+def train(texts: Iterable[str], size: int) -> list[str]:
+  """Trains the pieces of an uncased vocabulary, special tokens first.
+
+  Args:
+    texts: what the vocabulary is to encode.
+    size: the most pieces.
+  """
+  from tokenizers.implementations import BertWordPieceTokenizer
+
+  tokenizer = BertWordPieceTokenizer()
+  tokenizer.train_from_iterator(
+    iter(texts), vocab_size=size, min_frequency=1, show_progress=False,
+    special_tokens=['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'],
+  )  # fmt: skip
+  vocabulary = tokenizer.get_vocab()
+  return sorted(vocabulary, key=vocabulary.__getitem__)

@@ -137,11 +137,11 @@ def test_a_text_stands_between_the_special_tokens_and_is_cut_to_the_longest_leng
 
 def test_batches_have_few_shapes():
   rows = [[5, 6, 7], [8], [9, 9, 9, 9, 9]]
-  tokens, mask = bert._pad(rows, 2, 20)
+  tokens, mask = bert.pad_rows(rows, 2, 20)
   assert tokens.shape == mask.shape == (4, 8)
   assert [list(row[seen]) for row, seen in zip(tokens, mask, strict=True)] == [*rows, []]
   assert (tokens[~mask] == 2).all()
-  assert bert._pad([[1] * 19], 0, 20)[0].shape == (1, 20)
+  assert bert.pad_rows([[1] * 19], 0, 20)[0].shape == (1, 20)
 
 
 def test_bfloat16_is_nearly_the_same():
