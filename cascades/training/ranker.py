@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,9 @@ class RankingStep:
     ranges.check({'SEED': self.seed}, least=0, integer=True)
 
 
+BatchScores: TypeAlias = Callable[[Any, Mapping[str, Any], int], Float[Array, 'B C']]
+
+
 class RankerState(NamedTuple):
   """State of a run: all weights, the optimizer's state of the trained ones, and the step."""
 
@@ -113,7 +116,7 @@ def tokenize(
   return arrays
 
 
-def scores(module: Any, batch: Mapping[str, Any], count: int) -> Float[Array, 'B C']:
+def batch_scores(module: Any, batch: Mapping[str, Any], count: int) -> Float[Array, 'B C']:
   """Scores of each query's `count` candidates."""
   if 'pairs' in batch:
     return module.score_pairs(*batch['pairs']).reshape(-1, count)
@@ -124,7 +127,7 @@ def scores(module: Any, batch: Mapping[str, Any], count: int) -> Float[Array, 'B
 
 
 def compiled_step(
-  graph: nnx.GraphDef, step: RankingStep
+  graph: nnx.GraphDef, step: RankingStep, *, scores: BatchScores = batch_scores
 ) -> Callable[[RankerState, Mapping[str, Any]], tuple[RankerState, Array]]:
   """Function of a state, which it donates, and a batch that gives the next state and the loss."""
   transform = step.optimizer(step.learning_rate)
