@@ -77,7 +77,7 @@ def read(data: pathlib.Path, name: str) -> Collection:
   queries = judgments.texts(folder / 'queries.jsonl.gz', 'QUERIES')
   if name == 'vaswani':
     qrels = {'test': judgments.read_qrels(folder / 'qrels.tsv')}
-    runs = {'test': _best(judgments.read_run(folder / 'bm25_top100.tsv.gz'), 50)}
+    runs = {'test': _best(judgments.read_run(folder / 'bm25_top100.tsv.gz'), 20)}
     return _needed(Collection(name, 96, documents, queries, qrels, runs))
   if name == 'scifact':
     qrels = {s: judgments.read_qrels(folder / f'qrels_{s}.tsv') for s in ('train', 'test')}

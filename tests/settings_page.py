@@ -14,8 +14,8 @@ SECTIONS = {
   **{
     f'`{program}`': program
     for program in (
-      'train', 'salt', 'infer', 'speculate', 'embed', 'evaluate', 'calibrate', 'route', 'rank', 'stream',
-      'cache_teacher',
+      'train', 'salt', 'infer', 'speculate', 'embed', 'evaluate', 'calibrate', 'route', 'rank',
+      'stream', 'cache_teacher',
       'select', 'convert', 'export', 'prune', 'plan', 'serve',
     )
   },
