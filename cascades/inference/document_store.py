@@ -81,8 +81,10 @@ class DocumentStore(NamedTuple):
     width = self.vectors[0].shape[1]
     vectors = np.zeros((len(indices), self.length, width), np.float32)
     lengths = np.zeros(len(indices), np.int64)
+    firsts = np.cumsum([0, *(len(starts) - 1 for starts in self.starts)])  # of each piece
     for row, index in enumerate(indices):
-      piece, own = divmod(int(index), PIECE)
+      piece = int(np.searchsorted(firsts, index, side='right')) - 1
+      own = int(index - firsts[piece])
       begin, end = self.starts[piece][own : own + 2]
       lengths[row] = end - begin
       vectors[row, : end - begin] = self.vectors[piece][begin:end]

@@ -134,5 +134,5 @@ def _is_number(text: str) -> bool:
 
 def _number(where: str, text: str, *, integer: bool = False) -> float:
   if not _is_number(text) or (integer and not float(text).is_integer()):
-    raise ValueError(f'{where}: {text!r:.80} is no {"whole" if integer else "finite"} number.')
+    raise ValueError(f'{where}: {text!r:.80} is no {"integer" if integer else "finite number"}.')
   return float(text)

@@ -65,10 +65,10 @@ def train(texts: Iterable[str], size: int) -> list[str]:
   """
   from tokenizers.implementations import BertWordPieceTokenizer
 
+  special = [SPECIAL[name] for name in ('pad_token', 'unk_token', 'cls_token', 'sep_token')]
+  special.append(SPECIAL['mask_token'])
   tokenizer = BertWordPieceTokenizer()
   tokenizer.train_from_iterator(
-    iter(texts), vocab_size=size, min_frequency=1, show_progress=False,
-    special_tokens=['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'],
-  )  # fmt: skip
-  vocabulary = tokenizer.get_vocab()
-  return sorted(vocabulary, key=vocabulary.__getitem__)
+    iter(texts), vocab_size=size, min_frequency=1, show_progress=False, special_tokens=special
+  )
+  return [*special, *sorted(tokenizer.get_vocab().keys() - special)]  # its order differs each time
