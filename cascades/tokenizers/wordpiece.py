@@ -65,7 +65,9 @@ def train(texts: Iterable[str], size: int) -> list[str]:
   """
   from tokenizers.implementations import BertWordPieceTokenizer
 
-  special = [SPECIAL[name] for name in ('pad_token', 'unk_token', 'cls_token', 'sep_token')]
+  special: list[Any] = [
+    SPECIAL[name] for name in ('pad_token', 'unk_token', 'cls_token', 'sep_token')
+  ]
   special.append(SPECIAL['mask_token'])
   tokenizer = BertWordPieceTokenizer()
   tokenizer.train_from_iterator(
