@@ -153,7 +153,7 @@ def write(
   if done:
     log.info('%s: %d documents are encoded already', folder, sum(_documents(manifest)))
   batches = [texts[begin : begin + PIECE] for begin in range(0, len(texts), PIECE)]
-  counting = progress.counted('document', sum(map(len, batches[done:])), lambda n: (n, 0))
+  counting = progress.Counted('document', sum(map(len, batches[done:])), lambda n: (n, 0))
   for _ in counting(_encoded(folder, manifest, batches, done, encode)):
     pass
   log.info(
