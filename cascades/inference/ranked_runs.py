@@ -69,7 +69,7 @@ def by_vectors(
   """
   position = {name: i for i, name in enumerate(store.ids)}
   clock, result, total = _Clock(), {}, 0
-  counting = progress.Counted('query', len(queries), lambda _: (1, 0))
+  counting = progress.Counted[tuple[str, str]]('query', len(queries), lambda _: (1, 0))
   for query, text in counting(iter(queries.items())):
     began = time.perf_counter()
     encoded = model.encode_queries([text])
@@ -106,7 +106,7 @@ def by_pairs(
     ValueError: A candidate has no text.
   """
   clock, result, sizes = _Clock(), {}, []
-  counting = progress.Counted('query', len(queries), lambda _: (1, 0))
+  counting = progress.Counted[tuple[str, str]]('query', len(queries), lambda _: (1, 0))
   for query, text in counting(iter(queries.items())):
     names = list(candidates[query])
     if absent := [name for name in names if name not in documents]:
