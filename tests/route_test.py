@@ -53,6 +53,13 @@ def fitted(tmp_path_factory):
   return directory
 
 
+@pytest.fixture
+def routed(tmp_path, fitted):
+  """A copy of that folder."""
+  shutil.copytree(fitted, tmp_path, dirs_exist_ok=True)
+  return tmp_path
+
+
 def table(path, prompts, **models):
   with open(path, 'w') as file:
     writer = csv.writer(file)
@@ -84,33 +91,31 @@ def test_a_fitted_router_sends_each_topic_to_the_model_that_knows_it(folder):
   ]
 
 
-def test_an_empty_cell_is_a_missing_answer(folder):
-  (folder / 'new.csv').write_text('id,new\np0,1\np1,0\np2,\n')
-  run(folder, 'fit')
-  assert run(folder, 'add', answers='new.csv').pool.answers[-1] == 2
+def test_an_empty_cell_is_a_missing_answer(routed):
+  (routed / 'new.csv').write_text('id,new\np0,1\np1,0\np2,\n')
+  assert run(routed, 'add', answers='new.csv').pool.answers[-1] == 2
 
 
-def test_a_model_that_joins_leaves_the_rows_of_the_others_as_they_are(folder):
-  before = run(folder, 'fit')
-  after = run(folder, 'add', answers='new.csv')
+def test_a_model_that_joins_leaves_the_rows_of_the_others_as_they_are(routed):
+  before = routers.read(routed / 'router.json')
+  after = run(routed, 'add', answers='new.csv')
   assert after.pool.names == (*before.pool.names, 'new')
   assert after.pool.psi[:3].tobytes() == before.pool.psi.tobytes()
   assert after.pool.psi[3].tolist() == [0, 0]  # missing answers are not wrong
   assert after.pool.answers.tolist() == [80, 80, 80, 40]
   for name in ('centroids', 'weights', 'directions', 'groups'):
     assert after.arrays[name].tobytes() == before.arrays[name].tobytes()
-  assert len([*folder.glob('*.npz')]) == 1
+  assert len([*routed.glob('*.npz')]) == 1
 
 
-def test_planned_prompts_are_the_validation_prompts_of_least_error(folder, caplog):
+def test_planned_prompts_are_the_validation_prompts_of_least_error(routed, caplog):
   caplog.set_level('INFO')
-  run(folder, 'fit')
-  run(folder, 'plan', count=10)
-  ids = (folder / 'router.plan.csv').read_text().split()
+  run(routed, 'plan', count=10)
+  ids = (routed / 'router.plan.csv').read_text().split()
   assert ids[0] == 'id'
   assert len(set(ids[1:])) == 10
-  table(folder / 'few.csv', [int(name[1:]) for name in ids[1:]], new=np.ones(80))
-  router = run(folder, 'add', answers='few.csv', predict_missing=True)
+  table(routed / 'few.csv', [int(name[1:]) for name in ids[1:]], new=np.ones(80))
+  router = run(routed, 'add', answers='few.csv', predict_missing=True)
   assert router.pool.answers[-1] == 10
   assert '70 without an answer are predicted' in caplog.text
   assert router.arrays['losses'].shape == (80, 4)
@@ -119,16 +124,16 @@ def test_planned_prompts_are_the_validation_prompts_of_least_error(folder, caplo
 
 def test_trials_draw_prompts_and_models_and_find_the_gain_of_two_topics(folder, caplog):
   caplog.set_level('INFO')
-  run(folder, 'evaluate', router='out', trials=6, unseen=1.0)
+  run(folder, 'evaluate', router='out', trials=3, unseen=1.0)
   written = json.loads((folder / 'out' / 'routing.json').read_text())
   area = {name: [n['area'] for n in own] for name, own in written['numbers'].items()}
   assert np.mean(area['ZeroRouter']) < np.mean(area['clusters']) <= np.mean(area['oracle'])
-  assert written['sign test']['first_only'] == 6
-  assert np.array(written['quality']['clusters']).shape == (6, 101)
-  assert 'trial 6/6' in caplog.text
-  assert 'routing.json: 6 trials' in caplog.text
+  assert written['sign test']['first_only'] == 3
+  assert np.array(written['quality']['clusters']).shape == (3, 101)
+  assert 'trial 3/3' in caplog.text
+  assert 'routing.json: 3 trials' in caplog.text
   page = (folder / 'out' / 'report.html').read_text()
-  assert 'The router has the larger area than ZeroRouter in 6 of 6 trials' in page
+  assert 'The router has the larger area than ZeroRouter in 3 of 3 trials' in page
   assert (folder / 'out' / 'routing.png').read_bytes()[:4] == b'\x89PNG'
 
 
@@ -154,28 +159,24 @@ def test_trials_draw_prompts_and_models_and_find_the_gain_of_two_topics(folder, 
     ({'mode': 'evaluate'}, 'router.json is a file; MODE=evaluate writes to a folder: name one'),
   ],
 )  # fmt: skip
-def test_what_cannot_be_routed_is_one_sentence_with_the_way_out(
-  folder, fitted, arguments, sentence
-):
-  shutil.copytree(fitted, folder, dirs_exist_ok=True)
-  table(folder / 'foreign.csv', [5], new=np.ones(80))
-  (folder / 'foreign.csv').write_text('id,new\nq1,1\n')
-  with open(folder / 'prompts.jsonl', 'a') as file:
+def test_what_cannot_be_routed_is_one_sentence_with_the_way_out(routed, arguments, sentence):
+  table(routed / 'foreign.csv', [5], new=np.ones(80))
+  (routed / 'foreign.csv').write_text('id,new\nq1,1\n')
+  with open(routed / 'prompts.jsonl', 'a') as file:
     file.write('{"id": "q1", "prompt": "?"}\n')
-  table(folder / 'short.csv', range(3), adds=np.ones(80), bad=np.zeros(80))
-  (folder / 'damaged.json').write_text((folder / 'router.json').read_text().replace('"p1"', '1'))
+  table(routed / 'short.csv', range(3), adds=np.ones(80), bad=np.zeros(80))
+  (routed / 'damaged.json').write_text((routed / 'router.json').read_text().replace('"p1"', '1'))
   with pytest.raises((ValueError, OSError), match=sentence):
-    run(folder, **arguments)
+    run(routed, **arguments)
 
 
-def test_arrays_that_have_changed_are_refused(folder):
-  run(folder, 'fit')
-  (arrays,) = folder.glob('*.npz')
+def test_arrays_that_have_changed_are_refused(routed):
+  (arrays,) = routed.glob('*.npz')
   data = bytearray(arrays.read_bytes())
   data[len(data) // 2] ^= 1
   arrays.write_bytes(bytes(data))
   with pytest.raises(ValueError, match=r'has changed.*: fit it again'):
-    routers.read(folder / 'router.json')
+    routers.read(routed / 'router.json')
 
 
 def test_the_command_fits_a_router_and_explains_itself(folder):
@@ -197,29 +198,28 @@ def test_the_command_fits_a_router_and_explains_itself(folder):
   )
 
 
-def test_a_model_that_leaves_leaves_no_trace(folder):
-  before = run(folder, 'fit')
-  run(folder, 'add', answers='new.csv')
-  run(folder, 'remove', models=['new'])
-  after = routers.read(folder / 'router.json')
+def test_a_model_that_leaves_leaves_no_trace(routed):
+  before = routers.read(routed / 'router.json')
+  run(routed, 'add', answers='new.csv')
+  run(routed, 'remove', models=['new'])
+  after = routers.read(routed / 'router.json')
   assert after.pool.names == before.pool.names
   assert after.pool.psi.tobytes() == before.pool.psi.tobytes()
   assert after.arrays['losses'].tobytes() == before.arrays['losses'].tobytes()
   with pytest.raises(ValueError, match="no model 'old'; it has adds, translates, bad"):
-    run(folder, 'remove', models=['old'])
+    run(routed, 'remove', models=['old'])
   with pytest.raises(ValueError, match='names no model or all of the router'):
-    run(folder, 'remove', models=['adds', 'translates', 'bad'])
+    run(routed, 'remove', models=['adds', 'translates', 'bad'])
   with pytest.raises(ValueError, match='names no model or all of the router'):
-    run(folder, 'remove')
+    run(routed, 'remove')
 
 
-def test_prompts_get_the_model_of_their_topic_and_foreign_ones_a_warning(folder, caplog):
+def test_prompts_get_the_model_of_their_topic_and_foreign_ones_a_warning(routed, caplog):
   caplog.set_level('INFO')
-  run(folder, 'fit')
-  requests = folder / 'requests.csv'
+  requests = routed / 'requests.csv'
   requests.write_text(f'id,prompt\na,{TOPICS[0].format(3, 9)}\nb,{TOPICS[1].format(3, 9)}\n')
-  run(folder, 'choose', prompts=requests, price=0.01)
-  with open(folder / 'router.choices.csv') as file:
+  run(routed, 'choose', prompts=requests, price=0.01)
+  with open(routed / 'router.choices.csv') as file:
     chosen = list(csv.DictReader(file))
   assert [row['model'] for row in chosen] == ['adds', 'translates']
   assert [row['cost'] for row in chosen] == ['1.0', '2.0']
@@ -228,18 +228,18 @@ def test_prompts_get_the_model_of_their_topic_and_foreign_ones_a_warning(folder,
   assert 'may not hold' not in caplog.text
   foreign = ''.join(f'{i},この文章の{i}番目の感情は何ですか\n' for i in range(9))
   requests.write_text(f'id,prompt\n{foreign}')
-  run(folder, 'choose', prompts=requests, overwrite=True)
+  run(routed, 'choose', prompts=requests, overwrite=True)
   assert 'drift 1.000, of 0.5' in caplog.text
   assert 'may not hold: validate on prompts like these' in caplog.text
   with pytest.raises(FileExistsError, match=r'router\.choices\.csv exists'):
-    run(folder, 'choose', prompts=requests)
+    run(routed, 'choose', prompts=requests)
 
 
-def test_a_policy_chooses_as_the_router_until_that_changes(folder):
-  router = run(folder, 'fit')
-  run(folder, 'policy', budget=1.0)
-  choose_models = prompt_routing.open_policy(folder / 'router.policy.json')
-  policy = json.loads((folder / 'router.policy.json').read_text())
+def test_a_policy_chooses_as_the_router_until_that_changes(routed):
+  router = routers.read(routed / 'router.json')
+  run(routed, 'policy', budget=1.0)
+  choose_models = prompt_routing.open_policy(routed / 'router.policy.json')
+  policy = json.loads((routed / 'router.policy.json').read_text())
   assert policy['expected_cost'] <= 1
   assert policy['price'] == router.price(1.0) > 0
   prompts = [TOPICS[i % 2].format(i, 9) for i in range(20)]
@@ -250,13 +250,13 @@ def test_a_policy_chooses_as_the_router_until_that_changes(folder):
   assert choose_models([]) == []
   for budget, sentence in ((0.1, 'below the cost of the cheapest model, 0.5'), (np.nan, 'BUDGET')):
     with pytest.raises(ValueError, match=sentence):
-      run(folder, 'policy', budget=budget, overwrite=True)
-  run(folder, 'add', answers='new.csv')
+      run(routed, 'policy', budget=budget, overwrite=True)
+  run(routed, 'add', answers='new.csv')
   with pytest.raises(ValueError, match=r'has changed since .* write the policy again'):
-    prompt_routing.open_policy(folder / 'router.policy.json')
-  (folder / 'router.policy.json').write_text('{}')
+    prompt_routing.open_policy(routed / 'router.policy.json')
+  (routed / 'router.policy.json').write_text('{}')
   with pytest.raises(ValueError, match='no routing policy of version 1'):
-    prompt_routing.open_policy(folder / 'router.policy.json')
+    prompt_routing.open_policy(routed / 'router.policy.json')
 
 
 def test_an_encoder_embeds_each_prompt_once_and_is_needed_again(folder):
@@ -337,25 +337,25 @@ def test_equal_models_one_model_and_empty_clusters_are_said(folder, caplog):
     run(folder, 'fit', answers='twice.csv', costs=costs, router='twice.json')
 
 
-def test_nobody_answers_where_no_model_is_worth_it(folder):
-  router = run(folder, 'fit')
+def test_nobody_answers_where_no_model_is_worth_it(routed):
+  router = routers.read(routed / 'router.json')
   poor = router._replace(pool=router.pool.remove('translates'))
   for quality, answering in ((0.5, {'', 'adds'}), (0.995, {''}), (1.0, {''})):
     abstaining = poor.abstaining(quality)
     assert {abstaining.pool.names[model] for model in abstaining.choices(0.01)} == answering
   assert poor.abstaining(None) is poor
-  run(folder, 'policy', abstention=1.0)
-  chosen = prompt_routing.open_policy(folder / 'router.policy.json')([TOPICS[0]])
+  run(routed, 'policy', abstention=1.0)
+  chosen = prompt_routing.open_policy(routed / 'router.policy.json')([TOPICS[0]])
   assert (chosen[0].model, chosen[0].cost) == ('', 0)
   with pytest.raises(ValueError, match='ABSTENTION=2; a quality is a number from 0 to 1'):
-    run(folder, 'policy', abstention=2)
+    run(routed, 'policy', abstention=2)
 
 
-def test_a_router_without_vectors_of_its_prompts_chooses_and_has_no_drift(folder):
-  router = run(folder, 'fit')
+def test_a_router_without_vectors_of_its_prompts_chooses_and_has_no_drift(routed):
+  router = routers.read(routed / 'router.json')
   arrays = {k: v for k, v in router.arrays.items() if not k.startswith('drift')}
-  routers.write(folder / 'old.json', router._replace(arrays=arrays))
-  old = routers.read(folder / 'old.json')
+  routers.write(routed / 'old.json', router._replace(arrays=arrays))
+  old = routers.read(routed / 'old.json')
   assert old.choices(0.01).tolist() == router.choices(0.01).tolist()
   with pytest.raises(ValueError, match='holds no vectors of its validation prompts: fit it again'):
     old.reference()
