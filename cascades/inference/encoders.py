@@ -13,6 +13,7 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Float
 
+from cascades.inference import static_vectors
 from cascades.interop.pretrained import Pretrained, open_encoder
 from cascades.models import bert
 from cascades.models.abstract import abstract_model
@@ -32,11 +33,14 @@ def load(pretrained: Pretrained[bert.BertConfig]) -> bert.Bert:
 
 
 def open_embedder(encoder: epath.PathLike) -> bert.Embedder:
-  """Function from texts to vectors of the encoder in a folder.
+  """Function from texts to vectors of the encoder in a folder, or of its static vectors.
 
   Raises:
     CheckpointError: The folder holds no encoder.
+    ImportError: It holds static vectors, and their package is not installed.
   """
+  if static_vectors.is_static(encoder):
+    return static_vectors.open_static(encoder)
   pretrained = open_encoder(encoder)
   return bert.embedder(load(pretrained), pretrained.vocabulary)
 
