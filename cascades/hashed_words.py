@@ -58,7 +58,9 @@ def fit(table: Any, dimension: int, *, seed: int = 0) -> dict[str, np.ndarray]:
 
 def embed(fitted: Mapping[str, np.ndarray], table: Any) -> Float[np.ndarray, 'N D']:
   """Vectors of length 1, or 0, of texts from their `counts`."""
-  projected = np.asarray(_weighted(table, fitted['weights']) @ fitted['directions'].T, np.float32)
+  weighted = _weighted(table, fitted['weights'])
+  used = np.unique(weighted.indices)  # a single text has few of the columns
+  projected = np.asarray(weighted[:, used] @ fitted['directions'][:, used].T, np.float32)
   length = np.linalg.norm(projected, axis=1, keepdims=True)
   return np.where(length > LEAST_LENGTH, projected / np.maximum(length, LEAST_LENGTH), 0.0)
 

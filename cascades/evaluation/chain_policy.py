@@ -79,9 +79,14 @@ class ChainPolicy(msgspec.Struct, frozen=True):
 
   @property
   def tasks(self) -> tuple[str, ...]:
-    """Tasks with thresholds; those of the calibration where all have one."""
-    named = [task for level in self.levels if level for task in level.thresholds]
-    return tuple(dict.fromkeys([*named, *self.data['tasks']]))
+    """Tasks that have a threshold at each level that decides."""
+    levels = [level.thresholds for level in self.levels if level]
+    names = dict.fromkeys(
+      [pooling.POOLED, *(t for own in levels for t in own), *self.data['tasks']]
+    )
+    return tuple(
+      name for name in names if all(name in own or pooling.POOLED in own for own in levels)
+    )
 
 
 def read(path: epath.PathLike) -> ChainPolicy:
@@ -120,8 +125,8 @@ def _check(policy: ChainPolicy) -> None:
   if not isinstance(policy.data.get('tasks'), dict):
     raise ValueError('data: expected "tasks", found none')
   for level in filter(None, policy.levels):
-    if pooling.POOLED not in level.thresholds and set(level.thresholds) != set(policy.tasks):
-      raise ValueError(f'thresholds: expected {", ".join(policy.tasks)} of each level')
+    if absent := [t for t in policy.data['tasks'] if t not in policy.tasks]:
+      raise ValueError(f'thresholds: {[*level.thresholds]} leaves out {", ".join(absent)}')
 
 
 AnyPolicy = Policy | ChainPolicy | RoutingPolicy

@@ -3,10 +3,13 @@
 import asyncio
 import math
 
+import numpy as np
 import pytest
 
+from cascades import learned_deferral
 from cascades.costs import Prices
 from cascades.evaluation import chain_policy, policy
+from cascades.evaluation import fitted as fitted_files
 from cascades.serving import response_forms, served_policy
 from cascades.serving.budgets import Ceilings, Ledger
 from cascades.serving.calls import Call, Conduct, Replaced
@@ -17,6 +20,7 @@ from cascades.serving.keys import ApiKey
 from cascades.serving.legs import Member
 from cascades.serving.live_policy import LivePolicy
 from cascades.serving.refusals import Refusal
+from tests import synthetic_tables
 from tests.serving import replayed_models
 from tests.serving.cascade_test import text_of
 from tests.serving.fake_models import END, FakeModel, rule
@@ -289,3 +293,38 @@ def test_a_policy_of_two_still_loads_and_a_longer_one_says_what_it_is(tmp_path):
   assert isinstance(chain_policy.read_any(path), chain_policy.ChainPolicy)
   with pytest.raises(ValueError, match='version: 2 is the policy of a chain'):
     policy.read(path)
+
+
+def test_thresholds_by_task_hold_at_each_level(tmp_path):
+  by_task = level(0.5) | {'thresholds': {'t': 9.0, 'u': 0.5}}
+  data = {'tasks': {'t': {}, 'u': {}}}
+  path = replayed_models.write_chain(tmp_path, [by_task, by_task, None], data=data)
+  with pytest.raises(ValueError, match='has thresholds of t, u: name the task'):
+    served_policy.from_file(str(path))
+  chain = Chain(UNSURE, SURE, SURE, policy=served_policy.from_file(str(path), task='t'))
+  assert [chain.ask(task=task)[1].author for task in (None, 't', 'u')] == ['1b', '1b', '8b']
+  path = replayed_models.write_chain(tmp_path, [by_task, level(0.5), None], data=data)
+  assert served_policy.from_file(str(path), task='u').tasks == ('t', 'u')
+  path = replayed_models.write_chain(tmp_path, [by_task, level(0.5), None])
+  assert served_policy.from_file(str(path), task='u').tasks == ('t', 'u')
+  path = replayed_models.write_chain(
+    tmp_path, [by_task, level(0.5), None], data={'tasks': {'v': {}}}
+  )
+  with pytest.raises(ValueError, match='leaves out v'):
+    served_policy.from_file(str(path))
+
+
+def test_a_learned_decider_that_a_server_cannot_feed_is_refused_by_name(tmp_path):
+  table = synthetic_tables.table('t', size=60)
+  vectors = np.random.default_rng(0).normal(size=(60, 3))
+  fitted = learned_deferral.fit(
+    'by vectors', learned_deferral.METHODS['post_hoc_embed_1'],
+    table._replace(embeddings={'answer': vectors}),
+    np.random.default_rng(0).random(60).round(), np.ones(60),
+  )  # fmt: skip
+  file = str(fitted_files.write(tmp_path, fitted))
+  entry = level(0.5)
+  entry['decider'] |= {'fitted': file, 'digest': policy.file_digest(file)}
+  path = replayed_models.write_chain(tmp_path, [level(0.5), entry, None])
+  with pytest.raises(ValueError, match=r'embeddings/.*, which a server does not have'):
+    served_policy.from_file(str(path))

@@ -17,6 +17,8 @@ import pytest
 
 from cascades import serve
 from cascades.evaluation import pooling
+from cascades.predictions import __main__ as predictions
+from cascades.predictions import shards
 from cascades.runtime.partitioning import Devices
 from cascades.serving import served_policy
 from cascades.serving.members import LocalOptions
@@ -24,8 +26,10 @@ from cascades.serving.options import Deciding, Metering, ServedModels
 from cascades.serving.service import Listening
 from cascades.serving.slots import Room
 from tests import testing, tiny
+from tests.serving import replayed_models
 from tests.serving.decisions_test import stored
 from tests.serving.local_model_test import VOCABULARIES, write_run
+from tests.serving.replayed_models import level
 
 NOWHERE = 'http://127.0.0.1:9/v1'
 HI = [{'role': 'user', 'content': 'a b c'}]
@@ -163,6 +167,79 @@ def started(arguments, **environment):
     server.process.kill()
     server.process.wait()
     server.process.stdout.close()
+
+
+def models(runs, **changes):
+  named = {'1b': str(runs / 'small'), '8b': str(runs / 'large'), '70b': f'{NOWHERE}#huge'}
+  return {'small': None, 'large': None, 'models': named, 'threshold': (0.5, 0.25)} | changes
+
+
+def test_a_dry_run_prints_the_plan_of_a_chain(runs, capsys):
+  prices = {'70b': {'prompt': 1e-6, 'generated': 2e-6}}
+  run(runs, **models(runs, prices=prices, endpoints={'70b': {'api': 'completions'}}))
+  shown = capsys.readouterr().out
+  assert '8b model: ' in shown
+  assert f'70b model: {NOWHERE}#huge (completions, no key)' in shown
+  assert '1b: average, after its answer, goes on to 8b from a score of all tasks: 0.5' in shown
+  assert '8b: average, after its answer, goes on to 70b from a score of all tasks: 0.25' in shown
+  assert 'policy: 70b: answers what reaches it' in shown
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+  ({'threshold': 0.5}, 'for 2 models, and the server has 1b, 8b, 70b'),
+  ({'small': 'runs/small'}, 'Give either SMALL and LARGE, or MODELS'),
+  ({'models': {}}, 'Give either SMALL and LARGE, or MODELS'),
+  ({'large': 'runs/large'}, 'leave them out'),
+  ({'drafting': {}}, 'leave them out'),
+  ({'prices': {'7b': {}}}, "PRICES names '7b', and MODELS has '1b', '8b', '70b'"),
+  ({'prices': {'8b': {'prompt': 1}}}, r"PRICES\['8b'\]"),
+  ({'endpoints': {'8b': {'api': 'chat'}}}, r"ENDPOINTS\['8b'\] is for a URL, and MODELS\['8b'\]="),
+  ({'models': {'unanswered': 'a', 'b': 'c'}}, 'a folder of the log'),
+])  # fmt: skip
+def test_settings_of_chains_that_cannot_work_are_sentences(runs, changes, message):
+  with pytest.raises(ValueError, match=message):
+    run(runs, **models(runs, **changes))
+
+
+@pytest.mark.slow  # starts two servers
+def test_a_real_process_serves_a_chain_of_checkpoints_and_an_endpoint(runs, tmp_path):
+  replayed_models.write_router(tmp_path, ('1b', '70b'))
+  path = replayed_models.write_chain(tmp_path, [level(-9.0), level(-9.0), None], routed=True)
+  with started(settings(runs, MAX_PROMPT=48)) as behind:
+    named = {'1b': str(runs / 'small'), '8b': str(runs / 'large'), '70b': f'{behind.url}/v1#large'}
+    given = settings(
+      runs, SMALL=None, LARGE=None, THRESHOLD=None, MODELS=named, POLICY=path,
+      ENDPOINTS={'70b': {'api': 'completions'}}, LOG_DIR=tmp_path / 'log', LOG_TEXT=True,
+      AUDIT_SHARE=1.0, RELOAD_SECONDS=0.2, MAX_PROMPT=48,
+    )  # fmt: skip
+    with started(given) as server:
+      client = server.openai()
+      assert [model.id for model in client.models.list()][-3:] == ['1b', '8b', '70b']
+      expected = client.completions.create(model='8b', prompt='a b c').choices[0].text
+      for prompt, begins in (('cats purr and sleep', '1b'), ('quarks spin and decay', '70b')):
+        told = client.completions.create(model='cascade', prompt=prompt).cascade
+        assert (told['author'], told['router']['model'], told['audit']) == ('70b', begins, True)
+        assert {each['role'] for each in told['models']} == {'1b', '8b', '70b'}
+      stream = client.chat.completions.create(model='cascade', messages=HI, stream=True)
+      assert ''.join(c.choices[0].delta.content or '' for c in stream) == expected
+      replayed_models.write_chain(tmp_path, [level(None), None, None], routed=True)
+      eventually(
+        lambda: client.completions.create(model='cascade', prompt='cats purr and sleep')
+        .cascade['author'] == '1b'
+      )  # fmt: skip
+      assert 'cascade_routed_total{role="70b"}' in httpx.get(f'{server.url}/metrics').text
+      code, printed = server.end()
+  assert code == 0
+  assert 'begins with the model that a router chooses' in printed + ''.join(server.lines)
+  counts = {}
+  for role in named:
+    (file,) = (tmp_path / 'log' / role).glob('*.jsonl')
+    target = tmp_path / 'tables' / role / 'test'
+    words = ['import', '--format=log', '--filter=audit', '--parameters=1000']
+    assert predictions.main([*words, str(file), str(target)]) == 0
+    counts[role] = len(shards.read(target)[0].ids)
+  assert len(set(counts.values())) == 1
+  assert counts['8b'] >= 4
 
 
 @pytest.mark.slow

@@ -5,9 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
-from cascades import curves, deferral, metrics
+from cascades import curves, deferral, learned_deferral, metrics
 from cascades.costs import Prices
-from cascades.evaluation import chain_policy, policy_outcome
+from cascades.evaluation import chain_policy, policy, policy_outcome
+from cascades.evaluation import fitted as fitted_files
 from cascades.inference import prompt_routing
 from cascades.serving import served_policy
 from cascades.serving.calls import Call, Conduct
@@ -76,8 +77,8 @@ def test_quality_deferrals_and_dollars_are_those_of_evaluation(name):
 
 def offline(path, tables):
   """What evaluation says of a policy on tables."""
-  policy = chain_policy.read_any(path)
-  form = chain_policy.form(policy, path)
+  stored = chain_policy.read_any(path)
+  form = chain_policy.form(stored, path)
   begins = None
   if form.routing is not None:
     choose = prompt_routing.open_policy(form.routing)
@@ -85,7 +86,7 @@ def offline(path, tables):
   return policy_outcome.outcome(
     form.levels, {name: [table] for name, table in tables.items()}, begins,
     axis='dollars', prices=replayed_models.PRICES, metric=metrics.accuracy,
-    unanswered=getattr(policy, 'unanswered_quality', None),
+    unanswered=getattr(stored, 'unanswered_quality', None),
   )  # fmt: skip
 
 
@@ -110,6 +111,20 @@ def served(path, tables, **conduct):
   return asyncio.run(ask_all()), records
 
 
+def learned_level(folder):
+  """Level of a logistic regression that was fitted on the answers to other prompts."""
+  table = synthetic_tables.table('other', size=80, skill=0.5, seed=5)
+  gains = (table.statistics['accuracy'][:, 0] == 0).astype(float)
+  method = learned_deferral.METHODS['logistic']
+  fitted = learned_deferral.fit('mine', method, table, gains, np.ones(80))
+  file = str(fitted_files.write(folder, fitted))
+  own = level(0.0, 'mine')
+  own['decider'] |= {'fitted': file, 'digest': policy.file_digest(file)}
+  probe = fitted.decider().score(replayed_models.tables()['8b'])
+  own['thresholds'] = {'all tasks': float(np.sort(probe)[44:46].mean())}  # between two scores
+  return own
+
+
 CHAIN = [level(0.25), level(0.3, 'quantile 0.4'), None]
 FORMS = {
   'chain': lambda folder: replayed_models.write_chain(folder, CHAIN),
@@ -118,6 +133,9 @@ FORMS = {
   ),
   'abstaining chain': lambda folder: replayed_models.write_chain(
     folder, [*CHAIN[:2], level(0.08)], unanswered_quality=0.5
+  ),
+  'learned chain': lambda folder: replayed_models.write_chain(
+    folder, [level(0.25), learned_level(folder), None]
   ),
   'router': replayed_models.write_router,
   'abstaining router': lambda folder: replayed_models.write_router(folder, abstention=0.85),
