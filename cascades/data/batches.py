@@ -28,6 +28,7 @@ from cascades.types import Batch
 log = logging.getLogger(__name__)
 
 _TASK_SHIFT = 40  # epochs stay below
+_COUNTED_TOGETHER = 1 << 20  # rows whose token counts are in memory
 _DRAWN_TOGETHER = 2048  # rows: NumPy takes hardly longer for these than for one batch's
 
 Members: TypeAlias = Sequence[Int[np.ndarray, 'k']]  # the examples in each row of a batch
@@ -262,12 +263,17 @@ def _converter(records: AnyRecords, convert: Convert, lengths: Lengths) -> Featu
   """Makes the converter; warns if it trims examples. ValueError if there is nothing to learn."""
   converter = converters.feature_converter(records, convert, lengths)
   for task_records in split_by_task(records):
-    if not converter.target_lengths(task_records.lengths).any():
+    predicted, inputs, targets = False, 0, 0
+    for begin in range(0, len(task_records), _COUNTED_TOGETHER):
+      counts = task_records.lengths[begin : begin + _COUNTED_TOGETHER]
+      predicted |= bool(converter.target_lengths(counts).any())
+      trimmed = converter.count_trimmed(counts)
+      inputs, targets = inputs + trimmed[0], targets + trimmed[1]
+    if not predicted:
       raise ValueError(
         f'{task_records.name}: no row has a token to predict: all answers are empty, and the task '
         'puts no end of sequence behind them.'
       )
-    inputs, targets = converter.count_trimmed(task_records.lengths)
     if inputs or targets:
       _warn_once(
         f'{task_records.name}: {inputs} inputs and {targets} targets of {len(task_records)} rows '

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from cascades.data.records import AnyRecords
+from cascades.data.records import AnyRecords, split_by_task
 from cascades.tokenizers.conventions import Tokens
 from cascades.types import Architecture, Batch, Prompt
 
@@ -192,14 +192,15 @@ def feature_converter(records: AnyRecords, convert: Convert, lengths: Lengths) -
     np.array([] if token is None else [token], np.int32) for token in special
   )
   converter = FeatureConverter(convert, dict(lengths), start, inputs_end, targets_end)
-  longest = int(records.lengths[:, 0].max()) if manifest.inputs_eos_id is None else 0
+  counts = [each.lengths[:, 0] for each in split_by_task(records)]
+  longest = max(int(own.max()) for own in counts) if manifest.inputs_eos_id is None else 0
   if longest > lengths['inputs']:
     raise ValueError(
       f'{records.name} has prompts of up to {longest} tokens, more than the feature length of '
       f"'inputs', {lengths['inputs']}. The model continues from the end of a prompt, so none can "
       f"be trimmed: raise task_feature_lengths['inputs'] to {longest}, or leave long rows out."
     )
-  if not converter.has_start and not records.lengths[:, 0].all():
+  if not converter.has_start and not all(own.all() for own in counts):
     raise ValueError(
       f'{records.name} has empty prompts, and the decoder no first input: the vocabulary defines '
       'no beginning of sequence.'

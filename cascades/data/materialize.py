@@ -91,6 +91,7 @@ def materialize(
   if process_index:
     _wait_for(path, timeout)
   elif defect := _defect(path):
+    path = _located(task, split, vocabularies, directory, shards.FORMAT)
     if records.is_complete(path):
       log.warning('Token records are damaged and written again: %s', defect)
     else:
@@ -119,15 +120,26 @@ def _defect(path: epath.Path) -> str:
 def location(
   task: Task, split: str, vocabularies: Vocabularies, directory: epath.PathLike
 ) -> epath.Path:
-  """Directory of the records: <directory>/<task>/<split>-<fingerprint>."""
+  """Directory of the records, <directory>/<task>/<split>-<fingerprint>, or complete older ones."""
   task.require(split)
   if files.is_remote(directory):
     raise ValueError(
       f'Token records cannot be stored in {os.fspath(directory)}: they are read at random, which '
       'needs a local or mounted file system. Give a local directory for them.'
     )
-  content = json.dumps(identity(task, split, vocabularies), sort_keys=True)
-  fingerprint = hashlib.sha256(content.encode()).hexdigest()
+  path, *older = (
+    _located(task, split, vocabularies, directory, format)
+    for format in (shards.FORMAT, *shards.OLDER_FORMATS)
+  )
+  return next((p for p in (path, *older) if records.is_complete(p)), path)
+
+
+def _located(
+  task: Task, split: str, vocabularies: Vocabularies, directory: epath.PathLike, format: int
+) -> epath.Path:
+  """Directory of records of a format."""
+  described = identity(task, split, vocabularies) | {'format': str(format)}
+  fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
   return (
     epath.Path(directory).expanduser() / task.name / f'{split}-{fingerprint[:_FINGERPRINT_DIGITS]}'
   )
@@ -190,6 +202,7 @@ def _write(
       raise ValueError(f'{name} has no rows: there is nothing to learn from or to evaluate.')
     inputs, targets = vocabularies
     special = task.special_tokens
+    ordered = [written[index] for index in sorted(written)]
     manifest = Manifest(
       task=task.name,
       split=split,
@@ -197,7 +210,8 @@ def _write(
       bos_id=targets.bos_id if special.start else None,
       inputs_eos_id=inputs.eos_id if special.prompt_end else None,
       eos_id=targets.eos_id if special.answer_end else None,
-      shards=[written[index] for index in sorted(written)],
+      shards=ordered,
+      index=shards.write_index(partial, ordered) if len(ordered) > 1 else {},
     )
     files.write(partial / records.MANIFEST, manifest.to_json())
     if path.exists():

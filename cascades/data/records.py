@@ -6,9 +6,10 @@ A directory has shards of rows and tokens, and `manifest.json`, written last.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,6 +21,8 @@ from cascades.data.shards import DamagedError, File, Shard
 from cascades.tasks import textfiles
 from cascades.tasks.task import Record
 from cascades.tokenizers.conventions import TOKEN
+
+T = TypeVar('T')
 
 Indices: TypeAlias = Int[np.ndarray, 'n'] | Sequence[int]
 
@@ -38,6 +41,7 @@ class Manifest:
     inputs_eos_id: the token that ends every prompt, or None.
     eos_id: the token that ends every answer, or None.
     shards: the shards, in order.
+    index: size and checksum of the files with the token counts of all rows, beside several shards.
   """
 
   task: str
@@ -47,6 +51,7 @@ class Manifest:
   inputs_eos_id: int | None
   eos_id: int | None
   shards: Sequence[Shard]
+  index: Mapping[str, File] = dataclasses.field(default_factory=dict)
 
   @property
   def rows(self) -> int:
@@ -59,7 +64,7 @@ class Manifest:
 
   @property
   def files(self) -> dict[str, File]:
-    return {name: file for shard in self.shards for name, file in shard.files.items()}
+    return {n: file for shard in self.shards for n, file in shard.files.items()} | dict(self.index)
 
   def to_json(self) -> str:
     """The content of `manifest.json`."""
@@ -96,21 +101,31 @@ class Records:
     """
     self.directory = epath.Path(directory)
     self.manifest = read_manifest(self.directory)
-    for name, file in self.manifest.files.items():
+    files = self.manifest.files
+    for name, file in files.items():
       path = self.directory / name
       _check(path, 'bytes', expected=file.bytes, actual=path.stat().length if path.exists() else 0)
-    self._reader = shards.Reader(self.directory, self.manifest.shards)
-    lengths, tokens = [], []
     for shard in self.manifest.shards:
-      stored = self.manifest.files[f'{shard.name}.tokens'].bytes
-      _check(self.directory, 'tokens', expected=sum(shard.tokens), actual=stored // TOKEN.itemsize)
-      lengths.append(shards.lengths(self.directory, shard))
-      tokens.append(shards.map_tokens(self.directory, shard))
-    self.token_store = TokenStore.from_lengths(lengths, tokens)
+      stored = files[f'{shard.name}.tokens'].bytes // shard.token_bytes
+      _check(self.directory, 'tokens', expected=sum(shard.tokens), actual=stored)
+    self._reader = shards.Reader(self.directory, self.manifest.shards)
+    self.token_store = self._open_tokens()
     self.lengths: Int[np.ndarray, 'n 2'] = self.token_store.lengths
 
   def __len__(self) -> int:
     return len(self.lengths)
+
+  def _open_tokens(self) -> TokenStore:
+    described = self.manifest.shards
+    tokens = shards.TokenFiles(self.directory, described)
+    if not self.manifest.index:
+      by_shard = [shards.lengths(self.directory, shard) for shard in described]
+      return TokenStore.from_lengths(by_shard, tokens)
+    if set(self.manifest.index) != set(shards.INDEX):
+      raise DamagedError(self.directory / MANIFEST, 'has an index of other files')
+    counts, starts = shards.map_index(self.directory, self.manifest.rows)
+    first = np.cumsum([0, *(shard.rows for shard in described)])
+    return TokenStore(tokens, first, starts, counts)
 
   @property
   def name(self) -> str:
@@ -132,7 +147,7 @@ class Records:
 
 @dataclasses.dataclass(frozen=True)
 class TokenStore:
-  """Token arrays with the position of each row: 16 bytes a row in memory, so that C4 fits too.
+  """Token arrays with the position of each row: 16 bytes a row, mapped or in memory.
 
   Attributes:
     arrays: token arrays, one a shard.
@@ -159,18 +174,6 @@ class TokenStore:
       np.concatenate(lengths),
     )
 
-  @classmethod
-  def concatenate(cls, stores: Sequence[TokenStore]) -> TokenStore:
-    """The rows of all stores, one store after the other."""
-    if len(stores) == 1:  # nothing to copy
-      return stores[0]
-    return cls(
-      [array for store in stores for array in store.arrays],
-      np.cumsum([0, *(rows for store in stores for rows in np.diff(store.first))]),
-      np.concatenate([store.starts for store in stores]),
-      np.concatenate([store.lengths for store in stores]),
-    )
-
   def read(self, indices: Indices) -> list[tuple[np.ndarray, np.ndarray]]:
     """Reads inputs and targets of rows, in the order of `indices`."""
     starts, lengths = self.starts[indices], self.lengths[indices]
@@ -179,8 +182,9 @@ class TokenStore:
     spans = zip(array.tolist(), starts.tolist(), middles.tolist(), strict=True)
     ends = (middles + lengths[:, 1]).tolist()
     return [
-      (self.arrays[i][start:middle], self.arrays[i][middle:end])
+      (tokens[: middle - start], tokens[middle - start :])
       for (i, start, middle), end in zip(spans, ends, strict=True)
+      for tokens in [self.arrays[i][start:end].astype(TOKEN, copy=False)]
     ]
 
 
@@ -205,11 +209,15 @@ class MixtureRecords:
         f'{self.name}: tasks begin or end their rows with different tokens and cannot be mixed.'
       )
     self.starts: Int[np.ndarray, 'P+1'] = np.cumsum([0, *map(len, per_task)])
-    self.token_store = TokenStore.concatenate([records.token_store for records in per_task])
-    self.lengths: Int[np.ndarray, 'n 2'] = self.token_store.lengths
 
   def __len__(self) -> int:
     return int(self.starts[-1])
+
+  @functools.cached_property
+  def lengths(self) -> Int[np.ndarray, 'n 2']:
+    """Token counts of all rows; those of several tasks are copied into memory."""
+    counts = [records.lengths for records in self.per_task]
+    return counts[0] if len(counts) == 1 else np.concatenate(counts)
 
   @property
   def manifest(self) -> Manifest:
@@ -222,16 +230,21 @@ class MixtureRecords:
 
   def tokens(self, indices: Indices) -> list[tuple[np.ndarray, np.ndarray]]:
     """Reads the tokens of inputs and targets of rows, in the order of `indices`."""
-    return self.token_store.read(indices)
+    return self._by_task(indices, lambda records, rows: records.tokens(rows))
 
   def read(self, indices: Indices) -> list[Record]:
     """Reads rows with their text, in the order of `indices`; one bulk read per task."""
+    return self._by_task(indices, lambda records, rows: records.read(rows))
+
+  def _by_task(
+    self, indices: Indices, read: Callable[[Records, Int[np.ndarray, 'k']], Sequence[T]]
+  ) -> list[T]:
     numbers = np.asarray(indices)
     task = np.searchsorted(self.starts, numbers, side='right') - 1
-    by_position: dict[int, Record] = {}
+    by_position: dict[int, T] = {}
     for i in np.unique(task):
       positions = np.flatnonzero(task == i)
-      rows = self.per_task[i].read(numbers[positions] - self.starts[i])
+      rows = read(self.per_task[i], numbers[positions] - self.starts[i])
       by_position |= zip(positions.tolist(), rows, strict=True)
     return [by_position[position] for position in range(len(numbers))]
 

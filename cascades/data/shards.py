@@ -15,7 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgpack
 import msgspec
@@ -32,13 +32,18 @@ from cascades.tokenizers.conventions import TOKEN
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when a record's layout changes
+FORMAT = 3  # raise it when a record's layout changes
+OLDER_FORMATS = (2,)  # that are still read: tokens of four bytes, and no index
+INDEX = ('lengths.npy', 'starts.npy')  # of all rows, beside several shards
 
 _TEXT, _TOKENS, _LENGTHS, _DESCRIPTION = 'array_record', 'tokens', 'lengths.npy', 'json'
 _WRITER_OPTIONS = 'group_size:1,uncompressed'  # a read fetches one row, and rows are small
 _READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 _READER_BUFFER = 4096  # bytes
+_MOST_MAPS = 512  # files that are open at a time; a process may often have 1024
+_INDEX_TYPES: Sequence[np.dtype[Any]] = (np.dtype(np.int32), np.dtype(np.int64))
 _REMEDY = 'Delete the directory, and it will be written again.'
+_TOKENS_BY_SIZE: Mapping[int, np.dtype[Any]] = {2: np.dtype('<u2'), 4: TOKEN}
 _STORED_KEYS = {'unlabeled': 'unlabelled'}  # fields that JSON spells otherwise
 
 
@@ -69,6 +74,7 @@ class Shard:
     unlabeled: number of rows without an answer.
     tokens: numbers of tokens of inputs and of targets.
     files: size and checksum of each file.
+    token_bytes: bytes of a token, 2 where both vocabularies fit.
   """
 
   name: Annotated[str, msgspec.Meta(pattern=r'^[0-9]{5,9}$')]
@@ -76,6 +82,7 @@ class Shard:
   unlabeled: Count
   tokens: tuple[Count, Count]
   files: Mapping[str, File]
+  token_bytes: Literal[2, 4] = 4
 
 
 def write(
@@ -104,6 +111,7 @@ def write(
   path = functools.partial(_file, epath.Path(directory), name)
   lengths = array.array('i')
   unlabeled = 0
+  stored = _TOKENS_BY_SIZE[2 if max(v.size for v in vocabularies) <= 1 << 16 else TOKEN.itemsize]
   pack = msgpack.Packer().pack  # making a packer costs more than packing
   for file in (_DESCRIPTION, _TEXT, _TOKENS, _LENGTHS):  # of a shard that is written again
     path(file).unlink(missing_ok=True)  # or links to elsewhere
@@ -113,11 +121,14 @@ def write(
     records = (tokenize or row_by_row)(rows, vocabularies, index)
     for block in blocks(records, ROWS_TOGETHER):
       fields = [ids for record in block for ids in (record.inputs, record.targets)]
-      tokens.write(np.concatenate(fields))
+      ids = np.concatenate(fields)
+      if stored != TOKEN and ids.max(initial=0) >= 1 << 16:
+        raise ValueError(f'token {ids.max()} is none of the vocabularies, which are smaller.')
+      tokens.write(ids.astype(stored))
       lengths.extend(map(len, fields))
       unlabeled += sum(not record.row.answers for record in block)
       for record in block:
-        writer.write(pack((*record.row, [ids.tobytes() for ids in record.options])))
+        writer.write(pack((*record.row, [option.tobytes() for option in record.options])))
   with _named_errors(path(_TEXT)):
     writer.close()
   counts = np.array(lengths, np.int32).reshape(-1, 2)
@@ -128,7 +139,8 @@ def write(
     file.name: File(file.stat().length, textfiles.sha256(file))
     for file in (path(_TEXT), path(_TOKENS), path(_LENGTHS))
   }
-  shard = Shard(name, len(counts), unlabeled, (totals[0], totals[1]), written)
+  size: Any = stored.itemsize
+  shard = Shard(name, len(counts), unlabeled, (totals[0], totals[1]), written, size)
   with _named_errors(path(_DESCRIPTION)):
     files.write(path(_DESCRIPTION), json.dumps(describe(shard)).encode())
   return shard
@@ -205,10 +217,7 @@ def lengths(directory: epath.Path, shard: Shard) -> Int[np.ndarray, 'n 2']:
   read: a header that lies about their number fills no memory.
   """
   path = _file(directory, shard.name, _LENGTHS)
-  try:
-    mapped = np.load(os.fspath(path), mmap_mode='r', allow_pickle=False)
-  except (ValueError, EOFError, OverflowError) as error:
-    raise DamagedError(path, f'has no token counts ({error})') from error
+  mapped = _map_array(path)
   if mapped.shape != (shard.rows, 2) or mapped.dtype != np.int32:
     raise DamagedError(path, f'has {len(mapped)} rows, but {shard.rows} was written')
   counts = np.array(mapped)
@@ -222,8 +231,65 @@ def map_tokens(directory: epath.Path, shard: Shard) -> Int[np.ndarray, 'n']:
   """Maps the tokens of all rows, inputs then targets, into memory."""
   if not sum(shard.tokens):  # nothing can be mapped
     return np.zeros(0, TOKEN)
-  mapped = np.memmap(_file(directory, shard.name, _TOKENS), TOKEN, 'r')
+  stored = _TOKENS_BY_SIZE[shard.token_bytes]
+  mapped = np.memmap(_file(directory, shard.name, _TOKENS), stored, 'r')
   return np.asarray(mapped)  # slices of a memmap itself are slow
+
+
+class TokenFiles(Sequence[Int[np.ndarray, 'n']]):
+  """The tokens of each shard, mapped when they are read: each open map takes a file descriptor."""
+
+  def __init__(self, directory: epath.Path, shards: Sequence[Shard]) -> None:
+    self._shards = shards
+    self._map = functools.lru_cache(_MOST_MAPS)(lambda i: map_tokens(directory, shards[i]))
+
+  def __len__(self) -> int:
+    return len(self._shards)
+
+  def __getitem__(self, index: Any) -> Any:
+    return self._map(index)
+
+
+def write_index(directory: epath.Path, shards: Sequence[Shard]) -> dict[str, File]:
+  """Joins the token counts of all shards, and the start of each row in its shard, for `map_index`.
+
+  Returns:
+    Size and checksum of each file.
+  """
+  rows = sum(shard.rows for shard in shards)
+  paths = [directory / name for name in INDEX]
+  with contextlib.ExitStack() as stack:
+    for path in paths:
+      path.unlink(missing_ok=True)
+      stack.enter_context(_named_errors(path))
+    streams = [stack.enter_context(path.open('wb')) for path in paths]
+    for stream, shape, dtype in zip(streams, ((rows, 2), (rows,)), _INDEX_TYPES, strict=True):
+      header = {'descr': dtype.str, 'fortran_order': False, 'shape': shape}
+      np.lib.format.write_array_header_1_0(stream, header)
+    for shard in shards:
+      counts = lengths(directory, shard)
+      sizes = counts.sum(axis=1, dtype=np.int64)
+      for stream, values in zip(streams, (counts, np.cumsum(sizes) - sizes), strict=True):
+        stream.write(values.tobytes())
+  return {path.name: File(path.stat().length, textfiles.sha256(path)) for path in paths}
+
+
+def map_index(directory: epath.Path, rows: int) -> tuple[np.ndarray, ...]:
+  """Maps the token counts of all rows, [rows, 2], and their starts; takes no memory of its own."""
+  arrays = []
+  for name, shape, dtype in zip(INDEX, ((rows, 2), (rows,)), _INDEX_TYPES, strict=True):
+    mapped = _map_array(directory / name)
+    if mapped.shape != shape or mapped.dtype != dtype:
+      raise DamagedError(directory / name, f'has {len(mapped)} rows, but {rows} was written')
+    arrays.append(np.asarray(mapped))
+  return tuple(arrays)
+
+
+def _map_array(path: epath.Path) -> np.ndarray:
+  try:
+    return np.load(os.fspath(path), mmap_mode='r', allow_pickle=False)
+  except (ValueError, EOFError, OverflowError) as error:
+    raise DamagedError(path, f'has no token counts ({error})') from error
 
 
 class Reader:
