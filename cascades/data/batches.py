@@ -28,7 +28,7 @@ from cascades.types import Batch
 log = logging.getLogger(__name__)
 
 _TASK_SHIFT = 40  # epochs stay below
-_COUNTED_TOGETHER = 1 << 20  # rows whose token counts are in memory
+_COUNTED_TOGETHER = 1 << 16  # rows whose token counts are in memory
 _DRAWN_TOGETHER = 2048  # rows: NumPy takes hardly longer for these than for one batch's
 
 Members: TypeAlias = Sequence[Int[np.ndarray, 'k']]  # the examples in each row of a batch

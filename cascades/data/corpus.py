@@ -26,6 +26,7 @@ from cascades.data.prompts import (
 from cascades.data.records import AnyRecords, Indices, MixtureRecords, Records
 from cascades.data.workers import Workers
 from cascades.runtime import partitioning, ranges
+from cascades.runtime.block_cache import BlockCache
 from cascades.tasks.task import Mixture, Record, Task, both
 from cascades.tokenizers.conventions import Tokens
 from cascades.types import Architecture, Batch, Prompt, Vocabulary
@@ -44,6 +45,7 @@ class Data:
     records_dir: Directory of the token records, which are written there on first use.
     selection: Training rows that are read in place of all; None reads all.
     sources: Origin of the answers that training learns from.
+    cache: Blocks of token records in an object store.
   """
 
   task: Task | Mixture | None = None
@@ -53,6 +55,7 @@ class Data:
   records_dir: str = materialize.DIRECTORY
   selection: scores.Selection | None = None
   sources: AnswerSources = AnswerSources()
+  cache: BlockCache = BlockCache()
 
   def __post_init__(self) -> None:
     if self.task is not None and set(self.lengths) != {'inputs', 'targets'}:
@@ -80,7 +83,12 @@ class Data:
   ) -> Corpus:
     """The rows as one kind of model reads them, of another `task` if one is given."""
     return Corpus(
-      task or self.required_task, vocabulary, architecture, self.lengths, self.records_dir
+      task or self.required_task,
+      vocabulary,
+      architecture,
+      self.lengths,
+      self.records_dir,
+      self.cache,
     )
 
 
@@ -94,6 +102,7 @@ class Corpus:
     architecture: 'encoder_decoder' or 'decoder_only'.
     lengths: maximum tokens of 'inputs' and 'targets', end of sequence included.
     directory: directory of the token records of all tasks.
+    cache: blocks of token records in an object store.
   """
 
   task: Task | Mixture
@@ -101,6 +110,7 @@ class Corpus:
   architecture: Architecture
   lengths: Mapping[str, int]
   directory: str = materialize.DIRECTORY
+  cache: BlockCache = BlockCache()
 
   @property
   def tasks(self) -> tuple[Task, ...]:
@@ -131,6 +141,7 @@ class Corpus:
             self.directory,
             process_index=jax.process_index(),
             workers=workers,
+            cache=self.cache,
           )
           for task in (self.tasks if tasks is None else tasks)
         ]
@@ -215,7 +226,7 @@ class Corpus:
     vocabularies = both(self.vocabulary)
     joined = MixtureRecords(
       [
-        Records(materialize.location(task, 'train', vocabularies, self.directory))
+        Records(materialize.location(task, 'train', vocabularies, self.directory), self.cache)
         for task in self.tasks
       ]
     )

@@ -31,6 +31,7 @@ from cascades.data.records import Manifest, Records
 from cascades.data.shards import DamagedError, Shard
 from cascades.data.workers import Workers
 from cascades.runtime import files
+from cascades.runtime.block_cache import BlockCache
 from cascades.tasks.task import Task, Vocabularies
 from cascades.tasks.tokenize import ROWS_PER_SHARD, blocks
 
@@ -59,6 +60,7 @@ def materialize(
   rows_per_shard: int = ROWS_PER_SHARD,
   workers: Workers | None = None,
   write_shards: ShardWriter | None = None,
+  cache: BlockCache = BlockCache(),
 ) -> Records:
   """Opens the split's token records below `directory`; writes them first if they are missing.
 
@@ -70,12 +72,13 @@ def materialize(
     task: the task.
     split: one of its splits.
     vocabularies: vocabularies of inputs and targets.
-    directory: a local directory, shared by all processes.
+    directory: a directory, shared by all processes; a remote one is read, and never written.
     process_index: number of this process.
     timeout: seconds that a process other than 0 waits at most.
     rows_per_shard: rows of a shard.
     workers: processes that tokenize if there is more than one shard; None starts them if needed.
     write_shards: writes the shards in another way, such as `beam_shards.ShardPipeline`.
+    cache: blocks of remote records.
 
   Returns:
     The records.
@@ -88,7 +91,14 @@ def materialize(
     TimeoutError: if process 0 does not finish in time.
   """
   path = location(task, split, vocabularies, directory)
-  if process_index:
+  if files.is_remote(directory):
+    if not records.is_complete(path):
+      raise FileNotFoundError(
+        f'{path} has no token records, and none are written to an object store: materialize them '
+        f'in a local directory with `python -m cascades.browse_tasks materialize`, and copy its '
+        f'folder {task.name}/{path.name} there.'
+      )
+  elif process_index:
     _wait_for(path, timeout)
   elif defect := _defect(path):
     path = _located(task, split, vocabularies, directory, shards.FORMAT)
@@ -101,7 +111,7 @@ def materialize(
         workers = workers or stack.enter_context(Workers())
         write_shards = functools.partial(_write_shards, workers=workers)
       _write(task, split, vocabularies, path, rows_per_shard, write_shards)
-  return Records(path)
+  return Records(path, cache)
 
 
 def _defect(path: epath.Path) -> str:
@@ -122,11 +132,6 @@ def location(
 ) -> epath.Path:
   """Directory of the records, <directory>/<task>/<split>-<fingerprint>, or complete older ones."""
   task.require(split)
-  if files.is_remote(directory):
-    raise ValueError(
-      f'Token records cannot be stored in {os.fspath(directory)}: they are read at random, which '
-      'needs a local or mounted file system. Give a local directory for them.'
-    )
   path, *older = (
     _located(task, split, vocabularies, directory, format)
     for format in (shards.FORMAT, *shards.OLDER_FORMATS)

@@ -18,6 +18,8 @@ from jaxtyping import Int
 
 from cascades.data import shards
 from cascades.data.shards import DamagedError, File, Shard
+from cascades.runtime.block_cache import BlockCache
+from cascades.runtime.files import is_remote
 from cascades.tasks import textfiles
 from cascades.tasks.task import Record
 from cascades.tokenizers.conventions import TOKEN
@@ -89,11 +91,12 @@ class Manifest:
 class Records:
   """A split's records with random access by row number; `lengths` are token counts."""
 
-  def __init__(self, directory: epath.PathLike) -> None:
+  def __init__(self, directory: epath.PathLike, cache: BlockCache = BlockCache()) -> None:
     """Opens a complete directory.
 
     Args:
-      directory: a directory that `materialize` has written.
+      directory: a directory that `materialize` has written, or a remote copy of one.
+      cache: blocks of remote files.
 
     Raises:
       FileNotFoundError: if there is no manifest.
@@ -103,12 +106,15 @@ class Records:
     self.manifest = read_manifest(self.directory)
     files = self.manifest.files
     for name, file in files.items():
+      if is_remote(self.directory):  # where a size takes a request
+        break
       path = self.directory / name
       _check(path, 'bytes', expected=file.bytes, actual=path.stat().length if path.exists() else 0)
     for shard in self.manifest.shards:
       stored = files[f'{shard.name}.tokens'].bytes // shard.token_bytes
       _check(self.directory, 'tokens', expected=sum(shard.tokens), actual=stored)
-    self._reader = shards.Reader(self.directory, self.manifest.shards)
+    self._cache = cache
+    self._reader = shards.Reader(self.directory, self.manifest.shards, cache)
     self.token_store = self._open_tokens()
     self.lengths: Int[np.ndarray, 'n 2'] = self.token_store.lengths
 
@@ -117,13 +123,15 @@ class Records:
 
   def _open_tokens(self) -> TokenStore:
     described = self.manifest.shards
-    tokens = shards.TokenFiles(self.directory, described)
+    tokens = shards.TokenFiles(self.directory, described, self._cache)
     if not self.manifest.index:
-      by_shard = [shards.lengths(self.directory, shard) for shard in described]
+      by_shard = [shards.lengths(self.directory, shard, self._cache) for shard in described]
       return TokenStore.from_lengths(by_shard, tokens)
     if set(self.manifest.index) != set(shards.INDEX):
       raise DamagedError(self.directory / MANIFEST, 'has an index of other files')
-    counts, starts = shards.map_index(self.directory, self.manifest.rows)
+    counts, starts = shards.map_index(
+      self.directory, self.manifest.index, self.manifest.rows, self._cache
+    )
     first = np.cumsum([0, *(shard.rows for shard in described)])
     return TokenStore(tokens, first, starts, counts)
 
@@ -240,6 +248,8 @@ class MixtureRecords:
     self, indices: Indices, read: Callable[[Records, Int[np.ndarray, 'k']], Sequence[T]]
   ) -> list[T]:
     numbers = np.asarray(indices)
+    if len(self.per_task) == 1:
+      return list(read(self.per_task[0], numbers))
     task = np.searchsorted(self.starts, numbers, side='right') - 1
     by_position: dict[int, T] = {}
     for i in np.unique(task):

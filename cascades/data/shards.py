@@ -25,6 +25,7 @@ from etils import epath
 from jaxtyping import Int
 
 from cascades.runtime import files
+from cascades.runtime.block_cache import BlockCache
 from cascades.tasks import textfiles
 from cascades.tasks.task import Row, Tokenize, Vocabularies
 from cascades.tasks.tokenize import ROWS_TOGETHER, blocks, row_by_row
@@ -210,13 +211,15 @@ def from_description(fields: Mapping[str, object]) -> Shard:
   return shard
 
 
-def lengths(directory: epath.Path, shard: Shard) -> Int[np.ndarray, 'n 2']:
+def lengths(
+  directory: epath.Path, shard: Shard, cache: BlockCache = BlockCache()
+) -> Int[np.ndarray, 'n 2']:
   """Reads the token counts of inputs and targets of each row.
 
   Raises DamagedError if they are not those of the shard's rows and tokens. Mapped before they are
   read: a header that lies about their number fills no memory.
   """
-  path = _file(directory, shard.name, _LENGTHS)
+  path = _local(_file(directory, shard.name, _LENGTHS), shard.files, cache)
   mapped = _map_array(path)
   if mapped.shape != (shard.rows, 2) or mapped.dtype != np.int32:
     raise DamagedError(path, f'has {len(mapped)} rows, but {shard.rows} was written')
@@ -239,15 +242,39 @@ def map_tokens(directory: epath.Path, shard: Shard) -> Int[np.ndarray, 'n']:
 class TokenFiles(Sequence[Int[np.ndarray, 'n']]):
   """The tokens of each shard, mapped when they are read: each open map takes a file descriptor."""
 
-  def __init__(self, directory: epath.Path, shards: Sequence[Shard]) -> None:
-    self._shards = shards
-    self._map = functools.lru_cache(_MOST_MAPS)(lambda i: map_tokens(directory, shards[i]))
+  def __init__(
+    self, directory: epath.Path, shards: Sequence[Shard], cache: BlockCache = BlockCache()
+  ) -> None:
+    self._directory, self._shards, self._cache = directory, shards, cache
+    self._open = functools.lru_cache(_MOST_MAPS)(self._opened)
 
   def __len__(self) -> int:
     return len(self._shards)
 
   def __getitem__(self, index: Any) -> Any:
-    return self._map(index)
+    return self._open(index)
+
+  def _opened(self, index: int) -> Int[np.ndarray, 'n'] | RemoteTokens:
+    shard = self._shards[index]
+    if not files.is_remote(self._directory):
+      return map_tokens(self._directory, shard)
+    path = _file(self._directory, shard.name, _TOKENS)
+    stored = _TOKENS_BY_SIZE[shard.token_bytes]
+    return RemoteTokens(path, shard.files[path.name].sha256, stored, self._cache)
+
+
+class RemoteTokens(NamedTuple):
+  """The tokens of a shard in an object store, of which slices are read through a cache."""
+
+  path: epath.Path
+  sha256: str
+  stored: np.dtype[Any]
+  cache: BlockCache
+
+  def __getitem__(self, tokens: Any) -> Any:
+    size = self.stored.itemsize
+    begin, end = size * int(tokens.start), size * int(tokens.stop)
+    return np.frombuffer(self.cache.read(self.path, self.sha256, begin, end), self.stored)
 
 
 def write_index(directory: epath.Path, shards: Sequence[Shard]) -> dict[str, File]:
@@ -274,15 +301,22 @@ def write_index(directory: epath.Path, shards: Sequence[Shard]) -> dict[str, Fil
   return {path.name: File(path.stat().length, textfiles.sha256(path)) for path in paths}
 
 
-def map_index(directory: epath.Path, rows: int) -> tuple[np.ndarray, ...]:
+def map_index(
+  directory: epath.Path, index: Mapping[str, File], rows: int, cache: BlockCache = BlockCache()
+) -> tuple[np.ndarray, ...]:
   """Maps the token counts of all rows, [rows, 2], and their starts; takes no memory of its own."""
   arrays = []
   for name, shape, dtype in zip(INDEX, ((rows, 2), (rows,)), _INDEX_TYPES, strict=True):
-    mapped = _map_array(directory / name)
+    mapped = _map_array(_local(directory / name, index, cache))
     if mapped.shape != shape or mapped.dtype != dtype:
       raise DamagedError(directory / name, f'has {len(mapped)} rows, but {rows} was written')
     arrays.append(np.asarray(mapped))
   return tuple(arrays)
+
+
+def _local(path: epath.Path, described: Mapping[str, File], cache: BlockCache) -> epath.Path:
+  """A local file, or the copy of one in an object store."""
+  return cache.copy(path, described[path.name].sha256) if files.is_remote(path) else path
 
 
 def _map_array(path: epath.Path) -> np.ndarray:
@@ -295,7 +329,10 @@ def _map_array(path: epath.Path) -> np.ndarray:
 class Reader:
   """Random access to the text of rows; safe to share between threads."""
 
-  def __init__(self, directory: epath.Path, shards: Sequence[Shard]) -> None:
+  def __init__(
+    self, directory: epath.Path, shards: Sequence[Shard], cache: BlockCache = BlockCache()
+  ) -> None:
+    self._shards, self._cache = shards, cache
     self._files = [_file(directory, shard.name, _TEXT) for shard in shards]
     self._starts = np.cumsum([0, *(shard.rows for shard in shards)])
 
@@ -316,8 +353,9 @@ class Reader:
   # Opened when first read, since training reads no text.
   @functools.cache  # noqa: B019
   def _open(self, shard: int) -> array_record_module.ArrayRecordReader:
+    path = _local(self._files[shard], self._shards[shard].files, self._cache)
     return array_record_module.ArrayRecordReader(
-      str(self._files[shard]), options=_READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER
+      str(path), options=_READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER
     )
 
 
