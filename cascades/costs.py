@@ -94,6 +94,19 @@ def flops_per_token(parameters: int) -> float:
   return 2.0 * parameters
 
 
+def memory_lookup(entries: int, width: int, k: int, *, vocab_size: int = 0) -> float:
+  """FLOPs of an exact search among N keys of width D, 2 N D, and of k readouts, 2 k D V.
+
+  Args:
+    entries: Number of keys N.
+    width: Width D of a key.
+    k: Number of neighbors.
+    vocab_size: Number of logits V that are read out again for each neighbor; 0 where probabilities
+      are stored.
+  """
+  return 2.0 * width * (entries + k * vocab_size)
+
+
 def cascade(
   deferral_rate: Float[np.ndarray, '*M'], *, small: float, large: float
 ) -> Float[np.ndarray, '*M']:

@@ -10,7 +10,8 @@ same command writes the shards that are missing, and several that run at once di
 machine or on many; a table of another checkpoint or decoding is replaced only with OVERWRITE=True.
 CHECKPOINT_PATH=http://host:port/v1#model asks an
 OpenAI-compatible server instead of loading a model, and uses no accelerator; see
-`inference.endpoints`.
+`inference.endpoints`. MEMORY=runs/memory adds the entries of `memorize` to a model: its tables then
+hold log-probabilities of the augmented distribution, clipped and renormalized.
 """
 
 from __future__ import annotations
@@ -164,6 +165,7 @@ def _check_settings(
     'MODE=score': mode != 'predict',
     'PROMPTS': prompts is not None,
     'EMBEDDINGS': bool(output.embeddings),
+    'MEMORY': checkpoint.memory.path is not None,
     'WHICH': checkpoint.which != alike.which,
     'PRECISION': checkpoint.precision != alike.precision,
     'WEIGHTS': checkpoint.weights != alike.weights,

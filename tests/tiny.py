@@ -94,6 +94,7 @@ CONFIGS: dict[str, tuple[type, dict[str, str]]] = {
   'devices': (partitioning.Devices, {'mesh': 'mesh', 'rules': 'rules'}),
   'checkpoint': (trained_model.Checkpoint, {
     'checkpoint_path': 'path', 'which': 'which', 'precision': 'precision', 'weights': 'weights',
+    'memory': 'memory',
   }),
   'answers': (cache_teacher_program.Answers, {
     'top_k': 'top_k', 'dtype': 'dtype', 'vocab_size': 'vocab_size', 'reference': 'reference',

@@ -10,6 +10,7 @@ from flax import nnx
 
 from cascades import costs
 from cascades.checkpoints import store
+from cascades.inference import memories
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
@@ -28,12 +29,14 @@ class Checkpoint:
       drift with it, so answers are computed in float32 by default.
     weights: Type that holds the parameters: 'float32', 'bfloat16' or 'int8'; None takes that of the
       activations.
+    memory: Memory whose entries change the model's distribution; by default none.
   """
 
   path: str
   which: store.StepSelector = 'last'
   precision: str | None = 'float32'
   weights: str | None = None
+  memory: memories.Recall = dataclasses.field(default_factory=memories.Recall)
 
 
 class TrainedModel(NamedTuple):
@@ -64,8 +67,8 @@ def load(checkpoint: Checkpoint, *, rules: partitioning.Rules) -> TrainedModel:
     rules: Sharding rules of the parameters.
 
   Raises:
-    ValueError: if there is no such checkpoint, its files do not belong together, or a type is
-      unknown.
+    ValueError: if there is no such checkpoint, its files do not belong together, a type is unknown,
+      or its memory is of another checkpoint.
   """
   directory, step = store.locate(checkpoint.path, checkpoint.which)
   precision, weights = checkpoint.precision, checkpoint.weights
@@ -93,4 +96,8 @@ def load(checkpoint: Checkpoint, *, rules: partitioning.Rules) -> TrainedModel:
     'weights': weights or config.dtype,
   }
   params = store.restore_params(directory, abstract, which=step)
+  if checkpoint.memory.path is not None:
+    graph, params, described = memories.attach(
+      graph, params, described, checkpoint.memory, config.emb_dim
+    )
   return TrainedModel(graph, params, config.vocab_size, vocabulary, config.architecture, described)

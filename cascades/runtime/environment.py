@@ -15,6 +15,7 @@ from importlib import metadata
 # Programs that run in one process and have no flags for several.
 ONE_PROCESS = (
   'evaluate', 'calibrate', 'plan', 'speculate', 'browse_tasks', 'rank', 'route', 'serve', 'stream',
+  'memorize',
 )  # fmt: skip
 
 # Programs that divide their work by shards: the same command may run several times at once.

@@ -57,6 +57,7 @@ _OTHERS = {
   'cascades.stream': ('cascades.online', 'cascades.inference.levels'),
   'cascades.speculate': ('cascades.inference.answers', *_USUAL),
   'cascades.cache_teacher': ('cascades.inference.trained_model', *_USUAL),
+  'cascades.memorize': ('cascades.resmem', 'cascades.inference.trained_model', *_USUAL),
   'cascades.select': ('cascades.selection', 'cascades.inference.trained_model', *_USUAL),
 }  # fmt: skip
 
