@@ -32,7 +32,7 @@ from cascades.data.corpus import Corpus, Data
 from cascades.data.records import Records
 from cascades.inference import memories, memory_files, memory_index, trained_model
 from cascades.predictions import shards
-from cascades.resmem import Lookup, Memory
+from cascades.resmem import Datastore, Lookup
 from cascades.runtime import files, locking, partitioning, progress, ranges
 from cascades.runtime.partitioning import Devices
 from cascades.types import Batch, Params
@@ -158,16 +158,14 @@ def _write_entries(
   spans = {index: shards.shard_rows(len(numbers), index, manifest['shards']) for index in missing}
   title = f'{records.manifest.task} {records.manifest.split} row'
   count: progress.Counted[tuple[int, tuple[np.ndarray, ...]]] = progress.Counted(
-    title, sum(map(len, spans.values())), lambda part: (1, len(part[1]))
+    title, sum(map(len, spans.values())), lambda entry: (1, len(entry[1][1]))
   )
   for index, span in spans.items():
     rows = entries(read, corpus, records, numbers[span.start : span.stop], batch_size)
-    parts = [(np.full(len(arrays[1]), row), *arrays) for row, arrays in count(rows)]
-    columns = ('rows', 'keys', 'tokens', 'top_tokens', 'top_logprobs')
-    joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    memory_files.write_shard(
-      directory, manifest, index, dict(zip(columns[: len(joined)], joined, strict=True))
-    )
+    columns = [(np.full(len(arrays[1]), row), *arrays) for row, arrays in count(rows)]
+    names = ('rows', 'keys', 'tokens', 'top_tokens', 'top_logprobs')[: len(columns[0])]
+    joined = map(np.concatenate, zip(*columns, strict=True))
+    memory_files.write_shard(directory, manifest, index, dict(zip(names, joined, strict=True)))
 
 
 def reader(model: trained_model.TrainedModel, top: int) -> Callable[[Batch], Any]:
@@ -262,7 +260,7 @@ def _choose(
 
 def choose(
   model: Any,
-  memory: Memory,
+  memory: Datastore,
   rows: Int[np.ndarray, 'N'],
   sample: Int[np.ndarray, 'Q'],
   criterion: resmem.Criterion,
@@ -323,13 +321,13 @@ def choose(
   return chosen, errors
 
 
-def _seconds(model: Any, memory: Memory, lookup: Lookup, search: resmem.Search) -> float:
+def _seconds(model: Any, memory: Datastore, lookup: Lookup, search: resmem.Search) -> float:
   """Seconds that the memory adds to a token, of `TIMED` at a time: least of three runs."""
   graph, params = nnx.split(model)
   states = jnp.resize(memory.keys, (TIMED, memory.keys.shape[1]))
 
   @jax.jit
-  def remembered(params: Any, memory: Memory, states: Array) -> Array:
+  def remembered(params: Any, memory: Datastore, states: Array) -> Array:
     return memories.logprobs(states, memory, nnx.merge(graph, params).readout, lookup, search)
 
   @jax.jit

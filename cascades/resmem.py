@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ class Lookup(NamedTuple):
   interpolation: float | Array | None = None
 
 
-class Memory(NamedTuple):
+class Datastore(NamedTuple):
   """Entries of a memory of next tokens.
 
   Attributes:
@@ -114,26 +114,25 @@ def nearest(
   size, rows = min(block, N), min(max(1, block // 4), Q)
   padded = jnp.pad(keys - center, ((0, -N % size), (0, 0))).reshape(-1, size, keys.shape[1])
   masked = jnp.full(Q, -1) if excluded is None else excluded
-  own_group = jnp.arange(N) if groups is None else groups
-  owners = jnp.pad(own_group, (0, -N % size), constant_values=-1).reshape(-1, size)
+  owners = None if groups is None else jnp.pad(groups, (0, -N % size)).reshape(-1, size)
 
   def search(batch: tuple[Array, Array]) -> Array:
     q, own = batch
 
-    def merge(best: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple, None]:
-      start, entries, owner = part
+    def merge(best: tuple[Array, Array], numbered: Any) -> tuple[tuple[Array, Array], None]:
+      start, entries, group = numbered
       index = start + jnp.arange(size)
+      owner = index if group is None else group
       dot = jnp.matmul(q, entries.T, precision=jax.lax.Precision.HIGHEST)
       score = 2.0 * dot - jnp.sum(entries**2, -1)
       score = jnp.where((index < N) & (owner != own[:, None]), score, -jnp.inf)
-      scores = jnp.concatenate([best[0], score], 1)
-      indices = jnp.concatenate([best[1], jnp.broadcast_to(index, score.shape)], 1)
-      top, chosen = jax.lax.top_k(scores, k)
-      return (top, jnp.take_along_axis(indices, chosen, 1)), None
+      top, chosen = jax.lax.top_k(jnp.concatenate([best[0], score], 1), k)
+      earlier = jnp.take_along_axis(best[1], jnp.minimum(chosen, k - 1), 1)
+      return (top, jnp.where(chosen < k, earlier, start + chosen - k)), None
 
     empty = jnp.full((rows, k), -jnp.inf), jnp.zeros((rows, k), jnp.int32)
-    parts = size * jnp.arange(len(padded)), padded, owners
-    return jax.lax.scan(merge, empty, parts)[0][1]
+    starts = size * jnp.arange(len(padded))
+    return jax.lax.scan(merge, empty, (starts, padded, owners))[0][1]
 
   q = jnp.pad(queries - center, ((0, -Q % rows), (0, 0))).reshape(-1, rows, keys.shape[1])
   own = jnp.pad(masked, (0, -Q % rows)).reshape(-1, rows)
@@ -191,7 +190,7 @@ def next_token(
   logits: Float[Array, 'Q V'],
   distance: Float[Array, 'Q k'],
   neighbors: Int[Array, 'Q k'],
-  memory: Memory,
+  memory: Datastore,
   readout: Callable[[Float[Array, 'Q D']], Float[Array, 'Q V']],
   lookup: Lookup,
 ) -> Float[Array, 'Q V']:

@@ -252,7 +252,7 @@ def test_a_memory_is_searched_on_one_device():
 def test_no_neighbor_of_a_token_needs_logits_of_all_neighbors_at_once():
   """The program of a readout with 50 neighbors has no [Q, k, V] buffer."""
   model = testing.build(testing.TINY_T5)
-  memory = resmem.Memory(jnp.ones((64, 16)), jnp.zeros(64, int))
+  memory = resmem.Datastore(jnp.ones((64, 16)), jnp.zeros(64, int))
   lookup = resmem.Lookup(50, 1.0)
   read = jax.jit(lambda h: memories.logprobs(h, memory, model.readout, lookup))
   text = read.lower(jax.ShapeDtypeStruct((32, 16), jnp.float32)).as_text()

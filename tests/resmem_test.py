@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from jax.test_util import check_grads
 
 from cascades import resmem
-from cascades.resmem import Lookup, Memory
+from cascades.resmem import Datastore, Lookup
 
 
 def problem(seed=0, n=40, d=5, classes=4, queries=7):
@@ -259,10 +259,10 @@ def next_token(table, memory, query, lookup):
 @pytest.mark.parametrize('stored', [None, 11])
 def test_next_tokens_equal_classification_with_the_full_distributions(lookup, stored):
   table, keys, tokens, query = vocabulary_problem()
-  memory = Memory(keys, tokens)
+  memory = Datastore(keys, tokens)
   if stored:
     values, top = jax.lax.top_k(jax.nn.log_softmax(keys @ table), stored)
-    memory = Memory(keys, tokens, top, values)
+    memory = Datastore(keys, tokens, top, values)
   np.testing.assert_allclose(
     next_token(table, memory, query, lookup),
     predict(keys, keys @ table, tokens, query, query @ table, lookup), atol=1e-5,
@@ -276,7 +276,7 @@ def test_stored_probabilities_and_their_uniform_rest_make_a_distribution(tempera
   stored, rest = resmem.tempered(values, 11, temperature)
   np.testing.assert_allclose(stored.sum(-1) + 8 * rest[:, 0], 1, atol=1e-5)
   lookup = Lookup(4, 1.0, temperature)
-  got = next_token(table, Memory(keys, tokens, top, values), query, lookup)
+  got = next_token(table, Datastore(keys, tokens, top, values), query, lookup)
   np.testing.assert_allclose(got.sum(-1), 1, atol=1e-5)
   full = np.full((30, 11), np.asarray(rest))
   np.put_along_axis(full, np.asarray(top), np.asarray(stored), 1)

@@ -15,7 +15,7 @@ SECTIONS = {
     f'`{program}`': program
     for program in (
       'train', 'salt', 'infer', 'speculate', 'embed', 'evaluate', 'calibrate', 'route', 'rank',
-      'stream', 'cache_teacher',
+      'stream', 'cache_teacher', 'memorize',
       'select', 'convert', 'export', 'prune', 'plan', 'serve',
     )
   },

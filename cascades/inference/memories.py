@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from cascades import costs, resmem
 from cascades.inference import memory_files, memory_index
-from cascades.resmem import Lookup, Memory
+from cascades.resmem import Datastore, Lookup
 from cascades.runtime import files, partitioning, ranges
 from cascades.types import Params
 
@@ -80,22 +80,22 @@ class Recall:
 class MemoryArrays(nnx.Module):
   """Entries of a memory among the parameters of a model."""
 
-  def __init__(self, memory: Memory):
+  def __init__(self, memory: Datastore):
     self.keys, self.tokens = nnx.Variable(memory.keys), nnx.Variable(memory.tokens)
     if memory.top_tokens is not None and memory.top_logprobs is not None:
       self.top_tokens = nnx.Variable(memory.top_tokens)
       self.top_logprobs = nnx.Variable(memory.top_logprobs)
 
   @property
-  def memory(self) -> Memory:
+  def memory(self) -> Datastore:
     """The entries as arrays."""
     stored = (self.top_tokens[...], self.top_logprobs[...]) if hasattr(self, 'top_tokens') else ()
-    return Memory(self.keys[...], self.tokens[...], *stored)
+    return Datastore(self.keys[...], self.tokens[...], *stored)
 
 
 def logprobs(
   hidden: Float[Array, '*n D'],
-  memory: Memory,
+  memory: Datastore,
   readout: Any,
   lookup: Lookup,
   search: resmem.Search = resmem.nearest,
@@ -117,7 +117,7 @@ def logprobs(
   return jnp.log(resmem.clip(augmented)).reshape(*hidden.shape[:-1], -1)
 
 
-def remember(model: Any, memory: Memory, lookup: Lookup, search: resmem.Search) -> Any:
+def remember(model: Any, memory: Datastore, lookup: Lookup, search: resmem.Search) -> Any:
   """The model with a memory: `hidden`, `prefill` and `extend` stay, `readout` is `logprobs`."""
   plain = type(model)
 
@@ -204,7 +204,7 @@ def model_keys(described: Mapping[str, Any], width: int) -> dict[str, Any]:
   }
 
 
-def on_device(arrays: Mapping[str, Any]) -> Memory:
+def on_device(arrays: Mapping[str, Any]) -> Datastore:
   """The entries of files as arrays of JAX."""
-  names = [name for name in Memory._fields if name in arrays]
-  return Memory(**{name: jax.device_put(arrays[name]) for name in names})
+  names = [name for name in Datastore._fields if name in arrays]
+  return Datastore(**{name: jax.device_put(arrays[name]) for name in names})
