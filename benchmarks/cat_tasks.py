@@ -1,0 +1,298 @@
+"""Tasks of the reproduction: their rows, and the sizes and training of their models."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.own_rows import read
+from cascades.models import t5
+from cascades.tasks import catalog, local
+from cascades.tasks.task import Mixture, Row, Task
+from cascades.tokenizers import train_sentencepiece, vocabularies
+from cascades.types import ModelConfig, Vocabulary
+
+HELD_OUT = 500  # rows of validation, and of testing, that files without splits give up
+PIECES = 4000
+_LAYERS = {'num_encoder_layers': 1, 'num_decoder_layers': 1}
+NANO = t5.T5Config(0, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, **_LAYERS)
+NARROW = t5.T5Config(0, emb_dim=48, num_heads=3, head_dim=16, mlp_dim=96, **_LAYERS)
+SHALLOW = t5.T5Config(0, emb_dim=80, num_heads=5, head_dim=16, mlp_dim=160, **_LAYERS)
+MINI = t5.T5Config(
+  0, emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256, num_encoder_layers=2, num_decoder_layers=1
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+  """Folder of the data, the pretrained weights, and the folder that runs are written to."""
+
+  data: pathlib.Path
+  work: pathlib.Path
+  source: str = ''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """Length and learning rate of a run: AdamW with a warm-up and a cosine."""
+
+  steps: int
+  rate: float
+  warmup: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+  """A task and its models.
+
+  Attributes:
+    task: Makes the task, given the folders and the share of noisy tokens.
+    needs: Files of the data, without which the task is skipped; 'SOURCE' stands for the weights.
+    lengths: Most tokens of inputs and targets.
+    sizes: Sizes of small models by name, drawn at random; or numbers of first and last layers.
+    large: Size of the large model; None fine-tunes the pretrained one.
+    training: Of small models; the rate is the middle one of tuning.
+    large_training: Of the large model.
+    batch: Rows of a step, or packs.
+    pack: Tokens of a pack.
+    larges: Number of large models: that of a seed is its remainder; 0 for one a seed.
+    top_k: Log-probabilities in the teacher cache.
+    margin: Least effect that matters, by quantity, in units of the metric.
+  """
+
+  task: Callable[[Folders, float], Task | Mixture]
+  needs: Sequence[str] = ()
+  lengths: Mapping[str, int]
+  sizes: Mapping[str, ModelConfig | tuple[int, int]]
+  large: ModelConfig | None
+  training: Training
+  large_training: Training
+  batch: int = 64
+  pack: int | None = None
+  larges: int = 0
+  top_k: int = 16
+  margin: Mapping[str, float] = dataclasses.field(
+    default_factory=lambda: {'area': 0.005, 'ordering': 0.005}
+  )
+  default_margin: float = 0.01
+
+  def missing(self, folders: Folders) -> list[str]:
+    """What the task needs and the folders lack."""
+    return [
+      name
+      for name in self.needs
+      if not (folders.source if name == 'SOURCE' else (folders.data / name).exists())
+    ]
+
+  def large_seed(self, seed: int) -> int:
+    return seed % self.larges if self.larges else seed
+
+
+def noisy_g2p(folders: Folders, noise: float) -> Task:
+  """Words to phonemes; in training, this share of the phonemes is replaced by random ones."""
+  del folders
+  task = catalog.get('cmudict_g2p')
+  assert isinstance(task, Task)
+  if not noise:
+    return task
+  rows = task.read
+
+  @functools.cache
+  def phonemes() -> list[str]:
+    return sorted({p for row in rows('train') for answer in row.answers for p in answer.split()})
+
+  def noisy(split: str) -> Iterator[Row]:
+    for row in rows(split):
+      yield with_noise(row, noise, phonemes()) if split == 'train' else row
+
+  return dataclasses.replace(task, name=f'{task.name}_noise{noise:g}', read=noisy)
+
+
+def with_noise(row: Row, noise: float, symbols: Sequence[str]) -> Row:
+  """Row whose answer has each symbol replaced by a uniform one with this probability.
+
+  The draws depend on the row's id alone, so that every run sees the same noise.
+  """
+  digest = hashlib.sha256(row.id.encode()).digest()
+  generator = np.random.default_rng(np.frombuffer(digest, np.uint32))
+  answer = [
+    symbols[generator.integers(len(symbols))] if generator.random() < noise else symbol
+    for symbol in row.answers[0].split()
+  ]
+  return dataclasses.replace(row, answers=(' '.join(answer),)) if answer else row
+
+
+def translation(
+  folders: Folders, noise: float, *, name: str, files: Sequence[str], most_characters: int = 1000
+) -> Task:
+  """Pairs of a language's sentences; one file is split at random, three are the splits.
+
+  Answers are judged by BLEU of characters. The vocabulary is trained on the training rows.
+  """
+  _refuse_noise(noise, name)
+  parts = [
+    [r for r in read(folders.data / file) if len(r['input'] + r['target']) <= most_characters]
+    for file in files
+  ]
+  directory = folders.work / 'data' / name
+  paths = write_rows(directory, split_rows(parts), ('input', 'target'))
+  task = local.local_jsonl(name, paths, metrics=('bleu_char',))
+  return dataclasses.replace(task, vocabulary=functools.partial(_pieces, directory))
+
+
+def _pieces(directory: pathlib.Path) -> Vocabulary:
+  path = directory / f'pieces{PIECES}.model'
+  if path.exists():
+    return vocabularies.sentencepiece(path)
+  with (directory / 'train.jsonl').open() as file:
+    rows = [json.loads(line) for line in file]
+  texts = (row[key] for row in rows for key in ('inputs', 'targets'))
+  return train_sentencepiece.train_sentencepiece(texts, path, size=PIECES)
+
+
+CHOICES: Mapping[str, Sequence[str]] = {
+  name: [f'flan_tasks/{file}.jsonl' for file in own]
+  for name, own in {
+    'sst2': ('sst2.train', 'sst2.validation', 'sst2.test'),
+    'trec': ('trec.train', 'trec.test'),
+    'ag_news': ('ag_news.official_test',),
+    'commonsense_qa': ('commonsense_qa_ecqa.train', 'commonsense_qa.official_validation_4choice'),
+    'arc_easy': ('arc_easy.train', 'arc_easy.test'),
+    'arc_challenge': ('arc_challenge.train', 'arc_challenge.test'),
+    'piqa': ('piqa.official_validation',),
+    'boolq': ('boolq_closed_book.train', 'boolq_closed_book.test'),
+  }.items()
+}
+SUPERGLUE = {'rte': 'RTE', 'wic': 'WiC'}
+
+
+def classification(folders: Folders, noise: float) -> Mixture:
+  """Tasks with a few short options each, in equal shares, pooled with one threshold."""
+  _refuse_noise(noise, 'classification')
+  tasks = []
+  for name, files in CHOICES.items():
+    splits = split_rows([read(folders.data / file) for file in files])
+    paths = write_rows(folders.work / 'data' / name, splits, (_question, 'target'))
+    tasks.append(dataclasses.replace(local.local_jsonl(name, paths), rate=1))
+  for name in SUPERGLUE:
+    task = catalog.get(f'superglue_{name}', data_dir=str(folders.data / 'superglue'))
+    assert isinstance(task, Task)
+    rows = [[{'input': r.inputs, 'target': r.answers[0]} for r in task.read(split)]
+            for split in ('train', 'validation')]  # fmt: skip
+    paths = write_rows(folders.work / 'data' / name, split_rows(rows), ('input', 'target'))
+    tasks.append(dataclasses.replace(local.local_jsonl(name, paths), rate=1))
+  return Mixture('cat_classification', tuple(tasks))
+
+
+def _question(row: Mapping[str, Any]) -> str:
+  return f'{row["input"]}\nOptions: {"; ".join(row["options"])}\nAnswer:'
+
+
+def split_rows(parts: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
+  """Splits of files that are all three, training and testing, or one; shuffled with one seed."""
+  shuffled = [random.Random(0).sample(list(part), len(part)) for part in parts]
+  if len(shuffled) == 1:
+    (rows,) = shuffled
+    shuffled = [rows[HELD_OUT:], rows[:HELD_OUT]]
+  if len(shuffled) == 2:
+    train, test = shuffled
+    shuffled = [train[HELD_OUT:], train[:HELD_OUT], test]
+  train, validation, test = shuffled
+  return {'train': train, 'validation': validation[:HELD_OUT], 'test': test[:1000]}
+
+
+def write_rows(
+  directory: pathlib.Path,
+  splits: Mapping[str, Sequence[Mapping[str, Any]]],
+  keys: tuple[str | Callable[[Mapping[str, Any]], str], str],
+) -> dict[str, str]:
+  """Write the splits as JSON lines, each file once, and give their paths."""
+  directory.mkdir(parents=True, exist_ok=True)
+  inputs, targets = keys
+  paths = {}
+  for split, rows in splits.items():
+    path = directory / f'{split}.jsonl'
+    lines = [
+      json.dumps({'inputs': inputs(row) if callable(inputs) else row[inputs],
+                  'targets': row[targets]})
+      for row in rows
+    ]  # fmt: skip
+    if not path.exists():
+      path.write_text('\n'.join([*lines, '']))
+    paths[split] = str(path)
+  return paths
+
+
+def _refuse_noise(noise: float, name: str) -> None:
+  if noise:
+    raise ValueError(f'noise is {noise:g} for {name}: only g2p has noisy training rows.')
+
+
+_SCRATCH = Training(steps=2000, rate=4e-3, warmup=100)
+_LIBREOFFICE = {
+  f'libreoffice_{language}': Setting(
+    task=functools.partial(
+      translation,
+      name=f'libreoffice_{language}',
+      files=(f'mt_libreoffice_help/en-{language}.tsv',),
+      most_characters=200,
+    ),
+    needs=(f'mt_libreoffice_help/en-{language}.tsv',),
+    lengths={'inputs': 64, 'targets': 64},
+    sizes={'nano': NANO},
+    large=MINI,
+    training=_SCRATCH,
+    large_training=Training(steps=4000, rate=1.5e-3, warmup=100),
+    margin={'area': 0.5, 'ordering': 0.5},
+    default_margin=0.5,
+  )
+  for language in ('zh', 'ja', 'ru')
+}  # fmt: skip
+
+SETTINGS: Mapping[str, Setting] = {
+  'g2p': Setting(
+    task=noisy_g2p,
+    lengths={'inputs': 16, 'targets': 16},
+    sizes={'nano': NANO, 'narrow': NARROW, 'shallow': SHALLOW},
+    large=MINI,
+    training=Training(steps=1000, rate=2e-2, warmup=100),
+    large_training=Training(steps=1700, rate=1.5e-3, warmup=100),
+  ),
+  'classification': Setting(
+    task=classification,
+    needs=('SOURCE', *(file for files in CHOICES.values() for file in files),
+           *(f'superglue/{folder}' for folder in SUPERGLUE.values())),
+    lengths={'inputs': 120, 'targets': 8},
+    sizes={'4+4': (4, 4), '8+7': (8, 7)},
+    large=None,
+    training=Training(steps=400, rate=2e-4, warmup=20),
+    large_training=Training(steps=400, rate=5e-5, warmup=20),
+    batch=1,
+    pack=512,
+    larges=1,
+  ),
+  'tanaka': Setting(
+    task=functools.partial(
+      translation,
+      name='tanaka',
+      files=tuple(f'mt_tanaka_en_ja/{split}.tsv' for split in ('train', 'dev', 'test')),
+    ),
+    needs=tuple(f'mt_tanaka_en_ja/{split}.tsv' for split in ('train', 'dev', 'test')),
+    lengths={'inputs': 32, 'targets': 48},
+    sizes={'nano': NANO},
+    large=MINI,
+    training=_SCRATCH,
+    large_training=Training(steps=4000, rate=1.5e-3, warmup=100),
+    margin={'area': 0.5, 'ordering': 0.5},
+    default_margin=0.5,
+  ),
+  **_LIBREOFFICE,
+}  # fmt: skip
