@@ -100,10 +100,13 @@ def tested(bench: Bench, listed: Sequence[Claim]) -> list[dict[str, Any]]:
     adjusted = comparisons.holm(np.array([record['p'] for record in own]))
     for record, p in zip(own, adjusted.tolist(), strict=True):
       record['adjusted p'] = p
+  gaps = {record['task']: gap(bench, record['task']) for record in records}
   for record in records:
     record['verdict'] = 'not run'
-    if record['seeds']:
-      setting = bench.settings[record['task']]
+    setting = bench.settings[record['task']]
+    if record['seeds'] and gaps[record['task']] < setting.least_gap:
+      record['verdict'] = 'no cascade'
+    elif record['seeds']:
       record['verdict'] = cat_statistics.verdict(
         record['effect'],
         record['adjusted p'],
@@ -113,12 +116,23 @@ def tested(bench: Bench, listed: Sequence[Claim]) -> list[dict[str, Any]]:
   return records
 
 
+def gap(bench: Bench, task: str) -> float:
+  """Advantage of the large model over `xent` alone at the smallest size; nan without a point."""
+  cells = [Cell(task, cat_grid.SIZES[task][0], 'xent', seed=s) for s in range(cat_grid.BASE_SEEDS)]
+  points = [bench.summary(cell) for cell in cells if bench.is_done(cell)]
+  return float(np.mean([p['large alone'] - p['alone'] for p in points])) if points else np.nan
+
+
 def overall(verdicts: Sequence[str]) -> str:
-  """Verdict on a claim over its tasks: confirmed or refuted by most, and contradicted by none."""
+  """Verdict on a claim over its tasks: confirmed or refuted by most, and contradicted by none.
+
+  Tasks without a cascade do not count.
+  """
+  verdicts = [verdict for verdict in verdicts if verdict != 'no cascade']
   for verdict, opposite in (('confirmed', 'refuted'), ('refuted', 'confirmed')):
     if 2 * verdicts.count(verdict) > len(verdicts) and opposite not in verdicts:
       return verdict
-  return 'undecided' if set(verdicts) != {'not run'} else 'not run'
+  return 'not run' if set(verdicts) <= {'not run'} else 'undecided'
 
 
 def report(bench: Bench) -> tuple[list[Measured], dict[str, Any]]:
@@ -143,6 +157,7 @@ def report(bench: Bench) -> tuple[list[Measured], dict[str, Any]]:
       {k: v._asdict() if isinstance(v, Effect) else v for k, v in record.items()}
       for record in records
     ],
+    'large model better than xent by': {task: gap(bench, task) for task in bench.settings},
     'verdicts': {name: overall(verdicts) for name, verdicts in by_name.items()},
     'complete points': f'{len(points)} of {len(list(cat_grid.cells()))}',
     'commits': sorted({point['commit'] for point in points}),

@@ -66,6 +66,8 @@ class Setting:
     larges: Number of large models: that of a seed is its remainder; 0 for one a seed.
     top_k: Log-probabilities in the teacher cache.
     margin: Least effect that matters, by quantity, in units of the metric.
+    default_margin: That of the other quantities.
+    least_gap: Advantage of the large model below which there is no cascade to judge.
   """
 
   task: Callable[[Folders, float], Task | Mixture]
@@ -83,6 +85,7 @@ class Setting:
     default_factory=lambda: {'area': 0.005, 'ordering': 0.005}
   )
   default_margin: float = 0.01
+  least_gap: float = 0.05
 
   def missing(self, folders: Folders) -> list[str]:
     """What the task needs and the folders lack."""
@@ -127,7 +130,7 @@ def with_noise(row: Row, noise: float, symbols: Sequence[str]) -> Row:
     symbols[generator.integers(len(symbols))] if generator.random() < noise else symbol
     for symbol in row.answers[0].split()
   ]
-  return dataclasses.replace(row, answers=(' '.join(answer),)) if answer else row
+  return row._replace(answers=(' '.join(answer),)) if answer else row
 
 
 def translation(
@@ -253,6 +256,7 @@ _LIBREOFFICE = {
     large_training=Training(steps=4000, rate=1.5e-3, warmup=100),
     margin={'area': 0.5, 'ordering': 0.5},
     default_margin=0.5,
+    least_gap=5.0,
   )
   for language in ('zh', 'ja', 'ru')
 }  # fmt: skip
@@ -293,6 +297,7 @@ SETTINGS: Mapping[str, Setting] = {
     large_training=Training(steps=4000, rate=1.5e-3, warmup=100),
     margin={'area': 0.5, 'ordering': 0.5},
     default_margin=0.5,
+    least_gap=5.0,
   ),
   **_LIBREOFFICE,
 }  # fmt: skip

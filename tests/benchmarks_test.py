@@ -20,6 +20,12 @@ BENCHMARKS = sorted(
   if path.stem
   not in (
     'bars',
+    'cat_claims',
+    'cat_grid',
+    'cat_report',
+    'cat_runs',
+    'cat_statistics',
+    'cat_tasks',
     'compiling',
     'mixture',
     'deciding_rules',

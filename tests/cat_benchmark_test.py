@@ -1,0 +1,313 @@
+"""The reproduction of cascade-aware training: its tests of effects, its points, and its runs."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import cat_claims, cat_grid, cat_report, cat_runs, cat_statistics, cat_tasks
+from benchmarks.cat_grid import BASE, TUNING_SEED, Cell
+from benchmarks.cat_statistics import Effect, Rows, mixed, verdict
+from benchmarks.reproduce_cat import work
+from cascades import metrics
+from cascades.runtime import claims
+from cascades.tasks.task import Row
+from tests import tiny
+
+PLAIN = Cell('g2p', 'nano', 'xent')
+
+
+def test_a_mixed_test_by_hand():
+  # s^2 = 4e-4 over four seeds is 1e-4; with v = 1e-4 the error is the root of 2e-4
+  effect = mixed([0.01, 0.05, 0.01, 0.05], 1e-4, rows=101)
+  assert effect.mean == pytest.approx(0.03)
+  assert effect.deviation**2 == pytest.approx(16e-4 / 3)
+  assert effect.error**2 == pytest.approx(4e-4 / 3 + 1e-4)
+  freedom = (7 / 3e4) ** 2 / ((4e-4 / 3) ** 2 / 3 + 1e-8 / 100)
+  assert effect.freedom == pytest.approx(freedom)
+  half = stats.t.ppf(0.975, freedom) * effect.error
+  assert (effect.low, effect.high) == pytest.approx((0.03 - half, 0.03 + half))
+  assert effect.p == pytest.approx(2 * stats.t.sf(0.03 / effect.error, freedom))
+
+
+def test_without_variance_of_rows_it_is_the_paired_t_test():
+  first, second = np.array([0.3, 0.5, 0.4, 0.45]), np.array([0.28, 0.44, 0.41, 0.40])
+  effect = mixed(first - second, 0.0, rows=1000)
+  assert effect.p == pytest.approx(stats.ttest_rel(first, second).pvalue)
+  assert effect.freedom == pytest.approx(3)
+
+
+def test_one_seed_decides_nothing():
+  effect = mixed([0.5], 1e-9, rows=1000)
+  assert (effect.low, effect.high, effect.p) == (-math.inf, math.inf, 1.0)
+  assert verdict(effect, 1.0, 0.01, complete=True) == 'undecided'
+
+
+def test_quantities_of_four_rows_by_hand():
+  right = lambda *bits: np.array([[bit, 1.0] for bit in bits])
+  rows = Rows(np.array([4.0, 3, 2, 1]), right(0, 0, 0, 1), right(1, 1, 0, 1))
+  values = cat_statistics.quantities(rows, np.ones((1, 4), np.uint16), metrics.ratio)
+  # quality at 0, 1, 2, 3 and 4 deferrals: 1/4, 2/4, 3/4, 3/4, 3/4
+  assert values['area'][0] == pytest.approx((0.125 + 0.5 + 0.75 + 0.75 + 0.375) / 4)
+  assert values['quality at 20 %'][0] == pytest.approx(0.25 + 0.8 * 0.25)
+  assert values['alone'][0] == pytest.approx(0.25)
+  assert values['ordering'][0] == pytest.approx(0.625 - 0.5)
+
+
+def effect(mean, error, freedom=9.0):
+  return Effect(mean, mean - 2 * error, mean + 2 * error, 0.5, error, freedom, 0.01, 0.0)
+
+
+@pytest.mark.parametrize(
+  ('of', 'adjusted', 'expected'),
+  [
+    (effect(0.02, 0.005), 0.01, 'confirmed'),
+    (effect(-0.02, 0.005), 0.01, 'refuted'),
+    (effect(0.0, 0.001), 1.0, 'refuted'),  # its limit is 0.0018, below 0.005
+    (effect(0.0, 0.004), 1.0, 'undecided'),  # its limit is 0.0073
+    (effect(0.002, 0.0005), 0.02, 'undecided'),  # above 0, and too small to matter
+  ],
+)
+def test_a_verdict_needs_significance_or_a_limit_below_what_matters(of, adjusted, expected):
+  assert verdict(of, adjusted, 0.005, complete=True) == expected
+  assert verdict(of, adjusted, 0.005, complete=False) == 'undecided'
+
+
+def test_power_is_the_share_of_rejections_in_simulations():
+  generator = np.random.default_rng(0)
+  samples = generator.normal(0.01, 0.0083, (20_000, 10))
+  rejected = stats.ttest_1samp(samples, 0, axis=1).pvalue <= 0.05
+  assert cat_statistics.power(0.01, 0.0083, 10) == pytest.approx(rejected.mean(), abs=0.01)
+  least = cat_statistics.detectable(0.0083, 10)
+  assert cat_statistics.power(least, 0.0083, 10) == pytest.approx(0.8)
+  assert cat_statistics.power(0.0, 0.0083, 10) == pytest.approx(0.05)
+
+
+def test_the_mixed_test_keeps_its_level_when_seeds_and_rows_vary():
+  generator = np.random.default_rng(1)
+  rejected = []
+  for _ in range(2000):
+    by_row = generator.normal(0, 0.02)  # shared by all seeds
+    differences = by_row + generator.normal(0, 0.03, 5)
+    rejected.append(mixed(differences, 0.02**2, rows=500).p <= 0.05)
+  assert np.mean(rejected) == pytest.approx(0.05, abs=0.02)
+
+
+@pytest.mark.parametrize(
+  ('verdicts', 'expected'),
+  [
+    (['confirmed', 'confirmed', 'undecided'], 'confirmed'),
+    (['confirmed', 'confirmed', 'refuted'], 'undecided'),
+    (['refuted'], 'refuted'),
+    (['confirmed', 'not run'], 'undecided'),
+    (['not run', 'not run'], 'not run'),
+    (['confirmed', 'no cascade', 'no cascade'], 'confirmed'),
+  ],
+)
+def test_the_verdict_over_tasks(verdicts, expected):
+  assert cat_report.overall(verdicts) == expected
+
+
+def test_a_point_is_named_by_what_differs_from_the_defaults():
+  assert PLAIN.name == 'loss=xent,size=nano,task=g2p,SEED=0'
+  assert PLAIN._replace(loss='cat_dist', w=0.25, seed=3).name == (
+    'loss=cat_dist,size=nano,task=g2p,w=0.25,SEED=3'
+  )
+  cells = [cell for _, cell in cat_grid.cells()]
+  assert len({cell.name for cell in cells}) == len(cells) == 755
+
+
+def test_parts_follow_the_protocol_seed_by_seed():
+  parts = cat_grid.parts()
+  assert list(parts)[:3] == ['g2p: base', 'classification: base', 'tanaka: base']
+  base = parts['g2p: base']
+  assert [cell.seed for cell in base[:12]] == [TUNING_SEED] * 12
+  assert [(cell.seed, cell.loss) for cell in base[12:20]] == [
+    *((0, loss) for loss in BASE), *((1, loss) for loss in BASE),
+  ]  # fmt: skip
+  assert len(base) == 12 + 20 * 4
+
+
+def test_every_loss_is_tuned_with_the_same_budget_before_its_seeds():
+  position = {cell: number for number, (_, cell) in enumerate(cat_grid.cells())}
+  for cell, number in position.items():
+    assert len(cell.tuning) == (0 if cell.seed == TUNING_SEED else 3)
+    for needed in cell.needs:
+      assert position[needed] < number, (needed.name, cell.name)
+
+
+def test_every_claim_is_of_points_that_are_run():
+  planned = {cell for _, cell in cat_grid.cells()}
+  for claim in cat_claims.claims():
+    for seed in range(claim.seeds):
+      assert {term.cell._replace(seed=seed) for term in claim.terms} <= planned, claim.name
+  names = [(claim.task, claim.name) for claim in cat_claims.claims()]
+  assert len(set(names)) == len(names)
+  primary = [c for c in cat_claims.claims() if c.family == 'primary' and c.task == 'g2p']
+  assert len(primary) == cat_report.PRIMARY
+
+
+def test_noise_replaces_its_share_of_symbols_and_is_the_same_each_time():
+  symbols = [f'P{number}' for number in range(40)]
+  rows = [Row(f'w{number}', 'a', (' '.join(['A'] * 10),)) for number in range(300)]
+  noisy = [cat_tasks.with_noise(row, 0.3, symbols) for row in rows]
+  answers = [row.answers[0].split() for row in noisy]
+  assert {len(answer) for answer in answers} == {10}
+  assert np.mean([s != 'A' for a in answers for s in a]) == pytest.approx(0.3, abs=0.03)
+  assert noisy == [cat_tasks.with_noise(row, 0.3, symbols) for row in rows]
+
+
+def test_a_task_without_its_data_is_skipped_by_name(tmp_path):
+  bench = cat_runs.Bench(cat_tasks.Folders(tmp_path, tmp_path / 'work'))
+  cell = Cell('tanaka', 'nano', 'xent', factor=1.0, seed=TUNING_SEED)
+  assert bench.waits_for(cell)[0] == 'mt_tanaka_en_ja/train.tsv'
+  outcome = dict(work(bench, [('tanaka: base', cell)], minutes=1))
+  assert outcome['missing: mt_tanaka_en_ja/train.tsv'] == 'for 1 points'
+
+
+def planted(bench, gain, seeds, *, spread=0.02, rows=400):
+  """Points of the base part whose cascade-aware models answer more rows rightly, or as many."""
+  bench.points.mkdir(parents=True)
+  shared = np.random.default_rng(0)
+  hard, large = shared.normal(size=rows), shared.random(rows) < 0.9
+  for seed in range(seeds):
+    for number, loss in enumerate(BASE):
+      generator = np.random.default_rng((seed, number))
+      skill = gain * loss.startswith('cat') + generator.normal(0, spread)
+      small = generator.random(rows) < 1 / (1 + np.exp(hard - skill))
+      cell = Cell('g2p', 'nano', loss, seed=seed)
+      columns = {'small': small, 'large': large}
+      statistics = {name: np.stack([v, np.ones(rows)], 1) for name, v in columns.items()}
+      score = hard + generator.normal(0, 0.3, rows)
+      np.savez(bench.path(cell).with_suffix('.npz'), average=score, **statistics)
+      summary = {
+        'metric': 'accuracy', 'rows': rows, 'commit': 'abc', 'agreement': [],
+        'alone': small.mean(), 'large alone': large.mean(),
+      }  # fmt: skip
+      bench.path(cell).write_text(json.dumps(summary))
+
+
+@pytest.mark.parametrize(
+  ('gain', 'spread', 'expected'), [(1.0, 0.02, 'confirmed'), (0.0, 0.6, 'undecided')]
+)
+def test_a_planted_effect_is_recovered_and_none_is_not(tmp_path, gain, spread, expected):
+  bench = cat_runs.Bench(cat_tasks.Folders(tmp_path, tmp_path / 'work'))
+  planted(bench, gain, seeds=20, spread=spread)
+  listed = [c for c in cat_claims.claims() if c.task == 'g2p' and c.family == 'primary']
+  records = cat_report.tested(bench, listed)
+  assert {record['verdict'] for record in records} == {expected}
+  for record in records:
+    assert record['adjusted p'] >= record['p']
+    assert len(record['values']) == 20
+
+
+def test_a_partial_grid_is_reported_as_partial(tmp_path):
+  bench = cat_runs.Bench(cat_tasks.Folders(tmp_path, tmp_path / 'work'))
+  planted(bench, 2.0, seeds=3)
+  measured, details = cat_report.report(bench)
+  assert all('3 of 20 seeds: undecided' in row.note for row in measured if ': P ' in row.what)
+  assert set(details['verdicts'].values()) == {'undecided', 'not run'}
+  assert details['complete points'] == '12 of 755'
+  cat_report.draw(details, tmp_path / 'figure.png')
+  assert (tmp_path / 'figure.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_where_the_large_model_is_no_better_there_is_no_verdict(tmp_path):
+  folders = cat_tasks.Folders(tmp_path, tmp_path / 'work')
+  weak = dataclasses.replace(cat_tasks.SETTINGS['g2p'], least_gap=0.9)
+  bench = cat_runs.Bench(folders, {'g2p': weak})
+  planted(bench, 1.0, seeds=3)
+  listed = [c for c in cat_claims.claims() if c.task == 'g2p' and c.family == 'primary']
+  assert {record['verdict'] for record in cat_report.tested(bench, listed)} == {'no cascade'}
+
+
+@pytest.fixture
+def bench(tmp_path):
+  """A reproduction of one task of a few rows and tiny models."""
+  run = cat_tasks.Training(steps=4, rate=1e-2, warmup=1)
+
+  def task(folders, noise):
+    del folders, noise
+    return dataclasses.replace(
+      tiny.task(tmp_path, metrics=('accuracy',)), vocabulary=lambda: tiny.VOCABULARY
+    )
+
+  setting = cat_tasks.Setting(
+    task=task, lengths=tiny.LENGTHS, sizes={'nano': tiny.SMALL}, large=tiny.LARGE, training=run,
+    large_training=run, batch=16, top_k=4,
+  )  # fmt: skip
+  folders = cat_tasks.Folders(tmp_path, tmp_path / 'work')
+  return cat_runs.Bench(folders, {'g2p': setting})
+
+
+def stub(bench, monkeypatch, best):
+  """Points that are not trained: the factor `best` answers the most validation rows."""
+  trained = []
+
+  def execute(cell):
+    trained.append(cell)
+    quality = float(cell.factor == best)
+    summary = {'validation alone': quality, 'alone': 0.5, 'area': 0.6, 'seconds': {'training': 1}}
+    bench.path(cell).write_text(json.dumps(summary))
+    return summary
+
+  monkeypatch.setattr(bench, 'execute', execute)
+  return trained
+
+
+def test_points_run_once_and_wait_for_their_tuning(bench, monkeypatch):
+  trained = stub(bench, monkeypatch, best=2.0)
+  tuning = [PLAIN._replace(loss='cat_xent', factor=f, seed=TUNING_SEED) for f in cat_grid.FACTORS]
+  last = PLAIN._replace(loss='cat_xent', seed=0)
+  listed = [('g2p: base', cell) for cell in (last, *tuning)]
+  outcome = dict(work(bench, listed, minutes=0))
+  assert not trained
+  assert outcome[f'missing: {tuning[0].name}'] == 'for 1 points'
+  list(work(bench, listed[1:3], minutes=5))
+  assert bench.waits_for(last) == [tuning[2].name]
+  assert [name for name, _ in work(bench, listed, minutes=5)] == [tuning[2].name, last.name]
+  assert trained == [*tuning, last]
+  assert bench.training(last).rate == 1e-2 * 2.0
+  assert not list(work(bench, listed, minutes=5))
+
+
+def test_points_that_another_process_holds_are_left_to_it(bench, monkeypatch):
+  trained = stub(bench, monkeypatch, best=1.0)
+  tuning = [PLAIN._replace(factor=factor, seed=TUNING_SEED) for factor in cat_grid.FACTORS]
+  bench.points.mkdir(parents=True)
+  with claims.Claims(bench.points) as other:
+    assert other.take(tuning[0].name)
+    outcome = dict(work(bench, [('', cell) for cell in tuning], minutes=5))
+  assert trained == tuning[1:]
+  assert outcome['missing: time'] == 'for 1 points'
+
+
+def test_second_stages_and_equal_flops_have_their_lengths(bench, monkeypatch):
+  stub(bench, monkeypatch, best=1.0)
+  bench.points.mkdir(parents=True)
+  for cell in (PLAIN, *PLAIN.tuning, *PLAIN._replace(start='xent').tuning):
+    bench.execute(cell)
+  sizes = {'parameters': {'small': 100, 'large': 600}}
+  bench.path(PLAIN).write_text(json.dumps(sizes))
+  # a step costs 6 x 100, with the large model 2 x 600 more: three times as much, of four steps
+  assert bench.training(PLAIN._replace(length=cat_grid.EQUAL_FLOPS)).steps == 12
+  assert bench.training(PLAIN._replace(length=4.0)).steps == 16
+  assert bench.training(PLAIN._replace(start='xent')).steps == 1
+
+
+def test_a_tiny_point_is_really_trained_and_answers_every_row(bench):
+  cell = PLAIN._replace(loss='cat_dist', factor=0.5, seed=TUNING_SEED)
+  ((name, _),) = work(bench, [('', cell)], minutes=5)
+  assert name == cell.name
+  summary = bench.summary(cell)
+  assert summary['learning rate'] == 1e-2 * 0.5
+  assert 0 <= summary['alone'] <= 1
+  shares = summary['agreement'][-1]
+  assert sum(shares[n] for n in ('both', 'only_small', 'only_large', 'neither')) == pytest.approx(1)
+  rows = bench.rows(cell)
+  assert rows.small.shape == rows.large.shape == (32, 2)
+  assert bench.rows(cell, 'average without the end').score.shape == (32,)
+  assert summary['alone'] == rows.small[:, 0].mean()
