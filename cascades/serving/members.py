@@ -118,7 +118,7 @@ class MemberOptions(NamedTuple):
 
   def check_measured(self, policy: ServedPolicy) -> None:
     """Raise ValueError if a policy reads log-probabilities that are not requested."""
-    rule = policy.rules[policy.roles.index(self.role)]
+    rule = policy.rule_of(self.role)
     if rule is None:
       return
     reads = {'token_logprobs', 'alternatives', 'two alternatives'} & set(rule.decider.reads)

@@ -291,9 +291,9 @@ class Passage:
 
   def _open(self, role: Role, *, is_audit: bool = False) -> OpenLeg:
     question = self._call.question
-    tops = [each.alternatives for each in (self._policy, self._crew.shadow) if each]
-    if role != self._policy.roles[-1] or self._policy.rules[-1] is not None or self._is_audit:
-      question = question._replace(alternatives=max(question.alternatives, *tops))
+    rules = [each.rule_of(role) for each in (self._policy, self._crew.shadow) if each]
+    tops = [rule.alternatives for rule in rules if rule]
+    question = question._replace(alternatives=max(question.alternatives, *tops, 0))
     account = self._account(is_audit=is_audit)
     leg = OpenLeg(role, self._crew.members[role], question, account, is_audit=is_audit)
     self._legs.append(leg)

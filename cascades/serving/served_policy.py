@@ -59,10 +59,9 @@ class ServedPolicy:
     """Entries of the first level by task, for the monitors of drift; none without promises."""
     return self.rules[0].entries if self.rules[0] else {}
 
-  @property
-  def alternatives(self) -> int:
-    """Number of most likely tokens at each position that some score reads."""
-    return max((rule.alternatives for rule in self.rules if rule), default=0)
+  def rule_of(self, role: Role) -> DecisionRule | None:
+    """Decision about the answers of a model; None where they are final."""
+    return self.rules[self.roles.index(role)]
 
   def of(self, roles: Sequence[Role]) -> ServedPolicy:
     """The policy for the models of a server.
