@@ -293,7 +293,7 @@ def test_the_real_commands_write_a_memory_and_a_table(trained, tmp_path):
   task.write_text(
     'from __gin__ import dynamic_registration\nfrom cascades.tasks import local\n'
     f"TASK = @local.local_jsonl()\nlocal.local_jsonl.name = 'backwards'\n"
-    f'local.local_jsonl.paths = {paths!r}\n'
+    f'local.local_jsonl.splits = {paths!r}\n'
   )
   common = [
     f'--gin_file={task}', f'--gin.CHECKPOINT_PATH={trained / "run"}',
