@@ -168,7 +168,7 @@ def cascade(root: pathlib.Path, seed: int = 0) -> dict[str, Any]:
     if not list(output.glob('validation/*.manifest.json')):
       command('infer', 'recipes/demo_infer.gin', **asked, **settings, INFER_OUTPUT_DIR=output)
     (tables[way],) = shards.read(output / 'validation')
-  right = {way: table.statistics['accuracy'][:, 0] for way, table in tables.items()}
+  right = {way: table.statistics['word_accuracy'][:, 0] for way, table in tables.items()}
   seconds = json.loads((memory / 'lookups.json').read_text())['milliseconds_per_token'] / 1e3
   tokens = lambda table: float((table.lengths + table.column('prompt_tokens')).mean())
   result = {}
