@@ -13,7 +13,12 @@ from typing import Any, NamedTuple
 from launch import points
 
 TUNED, EQUAL_FLOPS, TUNING_SEED = 0.0, 0.0, 1000
-FACTORS = (0.5, 1.0, 2.0, 4.0)  # of the task's learning rate, tried for each loss on validation rows
+FACTORS = (
+  0.5,
+  1.0,
+  2.0,
+  4.0,
+)  # of the task's learning rate, tried for each loss on validation rows
 BASE = ('xent', 'cat_xent', 'dist', 'cat_dist')
 MASKS = ('cat_xent_l', 'cat_xent_s', 'cat_dist_l', 'cat_dist_s')
 RIVALS = ('gatekeeper', 'cat_gatekeeper', 'xent')  # second stages, and their control

@@ -8,6 +8,7 @@ import hashlib
 import json
 import pathlib
 import random
+import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from benchmarks.own_rows import read
 from cascades.models import t5
+from cascades.runtime import files
 from cascades.tasks import catalog, local
 from cascades.tasks.task import Mixture, Row, Task
 from cascades.tokenizers import train_sentencepiece, vocabularies
@@ -134,7 +136,7 @@ def with_noise(row: Row, noise: float, symbols: Sequence[str]) -> Row:
 
 
 def translation(
-  folders: Folders, noise: float, *, name: str, files: Sequence[str], most_characters: int = 1000
+  folders: Folders, noise: float, *, name: str, paths: Sequence[str], most_characters: int = 1000
 ) -> Task:
   """Pairs of a language's sentences; one file is split at random, three are the splits.
 
@@ -143,11 +145,11 @@ def translation(
   _refuse_noise(noise, name)
   parts = [
     [r for r in read(folders.data / file) if len(r['input'] + r['target']) <= most_characters]
-    for file in files
+    for file in paths
   ]
   directory = folders.work / 'data' / name
-  paths = write_rows(directory, split_rows(parts), ('input', 'target'))
-  task = local.local_jsonl(name, paths, metrics=('bleu_char',))
+  written = write_rows(directory, split_rows(parts))
+  task = local.local_jsonl(name, written, metrics=('bleu_char',))
   return dataclasses.replace(task, vocabulary=functools.partial(_pieces, directory))
 
 
@@ -174,6 +176,7 @@ CHOICES: Mapping[str, Sequence[str]] = {
     'boolq': ('boolq_closed_book.train', 'boolq_closed_book.test'),
   }.items()
 }
+LETTERED = ('commonsense_qa', 'arc_easy', 'arc_challenge', 'piqa')  # whose options are sentences
 SUPERGLUE = {'rte': 'RTE', 'wic': 'WiC'}
 
 
@@ -181,22 +184,30 @@ def classification(folders: Folders, noise: float) -> Mixture:
   """Tasks with a few short options each, in equal shares, pooled with one threshold."""
   _refuse_noise(noise, 'classification')
   tasks = []
-  for name, files in CHOICES.items():
-    splits = split_rows([read(folders.data / file) for file in files])
-    paths = write_rows(folders.work / 'data' / name, splits, (_question, 'target'))
+  for name, own in CHOICES.items():
+    parts = [
+      [question(row, letters=name in LETTERED) for row in read(folders.data / file)] for file in own
+    ]
+    paths = write_rows(folders.work / 'data' / name, split_rows(parts))
     tasks.append(dataclasses.replace(local.local_jsonl(name, paths), rate=1))
   for name in SUPERGLUE:
     task = catalog.get(f'superglue_{name}', data_dir=str(folders.data / 'superglue'))
     assert isinstance(task, Task)
     rows = [[{'input': r.inputs, 'target': r.answers[0]} for r in task.read(split)]
             for split in ('train', 'validation')]  # fmt: skip
-    paths = write_rows(folders.work / 'data' / name, split_rows(rows), ('input', 'target'))
+    paths = write_rows(folders.work / 'data' / name, split_rows(rows))
     tasks.append(dataclasses.replace(local.local_jsonl(name, paths), rate=1))
   return Mixture('cat_classification', tuple(tasks))
 
 
-def _question(row: Mapping[str, Any]) -> str:
-  return f'{row["input"]}\nOptions: {"; ".join(row["options"])}\nAnswer:'
+def question(row: Mapping[str, Any], *, letters: bool) -> dict[str, str]:
+  """Row with its options in the prompt, which are answered by their letters or by themselves."""
+  options, names = row['options'], string.ascii_uppercase
+  shown = [f'({name}) {option}' for name, option in zip(names, options, strict=False)]
+  return {
+    'input': f'{row["input"]}\nOptions: {"; ".join(shown if letters else options)}\nAnswer:',
+    'target': names[options.index(row['target'])] if letters else row['target'],
+  }
 
 
 def split_rows(parts: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
@@ -213,25 +224,16 @@ def split_rows(parts: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
 
 
 def write_rows(
-  directory: pathlib.Path,
-  splits: Mapping[str, Sequence[Mapping[str, Any]]],
-  keys: tuple[str | Callable[[Mapping[str, Any]], str], str],
+  directory: pathlib.Path, splits: Mapping[str, Sequence[Mapping[str, str]]]
 ) -> dict[str, str]:
   """Write the splits as JSON lines, each file once, and give their paths."""
   directory.mkdir(parents=True, exist_ok=True)
-  inputs, targets = keys
-  paths = {}
+  paths = {split: directory / f'{split}.jsonl' for split in splits}
   for split, rows in splits.items():
-    path = directory / f'{split}.jsonl'
-    lines = [
-      json.dumps({'inputs': inputs(row) if callable(inputs) else row[inputs],
-                  'targets': row[targets]})
-      for row in rows
-    ]  # fmt: skip
-    if not path.exists():
-      path.write_text('\n'.join([*lines, '']))
-    paths[split] = str(path)
-  return paths
+    if not paths[split].exists():
+      lines = [json.dumps({'inputs': row['input'], 'targets': row['target']}) for row in rows]
+      files.write(paths[split], '\n'.join([*lines, '']))
+  return {split: str(path) for split, path in paths.items()}
 
 
 def _refuse_noise(noise: float, name: str) -> None:
@@ -245,7 +247,7 @@ _LIBREOFFICE = {
     task=functools.partial(
       translation,
       name=f'libreoffice_{language}',
-      files=(f'mt_libreoffice_help/en-{language}.tsv',),
+      paths=(f'mt_libreoffice_help/en-{language}.tsv',),
       most_characters=200,
     ),
     needs=(f'mt_libreoffice_help/en-{language}.tsv',),
@@ -272,7 +274,7 @@ SETTINGS: Mapping[str, Setting] = {
   ),
   'classification': Setting(
     task=classification,
-    needs=('SOURCE', *(file for files in CHOICES.values() for file in files),
+    needs=('SOURCE', *(file for own in CHOICES.values() for file in own),
            *(f'superglue/{folder}' for folder in SUPERGLUE.values())),
     lengths={'inputs': 120, 'targets': 8},
     sizes={'4+4': (4, 4), '8+7': (8, 7)},
@@ -287,7 +289,7 @@ SETTINGS: Mapping[str, Setting] = {
     task=functools.partial(
       translation,
       name='tanaka',
-      files=tuple(f'mt_tanaka_en_ja/{split}.tsv' for split in ('train', 'dev', 'test')),
+      paths=tuple(f'mt_tanaka_en_ja/{split}.tsv' for split in ('train', 'dev', 'test')),
     ),
     needs=tuple(f'mt_tanaka_en_ja/{split}.tsv' for split in ('train', 'dev', 'test')),
     lengths={'inputs': 32, 'targets': 48},

@@ -160,6 +160,26 @@ def test_noise_replaces_its_share_of_symbols_and_is_the_same_each_time():
   assert noisy == [cat_tasks.with_noise(row, 0.3, symbols) for row in rows]
 
 
+def test_options_that_are_sentences_are_answered_by_letters():
+  row = {'input': 'Why?', 'options': ['it is', 'it was'], 'target': 'it was'}
+  assert cat_tasks.question(row, letters=True) == {
+    'input': 'Why?\nOptions: (A) it is; (B) it was\nAnswer:', 'target': 'B',
+  }  # fmt: skip
+  assert cat_tasks.question(row, letters=False)['target'] == 'it was'
+
+
+def test_splits_share_no_row_and_keep_those_that_files_have():
+  rows = list(range(3000))
+  single = cat_tasks.split_rows([rows])
+  assert sorted(row for own in single.values() for row in own) == rows
+  assert {split: len(own) for split, own in single.items()} == {
+    'train': 2000, 'validation': 500, 'test': 500,
+  }  # fmt: skip
+  both = cat_tasks.split_rows([rows, list(range(3000, 5000))])
+  assert set(both['test']) <= set(range(3000, 5000))
+  assert len(both['test']) == 1000
+
+
 def test_a_task_without_its_data_is_skipped_by_name(tmp_path):
   bench = cat_runs.Bench(cat_tasks.Folders(tmp_path, tmp_path / 'work'))
   cell = Cell('tanaka', 'nano', 'xent', factor=1.0, seed=TUNING_SEED)
