@@ -1,6 +1,6 @@
 """Scores of queries' documents by a ranker, and their measured costs.
 
-Times are means over the queries of a run, without those in which a shape was compiled.
+Times are medians over the queries of a run, of which few compile a shape.
 """
 
 from __future__ import annotations
@@ -33,22 +33,9 @@ class RankedRun(NamedTuple):
   costs: RankingCosts
 
 
-class _Clock:
-  """Seconds by name and shape, of which the first call of a shape compiles it."""
-
-  def __init__(self) -> None:
-    self._spent: dict[str, dict[int, list[tuple[float, int]]]] = {}
-
-  def add(self, name: str, seconds: float, shape: int, count: int) -> None:
-    """Take note of a call."""
-    self._spent.setdefault(name, {}).setdefault(shape, []).append((seconds, count))
-
-  def milliseconds(self, name: str) -> float:
-    """Mean of a unit, of warm calls where there are any."""
-    shapes = [*self._spent.get(name, {}).values()]
-    warm = [call for calls in shapes for call in calls[1:]]
-    calls = warm or [call for calls in shapes for call in calls]
-    return 1000 * sum(s for s, _ in calls) / max(sum(n for _, n in calls), 1)
+def _milliseconds(seconds: Sequence[float]) -> float:
+  """Median, which few calls that compile do not move; 0 of none."""
+  return 1000 * float(np.median(seconds)) if len(seconds) else 0.0
 
 
 def by_vectors(
@@ -68,12 +55,15 @@ def by_vectors(
     ValueError: The store lacks a candidate.
   """
   position = {name: i for i, name in enumerate(store.ids)}
-  clock, result, total = _Clock(), {}, 0
+  result: dict[str, list[tuple[str, float]]] = {}
+  encoding: list[float] = []
+  scoring: list[float] = []
+  total = 0
   counting = progress.Counted[tuple[str, str]]('query', len(queries), lambda _: (1, 0))
   for query, text in counting(iter(queries.items())):
     began = time.perf_counter()
     encoded = model.encode_queries([text])
-    clock.add('query', time.perf_counter() - began, 0, 1)
+    encoding.append(time.perf_counter() - began)
     own = Encoded(encoded.vectors[0], encoded.mask[0])
     names = list(store.ids) if candidates is None else list(candidates[query])
     if absent := [name for name in names if name not in position]:
@@ -84,15 +74,13 @@ def by_vectors(
       began = time.perf_counter()
       piece = rows[begin : begin + SWEEP]
       scores[begin : begin + SWEEP] = model.score(own, store.take(piece))
-      clock.add('document', time.perf_counter() - began, len(piece), len(piece))
+      scoring.append((time.perf_counter() - began) / len(piece))
     best = ranking.order(scores, names)[: None if candidates else depth]
     result[query] = [(names[i], float(scores[i])) for i in best]
     total += len(names)
   return RankedRun(
     result,
-    RankingCosts(
-      clock.milliseconds('query'), clock.milliseconds('document'), store.bytes_per_document, total
-    ),
+    RankingCosts(_milliseconds(encoding), _milliseconds(scoring), store.bytes_per_document, total),
   )
 
 
@@ -105,7 +93,9 @@ def by_pairs(
   Raises:
     ValueError: A candidate has no text.
   """
-  clock, result, sizes = _Clock(), {}, []
+  result: dict[str, list[tuple[str, float]]] = {}
+  scoring: list[float] = []
+  sizes: list[int] = []
   counting = progress.Counted[tuple[str, str]]('query', len(queries), lambda _: (1, 0))
   for query, text in counting(iter(queries.items())):
     names = list(candidates[query])
@@ -117,13 +107,11 @@ def by_pairs(
     sizes += [len(own.encode()) for own in read]
     began = time.perf_counter()
     scores = model.score_pairs(text, read)
-    clock.add('document', time.perf_counter() - began, len(names), len(names))
+    scoring.append((time.perf_counter() - began) / len(names))
     best = ranking.order(scores, names)
     result[query] = [(names[i], float(scores[i])) for i in best]
   bytes_read = float(np.mean(sizes))
-  return RankedRun(
-    result, RankingCosts(0.0, clock.milliseconds('document'), bytes_read, len(sizes))
-  )
+  return RankedRun(result, RankingCosts(0.0, _milliseconds(scoring), bytes_read, len(sizes)))
 
 
 def costs_path(run: epath.PathLike) -> epath.Path:

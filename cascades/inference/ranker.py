@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -116,12 +115,9 @@ class Ranker:
     count = len(documents.mask)
     size = min(BLOCK, 1 << max(count - 1, 0).bit_length())
     missing = -count % size
-    blocks = Encoded(*(
-      jnp.asarray(np.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))).reshape(
-        -1, size, *leaf.shape[1:]
-      )
-      for leaf in documents
-    ))  # fmt: skip
+    padding = lambda leaf: np.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
+    padded = map(padding, documents) if missing else documents
+    blocks = Encoded(*(np.reshape(leaf, (-1, size, *leaf.shape[1:])) for leaf in padded))
     queries = Encoded(query.vectors[None], query.mask[None])
     return np.asarray(self._blocks(queries, blocks)).reshape(-1)[:count]
 
