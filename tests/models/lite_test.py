@@ -128,8 +128,8 @@ def test_lite_fits_max_sim():
   ones = jnp.ones(3, bool), jnp.ones(4, bool)
   targets = ranking.max_sim(similarities, *ones)
   graph, params = nnx.split(lite.Separable(LiteConfig(3, 4, 128, 128), jax.random.key(0)))
-  steps, test = 1500, slice(7000, None)
-  optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
+  steps, test = 6000, slice(7000, None)
+  optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
   loss = lambda params, x, y: jnp.square(nnx.merge(graph, params)(x) - y).mean()
 
   @jax.jit
