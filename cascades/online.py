@@ -135,6 +135,15 @@ class OnlineSettings:
     return len(self.caches)
 
 
+class Waiting(NamedTuple):
+  """An answer of the expert that is learned from when query number `due` comes."""
+
+  due: int
+  query: Any
+  probabilities: tuple[tuple[float, ...], ...]
+  label: int | None
+
+
 class OnlineState(NamedTuple):
   """State between two queries; the parameters of the small models are elsewhere.
 
@@ -146,6 +155,7 @@ class OnlineState(NamedTuple):
     calls: Answers of the expert that were paid for.
     threshold: Gates defer above it.
     share: Share of the queries after the warm-up that the expert answers; None for no budget.
+    waiting: Answers of the expert that are not learned from yet.
   """
 
   gates: Gates
@@ -155,6 +165,7 @@ class OnlineState(NamedTuple):
   calls: int = 0
   threshold: float = UNCERTAIN
   share: float | None = None
+  waiting: tuple[Waiting, ...] = ()
 
 
 class LevelChoice(NamedTuple):
@@ -277,7 +288,7 @@ def learn(
   probabilities: Float[np.ndarray, 'N Y'],
   label: int | None,
 ) -> OnlineState:
-  """Count an answer of the expert, and learn from it unless it has no class.
+  """Learn from an answer of the expert, unless it has no class; its call is counted elsewhere.
 
   Args:
     settings: Settings of the cascade.
@@ -286,7 +297,6 @@ def learn(
     probabilities: Those of each small model.
     label: Class that the expert gave; None for an answer that names none.
   """
-  state = state._replace(calls=state.calls + 1)
   if label is None:
     return state
   if min(state.updates) > settings.first_updates:

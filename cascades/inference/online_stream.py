@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from cascades import online, online_costs
 from cascades.inference.levels import Level
-from cascades.online import LevelChoice, OnlineSettings, OnlineState
+from cascades.online import LevelChoice, OnlineSettings, OnlineState, Waiting
 from cascades.tasks import shuffling
 
 BLOCK = 64  # queries that are prepared together
@@ -66,6 +66,10 @@ class ExpertError(OSError):
   """The expert cannot answer this query; the last small model does."""
 
 
+# Chooses the level of a query, as `online.decide` does.
+Decide = Callable[
+  [OnlineSettings, OnlineState, Callable[[int], float], Sequence[float]], LevelChoice
+]
 # Class of a query; None for an answer that names none. It is called only where it is asked.
 Expert = Callable[[Query], int | None]
 
@@ -134,6 +138,8 @@ def run(
   budget: CallBudget | None = None,
   learning: bool = True,
   block: int = BLOCK,
+  decide: Decide = online.decide,
+  delay: int = 0,
 ) -> Iterator[tuple[StreamAnswer, OnlineState]]:
   """Answer queries in order, and learn from the expert's answers.
 
@@ -148,6 +154,9 @@ def run(
       the share of the state.
     learning: False freezes models and gates.
     block: Number of queries that are prepared together, which changes no answer.
+    decide: Chooses the level that answers; `online.decide` by default.
+    delay: Queries after which an answer of the expert is learned from; it is given and paid for
+      at once.
 
   Yields:
     Each answer, and the state after it.
@@ -157,6 +166,9 @@ def run(
     view = _Block(settings, levels, together)
     for row, query in enumerate(together):
       if learning:
+        state, arrived = _arrived(settings, state, query.number)
+        if arrived:
+          view.forget()
         for level in online.due(settings, state):
           texts, labels = zip(*state.caches[level], strict=True)
           levels[level].partial_fit(texts, labels)
@@ -165,17 +177,35 @@ def run(
       if budget and state.share is None and not online.warming_up(settings, state):
         share = online_costs.share_left(*budget, spent=state.calls, seen=query.number)
         state = state._replace(share=share)
-      answer, state, learned = _answer(settings, view, expert, state, row, seed, learning)
-      if learned:
-        view.forget()
+      answer, state = _answer(settings, view, expert, state, row, seed, decide)
+      if learning and answer.choice.level == settings.small and not answer.failed:
+        waiting = Waiting(query.number + delay, query.text, answer.probabilities, answer.label)
+        state = state._replace(waiting=(*state.waiting, waiting))
+        if not delay:
+          state, _ = _arrived(settings, state, query.number)
+          view.forget()
+      if not online.warming_up(settings, state):
+        called = answer.choice.level == settings.small and not answer.failed
+        state = online.keep_share(settings, state, called=called)
       yield answer, state
+
+
+def _arrived(settings: OnlineSettings, state: OnlineState, number: int) -> tuple[OnlineState, bool]:
+  """Learn from the answers of the expert that have arrived at a query; also if there are any."""
+  arrived = [waiting for waiting in state.waiting if waiting.due <= number]
+  state = state._replace(waiting=state.waiting[len(arrived) :])
+  for waiting in arrived:
+    state = online.learn(
+      settings, state, waiting.query, np.array(waiting.probabilities), waiting.label
+    )
+  return state, bool(arrived)
 
 
 def _answer(
   settings: OnlineSettings, view: _Block, expert: Expert, state: OnlineState, row: int, seed: int,
-  learning: bool,
-) -> tuple[StreamAnswer, OnlineState, bool]:  # fmt: skip
-  """Answer one query; also whether the gates have learned."""
+  decide: Decide,
+) -> tuple[StreamAnswer, OnlineState]:  # fmt: skip
+  """Answer one query, and count a call of the expert."""
   query, levels = view.queries[row], range(settings.small)
   uniforms = shuffling.mix(seed, query.number, np.arange(settings.small)) * 2.0**-64
   read: dict[int, float] = {}
@@ -184,29 +214,18 @@ def _answer(
     read[level] = view.defer(state, row, level)
     return read[level]
 
-  choice = online.decide(settings, state, deferring, uniforms.tolist())
-  threshold, failed, learned, label = state.threshold, '', False, None
-  asked = choice.level == settings.small
+  choice = decide(settings, state, deferring, uniforms.tolist())
+  failed, asked = '', choice.level == settings.small
   ran = levels if asked else range(choice.level + 1)
   probabilities = np.array([view.predict(row, level) for level in ran])
+  label: int | None = int(np.argmax(probabilities[-1]))
   if asked:
     try:
       label = expert(query)
     except ExpertError as error:
-      failed, label = str(error), int(np.argmax(probabilities[-1]))
-    else:
-      before = state
-      if learning:
-        state = online.learn(settings, state, query.text, probabilities, label)
-      else:
-        state = state._replace(calls=state.calls + 1)
-      learned = state.gates is not before.gates
-  else:
-    label = int(np.argmax(probabilities[-1]))
-  if not online.warming_up(settings, state):
-    state = online.keep_share(settings, state, called=asked and not failed)
+      failed = str(error)
   answer = StreamAnswer(
     query, choice, label, tuple(map(tuple, probabilities.tolist())), tuple(read.values()),
-    threshold, failed,
+    state.threshold, failed,
   )  # fmt: skip
-  return answer, state, learned
+  return answer, state._replace(calls=state.calls + (asked and not failed))

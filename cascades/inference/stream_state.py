@@ -10,9 +10,9 @@ import numpy as np
 
 from cascades.inference.levels import Level
 from cascades.inference.stream_files import Saved
-from cascades.online import OnlineState
+from cascades.online import OnlineState, Waiting
 
-PLAIN = ('caches', 'updates', 'calls', 'threshold', 'share')
+PLAIN = ('caches', 'updates', 'calls', 'threshold', 'share', 'waiting')
 
 
 def pack(state: OnlineState, levels: Sequence[Level], values: Mapping[str, Any]) -> Saved:
@@ -51,7 +51,11 @@ def unpack(saved: Saved, start: OnlineState, levels: Sequence[Level]) -> OnlineS
     level.restore(own)
   stored = saved.values['state']
   caches = tuple(tuple((text, label) for text, label in own) for own in stored['caches'])
+  waiting = tuple(
+    Waiting(due, query, tuple(map(tuple, probabilities)), label)
+    for due, query, probabilities, label in stored['waiting']
+  )
   return OnlineState(
     gates, moments, caches, tuple(stored['updates']), stored['calls'], stored['threshold'],
-    stored['share'],
+    stored['share'], waiting,
   )  # fmt: skip

@@ -231,3 +231,27 @@ def test_a_linear_model_learns_two_classes():
     model.partial_fit(lines[start : start + 8], labels[start : start + 8])
   p = model.predict(model.prepare(lines[320:]), np.arange(80))
   assert np.mean(p.argmax(1) == labels[320:]) > 0.85
+
+
+def test_an_answer_without_a_class_is_paid_for_and_leaves_caches_as_they_are():
+  points, _, _ = synthetic(5)
+  got = answers(TWO, [Seen(points, 4), Seen(points, 10)], None, 5, expert=lambda query: None)
+  assert [state.calls for _, state in got] == [1, 2, 3, 4, 5]
+  assert got[-1][1].caches == ((), ())
+  assert got[-1][0].label is None
+
+
+def test_a_late_answer_is_given_at_once_and_learned_from_when_it_arrives():
+  points, _, said = synthetic(300)
+  small = [Seen(points, 4), Seen(points, 10)]
+  got = answers(TWO, small, said, 300, delay=25)
+  assert [answer.label for answer, _ in got[:100]] == said[:100].tolist()
+  assert len(got[24][1].caches[0]) == 0  # nothing has arrived
+  assert len(got[24][1].waiting) == 25
+  assert [text for text, _ in got[25][1].caches[1]] == ['0']
+  reasons = [answer.choice.reason for answer, _ in got]
+  assert reasons.count('warm-up') == 160 + 24  # the last of the warm-up arrives 25 queries later
+  for block in (1, 7):
+    other = [Seen(points, 4), Seen(points, 10)]
+    again = answers(TWO, other, said, 300, delay=25, block=block)
+    assert [answer.choice for answer, _ in again] == [answer.choice for answer, _ in got]
