@@ -157,7 +157,7 @@ def run(
   right = np.array([answer.label for answer, _ in answers], object) == gold
   level = np.array([answer.choice.level for answer, _ in answers])
   result = {
-    **_quality(right, gold, setting),
+    **quality(right, gold, setting),
     'calls': int(answers[-1][1].calls),
     'queries': len(tested),
     'seconds': seconds,
@@ -181,7 +181,7 @@ def run(
   return result
 
 
-def _quality(right: Any, gold: Int[np.ndarray, 'N'], setting: Setting) -> dict[str, float]:
+def quality(right: Any, gold: Int[np.ndarray, 'N'], setting: Setting) -> dict[str, float]:
   quality = {'accuracy': float(np.mean(right.astype(bool)))}
   if setting.positive is not None:
     quality['recall'] = float(right[gold == setting.positive].astype(bool).mean())

@@ -8,11 +8,13 @@ Axes: N levels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+TOLERANCE = 0.01  # of a budget of calls
 
 
 def reach(deferring: Float[Array, '*n N']) -> Float[Array, '*n N']:
@@ -95,6 +97,42 @@ def least_calls(
   if a * warm > 700:  # exp overflows, and the logarithm adds nothing
     return float(warm)
   return math.log(a * (queries - warm) + math.exp(a * warm)) / a
+
+
+def price_for(calls: Callable[[float], int], budget: int, *, first: float, most: int = 24) -> float:
+  """Price mu at which a stream takes a budget of calls, by bisection of log mu.
+
+  From `first`, mu is doubled while calls are too many, or halved while they are too few, until they
+  change no more, and then bisected. Calls fall with mu only on the whole, so that the nearest of
+  all trials is returned.
+
+  Args:
+    calls: Calls that a run with this mu takes.
+    budget: Calls that are aimed at; a trial within TOLERANCE of it ends the search.
+    first: First mu, above 0.
+    most: Most trials.
+
+  Raises:
+    ValueError: `first` is not above 0.
+  """
+  if not 0 < first < math.inf:
+    raise ValueError(f'MU={first:g}, where a search begins, must be above 0.')
+  trials: dict[float, int] = {}
+  low = high = mu = first
+  for _ in range(most):
+    trials[mu] = calls(mu)
+    if abs(trials[mu] - budget) <= TOLERANCE * budget:
+      break
+    if trials[mu] > budget:
+      low = mu
+      mu = mu * 2 if high <= low else math.sqrt(low * high)
+    else:
+      high = mu
+      mu = mu / 2 if low >= high else math.sqrt(low * high)
+    same = len(trials) > 2 and len({*list(trials.values())[-3:]}) == 1
+    if mu in trials or (same and not low < high):  # a floor or a ceiling of the calls
+      break
+  return min(trials, key=lambda price: abs(trials[price] - budget))
 
 
 def largest_small_cost(share: float, large: float, *, epochs: int = 1) -> float:

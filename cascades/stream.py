@@ -14,26 +14,30 @@ twice, since responses of an endpoint are stored before they are used.
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-
-from cascades import online
-from cascades.inference import endpoints, experts, online_stream, stream_files, stream_state
-from cascades.inference.answers import DecodingOptions
+from cascades import online, online_costs
+from cascades.inference import (
+  class_names,
+  endpoints,
+  experts,
+  online_stream,
+  stream_files,
+  stream_shifts,
+  stream_state,
+)
 from cascades.inference.levels import Level, LevelConfig, LinearConfig
 from cascades.inference.online_stream import CallBudget, ExpertError, Query, StreamAnswer
 from cascades.inference.stream_files import Saved, StreamFolder, StreamRow
+from cascades.inference.stream_shifts import Shift
+from cascades.inference.stream_tally import StreamTally
 from cascades.online import OnlineSettings, OnlineState
-from cascades.predictions import shards
 from cascades.reporting import figures, stream_figures
 from cascades.runtime import files, locking, progress, ranges
 
@@ -50,6 +54,7 @@ class StreamSource:
     directory: Folder of the answers and of checkpoints.
     save_every: Queries between checkpoints.
     overwrite: Answers the stream anew.
+    shifts: Changes of the order of the rows and of the expert, to see what they do.
   """
 
   path: str
@@ -57,12 +62,17 @@ class StreamSource:
   directory: str
   save_every: int = 500
   overwrite: bool = False
+  shifts: Sequence[Shift] = ()
 
   def __post_init__(self) -> None:
     ranges.check({'SAVE_EVERY': self.save_every}, least=1, integer=True)
     lowered = [str(option).strip().lower() for option in self.options]
     if len(set(lowered)) != len(lowered) or len(lowered) < 2 or not all(lowered):
       raise ValueError(f'OPTIONS={list(self.options)!r:.200}: give two or more different texts.')
+    if self.path == '-' and stream_shifts.reorders(self.shifts):
+      raise ValueError(
+        'SHIFTS changes the order of the rows, which standard input gives once: name a file.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +86,9 @@ class ExpertOptions:
     max_tokens: Longest answer of an endpoint, in its tokens.
     calls: Answers that the whole stream may take, the warm-up included; needs a file.
     share: Share of the queries after the warm-up, in place of `calls`.
+    search_mu: Keeps `calls` by a bisection of mu over several runs, each over the whole stream, in
+      place of a threshold that moves; for recorded answers.
+    delay: Queries after which an answer is learned from; it is given at once.
   """
 
   source: str | None = None
@@ -83,13 +96,21 @@ class ExpertOptions:
   max_tokens: int = 16
   calls: int | None = None
   share: float | None = None
+  search_mu: bool = False
+  delay: int = 0
 
   def __post_init__(self) -> None:
     ranges.check({'BUDGET_CALLS': self.calls, 'EXPERT_TOKENS': self.max_tokens}, least=1)
     ranges.check({'BUDGET_SHARE': self.share}, least=0, most=1)
+    ranges.check({'EXPERT_DELAY': self.delay}, least=0, integer=True)
     if self.calls is not None and self.share is not None:
       raise ValueError('BUDGET_CALLS and BUDGET_SHARE are two budgets: give one.')
     is_url = self.source is not None and endpoints.is_url(self.source)
+    if self.search_mu and (self.calls is None or is_url):
+      raise ValueError(
+        'SEARCH_MU answers the stream several times to spend BUDGET_CALLS, so it needs these, and '
+        'recorded answers in place of a URL.'
+      )
     if not is_url and self.endpoint.parameters is not None:
       raise ValueError(
         f'PARAMETERS and the settings behind it are for a URL, and EXPERT={self.source!r:.200} is '
@@ -156,6 +177,8 @@ def stream(
     OSError: The expert cannot answer in the warm-up, or a file cannot be written.
     ValueError: A setting is out of range, or a row or file is damaged.
   """
+  if expert.search_mu:
+    return _search(source, expert, cascade, provenance)
   settings = cascade.settings(len(source.options))
   levels = [
     config.build(len(source.options), cascade.seed + i) for i, config in enumerate(cascade.levels)
@@ -167,12 +190,13 @@ def stream(
     )
   described = _described(source, expert, cascade)
   directory = files.absolute(source.directory)
-  with locking.held(directory), StreamFolder(directory) as folder, _asked(expert) as asked:
-    saved = _begin(folder, described, overwrite=source.overwrite)
+  asking = experts.open_expert(expert.source, expert.endpoint, expert.max_tokens)
+  with locking.held(directory), StreamFolder(directory) as folder, asking as asked:
+    saved = folder.begin(described, overwrite=source.overwrite)
     run = _StreamRun(source, expert, settings, levels, folder, asked, described, cascade.seed)
     run.go(saved)
     summary = {
-      'shares': run.shares(), 'counts': dict(run.numbers), 'calls': run.state.calls,
+      'shares': run.shares(), 'counts': dict(run.tally.numbers), 'calls': run.state.calls,
       'updates': list(run.state.updates),
       'settings': described, 'provenance': dict(provenance()),
     }  # fmt: skip
@@ -182,6 +206,46 @@ def stream(
       files.write(directory / f'stream.{image_format}', figures.encode(figure, image_format))
   log.info('%s: %s; see summary.json and stream.png there', directory, ', '.join(run.notes()))
   return summary
+
+
+def _search(
+  source: StreamSource,
+  expert: ExpertOptions,
+  cascade: OnlineOptions,
+  provenance: Callable[[], Mapping[str, str]],
+) -> dict[str, Any]:
+  """Answer a stream with several mu, each in a folder of its own, until calls are as budgeted.
+
+  A mu whose folder is complete is not answered again, so that a search which is killed goes on.
+  The summary of the nearest one is returned, and written with all trials to `search.json`.
+  """
+  assert expert.calls is not None
+  directory = files.absolute(source.directory)
+  summaries: dict[float, dict[str, Any]] = {}
+
+  def calls(mu: float) -> int:
+    own = dataclasses.replace(source, directory=str(directory / f'mu-{mu:.8g}'))
+    fixed = dataclasses.replace(expert, calls=None, search_mu=False)
+    summaries[mu] = stream(own, fixed, dataclasses.replace(cascade, mu=mu), provenance=provenance)
+    log.info('MU=%.8g: %d calls; the budget is %d', mu, summaries[mu]['calls'], expert.calls)
+    return summaries[mu]['calls']
+
+  mu = online_costs.price_for(calls, expert.calls, first=cascade.mu)
+  search = {
+    'trials': [{'mu': price, 'calls': own['calls']} for price, own in summaries.items()],
+    'budget': expert.calls,
+    'mu': mu,
+    'directory': f'mu-{mu:.8g}',
+    'summary': summaries[mu],
+  }
+  files.write(directory / 'search.json', json.dumps(search, indent=1) + '\n')
+  off = summaries[mu]['calls'] / expert.calls - 1
+  report = log.info if abs(off) <= online_costs.TOLERANCE else log.warning
+  report(
+    '%s: of %d trials, MU=%.8g is nearest to BUDGET_CALLS=%d, with %d calls (%+.1f%%)',
+    directory, len(summaries), mu, expert.calls, summaries[mu]['calls'], 100 * off,
+  )  # fmt: skip
+  return {**summaries[mu], 'search': search['trials'], 'mu': mu}
 
 
 def _described(
@@ -198,48 +262,10 @@ def _described(
     'options': list(source.options),
     'expert': expert.source,
     'budget': [expert.calls, expert.share],
+    'delay': expert.delay,
+    'shifts': [str(shift) for shift in source.shifts],
   }
   return json.loads(json.dumps(content))
-
-
-@contextlib.contextmanager
-def _asked(expert: ExpertOptions) -> Iterator[experts.Asked | None]:
-  """Context manager of the expert; None where the rows hold its answers."""
-  if expert.source is None:
-    yield None
-  elif endpoints.is_url(expert.source):
-    jax.config.update('jax_platforms', 'cpu')  # the levels here are small
-    requests = endpoints.Requests(
-      endpoints.parse(expert.source), expert.endpoint, DecodingOptions(), expert.max_tokens
-    )
-    with experts.EndpointExpert(requests) as asked:
-      yield asked
-  else:
-    answers = {
-      id_: text
-      for table in shards.read(files.absolute(expert.source))
-      for id_, text in zip(table.ids, table.predictions, strict=True)
-    }
-    yield experts.recorded(answers, expert.source)
-
-
-def _begin(folder: StreamFolder, described: Mapping[str, Any], *, overwrite: bool) -> Saved | None:
-  """The checkpoint to go on from; FileExistsError if it is one of other settings."""
-  if overwrite:
-    for name in (stream_files.CHECKPOINT, stream_files.ANSWERS):
-      (folder.directory / name).unlink(missing_ok=True)
-  saved = folder.load()
-  if saved is not None:
-    stored = saved.values['described']
-    if different := [key for key in described if stored.get(key) != described[key]]:
-      raise FileExistsError(
-        f'{folder.directory} holds answers of other settings: '
-        + ', '.join(f'{k} is {stored.get(k)!r:.80} there and {described[k]!r:.80} here'
-                    for k in different)
-        + '. Name another STREAM_DIR, or answer the stream anew with OVERWRITE=True.'
-      )  # fmt: skip
-  folder.open(saved.values['bytes'] if saved else 0)
-  return saved
 
 
 @dataclasses.dataclass
@@ -257,7 +283,7 @@ class _StreamRun:
 
   def __post_init__(self) -> None:
     self.state = online.start(self.settings, seed=self.seed, share=self.options.share)
-    self.numbers: collections.Counter[str] = collections.Counter()
+    self.tally = StreamTally(self.source.options)
     self.pending: dict[int, StreamRow] = {}  # rows that are not answered yet
     self.done = 0  # queries that an earlier run has answered
     self.total = stream_files.length(self.source.path)
@@ -268,9 +294,12 @@ class _StreamRun:
       self._restore(saved)
       log.info('%s: goes on behind query %d', self.folder.directory, self.done)
     budget = self.options.calls and CallBudget(self.options.calls, self.total or 0)
+    expert = stream_shifts.shifted(
+      self.source.shifts, self._expert, classes=self.settings.classes, seed=self.seed
+    )
     answers = online_stream.run(
-      self.settings, self.levels, self._expert, self._queries(), self.state, seed=self.seed,
-      budget=budget or None,
+      self.settings, self.levels, expert, self._queries(), self.state, seed=self.seed,
+      budget=budget or None, delay=self.options.delay,
     )  # fmt: skip
     with progress.Events(self.folder.directory, first_step=self.done) as events:
       for answer in self._reported(answers):
@@ -283,13 +312,7 @@ class _StreamRun:
 
   def shares(self) -> dict[str, float]:
     """Accuracy and the share of the queries that each level answered, so far."""
-    n, queries = self.numbers, max(self.numbers['queries'], 1)
-    accuracy = {'accuracy': n['correct'] / n['labeled']} if n['labeled'] else {}
-    return {
-      **accuracy,
-      **{f'level {i}': n[f'level {i}'] / queries for i in range(1, len(self.levels) + 1)},
-      'expert': self.state.calls / queries,
-    }
+    return self.tally.shares(small=len(self.levels), calls=self.state.calls)
 
   def notes(self) -> list[str]:
     """The same for progress lines."""
@@ -303,8 +326,8 @@ class _StreamRun:
     report = progress.Counted[Any]('query', left or 0, lambda _: (1, 0), self.notes)
     for answer, state in report(answers) if left else self._logged(answers):
       self.state = state
-      row = self._row(answer)
-      self.folder.write([row])
+      given = self.pending.pop(answer.query.number)
+      self.folder.write([self.tally.row(answer, given)])
       yield answer
 
   def _logged(
@@ -322,11 +345,14 @@ class _StreamRun:
     """Queries behind those that are answered; a row whose id occurred before is left out."""
     seen: set[bytes] = set()
     number = 0
-    for row_number, row in enumerate(stream_files.rows(self.source.path), 1):
+    arriving: Iterable[StreamRow] = stream_files.rows(self.source.path)
+    if stream_shifts.reorders(self.source.shifts):
+      arriving = stream_shifts.ordered(self.source.shifts, list(arriving))
+    for row_number, row in enumerate(arriving, 1):
       identity = str(row_number if row.id is None else row.id)
       digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
       if digest in seen:
-        self.numbers['duplicates'] += 1
+        self.tally.numbers['duplicates'] += 1
         log.warning(
           'row %d has the id %.80r of an earlier one and is left out', row_number, identity
         )
@@ -353,41 +379,17 @@ class _StreamRun:
         f'The expert cannot answer query {query.number + 1}, in the warm-up, in which nothing else '
         f'can: {error}. Rerun the same command to go on.'
       ) from error
-    return experts.named_class(text, self.source.options)
-
-  def _row(self, answer: StreamAnswer) -> dict[str, Any]:
-    """Row of an answer, which is counted."""
-    given, options = self.pending.pop(answer.query.number), self.source.options
-    text = '' if answer.label is None else options[answer.label]
-    row: dict[str, Any] = {
-      'id': answer.query.id,
-      'answer': text,
-      'level': answer.choice.level + 1,
-      'reason': answer.choice.reason,
-      'probabilities': answer.probabilities,
-      'deferring': answer.deferring,
-      'threshold': answer.threshold,
-    }
-    if answer.failed:
-      row['failed'] = answer.failed
-    counted = ['queries', f'level {row["level"]}', row['reason']]
-    counted += ['failed'] * bool(answer.failed) + ['unparsable'] * (answer.label is None)
-    if given.targets is not None:
-      gold = [given.targets] if isinstance(given.targets, str) else given.targets
-      row['correct'] = int(text.lower() in [target.strip().lower() for target in gold])
-      counted += ['labeled'] + ['correct'] * row['correct']
-    self.numbers.update(counted)
-    return row
+    return class_names.named_class(text, self.source.options)
 
   def _save(self) -> None:
     """Write a checkpoint."""
-    values = {'described': self.described, 'done': self.done, 'numbers': dict(self.numbers)}
+    values = {'described': self.described, 'done': self.done, 'numbers': dict(self.tally.numbers)}
     self.folder.save(stream_state.pack(self.state, self.levels, values))
 
   def _restore(self, saved: Saved) -> None:
     """Go on from a checkpoint."""
     self.state = stream_state.unpack(saved, self.state, self.levels)
-    self.numbers = collections.Counter(saved.values['numbers'])
+    self.tally = StreamTally(self.source.options, saved.values['numbers'])
     self.done = saved.values['done']
 
 

@@ -282,3 +282,24 @@ def test_the_largest_small_models_that_pay():
 def test_settings_out_of_range_are_refused(changes, reason):
   with pytest.raises(ValueError, match=reason):
     one_level(**changes)
+
+
+@pytest.mark.parametrize('first', [1e-4, 1e-3, 3.0])
+def test_bisection_finds_the_price_of_a_budget(first):
+  """Calls 1000 / (1 + mu / .01) are 400 at mu = .015."""
+  tried = []
+
+  def calls(mu):
+    tried.append(mu)
+    return round(1000 / (1 + mu / 0.01))
+
+  assert online_costs.price_for(calls, 400, first=first) == pytest.approx(0.015, rel=0.02)
+  assert len(tried) == len(set(tried)) < 20
+
+
+def test_a_budget_below_the_floor_ends_where_doubling_changes_nothing():
+  tried = []
+  assert online_costs.price_for(lambda mu: tried.append(mu) or 200, 100, first=0.5) == 0.5
+  assert tried == [0.5, 1.0, 2.0]
+  with pytest.raises(ValueError, match='above 0'):
+    online_costs.price_for(lambda mu: 1, 100, first=0.0)

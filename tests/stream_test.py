@@ -8,8 +8,9 @@ import time
 import numpy as np
 import pytest
 
+from cascades import online
 from cascades import stream as program
-from cascades.inference import endpoints, stream_files
+from cascades.inference import endpoints, stream_files, stream_shifts
 from cascades.inference.levels import LinearConfig
 from cascades.predictions import rows as prediction_rows
 from tests import openai_server, synthetic_tables
@@ -38,10 +39,14 @@ def write(path, rows):
   return str(path)
 
 
-def go(folder, name='run', *, expert=None, overwrite=False, save_every=50, path=None, **changes):
+def go(
+  folder, name='run', *, expert=None, overwrite=False, save_every=50, path=None, shifts=(),
+  **changes,
+):  # fmt: skip
   source = program.StreamSource(
-    path or str(folder / 'reviews.jsonl'), OPTIONS, str(folder / name), save_every, overwrite
-  )
+    path or str(folder / 'reviews.jsonl'), OPTIONS, str(folder / name), save_every, overwrite,
+    shifts,
+  )  # fmt: skip
   options = {'levels': (LinearConfig(columns=256),), 'next_costs': (100.0,), **changes}
   return program.stream(source, expert or program.ExpertOptions(), program.OnlineOptions(**options))
 
@@ -223,6 +228,59 @@ def test_settings_that_do_not_fit_are_refused(make, reason):
     make()
 
 
+def test_a_price_is_searched_that_spends_the_budget_and_a_killed_search_goes_on(
+  folder, monkeypatch
+):
+  write(folder / 'reviews.jsonl', reviews(400, noise=0.15))
+  expert = program.ExpertOptions(calls=320, search_mu=True)
+  options = {'expert': expert, 'mu': 2e-3, 'decays': (0.9,), 'gate_rates': (1e-2,),
+             'loss': online.double_softmax}  # fmt: skip
+  summary = go(folder, **options)
+  assert summary['calls'] == pytest.approx(320, abs=15)
+  search = json.loads((folder / 'run' / 'search.json').read_text())
+  assert search['mu'] == summary['mu']
+  assert len(search['trials']) > 1
+  nearest = min(search['trials'], key=lambda trial: abs(trial['calls'] - 320))
+  assert nearest == {'mu': summary['mu'], 'calls': summary['calls']}
+  assert len(answers(folder, f'run/{search["directory"]}')) == 400
+
+  def asked(*arguments):
+    raise AssertionError('a complete trial is answered anew')
+
+  monkeypatch.setattr(program._StreamRun, '_expert', asked)
+  assert go(folder, **options)['calls'] == summary['calls']
+
+
+def test_shifts_of_the_rows_and_the_expert_are_those_of_the_settings(folder):
+  longer = stream_shifts.SortedByLength()
+  summary = go(folder, shifts=(longer, stream_shifts.MissingExpert(0.5)))
+  lengths = {row['id']: len(row['inputs']) for row in reviews(400, noise=0.02)}
+  ordered = [lengths[row['id']] for row in answers(folder)]
+  assert ordered == sorted(ordered)
+  assert len(ordered) == 400
+  assert summary['counts']['failed'] > 20
+  with pytest.raises(FileExistsError, match='shifts'):
+    go(folder)
+
+
+def test_late_answers_survive_a_kill(folder, monkeypatch):
+  late = {'expert': program.ExpertOptions(delay=40)}
+  go(folder, 'whole', **late)
+  saved = stream_files.StreamFolder.save
+
+  def dies(self, content):
+    if content.values['done'] == 100:
+      raise KeyboardInterrupt
+    saved(self, content)
+
+  monkeypatch.setattr(stream_files.StreamFolder, 'save', dies)
+  with pytest.raises(KeyboardInterrupt):
+    go(folder, **late)
+  monkeypatch.undo()
+  go(folder, **late)
+  assert answers(folder) == answers(folder, 'whole')
+
+
 def command(folder, *bindings):
   return [
     sys.executable, '-m', 'cascades.stream', '--gin_file=runs/stream.gin',
@@ -233,7 +291,10 @@ def command(folder, *bindings):
 
 def test_the_command_answers_standard_input(folder):
   done = subprocess.run(
-    command(folder, '--gin.STREAM=-', '--gin.BUDGET_SHARE=0.2'),
+    command(
+      folder, '--gin.STREAM=-', '--gin.BUDGET_SHARE=0.2', '--gin.EXPERT_DELAY=2',
+      '--gin.SHIFTS=(@stream_shifts.NoisyExpert(),)', '--gin.stream_shifts.NoisyExpert.share=0.05',
+    ),
     input=(folder / 'reviews.jsonl').read_bytes(), capture_output=True, check=False,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr.decode()

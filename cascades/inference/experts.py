@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
+
+from cascades.inference import endpoints
+from cascades.inference.answers import DecodingOptions
 from cascades.inference.endpoint_answers import PARSERS
 from cascades.inference.endpoint_client import Client, EndpointError
 from cascades.inference.endpoints import Requests
 from cascades.inference.online_stream import ExpertError, Query
 from cascades.inference.responses import Responses
+from cascades.predictions import shards
 from cascades.runtime import files
 
 log = logging.getLogger(__name__)
@@ -73,6 +79,33 @@ class EndpointExpert:
     return _text(self._parse, reply.body)
 
 
+@contextlib.contextmanager
+def open_expert(
+  source: str | None, endpoint: endpoints.Endpoint, max_tokens: int
+) -> Iterator[Asked | None]:
+  """Context manager of an expert; None where the rows hold its answers.
+
+  Args:
+    source: URL of an endpoint, directory of a table of answers by id, or None.
+    endpoint: Requests to an endpoint.
+    max_tokens: Longest answer of an endpoint, in its tokens.
+  """
+  if source is None:
+    yield None
+  elif endpoints.is_url(source):
+    jax.config.update('jax_platforms', 'cpu')  # the levels here are small
+    requests = Requests(endpoints.parse(source), endpoint, DecodingOptions(), max_tokens)
+    with EndpointExpert(requests) as asked:
+      yield asked
+  else:
+    answers = {
+      id_: text
+      for table in shards.read(files.absolute(source))
+      for id_, text in zip(table.ids, table.predictions, strict=True)
+    }
+    yield recorded(answers, source)
+
+
 def _text(parse: Callable[[Any], Any], body: Mapping[str, Any]) -> str:
   """The text of a response, '' if it holds none."""
   plain = [{**choice, 'logprobs': None} for choice in body['choices'] if isinstance(choice, dict)]
@@ -80,20 +113,3 @@ def _text(parse: Callable[[Any], Any], body: Mapping[str, Any]) -> str:
     return str(parse({**body, 'choices': plain}).prediction)
   except (ValueError, OverflowError):
     return ''
-
-
-def named_class(text: str, options: Sequence[str]) -> int | None:
-  """Class that a text names: that of the first option which occurs in it, whatever the case.
-
-  The whole text decides before its parts, so that 'not sad' can be an option beside 'sad'; of
-  several options that occur, the one that begins first, and the longest of these.
-  """
-  lowered, names = text.strip().lower(), [option.lower() for option in options]
-  if lowered in names:
-    return names.index(lowered)
-  occurrences = [
-    (lowered.index(name), -len(name), number)
-    for number, name in enumerate(names)
-    if name in lowered
-  ]
-  return min(occurrences)[2] if occurrences else None

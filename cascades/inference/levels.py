@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,10 +11,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cascades.inference import encoders
+from cascades.inference.class_names import named_class
+from cascades.runtime import files
 
 ArrayDict = Mapping[str, np.ndarray]
 
 PENALTY = 1e-6  # factor of the squared weights
+PRIOR = 4.0  # answers of a recorded model that are taken to agree with the expert's
 
 
 class LevelConfig(Protocol):
@@ -106,6 +110,76 @@ class EncoderConfig:
       rate=self.rate,
       epochs=self.epochs,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedConfig:
+  """Recorded answers of a second model, from which the expert's are told by counts.
+
+  Attributes:
+    path: JSON lines of `inputs` and of its `answer`, for all texts of the stream.
+    options: Texts of the classes.
+  """
+
+  path: str
+  options: Sequence[str]
+
+  def build(self, classes: int, seed: int) -> Recorded:
+    """The level before it has learned anything.
+
+    Raises:
+      ValueError: A row has no `inputs` or no `answer`.
+    """
+    del seed
+    answers: dict[str, int] = {}
+    with open(files.absolute(self.path), 'rb') as file:
+      for number, line in enumerate(file, 1):
+        row = json.loads(line)
+        if not isinstance(row, dict) or not {'inputs', 'answer'} <= row.keys():
+          raise ValueError(f'{self.path}, line {number}: a row needs `inputs` and `answer`.')
+        label = named_class(row['answer'], self.options)
+        answers[row['inputs']] = classes if label is None else label
+
+    def features(texts: Sequence[str]) -> Int[np.ndarray, 'n']:
+      if missing := [text for text in texts if text not in answers]:
+        raise ValueError(f'{self.path} has no answer to {missing[0]!r:.80}.')
+      return np.array([answers[text] for text in texts], int)
+
+    return Recorded(features, classes)
+
+
+class Recorded:
+  """A model whose answers are known: P(y | its class k) = (counts of y at k + prior) / their sum.
+
+  The prior is PRIOR answers that agree and one of each class. Answers without a class are a class.
+  """
+
+  def __init__(self, features: Callable[[Sequence[str]], Any], classes: int) -> None:
+    """Prepares the counts.
+
+    Args:
+      features: Maps texts to the classes of the answers; `classes` stands for none.
+      classes: Number of classes.
+    """
+    self.prepare = features
+    self._counts = 1.0 + PRIOR * np.eye(classes + 1, classes)
+
+  def predict(self, prepared: Any, rows: Int[np.ndarray, 'n']) -> Float[np.ndarray, 'n Y']:
+    """Share of each class of the expert beside the recorded answer."""
+    counts = self._counts[prepared[rows]]
+    return counts / counts.sum(1, keepdims=True)
+
+  def partial_fit(self, texts: Sequence[str], labels: Sequence[int]) -> None:
+    """Count the expert's labels."""
+    np.add.at(self._counts, (self.prepare(texts), np.asarray(labels)), 1)
+
+  def state(self) -> ArrayDict:
+    """The counts."""
+    return {'counts': self._counts.copy()}
+
+  def restore(self, state: ArrayDict) -> None:
+    """Continue from a `state`."""
+    self._counts = np.array(state['counts'])
 
 
 class Linear:

@@ -35,6 +35,7 @@ class StreamRow(msgspec.Struct):
   id: str | int | None = None
   targets: str | list[str] | None = None
   expert: str | None = None
+  category: str | None = None
 
 
 class StreamError(ValueError):
@@ -118,6 +119,32 @@ class StreamFolder:
       raise ValueError(
         f'{path} is damaged ({error}): restore it, or answer the stream anew in another STREAM_DIR.'
       ) from error
+
+  def begin(self, described: Mapping[str, Any], *, overwrite: bool) -> Saved | None:
+    """Open the answers behind the checkpoint, which is returned.
+
+    Args:
+      described: Settings in which two runs are the same, as JSON; the checkpoint has them as well.
+      overwrite: Answer the stream anew.
+
+    Raises:
+      FileExistsError: The checkpoint is one of other settings.
+    """
+    if overwrite:
+      for name in (CHECKPOINT, ANSWERS):
+        (self.directory / name).unlink(missing_ok=True)
+    saved = self.load()
+    if saved is not None:
+      stored = saved.values['described']
+      if different := [key for key in described if stored.get(key) != described[key]]:
+        raise FileExistsError(
+          f'{self.directory} holds answers of other settings: '
+          + ', '.join(f'{k} is {stored.get(k)!r:.80} there and {described[k]!r:.80} here'
+                      for k in different)
+          + '. Name another STREAM_DIR, or answer the stream anew with OVERWRITE=True.'
+        )  # fmt: skip
+    self.open(saved.values['bytes'] if saved else 0)
+    return saved
 
   def open(self, size: int) -> None:
     """Open the answers to append; those behind the first `size` bytes are cut off.

@@ -54,7 +54,9 @@ _OTHERS = {
   'cascades.serve': (
     'cascades.runtime.partitioning', 'cascades.tasks.chats', 'cascades.serving.members',
   ),
-  'cascades.stream': ('cascades.online', 'cascades.inference.levels'),
+  'cascades.stream': (
+    'cascades.online', 'cascades.inference.levels', 'cascades.inference.stream_shifts',
+  ),
   'cascades.speculate': ('cascades.inference.answers', *_USUAL),
   'cascades.cache_teacher': ('cascades.inference.trained_model', *_USUAL),
   'cascades.memorize': ('cascades.resmem', 'cascades.inference.trained_model', *_USUAL),
