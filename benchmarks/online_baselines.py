@@ -121,17 +121,18 @@ def streamed(
   queries = (Query(i, str(row), str(row)) for i, row in enumerate(rows.tested))
   prepared = [level.prepare([str(row) for row in rows.tested]) for level in small]
   probabilities = np.zeros((len(rows.tested), len(small), settings.classes))
-  answers, state = [], equations.start(settings, seed=seed)
+  answers, begin, calls_made = [], equations.start(settings, seed=seed), 0
   budget = None if calls is None else CallBudget(calls, len(rows.tested))
   for answer, state in online_stream.run(
-    settings, small, expert, queries, state, seed=seed, budget=budget, delay=delay, decide=decide
+    settings, small, expert, queries, begin, seed=seed, budget=budget, delay=delay, decide=decide
   ):
     at = answer.query.number
     for i, level in enumerate(small):
       given = answer.probabilities[i : i + 1]
       probabilities[at, i] = given[0] if given else level.predict(prepared[i], np.array([at]))[0]
     answers.append(answer)
-  return Run(answers, state.calls, probabilities)
+    calls_made = state.calls
+  return Run(answers, calls_made, probabilities)
 
 
 def right_table(stream: Stream, rows: Half, run: Run) -> Bool[np.ndarray, 'T N']:
