@@ -11,7 +11,7 @@ import pytest
 from cascades import online
 from cascades import stream as program
 from cascades.inference import endpoints, stream_files, stream_shifts
-from cascades.inference.levels import LinearConfig
+from cascades.inference.levels import LinearConfig, RecordedConfig
 from cascades.predictions import rows as prediction_rows
 from tests import openai_server, synthetic_tables
 from tests.endpoint_tables import limits
@@ -261,6 +261,41 @@ def test_shifts_of_the_rows_and_the_expert_are_those_of_the_settings(folder):
   assert summary['counts']['failed'] > 20
   with pytest.raises(FileExistsError, match='shifts'):
     go(folder)
+
+
+def test_three_levels_answer_with_a_recorded_second_model_and_go_on_after_a_kill(
+  folder, monkeypatch
+):
+  other = reviews(400, seed=0, noise=0.1)  # the same texts until the first noise is drawn
+  rows = list(reviews(400, noise=0.02))
+  answer = {row['inputs']: row['expert'] for row in other}
+  recorded = folder / 'second.jsonl'
+  write(recorded, [{'inputs': r['inputs'], 'answer': answer.get(r['inputs'], '?')} for r in rows])
+  three = {
+    'levels': (
+      LinearConfig(columns=256), LinearConfig(columns=64, words=1),
+      RecordedConfig(str(recorded), OPTIONS),
+    ),
+    'next_costs': (1.0, 20.0, 100.0), 'caches': (8, 8, 8), 'decays': (0.9, 0.9, 0.5),
+    'kappas': (0.4, 0.4, 0.0), 'gate_rates': (7e-4,) * 3,
+    'expert': program.ExpertOptions(calls=150),
+  }  # fmt: skip
+  summary = go(folder, 'whole', **three)
+  assert summary['calls'] == pytest.approx(150, abs=6)
+  assert {row['level'] for row in answers(folder, 'whole')} == {1, 2, 3, 4}
+  saved = stream_files.StreamFolder.save
+
+  def dies(self, content):
+    if content.values['done'] == 200:
+      raise KeyboardInterrupt
+    saved(self, content)
+
+  monkeypatch.setattr(stream_files.StreamFolder, 'save', dies)
+  with pytest.raises(KeyboardInterrupt):
+    go(folder, **three)
+  monkeypatch.undo()
+  go(folder, **three)
+  assert answers(folder) == answers(folder, 'whole')
 
 
 def test_late_answers_survive_a_kill(folder, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 
 from cascades import online, online_costs
 from cascades.inference import online_stream
-from cascades.inference.levels import EncoderConfig, LinearConfig
+from cascades.inference.levels import EncoderConfig, LinearConfig, RecordedConfig
 from cascades.inference.online_stream import CallBudget, ExpertError, Query
 from tests.interop import encoders_test
 
@@ -255,3 +255,25 @@ def test_a_late_answer_is_given_at_once_and_learned_from_when_it_arrives():
     other = [Seen(points, 4), Seen(points, 10)]
     again = answers(TWO, other, said, 300, delay=25, block=block)
     assert [answer.choice for answer, _ in again] == [answer.choice for answer, _ in got]
+
+
+def test_a_recorded_model_is_as_probable_as_the_counts_say(tmp_path):
+  """Prior 1 and PRIOR = 4 on the diagonal: 5/7 for its class, then 5/9 after two others."""
+  path = tmp_path / 'second.jsonl'
+  path.write_text('{"inputs": "a", "answer": "Sad."}\n{"inputs": "b", "answer": "?"}\n')
+  model = RecordedConfig(str(path), ('glad', 'sad', 'mad')).build(3, 0)
+  prepared = model.prepare(['a', 'b'])
+  p = model.predict(prepared, np.arange(2))
+  np.testing.assert_allclose(p, [[1 / 7, 5 / 7, 1 / 7], [1 / 3] * 3])
+  model.partial_fit(['a', 'a'], [2, 2])
+  np.testing.assert_allclose(model.predict(prepared, np.arange(1)), [[1 / 9, 5 / 9, 3 / 9]])
+  other = RecordedConfig(str(path), ('glad', 'sad', 'mad')).build(3, 0)
+  other.restore(model.state())
+  np.testing.assert_array_equal(
+    other.predict(prepared, np.arange(2)), model.predict(prepared, np.arange(2))
+  )
+  with pytest.raises(ValueError, match="no answer to 'c'"):
+    model.prepare(['c'])
+  path.write_text('{"inputs": "a"}\n')
+  with pytest.raises(ValueError, match='line 1: a row needs'):
+    RecordedConfig(str(path), ('glad', 'sad')).build(2, 0)
