@@ -228,6 +228,7 @@ def test_settings_that_do_not_fit_are_refused(make, reason):
     make()
 
 
+@pytest.mark.slow
 def test_a_price_is_searched_that_spends_the_budget_and_a_killed_search_goes_on(
   folder, monkeypatch
 ):
