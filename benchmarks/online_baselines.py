@@ -29,7 +29,7 @@ from cascades import guarantees, online_baselines, online_costs
 from cascades import online as equations
 from cascades.inference import encoders, online_stream, stream_shifts
 from cascades.inference.levels import Level, Recorded
-from cascades.inference.online_stream import CallBudget, Decide, Query, StreamAnswer
+from cascades.inference.online_stream import CallBudget, Decide, ExpertError, Query, StreamAnswer
 from cascades.inference.stream_files import StreamRow
 from cascades.inference.stream_shifts import (
   MissingExpert,
@@ -68,11 +68,21 @@ class Run(NamedTuple):
 
 
 class Half(NamedTuple):
-  """Rows of a seed: those that teach offline, and those of the stream, with the expert's labels."""
+  """Rows of a seed: those that teach offline, and those of the stream.
+
+  Attributes:
+    training: Rows that teach offline.
+    tested: Rows of the stream in order.
+    expert: The expert's labels of all rows of the set, before any shift; -1 for none.
+    heard: Its labels of the stream, behind the shifts.
+    missing: Queries of the stream that it does not answer.
+  """
 
   training: Int[np.ndarray, 'N']
   tested: Int[np.ndarray, 'T']
   expert: Int[np.ndarray, 'N']
+  heard: Int[np.ndarray, 'T']
+  missing: Bool[np.ndarray, 'T']
 
 
 def half(stream: Stream, seed: int, shifts: Sequence[Shift] = ()) -> Half:
@@ -84,8 +94,19 @@ def half(stream: Stream, seed: int, shifts: Sequence[Shift] = ()) -> Half:
     StreamRow(stream.texts[row], id=int(row), category='last' * int(stream.gold[row] == last))
     for row in order[len(order) - size :]
   ]
-  rows = [row.id for row in stream_shifts.ordered(shifts, tested)]
-  return Half(order[: len(order) - size], np.array(rows, int), stream.experts[EXPERT])
+  rows = np.array([row.id for row in stream_shifts.ordered(shifts, tested)], int)
+  labels = stream.experts[EXPERT]
+  recorded = lambda query: None if (label := int(labels[rows[query.number]])) < 0 else label
+  expert = stream_shifts.shifted(shifts, recorded, classes=last + 1, seed=seed)
+  heard, missing = np.full(len(rows), -1), np.zeros(len(rows), bool)
+  for number in range(len(rows)):
+    try:
+      label = expert(Query(number, '', ''))
+    except ExpertError:
+      missing[number] = True
+    else:
+      heard[number] = -1 if label is None else label
+  return Half(order[: len(order) - size], rows, labels, heard, missing)
 
 
 def cascade(
@@ -108,16 +129,17 @@ def cascade(
 
 def streamed(
   small: Sequence[Level], settings: equations.OnlineSettings, rows: Half, calls: int | None,
-  seed: int, *, shifts: Sequence[Shift] = (), delay: int = 0,
+  seed: int, *, delay: int = 0,
   decide: Decide = equations.decide,
 ) -> Run:  # fmt: skip
   """A stream through a cascade; the small models are looked at behind each answer."""
 
-  def recorded(query: Query) -> int | None:
-    label = int(rows.expert[int(query.text)])
+  def expert(query: Query) -> int | None:
+    if rows.missing[query.number]:
+      raise ExpertError('missing')
+    label = int(rows.heard[query.number])
     return None if label < 0 else label
 
-  expert = stream_shifts.shifted(shifts, recorded, classes=settings.classes, seed=seed)
   queries = (Query(i, str(row), str(row)) for i, row in enumerate(rows.tested))
   prepared = [level.prepare([str(row) for row in rows.tested]) for level in small]
   probabilities = np.zeros((len(rows.tested), len(small), settings.classes))
@@ -136,8 +158,12 @@ def streamed(
 
 
 def right_table(stream: Stream, rows: Half, run: Run) -> Bool[np.ndarray, 'T N']:
-  """Correct answers of each level at each query, by gold labels; the last is the expert."""
-  labels = np.column_stack([run.probabilities.argmax(-1), rows.expert[rows.tested]])
+  """Correct answers of each level at each query, by gold labels.
+
+  The last is the expert behind its shifts; the last small model answers where it does not.
+  """
+  small = run.probabilities.argmax(-1)
+  labels = np.column_stack([small, np.where(rows.missing, small[:, -1], rows.heard)])
   return labels == stream.gold[rows.tested][:, None]
 
 
@@ -263,7 +289,7 @@ def measure(job: Job, stream: Stream, folder: pathlib.Path) -> dict[str, Any]:
     small, settings = cascade(setting, stream, names, seed)
     settings = dataclasses.replace(settings, mu=settings.mu if mu is None else mu)
     return streamed(
-      small, settings, rows, job.calls if mu is None else None, seed, shifts=shifts, delay=delay,
+      small, settings, rows, job.calls if mu is None else None, seed, delay=delay,
       decide=decide,
     )  # fmt: skip
 
