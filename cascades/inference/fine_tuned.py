@@ -1,4 +1,4 @@
-"""An encoder of sentences that is fine-tuned on its cache, as a small model of an online cascade."""
+"""A small model of an online cascade: an encoder of sentences that is fine-tuned on its cache."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ class FineTuned:
 
   def restore(self, state: Mapping[str, np.ndarray]) -> None:
     """Continue from a `state`."""
-    structure = jax.tree.structure((self._weights, self._moments))
-    leaves = [jnp.asarray(state[f'{i}']) for i in range(structure.num_leaves)]
+    before, structure = jax.tree.flatten((self._weights, self._moments))
+    leaves = [jnp.asarray(state[f'{i}']) for i in range(len(before))]
     self._weights, self._moments = jax.tree.unflatten(structure, leaves)
     self._updates = int(state['updates'])
 
