@@ -100,11 +100,11 @@ class FineTuned:
 
   def predict(self, prepared: TokenRows, rows: Int[np.ndarray, 'n']) -> Float[np.ndarray, 'n Y']:
     """Softmax of the rows, in batches of one size."""
-    size, parts = self._config.batch, []
+    size, logits = self._config.batch, []
     for begin in range(0, len(rows), size):
       chosen = np.resize(rows[begin : begin + size], size)
-      parts.append(self._logits(self._weights, prepared.tokens[chosen], prepared.mask[chosen]))
-    together = np.asarray(jnp.concatenate(parts), float)[: len(rows)]
+      logits.append(self._logits(self._weights, prepared.tokens[chosen], prepared.mask[chosen]))
+    together = np.asarray(jnp.concatenate(logits), float)[: len(rows)]
     ones = np.exp(together - together.max(1, keepdims=True))
     return ones / ones.sum(1, keepdims=True)
 
