@@ -177,6 +177,7 @@ CHOICES: Mapping[str, Sequence[str]] = {
   }.items()
 }
 LETTERED = ('commonsense_qa', 'arc_easy', 'arc_challenge', 'piqa')  # whose options are sentences
+FEW = {'validation_rows': 100, 'test_rows': 300}  # of a task, which a CPU can answer
 SUPERGLUE = {'rte': 'RTE', 'wic': 'WiC'}
 
 
@@ -188,14 +189,14 @@ def classification(folders: Folders, noise: float) -> Mixture:
     parts = [
       [question(row, letters=name in LETTERED) for row in read(folders.data / file)] for file in own
     ]
-    paths = write_rows(folders.work / 'data' / name, split_rows(parts))
+    paths = write_rows(folders.work / 'data' / name, split_rows(parts, **FEW))
     tasks.append(dataclasses.replace(local.local_jsonl(name, paths), rate=1))
   for name in SUPERGLUE:
     task = catalog.get(f'superglue_{name}', data_dir=str(folders.data / 'superglue'))
     assert isinstance(task, Task)
     rows = [[{'input': r.inputs, 'target': r.answers[0]} for r in task.read(split)]
             for split in ('train', 'validation')]  # fmt: skip
-    paths = write_rows(folders.work / 'data' / name, split_rows(rows))
+    paths = write_rows(folders.work / 'data' / name, split_rows(rows, **FEW))
     tasks.append(dataclasses.replace(local.local_jsonl(name, paths), rate=1))
   return Mixture('cat_classification', tuple(tasks))
 
@@ -210,7 +211,9 @@ def question(row: Mapping[str, Any], *, letters: bool) -> dict[str, str]:
   }
 
 
-def split_rows(parts: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
+def split_rows(
+  parts: Sequence[Sequence[Any]], *, validation_rows: int = 500, test_rows: int = 1000
+) -> dict[str, list[Any]]:
   """Splits of files that are all three, training and testing, or one; shuffled with one seed."""
   shuffled = [random.Random(0).sample(list(part), len(part)) for part in parts]
   if len(shuffled) == 1:
@@ -220,7 +223,7 @@ def split_rows(parts: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
     train, test = shuffled
     shuffled = [train[HELD_OUT:], train[:HELD_OUT], test]
   train, validation, test = shuffled
-  return {'train': train, 'validation': validation[:HELD_OUT], 'test': test[:1000]}
+  return {'train': train, 'validation': validation[:validation_rows], 'test': test[:test_rows]}
 
 
 def write_rows(
@@ -282,7 +285,7 @@ SETTINGS: Mapping[str, Setting] = {
     training=Training(steps=400, rate=2e-4, warmup=20),
     large_training=Training(steps=400, rate=5e-5, warmup=20),
     batch=1,
-    pack=512,
+    pack=256,
     larges=1,
   ),
   'tanaka': Setting(
