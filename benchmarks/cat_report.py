@@ -104,7 +104,8 @@ def tested(bench: Bench, listed: Sequence[Claim]) -> list[dict[str, Any]]:
   for record in records:
     record['verdict'] = 'not run'
     setting = bench.settings[record['task']]
-    if record['seeds'] and gaps[record['task']] < setting.least_gap:
+    advantage = gaps[record['task']]
+    if record['seeds'] and advantage is not None and advantage < setting.least_gap:
       record['verdict'] = 'no cascade'
     elif record['seeds']:
       record['verdict'] = cat_statistics.verdict(
@@ -116,11 +117,11 @@ def tested(bench: Bench, listed: Sequence[Claim]) -> list[dict[str, Any]]:
   return records
 
 
-def gap(bench: Bench, task: str) -> float:
-  """Advantage of the large model over `xent` alone at the smallest size; nan without a point."""
+def gap(bench: Bench, task: str) -> float | None:
+  """Advantage of the large model over `xent` alone at the smallest size; None without a seed."""
   cells = [Cell(task, cat_grid.SIZES[task][0], 'xent', seed=s) for s in range(cat_grid.BASE_SEEDS)]
   points = [bench.summary(cell) for cell in cells if bench.is_done(cell)]
-  return float(np.mean([p['large alone'] - p['alone'] for p in points])) if points else np.nan
+  return float(np.mean([p['large alone'] - p['alone'] for p in points])) if points else None
 
 
 def overall(verdicts: Sequence[str]) -> str:

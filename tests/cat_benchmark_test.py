@@ -231,6 +231,9 @@ def test_a_partial_grid_is_reported_as_partial(tmp_path):
   assert all('3 of 20 seeds: undecided' in row.note for row in measured if ': P ' in row.what)
   assert set(details['verdicts'].values()) == {'undecided', 'not run'}
   assert details['complete points'].startswith('12 of ')
+  assert details['large model better than xent by']['g2p'] > 0.1
+  assert details['large model better than xent by']['tanaka'] is None
+  assert np.isfinite([row.value for row in measured]).all()
   cat_report.draw(details, tmp_path / 'figure.png')
   assert (tmp_path / 'figure.png').read_bytes()[:4] == b'\x89PNG'
 
