@@ -1,7 +1,8 @@
 """Time of scoring by MaxSim and LITE, and of encoding beside sentence-transformers.
 
-    python -m benchmarks.lite_speed                                    # results/lite_speed.json
-    python -m benchmarks.lite_speed --encode --data=../shared/data     # results/lite_encode.json
+    python -m benchmarks.lite_speed
+    python -m benchmarks.lite_speed --encode --data=../shared/data \\
+      --output=benchmarks/results/lite_encode.json
 
 The first scores 1,000 candidates of 180 tokens by 32. The second needs sentence-transformers, with
 torch: both encode the same documents of SciFact in turns, here to token vectors, there to one each.
@@ -134,13 +135,12 @@ def main() -> None:
   parser.add_argument('--count', type=int, default=400)
   parser.add_argument('--blocks', type=int, default=4)
   parser.add_argument('--cores', type=int, default=2)
-  parser.add_argument('--output', type=pathlib.Path)
+  parser.add_argument('--output', type=pathlib.Path, default=bars.RESULTS / 'lite_speed.json')
   options = parser.parse_args()
   bars.use_cores(options.cores)
-  name = 'lite_encode' if options.encode else 'lite_speed'
   rows = encoding(options.data, options.count, options.blocks) if options.encode else scoring()
   settings = {n: value for n, value in vars(options).items() if n != 'data'}
-  bars.report(name, rows, options.output or bars.RESULTS / f'{name}.json', settings)
+  bars.report('speed of LITE', rows, options.output, settings)
 
 
 if __name__ == '__main__':

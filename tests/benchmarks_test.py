@@ -13,29 +13,11 @@ from benchmarks.bars import Measured
 from cascades.tasks.task import Mixture, Row, both
 from cascades.tokenizers import train_sentencepiece, vocabularies
 
-# All but those that others import: the bars, steps to compile, a task, tables, methods, vectors.
+# The others are imported: bars, steps to compile, a task, tables, methods, vectors.
 BENCHMARKS = sorted(
   path.stem
   for path in bars.RESULTS.parent.glob('[a-z]*.py')
-  if path.stem
-  not in (
-    'bars',
-    'cat_claims',
-    'cat_grid',
-    'cat_report',
-    'cat_runs',
-    'cat_statistics',
-    'cat_tasks',
-    'compiling',
-    'mixture',
-    'deciding_rules',
-    'distillspec_models',
-    'distillspec_table',
-    'outcome_tables',
-    'speculation_claims',
-    'routing_matrices',
-    'routing_methods',
-  )
+  if "if __name__ == '__main__':" in path.read_text()
 )
 
 
