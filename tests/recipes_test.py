@@ -12,7 +12,7 @@ import pytest
 from cascades import infer, losses, train
 from cascades.checkpoints import store
 from cascades.data import answer_sources, corpus
-from cascades.inference import answers, trained_model
+from cascades.inference import answers, memories, trained_model
 from cascades.models import configs, t5
 from cascades.predictions import shards
 from cascades.settings import checking, reading
@@ -144,10 +144,12 @@ def test_the_command_of_a_recipe_says_all_that_is_required(recipe):
 CONFIGS = {
   'train': (corpus.Data, answer_sources.AnswerSources, setup.SmallModel, setup.LargeModel,
             setup.Step, setup.Schedule, setup.Failures),
-  'infer': (corpus.Data, trained_model.Checkpoint, answers.DecodingOptions, infer.Output),
+  'infer': (corpus.Data, trained_model.Checkpoint, memories.Recall, answers.DecodingOptions,
+            infer.Output),
   'cache_teacher': (corpus.Data, trained_model.Checkpoint),
   'prune': (corpus.Data,),
 }  # fmt: skip
+INNER = ('@memories.Recall()',)  # configs in others
 
 
 @pytest.mark.parametrize('program', CONFIGS)
@@ -155,11 +157,13 @@ def test_every_field_of_a_config_object_has_a_macro(program):
   reading.configure(f'cascades.{program}', [f'runs/{program}.gin'], [])
   for config in CONFIGS[program]:
     bound = gin.get_bindings(config, resolve_references=False)
-    assert all(re.fullmatch(r'%[A-Z_]+', str(value)) for value in bound.values())
+    values = [value for value in map(str, bound.values()) if value not in INNER]
+    assert all(re.fullmatch(r'%[A-Z_]+', value) for value in values)
     fields = {field.name for field in dataclasses.fields(config)}
     # The sizes of a large model are those of its checkpoint, but for a plan; only `train` packs
-    # and samples.
+    # and samples, and only `infer` has a memory.
     others = set() if program == 'train' else {'pack_length', 'selection', 'sources'}
+    others |= set() if program == 'infer' else {'memory'}
     assert set(bound) == fields - ({'config'} if config is setup.LargeModel else others)
 
 

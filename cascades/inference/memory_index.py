@@ -1,4 +1,4 @@
-"""Approximate search in large memories with faiss, which is installed with `cascades[faiss]`."""
+"""Approximate search in large memories with faiss, which is installed with `lm-cascades[faiss]`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def faiss() -> Any:
   except ImportError as error:
     raise ImportError(
       'An index of a large memory needs faiss, which is not installed: run '
-      '`pip install "cascades[faiss]"`, or search exactly with INDEX_ABOVE=None.'
+      '`pip install "lm-cascades[faiss]"`, or search exactly with INDEX_ABOVE=None.'
     ) from error
   return module
 

@@ -362,11 +362,6 @@ def test_an_unknown_split_is_an_error_that_names_the_splits(tmp_path):
     materialize.materialize(tiny_task(spelling(3)), 'test', BYTES, tmp_path)
 
 
-def test_a_remote_directory_is_refused():
-  with pytest.raises(ValueError, match='Give a local directory'):
-    write('gs://bucket/records')
-
-
 def test_rows_outside_the_split_are_refused(tmp_path):
   with pytest.raises(IndexError):
     write(tmp_path).read([11])
