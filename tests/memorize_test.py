@@ -282,7 +282,7 @@ def test_an_indexed_memory_says_its_recall_in_the_table(trained, tmp_path):
 
 def test_without_faiss_a_large_memory_says_how_to_get_it(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, 'faiss', None)
-  with pytest.raises(ImportError, match=r'pip install "cascades\[faiss\]".*INDEX_ABOVE=None'):
+  with pytest.raises(ImportError, match=r'pip install "lm-cascades\[faiss\]".*INDEX_ABOVE=None'):
     memory_index.build(np.zeros((10, 2)), tmp_path / 'index')
 
 
