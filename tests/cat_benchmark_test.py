@@ -322,6 +322,7 @@ def test_second_stages_and_equal_flops_have_their_lengths(bench, monkeypatch):
   assert bench.training(PLAIN._replace(start='xent')).steps == 1
 
 
+@pytest.mark.slow
 def test_a_tiny_point_is_really_trained_and_answers_every_row(bench):
   cell = PLAIN._replace(loss='cat_dist', factor=0.5, seed=TUNING_SEED)
   ((name, _),) = work(bench, [('', cell)], minutes=5)

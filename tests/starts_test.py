@@ -22,6 +22,7 @@ MODEL = (
   '--gin.t5.Config.num_heads=1', '--gin.t5.Config.head_dim=8', '--gin.t5.Config.mlp_dim=8',
   '--gin.t5.Config.num_encoder_layers=2', '--gin.t5.Config.num_decoder_layers=2',
 )  # fmt: skip
+CHECKPOINT = '--gin.CHECKPOINT_PATH=runs/large'
 
 
 class Newcomer:
@@ -88,23 +89,34 @@ def test_a_first_start_fills_the_compilation_cache_and_a_second_one_adds_nothing
   assert newcomer.compiled() == compiled
 
 
-def test_every_other_program_starts_quietly_and_uses_the_cache(newcomer, first):
+@pytest.fixture(scope='module')
+def answered(newcomer, first):
+  """The programs that were compiled before, between and after two inferences."""
   assert quiet(first)
+  compiled = [newcomer.compiled()]
   for name in ('large', 'small'):
-    checkpoint = '--gin.CHECKPOINT_PATH=runs/large'
     output = f'--gin.INFER_OUTPUT_DIR=runs/{name}/predictions'
-    compiled = newcomer.compiled()
     assert quiet(
-      newcomer.run('infer', '--gin_file=runs/infer.gin', *newcomer.data, checkpoint, output)
+      newcomer.run('infer', '--gin_file=runs/infer.gin', *newcomer.data, CHECKPOINT, output)
     )
-    # The answers of the second command come from the program that the first one compiled.
-    assert (newcomer.compiled() == compiled) is (name == 'small')
+    compiled.append(newcomer.compiled())
+  return compiled
+
+
+def test_answers_come_from_the_program_that_the_first_command_compiled(answered):
+  before, between, after = answered
+  assert before != between == after
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('answered')
+def test_every_other_program_starts_quietly(newcomer):
   commands = (
     ('evaluate', "--gin.SMALL={'small': 'runs/small/predictions'}",
      '--gin.LARGE=runs/large/predictions', '--gin.EVAL_OUTPUT_DIR=runs/report'),
-    ('cache_teacher', *newcomer.data, checkpoint, '--gin.TEACHER_CACHE=runs/cache'),
-    ('prune', checkpoint, '--gin.MODEL_DIR=runs/pruned', '--gin.HEAD=1'),
-    ('export', checkpoint, '--gin.OUTPUT_DIR=runs/exported'),
+    ('cache_teacher', *newcomer.data, CHECKPOINT, '--gin.TEACHER_CACHE=runs/cache'),
+    ('prune', CHECKPOINT, '--gin.MODEL_DIR=runs/pruned', '--gin.HEAD=1'),
+    ('export', CHECKPOINT, '--gin.OUTPUT_DIR=runs/exported'),
     ('convert', '--gin.SOURCE=runs/exported', '--gin.MODEL_DIR=runs/converted',
      '--gin.VOCABULARY=@vocabularies.bytes_vocabulary()'),
   )  # fmt: skip
