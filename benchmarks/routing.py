@@ -38,7 +38,7 @@ from cascades import (
   validation_order,
 )
 from cascades.evaluation import router_trials
-from cascades.evaluation.routers import DIMENSION
+from cascades.evaluation.router_fits import DIMENSION
 from cascades.inference import encoders
 from cascades.predictions.outcomes import OutcomeMatrix
 

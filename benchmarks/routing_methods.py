@@ -17,7 +17,7 @@ NEIGHBORS = (5, 10, 25, 50, 100)
 COARSE, FINE, STRENGTH = 20, 100, 24.0
 SIZES = (10, 25, 50, 100, 200, 400, 500)
 EPOCHS = 20
-MAP_RATE, PERCEPTRON_RATE, FACTOR_RATE = 1e-2, 1e-3, 1e-2
+PERCEPTRON_RATE, FACTOR_RATE = 1e-3, 1e-2
 
 Curve = tuple[np.ndarray, np.ndarray]  # cost and quality
 Clusters = tuple[np.ndarray, np.ndarray, np.ndarray]  # of training, validation, test prompts
@@ -104,12 +104,8 @@ def learned_map(setting: Setting) -> Any:
   """Parameters of LearnedMap, trained with the seen models."""
   trial, centroids = setting.trial, setting.centroids
   psi = mean_losses(setting.groups, trial.losses(trial.validation, trial.seen)).T
-  train = setting.rows('train')
-  start = trained_routers.learned_map(train, centroids, assign(train, centroids))
-  return trained_routers.train(
-    trained_routers.by_map, start, train, trial.losses(trial.train, trial.seen),
-    constants={'psi': psi.astype(np.float32)}, epochs=EPOCHS, learning_rate=MAP_RATE,
-  )  # fmt: skip
+  answers = trial.losses(trial.train, trial.seen)
+  return trained_routers.fit_map(setting.rows('train'), centroids, answers, psi)
 
 
 def fitted(setting: Setting, name: str, rows: str) -> np.ndarray:

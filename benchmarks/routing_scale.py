@@ -20,8 +20,8 @@ import numpy as np
 from benchmarks import bars
 from benchmarks.bars import Measured
 from cascades import price_path
-from cascades.evaluation import routers
-from cascades.evaluation.routers import Embedded
+from cascades.evaluation import router_fits, routers
+from cascades.evaluation.router_fits import Embedded
 from cascades.predictions.outcomes import OutcomeMatrix
 
 DIMENSION, CLUSTERS, VALIDATION = 128, 100, 1000
@@ -47,7 +47,7 @@ def router(models: int) -> routers.ClusterRouter:
   quality = (rng.random((VALIDATION, models)) < 0.5).astype(float)
   matrix = OutcomeMatrix(ids, ids, names, quality, rng.random(models) + 0.1)
   embedded = Embedded(vectors, vectors, {}, 'random vectors')
-  fitted = routers.fit(matrix, embedded, clusters=CLUSTERS, strength=24.0)
+  fitted = router_fits.fit(matrix, embedded, clusters=CLUSTERS, strength=24.0)
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'router.json'
     routers.write(path, fitted)
@@ -66,8 +66,7 @@ def each(function: Callable[[np.ndarray], object], blocks: list[np.ndarray]) -> 
 
 def measured(prompts: int, models: int) -> Iterator[Measured]:
   fitted = router(models)
-  choices = fitted.choices(0.05)
-  decide = lambda vectors: choices[fitted.clusters(vectors)]
+  decide = fitted.rule(0.05)
   rng = np.random.default_rng(1)
   vectors = rng.normal(size=(20_000, DIMENSION)).astype(np.float32)
   for size in (1, 1000):

@@ -30,7 +30,7 @@ from etils import epath
 from jaxtyping import Float
 
 from cascades import prompt_drift, validation_order
-from cascades.evaluation import router_pool, router_trials, routers, routing_policy
+from cascades.evaluation import router_fits, router_pool, router_trials, routers, routing_policy
 from cascades.evaluation.model_answers import ModelAnswers
 from cascades.predictions import outcomes
 from cascades.predictions.outcomes import OutcomeMatrix
@@ -51,6 +51,8 @@ class RouteOptions:
   Attributes:
     clusters: Number of clusters of prompts.
     strength: Number of answers that a model's mean loss counts for in each cluster.
+    method: 'clusters'; 'learned map', which weighs the clusters by a softmax that is trained; or
+      'hierarchical', clusters within coarse ones.
     embeddings: Vectors of the prompts: 'words', 'tables' for those beside TABLES, or the folder of
       an encoder.
     models: Names of the models to remove.
@@ -67,6 +69,7 @@ class RouteOptions:
 
   clusters: int = 25
   strength: float = 24.0
+  method: str = routers.CLUSTERS
   embeddings: str = WORDS
   models: Sequence[str] = ()
   price: float | None = None
@@ -84,6 +87,8 @@ class RouteOptions:
         raise ValueError(f'{name.upper()}={getattr(self, name)}; it must be 1 or more.')
     if not 0 <= self.strength < np.inf:
       raise ValueError(f'STRENGTH={self.strength}; it must be a finite number of 0 or more.')
+    if self.method not in routers.METHODS:
+      raise ValueError(f'METHOD={self.method!r:.80} is none of {", ".join(routers.METHODS)}.')
     if not 0 < self.unseen <= 1:
       raise ValueError(f'UNSEEN={self.unseen}; it must be a share above 0, up to 1.')
     if self.price is not None and (self.budget is not None or not self.price >= 0):
@@ -160,15 +165,15 @@ def route(
 def _fit(task: _Task) -> None:
   options = task.options
   matrix = task.answers.read(with_prompts=True)
-  fitted = routers.fit(
+  fitted = router_fits.fit(
     matrix, _embedded(task, matrix), clusters=options.clusters, strength=options.strength,
-    seed=options.seed,
+    method=options.method, seed=options.seed,
   )  # fmt: skip
   routers.write(task.output, fitted)
   _show(task.path, fitted, matrix.models)
 
 
-def _embedded(task: _Task, matrix: OutcomeMatrix) -> routers.Embedded:
+def _embedded(task: _Task, matrix: OutcomeMatrix) -> router_fits.Embedded:
   """Vectors of the training and the validation prompts."""
   answers, embeddings = task.answers, task.options.embeddings
   if embeddings == TABLES:
@@ -179,14 +184,14 @@ def _embedded(task: _Task, matrix: OutcomeMatrix) -> routers.Embedded:
       )
     by_id, encoder = answers.vectors()
     vectors = np.stack([by_id[name] for name in matrix.ids])
-    return routers.Embedded(vectors, vectors, {}, encoder)
+    return router_fits.Embedded(vectors, vectors, {}, encoder)
   own = answers.prompts
   train = list(outcomes.texts(own).values()) if own else list(matrix.prompts)
   if embeddings == WORDS:
-    return routers.by_words(train, matrix.prompts, seed=task.options.seed)
+    return router_fits.by_words(train, matrix.prompts, seed=task.options.seed)
   vectors = _encode([*train, *matrix.prompts], embeddings, task.output.parent)
   name = files.absolute(embeddings).name
-  return routers.Embedded(vectors[: len(train)], vectors[len(train) :], {}, name)
+  return router_fits.Embedded(vectors[: len(train)], vectors[len(train) :], {}, name)
 
 
 def _encode(texts: Sequence[str], encoder: str, directory: epath.Path) -> Float[np.ndarray, 'N D']:
@@ -228,7 +233,10 @@ def _show(
       )  # fmt: skip
   unanswered = int((router.groups.sum(axis=1) == 0).sum())
   if unanswered:
-    log.info('%d clusters have no validation prompt: models have their mean loss there', unanswered)
+    log.info(
+      '%d clusters have no validation prompt: models have their mean loss there%s', unanswered,
+      ', or that of the cluster above' if 'parents' in router.arrays else '',
+    )  # fmt: skip
   for first, second in itertools.combinations(range(len(router.pool.names)), 2):
     if np.array_equal(*router.pool.psi[[first, second]]):
       log.warning(
@@ -272,7 +280,7 @@ def _choose(task: _Task) -> None:
   else:
     vectors = router.embed([*prompts.values()])
   price = options.price_for(router)
-  models, losses = router.choices(price)[router.clusters(vectors)], router.losses(vectors)
+  models, losses = router.rule(price)(vectors), router.losses(vectors)
   reference = router.reference()
   similarity = router.similarities([*prompts.values()], vectors)
   drift = prompt_drift.drift(similarity, reference)
@@ -328,8 +336,10 @@ def _evaluate(task: _Task) -> None:
     router_trials.draws, matrix, vectors, unseen=options.unseen, clusters=options.clusters,
     seed=options.seed,
   )  # fmt: skip
-  trials = router_trials.run(drawing(trials=options.trials), options.trials, options.strength)
-  test = trials.sign_test()
+  trials = router_trials.run(
+    drawing(trials=options.trials), options.trials, options.strength, method=options.method
+  )
+  test = trials.sign_test(options.method)
   for name, numbers in trials.numbers.items():
     area, half, qnc, peak = np.array(numbers).T
     reached = np.median(qnc)
@@ -340,7 +350,7 @@ def _evaluate(task: _Task) -> None:
     )  # fmt: skip
   log.info(
     '%s has the larger area than %s in %d trials and the smaller in %d: p %.2g (sign test)',
-    router_trials.ROUTER, router_trials.CONTROL, *test,
+    options.method, router_trials.CONTROL, *test,
   )  # fmt: skip
   figure = router_figures.draw(router_trials.SHARES, trials.quality)
   images = {name: figures.encode(figure, name) for name in figures.FORMATS}

@@ -21,6 +21,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from cascades import universal_routing
+
 Parameters: TypeAlias = Mapping[str, Array]
 Predict: TypeAlias = Callable[
   [Parameters, Parameters, Float[Array, 'N D']], Float[Array, 'N J']
@@ -62,6 +64,27 @@ def by_map(
 ) -> Float[Array, 'N J']:
   """Predicted losses of LearnedMap, Phi(x) . Psi(h); `constants` holds 'psi' [J, K]."""
   return soft_memberships(parameters, vectors) @ constants['psi'].T
+
+
+def fit_map(
+  vectors: Float[np.ndarray, 'N D'], centroids: Float[np.ndarray, 'K D'],
+  losses: Float[np.ndarray, 'N J'], psi: Float[np.ndarray, 'J K'], *, seed: int = 0,
+) -> Parameters:  # fmt: skip
+  """Parameters of LearnedMap, trained from its start at the clusters of K-means.
+
+  Args:
+    vectors: Embeddings of the training prompts.
+    centroids: Centroids of the clusters.
+    losses: Losses of known models on the training prompts, in [0, 1]; nan without an answer.
+    psi: Mean losses of these models in each cluster, of other prompts.
+    seed: Seed of the order of the prompts.
+
+  Raises:
+    ValueError: A loss is outside [0, 1], or there is no answer.
+  """
+  start = learned_map(vectors, centroids, universal_routing.assign(vectors, centroids))
+  constants = {'psi': jnp.asarray(psi, jnp.float32)}
+  return train(by_map, start, vectors, losses, constants=constants, seed=seed)
 
 
 def perceptron(dimension: int, models: int, *, hidden: int = 128, seed: int = 0) -> Parameters:

@@ -7,8 +7,8 @@ prompt x as an inner product of a vector of the prompt and a vector of the model
 
 so that a model joins with its answers to the validation prompts alone, and leaves without a trace.
 Groups are clusters of the training prompts' embeddings, found without labels; Phi is one-hot, or
-learned (`trained_routers`). With each validation prompt a group of its own, Phi(x) = 1/k at the k
-nearest, it is the k-nearest-neighbors router.
+learned: a softmax over the clusters (`trained_routers`). With each validation prompt a group of its
+own, Phi(x) = 1/k at the k nearest, it is the k-nearest-neighbors router.
 
 Answers that are missing, nan, are left out of every mean, and never counted as wrong.
 """
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import softmax
 
 from cascades import curve_metrics, routing
 
@@ -27,6 +28,7 @@ Vectors = Float[np.ndarray, 'N D']
 Losses = Float[np.ndarray, 'V J']  # of J models on V validation prompts; nan where not answered
 
 RESTARTS = 10  # of K-means, of which the best is taken
+FINE = 5  # clusters of each coarse one on average, as HierShrink's 100 and 20
 
 
 def cluster(
@@ -63,6 +65,13 @@ def assign(vectors: Vectors, centroids: Float[np.ndarray, 'K D']) -> Int[np.ndar
 def one_hot(groups: Int[np.ndarray, 'N'], count: int) -> Float[np.ndarray, 'N K']:
   """Phi of prompts that belong to one group each."""
   return (groups[:, None] == np.arange(count)).astype(float)
+
+
+def soft_memberships(
+  vectors: Vectors, theta: Float[np.ndarray, 'K D'], bias: Float[np.ndarray, 'K']
+) -> Float[np.ndarray, 'N K']:
+  """Phi of LearnedMap, softmax of theta_k . phi(x) + bias_k; see `trained_routers`."""
+  return np.asarray(softmax(vectors @ theta.T + bias, axis=1))
 
 
 def neighborhood(rows: Int[np.ndarray, 'N k'], count: int) -> Float[np.ndarray, 'N V']:
@@ -137,6 +146,31 @@ def hierarchical(
   return mean_losses(weights, losses, prior=above[first], strength=strength)[row.reshape(-1)]
 
 
+def parents(centroids: Float[np.ndarray, 'K D'], *, seed: int = 0) -> Int[np.ndarray, 'K']:
+  """Coarse cluster of each cluster: K-means of the centroids, one for each `FINE` of them."""
+  return assign(centroids, cluster(centroids, max(1, len(centroids) // FINE), seed=seed))
+
+
+def nested_losses(
+  weights: Float[np.ndarray, 'K V'], coarse: Int[np.ndarray, 'K'], losses: Losses,
+  *, strength: float,
+) -> Float[np.ndarray, 'K J']:  # fmt: skip
+  """Psi of clusters that lie in coarse ones, each pulled toward the level above.
+
+  As `hierarchical`, but the coarse cluster of a prompt is that of its fine one, so that a model has
+  one number for each fine cluster. A cluster without an answer takes that of the coarse one.
+
+  Args:
+    weights: Weight of each validation prompt in each fine cluster.
+    coarse: Coarse cluster of each fine one, from 0 on.
+    losses: Loss of each answer; nan where there is none.
+    strength: Number of answers that the level above counts for.
+  """
+  sums = one_hot(coarse, int(coarse.max()) + 1).T @ weights
+  above = mean_losses(sums, losses, strength=strength)[coarse]
+  return mean_losses(weights, losses, prior=above, strength=strength)
+
+
 class Pool(NamedTuple):
   """Models that a router chooses among.
 
@@ -155,6 +189,7 @@ class Pool(NamedTuple):
   def add(
     self, name: str, cost: float, losses: Float[np.ndarray, 'V'],
     groups: Float[np.ndarray, 'K V'], *, strength: float = 0.0,
+    coarse: Int[np.ndarray, 'K'] | None = None,
   ) -> Pool:  # fmt: skip
     """Pool with one more model; the rows of the others stay as they are.
 
@@ -164,6 +199,7 @@ class Pool(NamedTuple):
       losses: Its loss on each validation prompt; nan where it has not answered.
       groups: Weight of each validation prompt in each group.
       strength: Number of answers that its mean loss counts for in each group.
+      coarse: Coarse cluster of each group, see `nested_losses`; None for one level.
 
     Raises:
       ValueError: The pool has a model of that name, the cost is negative or not finite, or there is
@@ -175,7 +211,10 @@ class Pool(NamedTuple):
       raise ValueError(f'Model {name!r} costs {cost:g}; a cost is a finite number of 0 or more.')
     if not np.isfinite(losses).any():
       raise ValueError(f'Model {name!r} answered none of the {len(losses)} validation prompts.')
-    psi = mean_losses(groups, losses[:, None], strength=strength).T
+    if coarse is None:
+      psi = mean_losses(groups, losses[:, None], strength=strength).T
+    else:
+      psi = nested_losses(groups, coarse, losses[:, None], strength=strength).T
     return Pool(
       (*self.names, name),
       np.append(self.cost, cost),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascades import curve_metrics, price_path, routing, universal_routing
+from cascades import curve_metrics, price_path, routing, trained_routers, universal_routing
 from cascades.predictions import outcomes
 from cascades.universal_routing import assign, cluster, mean_losses, neighborhood, one_hot
 from tests import real_data
@@ -263,3 +263,35 @@ def test_on_real_outcomes_the_oracle_is_above_clusters_and_missing_answers_are_n
   )
   constant = np.tile(np.nanmean(losses[half], axis=0), (complete.sum(), 1))
   assert area(constant) < area(psi[groups[complete]]) < area(losses[complete])
+
+
+def test_a_nested_cluster_is_pulled_toward_its_coarse_one_by_hand():
+  # Fine clusters 0 and 1 lie in one coarse cluster, 2 in another; 2 has no prompt.
+  weights = np.array([[1.0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]])
+  losses = np.array([[0.0], [0.0], [1.0], [1.0]])
+  psi = universal_routing.nested_losses(weights, np.array([0, 0, 1]), losses, strength=2.0)
+  # The mean of all answers, 1/2, is that of the first coarse cluster and the prior of the second.
+  np.testing.assert_allclose(psi[:, 0], [(0 + 2 * 0.5) / 4, (2 + 2 * 0.5) / 4, 0.5])
+
+
+@few
+@given(seeds, st.floats(0, 10))
+def test_nested_losses_of_one_coarse_cluster_shrink_to_the_mean(seed, strength):
+  random = np.random.default_rng(seed)
+  weights, losses = random.random((3, 6)), random.random((6, 2))
+  nested = universal_routing.nested_losses(weights, np.zeros(3, int), losses, strength=strength)
+  own = weights @ losses / weights.sum(1, keepdims=True)
+  above = weights.sum(0) @ losses / weights.sum()
+  total = weights.sum(1, keepdims=True)
+  prior = (weights.sum() * above + strength * losses.mean(0)) / (weights.sum() + strength)
+  np.testing.assert_allclose(nested, (total * own + strength * prior) / (total + strength))
+
+
+def test_soft_memberships_are_those_of_the_trained_map():
+  random = np.random.default_rng(0)
+  vectors, theta, bias = random.random((4, 3)), random.random((2, 3)), random.random(2)
+  logits = vectors @ theta.T + bias
+  phi = universal_routing.soft_memberships(vectors, theta, bias)
+  np.testing.assert_allclose(phi, np.exp(logits) / np.exp(logits).sum(1, keepdims=True))
+  trained = trained_routers.soft_memberships({'theta': theta, 'bias': bias}, vectors)
+  np.testing.assert_allclose(phi, trained, rtol=1e-5)

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 
 from cascades import comparisons, curve_metrics, hashed_words, price_path, universal_routing
 from cascades.curve_metrics import RouterNumbers
-from cascades.evaluation.routers import DIMENSION
+from cascades.evaluation.router_fits import DIMENSION
+from cascades.evaluation.routers import CLUSTERS, LEARNED, NESTED
 from cascades.predictions.outcomes import OutcomeMatrix
 from cascades.runtime import progress
 from cascades.universal_routing import assign, mean_losses, one_hot
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 TRAIN, VALIDATION = 0.6, 0.1  # shares of the prompts; the rest is test
 SHARES = np.linspace(0, 1, 101)  # of the dearest model's cost, at which curves are compared
 LINES = 10  # of progress, about
-ROUTER, CONTROL, ORACLE = 'clusters', 'ZeroRouter', 'oracle'
+ROUTER, CONTROL, ORACLE = CLUSTERS, 'ZeroRouter', 'oracle'
 
 
 class Trials(NamedTuple):
@@ -37,10 +38,10 @@ class Trials(NamedTuple):
   numbers: Mapping[str, list[RouterNumbers]]
   test_rows: list[int]
 
-  def sign_test(self) -> comparisons.McNemar:
-    """Trials in which the router's area is above and below ZeroRouter's, and the p-value."""
+  def sign_test(self, router: str = ROUTER) -> comparisons.McNemar:
+    """Trials in which a router's area is above and below ZeroRouter's, and the p-value."""
     areas = {name: np.array([n.area for n in own]) for name, own in self.numbers.items()}
-    difference = areas[ROUTER] - areas[CONTROL]
+    difference = areas[router] - areas[CONTROL]
     return comparisons.mcnemar(difference > 0, difference < 0)
 
 
@@ -57,6 +58,8 @@ class Draw(NamedTuple):
     models: Indices of the unseen models.
     losses: Their losses on all prompts.
     cost: Their costs.
+    seen: Losses of the other models on all prompts.
+    train: Indices of the training prompts.
     validation: Indices of the validation prompts.
     test: Indices of the test prompts that all of them answered.
     vectors: Vectors of all prompts.
@@ -66,6 +69,8 @@ class Draw(NamedTuple):
   models: Int[np.ndarray, 'J']
   losses: Float[np.ndarray, 'N J']
   cost: Float[np.ndarray, 'J']
+  seen: Float[np.ndarray, 'N S']
+  train: Int[np.ndarray, 'n']
   validation: Int[np.ndarray, 'V']
   test: Int[np.ndarray, 'T']
   vectors: Float[np.ndarray, 'N D']
@@ -75,10 +80,42 @@ class Draw(NamedTuple):
     """Cluster of each of some prompts."""
     return assign(self.vectors[rows], self.centroids)
 
+  @property
+  def memberships(self) -> Float[np.ndarray, 'K V']:
+    """Membership of each validation prompt in each cluster."""
+    return one_hot(self.groups(self.validation), len(self.centroids)).T
+
   def psi(self, strength: float) -> Float[np.ndarray, 'K J']:
     """Mean validation loss of each model in each cluster."""
-    groups = one_hot(self.groups(self.validation), len(self.centroids)).T
-    return mean_losses(groups, self.losses[self.validation], strength=strength)
+    return mean_losses(self.memberships, self.losses[self.validation], strength=strength)
+
+  def predicted(self, method: str, strength: float) -> Float[np.ndarray, 'T J']:
+    """Predicted loss of each model on each test prompt by a method of `routers`.
+
+    Raises:
+      ValueError: A learned map has no seen model to learn from.
+    """
+    if method == NESTED:
+      coarse, own = universal_routing.parents(self.centroids), self.losses[self.validation]
+      psi = universal_routing.nested_losses(self.memberships, coarse, own, strength=strength)
+      return psi[self.groups(self.test)]
+    if method == CLUSTERS:
+      return self.psi(strength)[self.groups(self.test)]
+    from cascades import trained_routers  # trials of routers that are not trained need no JAX
+
+    seen = np.isfinite(self.seen[self.validation]).any(axis=0)
+    if not seen.any():
+      raise ValueError(
+        f'METHOD={LEARNED!r} learns from the models that are seen, and UNSEEN leaves none that '
+        'answered a validation prompt: lower UNSEEN.'
+      )
+    psi = mean_losses(self.memberships, self.seen[self.validation][:, seen], strength=strength)
+    learned = trained_routers.fit_map(
+      self.vectors[self.train], self.centroids, self.seen[self.train][:, seen], psi.T
+    )
+    theta, bias = (np.asarray(learned[name]) for name in ('theta', 'bias'))
+    phi = universal_routing.soft_memberships(self.vectors[self.test], theta, bias)
+    return phi @ self.psi(strength)
 
 
 def draws(
@@ -122,25 +159,31 @@ def draws(
     if embedded is None:
       embedded = hashed_words.embed(hashed_words.fit(table[train], DIMENSION, seed=seed), table)
     centroids = universal_routing.cluster(embedded[train], clusters, seed=seed)
-    yield Draw(models, losses, matrix.cost[models], validation, test, embedded, centroids)
+    yield Draw(
+      models, losses, matrix.cost[models], np.delete(matrix.losses, models, axis=1), train,
+      validation, test, embedded, centroids,
+    )  # fmt: skip
 
 
-def run(draws_of_models: Iterable[Draw], trials: int, strength: float) -> Trials:
-  """Curves of clusters, ZeroRouter and oracle on draws of prompts and unseen models.
+def run(
+  draws_of_models: Iterable[Draw], trials: int, strength: float, *, method: str = ROUTER
+) -> Trials:
+  """Curves of clusters, a method, ZeroRouter and oracle on draws of prompts and unseen models.
 
   Args:
     draws_of_models: The draws.
     trials: Their number.
     strength: Number of answers that a model's mean loss counts for in each cluster.
+    method: Method of `routers` that is compared besides clusters.
   """
+  names = tuple(dict.fromkeys((ROUTER, method, CONTROL, ORACLE)))
   results: list[tuple[dict[str, tuple[np.ndarray, RouterNumbers]], int]] = []
   for number, own in enumerate(draws_of_models, 1):
-    gamma = own.psi(strength)[own.groups(own.test)]
+    gamma = {name: own.predicted(name, strength) for name in dict.fromkeys((ROUTER, method))}
     reached = 1 - np.nanmean(own.losses[own.validation], axis=0)
     results.append((_curves(gamma, own.losses[own.test], own.cost, reached), len(own.test)))
     if number % max(1, trials // LINES) == 0:
       log.info('%s', progress.format_line(number, trials, {}, None, unit='trial'))
-  names = (ROUTER, CONTROL, ORACLE)
   return Trials(
     {name: np.array([curves[name][0] for curves, _ in results]) for name in names},
     {name: [curves[name][1] for curves, _ in results] for name in names},
@@ -149,14 +192,14 @@ def run(draws_of_models: Iterable[Draw], trials: int, strength: float) -> Trials
 
 
 def _curves(
-  gamma: Float[np.ndarray, 'N J'], losses: Float[np.ndarray, 'N J'],
+  gamma: Mapping[str, Float[np.ndarray, 'N J']], losses: Float[np.ndarray, 'N J'],
   cost: Float[np.ndarray, 'J'], validation_quality: Float[np.ndarray, 'J'],
 ) -> dict[str, tuple[np.ndarray, RouterNumbers]]:  # fmt: skip
   """Quality at SHARES and numbers of each router in one trial."""
   quality = 1 - losses
   mixed = universal_routing.zero_router(cost, validation_quality)
   curves = {
-    ROUTER: price_path.price_path(gamma, cost, quality)[1:],
+    **{name: price_path.price_path(own, cost, quality)[1:] for name, own in gamma.items()},
     CONTROL: (cost[mixed], quality.mean(axis=0)[mixed]),
     ORACLE: price_path.price_path(losses, cost, quality)[1:],
   }

@@ -4,6 +4,7 @@
     NAME.json           written last: models, costs, ids of the validation prompts, digest
 
 A model that joins adds a row to both; the rows of the others stay bit for bit what they were.
+Routers of one level of hard clusters are files of version 1, the others of version 2.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -27,11 +28,12 @@ from cascades.predictions.rows import HIGHEST
 from cascades.runtime import files
 from cascades.universal_routing import Pool, one_hot
 
-VERSION = 1
+VERSION = 2
+PLAIN = 1  # version of routers of one level of hard clusters
+CLUSTERS, LEARNED, NESTED = METHODS = 'clusters', 'learned map', 'hierarchical'
 NonNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=HIGHEST)]
-DIMENSION = 128
 NOBODY = ''  # name of what answers a prompt that is left unanswered
-SPARSE = ('data', 'indices', 'indptr')  # arrays of a sparse matrix
+SPARSE = ('data', 'indices', 'indptr')  # arrays of a sparse matrix, `drift_...`
 ROUNDING = 1e-9  # of a mean cost
 Vectors: TypeAlias = Float[np.ndarray, 'N D']
 
@@ -46,6 +48,8 @@ class ClusterRouter(NamedTuple):
     arrays: `weights` and `directions` of the words, and `drift_...` that tell their likeness, or of
       an encoder the `vectors` of the validation prompts; `centroids` of the clusters; the cluster
       of each validation prompt, `groups`; and `losses` of the models on them, nan where not asked.
+      Of a learned map also its `theta` and `bias`, and the `memberships` of the validation prompts;
+      of a hierarchy the coarse cluster of each cluster, `parents`.
     encoder: Name of the encoder of the prompts; empty for words.
   """
 
@@ -81,7 +85,18 @@ class ClusterRouter(NamedTuple):
 
   def losses(self, vectors: Vectors) -> Float[np.ndarray, 'N J']:
     """Predicted loss of each model on prompts of these vectors."""
-    return self.pool.psi[:, self.clusters(vectors)].T.astype(float)
+    groups, arrays = self.clusters(vectors), self.arrays
+    if 'theta' not in arrays:
+      return self.pool.psi[:, groups].T.astype(float)
+    phi = universal_routing.soft_memberships(vectors, arrays['theta'], arrays['bias'])
+    return self.pool.losses(phi).astype(float)
+
+  @property
+  def validation_losses(self) -> Float[np.ndarray, 'V J']:
+    """Predicted loss of each model on each validation prompt."""
+    if 'memberships' in self.arrays:
+      return self.pool.losses(self.arrays['memberships']).astype(float)
+    return self.pool.psi[:, self.arrays['groups']].T.astype(float)
 
   def abstaining(self, quality: float | None) -> ClusterRouter:
     """Router that may leave prompts to NOBODY: an answer of this quality, at no cost.
@@ -102,9 +117,16 @@ class ClusterRouter(NamedTuple):
       )
     )
 
-  def choices(self, price: float) -> Int[np.ndarray, 'K']:
-    """Model of each cluster at a price of a unit of cost."""
-    return price_path.choose(self.pool.psi.T.astype(float), self.pool.cost, price)
+  def choices(self, price: float) -> Int[np.ndarray, 'V']:
+    """Model of each validation prompt at a price of a unit of cost."""
+    return price_path.choose(self.validation_losses, self.pool.cost, price)
+
+  def rule(self, price: float) -> Callable[[Vectors], Int[np.ndarray, 'N']]:
+    """Function from vectors of prompts to their models at a price of a unit of cost."""
+    if 'theta' in self.arrays:
+      return lambda vectors: price_path.choose(self.losses(vectors), self.pool.cost, price)
+    models = price_path.choose(self.pool.psi.T.astype(float), self.pool.cost, price)
+    return lambda vectors: models[self.clusters(vectors)]
 
   def price(self, budget: float) -> float:
     """Least price at which the mean cost of the validation prompts is within a budget.
@@ -112,7 +134,7 @@ class ClusterRouter(NamedTuple):
     Raises:
       ValueError: The cheapest model costs more.
     """
-    gamma = self.pool.psi[:, self.arrays['groups']].T.astype(float)
+    gamma = self.validation_losses
     path = price_path.price_path(gamma, self.pool.cost, 1 - gamma)
     within = np.flatnonzero(path.cost <= budget * (1 + ROUNDING))
     if not within.size:
@@ -183,62 +205,12 @@ class ClusterRouter(NamedTuple):
     for name, cost, own in zip(matrix.models, matrix.cost, losses.T, strict=True):
       asked = np.flatnonzero(np.isfinite(own))
       filled = own if factors is None else validation_order.predict(factors, asked, own[asked])
-      pool = pool.add(name, cost, filled, self.groups, strength=self.strength)
+      pool = pool.add(
+        name, cost, filled, self.groups, strength=self.strength, coarse=self.arrays.get('parents')
+      )
       pool.answers[-1] = len(asked)
     arrays = {**self.arrays, 'losses': np.column_stack([self.arrays['losses'], losses])}
     return self._replace(pool=pool, arrays=arrays)
-
-
-class Embedded(NamedTuple):
-  """Vectors of the prompts that a router is fitted on.
-
-  Attributes:
-    train: Vectors of the training prompts.
-    validation: Vectors of the validation prompts.
-    arrays: Arrays of a router of words; empty for an encoder.
-    encoder: Name of the encoder; empty for words.
-  """
-
-  train: Vectors
-  validation: Vectors
-  arrays: Mapping[str, np.ndarray]
-  encoder: str = ''
-
-
-def by_words(train: Sequence[str], validation: Sequence[str], *, seed: int = 0) -> Embedded:
-  """Vectors of hashed words, fitted on the training prompts."""
-  table = hashed_words.counts(train)
-  words = hashed_words.fit(table, DIMENSION, seed=seed)
-  own = hashed_words.embed(words, hashed_words.counts(validation))
-  likeness = prompt_drift.fit_words(train)
-  keys = prompt_drift.words(likeness, validation)
-  likeness |= {f'drift_{name}': getattr(keys, name) for name in SPARSE}
-  return Embedded(hashed_words.embed(words, table), own, {**words, **likeness})
-
-
-def fit(
-  matrix: OutcomeMatrix, embedded: Embedded, *, clusters: int, strength: float, seed: int = 0
-) -> ClusterRouter:
-  """Router of the models of a matrix.
-
-  Args:
-    matrix: Answers to the validation prompts.
-    embedded: Vectors of these and of the training prompts, whose clusters are found without
-      answers.
-    clusters: Number of clusters.
-    strength: Number of answers that a model's mean loss counts for in each cluster.
-    seed: Seed of the clusters.
-  """
-  centroids = universal_routing.cluster(embedded.train, clusters, seed=seed).astype(np.float32)
-  arrays = {
-    **embedded.arrays,
-    'centroids': centroids,
-    'groups': universal_routing.assign(embedded.validation, centroids),
-    **({'vectors': embedded.validation.astype(np.float32)} if embedded.encoder else {}),
-    'losses': np.empty((len(matrix.ids), 0), np.float32),
-  }
-  pool = universal_routing.empty_pool(len(centroids))
-  return ClusterRouter(pool, matrix.ids, strength, arrays, embedded.encoder).add(matrix)
 
 
 class _Model(msgspec.Struct):
@@ -267,7 +239,7 @@ def write(path: epath.PathLike, router: ClusterRouter) -> None:
   files.write(path.parent / name, buffer.getvalue())
   pool = router.pool
   description = {
-    'version': VERSION,
+    'version': VERSION if {'theta', 'parents'} & set(router.arrays) else PLAIN,
     'models': [
       {'name': model, 'cost': float(cost), 'answers': int(count)}
       for model, cost, count in zip(pool.names, pool.cost, pool.answers, strict=True)
@@ -297,7 +269,8 @@ def read(path: epath.PathLike) -> ClusterRouter:
     description = msgspec.json.decode(path.read_bytes(), type=_Description)
     files.component(description.arrays, 'the arrays of a router')
     data = (path.parent / description.arrays).read_bytes()
-    if description.version != VERSION or hashlib.sha256(data).hexdigest() != description.sha256:
+    supported = PLAIN <= description.version <= VERSION
+    if not supported or hashlib.sha256(data).hexdigest() != description.sha256:
       raise ValueError(f'version {description.version}, or {description.arrays} has changed')
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
       arrays = dict(stored)
@@ -305,7 +278,7 @@ def read(path: epath.PathLike) -> ClusterRouter:
     _check(psi, arrays, description)
   except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(
-      f'{path} is no router of version {VERSION}, or damaged ({error}): fit it again.'
+      f'{path} is no router of version {PLAIN} to {VERSION}, or damaged ({error}): fit it again.'
     ) from error
   names, costs, answers = zip(
     *((m.name, m.cost, m.answers) for m in description.models), strict=True
@@ -323,3 +296,12 @@ def _check(psi: np.ndarray, arrays: Mapping[str, Any], description: _Description
   rows = len(description.validation)
   if shapes != ((models, count), (rows, models), (rows,)) or not models:
     raise ValueError(f'{models} models and {rows} validation prompts have arrays of {shapes}')
+  expected = {
+    'theta': arrays['centroids'].shape, 'bias': (count,), 'memberships': (rows, count),
+    'parents': (count,),
+  }  # fmt: skip
+  for name, shape in expected.items():
+    if name in arrays and arrays[name].shape != shape:
+      raise ValueError(f'{name} have the shape {arrays[name].shape} in the place of {shape}')
+  if ('theta' in arrays) != ('bias' in arrays) or ('theta' in arrays) != ('memberships' in arrays):
+    raise ValueError('a learned map has theta, bias and memberships')

@@ -52,8 +52,7 @@ def describe(
   """Policy of a router's file at a price; for the other arguments, see `RoutingPolicy`."""
   path = epath.Path(path)
   router = routers.read(path).abstaining(abstention)
-  groups = router.arrays['groups']
-  models = router.choices(price)[groups]
+  gamma, models = router.validation_losses, router.choices(price)
   return RoutingPolicy(
     VERSION,
     path.name,
@@ -61,7 +60,7 @@ def describe(
     min(price, np.finfo(float).max),
     encoder,
     float(router.pool.cost[models].mean()),
-    float(router.pool.psi[models, groups].mean()),
+    float(gamma[np.arange(len(gamma)), models].mean()),
     abstention,
   )
 

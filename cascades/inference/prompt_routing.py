@@ -19,7 +19,7 @@ class PromptChoice(NamedTuple):
   Attributes:
     model: Name of the model; empty if nobody answers.
     cost: Its cost of a query.
-    predicted_loss: Mean loss that it is predicted to have on prompts of this cluster.
+    predicted_loss: Mean loss that it is predicted to have on prompts like this one.
     drift: Share of the validation prompts that are nearer to another one than this prompt is to
       any, see `prompt_drift`.
   """
@@ -53,17 +53,17 @@ def open_policy(path: epath.PathLike) -> Callable[[Sequence[str]], list[PromptCh
     from cascades.inference import encoders  # policies of words start without JAX
 
     embed = encoders.open_embedder(policy.encoder)
-  models, reference, pool = router.choices(policy.price), router.reference(), router.pool
+  rule, reference, pool = router.rule(policy.price), router.reference(), router.pool
 
   def choose(prompts: Sequence[str]) -> list[PromptChoice]:
     if not prompts:
       return []
     vectors = embed(prompts)
-    clusters = router.clusters(vectors)
+    models, losses = rule(vectors), router.losses(vectors)
     drift = prompt_drift.drift(router.similarities(prompts, vectors), reference)
     return [
-      PromptChoice(pool.names[m], float(pool.cost[m]), float(pool.psi[m, cluster]), float(d))
-      for m, cluster, d in zip(models[clusters], clusters, drift, strict=True)
+      PromptChoice(pool.names[m], float(pool.cost[m]), float(own[m]), float(d))
+      for m, own, d in zip(models, losses, drift, strict=True)
     ]
 
   return choose

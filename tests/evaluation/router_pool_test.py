@@ -76,3 +76,14 @@ def test_a_model_that_joins_adds_the_area_over_the_others(described):
 def test_few_prompts_have_places_too():
   assert router_pool.project(np.ones((1, 5))).tolist() == [[0, 0]]
   assert router_pool.project(np.eye(4)[:, :2]).shape == (4, 2)
+
+
+@pytest.mark.parametrize('method', ['learned map', 'hierarchical'])
+def test_trials_compare_a_method_with_clusters_on_the_same_draws(method):
+  drawing = router_trials.draws(outcome_matrix(), trials=2, unseen=0.5, clusters=3, seed=0)
+  trials = router_trials.run(drawing, 2, STRENGTH, method=method)
+  assert [*trials.numbers] == ['clusters', method, 'ZeroRouter', 'oracle']
+  for own, oracle in zip(trials.numbers[method], trials.numbers['oracle'], strict=True):
+    assert 0 < own.area <= oracle.area
+  counted = trials.sign_test(method)
+  assert counted[0] + counted[1] <= 2

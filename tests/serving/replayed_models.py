@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from cascades.costs import Prices
-from cascades.evaluation import pooling, routers, routing_policy
+from cascades.evaluation import pooling, router_fits, routers, routing_policy
 from cascades.predictions.outcomes import OutcomeMatrix
 from cascades.serving.exchanges import Piece, Question, Token
 from cascades.serving.legs import Member
@@ -97,7 +97,7 @@ def fitted_router(names: tuple[str, ...]) -> routers.ClusterRouter:
   keep = [NAMES.index(name) for name in names]
   costs = np.array([1e-3, 5e-3, 2e-2])[keep]
   matrix = OutcomeMatrix(tuple(map(str, range(60))), prompts, names, quality[:, keep], costs)
-  return routers.fit(matrix, routers.by_words(prompts, prompts), clusters=3, strength=1.0)
+  return router_fits.fit(matrix, router_fits.by_words(prompts, prompts), clusters=3, strength=1.0)
 
 
 def write_router(
