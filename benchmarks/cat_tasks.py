@@ -254,9 +254,18 @@ def _refuse_noise(noise: float, name: str) -> None:
     raise ValueError(f'noise is {noise:g} for {name}: only g2p has noisy training rows.')
 
 
-_SCRATCH = Training(steps=2000, rate=4e-3, warmup=100)
+_translated = functools.partial(
+  Setting,
+  sizes={'nano': NANO},
+  large=MINI,
+  training=Training(steps=2000, rate=4e-3, warmup=100),
+  large_training=Training(steps=4000, rate=1.5e-3, warmup=100),
+  margin={'area': 0.5, 'ordering': 0.5},
+  default_margin=0.5,
+  least_gap=5.0,
+)
 _LIBREOFFICE = {
-  f'libreoffice_{language}': Setting(
+  f'libreoffice_{language}': _translated(
     task=functools.partial(
       translation,
       name=f'libreoffice_{language}',
@@ -265,13 +274,6 @@ _LIBREOFFICE = {
     ),
     needs=(f'mt_libreoffice_help/en-{language}.tsv',),
     lengths={'inputs': 64, 'targets': 64},
-    sizes={'nano': NANO},
-    large=MINI,
-    training=_SCRATCH,
-    large_training=Training(steps=4000, rate=1.5e-3, warmup=100),
-    margin={'area': 0.5, 'ordering': 0.5},
-    default_margin=0.5,
-    least_gap=5.0,
   )
   for language in ('zh', 'ja', 'ru')
 }  # fmt: skip
@@ -298,7 +300,7 @@ SETTINGS: Mapping[str, Setting] = {
     pack=256,
     larges=1,
   ),
-  'tanaka': Setting(
+  'tanaka': _translated(
     task=functools.partial(
       translation,
       name='tanaka',
@@ -306,13 +308,6 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     needs=tuple(f'mt_tanaka_en_ja/{split}.tsv' for split in ('train', 'dev', 'test')),
     lengths={'inputs': 32, 'targets': 48},
-    sizes={'nano': NANO},
-    large=MINI,
-    training=_SCRATCH,
-    large_training=Training(steps=4000, rate=1.5e-3, warmup=100),
-    margin={'area': 0.5, 'ordering': 0.5},
-    default_margin=0.5,
-    least_gap=5.0,
   ),
   **_LIBREOFFICE,
 }  # fmt: skip

@@ -29,6 +29,8 @@ from cascades.evaluation import ranked, ranking_cascade
 from cascades.inference import document_store, ranked_runs
 from cascades.inference.ranker import RANKER, TOKENIZER, open_ranker
 from cascades.models import rankers
+from cascades.models.bert import BertConfig
+from cascades.models.rankers import RankerConfig
 from cascades.predictions import judgments
 from cascades.reporting import figures, ranking_figures
 from cascades.runtime import files, locking, ranges, stopping
@@ -79,35 +81,17 @@ class RankingTexts:
 
 @dataclasses.dataclass(frozen=True)
 class RankerOptions:
-  """The ranker to train; the fields besides two are those of `rankers.RankerConfig`.
+  """The ranker to train.
 
   Attributes:
     encoder: Folder of the encoder to start from; None for a tiny one with random weights.
     layers: First layers of the encoder to take; None for all.
-    scorer: Name of the scorer.
-    width: Width of vectors.
-    query_tokens: Longest query.
-    document_tokens: Longest document.
-    stored_tokens: Stored vectors of a document.
-    pooling: What makes fewer of them.
-    normalize: Scale vectors to length 1.
-    query_mlp: Hidden channels of LITE over query tokens.
-    document_mlp: Hidden channels of LITE over document tokens.
-    top: Aligned tokens of MaxSim.
+    config: Maps the configuration of the encoder to that of the ranker.
   """
 
   encoder: str | None = None
   layers: int | None = None
-  scorer: str = 'lite'
-  width: int | None = None
-  query_tokens: int = 32
-  document_tokens: int = 180
-  stored_tokens: int | None = None
-  pooling: str = 'mean'
-  normalize: bool = True
-  query_mlp: int = 32
-  document_mlp: int = 64
-  top: int = 1
+  config: Callable[[BertConfig], RankerConfig] = RankerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,9 +199,7 @@ def _train(
       if model.encoder
       else ranker_start.tiny(data.documents.values(), tokenizer, layers=model.layers)
     )
-    fields = dataclasses.asdict(model)
-    del fields['encoder'], fields['layers']
-    config = rankers.RankerConfig(start.config, **fields)
+    config = model.config(start.config)
     settings = {
       **{f'texts {name}': value for name, value in dataclasses.asdict(texts).items()},
       'encoder': model.encoder, 'batch_size': step.batch_size, 'negatives': step.negatives,

@@ -41,8 +41,7 @@ _GRACE = flags.DEFINE_float('grace', 60.0, 'Seconds between SIGTERM and SIGKILL.
 
 
 def main(argv: Sequence[str]) -> None:
-  if replicas.is_requested():
-    sys.exit(replicas.launch('launch.local', sys.argv[1:], lambda _: ()))
+  replicas.launch_if_requested('launch.local', sys.argv[1:])
   is_single = replicas.is_replica() and _PROCESSES.value in (None, 1)
   processes = 1 if is_single else _PROCESSES.value or 2
   command = stages.program(argv[1:], is_replica=is_single)

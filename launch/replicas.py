@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from absl import app, flags
 
@@ -26,40 +26,38 @@ _REPLICA = flags.DEFINE_integer('replica', None, 'Number of this replica; --repl
 SECONDS_BETWEEN_POLLS = 0.05
 
 
-def is_requested() -> bool:
-  """True for a launcher that starts replicas instead of the program."""
-  return _REPLICAS.value > 1 and _REPLICA.value is None
-
-
 def is_replica() -> bool:
   """True for the launcher of a replica."""
   return _REPLICA.value is not None
 
 
-def launch(module: str, argv: Sequence[str], own: Callable[[int], Sequence[str]]) -> int:
-  """Run a launcher for every replica until all have ended.
+def launch_if_requested(module: str, argv: Sequence[str], *, name: str = '') -> None:
+  """With --replicas, run a launcher for each until all have ended, and exit.
+
+  The exit code is 0 if a replica succeeded, else that of the first that failed.
 
   Args:
     module: Launcher, such as `launch.local`.
     argv: Arguments of this launcher, without its name.
-    own: Further flags of a replica's launcher by the number of the replica.
-
-  Returns:
-    0 if a replica succeeded, else the exit code of the first that failed.
+    name: Name of its machines, to which a replica adds its number; empty where they have none.
   """
+  if _REPLICAS.value == 1 or is_replica():
+    return
   split = list(argv).index('--') if '--' in argv else len(argv)
   given, program = argv[:split], argv[split:]
-  name = ' '.join(program[1:2])
-  if name.rpartition('.')[2] not in environment.REPLICATED:
+  replicated = ' '.join(program[1:2])
+  if replicated.rpartition('.')[2] not in environment.REPLICATED:
     raise app.UsageError(
       f'--replicas is for programs that divide their work by shards, cascades.'
-      f'{", cascades.".join(environment.REPLICATED)}; found {name or "nothing"!r} after two dashes.'
+      f'{", cascades.".join(environment.REPLICATED)}; found {replicated or "nothing"!r} after two '
+      'dashes.'
     )
+  named = lambda number: [f'--name={name}-{number}'] if name else []
   commands = [
-    [sys.executable, '-m', module, *given, f'--replica={number}', *own(number), *program]
+    [sys.executable, '-m', module, *given, f'--replica={number}', *named(number), *program]
     for number in range(_REPLICAS.value)
   ]
-  return restarting.exit_code(lambda: run(commands))
+  sys.exit(restarting.exit_code(lambda: run(commands)))
 
 
 def run(commands: Sequence[Sequence[str]]) -> int:

@@ -62,9 +62,7 @@ STOP = (
 
 def main(argv: Sequence[str]) -> None:
   name = remote.named()
-  if replicas.is_requested():
-    own = lambda number: [f'--name={name}-{number}']
-    sys.exit(replicas.launch('launch.tpu_vm', sys.argv[1:], own))
+  replicas.launch_if_requested('launch.tpu_vm', sys.argv[1:], name=name)
   words = stages.program(argv[1:], python='venv/bin/python', is_replica=replicas.is_replica())
   multihost = ['--multihost'] if stages.has_process_flags(argv[1]) else []
   if not _TYPE.value:

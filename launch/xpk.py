@@ -37,9 +37,7 @@ INSTALL = "pip install --quiet -c constraints.txt {requirement} 'jax[tpu]' && "
 
 def main(argv: Sequence[str]) -> None:
   name = remote.named()
-  if replicas.is_requested():
-    own = lambda number: [f'--name={name}-{number}']
-    sys.exit(replicas.launch('launch.xpk', sys.argv[1:], own))
+  replicas.launch_if_requested('launch.xpk', sys.argv[1:], name=name)
   words = stages.program(argv[1:], python='python', is_replica=replicas.is_replica())
   multihost = ['--multihost'] if stages.has_process_flags(argv[1]) else []
   missing = {'--cluster': _CLUSTER.value, '--tpu_type': _TYPE.value}

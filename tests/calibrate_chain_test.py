@@ -146,7 +146,7 @@ def test_several_demands_hold_together_and_costs_need_a_bound(root, tmp_path):
   (ChainOptions(['1b', 'huge']), {}, ValueError, 'different models of SMALL, 1b, 8b'),
   (ChainOptions(['1b', '1b']), {}, ValueError, 'different models'),
   (CHAIN, {'by_task': True}, ValueError, 'BY_TASK and CHECK are for two models'),
-  (CHAIN, {'demands': Demands(quality=7.0)}, ValueError, 'outside the range of accuracy'),
+  (CHAIN, {'demands': Demands(quality=7.0)}, ValueError, r'QUALITY \(accuracy\)=7.0 must be'),
 ])  # fmt: skip
 def test_what_cannot_be_calibrated_is_refused(root, tmp_path, chain, options, error, message):
   with pytest.raises(error, match=message):

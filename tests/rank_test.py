@@ -1,6 +1,7 @@
 """Rankers are trained, encode documents, rank them, and are measured, from the user's own files."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -16,19 +17,24 @@ from cascades import rank, ranking
 from cascades.checkpoints.finished import CheckpointError
 from cascades.inference import document_store, ranked_runs
 from cascades.inference.ranker import open_ranker
-from cascades.models.rankers import Encoded
+from cascades.models.rankers import Encoded, RankerConfig
 from cascades.predictions import judgments
 from cascades.training import optimizers
 from cascades.training.ranker import RankingStep
 from cascades.training.setup import Schedule
 
 ROOT = pathlib.Path(__file__).parents[1]
-MODEL = rank.RankerOptions(
-  layers=1, width=8, query_tokens=8, document_tokens=16, query_mlp=4, document_mlp=8
+SIZES = functools.partial(
+  RankerConfig, width=8, query_tokens=8, document_tokens=16, query_mlp=4, document_mlp=8
 )
+MODEL = rank.RankerOptions(layers=1, config=SIZES)
 STEP = RankingStep(
   learning_rate=optimizers.constant(1e-2), batch_size=4, negatives=2
 )  # fmt: skip
+
+
+def sized(**sizes):
+  return dataclasses.replace(MODEL, config=functools.partial(SIZES, **sizes))
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +134,7 @@ def test_ranking_all_documents_gives_the_best_of_the_candidates_first(data, trai
 
 
 def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(data, tmp_path):
-  model = dataclasses.replace(MODEL, scorer='max_sim')
+  model = sized(scorer='max_sim')
   for steps in (2, 4):
     _run('train', tmp_path / 'a', _texts(data, 'train'), model=model, steps=steps, save_every=2)
   _run('train', tmp_path / 'b', _texts(data, 'train'), model=model, steps=4)
@@ -153,7 +159,7 @@ def test_a_frozen_encoder_stays_and_what_is_behind_it_moves(data, tmp_path):
   same = jax.tree.map(np.array_equal, *params)
   assert all(jax.tree.leaves(same['encoder']))
   assert not any(jax.tree.leaves({n: own for n, own in same.items() if n != 'encoder'}))
-  bare = dataclasses.replace(MODEL, scorer='max_sim', width=None)
+  bare = sized(scorer='max_sim', width=None)
   with pytest.raises(ValueError, match='FREEZE=True leaves nothing to train'):
     _run('train', tmp_path / 'bare', _texts(data, 'train'), model=bare, step=step)
 
@@ -161,7 +167,7 @@ def test_a_frozen_encoder_stays_and_what_is_behind_it_moves(data, tmp_path):
 @pytest.fixture(scope='module')
 def cross(data, tmp_path_factory):
   folder = tmp_path_factory.mktemp('cross')
-  _run('train', folder, _texts(data, 'train'), model=dataclasses.replace(MODEL, scorer='cross'))
+  _run('train', folder, _texts(data, 'train'), model=sized(scorer='cross'))
   for split in ('train', 'test'):
     texts = _texts(data, split, candidates=str(data / 'bm25.run'), with_judged=split == 'train')
     _run('rank', folder, texts, run=str(folder / f'{split}.run'))

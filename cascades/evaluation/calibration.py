@@ -18,6 +18,7 @@ from cascades import costs, drift, guarantees, risk_tests
 from cascades.evaluation import pooling
 from cascades.evaluation.policy import CostAxis, Interval, Promise, Threshold
 from cascades.guarantees import Risk, Simulation, Walk
+from cascades.runtime import ranges
 from cascades.types import Decider, Metric, Predictions
 
 Rows: TypeAlias = Float[np.ndarray, 'N']
@@ -216,10 +217,7 @@ def risks(rows: Judged, demands: Demands) -> list[Risk]:
   for name, value in demands.levels().items():
     delta = demands.deltas.get(name, demands.delta)
     if name == QUALITY:
-      if not 0 <= value <= rows.scale:
-        raise ValueError(
-          f'QUALITY={value:g} is outside the range of {rows.metric.name}, 0 to {rows.scale:g}.'
-        )
+      ranges.check({f'QUALITY ({rows.metric.name})': value}, least=0, most=rows.scale)
       promises.append(
         Risk(name, rows.loss(rows.small), rows.loss(rows.large), rows.loss(value), delta)
       )

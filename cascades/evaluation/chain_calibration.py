@@ -24,6 +24,7 @@ from cascades.evaluation.chain_rows import ModelTables
 from cascades.evaluation.policy import Promise
 from cascades.evaluation.policy_outcome import Beginning, PassageRows
 from cascades.rule_guarantees import RuleRisk
+from cascades.runtime import ranges
 from cascades.types import Decider, Metric
 
 MOST_TUPLES = 4096
@@ -231,10 +232,7 @@ def _risks(
   for name, value in demands.levels().items():
     delta = demands.deltas.get(name, demands.delta)
     if name == QUALITY:
-      if not 0 <= value <= metric.scale:
-        raise ValueError(
-          f'QUALITY={value:g} is outside the range of {metric.name}, 0 to {metric.scale:g}.'
-        )
+      ranges.check({f'QUALITY ({metric.name})': value}, least=0, most=metric.scale)
       risks.append(RuleRisk(name, loss, float(_loss(np.array(value), metric)), delta))
     elif name == MARGIN:
       risks.append(RuleRisk(name, loss - rows.losses[-2], value / metric.scale, delta))

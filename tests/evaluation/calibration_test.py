@@ -157,7 +157,7 @@ def test_demands_out_of_range_are_refused_by_name(demands, message):
 
 def test_a_quality_outside_the_metric_and_a_cost_below_the_small_model_are_refused():
   (rows,) = judged()
-  with pytest.raises(ValueError, match='QUALITY=80 is outside the range of accuracy, 0 to 1'):
+  with pytest.raises(ValueError, match=r'\(accuracy\)=80.0 must be .* at most 1'):
     calibration.risks(rows, Demands(quality=80))
   with pytest.raises(ValueError, match='COST=1000 is less than the small model costs by itself'):
     calibration.risks(rows, Demands(cost=1000.0))
