@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -189,9 +190,11 @@ class Bench:
     return Training(steps=steps, rate=own.rate * factor, warmup=min(own.warmup, steps // 2))
 
   def chosen_factor(self, cell: Cell) -> float:
-    """Factor of the highest quality alone on the validation rows; of equal ones the first."""
-    best = max(cell.tuning, key=lambda tried: self.summary(tried)['validation alone'])
-    return best.factor
+    """Factor of the highest mean quality alone on the validation rows; of equal ones the first."""
+    qualities: dict[float, list[float]] = {}
+    for tried in cell.tuning:
+      qualities.setdefault(tried.factor, []).append(self.summary(tried)['validation alone'])
+    return max(qualities, key=lambda factor: fmean(qualities[factor]))
 
   def equal_flops(self, cell: Cell) -> float:
     """FLOPs of a step with the large model beside the small one, over those of one without."""

@@ -124,17 +124,18 @@ def test_parts_follow_the_protocol_seed_by_seed():
   parts = cat_grid.parts()
   assert list(parts)[:3] == ['g2p: base', 'classification: base', 'tanaka: base']
   base = parts['g2p: base']
-  assert [cell.seed for cell in base[:16]] == [TUNING_SEED] * 16
-  assert [(cell.seed, cell.loss) for cell in base[16:24]] == [
+  assert [cell.seed for cell in base[:80]] == [TUNING_SEED + n for n in range(5) for _ in range(16)]
+  assert [(cell.seed, cell.loss) for cell in base[80:88]] == [
     *((0, loss) for loss in BASE), *((1, loss) for loss in BASE),
   ]  # fmt: skip
-  assert len(base) == 16 + 20 * 4
+  assert len(base) == 5 * 16 + 20 * 4
 
 
 def test_every_loss_is_tuned_with_the_same_budget_before_its_seeds():
   position = {cell: number for number, (_, cell) in enumerate(cat_grid.cells())}
   for cell, number in position.items():
-    assert len(cell.tuning) == (0 if cell.seed == TUNING_SEED else len(cat_grid.FACTORS))
+    budget = len(cat_grid.FACTORS) * cat_grid.TUNING_SEEDS.get(cell.task, 1)
+    assert len(cell.tuning) == (0 if cell.seed >= TUNING_SEED else budget)
     for needed in cell.needs:
       assert position[needed] < number, (needed.name, cell.name)
 
@@ -281,7 +282,17 @@ def stub(bench, monkeypatch, best):
   return trained
 
 
+def test_the_learning_rate_is_the_best_on_average_over_the_tuning_seeds(bench):
+  bench.points.mkdir(parents=True)
+  quality = {0.25: [0.2] * 5, 0.5: [0.6] * 5, 1.0: [0.1, 0.9, 0.9, 0.3, 0.3], 2.0: [1, 0, 0, 0, 0]}
+  for cell in PLAIN.tuning:
+    alone = quality[cell.factor][cell.seed - TUNING_SEED]
+    bench.path(cell).write_text(json.dumps({'validation alone': alone}))
+  assert bench.chosen_factor(PLAIN) == 0.5
+
+
 def test_points_run_once_and_wait_for_their_tuning(bench, monkeypatch):
+  monkeypatch.setattr(cat_grid, 'TUNING_SEEDS', {})
   trained = stub(bench, monkeypatch, best=2.0)
   tuning = [PLAIN._replace(loss='cat_xent', factor=f, seed=TUNING_SEED) for f in cat_grid.FACTORS]
   last = PLAIN._replace(loss='cat_xent', seed=0)
