@@ -118,22 +118,30 @@ class Bench:
       yield True
       marker.touch()
 
+  def large_run(self, cell: Cell) -> pathlib.Path:
+    """Folder of the large model of a point's task and seed."""
+    seed = self.settings[cell.task].large_seed(cell.seed)
+    return self.folders.work / 'large' / f'{cell.task}-noise{cell.noise:g}-{seed}'
+
+  def cache_path(self, cell: Cell, reference: pathlib.Path | None = None) -> pathlib.Path:
+    """Folder of that model's outputs on the training rows."""
+    large = self.large_run(cell)
+    return large.with_name(f'{large.name}-cache{f"-{reference.name}" if reference else ""}')
+
   def large(self, cell: Cell) -> pathlib.Path:
     """Run of the large model of a point's task and seed, with its answers."""
-    setting = self.settings[cell.task]
-    seed = setting.large_seed(cell.seed)
-    run = self.folders.work / 'large' / f'{cell.task}-noise{cell.noise:g}-{seed}'
+    setting, run = self.settings[cell.task], self.large_run(cell)
     with self._once(run) as missing:
       if missing:
         small = self._pretrained() if setting.large is None else setup.SmallModel(setting.large)
+        seed = setting.large_seed(cell.seed)
         self._train(run, small, cell, setting.large_training, seed=seed)
         self._answer(run, cell)
     return run
 
   def cache(self, cell: Cell, reference: pathlib.Path | None = None) -> pathlib.Path:
     """The large model's outputs on the training rows, for all losses, sizes and small seeds."""
-    large = self.large(cell)
-    cache = large.with_name(f'{large.name}-cache{f"-{reference.name}" if reference else ""}')
+    large, cache = self.large(cell), self.cache_path(cell, reference)
     with self._once(cache) as missing:
       if missing:
         cache_teacher.cache_teacher(
