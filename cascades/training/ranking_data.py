@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ import numpy as np
 from jaxtyping import Float
 
 from cascades.predictions.judgments import Qrels, Run
+
+log = logging.getLogger(__name__)
 
 NO_TEACHER: Run = {}
 
@@ -65,18 +68,31 @@ class RankingData:
             f'{setting} names the document {absent[0]!r:.80} for the query {query!r:.80}, and '
             'DOCUMENTS does not have it.'
           )
-    for query in self.trained if self.teacher else ():
+    if not self.teacher:
+      return
+    for query in self._relevant:
       absent = [name for name in self.positives(query) if name not in self.teacher.get(query, {})]
       if absent:
         raise ValueError(
           f'TEACHER has no score of the relevant document {absent[0]!r:.80} of the query '
           f'{query!r:.80}: write its scores with MODE=rank, WITH_JUDGED=True.'
         )
+    if self._relevant and not self.trained:
+      raise ValueError('TEACHER has no score of an irrelevant document of any query.')
+    if left_out := len(self._relevant) - len(self.trained):
+      log.warning(
+        'TEACHER has no score of an irrelevant document of %d of %d queries: they are left out.',
+        left_out, len(self._relevant),
+      )  # fmt: skip
+
+  @functools.cached_property
+  def _relevant(self) -> list[str]:
+    return [query for query in self.qrels if self.positives(query)]
 
   @functools.cached_property
   def trained(self) -> list[str]:
-    """Queries that have a relevant document."""
-    return [query for query in self.qrels if self.positives(query)]
+    """Queries that have a relevant document, and with a teacher one that is not, and is scored."""
+    return [query for query in self._relevant if not self.teacher or self.negatives(query)]
 
   def positives(self, query: str) -> list[str]:
     """Relevant documents of a query."""
@@ -91,11 +107,7 @@ class RankingData:
     return [name for name in pool if fits(name)]
 
   def batch(self, seed: int, step: int, size: int, negatives: int) -> RankingExamples:
-    """Examples of a step, a function of seed and step alone, so that a run can be resumed.
-
-    Raises:
-      ValueError: A teacher has scored too few documents of a query.
-    """
+    """Examples of a step, a function of seed and step alone, so that a run can be resumed."""
     random = np.random.default_rng([seed, step])
     drawn = [self.trained[i] for i in random.integers(len(self.trained), size=size)]
     chosen = [self._candidates(query, negatives, random) for query in drawn]
@@ -112,8 +124,6 @@ class RankingData:
     positive = random.choice(self.positives(query))
     pool = self.negatives(query)
     if len(pool) < count and self.teacher:
-      if not pool:
-        raise ValueError(f'TEACHER has no score of an irrelevant document of query {query!r:.80}.')
       return [positive, *random.choice(pool, size=count)]
     chosen = list(random.permutation(pool)[:count])
     while len(chosen) < count:
