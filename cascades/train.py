@@ -5,9 +5,9 @@
 
 With a LARGE_CHECKPOINT_PATH a frozen model runs beside the one that is trained, and teaches it; its
 name is that of cascades, it may be the smaller of the two (recipes/salt_lm.gin), and the first log
-lines give both sizes. With a TEACHER_CACHE (`cascades.cache_teacher`) its answers are read from
-there instead; with LARGE_STEPS it teaches in the first steps only. FIXED_FRACTION and
-ON_POLICY_FRACTION replace answers of the task by answers of either model. The run directory
+lines give both sizes. With a TEACHER_CACHE (`cascades.cache_teacher`), or a list, the answers of
+one or more are read instead; with LARGE_STEPS they teach in the first steps only. FIXED_FRACTION
+and ON_POLICY_FRACTION replace answers of the task by those of either model. The run directory
 MODEL_DIR gets config.gin, settings.json, model-info.txt, model.json, the vocabulary, checkpoint_N/,
 metrics.jsonl and TensorBoard events in train/. Rerunning the same command resumes from the last
 checkpoint, bit by bit; other settings are refused, unless ON_CHANGED_SETTINGS=@stopping.go_on.
@@ -265,8 +265,8 @@ def _vocabulary_of(small: SmallModel, large: LargeModel, data: Data) -> Vocabula
   path = small.initial_checkpoint_path or large.checkpoint_path
   if path is not None:
     return vocabularies.load(store.locate(path)[0])
-  if large.teacher_cache is not None:
-    return cached_teacher.vocabulary(large.teacher_cache, data.required_task)
+  if large.caches:
+    return cached_teacher.vocabulary(large.caches[0], data.required_task)
   return data.required_task.vocabulary()
 
 
@@ -303,14 +303,14 @@ def _teacher(
   corpus: Corpus,
   loss: losses.CascadeLoss,
   train_steps: int,
-) -> tuple[LargeModel, cached_teacher.TeacherCache | None]:
-  """The large model with its config, or without one beside a cache of its answers."""
+) -> tuple[LargeModel, cached_teacher.TeacherCaches | None]:
+  """The large model with its config, or without one beside caches of answers."""
   path = large.checkpoint_path
   if large.steps is not None:
     cached_teacher.check_alone(loss, large.steps, small.vocab_size)
-  if large.teacher_cache is not None:
-    cache = cached_teacher.load(
-      large.teacher_cache, corpus, loss=loss, vocab_size=small.vocab_size, checkpoint=path
+  if large.caches:
+    cache = cached_teacher.load_all(
+      large.caches, corpus, loss=loss, vocab_size=small.vocab_size, checkpoint=path
     )
     return dataclasses.replace(large, config=None), cache
   if path is None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import shutil
 
@@ -130,6 +131,25 @@ def test_cat_xent_from_a_cache_counts_the_same_tokens_and_learns_the_same(
   beside = run(home, 'beside', small=small, large_checkpoint_path=large)
   assert_alike(run(home, 'from_cache', small=small, teacher_cache=first_choices), beside)
   assert min(beside[0]['only_large'], beside[0]['neither']) > 0
+
+
+def test_training_keeps_the_tokens_that_any_of_two_cached_models_predicts(home, first_choices):
+  middle = make(home, make_run(home / 'middle', tiny.SMALL, scale=0.5), 'middle_cache')
+  both = [middle, first_choices]
+  once = {'train_steps': 1, 'log_every': 1, 'save_every': 1, 'validation': train.Validation(1)}
+  (home / 'of_two').mkdir()
+  settings = tiny.settings(home, teacher_cache=both, loss=losses.cat_xent, **once)
+  (values,) = tiny.train(**settings | {'model_dir': str(home / 'of_two' / 'run')})
+  corpus = Corpus(tiny.task(home), tiny.VOCABULARY, 'encoder_decoder', LENGTHS,
+                  str(home / 'records'))  # fmt: skip
+  caches = cached_teacher.load_all(both, corpus, loss=losses.cat_xent, vocab_size=24)
+  (batch,) = itertools.islice(corpus.training(0, batch_size=16, seed=0, teacher=caches.answers), 1)
+  valid = batch.weights > 0
+  right = [(teacher.top1() == batch.targets)[valid] for teacher in batch.teachers]
+  assert 0 < right[0].mean() < (right[0] | right[1]).mean()
+  later = values['both'] + values['only_large']
+  assert later == pytest.approx((right[0] | right[1]).mean(), rel=1e-5)
+  assert values['validation/neither'] < 1
 
 
 @pytest.fixture(scope='module')

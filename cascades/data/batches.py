@@ -33,7 +33,7 @@ _DRAWN_TOGETHER = 2048  # rows: NumPy takes hardly longer for these than for one
 
 Members: TypeAlias = Sequence[Int[np.ndarray, 'k']]  # the examples in each row of a batch
 # Values of the target tokens of examples, one example after the other: a tree of arrays
-# [tokens, ...], as a teacher cache stores them.
+# [tokens, ...], as a teacher cache stores them; of several teachers a tuple of trees.
 TokenValues: TypeAlias = Callable[[Int[np.ndarray, 'n']], Any]
 # Reads the rows of a step: (records, converter, examples of each row, length of packed rows).
 StepReader: TypeAlias = Callable[[AnyRecords, FeatureConverter, Members, int | None], Any]
@@ -353,7 +353,7 @@ def own_answers(
   rows = [list(itertools.islice(examples, len(row))) for row in members]
   batch = converters.assemble(rows, width=width, encoder_width=converter.encoder_width)
   if teacher is not None:
-    batch = converters.with_teacher(batch, teacher(numbers))
+    batch = converters.with_teachers(batch, teacher(numbers))
   return converters.without_segments(batch) if pack is None else batch
 
 

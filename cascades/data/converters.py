@@ -267,8 +267,11 @@ def without_segments(batch: Batch) -> Batch:
   return batch._replace(segments=None, positions=None)
 
 
-def with_teacher(batch: Batch, values: Any) -> Batch:
-  """Adds a teacher's values of the target tokens, given in the order of the batch's examples."""
+def with_teachers(batch: Batch, values: Any) -> Batch:
+  """Adds teachers' values of the target tokens, given in the order of the batch's examples.
+
+  `values` are a tree of arrays [tokens, ...], of one teacher, or a tuple of such trees.
+  """
   mask = np.asarray(batch.weights) > 0
 
   def scatter(column: np.ndarray) -> np.ndarray:
@@ -276,7 +279,8 @@ def with_teacher(batch: Batch, values: Any) -> Batch:
     scattered[mask] = column
     return scattered
 
-  return batch._replace(teachers=(jax.tree.map(scatter, values),))
+  teachers = values if type(values) is tuple else (values,)  # most teachers are NamedTuples
+  return batch._replace(teachers=jax.tree.map(scatter, teachers))
 
 
 def pad(prompts: Sequence[Pieces], width: int) -> Prompt:

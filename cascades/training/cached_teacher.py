@@ -88,17 +88,37 @@ class TeacherCache(NamedTuple):
     return '; '.join(f'row {n} is {ids[n]!r} there and {id_!r} here' for n, id_ in others.items())
 
 
+class TeacherCaches(NamedTuple):
+  """Teacher caches of one or more large models, which fit a run and each other."""
+
+  caches: tuple[TeacherCache, ...]
+
+  @property
+  def vocab_size(self) -> int:
+    """The number of vocabulary entries that all large models chose among."""
+    return self.caches[0].vocab_size
+
+  def answers(self, split: MixtureRecords) -> TokenValues:
+    """Reader of all answers to the target tokens of given rows of a split; see `TeacherCache`."""
+    readers = [cache.answers(split) for cache in self.caches]
+    return lambda rows: tuple(read(rows) for read in readers)
+
+  def has_split(self, tasks: Sequence[Task], split: str) -> bool:
+    """True if all caches have the split of all these tasks, complete or not."""
+    return all(cache.has_split(tasks, split) for cache in self.caches)
+
+
 def check_loss(loss: losses.CascadeLoss, teachers: Teachers, vocab_size: int) -> None:
   """Raises TeacherError, with what to give a program, if `loss` needs more than `teachers` hold."""
   logits, token = np.zeros((1, vocab_size), np.float32), np.zeros(1, np.int32)
   try:
     jax.eval_shape(functools.partial(loss, step=0), logits, teachers, token, token)
   except TeacherError as error:
-    remedy = (
-      f'Make a cache of log-probabilities with `{teacher_cache.COMMAND}` and TOP_K=16.'
-      if teachers
-      else 'Name one as LARGE_CHECKPOINT_PATH, or a cache of its answers as TEACHER_CACHE.'
-    )
+    remedy = 'Name one as LARGE_CHECKPOINT_PATH, or a cache of its answers as TEACHER_CACHE.'
+    if teachers:
+      remedy = f'Make a cache of log-probabilities with `{teacher_cache.COMMAND}` and TOP_K=16.'
+    if len(teachers) > 1:
+      remedy = 'Name its directory alone as TEACHER_CACHE.'
     raise TeacherError(f'{error} {remedy}') from error
 
 
@@ -160,3 +180,31 @@ def load(
     check_loss(loss, (answers,), manifest['vocab_size'])
   log.info('the large model is that of the teacher cache %s', directory)
   return TeacherCache(directory, corpus, producer)
+
+
+def load_all(
+  directories: Sequence[str],
+  corpus: Corpus,
+  *,
+  loss: losses.CascadeLoss,
+  vocab_size: int,
+  checkpoint: str | None = None,
+) -> TeacherCaches:
+  """The caches below directories, each checked as `load` does, and for their loss together.
+
+  Raises:
+    ValueError: also if the large models chose among different numbers of vocabulary entries, or
+      the loss is not defined for several teachers.
+    FileNotFoundError: if one is missing.
+  """
+  options: dict[str, Any] = {'vocab_size': vocab_size, 'checkpoint': checkpoint}
+  caches = tuple(load(directory, corpus, loss=loss, **options) for directory in directories)
+  if len(sizes := {cache.vocab_size for cache in caches}) > 1:
+    named = ', '.join(f'{cache.vocab_size} in {cache.directory}' for cache in caches)
+    raise ValueError(
+      f'the teacher caches choose among different numbers of vocabulary entries ({named}): make '
+      f'all with VOCAB_SIZE={min(sizes)}.'
+    )
+  answers = tuple(AnswerFormat.of(cache.producer).abstract(1) for cache in caches)
+  check_loss(loss, answers, caches[0].vocab_size)
+  return TeacherCaches(caches)

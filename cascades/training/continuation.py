@@ -15,7 +15,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -103,8 +103,7 @@ def describe(
     'LARGE_CHECKPOINT_PATH': teacher and _origin(teacher, _checkpoint),
     'LARGE_DTYPE': large.dtype if teacher else None,
     'LARGE_STEPS': large.steps,
-    'TEACHER_CACHE': large.teacher_cache
-    and _origin(large.teacher_cache, functools.partial(_answers, corpus=corpus)),
+    'TEACHER_CACHE': _origins(large.caches, functools.partial(_answers, corpus=corpus)),
     'FIXED_FRACTION': data.sources.fixed_fraction,
     **(_model_answers(data.sources, corpus, plain) if data.sources.fixed_fraction < 1 else {}),
   }
@@ -310,6 +309,18 @@ def _origin(path: str, identity: Callable[[str], str]) -> dict[str, Any]:
   except (OSError, ValueError):
     content = None
   return {'path': str(files.absolute(path)), 'identity': content}
+
+
+def _origins(paths: Sequence[str], identity: Callable[[str], str]) -> dict[str, Any] | None:
+  """Paths and identities of several as those of one; None for none."""
+  origins = [_origin(path, identity) for path in paths]
+  if len(origins) < 2:
+    return origins[0] if origins else None
+  identities = [origin['identity'] for origin in origins]
+  return {
+    'path': ', '.join(origin['path'] for origin in origins),
+    'identity': ', '.join(identities) if all(identities) else None,
+  }
 
 
 def _scores(path: str, corpus: Corpus) -> str:

@@ -62,7 +62,8 @@ class LargeModel:
       unless a cache is given; beside a cache it says of which checkpoint the cache must be.
     dtype: Type that holds its weights: 'float32', 'bfloat16' or 'int8'.
     rules: Sharding rules of its parameters; None takes those of the small model.
-    teacher_cache: Directory that `cascades.cache_teacher` wrote, read instead of running it.
+    teacher_cache: Directory that `cascades.cache_teacher` wrote, read instead of running it; or
+      several, of the later models of a cascade: all are teachers of every token.
     steps: Number of first steps in which the loss has a teacher; the others and validation compute
       the loss without one and do not run this model. None for all.
   """
@@ -71,11 +72,31 @@ class LargeModel:
   checkpoint_path: str | None = None
   dtype: str = 'float32'
   rules: partitioning.Rules | None = None
-  teacher_cache: str | None = None
+  teacher_cache: str | Sequence[str] | None = None
   steps: int | None = None
 
   def __post_init__(self) -> None:
     ranges.check({'LARGE_STEPS': self.steps}, least=0, integer=True)
+    different = {*self.caches} - {''}
+    if self.teacher_cache is not None and not 0 < len(self.caches) == len(different):
+      raise ValueError(
+        f'TEACHER_CACHE={self.teacher_cache!r:.80} is no list of different directories: name each '
+        'model once.'
+      )
+    if self.checkpoint_path is not None and len(self.caches) > 1:
+      raise ValueError(
+        f'LARGE_CHECKPOINT_PATH={self.checkpoint_path!r} says of which checkpoint a cache must be, '
+        f'and TEACHER_CACHE names {len(self.caches)}: leave LARGE_CHECKPOINT_PATH out.'
+      )
+
+  @property
+  def caches(self) -> tuple[str, ...]:
+    """Directories of the teacher caches."""
+    if self.teacher_cache is None:
+      return ()
+    if isinstance(self.teacher_cache, str):
+      return (self.teacher_cache,)
+    return tuple(self.teacher_cache)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

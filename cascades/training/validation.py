@@ -18,7 +18,7 @@ from cascades.data.corpus import Corpus
 from cascades.runtime import partitioning, ranges, stopping
 from cascades.tasks.task import Task
 from cascades.training import loop, train_step
-from cascades.training.cached_teacher import TeacherCache
+from cascades.training.cached_teacher import TeacherCaches
 from cascades.training.setup import AbstractRun
 from cascades.training.train_step import Frozen, ModelDef, TrainState
 from cascades.types import Params, Prompt
@@ -59,7 +59,7 @@ def validator(
   loss: losses.CascadeLoss,
   block_length: int | None,
   batch_size: int,
-  cache: TeacherCache | None = None,
+  cache: TeacherCaches | None = None,
   on_nan: Callable[[Exception], None] = stopping.go_on,
 ) -> Callable[[TrainState], loop.Values]:
   """Builds the function from a state to the values of its validation; none if it is None.

@@ -12,6 +12,7 @@ from cascades.tasks.task import Mixture, Row, Task
 from cascades.tokenizers import vocabularies
 from cascades.training import cached_teacher, teacher_cache
 from cascades.training.answer_format import AnswerFormat
+from cascades.training.setup import LargeModel
 from tests import tiny
 
 ROWS = [Row(f'r{n}', 'a b', ('A ' * (n % 4 + 1),)) for n in range(7)]
@@ -170,3 +171,50 @@ def test_training_takes_the_vocabulary_of_its_cache_and_refuses_before_it_claims
   with pytest.raises(ValueError, match='first choices only'):
     tiny.train(**settings)
   assert not (tmp_path / 'run' / 'model.json').exists()
+
+
+def fit_all(directories, corpus, *, loss=losses.cat_xent):
+  return cached_teacher.load_all(directories, corpus, loss=loss, vocab_size=24)
+
+
+def test_several_caches_give_a_teacher_each_in_their_order(tmp_path):
+  corpus = corpus_of(tmp_path)
+  first = write(corpus, tmp_path / 'middle')
+  second = write(corpus, tmp_path / 'large', form=AnswerFormat(2))
+  caches = fit_all([first, second], corpus)
+  middle, large = caches.answers(corpus.open('train'))([1])
+  assert middle.ids.tolist() == [2, 3, 4]
+  assert large.ids.tolist() == [[2, 2], [3, 3], [4, 4]]
+  batch = next(corpus.training(0, batch_size=4, seed=0, teacher=caches.answers))
+  one, other = batch.teachers
+  assert (one.ids[..., None] == other.ids).all()
+  assert caches.has_split(corpus.tasks, 'train')
+  write(corpus, tmp_path / 'middle', splits=['validation'])
+  assert not caches.has_split(corpus.tasks, 'validation')
+
+
+def test_caches_that_do_not_fit_each_other_or_their_loss_are_refused(tmp_path):
+  corpus = corpus_of(tmp_path)
+  few, many = (
+    write(corpus, tmp_path / str(size), form=AnswerFormat(2), vocab_size=size) for size in (23, 24)
+  )
+  with pytest.raises(ValueError, match=r'\(23 in .*, 24 in .*\): make all with VOCAB_SIZE=23'):
+    fit_all([few, many], corpus)
+  compared = [
+    write(corpus, tmp_path / name, form=AnswerFormat(2, reference=True), reference_identity='r')
+    for name in ('b', 'c')
+  ]
+  fit_all(compared[:1], corpus, loss=losses.adaspec)
+  with pytest.raises(ValueError, match=r'one large model, and 2 are given.*alone as TEACHER_CACHE'):
+    fit_all(compared, corpus, loss=losses.adaspec)
+
+
+def test_a_list_of_caches_names_each_once_and_no_checkpoint():
+  assert LargeModel().caches == ()
+  assert LargeModel(teacher_cache='a').caches == ('a',)
+  assert LargeModel(teacher_cache=['a', 'b']).caches == ('a', 'b')
+  for wrong in ([], ['a', 'a'], ''):
+    with pytest.raises(ValueError, match='no list of different directories'):
+      LargeModel(teacher_cache=wrong)
+  with pytest.raises(ValueError, match='TEACHER_CACHE names 2: leave LARGE_CHECKPOINT_PATH out'):
+    LargeModel(checkpoint_path='c', teacher_cache=['a', 'b'])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,12 +27,12 @@ def task(tmp_path_factory):
   return tiny.task(tmp_path_factory.mktemp('rows'))
 
 
-def describe(task, *, step=STEP, bindings='', **changes):
+def describe(task, *, step=STEP, large=LargeModel(), bindings='', **changes):
   seed = changes.pop('seed', 0)
   data = Data(**{'task': task, 'lengths': tiny.LENGTHS, 'batch_size': 8} | changes)
   corpus = data.corpus(tiny.VOCABULARY, 'encoder_decoder')
   return continuation.describe(
-    SmallModel(), LargeModel(), data, step, corpus=corpus, seed=seed, bindings=bindings
+    SmallModel(), large, data, step, corpus=corpus, seed=seed, bindings=bindings
   )
 
 
@@ -153,6 +154,16 @@ def test_arguments_that_the_command_line_binds_count(tmp_path, task):
   other = {'losses.cat_dist.w': 0.7, 'optimizers.adamw.b2': 0.95}
   text = refusal(tmp_path, 6, describe(task, step=step, bindings=json.dumps(other)))
   assert 'LOSS w is 0.5 there and 0.7 here; OPTIMIZER b2 is 0.999 there and 0.95 here' in text
+
+
+def test_another_list_of_teacher_caches_is_refused(tmp_path, task):
+  before, now = (
+    describe(task, large=LargeModel(teacher_cache=caches)) for caches in (['a', 'b'], ['a', 'c'])
+  )
+  continuation.record(tmp_path, 0, before, {})
+  continuation.check(tmp_path, 6, before, stopping.stop)
+  assert re.search(r'TEACHER_CACHE is \S*/a, \S*/b there and \S*/a, \S*/c here',
+                   refusal(tmp_path, 6, now))  # fmt: skip
 
 
 def test_what_changes_no_number_is_no_change(tmp_path, task):
