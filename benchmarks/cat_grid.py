@@ -31,6 +31,7 @@ SIZES = {
   'libreoffice_ja': ('nano',),
   'libreoffice_ru': ('nano',),
 }
+ADDED = ('middle',)  # fields of `Cell`
 LATE = ('libreoffice_zh', 'libreoffice_ja', 'libreoffice_ru')  # behind the mechanism on G2P
 
 
@@ -41,7 +42,8 @@ class Cell(NamedTuple):
   the weight of the cross-entropy in a distillation; `normalizer` divides a batch's loss; `noise` is
   the share of training tokens that are replaced at random; `length` multiplies the steps, 0 for as
   many as CAT's FLOPs allow cross-entropy; `start` is the loss of the model that a second stage
-  starts from; `factor` multiplies the learning rate, 0 for the one that tuning has chosen.
+  starts from; `factor` multiplies the learning rate, 0 for the one that tuning has chosen; `middle`
+  is the loss of the middle model, of the largest size, which teaches beside the large one.
   """
 
   task: str
@@ -54,6 +56,7 @@ class Cell(NamedTuple):
   start: str = ''
   factor: float = TUNED
   seed: int = 0
+  middle: str = ''
 
   @property
   def values(self) -> dict[str, Any]:
@@ -81,7 +84,21 @@ class Cell(NamedTuple):
   def needs(self) -> list[Cell]:
     """Points that must be complete before this one: its tuning, and what it starts from."""
     sized = [self._replace(length=1.0)] if self.length == EQUAL_FLOPS else []
-    return [*self.tuning, *([self.origin] if self.origin else []), *sized]
+    others = [cell for cell in (self.origin, self.later) if cell]
+    return [*self.tuning, *others, *sized]
+
+  @property
+  def recorded(self) -> dict[str, Any]:
+    """The fields of a summary; those that later parts added only where they are set."""
+    fields = self._asdict()
+    return {name: value for name, value in fields.items() if name not in ADDED or value}
+
+  @property
+  def later(self) -> Cell | None:
+    """The point whose model stands between this one's and the large one."""
+    if not self.middle:
+      return None
+    return Cell(self.task, SIZES[self.task][-1], self.middle, noise=self.noise, seed=self.seed)
 
   @property
   def origin(self) -> Cell | None:
@@ -136,12 +153,23 @@ def _mechanism(task: str, size: str, seeds: Sequence[int]) -> dict[str, list[Cel
     f'{task}: noise': _cells(seeds, noisy),
     f'{task}: length': _cells(seeds, longer),
     f'{task}: equal FLOPs': _cells(seeds, cells_of(['xent'], length=EQUAL_FLOPS)),
+    f'{task}: three models': _three(task, seeds),
     f'{task}: capacity': [cell for other in SIZES[task][1:] for cell in _base(task, other)],
     f'{task}: masks': [*_tuning(task, size, masks), *_cells(seeds, cells_of(masks))],
     f'{task}: rivals': [*tuned_rivals, *_cells(seeds, rivals)],
     f'{task}: weights': _cells(seeds, weighed),
     f'{task}: normalizers': _cells(seeds, divided),
   }
+
+
+def _three(task: str, seeds: Sequence[int]) -> list[Cell]:
+  """Small and middle models of cascades of three: plain, cascade-aware, and taught by the last."""
+  small, *_, middle = SIZES[task]
+  plain, aware = BASE[:2]
+  listed = [{'size': size, 'loss': loss} for size in (middle, small) for loss in (plain, aware)]
+  listed.append({'size': small, 'loss': aware, 'middle': aware})
+  tuned = [cell for size in (middle, small) for cell in _tuning(task, size, BASE[:2])]
+  return [*tuned, *_cells(seeds, [{'task': task, **values} for values in listed])]
 
 
 def _tuning(task: str, size: str, losses: Sequence[str], start: str = '') -> list[Cell]:

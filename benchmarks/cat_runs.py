@@ -141,19 +141,37 @@ class Bench:
 
   def cache(self, cell: Cell, reference: pathlib.Path | None = None) -> pathlib.Path:
     """The large model's outputs on the training rows, for all losses, sizes and small seeds."""
-    large, cache = self.large(cell), self.cache_path(cell, reference)
-    with self._once(cache) as missing:
+    return self._outputs(self.large(cell), self.cache_path(cell, reference), cell, reference)
+
+  def caches(self, cell: Cell) -> list[pathlib.Path]:
+    """Outputs of all models behind a point's: of the middle one, if there is one, and the large."""
+    reference = self.run(cell.origin) if cell.origin and not cell.start else None
+    caches = [self.cache(cell, reference)]
+    if cell.later:
+      directory = self.folders.work / 'middle' / f'{cell.later.name}-cache'
+      caches.insert(0, self._outputs(self.run(cell.later), directory, cell))
+    return caches
+
+  def _outputs(
+    self,
+    run: pathlib.Path,
+    directory: pathlib.Path,
+    cell: Cell,
+    reference: pathlib.Path | None = None,
+  ) -> pathlib.Path:
+    """The folder, with a model's outputs on the training rows of a point."""
+    with self._once(directory) as missing:
       if missing:
         cache_teacher.cache_teacher(
-          Checkpoint(str(large), precision=None, weights='float32'),
-          str(cache),
+          Checkpoint(str(run), precision=None, weights='float32'),
+          str(directory),
           data=self.data(cell, answering=True),
           answers=cache_teacher.Answers(
             top_k=self.settings[cell.task].top_k, reference=str(reference) if reference else None
           ),
           splits=('train',),
         )
-    return cache
+    return directory
 
   def _pretrained(self) -> setup.SmallModel:
     """The pretrained weights, converted once."""
@@ -219,7 +237,7 @@ class Bench:
     *,
     seed: int,
     loss: losses.CascadeLoss = losses.xent,
-    cache: pathlib.Path | None = None,
+    caches: Sequence[pathlib.Path] = (),
   ) -> None:
     schedule = optimizers.cosine(
       training.rate, total_steps=training.steps, warmup_steps=training.warmup
@@ -227,7 +245,7 @@ class Bench:
     training_program.train(
       str(run),
       small=small,
-      large=setup.LargeModel(teacher_cache=str(cache) if cache else None),
+      large=setup.LargeModel(teacher_cache=[*map(str, caches)] or None),
       data=self.data(cell),
       step=setup.Step(
         learning_rate=schedule,
@@ -249,15 +267,14 @@ class Bench:
     """Train a point's model, let it answer, and write its summary and test rows."""
     began = time.monotonic()
     large, run = self.large(cell), self.run(cell)
-    reference = self.run(cell.origin) if cell.origin and not cell.start else None
-    # All losses read the cache, so that the kept fractions of each are counted.
-    cache = self.cache(cell, reference)
+    # All losses read the caches, so that the kept fractions of each are counted.
+    caches = self.caches(cell)
     shared = time.monotonic()
     loss = LOSSES[cell.loss]
     if cell.w != 0.5:
       loss = functools.partial(loss, w=cell.w)
     training = self.training(cell)
-    self._train(run, self.small(cell), cell, training, seed=cell.seed, loss=loss, cache=cache)
+    self._train(run, self.small(cell), cell, training, seed=cell.seed, loss=loss, caches=caches)
     trained = time.monotonic()
     self._answer(run, cell)
     answered = time.monotonic()
@@ -268,7 +285,7 @@ class Bench:
     columns, numbers = summarize(small_tables, large_tables)
     where = bars.machine()
     summary = {
-      'point': cell.name, **cell._asdict(), **numbers,
+      'point': cell.name, **cell.recorded, **numbers,
       'learning rate': training.rate, 'steps': training.steps,
       'parameters': {'small': _parameters(run), 'large': _parameters(large)},
       'agreement': agreement(run),
