@@ -6,11 +6,20 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from benchmarks import cat_grid
-from benchmarks.cat_grid import BASE_SEEDS, EQUAL_FLOPS, FEW_SEEDS, SEEDS, SIZES, Cell
+from benchmarks.cat_grid import (
+  BASE_SEEDS,
+  EQUAL_FLOPS,
+  FEW_SEEDS,
+  SECOND,
+  SEEDS,
+  SIZES,
+  TUNED,
+  Cell,
+)
 from benchmarks.cat_statistics import QUANTITIES
 
 AREA, AT_20, ALONE, ORDERING = QUANTITIES
-Family = Literal['primary', 'secondary', 'mechanism']
+Family = Literal['primary', 'secondary', 'mechanism', 'sensitivity']
 
 
 class Term(NamedTuple):
@@ -39,6 +48,25 @@ def claims() -> Iterator[Claim]:
     seeds = BASE_SEEDS if task == 'g2p' else FEW_SEEDS
     yield from _base(task, sizes[0], seeds)
   yield from _mechanism('g2p', SEEDS['g2p'])
+  yield from _sensitivity('g2p', BASE_SEEDS)
+
+
+def _sensitivity(task: str, seeds: int) -> Iterator[Claim]:
+  """The primary comparisons of area with other rates than the tuned ones."""
+  for loss in ('xent', 'dist'):
+    for name, rates in (
+      ('second rates', (SECOND, SECOND)),
+      ('its second rate', (SECOND, TUNED)),
+      (f"{loss}'s second rate", (TUNED, SECOND)),
+    ):
+      first, second = (
+        Cell(task, SIZES[task][0], own, factor=factor)
+        for own, factor in zip((f'cat_{loss}', loss), rates, strict=True)
+      )
+      yield Claim(
+        task, f'R cat_{loss}, {name}', f'CAT-{loss.title()} cascades better, at {name}', AREA,
+        (Term(1, first), Term(-1, second)), 'sensitivity', seeds,
+      )  # fmt: skip
 
 
 def _base(task: str, size: str, seeds: int) -> Iterator[Claim]:

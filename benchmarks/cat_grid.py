@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from launch import points
 
-TUNED, EQUAL_FLOPS, TUNING_SEED = 0.0, 0.0, 1000
+TUNED, SECOND, EQUAL_FLOPS, TUNING_SEED = 0.0, -1.0, 0.0, 1000
 FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the task's learning rate, tried for each loss
 TUNING_SEEDS = {'g2p': 5}  # from TUNING_SEED on, of the tasks that train fast; 1 elsewhere
 BASE = ('xent', 'cat_xent', 'dist', 'cat_dist')
@@ -42,8 +42,9 @@ class Cell(NamedTuple):
   the weight of the cross-entropy in a distillation; `normalizer` divides a batch's loss; `noise` is
   the share of training tokens that are replaced at random; `length` multiplies the steps, 0 for as
   many as CAT's FLOPs allow cross-entropy; `start` is the loss of the model that a second stage
-  starts from; `factor` multiplies the learning rate, 0 for the one that tuning has chosen; `middle`
-  is the loss of the middle model, of the largest size, which teaches beside the large one.
+  starts from; `factor` multiplies the learning rate, 0 for the one that tuning has chosen, -1 for
+  its second best; `middle` is the loss of the middle model, of the largest size, which teaches
+  beside the large one.
   """
 
   task: str
@@ -76,7 +77,7 @@ class Cell(NamedTuple):
   @property
   def tuning(self) -> list[Cell]:
     """Points whose validation quality, the mean over their seeds, gives this one's rate."""
-    if self.factor != TUNED:
+    if self.factor not in (TUNED, SECOND):
       return []
     return _tuning(self.task, self.size, [self.loss], self.start)
 
@@ -149,7 +150,9 @@ def _mechanism(task: str, size: str, seeds: Sequence[int]) -> dict[str, list[Cel
   masks = (*MASKS, 'cat_xent_eos')
   rivals = cells_of(RIVALS, start='xent') + cells_of(['adaspec'])
   tuned_rivals = [*_tuning(task, size, RIVALS, 'xent'), *_tuning(task, size, ['adaspec'])]
+  second = _cells(range(BASE_SEEDS), cells_of(BASE, factor=SECOND))
   return {
+    f'{task}: second rates': second,
     f'{task}: noise': _cells(seeds, noisy),
     f'{task}: length': _cells(seeds, longer),
     f'{task}: equal FLOPs': _cells(seeds, cells_of(['xent'], length=EQUAL_FLOPS)),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import bars, cat_statistics
-from benchmarks.cat_grid import BASE, Cell
+from benchmarks.cat_grid import BASE, SECOND, Cell
 from benchmarks.cat_statistics import Rows
 from benchmarks.cat_tasks import SETTINGS, Folders, Setting, Training
 from cascades import cache_teacher, costs, deferral, infer, learned_deferral, losses, masks, metrics
@@ -205,7 +205,7 @@ class Bench:
   def training(self, cell: Cell) -> Training:
     """Steps and learning rate of a point: the tuned one, unless the point is one of tuning."""
     own = self.settings[cell.task].training
-    factor = cell.factor or self.chosen_factor(cell)
+    factor = self.chosen_factor(cell) if cell.tuning else cell.factor
     if cell.start:
       share = SECOND_STAGE
     elif cell.length:
@@ -216,11 +216,15 @@ class Bench:
     return Training(steps=steps, rate=own.rate * factor, warmup=min(own.warmup, steps // 2))
 
   def chosen_factor(self, cell: Cell) -> float:
-    """Factor of the highest mean quality alone on the validation rows; of equal ones the first."""
+    """Factor of the highest mean quality alone on the validation rows, or of the second highest.
+
+    Of equal ones the first.
+    """
     qualities: dict[float, list[float]] = {}
     for tried in cell.tuning:
       qualities.setdefault(tried.factor, []).append(self.summary(tried)['validation alone'])
-    return max(qualities, key=lambda factor: fmean(qualities[factor]))
+    best_first = sorted(qualities, key=lambda factor: -fmean(qualities[factor]))
+    return best_first[cell.factor == SECOND]
 
   def equal_flops(self, cell: Cell) -> float:
     """FLOPs of a step with the large model beside the small one, over those of one without."""

@@ -289,6 +289,7 @@ def test_the_learning_rate_is_the_best_on_average_over_the_tuning_seeds(bench):
     alone = quality[cell.factor][cell.seed - TUNING_SEED]
     bench.path(cell).write_text(json.dumps({'validation alone': alone}))
   assert bench.chosen_factor(PLAIN) == 0.5
+  assert bench.chosen_factor(PLAIN._replace(factor=cat_grid.SECOND)) == 1.0
 
 
 def test_points_run_once_and_wait_for_their_tuning(bench, monkeypatch):
