@@ -24,21 +24,23 @@ from etils import epath
 
 from cascades import __version__
 from cascades import metrics as metric_library
-from cascades.evaluation import calibration, chain_calibration, chain_policy
+from cascades.evaluation import calibration, chain_calibration, chain_judgements, chain_policy
 from cascades.evaluation import fitted as fitted_files
 from cascades.evaluation import learned as learning
 from cascades.evaluation import policy as policies
 from cascades.evaluation.calibration import Demands, Judged
-from cascades.evaluation.chain_calibration import ChainOptions
+from cascades.evaluation.chain_calibration import CalibratedChain, ChainOptions
+from cascades.evaluation.chain_judgements import JudgedRows
 from cascades.evaluation.chain_policy import ChainLevel, ChainPolicy, RouterFile
 from cascades.evaluation.learned import Learned
-from cascades.evaluation.policy import MetricEntry, Policy
-from cascades.evaluation.pooling import POOLED
+from cascades.evaluation.policy import DeciderEntry, MetricEntry, Policy
 from cascades.evaluation.tables import Tables
+from cascades.guarantees import Risk, Simulation
 from cascades.inference import prompt_routing
 from cascades.learned_deferral import METHODS
 from cascades.predictions import alignment
 from cascades.reporting import escaping, figures, promises
+from cascades.rule_guarantees import RuleRisk
 from cascades.runtime import files, locking
 from cascades.types import Predictions
 
@@ -100,11 +102,12 @@ def calibrate(
     raise ValueError(f'CHECK_DRAWS={draws}; a check needs one draw or more.')
   path = files.absolute(output)
   if chain.models:
-    if by_task or check:
-      raise ValueError('BY_TASK and CHECK are for two models: leave them out, or CHAIN.')
     policies.check_output(path, None, overwrite=overwrite, read=chain_policy.read)
-    result = _chain(tables, path, demands, decider, metric, chain, surrogate, provenance)
     with locking.held(path.parent):
+      result = _chain(
+        tables, path, demands, decider, metric, chain, provenance,
+        surrogate=surrogate, by_task=by_task, draws=draws if check else 0,
+      )  # fmt: skip
       chain_policy.write(path, result, overwrite=overwrite)
     promises.show_chain(result)
     print('Policy:', escaping.visible(str(path)))
@@ -130,7 +133,7 @@ def calibrate(
   )  # fmt: skip
   with locking.held(path.parent):
     if check:
-      _check(path, subsets, demands, draws)
+      _check(path, subsets, demands, draws, calibration.check)
     versions = {library: metadata.version(library) for library in ('numpy', 'scipy')}
     thresholds = [calibration.calibrate(rows, demands) for rows in subsets]
     if learned is not None:  # in a folder of its rows, so that no other policy's is replaced
@@ -163,10 +166,13 @@ def _chain(
   decider: str,
   metric: str | None,
   chain: ChainOptions,
-  surrogate: bool,
   provenance: Callable[[], Mapping[str, str]],
+  *,
+  surrogate: bool,
+  by_task: bool,
+  draws: int,
 ) -> ChainPolicy:
-  """Policy of a chain, certified for the demands."""
+  """Policy of a chain, certified for the demands, and checked by so many draws."""
   by_name, large = tables.read()
   unknown = set(chain.models) - set(by_name) | set(chain.deciders) - {*chain.models, chain.large}
   if unknown or chain.large in chain.models or len(set(chain.models)) < len(chain.models):
@@ -185,31 +191,43 @@ def _chain(
   begins = router = None
   if chain.router is not None:
     router, begins = _router(chain.router, path, [*models])
-  result = chain_calibration.calibrate(
+  subsets = chain_judgements.judged(
     judged,
     [policies.decider(entry.fitted or entry.name) if entry else None for entry in entries],
-    begins, judge, demands, abstention=chain.abstention, surrogate=surrogate,
+    begins, judge, cost_axis=demands.cost_axis, abstention=chain.abstention,
+    surrogate=surrogate, by_task=by_task,
   )  # fmt: skip
+  if draws:
+    _check(path, subsets, demands, draws, chain_calibration.check)
+  results = [chain_calibration.calibrate(rows, demands) for rows in subsets]
   share = chain.abstention
   versions = {library: metadata.version(library) for library in ('numpy', 'scipy')}
   return ChainPolicy(
     version=chain_policy.VERSION,
     models={name: policies.describe_model(name, own[0]) for name, own in models.items()},
     levels=[
-      ChainLevel(entry, {POOLED: None if math.isinf(value) else value}) if entry else None
-      for entry, value in zip(entries, result.thresholds, strict=True)
+      _level(entry, results, number) if entry else None for number, entry in enumerate(entries)
     ],
     router=router,
     metric=MetricEntry(judge.name, surrogate, judge.higher_is_better),
     cost_axis=demands.cost_axis,
-    expected=result.expected,
-    promises=result.promises,
+    expected=[result.expected for result in results],
     data=_data(tables.split, judged),
     method=CHAIN_METHOD,
     provenance={'lm-cascades': __version__, **versions, **provenance()},
     unanswered_quality=None
     if share is None
     else judge.scale * (share if judge.higher_is_better else 1 - share),
+  )
+
+
+def _level(entry: DeciderEntry, results: Sequence[CalibratedChain], number: int) -> ChainLevel:
+  """Decision about the answers of one model."""
+  thresholds = {result.expected.task: result.thresholds[number] for result in results}
+  return ChainLevel(
+    entry,
+    {task: None if math.isinf(value) else value for task, value in thresholds.items()},
+    [entry for result in results if (entry := result.entries[number])],
   )
 
 
@@ -236,10 +254,16 @@ def _router(
   return RouterFile(file.name, hashlib.sha256(file.read_bytes()).hexdigest()), begins
 
 
-def _check(path: epath.Path, subsets: Sequence[Judged], demands: Demands, draws: int) -> None:
+def _check(
+  path: epath.Path,
+  subsets: Sequence[Judged] | Sequence[JudgedRows],
+  demands: Demands,
+  draws: int,
+  check: Callable[..., tuple[Sequence[Risk | RuleRisk], dict[str, Simulation]]],
+) -> None:
   """Prints the check of each subset, and draws it to POLICY.check.png and .svg."""
   for rows in subsets:
-    risks, methods = calibration.check(rows, demands, draws=draws, seed=0)
+    risks, methods = check(rows, demands, draws=draws, seed=0)
     promises.show_check(rows.task, risks, methods)
     figure = promises.draw_check(risks, methods)
     task = '' if len(subsets) == 1 else f'.{files.component(rows.task, "a task")}'

@@ -18,16 +18,18 @@ from collections.abc import Callable, Mapping, Sequence
 from etils import epath
 
 from cascades import deferral
-from cascades.evaluation import chain_policy, policy_outcome, realized
+from cascades.evaluation import chain_policy, chain_realized, policy_outcome, realized
 from cascades.evaluation import fitted as fitted_files
 from cascades.evaluation import learned as learning
 from cascades.evaluation import policy as policies
 from cascades.evaluation.chain_comparison import compare_chains
+from cascades.evaluation.chain_policy import ChainPolicy
 from cascades.evaluation.chains import Chains
 from cascades.evaluation.compare import compare
 from cascades.evaluation.comparison import Comparison, Promised, Settings
 from cascades.evaluation.learned import Learned
 from cascades.evaluation.quantities import LARGE
+from cascades.evaluation.realized import Outcome
 from cascades.evaluation.tables import Tables
 from cascades.inference import prompt_routing
 from cascades.reporting import escaping, outputs, promises, terminal
@@ -70,7 +72,8 @@ def evaluate(
     report: Options of the report; None for the defaults.
     policy: File of a policy. The promises of one of two models are compared with these rows in
       promises.json; rows without targets are then allowed, and give no report. Quality and cost of
-      one of a chain or a router are written to policy_outcome.json.
+      one of a chain or a router are written to policy_outcome.json, and the promises of a chain
+      are compared too.
     overwrite: Replace a report of other tables in `output_dir` instead of refusing.
     provenance: Function that says how the comparison was made, called after it.
 
@@ -171,12 +174,18 @@ def _compare_with_promises(
   name = policy.models['small']['name']
   name = name if name in small else next(iter(small))
   outcomes = realized.outcomes(policy, small[name], large, labels=labels)
-  files.write(directory / 'promises.json', json.dumps(promises.as_json(outcomes), indent=2) + '\n')
-  promises.show_outcomes(policy, outcomes)
+  _write_outcomes(directory, policy, outcomes)
   if len(policy.thresholds) > 1:
     return None
   (entry,) = policy.thresholds
   return Promised(name, policy.decider.name, entry.value, promises.sentence(policy, entry))
+
+
+def _write_outcomes(
+  directory: epath.Path, policy: policies.Policy | ChainPolicy, outcomes: Sequence[Outcome]
+) -> None:
+  files.write(directory / 'promises.json', json.dumps(promises.as_json(outcomes), indent=2) + '\n')
+  promises.show_outcomes(policy, outcomes)
 
 
 def _apply_policy(
@@ -188,13 +197,24 @@ def _apply_policy(
   *,
   labels: bool,
 ) -> None:
-  """Prints and writes quality and cost of a policy of any number of models."""
-  if not labels:
-    raise ValueError(
-      f'POLICY={path} is of a chain or a router, and the rows have no targets: take a split that '
-      'has targets.'
-    )
+  """Prints and writes quality and cost of a policy of any number of models, and what holds."""
   file = files.absolute(path)
+  stored = chain_policy.read_any(file)
+  if isinstance(stored, ChainPolicy) and stored.expected:
+    form = chain_policy.form(stored, file)
+    given = policy_outcome.names_of(form, tables)
+    outcomes = chain_realized.outcomes(
+      stored, {name: tables[own] for name, own in given.items()},
+      prompt_routing.open_choice(form.routing) if form.routing else None, labels=labels,
+    )  # fmt: skip
+    _write_outcomes(directory, stored, outcomes)
+  elif not labels:
+    raise ValueError(
+      f'POLICY={path} promises nothing, and the rows have no targets: take a split that has '
+      'targets.'
+    )
+  if not labels:
+    return
   outcome = policy_outcome.of_file(
     file, tables, prompt_routing.open_choice, axis=chains.axes[0], prices=chains.prices,
     metric=metric,

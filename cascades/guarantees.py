@@ -30,8 +30,8 @@ array([False, False, False,  True,  True,  True,  True])
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -41,6 +41,8 @@ from cascades import risk_tests
 from cascades.curves import reachable
 
 Test: TypeAlias = Literal['binomial', 'trinomial', 'betting', 'Hoeffding-Bentkus']
+
+T = TypeVar('T')  # a rule
 
 MOST_BETS = (
   20_000  # rows up to which graded losses are tested by betting, whose time is their square
@@ -263,7 +265,55 @@ class Simulation(NamedTuple):
   refused: Bool[np.ndarray, 'R']
 
 
+class RuleLosses(NamedTuple):
+  """A rule on some rows: the losses of K promises, and which rows are deferred."""
+
+  losses: Float[np.ndarray, 'K n']
+  deferred: Bool[np.ndarray, 'n']
+
+
 def simulate(
+  choose_rule: Callable[[Int[np.ndarray, 'n']], T | None],
+  apply: Callable[[T, Int[np.ndarray, 'n']], RuleLosses],
+  levels: Sequence[float],
+  *,
+  population: int,
+  rows: int,
+  draws: int,
+  seed: int,
+) -> Simulation:
+  """Calibrates on random draws from a table and looks whether the promises are kept on it.
+
+  Rows are drawn with replacement, so that they are independent draws from a population, the table,
+  whose means are known: a valid procedure keeps each promise in a share 1 - delta of the draws.
+
+  Args:
+    choose_rule: Rule that is certified on rows of these numbers; None if there is none.
+    apply: The promises under a rule on rows of these numbers.
+    levels: Largest mean loss of each promise.
+    population: Number of rows of the table.
+    rows: Rows of each draw.
+    draws: Number of draws R.
+    seed: Seed of the draws.
+  """
+  generator, limits = np.random.default_rng(seed), np.array(levels) + risk_tests.ROUNDING
+  everything = np.arange(population)
+  fulfilled, held_out = np.ones((draws, len(limits)), bool), np.ones((draws, len(limits)), bool)
+  rate, refused = np.ones(draws), np.zeros(draws, bool)
+  for i in range(draws):
+    drawn = generator.integers(population, size=rows)
+    rule = choose_rule(drawn)
+    if rule is None:
+      refused[i] = True
+      continue
+    losses, deferred = apply(rule, everything)
+    fulfilled[i], rate[i] = losses.mean(axis=1) <= limits, deferred.mean()
+    rest = np.delete(everything, drawn)
+    held_out[i] = losses[:, rest].mean(axis=1) <= limits if len(rest) else fulfilled[i]
+  return Simulation(fulfilled, held_out, rate, refused)
+
+
+def simulate_thresholds(
   score: Float[np.ndarray, 'N'],
   risks: Sequence[Risk],
   quality: tuple[Float[np.ndarray, 'N'], Float[np.ndarray, 'N']],
@@ -273,10 +323,7 @@ def simulate(
   seed: int,
   plug_in: bool = False,
 ) -> Simulation:
-  """Calibrates on random draws from a table and looks whether the promises are kept on it.
-
-  Rows are drawn with replacement, so that they are independent draws from a population, the table,
-  whose means are known: a valid procedure keeps each promise in a share 1 - delta of the draws.
+  """`simulate` of the thresholds of one score.
 
   Args:
     score: Deferral score of each row.
@@ -287,25 +334,20 @@ def simulate(
     seed: Seed of the draws.
     plug_in: As in `choose`.
   """
-  everything, generator = path(score), np.random.default_rng(seed)
-  means = np.array([mean_loss(everything, risk) for risk in risks])
-  levels = np.array([risk.level + risk_tests.ROUNDING for risk in risks])
-  fulfilled, held_out = np.ones((draws, len(risks)), bool), np.ones((draws, len(risks)), bool)
-  rate, refused = np.ones(draws), np.zeros(draws, bool)
-  for i in range(draws):
-    drawn = generator.integers(len(score), size=rows)
+
+  def choose_threshold(drawn: Int[np.ndarray, 'n']) -> float | None:
     walk = path(score[drawn])
     observed = total(walk, quality[0][drawn], quality[1][drawn])
     point = choose(walk, [risk.select(drawn) for risk in risks], observed, plug_in=plug_in)
-    if point is None:
-      refused[i] = True
-      continue
-    at = everything.point(walk.threshold[point])
-    fulfilled[i], rate[i] = means[:, at] <= levels, everything.rate[at]
-    rest = np.delete(np.arange(len(score)), drawn)
-    deferred = score[rest] >= walk.threshold[point]
-    held_out[i] = [
-      np.where(deferred, risk.large[rest], risk.small[rest]).mean() <= level
-      for risk, level in zip(risks, levels, strict=True)
-    ]
-  return Simulation(fulfilled, held_out, rate, refused)
+    return None if point is None else float(walk.threshold[point])
+
+  def apply(threshold: float, at: Int[np.ndarray, 'n']) -> RuleLosses:
+    deferred = score[at] >= threshold
+    return RuleLosses(
+      np.stack([np.where(deferred, risk.large[at], risk.small[at]) for risk in risks]), deferred
+    )
+
+  levels = [risk.level for risk in risks]
+  return simulate(
+    choose_threshold, apply, levels, population=len(score), rows=rows, draws=draws, seed=seed
+  )

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from cascades import calibrate, evaluate
+from cascades import calibrate, evaluate, metrics
 from cascades.evaluation import chain_calibration, chain_policy, chain_rows, policy_outcome
 from cascades.evaluation.calibration import Demands, NotCertifiedError
 from cascades.evaluation.chain_calibration import ChainOptions
+from cascades.evaluation.chain_judgements import JudgedRows
 from cascades.evaluation.comparison import Settings
 from cascades.evaluation.tables import Tables
 from cascades.inference import prompt_routing
@@ -63,11 +64,12 @@ def test_a_chain_is_calibrated_and_its_policy_evaluated_and_served(root, tmp_pat
   assert policy.models['8b']['parameters'] == 4000
   first, second, last = policy.levels
   assert (first.decider.name, second.decider.name, last) == ('average', 'sum', None)
-  (promise,) = policy.promises
+  (expected,) = policy.expected
+  (promise,) = expected.promises
   assert (promise.name, promise.demanded, promise.test) == ('quality', 0.6, 'binomial')
-  assert policy.expected.quality == pytest.approx(promise.observed)
-  assert policy.expected.rows == 150
-  assert sum(policy.expected.shares.values()) == pytest.approx(1)
+  assert expected.quality == pytest.approx(promise.observed)
+  assert expected.rows == 150
+  assert sum(expected.shares.values()) == pytest.approx(1)
   assert 'quality >= 0.6' in capsys.readouterr().out
   evaluate.evaluate(
     tables(root, 'test'), str(tmp_path / 'report'), policy=str(path),
@@ -91,8 +93,8 @@ def test_the_rules_are_those_that_no_other_of_the_grid_beats(root):
   rows = policy_outcome.passage_rows(deciders, models, None, 'flops per token')
   quality = chain_rows.pooled(models, Settings(), None, None).quality
   losses = np.stack([*(1 - own for own in quality.values()), np.ones(300)])
-  judged = chain_calibration.JudgedRows(rows, losses)
-  rules = chain_calibration.chosen_rules(judged, [True, True, False])
+  judged = JudgedRows('a', NAMES, [True, True, False], False, metrics.accuracy, rows, losses)
+  rules = chain_calibration.chosen_rules(judged)
   points = np.array([[m.mean() for m in judged.measure(rule)[:2]] for rule in rules])
   assert (np.diff(points[:, 1]) > 0).all()  # cost rises
   assert (np.diff(points[:, 0]) < 0).all()  # and the loss falls
@@ -125,7 +127,7 @@ def test_a_chain_may_abstain_where_that_is_worth_it(root, tmp_path):
   policy = certified(root, tmp_path / 'policy.json', chain, Demands(quality=0.85))
   assert policy.levels[-1] is not None
   assert policy.unanswered_quality == 0.9
-  assert policy.expected.unanswered > 0
+  assert policy.expected[0].unanswered > 0
   realized = outcome(root, tmp_path / 'policy.json')
   assert realized['unanswered'] > 0
   assert realized['quality'] > 0.8
@@ -134,7 +136,7 @@ def test_a_chain_may_abstain_where_that_is_worth_it(root, tmp_path):
 def test_several_demands_hold_together_and_costs_need_a_bound(root, tmp_path):
   demands = Demands(margin=0.35, deferral_rate=0.99, cost=48_000, most_cost=50_001)
   policy = certified(root, tmp_path / 'policy.json', demands=demands)
-  assert {promise.name: promise.test for promise in policy.promises} == {
+  assert {promise.name: promise.test for promise in policy.expected[0].promises} == {
     'margin': 'trinomial', 'deferral rate': 'binomial', 'cost': 'betting'
   }  # fmt: skip
   with pytest.raises(ValueError, match='give MOST_COST'):
@@ -145,7 +147,6 @@ def test_several_demands_hold_together_and_costs_need_a_bound(root, tmp_path):
   (CHAIN, {'demands': Demands(quality=0.999)}, NotCertifiedError, 'on the 150 rows'),
   (ChainOptions(['1b', 'huge']), {}, ValueError, 'different models of SMALL, 1b, 8b'),
   (ChainOptions(['1b', '1b']), {}, ValueError, 'different models'),
-  (CHAIN, {'by_task': True}, ValueError, 'BY_TASK and CHECK are for two models'),
   (CHAIN, {'demands': Demands(quality=7.0)}, ValueError, r'QUALITY \(accuracy\)=7.0 must be'),
 ])  # fmt: skip
 def test_what_cannot_be_calibrated_is_refused(root, tmp_path, chain, options, error, message):

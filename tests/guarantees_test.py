@@ -131,7 +131,7 @@ DRAWS = 400
 
 
 def broken(risk, score, small, large, **options):
-  simulation = guarantees.simulate(
+  simulation = guarantees.simulate_thresholds(
     score, [risk], (small, large), rows=250, draws=DRAWS, seed=3, **options
   )
   return 1 - simulation.fulfilled[:, 0].mean(), simulation
@@ -176,7 +176,7 @@ def test_the_rows_that_are_asked_for_certify_a_threshold():
   needed = guarantees.rows_needed(walk, [few])
   assert guarantees.choose(walk, [few], np.zeros(len(walk.deferred))) is None
   assert 60 < needed < 4000
-  simulation = guarantees.simulate(
+  simulation = guarantees.simulate_thresholds(
     score, [risk], (small, large), rows=int(guarantees.rows_needed(guarantees.path(score), [risk])),
     draws=200, seed=0,
   )  # fmt: skip

@@ -303,7 +303,8 @@ def _threshold(
   edges, ties, gaps = drift.reference(rows.score, seed=0)
   count, threshold = len(rows.score), float(walk.threshold[point])
   deferred = rows.score >= threshold
-  quality, low, high = quality_at(rows, deferred, demands.delta)
+  answered = np.where(deferred, rows.large, rows.small)
+  quality, low, high = quality_at(answered, rows.scale, demands.delta)
   losses = [float(guarantees.mean_loss(walk, risk)[point]) for risk in promises]
   cost = float(guarantees.total(walk, rows.small_cost, rows.large_cost)[point]) / count
   observed = {QUALITY: quality, RATE: float(deferred.mean()), COST: cost}
@@ -355,17 +356,15 @@ def cost_at(rows: Judged, deferred: Bool[np.ndarray, 'N'], demands: Demands) -> 
   return Interval(mean, most * least, most * largest)
 
 
-def quality_at(
-  rows: Judged, deferred: Bool[np.ndarray, 'N'], delta: float
-) -> tuple[float, float, float]:
-  """Mean quality where some rows are deferred, and an interval that misses it with `delta`."""
-  values = np.where(deferred, rows.large, rows.small) / rows.scale
+def quality_at(quality: Rows, scale: float, delta: float) -> tuple[float, float, float]:
+  """Mean of qualities in [0, scale], and an interval that misses it with `delta`."""
+  values = quality / scale
   mean, count = float(values.mean()), len(values)
   if np.isin(values, (0, 1)).all():
     low, high = risk_tests.binomial_interval(round(mean * count), count, delta)
   else:
     low, high = risk_tests.mean_interval(mean, count, delta)
-  return mean * rows.scale, low * rows.scale, high * rows.scale
+  return mean * scale, low * scale, high * scale
 
 
 def check(
@@ -385,7 +384,7 @@ def check(
   promises = risks(rows, demands)
   sign = 1 if rows.metric.higher_is_better else -1
   return promises, {
-    name: guarantees.simulate(
+    name: guarantees.simulate_thresholds(
       rows.score,
       promises,
       (sign * rows.small, sign * rows.large),

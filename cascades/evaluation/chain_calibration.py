@@ -9,6 +9,7 @@ the path that the other half is tested along (`rule_guarantees`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -16,16 +17,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from cascades import curves, frontier, rule_guarantees
-from cascades.evaluation import calibration, policy_outcome
-from cascades.evaluation.calibration import COST, MARGIN, QUALITY, RATE, Demands, NotCertifiedError
+from cascades import curves, drift, frontier, guarantees, rule_guarantees
+from cascades.evaluation import calibration
+from cascades.evaluation.calibration import COST, MARGIN, QUALITY, Demands, NotCertifiedError
+from cascades.evaluation.chain_judgements import JudgedRows, promised_risks, quality_of
 from cascades.evaluation.chain_policy import Expected
-from cascades.evaluation.chain_rows import ModelTables
-from cascades.evaluation.policy import Promise
-from cascades.evaluation.policy_outcome import Beginning, PassageRows
+from cascades.evaluation.policy import Interval, Promise, Threshold
+from cascades.guarantees import RuleLosses, Simulation
+from cascades.risk_tests import ROUNDING
 from cascades.rule_guarantees import RuleRisk
-from cascades.runtime import ranges
-from cascades.types import Decider, Metric
 
 MOST_TUPLES = 4096
 MOST_RULES = 100  # that are tested
@@ -62,114 +62,204 @@ class ChainOptions:
 
 
 class CalibratedChain(NamedTuple):
-  """Thresholds of a chain, one a level, inf for none; what they promise, and what is expected."""
+  """Thresholds of a chain that keep promises.
+
+  Attributes:
+    thresholds: One a level; inf for none.
+    expected: The promises, and what is expected.
+    entries: Rows that reached each level, for monitors; None of levels that few or no rows reach.
+  """
 
   thresholds: tuple[float, ...]
-  promises: list[Promise]
   expected: Expected
+  entries: tuple[Threshold | None, ...]
 
 
-class JudgedRows(NamedTuple):
-  """Rows of a chain, with the loss in [0, 1] of each model's answer and, last, of none."""
+class TestedRules(NamedTuple):
+  """Rules that were chosen on other rows, and what they are worth on these.
 
-  rows: PassageRows
-  losses: Float[np.ndarray, 'K+1 N']
+  Attributes:
+    rows: Rows that they were tested on.
+    rules: Tuples of thresholds, the cheapest first.
+    risks: Promises under each.
+    point: Index of the rule to take; None if none keeps the promises.
+  """
 
-  def select(self, rows: Int[np.ndarray, 'n']) -> JudgedRows:
-    """Some of the rows."""
-    return JudgedRows(self.rows.select(rows), self.losses[:, rows])
-
-  def measure(
-    self, thresholds: Sequence[float]
-  ) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray, 'N'], Int[np.ndarray, 'N']]:
-    """Loss and cost of each row under thresholds, and who answers."""
-    answers, paid = self.rows.walk(np.array(thresholds))
-    return self.losses[answers, np.arange(len(answers))], paid, answers
+  rows: JudgedRows
+  rules: Sequence[tuple[float, ...]]
+  risks: Sequence[RuleRisk]
+  point: int | None
 
 
-def calibrate(
-  tables: ModelTables,
-  deciders: Sequence[Decider | None],
-  begins: Beginning | None,
-  metric: Metric,
-  demands: Demands,
-  *,
-  abstention: float | None = None,
-  surrogate: bool = False,
-  seed: int = 0,
-) -> CalibratedChain:
+def calibrate(rows: JudgedRows, demands: Demands, *, seed: int = 0) -> CalibratedChain:
   """Certifies thresholds of a chain.
 
   Args:
-    tables: Tables by model in order, with the statistics of the metric.
-    deciders: Decider of each model's answers; None where they are final.
-    begins: Model that each prompt begins at; None for the first one.
-    metric: Metric of the promises.
+    rows: The rows.
     demands: Promises.
-    abstention: Quality from 0 to 1 of a row that nobody answers.
-    surrogate: Judge a corpus metric by its mean over single examples.
     seed: Seed of the halves.
 
   Raises:
     NotCertifiedError: No rule is certified.
     ValueError: There are too few rows, or a demand is out of range.
   """
-  judged = _judged(tables, deciders, begins, metric, demands, abstention, surrogate)
-  count = judged.losses.shape[1]
-  if count < LEAST_ROWS:
-    raise ValueError(f'There are {count} rows; a chain needs {LEAST_ROWS} or more, and far more.')
-  halves = np.array_split(np.random.default_rng(seed).permutation(count), 2)
-  fit, test = (judged.select(rows) for rows in halves)
-  rules = chosen_rules(fit, [decider is not None for decider in deciders])
-  measured = [test.measure(rule) for rule in rules]
-  risks = _risks(test, measured, demands, metric)
-  allowed = np.logical_and.reduce([rule_guarantees.certified(risk) for risk in risks])
-  if not allowed.any():
-    raise NotCertifiedError(_refusal(risks, demands, len(halves[1])))
-  certified = np.flatnonzero(allowed)
-  # Rules rise in cost and quality on the other half.
-  point = int(certified[0] if any(risk.falls for risk in risks) else certified[-1])
-  loss, paid, answers = measured[point]
-  names, scale = [*tables], metric.scale
-  quality = float(_quality(loss.mean(), metric))
+  tested = _tested(rows, demands, seed=seed)
+  if tested.point is None:
+    raise NotCertifiedError(_refusal(tested, demands))
+  thresholds = tested.rules[tested.point]
+  loss, paid, answers = tested.rows.measure(thresholds)
+  quality, scale = float(quality_of(loss.mean(), rows.metric)), rows.metric.scale
   observed = {QUALITY: quality, COST: float(paid.mean())}
-  return CalibratedChain(
-    rules[point],
-    [
-      Promise(
-        name=risk.name,
-        demanded=demands.levels()[risk.name],
-        delta=risk.delta,
-        observed=observed.get(risk.name, mean * (scale if risk.name == MARGIN else 1)),
-        loss=mean,
-        level=risk.level,
-        test=rule_guarantees.test_of(risk),
-      )
-      for risk in risks
-      for mean in [float(risk.losses[point].mean())]
-    ],
-    Expected(
-      len(loss),
-      quality,
-      float(paid.mean()),
-      {name: float((answers == i).mean()) for i, name in enumerate(names)},
-      float((answers == len(names)).mean()),
-    ),
+  promises = [
+    Promise(
+      name=risk.name,
+      demanded=demands.levels()[risk.name],
+      delta=risk.delta,
+      observed=observed.get(risk.name, mean * (scale if risk.name == MARGIN else 1)),
+      loss=mean,
+      level=risk.level,
+      test=rule_guarantees.test_of(risk),
+    )
+    for risk in tested.risks
+    for mean in [float(risk.losses[tested.point].mean())]
+  ]
+  expected = Expected(
+    rows.task,
+    len(loss),
+    promises,
+    quality,
+    float(paid.mean()),
+    {name: float((answers == i).mean()) for i, name in enumerate(rows.names)},
+    float((answers == len(rows.names)).mean()),
+  )
+  whole = [] if rows.routed else promises
+  entries = (
+    _entry(tested, level, answers, demands, [] if level else whole) if decides else None
+    for level, decides in enumerate(rows.decided)
+  )
+  return CalibratedChain(thresholds, expected, tuple(entries))
+
+
+def _entry(
+  tested: TestedRules,
+  level: int,
+  answers: Int[np.ndarray, 'N'],
+  demands: Demands,
+  promises: list[Promise],
+) -> Threshold | None:
+  """Rows that reached a level, for monitors.
+
+  Which rows reach the first level depends on no rule; of later ones, on the one that was chosen.
+  """
+  start = tested.rows.rows.start
+  reached = np.flatnonzero((start <= level) & (answers >= level))
+  if len(reached) < 2 or tested.point is None:
+    return None
+  own, thresholds = tested.rows.select(reached), tested.rules[tested.point]
+  own = own._replace(rows=own.rows._replace(start=np.full(len(reached), level)))
+  (loss, paid, _), metric = own.measure(thresholds), own.metric
+  edges, ties, gaps = drift.reference(own.rows.scores[level], seed=0)
+  rate = calibration.rate_at(own.rows.scores[level] >= thresholds[level], demands.delta)
+  quality = calibration.quality_at(quality_of(loss, metric), metric.scale, demands.delta)
+  return Threshold(
+    task=own.task,
+    threshold=thresholds[level] if np.isfinite(thresholds[level]) else None,
+    rows=len(reached),
+    promises=promises,
+    deferral_rate=Interval(*rate),
+    quality=Interval(*quality),
+    cost=float(paid.mean()),
+    edges=edges.tolist(),
+    ties=ties.tolist(),
+    gaps=gaps.tolist(),
+    rules=len(tested.rules) if level else 1,
   )
 
 
-def chosen_rules(rows: JudgedRows, decided: Sequence[bool]) -> list[tuple[float, ...]]:
-  """Tuples of thresholds that no other one beats in both quality and cost, the cheapest first.
+def _tested(rows: JudgedRows, demands: Demands, *, seed: int, plug_in: bool = False) -> TestedRules:
+  """Rules of one half of the rows, tested on the other.
 
   Args:
-    rows: Rows that rules are chosen on.
-    decided: True for models that have a decider.
+    rows: The rows.
+    demands: Promises.
+    seed: Seed of the halves.
+    plug_in: Choose and test on all rows, and take their means for the truth, as a control.
   """
-  levels = sum(decided)
+  count = rows.losses.shape[1]
+  if count < LEAST_ROWS:
+    raise ValueError(
+      f'There are {count} rows of {rows.task!r}; a chain needs {LEAST_ROWS} or more, and far more.'
+    )
+  fit = test = rows
+  if not plug_in:
+    halves = np.array_split(np.random.default_rng(seed).permutation(count), 2)
+    fit, test = (rows.select(half) for half in halves)
+  rules = chosen_rules(fit)
+  risks = promised_risks(test, rules, demands)
+  allowed = np.logical_and.reduce(
+    [
+      risk.losses.mean(axis=1) <= risk.level + ROUNDING
+      if plug_in
+      else rule_guarantees.certified(risk)
+      for risk in risks
+    ]
+  )
+  certified = np.flatnonzero(allowed)
+  if not len(certified):
+    return TestedRules(test, rules, risks, None)
+  # Rules rise in cost and quality on the other half.
+  point = int(certified[0] if any(risk.falls for risk in risks) else certified[-1])
+  return TestedRules(test, rules, risks, point)
+
+
+def check(
+  rows: JudgedRows, demands: Demands, *, draws: int, seed: int
+) -> tuple[Sequence[RuleRisk], dict[str, Simulation]]:
+  """Calibrates many times on draws from the rows, by the method and by the plug-in rule.
+
+  Args:
+    rows: Rows that stand for the population.
+    demands: Demands of each calibration.
+    draws: Number of draws, of as many rows each.
+    seed: Seed of the draws.
+
+  Returns:
+    The promises, and the simulation of each method.
+  """
+  count = rows.losses.shape[1]
+  always = tuple(-np.inf if decides else np.inf for decides in rows.decided)
+  promises = promised_risks(rows, [always], demands)
+
+  def choose(drawn: Int[np.ndarray, 'n'], plug_in: bool) -> tuple[float, ...] | None:
+    tested = _tested(rows.select(drawn), demands, seed=seed, plug_in=plug_in)
+    return None if tested.point is None else tested.rules[tested.point]
+
+  def apply(rule: tuple[float, ...], at: Int[np.ndarray, 'n']) -> RuleLosses:
+    own = rows.select(at)
+    losses = [risk.losses[0] for risk in promised_risks(own, [rule], demands)]
+    return RuleLosses(np.stack(losses), own.measure(rule)[2] > own.rows.start)
+
+  return promises, {
+    name: guarantees.simulate(
+      functools.partial(choose, plug_in=name == 'plug-in'),
+      apply,
+      [risk.level for risk in promises],
+      population=count,
+      rows=count,
+      draws=draws,
+      seed=seed,
+    )
+    for name in ('certified', 'plug-in')
+  }
+
+
+def chosen_rules(rows: JudgedRows) -> list[tuple[float, ...]]:
+  """Tuples of thresholds that no other one beats in both quality and cost, the cheapest first."""
+  levels = sum(rows.decided)
   quantiles = max(1, int(MOST_TUPLES ** (1 / max(levels, 1)) + 1e-9) - 1)
   grid = [
     _candidates(score, quantiles) if decides else [np.inf]
-    for score, decides in zip(rows.rows.scores, decided, strict=True)
+    for score, decides in zip(rows.rows.scores, rows.decided, strict=True)
   ]
   tuples = [*itertools.product(*grid)]
   measured = [rows.measure(thresholds)[:2] for thresholds in tuples]
@@ -184,79 +274,14 @@ def _candidates(score: Float[np.ndarray, 'N'], quantiles: int) -> list[float]:
   return [*np.unique(np.sort(score)[ranks]).tolist(), np.inf]
 
 
-def _judged(
-  tables: ModelTables,
-  deciders: Sequence[Decider | None],
-  begins: Beginning | None,
-  metric: Metric,
-  demands: Demands,
-  abstention: float | None,
-  surrogate: bool,
-) -> JudgedRows:
-  if grouped := [table.task for own in tables.values() for table in own if table.groups]:
-    raise ValueError(
-      f'Rows of task {grouped[0]!r} come in groups, so they are not independent and no promise '
-      'about them would hold: calibrate on one row a group.'
-    )
-  rows = policy_outcome.passage_rows(deciders, tables, begins, demands.cost_axis)
-  losses = [
-    _loss(
-      np.concatenate([calibration.row_quality(t, metric, surrogate=surrogate) for t in own]), metric
-    )
-    for own in tables.values()
-  ]
-  nobody = 1.0 if abstention is None else 1 - abstention
-  return JudgedRows(rows, np.stack([*losses, np.full(losses[0].shape, nobody)]))
-
-
-def _loss(quality: Float[np.ndarray, '*N'], metric: Metric) -> Float[np.ndarray, '*N']:
-  share = quality / metric.scale
-  return 1 - share if metric.higher_is_better else share
-
-
-def _quality(loss: Float[np.ndarray, '*N'], metric: Metric) -> Float[np.ndarray, '*N']:
-  return metric.scale * (1 - loss if metric.higher_is_better else loss)
-
-
-def _risks(
-  rows: JudgedRows,
-  measured: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
-  demands: Demands,
-  metric: Metric,
-) -> list[RuleRisk]:
-  """Demands as bounds of mean losses of the rules."""
-  loss = np.stack([loss for loss, _, _ in measured])
-  paid = np.stack([paid for _, paid, _ in measured])
-  passed = np.stack([answers > rows.rows.start for _, _, answers in measured]).astype(float)
-  risks = []
-  for name, value in demands.levels().items():
-    delta = demands.deltas.get(name, demands.delta)
-    if name == QUALITY:
-      ranges.check({f'QUALITY ({metric.name})': value}, least=0, most=metric.scale)
-      risks.append(RuleRisk(name, loss, float(_loss(np.array(value), metric)), delta))
-    elif name == MARGIN:
-      risks.append(RuleRisk(name, loss - rows.losses[-2], value / metric.scale, delta))
-    elif name == RATE:
-      risks.append(RuleRisk(name, passed, value, delta, falls=False))
-    else:
-      most = demands.most_cost
-      if most is None or paid.max() > most or not 0 < value <= most:
-        raise ValueError(
-          f'A promise about the mean cost of a chain needs a bound: give MOST_COST, in '
-          f'{demands.cost_axis}, that no query exceeds, and a COST below it. The dearest of these '
-          f'rows costs {paid.max():g}; MOST_COST is {most}, COST {value:g}.'
-        )
-      risks.append(RuleRisk(name, paid / most, value / most, delta, falls=False))
-  return risks
-
-
-def _refusal(risks: Sequence[RuleRisk], demands: Demands, rows: int) -> str:
+def _refusal(tested: TestedRules, demands: Demands) -> str:
   count: Callable[[RuleRisk], int] = lambda risk: int(rule_guarantees.certified(risk).sum())
   texts = [
     f'{risk.name.upper().replace(" ", "_")}={demands.levels()[risk.name]:g} (delta {risk.delta:g}) '
     f'is certified for {count(risk)} of {len(risk.losses)} rules'
-    for risk in risks
+    for risk in tested.risks
   ]
+  rows = tested.rows.losses.shape[1]
   return (
     f'No rule of the chain keeps the promises on the {rows} rows that it was tested on, half of '
     f'all: {"; ".join(texts)}. Give more rows, lower the demands, or raise DELTA.'

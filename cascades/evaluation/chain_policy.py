@@ -2,7 +2,7 @@
 
     {"version": 2, "models": {"1b": {...}, "8b": {...}, "70b": {...}},
      "levels": [{"decider": {...}, "thresholds": {"all tasks": 0.3}}, {...}, null],
-     "router": {"file": "router.policy.json", "sha256": ...}, "expected": {...}, ...}
+     "router": {"file": "router.policy.json", "sha256": ...}, "expected": [{...}], ...}
 
 The models are asked in their order. The first is the one that the router chooses for the prompt,
 without a router the first of all. An answer is final if its level is null or its score is below the
@@ -23,7 +23,14 @@ from etils import epath
 
 from cascades.evaluation import policy as policies
 from cascades.evaluation import pooling, routing_policy
-from cascades.evaluation.policy import CostAxis, DeciderEntry, MetricEntry, Policy, Promise
+from cascades.evaluation.policy import (
+  CostAxis,
+  DeciderEntry,
+  MetricEntry,
+  Policy,
+  Promise,
+  Threshold,
+)  # fmt: skip
 from cascades.evaluation.routing_policy import RoutingPolicy
 from cascades.predictions import rows
 from cascades.predictions.rows import Finite, Positive, Share
@@ -33,14 +40,29 @@ VERSION = 2
 
 
 class ChainLevel(msgspec.Struct, frozen=True):
-  """Decision about the answers of one model: a decider, and its threshold by task."""
+  """Decision about the answers of one model: a decider, and its threshold by task.
+
+  `entries` are the rows of the calibration that reached the level, for monitors: their scores, and
+  quality and cost from this level on.
+  """
 
   decider: DeciderEntry
   thresholds: Annotated[dict[str, Finite | None], msgspec.Meta(min_length=1)]
+  entries: list[Threshold] = []
 
   def threshold_of(self, task: str) -> float:
-    """Threshold of a task, or the one of all; inf never defers."""
-    value = self.thresholds.get(task, self.thresholds.get(pooling.POOLED))
+    """Threshold of a task, or the one of all; inf never defers.
+
+    Raises:
+      ValueError: The policy was calibrated on other tasks.
+    """
+    name = task if task in self.thresholds else pooling.POOLED
+    if name not in self.thresholds:
+      raise ValueError(
+        f'The policy has thresholds of {", ".join(self.thresholds)}, and none of task {task!r}: '
+        'calibrate on it, or choose tasks with TASKS.'
+      )
+    value = self.thresholds[name]
     return np.inf if value is None else value
 
 
@@ -52,9 +74,11 @@ class RouterFile(msgspec.Struct, frozen=True):
 
 
 class Expected(msgspec.Struct, frozen=True):
-  """Means on the rows that thresholds were tested on: quality, cost, and shares of the answers."""
+  """Promises of one task, or of all, and means on the rows that thresholds were tested on."""
 
+  task: str
   rows: Positive
+  promises: list[Promise]
   quality: Finite
   cost: Finite
   shares: dict[str, Share]
@@ -70,8 +94,7 @@ class ChainPolicy(msgspec.Struct, frozen=True):
   router: RouterFile | None
   metric: MetricEntry
   cost_axis: CostAxis
-  expected: Expected | None
-  promises: list[Promise]
+  expected: list[Expected]
   data: dict[str, Any]
   method: str
   provenance: dict[str, str]
@@ -125,6 +148,10 @@ def _check(policy: ChainPolicy) -> None:
   if not isinstance(policy.data.get('tasks'), dict):
     raise ValueError('data: expected "tasks", found none')
   for level in filter(None, policy.levels):
+    policies.check_entries(level.entries)
+    for entry in level.entries:
+      if entry.task not in level.thresholds or entry.value != level.threshold_of(entry.task):
+        raise ValueError(f'levels: the entry of {entry.task!r} has another threshold')
     if absent := [t for t in policy.data['tasks'] if t not in policy.tasks]:
       raise ValueError(f'thresholds: {[*level.thresholds]} leaves out {", ".join(absent)}')
 
@@ -180,7 +207,7 @@ def form(policy: AnyPolicy, path: epath.PathLike) -> Form:
   path = files.absolute(path)
   if isinstance(policy, Policy):
     thresholds = {entry.task: entry.threshold for entry in policy.thresholds}
-    return Form(None, [ChainLevel(policy.decider, thresholds), None], None)
+    return Form(None, [ChainLevel(policy.decider, thresholds, policy.thresholds), None], None)
   if isinstance(policy, RoutingPolicy):
     names = routing_policy.read(path)[1].pool.names
     models = tuple(filter(None, names))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
@@ -73,6 +73,7 @@ class Threshold(msgspec.Struct, frozen=True):
   ties: list[Share]
   gaps: list[Annotated[int, msgspec.Meta(ge=0)]]
   cost_interval: Interval | None = None  # of `cost`, where costs have a bound
+  rules: Positive = 1  # that the rows were chosen by, with the threshold
 
   @property
   def value(self) -> float:
@@ -160,7 +161,12 @@ def _check(policy: Policy) -> None:
     raise ValueError(f'models: no entry for {", ".join(sorted(missing))}')
   if not isinstance(policy.data.get('tasks'), dict):
     raise ValueError('data: expected "tasks", found none')
-  for entry in policy.thresholds:
+  check_entries(policy.thresholds)
+
+
+def check_entries(entries: Sequence[Threshold]) -> None:
+  """Raise ValueError if the scores of an entry are not those of its rows."""
+  for entry in entries:
     if not len(entry.edges) == len(entry.ties) == len(entry.gaps) - 1:
       raise ValueError(f'thresholds: {entry.task!r} needs as many edges as ties, and one gap more')
     if not entry.rows + 1 == sum(entry.gaps) or entry.edges != sorted(entry.edges):
@@ -287,8 +293,15 @@ def file_digest(name: str) -> str:
   return hashlib.sha256(files.absolute(name).read_bytes()).hexdigest()
 
 
-def stored_decider(policy: Policy) -> Decider:
-  """Decider of a policy."""
+class Deciding(Protocol):
+  """A policy of two models, or the level of a chain."""
+
+  @property
+  def decider(self) -> DeciderEntry: ...
+
+
+def stored_decider(policy: Deciding) -> Decider:
+  """Decider of a policy, or of a level."""
   entry = policy.decider
   return decider(entry.fitted or entry.name, digest=entry.digest)
 
@@ -310,13 +323,14 @@ def monitor(entry: Threshold, *, alpha: float) -> drift.Monitor:
 
   They watch MONITORED. The deferral rate may be anywhere in a band around the observed one that
   holds for all thresholds at once (Dvoretzky, Kiefer and Wolfowitz, with Massart's constant), or
-  up to the promised one. Quality may be as promised, or above.
+  up to the promised one. Quality may be as promised, or above. Where one of several rules chose the
+  rows, as those that reach a later level of a chain, no monitor of any of the rules may err.
 
   Args:
     entry: Threshold of a policy.
     alpha: Largest probability of any false alarm, ever.
   """
-  each = alpha / len(MONITORED)
+  each = alpha / len(MONITORED) / entry.rules
   band = float(np.sqrt(np.log(4 / each) / (2 * entry.rows)))  # misses with each/2
   levels = {'deferrals above': entry.deferral_rate.value + band}
   levels['deferrals below'] = 1 - entry.deferral_rate.value + band

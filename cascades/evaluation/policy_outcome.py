@@ -17,7 +17,7 @@ from cascades import chain_walk, costs
 from cascades.costs import Axis, Prices
 from cascades.evaluation import chain_policy, chain_rows
 from cascades.evaluation import policy as policies
-from cascades.evaluation.chain_policy import ChainLevel, ChainPolicy
+from cascades.evaluation.chain_policy import ChainLevel, ChainPolicy, Form
 from cascades.evaluation.chain_rows import ModelTables
 from cascades.evaluation.comparison import Settings
 from cascades.evaluation.routers import NOBODY
@@ -149,15 +149,7 @@ def of_file(
   """
   stored = chain_policy.read_any(path)
   form = chain_policy.form(stored, path)
-  *small, large = tables
-  names = form.names or (small[0], large)
-  absent = [name for name in names if name not in small]
-  if len(absent) > 1:
-    raise ValueError(
-      f'The policy is for {", ".join(names)}, and SMALL has {", ".join(small)}: name the small '
-      'models as the policy does; the one that is left is LARGE.'
-    )
-  given = {name: large if name in absent else name for name in names}
+  given = names_of(form, tables)
   stated = stored if isinstance(stored, ChainPolicy) else None
   for name, own in given.items():
     for table in tables[own]:
@@ -172,6 +164,23 @@ def of_file(
     metric=stated.metric.name if stated else metric,
     unanswered=stated.unanswered_quality if stated else None,
   )
+
+
+def names_of(form: Form, tables: Mapping[str, Sequence[Predictions]]) -> dict[str, str]:
+  """Names of tables by the names of the models of a policy.
+
+  Raises:
+    ValueError: The policy is for other models.
+  """
+  *small, large = tables
+  names = form.names or (small[0], large)
+  absent = [name for name in names if name not in small]
+  if len(absent) > 1:
+    raise ValueError(
+      f'The policy is for {", ".join(names)}, and SMALL has {", ".join(small)}: name the small '
+      'models as the policy does; the one that is left is LARGE.'
+    )
+  return {name: large if name in absent else name for name in names}
 
 
 def outcome(
@@ -196,7 +205,7 @@ def outcome(
     unanswered: Quality of a row that nobody answers; None leaves such rows out.
   """
   pooled = chain_rows.pooled(tables, Settings(), metric, None)
-  deciders = [None if level is None else _decider(level) for level in levels]
+  deciders = [None if level is None else policies.stored_decider(level) for level in levels]
   own_rows = passage_rows(deciders, tables, begins, axis, prices=prices)
   limits = [
     np.concatenate([np.full(len(table.ids), _threshold(level, table.task)) for table in own])
@@ -233,11 +242,6 @@ def _shares(models: Int[np.ndarray, 'N'], names: Sequence[str]) -> dict[str, flo
 
 def _threshold(level: ChainLevel | None, task: str) -> float:
   return np.inf if level is None else level.threshold_of(task)
-
-
-def _decider(level: ChainLevel) -> Decider:
-  entry = level.decider
-  return policies.decider(entry.fitted or entry.name, digest=entry.digest)
 
 
 def _scores(decider: Decider | None, table: Predictions) -> Float[np.ndarray, 'N']:

@@ -130,7 +130,10 @@ def _outcome(
       stored[table.task].get('small') == policies.fingerprint(table) for table in small
     ),
     deferral_rate=rate,
-    quality=judged and Interval(*calibration.quality_at(judged, deferred, ALPHA)),
+    quality=judged
+    and Interval(
+      *calibration.quality_at(np.where(deferred, judged.large, judged.small), judged.scale, ALPHA)
+    ),
     promises=_promises(entry, judged, deferred),
     alarms=tuple(_alarms(entry, judged, score, deferred)),
   )
@@ -150,7 +153,7 @@ def _promises(
       costs = np.where(deferred, judged.large_cost, judged.small_cost)
       values = {COST: float(costs.mean()), MARGIN: loss * judged.scale, RATE: loss}
       value = values.get(promise.name, judged.scale * float(judged.loss(loss * judged.scale)))
-    refuted = not fulfilled and _refuted(losses, promise.level, promise.delta)
+    refuted = not fulfilled and is_refuted(losses, promise.level, promise.delta)
     realized.append(Realized(promise.name, promise.demanded, value, fulfilled, refuted))
   return tuple(realized)
 
@@ -169,7 +172,7 @@ def _losses(promise: Promise, judged: Judged | None, deferred: np.ndarray) -> np
   return np.minimum(costs * promise.level / promise.demanded, 1)
 
 
-def _refuted(losses: np.ndarray, level: float, delta: float) -> bool:
+def is_refuted(losses: np.ndarray, level: float, delta: float) -> bool:
   """True if the rows reject, at `delta`, that the mean is at most `level`."""
   low = -1.0 if losses.min() < 0 else 0.0
   gains, share = (1 - losses) / (1 - low), (1 - level) / (1 - low)
@@ -180,14 +183,35 @@ def _refuted(losses: np.ndarray, level: float, delta: float) -> bool:
 def _alarms(
   entry: Threshold, judged: Judged | None, score: np.ndarray, deferred: np.ndarray
 ) -> list[Alarm]:
-  """Numbers of rows after which the monitors raise an alarm.
-
-  The rows are shuffled: tables are often sorted by their content, which is no drift.
-  """
-  monitor = policies.monitor(entry, alpha=ALPHA)
+  """Numbers of rows after which the monitors raise an alarm."""
   loss = np.full(len(score), np.nan)
   if judged is not None:
     loss = np.where(deferred, judged.loss(judged.large), judged.loss(judged.small))
+  return watched(entry, score, deferred, loss, alpha=ALPHA)
+
+
+def watched(
+  entry: Threshold,
+  score: np.ndarray,
+  deferred: np.ndarray,
+  loss: np.ndarray,
+  *,
+  alpha: float,
+  role: str = '',
+) -> list[Alarm]:
+  """Numbers of rows after which the monitors of a threshold raise an alarm.
+
+  The rows are shuffled: tables are often sorted by their content, which is no drift.
+
+  Args:
+    entry: The threshold.
+    score: Scores of rows that reach it.
+    deferred: True for those that are deferred.
+    loss: Loss of their answers; nan without labels.
+    alpha: Largest probability of a false alarm.
+    role: Name of the model, for the names of the monitors of a chain.
+  """
+  monitor = policies.monitor(entry, alpha=alpha)
   observed = np.stack([deferred, ~deferred, loss], axis=-1).astype(float)
   generator = np.random.default_rng(0)
   state, first = drift.start(monitor), np.zeros(len(MONITORED), int)
@@ -195,5 +219,9 @@ def _alarms(
     state = drift.update(monitor, state, score[row], observed[row], uniform=generator.random())
     first = np.where((first == 0) & drift.alarms(monitor, state), count, first)
   promised = {promise.name for promise in entry.promises}
-  watched = [name for name in MONITORED if name != QUALITY or (judged and QUALITY in promised)]
-  return [Alarm(name, int(first[i]) or None) for i, name in enumerate(MONITORED) if name in watched]
+  has_quality = QUALITY in promised and not np.isnan(loss).all()
+  return [
+    Alarm(f'{role}: {name}' if role else name, int(first[i]) or None)
+    for i, name in enumerate(MONITORED)
+    if name != QUALITY or has_quality
+  ]

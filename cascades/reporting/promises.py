@@ -21,6 +21,7 @@ from cascades.reporting import terminal
 from cascades.reporting.figures import STYLE
 from cascades.reporting.palette import FAINT, INK, PALETTE
 from cascades.reporting.summary import Cell, SummaryTable
+from cascades.rule_guarantees import RuleRisk
 
 
 def show_policy(policy: Policy) -> None:
@@ -47,27 +48,30 @@ def show_chain(policy: ChainPolicy) -> None:
   """Prints the levels of a chain, its promises and what is expected."""
   cells = [
     [
+      expected.task,
       name,
       level.decider.name if level else 'final',
-      ', '.join(f'{level.threshold_of(task):.6g}' for task in level.thresholds) if level else '',
-      f'{policy.expected.shares[name]:.1%}' if policy.expected else '',
+      f'{level.threshold_of(expected.task):.6g}' if level else '',
+      f'{expected.shares[name]:.1%}',
     ]
-    for (name, level) in zip(policy.models, policy.levels, strict=True)
+    for expected in policy.expected
+    for name, level in zip(policy.models, policy.levels, strict=True)
   ]
-  _print('Chain', ['model', 'score', 'goes on from', 'answers'], cells)
-  expected = policy.expected
+  _print('Chain', ['task', 'model', 'score', 'goes on from', 'answers'], cells)
   cells = [
     [
+      expected.task,
       f'{promise.name} {_sign(promise.name, policy)} {promise.demanded:g}',
       f'{1 - promise.delta:.0%}',
       f'{promise.observed:.4g}',
-      f'{expected.quality:.4g}' if expected else '',
-      f'{expected.cost:.4g}' if expected else '',
+      f'{expected.quality:.4g}',
+      f'{expected.cost:.4g}',
     ]
-    for promise in policy.promises
+    for expected in policy.expected
+    for promise in expected.promises
   ]
-  header = ['promise', 'kept with', 'observed', policy.metric.name, f'cost ({policy.cost_axis})']
-  _print('Promises', header, cells)
+  header = ['task', 'promise', 'kept with', 'observed', policy.metric.name]
+  _print('Promises', [*header, f'cost ({policy.cost_axis})'], cells)
 
 
 def show_policy_outcome(name: str, outcome: PolicyOutcome) -> None:
@@ -94,7 +98,7 @@ def sentence(policy: Policy, entry: Threshold) -> str:
   )
 
 
-def show_outcomes(policy: Policy, outcomes: Sequence[Outcome]) -> None:
+def show_outcomes(policy: Policy | ChainPolicy, outcomes: Sequence[Outcome]) -> None:
   """Prints promised against realized, and what the monitors say."""
   cells = [
     [
@@ -124,7 +128,9 @@ def show_outcomes(policy: Policy, outcomes: Sequence[Outcome]) -> None:
   _print('Do the assumptions still hold?', ['task', 'monitor of', 'verdict'], cells)
 
 
-def show_check(task: str, risks: Sequence[Risk], methods: Mapping[str, Simulation]) -> None:
+def show_check(
+  task: str, risks: Sequence[Risk | RuleRisk], methods: Mapping[str, Simulation]
+) -> None:
   """Prints how often each promise was kept, and how much was deferred for it."""
   cells = [
     [
@@ -180,7 +186,7 @@ def _interval(value: Interval) -> dict[str, float]:
   return {'value': value.value, 'low': value.low, 'high': value.high}
 
 
-def draw_check(risks: Sequence[Risk], methods: Mapping[str, Simulation]) -> Figure:
+def draw_check(risks: Sequence[Risk | RuleRisk], methods: Mapping[str, Simulation]) -> Figure:
   """Share of draws that kept each promise, beside the deferral rates that it took.
 
   Whiskers are exact 95 % intervals of the share; the tick of each promise is 1 - delta.

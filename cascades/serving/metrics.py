@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, exposition
@@ -18,7 +18,7 @@ from cascades import drift
 from cascades.evaluation import policy
 from cascades.evaluation.policy import Threshold
 from cascades.serving.breaker import Breaker, BreakerState
-from cascades.serving.exchanges import Exchange, Leg
+from cascades.serving.exchanges import Exchange, Leg, Role
 from cascades.serving.metering import Log
 
 CONTENT_TYPE = exposition.CONTENT_TYPE_LATEST
@@ -26,18 +26,21 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
 DECISION_SECONDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.1)
 TOKENS_PER_SECOND = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 SCORES = (-10, -3, -1, -0.3, -0.1, 0, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 2, 3, 10)
-ALPHA = 0.05  # largest probability of any false alarm about a threshold, ever
+ALPHA = 0.05  # largest probability of any false alarm about the thresholds of a task, ever
 MOST_FLAGS = 20  # values of a label
+
+# By model and task.
+PolicyEntries: TypeAlias = Mapping[tuple[Role, str], Threshold]
 
 
 class Metrics:
   """Counters and histograms of exchanges, and monitors of the scores."""
 
-  def __init__(self, entries: Mapping[str, Threshold] | None = None, *, seed: int | None = None):
+  def __init__(self, entries: PolicyEntries | None = None, *, seed: int | None = None):
     """Metrics of no exchange.
 
     Args:
-      entries: Entries of the policy by task; None without a policy.
+      entries: Entries of the policy by model and task; None without a policy.
       seed: Seed of the numbers that order equal scores; None for one that nobody can predict.
     """
     self.registry = CollectorRegistry()
@@ -79,21 +82,26 @@ class Metrics:
     self._failures = counter('model_failures', 'Answers that failed.', role)
     self._scores: Histogram | None = None
     self._alarms = gauge(
-      'drift_alarm', '1 if the stream left what the policy was calibrated on.', ['task', 'monitor']
+      'drift_alarm',
+      '1 if the stream left what the policy was calibrated on.',
+      ['role', 'task', 'monitor'],
     )
-    self._rows = gauge('drift_rows', 'Rows that the monitors have seen.', ['task'])
+    self._rows = gauge('drift_rows', 'Rows that the monitors have seen.', ['role', 'task'])
     self._gauges: dict[str, Gauge] = {}
     self._uniform = np.random.default_rng(seed).random
     self.watch(entries or {})
 
-  def watch(self, entries: Mapping[str, Threshold]) -> None:
+  def watch(self, entries: PolicyEntries) -> None:
     """Begin to monitor the scores of a policy, and forget those of another one.
 
     Args:
-      entries: Entries of the policy by task; several tasks may have one entry.
+      entries: Entries of the policy by model and task; several tasks may have one entry.
     """
-    self._entries = {task: entry.task for task, entry in entries.items()}
-    self._streams = {entry.task: _Stream(entry) for entry in entries.values()}
+    alpha = ALPHA / max(len({role for role, _ in entries}), 1)
+    self._entries = {(role, task): (role, entry.task) for (role, task), entry in entries.items()}
+    self._streams = {
+      (role, entry.task): _Stream(role, entry, alpha) for (role, _), entry in entries.items()
+    }
     self._alarms.clear()
     self._rows.clear()
     if self._scores is not None:
@@ -153,9 +161,14 @@ class Metrics:
     gauge = self._gauges[name]
     (gauge.labels(**labels) if labels else gauge).set_function(value)
 
-  def alarms(self) -> list[tuple[str, str]]:
-    """Task and monitor of each alarm that was raised."""
-    return [(s.task, name) for s in self._streams.values() for name, on in s.alarms().items() if on]
+  def alarms(self) -> list[tuple[str, str, str]]:
+    """Model, task and monitor of each alarm that was raised."""
+    return [
+      (s.role, s.task, name)
+      for s in self._streams.values()
+      for name, on in s.alarms().items()
+      if on
+    ]
 
   def exposition(self) -> bytes:
     """All metrics in the text form of Prometheus, `CONTENT_TYPE`."""
@@ -179,21 +192,23 @@ class Metrics:
     score = None if exchange.is_bound else exchange.score
     if score is not None and self._scores is not None:
       self._scores.observe(score)
-    task = self._entries.get(exchange.task)
-    if task is not None:
-      stream = self._streams[task]
-      stream.update(score, deferred=bool(exchange.deferred), uniform=self._uniform())
-      self._show(stream)
+    for decision in exchange.decisions:
+      key = self._entries.get((decision.role, exchange.task))
+      if key is not None:
+        stream = self._streams[key]
+        score = None if decision.is_bound else decision.score
+        stream.update(score, deferred=decision.deferred, uniform=self._uniform())
+        self._show(stream)
 
   def _show(self, stream: _Stream) -> None:
-    self._rows.labels(stream.task).set(stream.rows)
+    self._rows.labels(stream.role, stream.task).set(stream.rows)
     alarms = stream.alarms()
     for name in policy.MONITORED:
       if name in alarms:
-        self._alarms.labels(stream.task, name).set(alarms[name])
+        self._alarms.labels(stream.role, stream.task, name).set(alarms[name])
       else:
         with contextlib.suppress(KeyError):
-          self._alarms.remove(stream.task, name)
+          self._alarms.remove(stream.role, stream.task, name)
 
   def _flag(self, flag: str) -> str:
     """The flag, or 'other' after many different ones, which would be as many time series."""
@@ -206,11 +221,11 @@ def _is_in(breaker: Breaker, state: BreakerState) -> float:
 
 
 class _Stream:
-  """Stream of rows under one threshold. Quality is not observed."""
+  """Stream of rows that reach one threshold. Quality is not observed."""
 
-  def __init__(self, entry: Threshold):
-    self.task = entry.task
-    self._monitor = policy.monitor(entry, alpha=ALPHA)
+  def __init__(self, role: Role, entry: Threshold, alpha: float):
+    self.role, self.task = role, entry.task
+    self._monitor = policy.monitor(entry, alpha=alpha)
     self._state = drift.start(self._monitor)
     self._scored = True  # False once scores are known for some rows only, which proves nothing
 

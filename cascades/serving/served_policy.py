@@ -55,9 +55,14 @@ class ServedPolicy:
     return next((tuple(rule.thresholds) for rule in self.rules if rule), (self.task,))
 
   @property
-  def entries(self) -> Mapping[str, Threshold]:
-    """Entries of the first level by task, for the monitors of drift; none without promises."""
-    return self.rules[0].entries if self.rules[0] else {}
+  def entries(self) -> Mapping[tuple[Role, str], Threshold]:
+    """Entries by model and task, for the monitors of drift; none without a calibration."""
+    return {
+      (role, task): entry
+      for role, rule in zip(self.roles, self.rules, strict=True)
+      if rule
+      for task, entry in rule.entries.items()
+    }
 
   def rule_of(self, role: Role) -> DecisionRule | None:
     """Decision about the answers of a model; None where they are final."""
@@ -149,12 +154,8 @@ def from_file(
         'requests that name none with POLICY_TASK.'
       )
     task = pooling.POOLED if pooling.POOLED in tasks else tasks[0]
-  entries = {}
-  if isinstance(stored, Policy):
-    by_task = {entry.task: entry for entry in stored.thresholds}
-    entries = {name: by_task.get(name) or stored.threshold_of(name) for name in tasks}
   return ServedPolicy(
-    tuple(_rule(level, tasks, task, alternatives, entries) for level in form.levels),
+    tuple(_rule(level, tasks, task, alternatives) for level in form.levels),
     task,
     form.names or PAIR,
     form.names is not None,
@@ -179,10 +180,12 @@ def _rule(
   tasks: Sequence[str],
   task: str,
   alternatives: int,
-  entries: Mapping[str, Threshold],
 ) -> DecisionRule | None:
   if level is None:
     return None
+  by_task = {entry.task: entry for entry in level.entries}
+  pooled = by_task.get(pooling.POOLED)
+  entries = {name: entry for name in tasks if (entry := by_task.get(name, pooled))}
   thresholds = {name: level.threshold_of(name) for name in tasks}
   decider = policy.decider(level.decider.fitted or level.decider.name, digest=level.decider.digest)
   if level.decider.fitted is not None:

@@ -1,7 +1,7 @@
 """State of a server for its page, `/v1/cascade/status`: the last exchanges, without their texts.
 
     {"version": 2, "name": name, "time": seconds, "models": {role: name}, "levels": [LEVEL, ...],
-     "routed": bool, "drift": [{"task": ..., "monitor": ...}],
+     "routed": bool, "drift": [{"role": ..., "task": ..., "monitor": ...}],
      "breakers": {role: "closed" | "half-open" | "open"}, "log": reason | "",
      "total": number of exchanges since the start, "recent": [POINT, ...]}
 
@@ -59,7 +59,7 @@ def status(
   time: float,
   models: Mapping[Role, str],
   policy: ServedPolicy,
-  alarms: Iterable[tuple[str, str]] = (),
+  alarms: Iterable[tuple[str, str, str]] = (),
   breakers: Mapping[str, str] | None = None,
   log: str = '',
   since: int = 0,
@@ -72,7 +72,7 @@ def status(
     time: Seconds since the epoch.
     models: Names of the models by role, in order.
     policy: Policy that is in effect.
-    alarms: Alarms of drift, by task and monitor.
+    alarms: Alarms of drift: model, task and monitor.
     breakers: States of circuit breakers by role.
     log: Reason why the log cannot be written.
     since: Number of the last point that is known already.
@@ -91,7 +91,7 @@ def status(
       for role, rule in zip(policy.roles, policy.rules, strict=True)
     ],
     'routed': policy.router is not None,
-    'drift': [{'task': task, 'monitor': monitor} for task, monitor in alarms],
+    'drift': [dict(zip(('role', 'task', 'monitor'), alarm, strict=True)) for alarm in alarms],
     'breakers': dict(breakers or {}),
     'log': log,
     'total': recent.total,

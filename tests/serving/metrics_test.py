@@ -15,6 +15,7 @@ from cascades.evaluation.policy import Interval, Promise, Threshold
 from cascades.serving import metrics as serving_metrics
 from cascades.serving import status
 from cascades.serving.breaker import Breaker
+from cascades.serving.exchanges import LevelDecision
 from cascades.serving.metering import Log, LogOptions
 from cascades.serving.metrics import Metrics
 from cascades.serving.status import Recent
@@ -110,31 +111,47 @@ def stream(metrics, scores, threshold=0.0, task='words', **changes):
 
 def test_drift_of_the_scores_raises_an_alarm_and_exchangeable_scores_none():
   generator = np.random.default_rng(0)
-  metrics = Metrics({'words': entry(generator.normal(size=499))}, seed=0)
-  alarm = 'cascade_drift_alarm', 'monitor=scores', 'task=words'
+  metrics = Metrics({('small', 'words'): entry(generator.normal(size=499))}, seed=0)
+  alarm = 'cascade_drift_alarm', 'monitor=scores', 'role=small', 'task=words'
   stream(metrics, generator.normal(size=300))
   assert read(metrics)[alarm] == 0
   assert metrics.alarms() == []
   stream(metrics, generator.normal(size=200) + 1.5)
   samples = read(metrics)
   assert samples[alarm] == 1
-  assert samples['cascade_drift_rows', 'task=words'] == 500
-  assert ('words', 'scores') in metrics.alarms()
-  assert ('cascade_drift_alarm', 'monitor=quality', 'task=words') not in samples
+  assert samples['cascade_drift_rows', 'role=small', 'task=words'] == 500
+  assert ('small', 'words', 'scores') in metrics.alarms()
+  assert ('cascade_drift_alarm', 'monitor=quality', 'role=small', 'task=words') not in samples
 
 
 def test_more_deferrals_than_promised_raise_an_alarm():
   generator = np.random.default_rng(0)
   promise = Promise('deferral rate', 0.3, 0.05, 0.2, 'deferral', 0.3, 'binomial')
   calibrated = entry(generator.normal(size=499), threshold=0.85, promises=[promise])
-  metrics = Metrics({'words': calibrated}, seed=0)
+  metrics = Metrics({('small', 'words'): calibrated}, seed=0)
   stream(metrics, generator.normal(size=150) + 2, threshold=0.85)
-  assert ('words', 'deferrals above') in metrics.alarms()
+  assert ('small', 'words', 'deferrals above') in metrics.alarms()
+
+
+def test_each_level_of_a_chain_is_watched_on_the_rows_that_reach_it():
+  generator = np.random.default_rng(0)
+  watched = {(role, 'words'): entry(generator.normal(size=499)) for role in ('1b', '8b')}
+  metrics = Metrics(watched, seed=0)
+  for first, second in generator.normal([0, 1.5], size=(400, 2)):
+    decisions = [LevelDecision('1b', first, 0.0, 0.0)]
+    if first >= 0:
+      decisions.append(LevelDecision('8b', second, 0.0, 0.0))
+    metrics.record(exchange(leg(), task='words')._replace(decisions=tuple(decisions)))
+  samples = read(metrics)
+  assert samples['cascade_drift_rows', 'role=1b', 'task=words'] == 400
+  assert 150 < samples['cascade_drift_rows', 'role=8b', 'task=words'] < 250
+  assert {role for role, _, _ in metrics.alarms()} == {'8b'}
+  assert ('8b', 'words', 'scores') in metrics.alarms()
 
 
 def test_scores_that_are_bounds_raise_no_alarm_about_scores():
   generator = np.random.default_rng(0)
-  metrics = Metrics({'words': entry(generator.normal(size=499))}, seed=0)
+  metrics = Metrics({('small', 'words'): entry(generator.normal(size=499))}, seed=0)
   for score in generator.normal(size=400):
     if score < 0:
       stream(metrics, [score])
@@ -142,27 +159,29 @@ def test_scores_that_are_bounds_raise_no_alarm_about_scores():
       metrics.record(exchange(leg(finish=None), leg('large'), score=0.01, threshold=0.0))
   samples = read(metrics)
   assert metrics.alarms() == []
-  assert ('cascade_drift_alarm', 'monitor=scores', 'task=words') not in samples
-  assert samples['cascade_drift_alarm', 'monitor=deferrals above', 'task=words'] == 0
+  assert ('cascade_drift_alarm', 'monitor=scores', 'role=small', 'task=words') not in samples
+  assert samples['cascade_drift_alarm', 'monitor=deferrals above', 'role=small', 'task=words'] == 0
   assert samples[('cascade_score_count',)] < 400
   assert samples['cascade_decisions_total', 'deferred=true'] > 100
 
 
 def test_tasks_under_one_threshold_are_one_stream_and_other_tasks_are_not_watched():
   pooled = entry(np.arange(99.0), task='all tasks')
-  metrics = Metrics({'a': pooled, 'b': pooled})
+  metrics = Metrics({('small', 'a'): pooled, ('small', 'b'): pooled})
   for task in ('a', 'b', 'c'):
     stream(metrics, [3.0], task=task)
-  assert read(metrics)['cascade_drift_rows', 'task=all tasks'] == 2
+  assert read(metrics)['cascade_drift_rows', 'role=small', 'task=all tasks'] == 2
 
 
 def test_another_policy_begins_anew_with_buckets_of_its_own_scores():
-  metrics = Metrics({'words': entry(np.arange(99.0))})
+  metrics = Metrics({('small', 'words'): entry(np.arange(99.0))})
   stream(metrics, [3.0, 4.0])
-  metrics.watch({'other': entry(np.arange(0, 9900.0, 100), threshold=math.inf, task='other')})
+  metrics.watch(
+    {('small', 'other'): entry(np.arange(0, 9900.0, 100), threshold=math.inf, task='other')}
+  )
   samples = read(metrics)
-  assert samples['cascade_drift_rows', 'task=other'] == 0
-  assert ('cascade_drift_rows', 'task=words') not in samples
+  assert samples['cascade_drift_rows', 'role=small', 'task=other'] == 0
+  assert ('cascade_drift_rows', 'role=small', 'task=words') not in samples
   assert samples[('cascade_score_count',)] == 0
   assert ('cascade_score_bucket', 'le=900.0') in samples
   assert samples['cascade_requests_total', 'author=large', 'status=200'] == 2
@@ -178,7 +197,7 @@ def test_the_status_has_points_and_no_text():
   recent.record(exchange(leg(finish=None), leg('large'), leg('large', dollars=None)))
   state = status.status(
     recent, name='mine', time=5.0, models={'small': 's', 'large': 'l'}, policy=rule(math.inf),
-    alarms=[('words', 'scores')], breakers={'large': 'open'},
+    alarms=[('small', 'words', 'scores')], breakers={'large': 'open'},
     log='full', since=3,
   )  # fmt: skip
   assert 'secret' not in json.dumps(state, allow_nan=False)
@@ -197,7 +216,7 @@ def test_the_status_has_points_and_no_text():
     'queue_seconds': 0.02,
   }
   assert state['total'] == 5
-  assert state['drift'] == [{'task': 'words', 'monitor': 'scores'}]
+  assert state['drift'] == [{'role': 'small', 'task': 'words', 'monitor': 'scores'}]
   assert state['levels'] == [
     {'role': 'small', 'decider': 'average', 'thresholds': {'all tasks': None}},
     {'role': 'large', 'decider': None, 'thresholds': {}},
@@ -207,7 +226,7 @@ def test_the_status_has_points_and_no_text():
 @pytest.mark.slow
 def test_memory_is_flat_over_20000_exchanges(tmp_path):
   generator = np.random.default_rng(0)
-  metrics = Metrics({'words': entry(generator.normal(size=499))}, seed=0)
+  metrics = Metrics({('small', 'words'): entry(generator.normal(size=499))}, seed=0)
   recent, log = Recent(), Log(tmp_path, LogOptions(file_bytes=1 << 20))
   sizes = []
   tracemalloc.start()

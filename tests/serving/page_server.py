@@ -48,7 +48,7 @@ class PageServer:
 
   def __init__(self, keys: Sequence[ApiKey] = (), seconds: float = 0.0):
     self.recent, self.metrics, self.breaker = statuses.Recent(), Metrics(), Breaker(failures=1)
-    self.alarms: list[tuple[str, str]] = []
+    self.alarms: list[tuple[str, str, str]] = []
     self.small = FakeModel('runs/demo/small', phonemes, seconds)
     self.large = FakeModel('runs/demo/large', phonemes, seconds)
     self.cascade = ServedCascade(

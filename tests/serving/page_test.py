@@ -218,7 +218,7 @@ def test_the_slider_tells_what_another_threshold_would_have_done(page, server):
 @needs_browser
 @pytest.mark.slow
 def test_alarms_and_failures_are_shown(page, server):
-  server.alarms = [('words', 'scores')]
+  server.alarms = [('small', 'words', 'scores')]
   server.breaker.fail(server.breaker.enter())
   page.wait_for_selector('#alerts li >> nth=1')
   assert 'Drift of scores in words' in page.text_content('#alerts')

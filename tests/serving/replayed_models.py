@@ -81,7 +81,7 @@ def write_chain(
   content = {
     'version': 2, 'models': {name: {'name': name} for name in NAMES}, 'levels': list(levels),
     'router': router, 'metric': {'name': 'accuracy', 'surrogate': False, 'higher_is_better': True},
-    'cost_axis': 'dollars', 'expected': None, 'promises': [], 'data': {'tasks': {'t': {}}},
+    'cost_axis': 'dollars', 'expected': [], 'data': {'tasks': {'t': {}}},
     'method': '', 'provenance': {},
   } | changes  # fmt: skip
   path = epath.Path(folder) / 'policy.json'

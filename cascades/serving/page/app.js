@@ -287,7 +287,7 @@ function describe() {
   const open = Object.entries(state.breakers).filter(([, is]) => is !== 'closed');
   const remarks = new Set([state.log, ...Object.values(state.notes ?? {})]);  // the log is in both
   alerts([
-    ...state.drift.map(({task, monitor}) => `Drift of ${monitor} in ${task}: requests are not like those of the calibration.`),
+    ...state.drift.map(({role, task, monitor}) => `Drift of ${monitor} of ${role} in ${task}: requests are not like those of the calibration.`),
     ...open.map(([role, is]) => `The ${role} model is left alone after failures (${is}).`),
     ...waiting.map((reason) => `Not ready yet: ${reason}`),
     ...[...remarks].filter(Boolean),
