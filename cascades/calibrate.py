@@ -227,7 +227,7 @@ def _level(entry: DeciderEntry, results: Sequence[CalibratedChain], number: int)
   return ChainLevel(
     entry,
     {task: None if math.isinf(value) else value for task, value in thresholds.items()},
-    [entry for result in results if (entry := result.entries[number])],
+    [seen for result in results if (seen := result.entries[number])],
   )
 
 
