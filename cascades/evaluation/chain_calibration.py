@@ -132,9 +132,9 @@ def calibrate(rows: JudgedRows, demands: Demands, *, seed: int = 0) -> Calibrate
     {name: float((answers == i).mean()) for i, name in enumerate(rows.names)},
     float((answers == len(rows.names)).mean()),
   )
-  whole = [] if rows.routed else promises
+  first = [] if rows.routed else promises
   entries = (
-    _entry(tested, level, answers, demands, [] if level else whole) if decides else None
+    _entry(tested, level, answers, demands, [] if level else first) if decides else None
     for level, decides in enumerate(rows.decided)
   )
   return CalibratedChain(thresholds, expected, tuple(entries))
