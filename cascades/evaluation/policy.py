@@ -293,14 +293,14 @@ def file_digest(name: str) -> str:
   return hashlib.sha256(files.absolute(name).read_bytes()).hexdigest()
 
 
-class Deciding(Protocol):
+class WithDecider(Protocol):
   """A policy of two models, or the level of a chain."""
 
   @property
   def decider(self) -> DeciderEntry: ...
 
 
-def stored_decider(policy: Deciding) -> Decider:
+def stored_decider(policy: WithDecider) -> Decider:
   """Decider of a policy, or of a level."""
   entry = policy.decider
   return decider(entry.fitted or entry.name, digest=entry.digest)
