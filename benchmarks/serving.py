@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -39,11 +39,12 @@ from cascades.inference.trained_model import Checkpoint, TrainedModel
 from cascades.runtime import partitioning
 from cascades.runtime.partitioning import Devices
 from cascades.serving import local_model
-from cascades.serving.exchanges import Question
+from cascades.serving.exchanges import Message, Question
 from cascades.serving.local_model import LocalModel
 from cascades.serving.slots import Room
 
 START_SECONDS = 600.0  # for a server to load its model and compile
+AnyPrompt: TypeAlias = str | tuple[Message, ...]
 NEVER = 1e9  # threshold of a score that no answer reaches
 
 
@@ -71,12 +72,12 @@ class Sequential:
     self._generator = answers.Generator(model, max_tokens)
     self._served = served
 
-  def __call__(self, texts: Sequence[str]) -> list[Answer]:
-    return [self._answer(text) for text in texts]
+  def __call__(self, prompts: Sequence[AnyPrompt]) -> list[Answer]:
+    return [self._answer(prompt) for prompt in prompts]
 
-  def _answer(self, text: str) -> Answer:
+  def _answer(self, prompt: AnyPrompt) -> Answer:
     start = time.perf_counter()
-    tokens = self._served.tokens(text)
+    tokens = self._served.tokens(prompt)
     width = min(width for width in self._served.engine.plan.prompt_lengths if width >= len(tokens))
     with partitioning.use(one_device()):
       answer = self._generator.generate(converters.pad([(tokens,)], width), np.array([0]))
@@ -144,12 +145,16 @@ def quantiles(name: str, seconds: Sequence[float]) -> Iterator[Measured]:
     yield Measured(f'{name}: latency, {share} %', value, 'ms')
 
 
+def free_port() -> int:
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return int(free.getsockname()[1])
+
+
 @contextlib.contextmanager
 def server(run: str, room: Room) -> Iterator[int]:
   """Context manager of a server in a process of its own; gives its port."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
+  port = free_port()
   settings = {
     'SMALL': run, 'THRESHOLD': NEVER, 'PORT': port, 'SLOTS': room.slots, 'CONCURRENCY': 1024,
     'MAX_PROMPT': room.max_prompt, 'MAX_TOKENS': room.max_tokens, 'MAX_WAITING': room.max_waiting,
