@@ -128,6 +128,11 @@ class Bench:
     large = self.large_run(cell)
     return large.with_name(f'{large.name}-cache{f"-{reference.name}" if reference else ""}')
 
+  def is_prepared_elsewhere(self, cell: Cell) -> bool:
+    """Whether a process holds the claim on a point's large model or on its outputs."""
+    paths = self.large_run(cell), self.cache_path(cell)
+    return not claims.claimed(paths[0].parent).keys().isdisjoint(path.name for path in paths)
+
   def large(self, cell: Cell) -> pathlib.Path:
     """Run of the large model of a point's task and seed, with its answers."""
     setting, run = self.settings[cell.task], self.large_run(cell)

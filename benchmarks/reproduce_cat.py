@@ -56,7 +56,10 @@ def work(bench: Bench, listed: Listed, minutes: float) -> Iterator[tuple[str, st
 
   def run_next() -> tuple[str, str] | None:
     left = set(range(len(cells))) - done(range(len(cells)))
-    ready = {number: cells[number] for number in sorted(left) if not bench.waits_for(cells[number])}
+    able = [number for number in sorted(left) if not bench.waits_for(cells[number])]
+    # Who takes a point while another process makes its large model would only wait for that.
+    able.sort(key=lambda number: bench.is_prepared_elsewhere(cells[number]))
+    ready = {number: cells[number] for number in able}
     with claims.Claims(bench.points) as held:
       for _, cell in held.shares(ready, name, done, wait=False):
         summary = bench.execute(cell)

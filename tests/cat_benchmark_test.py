@@ -321,6 +321,18 @@ def test_points_that_another_process_holds_are_left_to_it(bench, monkeypatch):
   assert outcome['missing: time'] == 'for 1 points'
 
 
+def test_points_whose_large_model_another_process_makes_come_last(bench, monkeypatch):
+  monkeypatch.setattr(cat_grid, 'TUNING_SEEDS', {})
+  trained = stub(bench, monkeypatch, best=1.0)
+  cells = [PLAIN._replace(factor=1.0, seed=seed, loss=loss) for seed in (0, 1) for loss in BASE[:2]]
+  large = bench.large_run(cells[0])
+  large.parent.mkdir(parents=True)
+  with claims.Claims(large.parent) as other:
+    assert other.take(large.name)
+    list(work(bench, [('', cell) for cell in cells], minutes=5))
+  assert trained == [*cells[2:], *cells[:2]]
+
+
 def test_second_stages_and_equal_flops_have_their_lengths(bench, monkeypatch):
   stub(bench, monkeypatch, best=1.0)
   bench.points.mkdir(parents=True)
