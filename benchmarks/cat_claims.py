@@ -166,6 +166,10 @@ def _mechanism(task: str, seeds: int) -> Iterator[Claim]:
     'M the end is not dropped', 'CAT-Xent is better if it never drops the end of sequence',
     (Term(1, Cell(task, size, 'cat_xent_eos')), base['cat_xent']._replace(sign=-1)),
   )  # fmt: skip
+  yield claim(
+    'M lagged', 'CAT-Xent is better if the mask is of a lagged small model',
+    (Term(1, Cell(task, size, *cat_grid.LAGGED)), base['cat_xent']._replace(sign=-1)),
+  )  # fmt: skip
   second = {
     loss: Cell(task, size, loss, start='xent') for loss in ('xent', 'gatekeeper', 'cat_gatekeeper')
   }

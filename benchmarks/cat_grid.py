@@ -17,6 +17,7 @@ FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the task's learning rate, tried for each l
 TUNING_SEEDS = {'g2p': 5}  # from TUNING_SEED on, of the tasks that train fast; 1 elsewhere
 BASE = ('xent', 'cat_xent', 'dist', 'cat_dist')
 MASKS = ('cat_xent_l', 'cat_xent_s', 'cat_dist_l', 'cat_dist_s')
+LAGGED = ('cat_xent_lagged',)
 RIVALS = ('gatekeeper', 'cat_gatekeeper', 'xent')  # second stages, and their control
 NOISES, LENGTHS, WEIGHTS = (0.1, 0.3), (2.0, 4.0), (0.25, 0.75)
 NORMALIZERS = ('examples', 'kept_tokens')
@@ -159,6 +160,7 @@ def _mechanism(task: str, size: str, seeds: Sequence[int]) -> dict[str, list[Cel
     f'{task}: three models': _three(task, seeds),
     f'{task}: capacity': [cell for other in SIZES[task][1:] for cell in _base(task, other)],
     f'{task}: masks': [*_tuning(task, size, masks), *_cells(seeds, cells_of(masks))],
+    f'{task}: lagged': [*_tuning(task, size, LAGGED), *_cells(seeds, cells_of(LAGGED))],
     f'{task}: rivals': [*tuned_rivals, *_cells(seeds, rivals)],
     f'{task}: weights': _cells(seeds, weighed),
     f'{task}: normalizers': _cells(seeds, divided),

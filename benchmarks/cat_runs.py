@@ -19,33 +19,23 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import bars, cat_statistics
+from benchmarks import bars
 from benchmarks.cat_grid import BASE, SECOND, Cell
 from benchmarks.cat_statistics import Rows
+from benchmarks.cat_summary import SPLITS, agreement, summarize
 from benchmarks.cat_tasks import SETTINGS, Folders, Setting, Training
-from cascades import cache_teacher, costs, deferral, infer, learned_deferral, losses, masks, metrics
+from cascades import cache_teacher, costs, infer, losses, masks
 from cascades import prune as pruning_program
 from cascades import train as training_program
 from cascades.data.corpus import Data
-from cascades.evaluation import pooling
 from cascades.inference.trained_model import Checkpoint
 from cascades.models import configs, pruning
 from cascades.predictions import shards
-from cascades.runtime import claims, files
+from cascades.runtime import claims, files, stopping
 from cascades.tokenizers.conventions import EOS_ID
 from cascades.training import optimizers, setup, train_step
-from cascades.types import Predictions
 
-SPLITS = ('validation', 'test')
-RULES = {
-  'average': deferral.average,
-  'sum': deferral.total,
-  'minimum': deferral.minimum,
-  'maximum': deferral.maximum,
-  'quantile 0.4': functools.partial(deferral.quantile, q=0.4),
-  'quantile 0.8': functools.partial(deferral.quantile, q=0.8),
-}
-LEARNED = ('edge_inference', 'post_hoc_quantile')
+STAGES = {'cat_xent_lagged': 4}  # of training; the second and later ones refresh the lagged model
 SECOND_STAGE = 0.3  # steps, as a share of the first one's
 
 
@@ -61,6 +51,7 @@ LOSSES: Mapping[str, losses.CascadeLoss] = {
       *BASE, 'cat_xent_l', 'cat_xent_s', 'cat_dist_l', 'cat_dist_s', 'gatekeeper', 'cat_gatekeeper',
     )
   },
+  'cat_xent_lagged': losses.cat_xent_l,  # the lagged small model is a teacher beside the large one
   'cat_xent_eos': functools.partial(losses.xent, token_mask=either_or_end),
   'adaspec': functools.partial(
     losses.adaspec, token_loss=functools.partial(losses.mixture, w=0.5)
@@ -146,7 +137,10 @@ class Bench:
 
   def cache(self, cell: Cell, reference: pathlib.Path | None = None) -> pathlib.Path:
     """The large model's outputs on the training rows, for all losses, sizes and small seeds."""
-    return self._outputs(self.large(cell), self.cache_path(cell, reference), cell, reference)
+    answers = cache_teacher.Answers(
+      top_k=self.settings[cell.task].top_k, reference=str(reference) if reference else None
+    )
+    return self._outputs(self.large(cell), self.cache_path(cell, reference), cell, answers)
 
   def caches(self, cell: Cell) -> list[pathlib.Path]:
     """Outputs of all models behind a point's: of the middle one, if there is one, and the large."""
@@ -154,7 +148,8 @@ class Bench:
     caches = [self.cache(cell, reference)]
     if cell.later:
       directory = self.folders.work / 'middle' / f'{cell.later.name}-cache'
-      caches.insert(0, self._outputs(self.run(cell.later), directory, cell))
+      answers = cache_teacher.Answers(top_k=self.settings[cell.task].top_k)
+      caches.insert(0, self._outputs(self.run(cell.later), directory, cell, answers))
     return caches
 
   def _outputs(
@@ -162,7 +157,7 @@ class Bench:
     run: pathlib.Path,
     directory: pathlib.Path,
     cell: Cell,
-    reference: pathlib.Path | None = None,
+    answers: cache_teacher.Answers,
   ) -> pathlib.Path:
     """The folder, with a model's outputs on the training rows of a point."""
     with self._once(directory) as missing:
@@ -171,9 +166,7 @@ class Bench:
           Checkpoint(str(run), precision=None, weights='float32'),
           str(directory),
           data=self.data(cell, answering=True),
-          answers=cache_teacher.Answers(
-            top_k=self.settings[cell.task].top_k, reference=str(reference) if reference else None
-          ),
+          answers=answers,
           splits=('train',),
         )
     return directory
@@ -247,6 +240,7 @@ class Bench:
     seed: int,
     loss: losses.CascadeLoss = losses.xent,
     caches: Sequence[pathlib.Path] = (),
+    until: int | None = None,
   ) -> None:
     schedule = optimizers.cosine(
       training.rate, total_steps=training.steps, warmup_steps=training.warmup
@@ -262,9 +256,31 @@ class Bench:
         loss=loss,
         normalizer=getattr(train_step, cell.normalizer),
       ),
-      schedule=setup.Schedule(train_steps=training.steps, save_every=500, keep=1),
+      schedule=setup.Schedule(train_steps=until or training.steps, save_every=500, keep=1),
+      # A later stage has another teacher.
+      failures=setup.Failures(on_changed_settings=stopping.go_on if until else stopping.stop),
       seed=seed,
     )
+
+  def _train_point(
+    self,
+    run: pathlib.Path,
+    cell: Cell,
+    training: Training,
+    loss: losses.CascadeLoss,
+    caches: Sequence[pathlib.Path],
+  ) -> None:
+    """Train in the stages of the loss; after each, the model so far is the lagged teacher."""
+    train = functools.partial(
+      self._train, run, self.small(cell), cell, training, seed=cell.seed, loss=loss
+    )
+    stages = STAGES.get(cell.loss, 1)
+    for stage in range(1, stages):
+      until = training.steps * stage // stages
+      train(caches=caches, until=until)
+      lagged = self.folders.work / 'lagged' / f'{cell.name}-{until}'
+      caches = [caches[0], self._outputs(run, lagged, cell, cache_teacher.Answers())]
+    train(caches=caches, until=training.steps if stages > 1 else None)
 
   def _answer(self, run: pathlib.Path, cell: Cell) -> None:
     clean = self.data(cell._replace(noise=0.0), answering=True)
@@ -283,7 +299,7 @@ class Bench:
     if cell.w != 0.5:
       loss = functools.partial(loss, w=cell.w)
     training = self.training(cell)
-    self._train(run, self.small(cell), cell, training, seed=cell.seed, loss=loss, caches=caches)
+    self._train_point(run, cell, training, loss, caches)
     trained = time.monotonic()
     self._answer(run, cell)
     answered = time.monotonic()
@@ -322,71 +338,3 @@ def _parameters(run: pathlib.Path) -> int:
   return configs.count_parameters(
     configs.from_description(json.loads((run / 'model.json').read_text())['model'])
   )
-
-
-def agreement(run: pathlib.Path) -> list[dict[str, float]]:
-  """Shares of the training tokens that both models, one or neither predicts, by step."""
-  lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
-  names = ('both', 'only_small', 'only_large', 'neither')
-  return [
-    {'step': line['step'], **{name: line[name] for name in names}}
-    for line in lines
-    if all(name in line for name in names)
-  ]
-
-
-Tables = Mapping[str, Sequence[Predictions]]
-
-
-def summarize(small: Tables, large: Tables) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Columns of the test rows, and the numbers of a point's summary."""
-  names = [table.manifest['metrics'][0] for table in small['test']]
-  each = [metrics.by_name(name) for name in names]
-  statistics = {
-    (role, split): pooling.statistics(tables[split], each)
-    for role, tables in (('small', small), ('large', large))
-    for split in SPLITS
-  }
-  quality = {
-    key: np.concatenate([metric.finalize(s) for metric, s in zip(each, own, strict=True)])
-    for key, own in statistics.items()
-  }
-  pooled = {split: pooling.pool(small[split]) for split in SPLITS}
-  columns = {name: deferral.as_score(rule)(pooled['test']) for name, rule in RULES.items()}
-  columns['average without the end'] = without_end(pooled['test'])
-  for name in LEARNED:
-    scale = max(1.0, *(float(quality[role, 'validation'].max()) for role in ('small', 'large')))
-    judged = [quality[role, 'validation'] / scale for role in ('small', 'large')]
-    with contextlib.suppress(learned_deferral.FitError):
-      fitted = learned_deferral.fit(
-        name, learned_deferral.METHODS[name], pooled['validation'], *judged
-      )
-      columns[name] = fitted.decider().score(pooled['test'])
-  finalize = finalizer(names)
-  columns |= {role: np.concatenate(statistics[role, 'test']) for role in ('small', 'large')}
-  rows = Rows(columns['average'], columns['small'], columns['large'])
-  ones = np.ones((1, len(rows.score)))
-  numbers: dict[str, Any] = {
-    name: float(value[0]) for name, value in cat_statistics.quantities(rows, ones, finalize).items()
-  }
-  numbers['large alone'] = float(finalize(rows.large.sum(axis=0)))
-  numbers['validation alone'] = float(
-    finalize(np.concatenate(statistics['small', 'validation']).sum(axis=0))
-  )
-  return columns, {'metric': names[0], 'rows': len(rows.score)} | numbers
-
-
-def finalizer(names: Sequence[str]) -> Any:
-  """The tasks' common metric; tasks are pooled as one set of rows."""
-  if len(set(names)) > 1:
-    raise ValueError(f'the tasks have the metrics {sorted(set(names))}: pool tasks of one metric.')
-  return metrics.by_name(names[0]).finalize
-
-
-def without_end(table: Predictions) -> np.ndarray:
-  """The average rule over all tokens but the last, the end of sequence; all of one token."""
-  logprobs, mask = table.logprobs, table.mask.copy()
-  last = table.lengths - 1
-  longer = np.flatnonzero(last > 0)
-  mask[longer, last[longer]] = False
-  return deferral.average(logprobs, mask)

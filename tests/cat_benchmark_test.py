@@ -360,3 +360,28 @@ def test_a_tiny_point_is_really_trained_and_answers_every_row(bench):
   assert rows.small.shape == rows.large.shape == (32, 2)
   assert bench.rows(cell, 'average without the end').score.shape == (32,)
   assert summary['alone'] == rows.small[:, 0].mean()
+
+
+@pytest.mark.slow
+def test_a_lagged_mask_is_of_the_model_at_the_end_of_the_previous_stage(bench, monkeypatch):
+  cell = PLAIN._replace(loss='cat_xent_lagged', factor=1.0)
+  seen, train = [], bench._train
+
+  def noted(*args, caches=(), until=None, **options):
+    seen.append((until, [cache.name for cache in caches]))
+    train(*args, caches=caches, until=until, **options)
+
+  monkeypatch.setattr(bench, '_train', noted)
+  bench.large(cell)
+  bench.points.mkdir(parents=True)
+  seen.clear()
+  bench.execute(cell)
+  large = 'g2p-noise0-0-cache'
+  assert seen == [
+    (1, [large]), *((step, [large, f'{cell.name}-{step - 1}']) for step in (2, 3, 4))
+  ]  # fmt: skip
+  lines = (bench.run(cell) / 'settings.json').read_text()
+  assert json.loads(lines)[-1]['first_step'] == 4  # the fourth stage, with its own teachers
+  (manifest,) = (bench.folders.work / 'lagged').glob('*-3/*/train/manifest.json')
+  assert json.loads(manifest.read_text())['step'] == 3
+  assert bench.summary(cell)['steps'] == 4
