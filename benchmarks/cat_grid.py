@@ -31,7 +31,10 @@ SIZES = {
   'libreoffice_zh': ('nano',),
   'libreoffice_ja': ('nano',),
   'libreoffice_ru': ('nano',),
+  'pretrain_causal': ('nano',),
+  'pretrain_span': ('nano',),
 }
+PRETRAINING = ('pretrain_causal', 'pretrain_span')  # the paper's appendix E
 ADDED = ('middle',)  # fields of `Cell`
 LATE = ('libreoffice_zh', 'libreoffice_ja', 'libreoffice_ru')  # behind the mechanism on G2P
 
@@ -122,10 +125,11 @@ def _name(cell: Cell) -> str:
 
 def parts() -> dict[str, list[Cell]]:
   """Cells of each part of the protocol, in the order of their runs."""
-  early = [task for task in SIZES if task not in LATE]
+  early = [task for task in SIZES if task not in (*LATE, *PRETRAINING)]
   ordered = {f'{task}: base': _base(task, SIZES[task][0]) for task in early}
   ordered |= _mechanism('g2p', SIZES['g2p'][0], range(SEEDS['g2p']))
   ordered |= {f'{task}: base': _base(task, SIZES[task][0]) for task in LATE}
+  ordered |= {f'{task}: base': _base(task, SIZES[task][0]) for task in PRETRAINING}
   ordered['classification: capacity'] = _base('classification', SIZES['classification'][1])
   return ordered
 

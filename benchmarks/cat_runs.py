@@ -22,15 +22,14 @@ import numpy as np
 from benchmarks import bars
 from benchmarks.cat_grid import BASE, SECOND, Cell
 from benchmarks.cat_statistics import Rows
-from benchmarks.cat_summary import SPLITS, agreement, summarize
+from benchmarks.cat_summary import agreement
 from benchmarks.cat_tasks import SETTINGS, Folders, Setting, Training
-from cascades import cache_teacher, costs, infer, losses, masks
+from cascades import cache_teacher, costs, losses, masks
 from cascades import prune as pruning_program
 from cascades import train as training_program
 from cascades.data.corpus import Data
 from cascades.inference.trained_model import Checkpoint
 from cascades.models import configs, pruning
-from cascades.predictions import shards
 from cascades.runtime import claims, files, stopping
 from cascades.tokenizers.conventions import EOS_ID
 from cascades.training import optimizers, setup, train_step
@@ -284,9 +283,7 @@ class Bench:
 
   def _answer(self, run: pathlib.Path, cell: Cell) -> None:
     clean = self.data(cell._replace(noise=0.0), answering=True)
-    infer.infer(
-      Checkpoint(str(run)), infer.Output(str(run / 'predictions')), data=clean, splits=SPLITS
-    )
+    self.settings[cell.task].answering.answer(run, clean)
 
   def execute(self, cell: Cell) -> dict[str, Any]:
     """Train a point's model, let it answer, and write its summary and test rows."""
@@ -303,11 +300,7 @@ class Bench:
     trained = time.monotonic()
     self._answer(run, cell)
     answered = time.monotonic()
-    small_tables, large_tables = (
-      {split: shards.read(path / 'predictions' / split) for split in SPLITS}
-      for path in (run, large)
-    )
-    columns, numbers = summarize(small_tables, large_tables)
+    columns, numbers = self.settings[cell.task].answering.summarize(run, large)
     where = bars.machine()
     summary = {
       'point': cell.name, **cell.recorded, **numbers,

@@ -6,15 +6,18 @@ import contextlib
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from benchmarks import cat_statistics
 from benchmarks.cat_statistics import Rows
-from cascades import deferral, learned_deferral, metrics
+from cascades import deferral, infer, learned_deferral, metrics
+from cascades.data.corpus import Data
 from cascades.evaluation import pooling
+from cascades.inference.trained_model import Checkpoint
+from cascades.predictions import shards
 from cascades.types import Predictions
 
 SPLITS = ('validation', 'test')
@@ -40,10 +43,40 @@ def agreement(run: pathlib.Path) -> list[dict[str, float]]:
   ]
 
 
-Tables = Mapping[str, Sequence[Predictions]]
+Tables: TypeAlias = Mapping[str, Sequence[Predictions]]
+Columns: TypeAlias = dict[str, np.ndarray]
 
 
-def summarize(small: Tables, large: Tables) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+class Answering(NamedTuple):
+  """How the models of a task answer, and what a point stores of it.
+
+  Fields: `answer` writes the answers of a run into its folder; `summarize` gives the columns of the
+  test rows and the numbers of the summary, from the folders of a small and of the large model.
+  """
+
+  answer: Callable[[pathlib.Path, Data], None]
+  summarize: Callable[[pathlib.Path, pathlib.Path], tuple[Columns, dict[str, Any]]]
+
+
+def decode(run: pathlib.Path, data: Data) -> None:
+  """Write the tables of greedy answers to the validation and test rows."""
+  infer.infer(
+    Checkpoint(str(run)), infer.Output(str(run / 'predictions')), data=data, splits=SPLITS
+  )
+
+
+def of_tables(small: pathlib.Path, large: pathlib.Path) -> tuple[Columns, dict[str, Any]]:
+  """`summarize`, of the tables of both runs."""
+  return summarize(
+    *({split: shards.read(run / 'predictions' / split) for split in SPLITS}
+      for run in (small, large))
+  )  # fmt: skip
+
+
+DECODED = Answering(decode, of_tables)
+
+
+def summarize(small: Tables, large: Tables) -> tuple[Columns, dict[str, Any]]:
   """Columns of the test rows, and the numbers of a point's summary."""
   names = [table.manifest['metrics'][0] for table in small['test']]
   each = [metrics.by_name(name) for name in names]
@@ -67,25 +100,32 @@ def summarize(small: Tables, large: Tables) -> tuple[dict[str, np.ndarray], dict
         name, learned_deferral.METHODS[name], pooled['validation'], *judged
       )
       columns[name] = fitted.decider().score(pooled['test'])
-  finalize = finalizer(names)
   columns |= {role: np.concatenate(statistics[role, 'test']) for role in ('small', 'large')}
+  if len(names) > 1:
+    columns['task'] = np.repeat([table.task for table in small['test']],
+                                [len(table.ids) for table in small['test']])  # fmt: skip
+  validation = np.concatenate(statistics['small', 'validation'])
+  return columns, numbers(common(names), columns, validation)
+
+
+def numbers(metric: str, columns: Columns, validation: np.ndarray) -> dict[str, Any]:
+  """Numbers of a summary: of the test rows by the average, and alone on the validation rows."""
+  finalize = metrics.by_name(metric).finalize
   rows = Rows(columns['average'], columns['small'], columns['large'])
   ones = np.ones((1, len(rows.score)))
-  numbers: dict[str, Any] = {
+  values: dict[str, Any] = {
     name: float(value[0]) for name, value in cat_statistics.quantities(rows, ones, finalize).items()
   }
-  numbers['large alone'] = float(finalize(rows.large.sum(axis=0)))
-  numbers['validation alone'] = float(
-    finalize(np.concatenate(statistics['small', 'validation']).sum(axis=0))
-  )
-  return columns, {'metric': names[0], 'rows': len(rows.score)} | numbers
+  values['large alone'] = float(finalize(rows.large.sum(axis=0)))
+  values['validation alone'] = float(finalize(validation.sum(axis=0)))
+  return {'metric': metric, 'rows': len(rows.score)} | values
 
 
-def finalizer(names: Sequence[str]) -> Any:
+def common(names: Sequence[str]) -> str:
   """The tasks' common metric; tasks are pooled as one set of rows."""
   if len(set(names)) > 1:
     raise ValueError(f'the tasks have the metrics {sorted(set(names))}: pool tasks of one metric.')
-  return metrics.by_name(names[0]).finalize
+  return names[0]
 
 
 def without_end(table: Predictions) -> np.ndarray:

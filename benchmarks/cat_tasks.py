@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import cat_pretraining, cat_summary
+from benchmarks.cat_summary import Answering
 from benchmarks.own_rows import read
-from cascades.models import t5
+from cascades.models import decoder, t5
 from cascades.runtime import files
-from cascades.tasks import catalog, local
+from cascades.tasks import c4, catalog, corruption, local
 from cascades.tasks.task import Mixture, Row, Task
 from cascades.tokenizers import train_sentencepiece, vocabularies
 from cascades.types import ModelConfig, Vocabulary
@@ -30,6 +32,9 @@ NARROW = t5.T5Config(0, emb_dim=48, num_heads=3, head_dim=16, mlp_dim=96, **_LAY
 SHALLOW = t5.T5Config(0, emb_dim=80, num_heads=5, head_dim=16, mlp_dim=160, **_LAYERS)
 MINI = t5.T5Config(
   0, emb_dim=128, num_heads=4, head_dim=32, mlp_dim=256, num_encoder_layers=2, num_decoder_layers=1
+)
+_DECODER = decoder.DecoderConfig(
+  0, emb_dim=32, num_heads=2, num_kv_heads=2, num_layers=2, head_dim=16, mlp_dim=96
 )
 
 
@@ -67,6 +72,7 @@ class Setting:
     pack: Tokens of a pack.
     larges: Number of large models: that of a seed is its remainder; 0 for one a seed.
     top_k: Log-probabilities in the teacher cache.
+    answering: How the models answer, and what is stored of it.
     margin: Least effect that matters, by quantity, in units of the metric.
     default_margin: That of the other quantities.
     least_gap: Advantage of the large model below which there is no cascade to judge.
@@ -83,6 +89,7 @@ class Setting:
   pack: int | None = None
   larges: int = 0
   top_k: int = 16
+  answering: Answering = cat_summary.DECODED
   margin: Mapping[str, float] = dataclasses.field(
     default_factory=lambda: {'area': 0.005, 'ordering': 0.005}
   )
@@ -161,6 +168,12 @@ def _pieces(directory: pathlib.Path) -> Vocabulary:
     rows = [json.loads(line) for line in file]
   texts = (row[key] for row in rows for key in ('inputs', 'targets'))
   return train_sentencepiece.train_sentencepiece(texts, path, size=PIECES)
+
+
+def pretraining(folders: Folders, noise: float, *, name: str, make: Callable[..., Task]) -> Task:
+  """Documents, read as one of the ways of pre-training."""
+  _refuse_noise(noise, name)
+  return cat_pretraining.task(folders.data, folders.work, f'pretrain_en_{name}', make)
 
 
 CHOICES: Mapping[str, Sequence[str]] = {
@@ -278,6 +291,37 @@ _LIBREOFFICE = {
   for language in ('zh', 'ja', 'ru')
 }  # fmt: skip
 
+_pretrained = functools.partial(
+  Setting,
+  needs=(cat_pretraining.DOCUMENTS,),
+  training=Training(steps=1000, rate=4e-3, warmup=100),
+  large_training=Training(steps=1500, rate=2e-3, warmup=100),
+  answering=Answering(cat_pretraining.answer, cat_pretraining.summarize),
+  least_gap=0.02,
+)
+_CHUNK = 64  # tokens of a row; of span corruption, of its inputs
+_PRETRAINING = {
+  'pretrain_causal': _pretrained(
+    task=functools.partial(
+      pretraining, name='causal', make=functools.partial(c4.causal_lm, length=_CHUNK)
+    ),
+    lengths={'inputs': 1, 'targets': _CHUNK},
+    sizes={'nano': _DECODER},
+    large=dataclasses.replace(
+      _DECODER, emb_dim=128, num_heads=4, num_kv_heads=4, num_layers=4, head_dim=32, mlp_dim=352
+    ),
+    batch=32,
+  ),
+  'pretrain_span': _pretrained(
+    task=functools.partial(
+      pretraining, name='span', make=functools.partial(c4.span_corruption, inputs_length=_CHUNK)
+    ),
+    lengths={'inputs': _CHUNK, 'targets': corruption.chunk_length(_CHUNK)[1]},
+    sizes={'nano': NANO},
+    large=MINI,
+  ),
+}
+
 SETTINGS: Mapping[str, Setting] = {
   'g2p': Setting(
     task=noisy_g2p,
@@ -310,4 +354,5 @@ SETTINGS: Mapping[str, Setting] = {
     lengths={'inputs': 32, 'targets': 48},
   ),
   **_LIBREOFFICE,
+  **_PRETRAINING,
 }  # fmt: skip
