@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gzip
 import hashlib
 import json
 import pathlib
@@ -189,6 +190,14 @@ CHOICES: Mapping[str, Sequence[str]] = {
     'boolq': ('boolq_closed_book.train', 'boolq_closed_book.test'),
   }.items()
 }
+# Files of texts with the numbers of their labels, and the labels' names.
+LABELED: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
+  'imdb': (('online_cascade/imdb_train.jsonl.gz', 'online_cascade/imdb_test.jsonl.gz'),
+           ('negative', 'positive')),
+  'isear': (('online_cascade/isear.jsonl',),
+            ('joy', 'sadness', 'anger', 'guilt', 'shame', 'fear', 'disgust')),
+}  # fmt: skip
+LAST_WORDS = 60  # of a text; reviews end with their judgment, and prompts have 120 tokens
 LETTERED = ('commonsense_qa', 'arc_easy', 'arc_challenge', 'piqa')  # whose options are sentences
 # Of a task: what a CPU can answer, and a little more than a run reads, since the large model
 # answers all training rows for the cache.
@@ -206,6 +215,10 @@ def classification(folders: Folders, noise: float) -> Mixture:
     ]
     paths = write_rows(folders.work / 'data' / name, split_rows(parts, **FEW))
     tasks.append(dataclasses.replace(local.local_jsonl(name, paths), rate=1))
+  for name, (own, options) in LABELED.items():
+    parts = [[*labeled(folders.data / file, options)] for file in own]
+    paths = write_rows(folders.work / 'data' / name, split_rows(parts, **FEW))
+    tasks.append(dataclasses.replace(local.local_jsonl(name, paths), rate=1))
   for name in SUPERGLUE:
     task = catalog.get(f'superglue_{name}', data_dir=str(folders.data / 'superglue'))
     assert isinstance(task, Task)
@@ -214,6 +227,18 @@ def classification(folders: Folders, noise: float) -> Mixture:
     paths = write_rows(folders.work / 'data' / name, split_rows(rows, **FEW))
     tasks.append(dataclasses.replace(local.local_jsonl(name, paths), rate=1))
   return Mixture('cat_classification', tuple(tasks))
+
+
+def labeled(path: pathlib.Path, options: Sequence[str]) -> Iterator[dict[str, str]]:
+  """Questions of the last words of each text; texts of fewer than three words are left out."""
+  opened = gzip.open if path.suffix == '.gz' else open
+  with opened(path, 'rt', encoding='utf-8') as file:
+    for line in file:
+      row = json.loads(line)
+      words = row['text'].replace('<br />', ' ').split()
+      if len(words) > 2:
+        asked = {'input': ' '.join(words[-LAST_WORDS:]), 'options': options}
+        yield question(asked | {'target': options[row['label']]}, letters=False)
 
 
 def question(row: Mapping[str, Any], *, letters: bool) -> dict[str, str]:
@@ -334,6 +359,7 @@ SETTINGS: Mapping[str, Setting] = {
   'classification': Setting(
     task=classification,
     needs=('SOURCE', *(file for own in CHOICES.values() for file in own),
+           *(file for own, _ in LABELED.values() for file in own),
            *(f'superglue/{folder}' for folder in SUPERGLUE.values())),
     lengths={'inputs': 120, 'targets': 8},
     sizes={'4+4': (4, 4), '8+7': (8, 7)},

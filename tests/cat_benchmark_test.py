@@ -385,3 +385,15 @@ def test_a_lagged_mask_is_of_the_model_at_the_end_of_the_previous_stage(bench, m
   (manifest,) = (bench.folders.work / 'lagged').glob('*-3/*/train/manifest.json')
   assert json.loads(manifest.read_text())['step'] == 3
   assert bench.summary(cell)['steps'] == 4
+
+
+def test_labeled_texts_are_asked_by_their_last_words(tmp_path):
+  texts = [('well<br />bad film', 0), (' '.join(map(str, range(100))), 1), ('no response', 1)]
+  path = tmp_path / 'rows.jsonl'
+  path.write_text(''.join(json.dumps({'text': t, 'label': label}) + '\n' for t, label in texts))
+  first, last = cat_tasks.labeled(path, ('negative', 'positive'))
+  assert first == {
+    'input': 'well bad film\nOptions: negative; positive\nAnswer:', 'target': 'negative',
+  }  # fmt: skip
+  assert last['input'].startswith('40 41 ')
+  assert last['target'] == 'positive'
