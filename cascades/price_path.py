@@ -35,7 +35,7 @@ class PricePath(NamedTuple):
   Attributes:
     price: 0, and every price at which a prompt changes its model. Choices stay the same up to the
       next one.
-    cost: Mean cost, never rising.
+    cost: Mean cost that is paid; never rising where it is the one that decides.
     quality: Mean quality.
   """
 
@@ -69,7 +69,9 @@ def choose(losses: Losses, cost: ModelCosts, price: float) -> Int[np.ndarray, 'N
   return np.argmin(np.where(lowest, tie, np.inf), axis=1)
 
 
-def price_path(losses: Losses, cost: ModelCosts, quality: Losses) -> PricePath:
+def price_path(
+  losses: Losses, cost: ModelCosts, quality: Losses, *, paid: ModelCosts | None = None
+) -> PricePath:
   """Exact curve of quality against cost over all prices.
 
   Each prompt's hull is wrapped from its lowest loss to its cheapest model, all prompts at once.
@@ -79,6 +81,7 @@ def price_path(losses: Losses, cost: ModelCosts, quality: Losses) -> PricePath:
     losses: Predicted loss of each model on each prompt.
     cost: Cost of each model, or of each prompt and model.
     quality: Quality of each model's answer to each prompt.
+    paid: Costs that are paid, where those of `cost` are estimates; None if they are the same.
 
   Returns:
     All points, from the price 0 on.
@@ -94,8 +97,10 @@ def price_path(losses: Losses, cost: ModelCosts, quality: Losses) -> PricePath:
     )
   rows = max(1, BLOCK // losses.shape[1])
   blocks = [slice(start, start + rows) for start in range(0, len(losses), rows)]
-  by_row = cost.ndim == 2
-  walked = [_walk(losses[b], cost[b] if by_row else cost, quality[b]) for b in blocks]
+  paid = cost if paid is None else paid
+  _check(losses, paid)
+  of = lambda values, block: values[block] if values.ndim == 2 else values
+  walked = [_walk(losses[b], of(cost, b), quality[b], of(paid, b)) for b in blocks]
   start = np.sum([first for first, _ in walked], axis=0)
   price, *steps = np.concatenate([events for _, events in walked], axis=1)
   order = np.argsort(price, kind='stable')
@@ -106,22 +111,26 @@ def price_path(losses: Losses, cost: ModelCosts, quality: Losses) -> PricePath:
 
 
 def _walk(
-  losses: Losses, cost: ModelCosts, quality: Losses
+  losses: Losses, cost: ModelCosts, quality: Losses, paid: ModelCosts
 ) -> tuple[Float[np.ndarray, '2'], Float[np.ndarray, '3 M']]:
   """Sums of cost and quality at the price 0; prices and changes of both at all corners."""
   order = np.argsort(cost, axis=-1, kind='stable')
   cost = np.broadcast_to(np.take_along_axis(cost, order, -1), losses.shape).astype(float)
   order = np.broadcast_to(order, losses.shape)
-  losses, quality = (np.take_along_axis(v, order, 1).astype(float) for v in (losses, quality))
+  paid = np.broadcast_to(paid, losses.shape)
+  losses, quality, paid = (
+    np.take_along_axis(v, order, 1).astype(float) for v in (losses, quality, paid)
+  )
   at = lambda values, models: np.take_along_axis(values, models[:, None], axis=1)[:, 0]
   model = losses.argmin(axis=1)  # columns ascend in cost: the first of equals is the cheapest
   price = np.zeros(len(losses))
-  first = np.array([at(cost, model).sum(), at(quality, model).sum()])
+  first = np.array([at(paid, model).sum(), at(quality, model).sum()])
   events = []
   while True:
     active = cost[:, 0] < at(cost, model)
-    cost, losses, quality, model, price = (
-      values if active.all() else values[active] for values in (cost, losses, quality, model, price)
+    cost, losses, quality, paid, model, price = (
+      values if active.all() else values[active]
+      for values in (cost, losses, quality, paid, model, price)
     )
     if not len(model):
       break
@@ -132,7 +141,7 @@ def _walk(
     slope = np.where(saved > 0, slope, np.inf)
     cheaper = slope.argmin(axis=1)
     price = np.maximum(price, at(slope, cheaper))
-    changes = (at(values, cheaper) - at(values, model) for values in (cost, quality))
+    changes = (at(values, cheaper) - at(values, model) for values in (paid, quality))
     events.append([price, *changes])
     model = cheaper
   return first, np.concatenate(events, axis=1) if events else np.empty((3, 0))

@@ -52,12 +52,12 @@ class RouteOptions:
     clusters: Number of clusters of prompts.
     strength: Number of answers that a model's mean loss counts for in each cluster.
     method: 'clusters'; 'learned map', which weighs the clusters by a softmax that is trained; or
-      'hierarchical', clusters within coarse ones.
+      'hierarchical', fine clusters and coarse ones.
     embeddings: Vectors of the prompts: 'words', 'tables' for those beside TABLES, or the folder of
       an encoder.
     models: Names of the models to remove.
     price: Loss that a unit of cost must save.
-    budget: Mean cost on the validation prompts, in the place of a price.
+    budget: Mean estimated cost on the validation prompts, in the place of a price.
     abstention: Quality of a prompt that nobody answers; None if each prompt is answered.
     predict_missing: Predict the answers that a model which joins has not given from those of the
       router's models; needed where its prompts were planned.
@@ -224,26 +224,29 @@ def _show(
 ) -> None:
   total = len(router.ids)
   missing = 'predicted' if predicted else 'left out'
-  for name, cost, psi, count in zip(*router.pool, strict=True):
+  pool = router.pool
+  by_group = [f', {own.min():g} to {own.max():g} by cluster' for own in pool.costs_by_group]
+  for name, cost, psi, count, spread in zip(*pool[:4], by_group, strict=True):
     if name in names:
       note = '' if count == total else f'; {total - count} without an answer are {missing}'
       log.info(
-        '%s: cost %g, %d of %d validation prompts answered%s; mean loss by cluster %.3f to %.3f',
-        name, cost, count, total, note, psi.min(), psi.max(),
+        '%s: cost %g%s, %d of %d validation prompts answered%s; mean loss by cluster %.3f to %.3f',
+        name, cost, '' if pool.group_cost is None else spread, count, total, note, psi.min(),
+        psi.max(),
       )  # fmt: skip
   unanswered = int((router.groups.sum(axis=1) == 0).sum())
   if unanswered:
     log.info(
       '%d clusters have no validation prompt: models have their mean loss there%s', unanswered,
-      ', or that of the cluster above' if 'parents' in router.arrays else '',
+      ', or that of the cluster above' if {'parents', 'coarse_groups'} & {*router.arrays} else '',
     )  # fmt: skip
-  for first, second in itertools.combinations(range(len(router.pool.names)), 2):
-    if np.array_equal(*router.pool.psi[[first, second]]):
+  for first, second in itertools.combinations(range(len(pool.names)), 2):
+    if np.array_equal(*pool.psi[[first, second]]):
       log.warning(
         '%s and %s have equal losses in every cluster: the cheaper one is always chosen, of equal '
-        'cost the first', router.pool.names[first], router.pool.names[second],
+        'cost the first', pool.names[first], pool.names[second],
       )  # fmt: skip
-  log.info('%s: %d models, %d clusters', path, len(router.pool.names), router.pool.psi.shape[1])
+  log.info('%s: %d models, %d clusters', path, len(pool.names), len(router.arrays['centroids']))
 
 
 def _plan(task: _Task) -> None:
@@ -280,21 +283,21 @@ def _choose(task: _Task) -> None:
   else:
     vectors = router.embed([*prompts.values()])
   price = options.price_for(router)
-  models, losses = router.rule(price)(vectors), router.losses(vectors)
+  models, (losses, costs) = router.rule(price)(vectors), router.predict(vectors)
   reference = router.reference()
   similarity = router.similarities([*prompts.values()], vectors)
   drift = prompt_drift.drift(similarity, reference)
-  names, cost = router.pool.names, router.pool.cost
+  names, cost = router.pool.names, costs[np.arange(len(models)), models]
   _write_csv(task.output, [
     ['id', 'model', 'cost', 'predicted_loss', 'drift'],
     *(
-      [*map(escaping.cell, (name, names[model])), cost[model], f'{own[model]:.6g}', f'{d:.6g}']
-      for name, model, own, d in zip(prompts, models, losses, drift, strict=True)
+      [*map(escaping.cell, (name, names[model])), paid, f'{own[model]:.6g}', f'{d:.6g}']
+      for name, model, paid, own, d in zip(prompts, models, cost, losses, drift, strict=True)
     ),
   ])  # fmt: skip
   for model, count in zip(*np.unique(models, return_counts=True), strict=True):
     log.info('%s: %d of %d prompts', names[model] or 'nobody', count, len(models))
-  log.info('%s: mean cost %.6g at the price %.6g', task.output, cost[models].mean(), price)
+  log.info('%s: mean cost %.6g at the price %.6g', task.output, cost.mean(), price)
   test = prompt_drift.compare(similarity, reference)
   log.log(
     logging.WARNING if test.p < ALARM else logging.INFO,
@@ -339,7 +342,7 @@ def _evaluate(task: _Task) -> None:
   trials = router_trials.run(
     drawing(trials=options.trials), options.trials, options.strength, method=options.method
   )
-  test = trials.sign_test(options.method)
+  test = trials.sign_test()
   for name, numbers in trials.numbers.items():
     area, half, qnc, peak = np.array(numbers).T
     reached = np.median(qnc)
@@ -357,7 +360,9 @@ def _evaluate(task: _Task) -> None:
   for image_format, image in images.items():
     files.write(path / f'routing.{image_format}', image)
   first = next(drawing(trials=1))
-  pool = router_pool.describe(matrix, first, strength=options.strength, seed=options.seed)
+  pool = router_pool.describe(
+    matrix, first, method=options.method, strength=options.strength, seed=options.seed
+  )
   files.write(path / 'report.html', router_report.render(pool, trials, images['svg']))
   contents = {
     'options': dataclasses.asdict(options),

@@ -15,8 +15,8 @@ Answers that are missing, nan, are left out of every mean, and never counted as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,6 +26,8 @@ from cascades import curve_metrics, routing
 
 Vectors = Float[np.ndarray, 'N D']
 Losses = Float[np.ndarray, 'V J']  # of J models on V validation prompts; nan where not answered
+# Group of each prompt, or its memberships.
+Position: TypeAlias = Int[np.ndarray, 'N'] | Float[np.ndarray, 'N K']
 
 RESTARTS = 10  # of K-means, of which the best is taken
 FINE = 5  # clusters of each coarse one on average, as HierShrink's 100 and 20
@@ -117,6 +119,33 @@ def mean_losses(
   return np.where(empty_groups, prior, means)
 
 
+def paired_losses(
+  coarse: Float[np.ndarray, 'C V'], fine: Float[np.ndarray, 'F V'], losses: Losses,
+  *, strength: float,
+) -> Float[np.ndarray, 'C*F J']:  # fmt: skip
+  """Psi of every pair of a coarse and a fine cluster, each pulled toward the level above.
+
+      b_c = (n_c m_c + a mean) / (n_c + a),    Psi_cf = (n_f m_f + a b_c) / (n_f + a)
+
+  n and m are the number and mean loss of a model's answers in a cluster. HierShrink,
+  https://github.com/vllm-project/semantic-router/issues/3459, which takes 20 and 100 clusters and
+  a = 24. Both levels are clusters of the prompts, so that a fine cluster may lie in several coarse
+  ones.
+
+  Args:
+    coarse: Weight of each validation prompt in each coarse cluster.
+    fine: Weight of each in each fine cluster.
+    losses: Loss of each answer; nan where there is none.
+    strength: Number a of answers that the level above counts for.
+
+  Returns:
+    Psi of the pair (c, f) in the row c F + f.
+  """
+  above = mean_losses(coarse, losses, strength=strength)
+  pairs = mean_losses(fine, losses, prior=above[:, None], strength=strength)
+  return pairs.reshape(-1, losses.shape[1])
+
+
 def hierarchical(
   coarse: tuple[Int[np.ndarray, 'N'], Int[np.ndarray, 'V']],
   fine: tuple[Int[np.ndarray, 'N'], Int[np.ndarray, 'V']],
@@ -124,41 +153,31 @@ def hierarchical(
   *,
   strength: float = 24.0,
 ) -> Float[np.ndarray, 'N J']:
-  """Predicted losses from two levels of clusters, each pulled toward the level above.
-
-      b_1 = (n_1 m_1 + a mean) / (n_1 + a),    gamma = (n_2 m_2 + a b_1) / (n_2 + a)
-
-  n and m are the number and mean loss of a model's answers in the prompt's coarse (1) and fine (2)
-  cluster. HierShrink, https://github.com/vllm-project/semantic-router/issues/3459, which takes
-  20 and 100 clusters and a = 24.
+  """Predicted losses from two levels of clusters, see `paired_losses`.
 
   Args:
     coarse: Coarse clusters of the prompts, and of the validation prompts.
     fine: Fine clusters of both.
     losses: Loss of each answer to a validation prompt; nan where there is none.
-    strength: Number a of answers that the level above counts for.
+    strength: Number of answers that the level above counts for.
   """
-  own, other = (1 + max(groups.max() for groups in level) for level in (coarse, fine))
-  above = mean_losses(one_hot(coarse[1], own).T, losses, strength=strength)[coarse[0]]
-  pairs, row = np.unique(np.stack([coarse[0], fine[0]], axis=1), axis=0, return_inverse=True)
-  weights = one_hot(fine[1], other).T[pairs[:, 1]]
-  first = np.unique(row, return_index=True)[1]
-  return mean_losses(weights, losses, prior=above[first], strength=strength)[row.reshape(-1)]
+  above, below = (1 + max(groups.max() for groups in level) for level in (coarse, fine))
+  weights = one_hot(coarse[1], above).T, one_hot(fine[1], below).T
+  return paired_losses(*weights, losses, strength=strength)[coarse[0] * below + fine[0]]
 
 
-def parents(centroids: Float[np.ndarray, 'K D'], *, seed: int = 0) -> Int[np.ndarray, 'K']:
-  """Coarse cluster of each cluster: K-means of the centroids, one for each `FINE` of them."""
-  return assign(centroids, cluster(centroids, max(1, len(centroids) // FINE), seed=seed))
+def coarse_clusters(vectors: Vectors, fine: int, *, seed: int = 0) -> Float[np.ndarray, 'C D']:
+  """Centroids of the level above `fine` clusters: one for each `FINE` of them."""
+  return cluster(vectors, max(1, fine // FINE), seed=seed)
 
 
 def nested_losses(
   weights: Float[np.ndarray, 'K V'], coarse: Int[np.ndarray, 'K'], losses: Losses,
   *, strength: float,
 ) -> Float[np.ndarray, 'K J']:  # fmt: skip
-  """Psi of clusters that lie in coarse ones, each pulled toward the level above.
+  """Psi of clusters that lie in one coarse cluster each, of routers of version 2.
 
-  As `hierarchical`, but the coarse cluster of a prompt is that of its fine one, so that a model has
-  one number for each fine cluster. A cluster without an answer takes that of the coarse one.
+  As `paired_losses`, with the coarse cluster of a prompt that of its fine one.
 
   Args:
     weights: Weight of each validation prompt in each fine cluster.
@@ -174,53 +193,69 @@ def nested_losses(
 class Pool(NamedTuple):
   """Models that a router chooses among.
 
+  Costs of a prompt are estimated as losses are: by means over the validation prompts of its group.
+
   Attributes:
     names: Name of each model.
-    cost: Cost of each model.
+    cost: Mean cost of each model.
     psi: Mean loss of each model in each group of prompts, Psi; one row a model.
     answers: Number of validation prompts that each model answered.
+    group_cost: Mean cost of each model in each group; None where no model's costs differ by prompt.
   """
 
   names: tuple[str, ...]
   cost: Float[np.ndarray, 'J']
   psi: Float[np.ndarray, 'J K']
   answers: Int[np.ndarray, 'J']
+  group_cost: Float[np.ndarray, 'J K'] | None = None
 
   def add(
-    self, name: str, cost: float, losses: Float[np.ndarray, 'V'],
-    groups: Float[np.ndarray, 'K V'], *, strength: float = 0.0,
-    coarse: Int[np.ndarray, 'K'] | None = None,
+    self, name: str, cost: float | Float[np.ndarray, 'V'], losses: Float[np.ndarray, 'V'],
+    means: Callable[[Losses], Float[np.ndarray, 'K J']],
   ) -> Pool:  # fmt: skip
     """Pool with one more model; the rows of the others stay as they are.
 
     Args:
       name: Its name.
-      cost: Its cost.
+      cost: Its cost, or that of each validation prompt; nan where it has not answered.
       losses: Its loss on each validation prompt; nan where it has not answered.
-      groups: Weight of each validation prompt in each group.
-      strength: Number of answers that its mean loss counts for in each group.
-      coarse: Coarse cluster of each group, see `nested_losses`; None for one level.
+      means: Function from values of the validation prompts to their means in each group, such as
+        `mean_losses`.
 
     Raises:
-      ValueError: The pool has a model of that name, the cost is negative or not finite, or there is
+      ValueError: The pool has a model of that name, a cost is negative or not finite, or there is
         no answer.
     """
     if name in self.names:
       raise ValueError(f'The pool has a model {name!r} already.')
-    if not (np.isfinite(cost) and cost >= 0):
-      raise ValueError(f'Model {name!r} costs {cost:g}; a cost is a finite number of 0 or more.')
     if not np.isfinite(losses).any():
       raise ValueError(f'Model {name!r} answered none of the {len(losses)} validation prompts.')
-    if coarse is None:
-      psi = mean_losses(groups, losses[:, None], strength=strength).T
-    else:
-      psi = nested_losses(groups, coarse, losses[:, None], strength=strength).T
+    by_prompt = np.ndim(cost) > 0
+    charged = np.ravel(cost)
+    charged = charged[~np.isnan(charged)] if by_prompt else charged
+    if (bad := charged[~(np.isfinite(charged) & (charged >= 0))]).size or not charged.size:
+      value = f'{bad[0]:g}' if bad.size else 'nothing that is known'
+      raise ValueError(f'Model {name!r} costs {value}; a cost is a finite number of 0 or more.')
+    group_cost = self.group_cost
+    if by_prompt or group_cost is not None:
+      before = self.costs_by_group
+      own = means(np.reshape(cost, (-1, 1))).T if by_prompt else np.full((1, before.shape[1]), cost)
+      group_cost = np.concatenate([before, own])
+    psi = means(losses[:, None]).T
     return Pool(
       (*self.names, name),
-      np.append(self.cost, cost),
+      np.append(self.cost, charged.mean()),
       np.concatenate([self.psi, psi.astype(self.psi.dtype)]),
       np.append(self.answers, np.isfinite(losses).sum()),
+      group_cost,
     )
+
+  @property
+  def costs_by_group(self) -> Float[np.ndarray, 'J K']:
+    """Mean cost of each model in each group."""
+    if self.group_cost is None:
+      return np.broadcast_to(self.cost[:, None], self.psi.shape)
+    return self.group_cost
 
   def remove(self, name: str) -> Pool:
     """Pool without a model. Raises ValueError if it has no such model."""
@@ -228,12 +263,27 @@ class Pool(NamedTuple):
       raise ValueError(f'The pool has no model {name!r}; it has {", ".join(self.names)}.')
     keep = [index for index, other in enumerate(self.names) if other != name]
     return Pool(
-      tuple(self.names[i] for i in keep), self.cost[keep], self.psi[keep], self.answers[keep]
-    )
+      tuple(self.names[i] for i in keep), self.cost[keep], self.psi[keep], self.answers[keep],
+      None if self.group_cost is None else self.group_cost[keep],
+    )  # fmt: skip
 
-  def losses(self, phi: Float[np.ndarray, 'N K']) -> Float[np.ndarray, 'N J']:
-    """Predicted loss gamma of each model on prompts of these memberships."""
-    return phi @ self.psi.T
+  def predict(
+    self, position: Position
+  ) -> tuple[Float[np.ndarray, 'N J'], Float[np.ndarray, 'N J']]:
+    """Predicted loss gamma and estimated cost of each model on prompts.
+
+    Args:
+      position: Group of each prompt, or its memberships Phi.
+    """
+    losses = mixed(self.psi.T, position)
+    if self.group_cost is None:
+      return losses, np.broadcast_to(self.cost, losses.shape)
+    return losses, mixed(self.group_cost.T, position)
+
+
+def mixed(values: Float[np.ndarray, 'K J'], position: Position) -> Float[np.ndarray, 'N J']:
+  """Phi(x) . Psi: the values of the group of each prompt, or of all of them by its memberships."""
+  return (values[position] if position.ndim == 1 else position @ values).astype(float)
 
 
 def empty_pool(groups: int) -> Pool:

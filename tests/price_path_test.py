@@ -87,6 +87,20 @@ def test_a_path_holds_every_choice_of_a_dense_grid_of_prices_and_no_other(seed, 
     np.testing.assert_allclose((path.cost[index], path.quality[index]), expected, atol=1e-12)
 
 
+@given(seeds, st.booleans())
+@few
+def test_costs_that_are_paid_need_not_be_those_that_decide(seed, by_prompt):
+  losses, cost, quality = problem(seed, by_prompt=by_prompt)
+  paid = np.random.default_rng(seed).random(losses.shape)
+  path = price_path.price_path(losses, cost, quality, paid=paid)
+  for index, price in enumerate(np.append((path.price[1:] + path.price[:-1]) / 2, 1e6)):
+    models = slow_choice(losses, cost, price)
+    expected = point(models, paid, quality)
+    np.testing.assert_allclose((path.cost[index], path.quality[index]), expected, atol=1e-12)
+  with pytest.raises(ValueError, match='A model costs -1'):
+    price_path.price_path(losses, cost, quality, paid=-np.ones(losses.shape))
+
+
 @given(seeds)
 @few
 def test_two_models_have_one_threshold_of_the_gain_by_cost(seed):

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from cascades.route import RouteOptions
 from tests import synthetic_tables
 from tests.interop import encoders_test
 
-GOLDEN = pathlib.Path(__file__).parent / 'golden'
 TOPICS = ['add the two numbers {} and {}', 'translate the words {} and {} into French']
 FREE = {'adds': 1, 'translates': 2, 'bad': 0}
 
@@ -366,7 +364,8 @@ def test_a_router_without_vectors_of_its_prompts_chooses_and_has_no_drift(routed
 @pytest.mark.parametrize('method', ['learned map', 'hierarchical'])
 def test_routers_of_every_method_are_stored_and_take_models_in(folder, method):
   router = run(folder, 'fit', method=method, strength=1.0, clusters=5)
-  assert json.loads((folder / 'router.json').read_text())['version'] == 2
+  version = {'learned map': 2, 'hierarchical': 3}[method]
+  assert json.loads((folder / 'router.json').read_text())['version'] == version
   vectors = router.embed([TOPICS[0].format(3, 4), TOPICS[1].format(5, 6)])
   assert [router.pool.names[m] for m in router.rule(0.01)(vectors)] == ['adds', 'translates']
   before = router.losses(vectors)
@@ -380,15 +379,6 @@ def test_routers_of_every_method_are_stored_and_take_models_in(folder, method):
   assert [choice.model for choice in chosen] == [joined.pool.names[m] for m in own]
   losses = joined.losses(vectors)[[0, 1], own]
   np.testing.assert_allclose([choice.predicted_loss for choice in chosen], losses, rtol=1e-6)
-
-
-def test_a_router_of_the_first_version_is_read_and_goes_on():
-  router = routers.read(GOLDEN / 'router_version_1.json')
-  psi = [[0.8, 0.1], [0.0625, 0.4375]]
-  np.testing.assert_allclose(router.pool.psi, psi, rtol=1e-6)
-  losses = router.losses(np.array([[1.0, 0.1], [-1.0, 0.1]]))
-  np.testing.assert_allclose(losses, np.transpose(psi), rtol=1e-6)
-  assert router.rule(0.0)(np.array([[1.0, 0.1], [-1.0, 0.1]])).tolist() == [1, 0]
 
 
 def test_a_method_that_does_not_exist_is_refused(folder):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_a_model_that_joins_or_leaves_changes_no_bit_of_the_others():
   weights = one_hot(groups, 4).T
   pool = universal_routing.empty_pool(4)
   for name, cost, own in zip('abc', [1.0, 2, 3], losses.T, strict=True):
-    grown = pool.add(name, cost, own, weights)
+    grown = pool.add(name, cost, own, partial(mean_losses, weights))
     assert grown.psi[: len(pool.names)].tobytes() == pool.psi.tobytes()
     pool = grown
   assert pool.answers.tolist() == np.isfinite(losses).sum(axis=0).tolist()
@@ -158,20 +159,26 @@ def test_a_model_that_joins_or_leaves_changes_no_bit_of_the_others():
   rest = pool.remove('b')
   assert rest.psi.tobytes() == pool.psi[[0, 2]].tobytes()
   assert rest.names == ('a', 'c')
-  gamma = pool.losses(one_hot(groups, 4))
-  before = price_path.choose(gamma, pool.cost, 0.05)
-  after = price_path.choose(rest.losses(one_hot(groups, 4)), rest.cost, 0.05)
+  before, after = (price_path.choose(*own.predict(groups), 0.05) for own in (pool, rest))
+  soft = price_path.choose(*pool.predict(one_hot(groups, 4)), 0.05)
+  np.testing.assert_array_equal(soft, before)
   np.testing.assert_array_equal(np.array([0, 2])[after][before != 1], before[before != 1])
 
 
 @pytest.mark.parametrize(
   ('change', 'sentence'),
   [
-    (lambda pool, w: pool.add('a', 1.0, np.ones(12), w), "has a model 'a' already"),
-    (lambda pool, w: pool.add('b', -1.0, np.ones(12), w), "'b' costs -1; a cost is a finite"),
-    (lambda pool, w: pool.add('b', np.nan, np.ones(12), w), "'b' costs nan"),
     (
-      lambda pool, w: pool.add('b', 1.0, np.full(12, np.nan), w),
+      lambda pool, w: pool.add('a', 1.0, np.ones(12), partial(mean_losses, w)),
+      "has a model 'a' already",
+    ),
+    (
+      lambda pool, w: pool.add('b', -1.0, np.ones(12), partial(mean_losses, w)),
+      "'b' costs -1; a cost is a finite",
+    ),
+    (lambda pool, w: pool.add('b', np.nan, np.ones(12), partial(mean_losses, w)), "'b' costs nan"),
+    (
+      lambda pool, w: pool.add('b', 1.0, np.full(12, np.nan), partial(mean_losses, w)),
       "'b' answered none of the 12 validation prompts",
     ),
     (lambda pool, _: pool.remove('b'), "The pool has no model 'b'; it has a"),
@@ -182,7 +189,8 @@ def test_a_model_that_joins_or_leaves_changes_no_bit_of_the_others():
 def test_a_pool_refuses_what_it_cannot_route(change, sentence):
   _, groups = validation(0)
   weights = one_hot(groups, 4).T
-  pool = universal_routing.empty_pool(4).add('a', 1.0, np.ones(12), weights)
+  means = partial(mean_losses, weights)
+  pool = universal_routing.empty_pool(4).add('a', 1.0, np.ones(12), means)
   with pytest.raises(ValueError, match=sentence):
     change(pool, weights)
 
@@ -263,6 +271,25 @@ def test_on_real_outcomes_the_oracle_is_above_clusters_and_missing_answers_are_n
   )
   constant = np.tile(np.nanmean(losses[half], axis=0), (complete.sum(), 1))
   assert area(constant) < area(psi[groups[complete]]) < area(losses[complete])
+
+
+@given(seeds, st.floats(0, 10))
+@few
+def test_pairs_of_clusters_are_shrunk_as_by_a_loop(seed, strength):
+  losses, fine = validation(seed)
+  coarse = np.random.default_rng(seed).integers(0, 2, 12)
+  levels = one_hot(coarse, 3).T, one_hot(fine, 5).T
+  psi = universal_routing.paired_losses(*levels, losses, strength=strength)
+  assert psi.shape == (15, 3)
+  for m, own in enumerate(losses.T):
+    answered = np.isfinite(own)
+    for c, f in np.ndindex(3, 5):
+      expected = own[answered].mean()
+      for members in (coarse == c, fine == f):
+        answers = own[members & answered]
+        count = len(answers) + strength
+        expected = (answers.sum() + strength * expected) / count if count else expected
+      assert psi[5 * c + f, m] == pytest.approx(expected)
 
 
 def test_a_nested_cluster_is_pulled_toward_its_coarse_one_by_hand():

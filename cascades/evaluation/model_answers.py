@@ -32,7 +32,8 @@ class ModelAnswers:
   Attributes:
     outcomes: File of qualities, as `outcomes.read` takes it; None to read tables.
     prompts: Texts by id; None if they stand in the outcomes.
-    costs: Cost of each model, or a CSV of them; None for the mean cost of a table's rows.
+    costs: Cost of each model, or a file of them or of those of each answer; None for the costs of
+      the tables' rows.
     tables: Output directory of `infer` by model; None to read outcomes.
     split: Split of the tables.
     mode: Mode of the tables.
@@ -114,7 +115,7 @@ class ModelAnswers:
   def _of_tables(self, tables: Mapping[str, str]) -> OutcomeMatrix:
     texts: dict[str, tuple[str, frozenset[str]]] = {}
     qualities: dict[str, dict[str, float]] = {model: {} for model in tables}
-    costs_by_model: dict[str, list[np.ndarray]] = {model: [] for model in tables}
+    costs_by_model: dict[str, dict[str, float]] = {model: {} for model in tables}
     for model, path, table in self._read(tables):
       if count := table.manifest.get('unlabelled', 0):
         raise ValueError(
@@ -130,19 +131,18 @@ class ModelAnswers:
           )
       qualities[model] |= dict(zip(_names(table), self._quality(table), strict=True))
       if self.costs is None:
-        costs_by_model[model].append(self._cost(model, table))
-    cost = (
-      {model: float(np.concatenate(own).mean()) for model, own in costs_by_model.items()}
+        costs_by_model[model] |= dict(zip(_names(table), self._cost(model, table), strict=True))
+    quality, by_answer = (
+      np.array([[own.get(name, np.nan) for own in by_model.values()] for name in texts])
+      for by_model in (qualities, costs_by_model)
+    )
+    ids, models = tuple(texts), tuple(tables)
+    costs_of = (
+      outcomes.answer_costs(by_answer, ids, models, quality)
       if self.costs is None
-      else self.costs
+      else outcomes.read_costs(self.costs, ids, models, quality)
     )
-    return OutcomeMatrix(
-      tuple(texts),
-      tuple(text for text, _ in texts.values()),
-      tuple(tables),
-      np.array([[own.get(name, np.nan) for own in qualities.values()] for name in texts]),
-      outcomes.model_costs(cost, tuple(tables)),
-    )
+    return OutcomeMatrix(ids, tuple(text for text, _ in texts.values()), models, quality, *costs_of)
 
   def _quality(self, table: Predictions) -> Sequence[float]:
     metric = task_metric(self.metric, table)

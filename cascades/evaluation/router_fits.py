@@ -78,9 +78,15 @@ def fit(
   }
   if method == LEARNED:
     arrays |= _learn(matrix.losses, embedded.validation, arrays, strength=strength, seed=seed)
+  groups = len(centroids)
   if method == NESTED:
-    arrays['parents'] = universal_routing.parents(centroids, seed=seed)
-  pool = universal_routing.empty_pool(len(centroids))
+    coarse = universal_routing.coarse_clusters(embedded.train, groups, seed=seed)
+    arrays['coarse_centroids'] = coarse.astype(np.float32)
+    arrays['coarse_groups'] = universal_routing.assign(
+      embedded.validation, arrays['coarse_centroids']
+    )
+    groups *= len(coarse)
+  pool = universal_routing.empty_pool(groups)
   return ClusterRouter(pool, matrix.ids, strength, arrays, embedded.encoder).add(matrix)
 
 

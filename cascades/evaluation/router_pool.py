@@ -9,9 +9,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cascades import curve_metrics, curves, price_path
-from cascades.evaluation.router_trials import Draw
+from cascades.evaluation import router_trials
+from cascades.evaluation.router_trials import Draw, Scorer
+from cascades.evaluation.routers import CLUSTERS
 from cascades.predictions.outcomes import OutcomeMatrix
-from cascades.universal_routing import mean_losses, one_hot, zero_router
+from cascades.price_path import ModelCosts
+from cascades.universal_routing import one_hot
 
 MOST_POINTS = 400  # of the curve
 MOST_PROMPTS = 1500  # on the map
@@ -45,20 +48,20 @@ class RouterPool(NamedTuple):
 
   Attributes:
     models: Names of the models.
-    model_cost: Cost of each.
+    model_cost: Mean cost of each on the test prompts.
     model_quality: Mean quality of each on the test prompts.
     price: Prices at which a prompt changes its model, rising from 0.
     cost: Mean cost at each price.
     quality: Mean quality at each price.
-    choices: Model of each cluster at each price.
+    choices: Model of most test prompts of each cluster at each price; -1 in one without any.
     shares: Share of the test prompts of each model at each price.
     control: Cost and quality of ZeroRouter's corners.
-    predicted: Predicted loss of each model in each cluster.
+    predicted: Mean predicted loss of each model in each cluster of test prompts.
     measured: Mean quality of each model in each cluster of test prompts; nan in one without any.
     sizes: Number of test prompts of each cluster.
     examples: Texts of the test prompts nearest to each centroid.
     position: Place of some test prompts on a plane.
-    cluster: Cluster of each of these.
+    chosen: Model of each of these at each price.
     joined: Models by what they add, the most first.
   """
 
@@ -76,50 +79,62 @@ class RouterPool(NamedTuple):
   sizes: Int[np.ndarray, 'K']
   examples: Sequence[Sequence[str]]
   position: Float[np.ndarray, 'N 2']
-  cluster: Int[np.ndarray, 'N']
+  chosen: Int[np.ndarray, 'P N']
   joined: Sequence[Joined]
 
 
-def describe(matrix: OutcomeMatrix, draw: Draw, *, strength: float, seed: int = 0) -> RouterPool:
+def describe(
+  matrix: OutcomeMatrix, draw: Draw, *, method: str = CLUSTERS, strength: float, seed: int = 0
+) -> RouterPool:
   """Router of a draw in detail.
 
   Args:
     matrix: Answers of all models.
     draw: A draw of it.
+    method: Method of `routers`.
     strength: Number of answers that a model's mean loss counts for in each cluster.
     seed: Seed of the map, and of the answers of models that join.
   """
-  psi, groups, quality = draw.psi(strength), draw.groups(draw.test), 1 - draw.losses[draw.test]
-  path = price_path.price_path(psi[groups], draw.cost, quality)
-  shown = curves.evenly_spaced(len(path.price), MOST_POINTS)
+  scorer, groups = draw.scorer(method, strength), draw.groups(draw.test)
+  gamma, cost = scorer.predict(draw.losses[draw.validation], draw.of(draw.validation))
+  quality = 1 - draw.losses[draw.test]
+  path = price_path.price_path(gamma, cost, quality, paid=draw.of(draw.test))
+  at = curves.evenly_spaced(len(path.price), MOST_POINTS)
   # Between two switches, where rounding does not decide.
-  after = np.append(path.price[1:], 2 * path.price[-1] + 1)[shown]
-  between = (path.price[shown] + after) / 2
-  choices = np.array([price_path.choose(psi, draw.cost, price) for price in between])
-  membership = one_hot(groups, len(psi))
-  sizes = membership.sum(axis=0)
-  measured = np.full(psi.shape, np.nan)
-  measured[sizes > 0] = (membership.T @ quality)[sizes > 0] / sizes[sizes > 0, None]
-  mixed = zero_router(draw.cost, 1 - np.nanmean(draw.losses[draw.validation], axis=0))
-  own = quality.mean(axis=0)
+  after = np.append(path.price[1:], 2 * path.price[-1] + 1)[at]
   rows = np.random.default_rng(seed).permutation(len(draw.test))[:MOST_PROMPTS]
+  membership = one_hot(groups, len(draw.centroids))
+  sizes = membership.sum(axis=0)
+  choices, shares, chosen = [], [], []
+  for price in (path.price[at] + after) / 2:
+    models = price_path.choose(gamma, cost, price)
+    answered = one_hot(models, gamma.shape[1])
+    choices.append(np.where(sizes > 0, np.argmax(membership.T @ answered, axis=1), -1))
+    shares.append(answered.mean(axis=0))
+    chosen.append(models[rows])
+
+  def by_cluster(values: Float[np.ndarray, 'T J']) -> Float[np.ndarray, 'K J']:
+    means = np.full((len(sizes), values.shape[1]), np.nan)
+    means[sizes > 0] = (membership.T @ values)[sizes > 0] / sizes[sizes > 0, None]
+    return means
+
   return RouterPool(
     models=[matrix.models[model] for model in draw.models],
-    model_cost=draw.cost,
-    model_quality=own,
-    price=path.price[shown],
-    cost=path.cost[shown],
-    quality=path.quality[shown],
-    choices=choices,
-    shares=np.stack([sizes @ one_hot(row, len(draw.cost)) for row in choices]) / len(draw.test),
-    control=(draw.cost[[*mixed]], own[[*mixed]]),
-    predicted=psi,
-    measured=measured,
+    model_cost=draw.mean_cost(draw.test),
+    model_quality=quality.mean(axis=0),
+    price=path.price[at],
+    cost=path.cost[at],
+    quality=path.quality[at],
+    choices=np.array(choices),
+    shares=np.array(shares),
+    control=router_trials.control(draw),
+    predicted=by_cluster(gamma),
+    measured=by_cluster(quality),
     sizes=sizes.astype(int),
     examples=_examples(matrix, draw, groups),
     position=project(draw.vectors[draw.test[rows]], seed=seed),
-    cluster=groups[rows],
-    joined=joined(draw, strength=strength, seed=seed),
+    chosen=np.array(chosen),
+    joined=joined(draw, scorer, seed=seed),
   )
 
 
@@ -145,39 +160,42 @@ def project(vectors: Float[np.ndarray, 'N D'], *, seed: int = 0) -> Float[np.nda
   )
 
 
-def joined(draw: Draw, *, strength: float, seed: int) -> list[Joined]:
+def joined(draw: Draw, scorer: Scorer, *, seed: int) -> list[Joined]:
   """Areas before and after each model of a draw joins the others."""
-  groups = one_hot(draw.groups(draw.validation), len(draw.centroids)).T
-  tested, quality = draw.groups(draw.test), 1 - draw.losses[draw.test]
-  every, high = draw.psi(strength), float(draw.cost.max())
+  losses, known = draw.losses[draw.validation], draw.of(draw.validation)
+  quality, paid = 1 - draw.losses[draw.test], draw.of(draw.test)
+  every, high = scorer.predict(losses, known), float(draw.mean_cost(draw.test).max())
   rng = np.random.default_rng(seed)
 
-  def area(psi: Float[np.ndarray, 'K J'], pool: Int[np.ndarray, 'j']) -> float:
-    path = price_path.price_path(psi[tested][:, pool], draw.cost[pool], quality[:, pool])
+  def area(predicted: tuple[np.ndarray, ModelCosts], pool: Int[np.ndarray, 'j']) -> float:
+    gamma, cost = (values[..., pool] for values in predicted)
+    path = price_path.price_path(gamma, cost, quality[:, pool], paid=paid[..., pool])
     return float(curve_metrics.area(path.cost, path.quality, low=0.0, high=high))
 
-  models = np.arange(len(draw.cost))
-  best = np.bincount(price_path.choose(every[tested], draw.cost, 0.0), minlength=len(models))
+  def with_few(model: int, asked: Int[np.ndarray, 'n']) -> tuple[np.ndarray, ModelCosts]:
+    """Predictions where a model has given some of its answers."""
+    own, own_cost = (np.full((len(losses), 1), np.nan) for _ in range(2))
+    own[asked, 0] = losses[asked, model]
+    if known.ndim == 2:
+      own_cost[asked, 0] = known[asked, model]
+    gamma, cost = (values.copy() for values in every)
+    few = scorer.predict(own, own_cost if known.ndim == 2 else known[[model]])
+    gamma[:, model], cost[..., model] = few[0][:, 0], few[1][..., 0]
+    return gamma, cost
+
+  models = np.arange(losses.shape[1])
+  best = np.bincount(price_path.choose(*every, 0.0), minlength=len(models)) / len(draw.test)
   with_all = area(every, models)
   results = []
   for model in models:
-    own = draw.losses[draw.validation, model]
-    answered = np.flatnonzero(np.isfinite(own))
-    few = []
-    for count in FEW:
-      areas = []
-      for _ in range(REPEATS):
-        asked = np.full(own.shape, np.nan)
-        rows = rng.permutation(answered)[:count]
-        asked[rows] = own[rows]
-        psi = every.copy()
-        psi[:, model] = mean_losses(groups, asked[:, None], strength=strength)[:, 0]
-        areas.append(area(psi, models))
-      few.append(float(np.mean(areas)))
+    answered = np.flatnonzero(np.isfinite(losses[:, model]))
+    areas = [
+      [area(with_few(model, rng.permutation(answered)[:count]), models) for _ in range(REPEATS)]
+      for count in FEW
+    ]
+    few = np.mean(areas, axis=1).tolist()
     without = area(every, models[models != model])
-    results.append(
-      Joined(int(model), without, few, len(answered), with_all, best[model] / len(tested))
-    )
+    results.append(Joined(int(model), without, few, len(answered), with_all, float(best[model])))
   return sorted(results, key=lambda joining: joining.without)
 
 

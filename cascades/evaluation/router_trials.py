@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,9 @@ from cascades.curve_metrics import RouterNumbers
 from cascades.evaluation.router_fits import DIMENSION
 from cascades.evaluation.routers import CLUSTERS, LEARNED, NESTED
 from cascades.predictions.outcomes import OutcomeMatrix
+from cascades.price_path import ModelCosts
 from cascades.runtime import progress
-from cascades.universal_routing import assign, mean_losses, one_hot
+from cascades.universal_routing import Position, assign, mean_losses, one_hot
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +34,18 @@ class Trials(NamedTuple):
     quality: Quality of each router at each of SHARES, by trial.
     numbers: Area, area (50 %), quality-neutral cost and peak, by trial.
     test_rows: Test prompts of each trial that every unseen model answered.
+    method: The router that is compared with ZeroRouter.
   """
 
   quality: Mapping[str, Float[np.ndarray, 'T S']]
   numbers: Mapping[str, list[RouterNumbers]]
   test_rows: list[int]
+  method: str = ROUTER
 
-  def sign_test(self, router: str = ROUTER) -> comparisons.McNemar:
-    """Trials in which a router's area is above and below ZeroRouter's, and the p-value."""
+  def sign_test(self) -> comparisons.McNemar:
+    """Trials in which the router's area is above and below ZeroRouter's, and the p-value."""
     areas = {name: np.array([n.area for n in own]) for name, own in self.numbers.items()}
-    difference = areas[router] - areas[CONTROL]
+    difference = areas[self.method] - areas[CONTROL]
     return comparisons.mcnemar(difference > 0, difference < 0)
 
 
@@ -57,7 +61,7 @@ class Draw(NamedTuple):
   Attributes:
     models: Indices of the unseen models.
     losses: Their losses on all prompts.
-    cost: Their costs.
+    cost: Their costs, by prompt where they differ.
     seen: Losses of the other models on all prompts.
     train: Indices of the training prompts.
     validation: Indices of the validation prompts.
@@ -68,7 +72,7 @@ class Draw(NamedTuple):
 
   models: Int[np.ndarray, 'J']
   losses: Float[np.ndarray, 'N J']
-  cost: Float[np.ndarray, 'J']
+  cost: ModelCosts
   seen: Float[np.ndarray, 'N S']
   train: Int[np.ndarray, 'n']
   validation: Int[np.ndarray, 'V']
@@ -80,27 +84,35 @@ class Draw(NamedTuple):
     """Cluster of each of some prompts."""
     return assign(self.vectors[rows], self.centroids)
 
-  @property
-  def memberships(self) -> Float[np.ndarray, 'K V']:
-    """Membership of each validation prompt in each cluster."""
-    return one_hot(self.groups(self.validation), len(self.centroids)).T
+  def of(self, rows: Int[np.ndarray, 'n']) -> ModelCosts:
+    """Costs on some prompts."""
+    return self.cost[rows] if self.cost.ndim == 2 else self.cost
 
-  def psi(self, strength: float) -> Float[np.ndarray, 'K J']:
-    """Mean validation loss of each model in each cluster."""
-    return mean_losses(self.memberships, self.losses[self.validation], strength=strength)
+  def mean_cost(self, rows: Int[np.ndarray, 'n']) -> Float[np.ndarray, 'J']:
+    """Mean cost of each model on some prompts, of those that it answered."""
+    return np.nanmean(self.cost[rows], axis=0) if self.cost.ndim == 2 else self.cost
 
-  def predicted(self, method: str, strength: float) -> Float[np.ndarray, 'T J']:
-    """Predicted loss of each model on each test prompt by a method of `routers`.
+  def scorer(self, method: str, strength: float) -> Scorer:
+    """Method of `routers` on the test prompts.
+
+    Args:
+      method: One of `routers.METHODS`.
+      strength: Number of answers that a model's mean loss counts for in each cluster.
 
     Raises:
       ValueError: A learned map has no seen model to learn from.
     """
+    groups, fine = self.groups(self.test), len(self.centroids)
+    weights = one_hot(self.groups(self.validation), fine).T
+    means = partial(mean_losses, weights, strength=strength)
     if method == NESTED:
-      coarse, own = universal_routing.parents(self.centroids), self.losses[self.validation]
-      psi = universal_routing.nested_losses(self.memberships, coarse, own, strength=strength)
-      return psi[self.groups(self.test)]
+      centroids = universal_routing.coarse_clusters(self.vectors[self.train], fine)
+      own, test = (assign(self.vectors[rows], centroids) for rows in (self.validation, self.test))
+      coarse = one_hot(own, len(centroids)).T
+      pairs = partial(universal_routing.paired_losses, coarse, weights, strength=strength)
+      return Scorer(test * fine + groups, pairs)
     if method == CLUSTERS:
-      return self.psi(strength)[self.groups(self.test)]
+      return Scorer(groups, means)
     from cascades import trained_routers  # trials of routers that are not trained need no JAX
 
     seen = np.isfinite(self.seen[self.validation]).any(axis=0)
@@ -109,13 +121,38 @@ class Draw(NamedTuple):
         f'METHOD={LEARNED!r} learns from the models that are seen, and UNSEEN leaves none that '
         'answered a validation prompt: lower UNSEEN.'
       )
-    psi = mean_losses(self.memberships, self.seen[self.validation][:, seen], strength=strength)
     learned = trained_routers.fit_map(
-      self.vectors[self.train], self.centroids, self.seen[self.train][:, seen], psi.T
-    )
+      self.vectors[self.train], self.centroids, self.seen[self.train][:, seen],
+      means(self.seen[self.validation][:, seen]).T,
+    )  # fmt: skip
     theta, bias = (np.asarray(learned[name]) for name in ('theta', 'bias'))
     phi = universal_routing.soft_memberships(self.vectors[self.test], theta, bias)
-    return phi @ self.psi(strength)
+    return Scorer(phi, means)
+
+
+class Scorer(NamedTuple):
+  """Predictions on the test prompts of a draw, from values on its validation prompts.
+
+  Attributes:
+    position: Group of each test prompt, or its memberships.
+    means: Function from values of the validation prompts to their means by group.
+  """
+
+  position: Position
+  means: Callable[[Float[np.ndarray, 'V J']], Float[np.ndarray, 'K J']]
+
+  def predict(
+    self, losses: Float[np.ndarray, 'V J'], cost: ModelCosts
+  ) -> tuple[Float[np.ndarray, 'T J'], ModelCosts]:
+    """Predicted loss and estimated cost of each model on each test prompt.
+
+    Args:
+      losses: Losses on the validation prompts; nan where not answered.
+      cost: Costs there, or one cost of each model.
+    """
+    by_prompt = cost.ndim == 2
+    estimated = universal_routing.mixed(self.means(cost), self.position) if by_prompt else cost
+    return universal_routing.mixed(self.means(losses), self.position), estimated
 
 
 def draws(
@@ -159,8 +196,9 @@ def draws(
     if embedded is None:
       embedded = hashed_words.embed(hashed_words.fit(table[train], DIMENSION, seed=seed), table)
     centroids = universal_routing.cluster(embedded[train], clusters, seed=seed)
+    cost = matrix.cost[models] if matrix.prompt_cost is None else matrix.prompt_cost[:, models]
     yield Draw(
-      models, losses, matrix.cost[models], np.delete(matrix.losses, models, axis=1), train,
+      models, losses, cost, np.delete(matrix.losses, models, axis=1), train,
       validation, test, embedded, centroids,
     )  # fmt: skip
 
@@ -179,29 +217,41 @@ def run(
   names = tuple(dict.fromkeys((ROUTER, method, CONTROL, ORACLE)))
   results: list[tuple[dict[str, tuple[np.ndarray, RouterNumbers]], int]] = []
   for number, own in enumerate(draws_of_models, 1):
-    gamma = {name: own.predicted(name, strength) for name in dict.fromkeys((ROUTER, method))}
-    reached = 1 - np.nanmean(own.losses[own.validation], axis=0)
-    results.append((_curves(gamma, own.losses[own.test], own.cost, reached), len(own.test)))
+    known = own.losses[own.validation], own.of(own.validation)
+    predicted = {
+      name: own.scorer(name, strength).predict(*known) for name in dict.fromkeys((ROUTER, method))
+    }
+    results.append((_curves(predicted, own), len(own.test)))
     if number % max(1, trials // LINES) == 0:
       log.info('%s', progress.format_line(number, trials, {}, None, unit='trial'))
   return Trials(
     {name: np.array([curves[name][0] for curves, _ in results]) for name in names},
     {name: [curves[name][1] for curves, _ in results] for name in names},
     [rows for _, rows in results],
+    method,
   )
 
 
+def control(draw: Draw) -> tuple[Float[np.ndarray, 'C'], Float[np.ndarray, 'C']]:
+  """Cost and quality of ZeroRouter's corners on the test prompts of a draw."""
+  reached = 1 - np.nanmean(draw.losses[draw.validation], axis=0)
+  corners = universal_routing.zero_router(draw.mean_cost(draw.validation), reached)
+  quality = 1 - draw.losses[draw.test].mean(axis=0)
+  return curve_metrics.ascending(draw.mean_cost(draw.test)[[*corners]], quality[[*corners]])
+
+
 def _curves(
-  gamma: Mapping[str, Float[np.ndarray, 'N J']], losses: Float[np.ndarray, 'N J'],
-  cost: Float[np.ndarray, 'J'], validation_quality: Float[np.ndarray, 'J'],
-) -> dict[str, tuple[np.ndarray, RouterNumbers]]:  # fmt: skip
+  predicted: Mapping[str, tuple[Float[np.ndarray, 'T J'], ModelCosts]], draw: Draw
+) -> dict[str, tuple[np.ndarray, RouterNumbers]]:
   """Quality at SHARES and numbers of each router in one trial."""
-  quality = 1 - losses
-  mixed = universal_routing.zero_router(cost, validation_quality)
+  losses, paid = draw.losses[draw.test], draw.of(draw.test)
+  quality, cost = 1 - losses, draw.mean_cost(draw.test)
   curves = {
-    **{name: price_path.price_path(own, cost, quality)[1:] for name, own in gamma.items()},
-    CONTROL: (cost[mixed], quality.mean(axis=0)[mixed]),
-    ORACLE: price_path.price_path(losses, cost, quality)[1:],
+    **{
+      name: price_path.price_path(*own, quality, paid=paid)[1:] for name, own in predicted.items()
+    },
+    CONTROL: control(draw),
+    ORACLE: price_path.price_path(losses, paid, quality)[1:],
   }
   models = {'model_cost': cost, 'model_quality': quality.mean(axis=0)}
   return {

@@ -4,7 +4,8 @@
     NAME.json           written last: models, costs, ids of the validation prompts, digest
 
 A model that joins adds a row to both; the rows of the others stay bit for bit what they were.
-Routers of one level of hard clusters are files of version 1, the others of version 2.
+Routers of one level of hard clusters are files of version 1, learned maps of version 2; two levels
+of clusters, and costs by cluster, need version 3.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -26,10 +27,9 @@ from cascades import hashed_words, price_path, prompt_drift, universal_routing, 
 from cascades.predictions.outcomes import OutcomeMatrix
 from cascades.predictions.rows import HIGHEST
 from cascades.runtime import files
-from cascades.universal_routing import Pool, one_hot
+from cascades.universal_routing import Pool, Position, one_hot
 
-VERSION = 2
-PLAIN = 1  # version of routers of one level of hard clusters
+PLAIN, SOFT, VERSION = 1, 2, 3
 CLUSTERS, LEARNED, NESTED = METHODS = 'clusters', 'learned map', 'hierarchical'
 NonNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=HIGHEST)]
 NOBODY = ''  # name of what answers a prompt that is left unanswered
@@ -49,7 +49,9 @@ class ClusterRouter(NamedTuple):
       an encoder the `vectors` of the validation prompts; `centroids` of the clusters; the cluster
       of each validation prompt, `groups`; and `losses` of the models on them, nan where not asked.
       Of a learned map also its `theta` and `bias`, and the `memberships` of the validation prompts;
-      of a hierarchy the coarse cluster of each cluster, `parents`.
+      of a hierarchy the `coarse_centroids` and the coarse cluster of each validation prompt,
+      `coarse_groups`, or in version 2 the coarse cluster of each cluster, `parents`. The groups of
+      a hierarchy's pool are pairs of clusters, see `universal_routing.paired_losses`.
     encoder: Name of the encoder of the prompts; empty for words.
   """
 
@@ -83,20 +85,47 @@ class ClusterRouter(NamedTuple):
       )
     return universal_routing.assign(vectors, centroids)
 
+  def position(self, vectors: Vectors) -> Position:
+    """Group of each prompt, or its memberships by a learned map."""
+    clusters, arrays = self.clusters(vectors), self.arrays
+    if 'theta' in arrays:
+      return universal_routing.soft_memberships(vectors, arrays['theta'], arrays['bias'])
+    if 'coarse_centroids' in arrays:
+      return clusters + len(arrays['centroids']) * universal_routing.assign(
+        vectors, arrays['coarse_centroids']
+      )
+    return clusters
+
+  def predict(self, vectors: Vectors) -> tuple[Float[np.ndarray, 'N J'], Float[np.ndarray, 'N J']]:
+    """Predicted loss and estimated cost of each model on prompts of these vectors."""
+    return self.pool.predict(self.position(vectors))
+
   def losses(self, vectors: Vectors) -> Float[np.ndarray, 'N J']:
     """Predicted loss of each model on prompts of these vectors."""
-    groups, arrays = self.clusters(vectors), self.arrays
-    if 'theta' not in arrays:
-      return self.pool.psi[:, groups].T.astype(float)
-    phi = universal_routing.soft_memberships(vectors, arrays['theta'], arrays['bias'])
-    return self.pool.losses(phi).astype(float)
+    return self.predict(vectors)[0]
 
   @property
-  def validation_losses(self) -> Float[np.ndarray, 'V J']:
-    """Predicted loss of each model on each validation prompt."""
-    if 'memberships' in self.arrays:
-      return self.pool.losses(self.arrays['memberships']).astype(float)
-    return self.pool.psi[:, self.arrays['groups']].T.astype(float)
+  def on_validation(self) -> tuple[Float[np.ndarray, 'V J'], Float[np.ndarray, 'V J']]:
+    """Predicted loss and estimated cost of each model on each validation prompt."""
+    arrays = self.arrays
+    if 'memberships' in arrays:
+      return self.pool.predict(arrays['memberships'])
+    above = len(arrays['centroids']) * arrays['coarse_groups'] if self._is_paired else 0
+    return self.pool.predict(arrays['groups'] + above)
+
+  @property
+  def _is_paired(self) -> bool:
+    return 'coarse_groups' in self.arrays
+
+  def means(self, values: Float[np.ndarray, 'V J']) -> Float[np.ndarray, 'K J']:
+    """Means of values of the validation prompts in each group of the pool; nan is left out."""
+    fine, arrays, strength = self.groups, self.arrays, self.strength
+    if self._is_paired:
+      coarse = one_hot(arrays['coarse_groups'], len(arrays['coarse_centroids'])).T
+      return universal_routing.paired_losses(coarse, fine, values, strength=strength)
+    if 'parents' in arrays:
+      return universal_routing.nested_losses(fine, arrays['parents'], values, strength=strength)
+    return universal_routing.mean_losses(fine, values, strength=strength)
 
   def abstaining(self, quality: float | None) -> ClusterRouter:
     """Router that may leave prompts to NOBODY: an answer of this quality, at no cost.
@@ -114,19 +143,20 @@ class ClusterRouter(NamedTuple):
         np.append(pool.cost, 0.0),
         np.concatenate([pool.psi, nobody]),
         np.append(pool.answers, 0),
+        None if pool.group_cost is None else np.concatenate([pool.group_cost, 0.0 * nobody]),
       )
     )
 
   def choices(self, price: float) -> Int[np.ndarray, 'V']:
     """Model of each validation prompt at a price of a unit of cost."""
-    return price_path.choose(self.validation_losses, self.pool.cost, price)
+    return price_path.choose(*self.on_validation, price)
 
   def rule(self, price: float) -> Callable[[Vectors], Int[np.ndarray, 'N']]:
     """Function from vectors of prompts to their models at a price of a unit of cost."""
     if 'theta' in self.arrays:
-      return lambda vectors: price_path.choose(self.losses(vectors), self.pool.cost, price)
-    models = price_path.choose(self.pool.psi.T.astype(float), self.pool.cost, price)
-    return lambda vectors: models[self.clusters(vectors)]
+      return lambda vectors: price_path.choose(*self.predict(vectors), price)
+    models = price_path.choose(*self.pool.predict(np.arange(self.pool.psi.shape[1])), price)
+    return lambda vectors: models[self.position(vectors)]
 
   def price(self, budget: float) -> float:
     """Least price at which the mean cost of the validation prompts is within a budget.
@@ -134,12 +164,13 @@ class ClusterRouter(NamedTuple):
     Raises:
       ValueError: The cheapest model costs more.
     """
-    gamma = self.validation_losses
-    path = price_path.price_path(gamma, self.pool.cost, 1 - gamma)
+    gamma, cost = self.on_validation
+    path = price_path.price_path(gamma, cost, 1 - gamma)
     within = np.flatnonzero(path.cost <= budget * (1 + ROUNDING))
     if not within.size:
       raise ValueError(
-        f'BUDGET={budget:g} is below the cost of the cheapest model, {self.pool.cost.min():g}.'
+        f'BUDGET={budget:g} is below the cost of the cheapest model, {path.cost[-1]:g}'
+        f'{"" if self.pool.group_cost is None else " on average of the cheapest by prompt"}.'
       )
     return float(path.price[within[0]])
 
@@ -198,16 +229,18 @@ class ClusterRouter(NamedTuple):
         f'such as {foreign[0]!r}: a model joins with answers to these prompts alone.'
       )
     row = {name: index for index, name in enumerate(self.ids)}
+    rows = [row[name] for name in matrix.ids]
     losses = np.full((len(self.ids), len(matrix.models)), np.nan, np.float32)
-    losses[[row[name] for name in matrix.ids]] = matrix.losses
+    losses[rows] = matrix.losses
+    costs = np.full(losses.shape, np.nan)
+    costs[rows] = np.nan if matrix.prompt_cost is None else matrix.prompt_cost
     factors = validation_order.factors(self.arrays['losses']) if predict else None
     pool = self.pool
-    for name, cost, own in zip(matrix.models, matrix.cost, losses.T, strict=True):
+    each = matrix.cost if matrix.prompt_cost is None else costs.T
+    for name, cost, own in zip(matrix.models, each, losses.T, strict=True):
       asked = np.flatnonzero(np.isfinite(own))
       filled = own if factors is None else validation_order.predict(factors, asked, own[asked])
-      pool = pool.add(
-        name, cost, filled, self.groups, strength=self.strength, coarse=self.arrays.get('parents')
-      )
+      pool = pool.add(name, cost, filled, self.means)
       pool.answers[-1] = len(asked)
     arrays = {**self.arrays, 'losses': np.column_stack([self.arrays['losses'], losses])}
     return self._replace(pool=pool, arrays=arrays)
@@ -233,13 +266,15 @@ def write(path: epath.PathLike, router: ClusterRouter) -> None:
   """Write a router; one in its place stays readable until the new one is complete."""
   path = epath.Path(path)
   buffer = io.BytesIO()
-  np.savez(buffer, allow_pickle=False, psi=router.pool.psi, **router.arrays)
+  pool, own = router.pool, {'psi': router.pool.psi}
+  if pool.group_cost is not None:
+    own['group_cost'] = pool.group_cost
+  np.savez(buffer, allow_pickle=False, **own, **router.arrays)
   digest = hashlib.sha256(buffer.getvalue()).hexdigest()
   name = f'{path.stem}-{digest[:12]}.npz'
   files.write(path.parent / name, buffer.getvalue())
-  pool = router.pool
   description = {
-    'version': VERSION if {'theta', 'parents'} & set(router.arrays) else PLAIN,
+    'version': _version({*own, *router.arrays}),
     'models': [
       {'name': model, 'cost': float(cost), 'answers': int(count)}
       for model, cost, count in zip(pool.names, pool.cost, pool.answers, strict=True)
@@ -255,6 +290,13 @@ def write(path: epath.PathLike, router: ClusterRouter) -> None:
   for other in path.parent.glob(f'{path.stem}-????????????.npz'):
     if other.name != name and other.name in old:
       other.unlink(missing_ok=True)
+
+
+def _version(names: Set[str]) -> int:
+  """Version of a file of these arrays, the least that has them."""
+  if names & {'group_cost', 'coarse_groups'}:
+    return VERSION
+  return SOFT if names & {'theta', 'parents'} else PLAIN
 
 
 def read(path: epath.PathLike) -> ClusterRouter:
@@ -274,8 +316,8 @@ def read(path: epath.PathLike) -> ClusterRouter:
       raise ValueError(f'version {description.version}, or {description.arrays} has changed')
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
       arrays = dict(stored)
-    psi = arrays.pop('psi')
-    _check(psi, arrays, description)
+    psi, group_cost = arrays.pop('psi'), arrays.pop('group_cost', None)
+    _check(psi, group_cost, arrays, description)
   except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(
       f'{path} is no router of version {PLAIN} to {VERSION}, or damaged ({error}): fit it again.'
@@ -283,22 +325,32 @@ def read(path: epath.PathLike) -> ClusterRouter:
   names, costs, answers = zip(
     *((m.name, m.cost, m.answers) for m in description.models), strict=True
   )
-  pool = Pool(names, np.array(costs), psi, np.array(answers))
+  pool = Pool(names, np.array(costs), psi, np.array(answers), group_cost)
   return ClusterRouter(
     pool, tuple(description.validation), description.strength, arrays, description.encoder
   )
 
 
-def _check(psi: np.ndarray, arrays: Mapping[str, Any], description: _Description) -> None:
+def _check(
+  psi: np.ndarray, group_cost: np.ndarray | None, arrays: Mapping[str, Any],
+  description: _Description,
+) -> None:  # fmt: skip
   """Raise ValueError unless the arrays fit together."""
   models, count = len(description.models), len(arrays['centroids'])
   shapes = psi.shape, arrays['losses'].shape, arrays['groups'].shape
   rows = len(description.validation)
-  if shapes != ((models, count), (rows, models), (rows,)) or not models:
+  groups = count * len(arrays.get('coarse_centroids', [None]))
+  if shapes != ((models, groups), (rows, models), (rows,)) or not models:
     raise ValueError(f'{models} models and {rows} validation prompts have arrays of {shapes}')
+  if group_cost is not None and (
+    group_cost.shape != psi.shape or not (np.isfinite(group_cost) & (group_cost >= 0)).all()
+  ):
+    raise ValueError('the costs by group are no finite numbers of 0 or more of each model')
+  if ('coarse_groups' in arrays) != ('coarse_centroids' in arrays):
+    raise ValueError('a hierarchy has coarse_centroids and coarse_groups')
   expected = {
     'theta': arrays['centroids'].shape, 'bias': (count,), 'memberships': (rows, count),
-    'parents': (count,),
+    'parents': (count,), 'coarse_groups': (rows,),
   }  # fmt: skip
   for name, shape in expected.items():
     if name in arrays and arrays[name].shape != shape:

@@ -31,7 +31,7 @@ class RoutingPolicy(msgspec.Struct, frozen=True):
     sha256: Digest of that file, which holds the digest of its arrays.
     price: Loss that a unit of cost must save.
     encoder: Folder of the encoder of the prompts; None for words.
-    expected_cost: Mean cost on the validation prompts.
+    expected_cost: Mean cost on the validation prompts, as the router estimates it.
     expected_loss: Mean predicted loss there.
     abstention: Quality of a prompt that nobody answers; None if each prompt is answered.
   """
@@ -52,15 +52,16 @@ def describe(
   """Policy of a router's file at a price; for the other arguments, see `RoutingPolicy`."""
   path = epath.Path(path)
   router = routers.read(path).abstaining(abstention)
-  gamma, models = router.validation_losses, router.choices(price)
+  models, rows = router.choices(price), np.arange(len(router.ids))
+  gamma, cost = router.on_validation
   return RoutingPolicy(
     VERSION,
     path.name,
     hashlib.sha256(path.read_bytes()).hexdigest(),
     min(price, np.finfo(float).max),
     encoder,
-    float(router.pool.cost[models].mean()),
-    float(gamma[np.arange(len(gamma)), models].mean()),
+    float(cost[rows, models].mean()),
+    float(gamma[rows, models].mean()),
     abstention,
   )
 

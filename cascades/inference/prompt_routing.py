@@ -18,7 +18,7 @@ class PromptChoice(NamedTuple):
 
   Attributes:
     model: Name of the model; empty if nobody answers.
-    cost: Its cost of a query.
+    cost: Its cost of a query; its mean cost on prompts like this one, where it differs by prompt.
     predicted_loss: Mean loss that it is predicted to have on prompts like this one.
     drift: Share of the validation prompts that are nearer to another one than this prompt is to
       any, see `prompt_drift`.
@@ -59,11 +59,11 @@ def open_policy(path: epath.PathLike) -> Callable[[Sequence[str]], list[PromptCh
     if not prompts:
       return []
     vectors = embed(prompts)
-    models, losses = rule(vectors), router.losses(vectors)
+    models, (losses, costs) = rule(vectors), router.predict(vectors)
     drift = prompt_drift.drift(router.similarities(prompts, vectors), reference)
     return [
-      PromptChoice(pool.names[m], float(pool.cost[m]), float(own[m]), float(d))
-      for m, own, d in zip(models, losses, drift, strict=True)
+      PromptChoice(pool.names[m], float(cost[m]), float(own[m]), float(d))
+      for m, cost, own, d in zip(models, costs, losses, drift, strict=True)
     ]
 
   return choose

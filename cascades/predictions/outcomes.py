@@ -2,7 +2,9 @@
 
 A CSV has a column `id` and one column of qualities a model, an empty cell where a model did not
 answer; JSON lines have `id`, `quality`, an object by model, and `prompt` if they like. Costs are a
-CSV with the columns `model` and `cost`. Any of them may be packed, as .gz.
+CSV with the columns `model` and `cost`; or, where they differ by prompt, with `id` and a column of
+costs a model, or JSON lines with `id` and `cost`, an object by model. Any of them may be packed, as
+.gz.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from jaxtyping import Float
 
 from cascades.predictions.imported import lines
 
+HIGHEST = {'quality': 1.0, 'cost': math.inf}
+EXPECTED = {'quality': 'a number from 0 to 1', 'cost': 'a finite number of 0 or more'}
+
 
 class OutcomeMatrix(NamedTuple):
   """Qualities of J models on N prompts.
@@ -26,7 +31,8 @@ class OutcomeMatrix(NamedTuple):
     prompts: Text of each prompt; empty texts where there is none.
     models: Name of each model.
     quality: Quality of each answer; nan where there is none.
-    cost: Cost of each model.
+    cost: Cost of each model, the mean of its answers' if they differ.
+    prompt_cost: Cost of each answer, nan where there is none; None if each model has one cost.
   """
 
   ids: tuple[str, ...]
@@ -34,6 +40,7 @@ class OutcomeMatrix(NamedTuple):
   models: tuple[str, ...]
   quality: Float[np.ndarray, 'N J']
   cost: Float[np.ndarray, 'J']
+  prompt_cost: Float[np.ndarray, 'N J'] | None = None
 
   @property
   def losses(self) -> Float[np.ndarray, 'N J']:
@@ -53,6 +60,7 @@ class OutcomeMatrix(NamedTuple):
       tuple(self.models[j] for j in columns),
       self.quality[np.ix_(index, columns)],
       self.cost[columns],
+      None if self.prompt_cost is None else self.prompt_cost[np.ix_(index, columns)],
     )
 
 
@@ -66,12 +74,12 @@ def read(
     path: CSV, TSV or JSON lines.
     prompts: File of texts with the columns or fields `id` and `prompt` (or `text`); None if they
       stand in JSON lines, or there are none.
-    costs: Cost of each model by name, or a CSV of them.
+    costs: Cost of each model by name, or a file of them or of those of each answer.
 
   Raises:
     FileNotFoundError: A file is missing.
     ValueError: A file cannot be read, naming the line; ids or models repeat; a quality is no number
-      from 0 to 1; a model has no cost, or no answer; or a prompt has no text.
+      from 0 to 1; a model or an answer has no cost; a model has no answer; or a prompt has no text.
   """
   own_texts: dict[str, str] = {}
   rows: dict[str, Mapping[str, Any]] = {}
@@ -97,30 +105,31 @@ def read(
       )
   return OutcomeMatrix(
     tuple(rows), tuple(own_texts.get(name, '') for name in rows), models, quality,
-    model_costs(costs, models),
+    *read_costs(costs, tuple(rows), models, quality),
   )  # fmt: skip
 
 
-def _row(where: str, record: Any) -> tuple[str, dict[str, float]]:
-  """Id and qualities of a line."""
+def _row(where: str, record: Any, what: str = 'quality') -> tuple[str, dict[str, float]]:
+  """Id of a line, and its qualities or costs."""
   if not isinstance(record, dict) or not record.get('id'):
     raise ValueError(f'{where}: no `id`; expected one in every line.')
-  cells = record.get('quality', {k: v for k, v in record.items() if k != 'id'})
+  cells = record.get(what, {k: v for k, v in record.items() if k != 'id'})
   if not isinstance(cells, Mapping):
-    raise ValueError(f'{where}: `quality` is {cells!r:.80}; expected an object by model.')
-  return str(record['id']), {model: _number(where, model, cell) for model, cell in cells.items()}
+    raise ValueError(f'{where}: `{what}` is {cells!r:.80}; expected an object by model.')
+  numbers = {model: _number(where, what, model, cell) for model, cell in cells.items()}
+  return str(record['id']), numbers
 
 
-def _number(where: str, model: str, cell: Any) -> float:
+def _number(where: str, what: str, model: str, cell: Any) -> float:
   if cell is None:
     return math.nan
   try:
     value = float(cell)
   except (TypeError, ValueError):
     value = math.nan
-  if not 0 <= value <= 1:
+  if not (0 <= value <= HIGHEST[what] and math.isfinite(value)):
     raise ValueError(
-      f'{where}: the quality of model {model!r} is {cell!r:.80}; expected a number from 0 to 1, or '
+      f'{where}: the {what} of model {model!r} is {cell!r:.80}; expected {EXPECTED[what]}, or '
       'nothing where it did not answer.'
     )
   return value
@@ -135,6 +144,55 @@ def texts(path: epath.PathLike) -> dict[str, str]:
       raise ValueError(f'{path}, line {number}: expected `id` and `prompt`.')
     by_id[str(record['id'])] = text
   return by_id
+
+
+def read_costs(
+  costs: epath.PathLike | Mapping[str, float], ids: Sequence[str], models: Sequence[str],
+  quality: Float[np.ndarray, 'N J'],
+) -> tuple[Float[np.ndarray, 'J'], Float[np.ndarray, 'N J'] | None]:  # fmt: skip
+  """Cost of each model, and of each answer if the costs of a model differ.
+
+  Args:
+    costs: Cost of each model by name, or a file of them or of those of each answer.
+    ids: Id of each prompt.
+    models: Name of each model.
+    quality: Quality of each answer; nan where there is none.
+
+  Raises:
+    ValueError: A model or an answer has no cost, or a cost is negative or not finite.
+  """
+  records = [] if isinstance(costs, Mapping) else [*lines(str(costs))]
+  if not (records and isinstance(records[0][1], dict) and 'id' in records[0][1]):
+    return model_costs(costs, models), None
+  by_id: dict[str, Mapping[str, float]] = {}
+  for number, record in records:
+    name, own = _row(f'{costs}, line {number}', record, 'cost')
+    if name in by_id:
+      raise ValueError(f'{costs}, line {number}: the id {name!r} stands in another line too.')
+    by_id[name] = own
+  by_answer = [[by_id.get(name, {}).get(model, math.nan) for model in models] for name in ids]
+  return answer_costs(np.array(by_answer), ids, models, quality)
+
+
+def answer_costs(
+  by_answer: Float[np.ndarray, 'N J'], ids: Sequence[str], models: Sequence[str],
+  quality: Float[np.ndarray, 'N J'],
+) -> tuple[Float[np.ndarray, 'J'], Float[np.ndarray, 'N J'] | None]:  # fmt: skip
+  """Mean cost of each model, and the costs of its answers if those of any model differ.
+
+  Costs without an answer are left out. Raises ValueError if an answer has no cost.
+  """
+  answered = np.isfinite(quality)
+  if (lacking := np.argwhere(answered & np.isnan(by_answer))).size:
+    row, model = lacking[0]
+    raise ValueError(
+      f'{len(lacking)} of {answered.sum()} answers have no cost, such as that of '
+      f'{models[model]!r} to {ids[row]!r}: give the costs of all.'
+    )
+  own = np.where(answered, by_answer, np.nan)
+  if (np.nanmin(own, axis=0) == np.nanmax(own, axis=0)).all():
+    return np.nanmin(own, axis=0), None
+  return np.nanmean(own, axis=0), own
 
 
 def model_costs(

@@ -31,7 +31,7 @@
     values.shares[index].forEach((share, model) => write(`model ${model}`, percent(share)));
     values.choices[index].forEach((model, cluster) => {
       for (const dot of document.querySelectorAll(`[data-cluster="${cluster}"]`)) {
-        dot.style.background = values.colors[model];
+        if (model >= 0) dot.style.background = values.colors[model];
       }
     });
     slider.setAttribute('aria-valuetext', `price ${short(values.price[index])}: cost ` +
@@ -43,7 +43,11 @@
       source.data = {...source.data, x: [values.x[index]], y: [values.quality[index]]};
     }
     for (const source of named('prompts')) {
-      const shade = values.cluster.map((cluster) => values.colors[values.choices[index][cluster]]);
+      const shade = values.routes.map((route) => {
+        let last = route.length - 2;  // pairs of the first point and the model from there on
+        while (route[last] > index) last -= 2;
+        return values.colors[route[last + 1]];
+      });
       source.data = {...source.data, shade};
     }
     moving = false;

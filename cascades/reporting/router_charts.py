@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from bokeh import models as bokeh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from cascades.evaluation.router_pool import RouterPool
 from cascades.reporting import plots
@@ -61,9 +61,15 @@ def values(pool: RouterPool) -> dict[str, Any]:
     'control': [_number(x) for x in control[order]],
     'choices': pool.choices[order].tolist(),
     'shares': [[_number(x) for x in row] for row in pool.shares[order]],
-    'cluster': pool.cluster.tolist(),
+    'routes': [_switches(own) for own in pool.chosen[order].T],
     'colors': colors(pool),
   }
+
+
+def _switches(models: Int[np.ndarray, 'P']) -> list[int]:
+  """Points at which a prompt changes its model, each followed by that model."""
+  points = np.append(0, 1 + np.flatnonzero(np.diff(models)))
+  return np.stack([points, models[points]], axis=1).ravel().tolist()
 
 
 def _number(value: float) -> float:
@@ -113,7 +119,7 @@ def _map(pool: RouterPool) -> bokeh.Plot:
     axis.visible = False
   for grid in plot.select({'type': bokeh.Grid}):
     grid.visible = False
-  shade = [colors(pool)[model] for model in pool.choices[0][pool.cluster]]
+  shade = [colors(pool)[model] for model in pool.chosen[0]]
   size = 6 if len(pool.position) < 800 else 5
   plot.renderers.append(
     _dots(

@@ -82,10 +82,11 @@ def headline(trials: Trials) -> str:
   """Sentence about the sign test."""
   test, count = trials.sign_test(), len(trials.test_rows)
   own, control = (
-    np.mean([numbers.area for numbers in trials.numbers[name]]) for name in (ROUTER, CONTROL)
+    np.mean([numbers.area for numbers in trials.numbers[name]]) for name in (trials.method, CONTROL)
   )
+  name = 'The router' if trials.method == ROUTER else f'The router of METHOD={trials.method!r}'
   return (
-    f'The router has the larger area than ZeroRouter in {test.first_only} of {count} trials and '
+    f'{name} has the larger area than ZeroRouter in {test.first_only} of {count} trials and '
     f'the smaller in {test.second_only}: {own:.4f} against {control:.4f} on average '
     f'(sign test, p {test.p:.2g}).'
   )
@@ -95,7 +96,8 @@ def _description(pool: RouterPool, trials: Trials) -> str:
   return (
     f'Charts and tables of prompts are of the first trial: {len(pool.models)} models that the '
     f'router has not seen before, {trials.test_rows[0]} test prompts, {len(pool.sizes)} clusters. '
-    'The router knows the models by their answers to the validation prompts alone.'
+    'The router knows the models by their answers to the validation prompts alone. Costs are those '
+    'that are paid; where they differ by prompt, the router decides by its estimates of them.'
   )
 
 
@@ -132,9 +134,10 @@ def clusters(pool: RouterPool) -> SummaryTable:
   return SummaryTable(
     'Which model wins where',
     'Clusters of prompts by their size, each with the test prompts nearest to its center: the '
-    'model of the least validation loss, the one that is best on the test prompts, and the one '
+    'model of the least predicted loss, the one that is best on the test prompts, and the one '
     f'that is best on all of them, {shorten(pool.models[best_single], 40)}, with their quality on '
-    'the test prompts of the cluster. The dot is the model that answers at the price above.',
+    'the test prompts of the cluster. The dot is the model that answers most of '
+    'them at the price above.',
     ('cluster', 'prompts like', 'test prompts', 'predicted best', 'best', 'best of all'),
     tuple(rows),
   )

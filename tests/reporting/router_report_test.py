@@ -1,5 +1,6 @@
 """The page of routers: its numbers, texts from outside, and a price that moves."""
 
+import contextlib
 import os
 import shutil
 
@@ -8,20 +9,23 @@ import pytest
 
 from cascades.evaluation import router_pool, router_trials
 from cascades.reporting import router_charts, router_report
-from tests.evaluation.router_pool_test import STRENGTH, outcome_matrix
+from tests.evaluation.router_pool_test import STRENGTH, charged, outcome_matrix
 
 CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('google-chrome')
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 
 
-@pytest.fixture(scope='module')
-def evaluated():
-  matrix = outcome_matrix()
+def evaluate(matrix, method, unseen):
   foreign = tuple('<script>alert(1)</script>\u202e ' + text for text in matrix.prompts)
   matrix = matrix._replace(prompts=foreign, models=('</script>', *matrix.models[1:]))
-  draws = list(router_trials.draws(matrix, trials=2, unseen=1.0, clusters=3, seed=0))
-  trials = router_trials.run(draws, 2, STRENGTH)
-  return router_pool.describe(matrix, draws[0], strength=STRENGTH), trials
+  draws = list(router_trials.draws(matrix, trials=2, unseen=unseen, clusters=3, seed=0))
+  trials = router_trials.run(draws, 2, STRENGTH, method=method)
+  return router_pool.describe(matrix, draws[0], method=method, strength=STRENGTH), trials
+
+
+@pytest.fixture(scope='module')
+def evaluated():
+  return evaluate(outcome_matrix(), 'clusters', 1.0)
 
 
 @pytest.fixture(scope='module')
@@ -56,35 +60,64 @@ def test_models_that_answer_have_colors_of_their_own(evaluated):
   assert router_charts.FAINT not in answered
 
 
-@pytest.mark.skipif(not CHROMIUM, reason='no chromium on PATH; name one in CHROMIUM')
-def test_the_price_moves_by_slider_and_by_dragging_the_line(evaluated, page, tmp_path):
+@contextlib.contextmanager
+def opened(page, folder):
+  """The page in a browser, without an error of its scripts."""
   playwright = pytest.importorskip('playwright.sync_api')
-  pool, _ = evaluated
-  (tmp_path / 'report.html').write_text(page)
+  (folder / 'report.html').write_text(page)
   with playwright.sync_playwright() as driver:
     browser = driver.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
     tab = browser.new_page()
     errors = []
     tab.on('pageerror', lambda error: errors.append(str(error)))
-    tab.goto(f'file://{tmp_path}/report.html')
+    tab.goto(f'file://{folder}/report.html')
     tab.wait_for_selector('html[data-ready=yes]')
-    shown = lambda name: tab.locator(f'[data-value="{name}"]').first.inner_text()
+    yield tab
+    assert not errors
+    browser.close()
+
+
+def shown(tab, name):
+  return tab.locator(f'[data-value="{name}"]').first.inner_text()
+
+
+def shades(tab):
+  return tab.evaluate(
+    'Bokeh.documents.at(-1).roots().flatMap((r) => [...r.references()])'
+    ".find((m) => m.name === 'prompts').data.shade"
+  )
+
+
+@pytest.mark.skipif(not CHROMIUM, reason='no chromium on PATH; name one in CHROMIUM')
+def test_the_price_moves_by_slider_and_by_dragging_the_line(evaluated, page, tmp_path):
+  pool, _ = evaluated
+  with opened(page, tmp_path) as tab:
     tab.locator('#price').fill('0')
-    assert shown('share') == '12.5 %'
-    assert shown('quality') == f'{pool.quality[-1]:.4f}'
+    assert shown(tab, 'share') == '12.5 %'
+    assert shown(tab, 'quality') == f'{pool.quality[-1]:.4f}'
     tab.locator('#price').press('End')
-    assert shown('lambda') == '0'
-    assert shown('quality') == f'{pool.quality[0]:.4f}'
-    shades = tab.evaluate(
-      'Bokeh.documents.at(-1).roots().flatMap((r) => [...r.references()])'
-      ".find((m) => m.name === 'prompts').data.shade"
-    )
-    own = [router_charts.colors(pool)[model] for model in pool.choices[0][pool.cluster]]
-    assert list(shades) == own
+    assert shown(tab, 'lambda') == '0'
+    assert shown(tab, 'quality') == f'{pool.quality[0]:.4f}'
+    own = [router_charts.colors(pool)[model] for model in pool.chosen[0]]
+    assert list(shades(tab)) == own
     tab.evaluate(
       'Bokeh.documents.at(-1).roots().flatMap((r) => [...r.references()])'
       ".find((m) => m.name === 'price line').location = 0"
     )
-    assert shown('share') == '12.5 %'
-    assert not errors
-    browser.close()
+    assert shown(tab, 'share') == '12.5 %'
+
+
+@pytest.mark.skipif(not CHROMIUM, reason='no chromium on PATH; name one in CHROMIUM')
+def test_a_learned_map_with_costs_by_prompt_colors_each_prompt_at_every_price(tmp_path):
+  pool, trials = evaluate(charged(outcome_matrix()), 'learned map', 0.75)
+  page = router_report.render(pool, trials, SVG)
+  assert 'The router of METHOD=&#39;learned map&#39; has the larger area than ZeroRouter' in page
+  colors, order = router_charts.colors(pool), np.argsort(-pool.price, kind='stable')
+  with opened(page, tmp_path) as tab:
+    assert len(order) > 3
+    for index in (0, 1, len(order) // 2, len(order) - 1):
+      at = order[index]
+      tab.locator('#price').fill(str(index))
+      assert list(shades(tab)) == [colors[model] for model in pool.chosen[at]]
+      assert shown(tab, 'quality') == f'{pool.quality[at]:.4f}'
+      assert shown(tab, 'cost') == f'{float(f"{pool.cost[at]:.3g}"):g}'

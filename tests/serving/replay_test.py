@@ -16,6 +16,7 @@ from cascades.serving.cascade import ServedCascade
 from cascades.serving.exchanges import Question
 from cascades.serving.legs import Member
 from tests import synthetic_tables
+from tests.interop import encoders_test
 from tests.serving import replayed_models
 from tests.serving.fake_models import rule
 from tests.serving.replayed_models import NAMES, PROMPT_TOKENS, Replayed, level
@@ -125,6 +126,17 @@ def learned_level(folder):
   return own
 
 
+def write_encoded(folder):
+  """Router by vectors of the folder of a tiny BERT with the words of the topics."""
+  encoder = folder / 'minilm'
+  encoder.mkdir()
+  encoders_test.write(encoder, 'bert')
+  words = sorted({word for topic in replayed_models.TOPICS for word in topic.split()})
+  pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *words]
+  (encoder / 'vocab.txt').write_text('\n'.join(pieces) + '\n')
+  return replayed_models.write_router(folder, encoder=str(encoder))
+
+
 CHAIN = [level(0.25), level(0.3, 'quantile 0.4'), None]
 FORMS = {
   'chain': lambda folder: replayed_models.write_chain(folder, CHAIN),
@@ -138,6 +150,14 @@ FORMS = {
     folder, [level(0.25), learned_level(folder), None]
   ),
   'router': replayed_models.write_router,
+  'router of a learned map': lambda folder: replayed_models.write_router(
+    folder, method='learned map'
+  ),
+  'router of a hierarchy': lambda folder: replayed_models.write_router(
+    folder, method='hierarchical'
+  ),
+  'router of costs by prompt': lambda folder: replayed_models.write_router(folder, by_prompt=True),
+  'router of an encoder': write_encoded,
   'abstaining router': lambda folder: replayed_models.write_router(folder, abstention=0.85),
   'router and chain': lambda folder: (
     replayed_models.write_router(folder) and replayed_models.write_chain(folder, CHAIN, routed=True)

@@ -13,6 +13,7 @@ from etils import epath
 
 from cascades.costs import Prices
 from cascades.evaluation import pooling, router_fits, routers, routing_policy
+from cascades.inference import encoders
 from cascades.predictions.outcomes import OutcomeMatrix
 from cascades.serving.exchanges import Piece, Question, Token
 from cascades.serving.legs import Member
@@ -90,14 +91,32 @@ def write_chain(
 
 
 @cache
-def fitted_router(names: tuple[str, ...]) -> routers.ClusterRouter:
-  """Router among some of the models, each of which is best at one topic."""
+def fitted_router(
+  names: tuple[str, ...], method: str = routers.CLUSTERS, encoder: str = '', *,
+  by_prompt: bool = False,
+) -> routers.ClusterRouter:  # fmt: skip
+  """Router among some of the models, each of which is best at one topic.
+
+  Args:
+    names: Names of the models.
+    method: Method of the router.
+    encoder: Folder of the encoder of its prompts; empty for words.
+    by_prompt: Costs differ by topic, most for the dearest model.
+  """
   prompts = tuple(f'{TOPICS[i % 3]} validation {i}' for i in range(60))
   quality = np.array([[float(i % 3 == m or (i + m) % 5 == 0) for m in range(3)] for i in range(60)])
   keep = [NAMES.index(name) for name in names]
   costs = np.array([1e-3, 5e-3, 2e-2])[keep]
   matrix = OutcomeMatrix(tuple(map(str, range(60))), prompts, names, quality[:, keep], costs)
-  return router_fits.fit(matrix, router_fits.by_words(prompts, prompts), clusters=3, strength=1.0)
+  if by_prompt:
+    own = costs * (1 + (np.arange(60) % 3)[:, None] * np.array([1, 2, 4])[keep])
+    matrix = matrix._replace(cost=own.mean(axis=0), prompt_cost=own)
+  embedded = router_fits.by_words(prompts, prompts)
+  if encoder:
+    vectors = np.asarray(encoders.open_embedder(encoder)(prompts))
+    embedded = router_fits.Embedded(vectors, vectors, {}, epath.Path(encoder).name)
+  clusters = 11 if method == routers.NESTED else 3
+  return router_fits.fit(matrix, embedded, clusters=clusters, strength=1.0, method=method)
 
 
 def write_router(
@@ -105,10 +124,12 @@ def write_router(
   names: tuple[str, ...] = NAMES,
   abstention: float | None = None,
   price: float = 10.0,
+  encoder: str = '',
+  **fitted: Any,
 ) -> epath.Path:
   """Routing policy among some of the models."""
   path = epath.Path(folder) / 'router.json'
-  routers.write(path, fitted_router(names))
+  routers.write(path, fitted_router(names, encoder=encoder, **fitted))
   policy = epath.Path(folder) / 'router.policy.json'
-  routing_policy.write(policy, routing_policy.describe(path, price, None, abstention))
+  routing_policy.write(policy, routing_policy.describe(path, price, encoder or None, abstention))
   return policy
