@@ -29,6 +29,7 @@ Losses = Float[np.ndarray, 'V J']  # of J models on V validation prompts; nan wh
 # Group of each prompt, or its memberships.
 Position: TypeAlias = Int[np.ndarray, 'N'] | Float[np.ndarray, 'N K']
 
+BLOCK = 1 << 22  # products of memberships and values at a time
 RESTARTS = 10  # of K-means, of which the best is taken
 FINE = 5  # clusters of each coarse one on average, as HierShrink's 100 and 20
 
@@ -282,8 +283,16 @@ class Pool(NamedTuple):
 
 
 def mixed(values: Float[np.ndarray, 'K J'], position: Position) -> Float[np.ndarray, 'N J']:
-  """Phi(x) . Psi: the values of the group of each prompt, or of all of them by its memberships."""
-  return (values[position] if position.ndim == 1 else position @ values).astype(float)
+  """Phi(x) . Psi: the values of the group of each prompt, or of all of them by its memberships.
+
+  Models of equal values have equal sums; a matrix product may round them differently.
+  """
+  values = values.astype(float)
+  if position.ndim == 1:
+    return values[position]
+  rows = max(1, BLOCK // values.size)
+  starts = range(0, max(1, len(position)), rows)
+  return np.concatenate([(position[at : at + rows, :, None] * values).sum(axis=1) for at in starts])
 
 
 def empty_pool(groups: int) -> Pool:

@@ -1,8 +1,10 @@
 """Routers of two levels of clusters; files of earlier versions are read, and go on."""
 
 import pathlib
+from functools import partial
 
 import numpy as np
+import pytest
 
 from cascades import price_path, universal_routing
 from cascades.evaluation import router_fits, routers
@@ -41,6 +43,37 @@ def test_a_hierarchy_predicts_as_hiershrink():
   np.testing.assert_allclose(router.losses(prompts), expected, rtol=1e-6)
   names = router.rule(0.05)(prompts).tolist()
   assert names == price_path.choose(router.losses(prompts), router.pool.cost, 0.05).tolist()
+
+
+@pytest.mark.parametrize('method', routers.METHODS)
+@pytest.mark.parametrize('by_prompt', [False, True])
+def test_duplicates_a_free_model_one_model_and_empty_clusters_by_any_method(method, by_prompt):
+  random = np.random.default_rng(0)
+  vectors, quality = random.normal(size=(30, 4)), random.random((30, 9))
+  quality[:, 8] = quality[:, 0]
+  quality[:, 1] = 0  # the free one is never best
+  cost = np.array([2.0, 0, 3, 4, 5, 6, 7, 8, 1])
+  own = cost * (1 + random.random((30, 1))) if by_prompt else None
+  cost = cost if own is None else own.mean(axis=0)
+  names = tuple(map(str, range(30)))
+  matrix = OutcomeMatrix(names, names, tuple('abcdefghi'), quality, cost, own)
+  prompts = random.normal(size=(60, 4))
+  embedded = router_fits.Embedded(prompts, vectors, {}, 'e')
+  fit = partial(router_fits.fit, embedded=embedded, clusters=20, strength=1.0, method=method)
+  router = fit(matrix)
+  assert (router.groups.sum(axis=1) == 0).any()
+  losses, costs = router.predict(prompts)
+  assert np.isfinite(losses).all()
+  assert (costs[:, 1] == 0).all()
+  np.testing.assert_array_equal(losses[:, 0], losses[:, 8])
+  for price in (0.0, 0.01, 0.1, np.inf):
+    models = router.rule(price)(prompts)
+    assert 0 not in models  # the cheaper of the duplicates
+    single = [int(router.rule(price)(prompts[i : i + 1])[0]) for i in range(20)]
+    assert single == models[:20].tolist()
+  assert (models == 1).all()
+  alone = fit(matrix.select(models=[3]))
+  assert set(alone.rule(0.1)(prompts)) == {0}
 
 
 def test_a_hierarchy_of_the_second_version_is_read_and_takes_models_in():
