@@ -162,9 +162,9 @@ def project(vectors: Float[np.ndarray, 'N D'], *, seed: int = 0) -> Float[np.nda
 
 def joined(draw: Draw, scorer: Scorer, *, seed: int) -> list[Joined]:
   """Areas before and after each model of a draw joins the others."""
-  losses, known = draw.losses[draw.validation], draw.of(draw.validation)
+  losses, charged = draw.losses[draw.validation], draw.of(draw.validation)
   quality, paid = 1 - draw.losses[draw.test], draw.of(draw.test)
-  every, high = scorer.predict(losses, known), float(draw.mean_cost(draw.test).max())
+  every, high = scorer.predict(losses, charged), float(draw.mean_cost(draw.test).max())
   rng = np.random.default_rng(seed)
 
   def area(predicted: tuple[np.ndarray, ModelCosts], pool: Int[np.ndarray, 'j']) -> float:
@@ -176,10 +176,10 @@ def joined(draw: Draw, scorer: Scorer, *, seed: int) -> list[Joined]:
     """Predictions where a model has given some of its answers."""
     own, own_cost = (np.full((len(losses), 1), np.nan) for _ in range(2))
     own[asked, 0] = losses[asked, model]
-    if known.ndim == 2:
-      own_cost[asked, 0] = known[asked, model]
+    if charged.ndim == 2:
+      own_cost[asked, 0] = charged[asked, model]
     gamma, cost = (values.copy() for values in every)
-    few = scorer.predict(own, own_cost if known.ndim == 2 else known[[model]])
+    few = scorer.predict(own, own_cost if charged.ndim == 2 else charged[[model]])
     gamma[:, model], cost[..., model] = few[0][:, 0], few[1][..., 0]
     return gamma, cost
 

@@ -217,9 +217,9 @@ def run(
   names = tuple(dict.fromkeys((ROUTER, method, CONTROL, ORACLE)))
   results: list[tuple[dict[str, tuple[np.ndarray, RouterNumbers]], int]] = []
   for number, own in enumerate(draws_of_models, 1):
-    known = own.losses[own.validation], own.of(own.validation)
+    answers = own.losses[own.validation], own.of(own.validation)
     predicted = {
-      name: own.scorer(name, strength).predict(*known) for name in dict.fromkeys((ROUTER, method))
+      name: own.scorer(name, strength).predict(*answers) for name in dict.fromkeys((ROUTER, method))
     }
     results.append((_curves(predicted, own), len(own.test)))
     if number % max(1, trials // LINES) == 0:
