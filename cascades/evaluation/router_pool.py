@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from cascades import curve_metrics, curves, price_path
 from cascades.evaluation import router_trials
-from cascades.evaluation.router_trials import Draw, Scorer
+from cascades.evaluation.router_trials import Draw, DrawPredictor
 from cascades.evaluation.routers import CLUSTERS
 from cascades.predictions.outcomes import OutcomeMatrix
 from cascades.price_path import ModelCosts
@@ -95,8 +95,8 @@ def describe(
     strength: Number of answers that a model's mean loss counts for in each cluster.
     seed: Seed of the map, and of the answers of models that join.
   """
-  scorer, groups = draw.scorer(method, strength), draw.groups(draw.test)
-  gamma, cost = scorer.predict(draw.losses[draw.validation], draw.of(draw.validation))
+  predictor, groups = draw.predictor(method, strength), draw.groups(draw.test)
+  gamma, cost = predictor.predict(draw.losses[draw.validation], draw.of(draw.validation))
   quality = 1 - draw.losses[draw.test]
   path = price_path.price_path(gamma, cost, quality, paid=draw.of(draw.test))
   at = curves.evenly_spaced(len(path.price), MOST_POINTS)
@@ -134,7 +134,7 @@ def describe(
     examples=_examples(matrix, draw, groups),
     position=project(draw.vectors[draw.test[rows]], seed=seed),
     chosen=np.array(chosen),
-    joined=joined(draw, scorer, seed=seed),
+    joined=joined(draw, predictor, seed=seed),
   )
 
 
@@ -160,11 +160,11 @@ def project(vectors: Float[np.ndarray, 'N D'], *, seed: int = 0) -> Float[np.nda
   )
 
 
-def joined(draw: Draw, scorer: Scorer, *, seed: int) -> list[Joined]:
+def joined(draw: Draw, predictor: DrawPredictor, *, seed: int) -> list[Joined]:
   """Areas before and after each model of a draw joins the others."""
   losses, charged = draw.losses[draw.validation], draw.of(draw.validation)
   quality, paid = 1 - draw.losses[draw.test], draw.of(draw.test)
-  every, high = scorer.predict(losses, charged), float(draw.mean_cost(draw.test).max())
+  every, high = predictor.predict(losses, charged), float(draw.mean_cost(draw.test).max())
   rng = np.random.default_rng(seed)
 
   def area(predicted: tuple[np.ndarray, ModelCosts], pool: Int[np.ndarray, 'j']) -> float:
@@ -179,7 +179,7 @@ def joined(draw: Draw, scorer: Scorer, *, seed: int) -> list[Joined]:
     if charged.ndim == 2:
       own_cost[asked, 0] = charged[asked, model]
     gamma, cost = (values.copy() for values in every)
-    few = scorer.predict(own, own_cost if charged.ndim == 2 else charged[[model]])
+    few = predictor.predict(own, own_cost if charged.ndim == 2 else charged[[model]])
     gamma[:, model], cost[..., model] = few[0][:, 0], few[1][..., 0]
     return gamma, cost
 

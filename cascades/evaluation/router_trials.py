@@ -92,7 +92,7 @@ class Draw(NamedTuple):
     """Mean cost of each model on some prompts, of those that it answered."""
     return np.nanmean(self.cost[rows], axis=0) if self.cost.ndim == 2 else self.cost
 
-  def scorer(self, method: str, strength: float) -> Scorer:
+  def predictor(self, method: str, strength: float) -> DrawPredictor:
     """Method of `routers` on the test prompts.
 
     Args:
@@ -110,9 +110,9 @@ class Draw(NamedTuple):
       own, test = (assign(self.vectors[rows], centroids) for rows in (self.validation, self.test))
       coarse = one_hot(own, len(centroids)).T
       pairs = partial(universal_routing.paired_losses, coarse, weights, strength=strength)
-      return Scorer(test * fine + groups, pairs)
+      return DrawPredictor(test * fine + groups, pairs)
     if method == CLUSTERS:
-      return Scorer(groups, means)
+      return DrawPredictor(groups, means)
     from cascades import trained_routers  # trials of routers that are not trained need no JAX
 
     seen = np.isfinite(self.seen[self.validation]).any(axis=0)
@@ -127,10 +127,10 @@ class Draw(NamedTuple):
     )  # fmt: skip
     theta, bias = (np.asarray(learned[name]) for name in ('theta', 'bias'))
     phi = universal_routing.soft_memberships(self.vectors[self.test], theta, bias)
-    return Scorer(phi, means)
+    return DrawPredictor(phi, means)
 
 
-class Scorer(NamedTuple):
+class DrawPredictor(NamedTuple):
   """Predictions on the test prompts of a draw, from values on its validation prompts.
 
   Attributes:
@@ -219,7 +219,8 @@ def run(
   for number, own in enumerate(draws_of_models, 1):
     answers = own.losses[own.validation], own.of(own.validation)
     predicted = {
-      name: own.scorer(name, strength).predict(*answers) for name in dict.fromkeys((ROUTER, method))
+      name: own.predictor(name, strength).predict(*answers)
+      for name in dict.fromkeys((ROUTER, method))
     }
     results.append((_curves(predicted, own), len(own.test)))
     if number % max(1, trials // LINES) == 0:

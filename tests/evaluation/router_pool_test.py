@@ -42,8 +42,8 @@ def described(request):
   share = 0.75 if method == 'learned map' else 1.0
   draw = next(router_trials.draws(matrix, trials=1, unseen=share, clusters=5, seed=0))
   pool = router_pool.describe(matrix, draw, method=method, strength=STRENGTH)
-  scorer = draw.scorer(method, STRENGTH)
-  predicted = scorer.predict(draw.losses[draw.validation], draw.of(draw.validation))
+  predictor = draw.predictor(method, STRENGTH)
+  predicted = predictor.predict(draw.losses[draw.validation], draw.of(draw.validation))
   paid = np.broadcast_to(draw.of(draw.test), predicted[0].shape)
   return matrix, draw, pool, predicted, paid
 
@@ -103,7 +103,7 @@ def test_decisions_take_the_mean_costs_of_the_cluster_on_validation_prompts():
   matrix = charged(outcome_matrix())
   draw = next(router_trials.draws(matrix, trials=1, unseen=1.0, clusters=3, seed=0))
   known, groups = matrix.prompt_cost[draw.validation], draw.groups(draw.validation)
-  _, cost = draw.scorer('clusters', STRENGTH).predict(draw.losses[draw.validation], known)
+  _, cost = draw.predictor('clusters', STRENGTH).predict(draw.losses[draw.validation], known)
   mean = known.mean(axis=0)
   for row, k in enumerate(draw.groups(draw.test)):
     own = known[groups == k]
