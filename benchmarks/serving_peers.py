@@ -92,7 +92,7 @@ def peers(options: argparse.Namespace, room: Room) -> dict[str, Peer]:
 def running(peer: Peer) -> Iterator[int]:
   """Context manager of a server; gives its port once it lists its models."""
   port = serving.free_port()
-  with subprocess.Popen([word.format(port=port) for word in peer.command]) as process:
+  with subprocess.Popen([word.replace('{port}', str(port)) for word in peer.command]) as process:
     try:
       deadline = time.monotonic() + START_SECONDS
       while not answers(port):
