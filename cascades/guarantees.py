@@ -141,6 +141,26 @@ def certified(walk: Walk, risk: Risk) -> Bool[np.ndarray, 'M']:
   return _graded(walk, _in_unit_interval(risk), test)
 
 
+def mean_certified(losses: Float[np.ndarray, 'N'], level: float, delta: float) -> bool:
+  """True if rows show that a mean is at most `level`, wrongly with probability `delta` at most.
+
+  Args:
+    losses: Losses in [-1, 1] at a threshold that other rows gave.
+    level: Largest mean.
+    delta: Largest probability of an error.
+  """
+  if losses.min() < 0 or level < 0:
+    losses, level = (1 + losses) / 2, (1 + level) / 2
+  risk = Risk('mean', losses, losses, level, delta)
+  return bool(certified(path(np.zeros(len(losses))), risk)[-1])
+
+
+def mean_refuted(losses: Float[np.ndarray, 'N'], level: float, delta: float) -> bool:
+  """True if rows show that a mean is above `level`, wrongly with probability `delta` at most."""
+  low = -1.0 if losses.min() < 0 or level < 0 else 0.0
+  return mean_certified((1 - losses) / (1 - low), (1 - level) / (1 - low), delta)
+
+
 def test_of(risk: Risk) -> Test:
   """Name of the test of a promise, the most powerful that is exact for its losses."""
   losses = np.concatenate([risk.small, risk.large])

@@ -56,8 +56,10 @@ def binomial_limit(rows: int, level: float, delta: float) -> int:
 
 def binomial_interval(successes: int, rows: int, delta: float) -> tuple[float, float]:
   """Two-sided interval of a share that misses it with at most `delta`: Clopper and Pearson 1934."""
-  result = stats.binomtest(successes, rows).proportion_ci(1 - delta, method='exact')
-  return float(result.low), float(result.high)
+  failures = rows - successes
+  low = special.betaincinv(successes, failures + 1, delta / 2) if successes else 0.0
+  high = special.betaincinv(successes + 1, failures, 1 - delta / 2) if failures else 1.0
+  return float(low), float(high)
 
 
 def paired(worse: int, better: int, rows: int, margin: float) -> float:

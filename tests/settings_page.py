@@ -14,8 +14,8 @@ SECTIONS = {
   **{
     f'`{program}`': program
     for program in (
-      'train', 'salt', 'infer', 'speculate', 'embed', 'evaluate', 'calibrate', 'route', 'rank',
-      'stream', 'cache_teacher', 'memorize',
+      'train', 'salt', 'infer', 'speculate', 'embed', 'evaluate', 'calibrate', 'promote', 'route',
+      'rank', 'stream', 'cache_teacher', 'memorize',
       'select', 'convert', 'export', 'prune', 'plan', 'serve',
     )
   },

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cascades import guarantees
 from cascades import metrics as metric_library
 from cascades.evaluation import calibration, chain_judgements, pooling, realized
 from cascades.evaluation import policy as policies
@@ -102,7 +103,7 @@ def _promise(promise: Promise, rows: JudgedRows, limits: Sequence[float]) -> Rea
     COST: (np.minimum(paid * promise.level / promise.demanded, 1), float(paid.mean())),
   }[promise.name]
   fulfilled = float(losses.mean()) <= promise.level + ROUNDING
-  refuted = not fulfilled and realized.is_refuted(losses, promise.level, promise.delta)
+  refuted = not fulfilled and guarantees.mean_refuted(losses, promise.level, promise.delta)
   return Realized(promise.name, promise.demanded, value, fulfilled, refuted)
 
 

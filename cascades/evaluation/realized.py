@@ -153,7 +153,7 @@ def _promises(
       costs = np.where(deferred, judged.large_cost, judged.small_cost)
       values = {COST: float(costs.mean()), MARGIN: loss * judged.scale, RATE: loss}
       value = values.get(promise.name, judged.scale * float(judged.loss(loss * judged.scale)))
-    refuted = not fulfilled and is_refuted(losses, promise.level, promise.delta)
+    refuted = not fulfilled and guarantees.mean_refuted(losses, promise.level, promise.delta)
     realized.append(Realized(promise.name, promise.demanded, value, fulfilled, refuted))
   return tuple(realized)
 
@@ -170,14 +170,6 @@ def _losses(promise: Promise, judged: Judged | None, deferred: np.ndarray) -> np
     return np.where(deferred, judged.loss(judged.large), judged.loss(judged.small))
   costs = np.where(deferred, judged.large_cost, judged.small_cost)
   return np.minimum(costs * promise.level / promise.demanded, 1)
-
-
-def is_refuted(losses: np.ndarray, level: float, delta: float) -> bool:
-  """True if the rows reject, at `delta`, that the mean is at most `level`."""
-  low = -1.0 if losses.min() < 0 else 0.0
-  gains, share = (1 - losses) / (1 - low), (1 - level) / (1 - low)
-  turned = guarantees.Risk('gain', gains, gains, share, delta)
-  return bool(guarantees.certified(guarantees.path(np.zeros(len(gains))), turned)[-1])
 
 
 def _alarms(
