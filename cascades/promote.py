@@ -1,7 +1,7 @@
 """Follow the log of a server, and promote or roll back its policy as audited rows come in.
 
-    python -m cascades.promote --gin_file=runs/promote.gin --gin.LOG_DIR=log --gin.POLICY=policy.json
-      --gin.MARGIN=0.05
+    python -m cascades.promote --gin_file=runs/promote.gin --gin.LOG_DIR=log
+      --gin.POLICY=policy.json --gin.MARGIN=0.05
 
 Reads the exchanges that `serve` with AUDIT_SHARE let both models answer. Every so many of them it
 calibrates a candidate on some, compares it with the policy in force on the others, and replaces

@@ -66,4 +66,5 @@ def test_intervals_of_gains_miss_the_mean_as_rarely_as_they_promise():
     missed += not low <= 0.2 <= high
   assert missed <= 30  # binomial, 10 % of 200: above with a probability of 0.01
   wide = promotion.interval(gains, 0.01)
-  assert wide[0] < low and high < wide[1]
+  assert wide[0] < low
+  assert high < wide[1]

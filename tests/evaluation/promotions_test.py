@@ -11,9 +11,9 @@ from cascades.evaluation.promotions import Caution, Reign
 CAUTION = Caution(every=200, window=2000)
 QUALITY = Demands(quality=0.8)
 LARGE = 0.95  # share of right answers of the large model
-# Scores are uniform, and an answer of score s is right with probability 1 - slope * s: below t small
-# answers are right in t - slope * t^2 / 2 of all rows, and the rest in .95 (1 - t). For a slope of 1
-# that is .8 at t = .6; for one of .5 at .881; for one of 1.5 at .482.
+# Scores are uniform, and one of score s is right with probability 1 - slope * s: below t small
+# answers are right in t - slope * t^2 / 2 of all rows, and the rest in .95 (1 - t). For a slope of
+# 1 that is .8 at t = .6; for one of .5 at .881; for one of 1.5 at .482.
 BEST = {1.0: 0.6, 0.5: 0.8810, 1.5: 0.4818}
 
 
@@ -86,15 +86,18 @@ def test_noise_is_promoted_more_rarely_than_the_levels_allow_over_many_looks():
 def test_a_small_model_that_has_become_better_is_trusted_with_more():
   looks, reign = followed(rows(np.random.default_rng(1), 1600, 0.5), Reign(BEST[1.0]))
   promoted = [look for look in looks if look.decision == 'promoted']
-  assert promoted and all(look.verdict.choice == 'better' for look in promoted)
-  assert promoted[0].verdict.gain > CAUTION.least_gain and 'gains' in promoted[0].why
+  assert promoted
+  assert all(look.verdict.choice == 'better' for look in promoted)
+  assert promoted[0].verdict.gain > CAUTION.least_gain
+  assert 'gains' in promoted[0].why
   assert BEST[1.0] < reign.threshold <= BEST[0.5]
 
 
 def test_a_promise_that_is_broken_since_the_stream_has_drifted_is_kept_again():
   looks, reign = followed(rows(np.random.default_rng(0), 1600, 1.5), Reign(BEST[1.0]))
   first = next(look for look in looks if look.decision == 'promoted')
-  assert first.verdict.choice == 'repairs' and 'breaks its promise of quality' in first.why
+  assert first.verdict.choice == 'repairs'
+  assert 'breaks its promise of quality' in first.why
   assert reign.threshold <= BEST[1.5]
 
 
@@ -104,9 +107,12 @@ def test_a_policy_that_turned_bad_is_rolled_back_and_its_old_rows_are_forgotten(
   reign = Reign(0.85, before=0.4, since=400)
   looks, after = followed(joined(good, bad), reign)
   back = [look for look in looks if look.decision == 'rolled back']
-  assert len(back) == 1 and looks.index(back[0]) <= 2
-  assert back[0].watch.choice == 'repairs' and back[0].reign.threshold == 0.4
-  assert back[0].reign.before is None and back[0].reign.start == 400
+  assert len(back) == 1
+  assert looks.index(back[0]) <= 2
+  assert back[0].watch.choice == 'repairs'
+  assert back[0].reign.threshold == 0.4
+  assert back[0].reign.before is None
+  assert back[0].reign.start == 400
   assert after.threshold <= BEST[1.5]
 
 
@@ -133,7 +139,8 @@ def test_a_promise_of_the_deferral_rate_makes_candidates_compete_in_quality():
 def test_a_broken_promise_that_no_candidate_can_keep_is_said_and_changes_nothing():
   stream = rows(np.random.default_rng(6), 800, 1.9)._replace(large=np.zeros(800))
   looks, reign = followed(stream, Reign(0.9))
-  assert {look.decision for look in looks} == {'unchanged'} and reign.threshold == 0.9
+  assert {look.decision for look in looks} == {'unchanged'}
+  assert reign.threshold == 0.9
   assert 'the policy in force breaks its promise of quality; No threshold' in looks[-1].why
 
 
