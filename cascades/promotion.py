@@ -35,7 +35,7 @@ from jaxtyping import Float
 
 from cascades import guarantees, risk_tests
 
-Choice: TypeAlias = Literal['repairs', 'better', 'both break', 'promise at risk', 'no gain']
+VerdictChoice: TypeAlias = Literal['repairs', 'better', 'both break', 'promise at risk', 'no gain']
 
 REPLACES = ('repairs', 'better')
 _HALVINGS = 12  # of the interval of a gain: to 1/2048
@@ -72,7 +72,7 @@ class Verdict(NamedTuple):
     alpha: Level of the comparison.
   """
 
-  choice: Choice
+  choice: VerdictChoice
   names: tuple[str, ...]
   gain: float
   low: float

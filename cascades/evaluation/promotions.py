@@ -22,7 +22,7 @@ from cascades.evaluation.policy import Threshold
 from cascades.promotion import PromiseLosses, Verdict
 from cascades.runtime import ranges
 
-Decision: TypeAlias = Literal['unchanged', 'promoted', 'rolled back']
+LookDecision: TypeAlias = Literal['unchanged', 'promoted', 'rolled back']
 
 SENTENCES = {
   'repairs': 'the policy in force breaks its promise of {names} on the rows; the {other} keeps it',
@@ -86,7 +86,7 @@ class Reign(NamedTuple):
 class Look(NamedTuple):
   """Result of a look: the decision and why, the reign after it, and what was compared."""
 
-  decision: Decision
+  decision: LookDecision
   why: str
   reign: Reign
   entry: Threshold | None = None  # of the candidate
