@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -131,6 +134,24 @@ def test_a_run_that_is_killed_at_any_write_comes_out_as_if_it_had_not_been(
     follow(root)
     assert journal(root) == journal(done)
     assert (root / 'policy.json').read_bytes() == (done / 'policy.json').read_bytes()
+
+
+def test_the_real_command_goes_on_after_it_was_killed(origin, done, tmp_path):
+  root = copied(origin, tmp_path)
+  decisions = root / 'policy.promotion' / 'decisions.jsonl'
+  command = [
+    sys.executable, '-m', 'cascades.promote', '--gin_file=runs/promote.gin',
+    f'--gin.LOG_DIR={root / "log"}', f'--gin.POLICY={root / "policy.json"}',
+    '--gin.MARGIN=0.2', '--gin.EVERY=400', '--gin.WINDOW=800', '--gin.ONCE=True',
+  ]  # fmt: skip
+  with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+    while not decisions.exists() and process.poll() is None:
+      time.sleep(0.01)
+    process.kill()
+  outcome = subprocess.run(command, capture_output=True, text=True)
+  assert outcome.returncode == 0, outcome.stderr
+  assert journal(root) == journal(done)
+  assert 'the next look is at 1600' in outcome.stdout
 
 
 def test_a_second_run_decides_nothing_and_later_rows_are_looked_at_in_the_same_steps(
