@@ -10,7 +10,6 @@ pre-training, it is the plot of its appendix E. Reads stored test rows and runs 
 
 from __future__ import annotations
 
-import argparse
 import math
 import pathlib
 import sys
@@ -22,7 +21,7 @@ from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import bars, cat_statistics
+from benchmarks import bars, cat_runs, cat_statistics
 from benchmarks.bars import Measured
 from benchmarks.cat_grid import BASE, BASE_SEEDS, SIZES, Cell
 from benchmarks.cat_runs import Bench
@@ -116,11 +115,7 @@ def draw(by_subset: Curves, path: pathlib.Path) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument('--data', type=pathlib.Path, default=pathlib.Path('../shared/data'))
-  parser.add_argument('--work', type=pathlib.Path, default=pathlib.Path('runs/reproduce_cat'))
+  parser = cat_runs.arguments(__doc__)
   parser.add_argument('--task', default='classification', choices=sorted(SIZES))
   parser.add_argument('--size', default='', help="of the small model; by default the task's first")
   parser.add_argument('--figure', type=pathlib.Path, default=pathlib.Path('docs/cat_curves.png'))

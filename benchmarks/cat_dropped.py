@@ -13,7 +13,6 @@ stored test rows, at equal deferral rates.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import pathlib
 import sys
@@ -28,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import bars, reproduce_cat
+from benchmarks import bars, cat_runs, reproduce_cat
 from benchmarks.bars import Measured
 from benchmarks.cat_grid import TUNING_SEED, Cell
 from benchmarks.cat_runs import Bench
@@ -277,11 +276,7 @@ def finished(bench: Bench, only: Sequence[str]) -> list[Cell]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument('--data', type=pathlib.Path, default=pathlib.Path('../shared/data'))
-  parser.add_argument('--work', type=pathlib.Path, default=pathlib.Path('runs/reproduce_cat'))
+  parser = cat_runs.arguments(__doc__)
   parser.add_argument('--only', nargs='+', default=['g2p: base'], help='patterns of parts, points')
   parser.add_argument('--rows', type=int, default=ROWS, help='training rows of each point')
   parser.add_argument('--figure', type=pathlib.Path, default=pathlib.Path('docs/cat_dropped.png'))

@@ -6,6 +6,7 @@ the summary of a point and `points/NAME.npz` its test rows.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import io
@@ -56,6 +57,16 @@ LOSSES: Mapping[str, losses.CascadeLoss] = {
     losses.adaspec, token_loss=functools.partial(losses.mixture, w=0.5)
   ),
 }  # fmt: skip
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+  """Parser of a program that reads or writes the runs."""
+  parser = argparse.ArgumentParser(
+    description=description, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--data', type=pathlib.Path, default=pathlib.Path('../shared/data'))
+  parser.add_argument('--work', type=pathlib.Path, default=pathlib.Path('runs/reproduce_cat'))
+  return parser
 
 
 class Bench:

@@ -13,9 +13,7 @@ model's FLOPs per token to the large one's.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -23,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks import bars, cat_statistics
+from benchmarks import bars, cat_runs, cat_statistics
 from benchmarks.bars import Measured
 from benchmarks.cat_grid import SEEDS, SIZES, Cell
 from benchmarks.cat_report import RESAMPLES
@@ -161,11 +159,7 @@ def complete_seeds(bench: Bench, task: str) -> list[int]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument('--data', type=pathlib.Path, default=pathlib.Path('../shared/data'))
-  parser.add_argument('--work', type=pathlib.Path, default=pathlib.Path('runs/reproduce_cat'))
+  parser = cat_runs.arguments(__doc__)
   parser.add_argument('--task', default='g2p', choices=sorted(SEEDS))
   parser.add_argument('--output', default=bars.RESULTS / 'cat_three.json')
   options = parser.parse_args()

@@ -11,7 +11,6 @@ processes, also on machines that share `--work`, divide the points by claims. Wh
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import pathlib
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from benchmarks import bars, cat_grid, cat_report, cat_statistics
+from benchmarks import bars, cat_grid, cat_report, cat_runs, cat_statistics
 from benchmarks.cat_grid import Cell
 from benchmarks.cat_runs import Bench
 from benchmarks.cat_tasks import Folders
@@ -107,12 +106,8 @@ def print_power() -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument('--data', type=pathlib.Path, default=pathlib.Path('../shared/data'))
+  parser = cat_runs.arguments(__doc__)
   parser.add_argument('--source', default='', help='pretrained weights for classification')
-  parser.add_argument('--work', type=pathlib.Path, default=pathlib.Path('runs/reproduce_cat'))
   parser.add_argument('--only', nargs='+', default=[], help='patterns of parts or points')
   parser.add_argument('--minutes', type=float, default=1e9, help='after which no point begins')
   parser.add_argument('--list', action='store_true', help='print parts and progress, run nothing')

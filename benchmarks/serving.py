@@ -163,7 +163,7 @@ def server(run: str, room: Room) -> Iterator[int]:
   process = subprocess.Popen(command + [f'--gin.{k}={v!r}' for k, v in settings.items()])
   try:
     deadline = time.monotonic() + START_SECONDS
-    while not _ready(port):
+    while not answers_at(port, '/readyz'):
       if process.poll() is not None or time.monotonic() > deadline:
         raise RuntimeError('The server did not start; its messages are above.')
       time.sleep(0.2)
@@ -173,10 +173,11 @@ def server(run: str, room: Room) -> Iterator[int]:
     process.wait(60)
 
 
-def _ready(port: int) -> bool:
-  connection = http.client.HTTPConnection('127.0.0.1', port, timeout=5)
+def answers_at(port: int, path: str) -> bool:
+  """True once a server answers at a path."""
+  connection = http.client.HTTPConnection('127.0.0.1', port, timeout=30)
   try:
-    connection.request('GET', '/readyz')
+    connection.request('GET', path)
     return connection.getresponse().status == 200
   except OSError:
     return False

@@ -95,7 +95,7 @@ def running(peer: Peer) -> Iterator[int]:
   with subprocess.Popen([word.replace('{port}', str(port)) for word in peer.command]) as process:
     try:
       deadline = time.monotonic() + START_SECONDS
-      while not answers(port):
+      while not serving.answers_at(port, '/v1/models'):
         if process.poll() is not None or time.monotonic() > deadline:
           raise RuntimeError(f'{peer.command[2]} did not start; its messages are above.')
         time.sleep(0.2)
@@ -106,18 +106,6 @@ def running(peer: Peer) -> Iterator[int]:
         process.wait(30)
       except subprocess.TimeoutExpired:
         process.kill()
-
-
-def answers(port: int) -> bool:
-  """True once a server lists its models."""
-  connection = http.client.HTTPConnection('127.0.0.1', port, timeout=30)
-  try:
-    connection.request('GET', '/v1/models')
-    return connection.getresponse().status == 200
-  except OSError:
-    return False
-  finally:
-    connection.close()
 
 
 def ask(port: int, model: str, most: int, texts: Sequence[str]) -> list[Reply]:

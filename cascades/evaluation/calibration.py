@@ -22,7 +22,6 @@ from cascades.runtime import ranges
 from cascades.types import Decider, Metric, Predictions
 
 Rows: TypeAlias = Float[np.ndarray, 'N']
-
 QUALITY, MARGIN, COST, RATE = 'quality', 'margin', 'cost', 'deferral rate'
 
 
@@ -218,9 +217,8 @@ def risks(rows: Judged, demands: Demands) -> list[Risk]:
     delta = demands.deltas.get(name, demands.delta)
     if name == QUALITY:
       ranges.check({f'QUALITY ({rows.metric.name})': value}, least=0, most=rows.scale)
-      promises.append(
-        Risk(name, rows.loss(rows.small), rows.loss(rows.large), rows.loss(value), delta)
-      )
+      losses = rows.loss(rows.small), rows.loss(rows.large)
+      promises.append(Risk(name, *losses, rows.loss(value), delta))
     elif name == MARGIN:
       difference = rows.loss(rows.small) - rows.loss(rows.large)
       promises.append(Risk(name, difference, zeros, value / rows.scale, delta))
@@ -243,14 +241,19 @@ def _cost_risk(rows: Judged, cost: float, demands: Demands, delta: float) -> Ris
         f'{demands.cost_axis}, which is always charged.'
       )
     return Risk(COST, zeros, zeros + 1, min(rate, 1.0), delta, falls=False)
-  most = demands.most_cost
-  if most is None or high.max() > most or not 0 < cost <= most:
-    raise ValueError(
-      f'A promise about a mean cost that differs between queries needs a bound: give MOST_COST, in '
-      f'{demands.cost_axis}, that no query exceeds, and a COST below it. The dearest of these rows '
-      f'costs {high.max():g}; MOST_COST is {most}, COST {cost:g}.'
-    )
+  most = cost_bound(float(high.max()), cost, demands)
   return Risk(COST, low / most, high / most, cost / most, delta, falls=False)
+
+
+def cost_bound(dearest: float, cost: float, demands: Demands) -> float:
+  """MOST_COST. Raises ValueError if it is missing, below the dearest row, or below the promise."""
+  most = demands.most_cost
+  if most is None or dearest > most or not 0 < cost <= most:
+    raise ValueError(
+      f'Costs of queries differ: give MOST_COST, in {demands.cost_axis}, that none exceeds, and a '
+      f'COST below it. The dearest row costs {dearest:g}; MOST_COST is {most}, COST {cost:g}.'
+    )
+  return most
 
 
 def calibrate(rows: Judged, demands: Demands) -> Threshold:

@@ -145,12 +145,6 @@ def promised_risks(
     elif name == RATE:
       risks.append(RuleRisk(name, passed, value, delta, falls=False))
     else:
-      most = demands.most_cost
-      if most is None or paid.max() > most or not 0 < value <= most:
-        raise ValueError(
-          f'A promise about the mean cost of a chain needs a bound: give MOST_COST, in '
-          f'{demands.cost_axis}, that no query exceeds, and a COST below it. The dearest of these '
-          f'rows costs {paid.max():g}; MOST_COST is {most}, COST {value:g}.'
-        )
+      most = calibration.cost_bound(float(paid.max()), value, demands)
       risks.append(RuleRisk(name, paid / most, value / most, delta, falls=False))
   return risks

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from benchmarks import bars, serving_peers
+from benchmarks import bars, serving, serving_peers
 from benchmarks.bars import Measured
 from benchmarks.serving_peers import Peer
 
@@ -43,7 +43,7 @@ def test_a_server_is_started_asked_and_ended():
   with serving_peers.running(peer) as port:
     replies = serving_peers.ask(port, 'model', 7, ['a', 'b'])
   assert [(reply.text, reply.tokens) for reply in replies] == [('a', 7), ('b', 7)]
-  assert not serving_peers.answers(port)
+  assert not serving.answers_at(port, '/v1/models')
 
 
 def test_only_parts_that_are_not_complete_are_measured_again(tmp_path):
