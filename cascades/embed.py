@@ -38,7 +38,7 @@ def embed(
   *,
   splits: Sequence[str] = ('test',),
   mode: Mode = 'predict',
-  batch_size: int = 64,
+  batch_size: int = 16,
   overwrite: bool = False,
 ) -> None:
   """Writes the embeddings of all prompts of a directory of tables.

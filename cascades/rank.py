@@ -115,7 +115,7 @@ class RankOptions:
   dtype: str = 'float16'
   run: str | None = None
   depth: int | None = 100
-  batch_size: int = 64
+  batch_size: int = 16
   runs: Mapping[str, str] = dataclasses.field(default_factory=dict)
   output_dir: str | None = None
   measures: Sequence[str] = ranked.MEASURES

@@ -48,7 +48,7 @@ class Ranker:
   graph: nnx.GraphDef
   params: Params
   vocabulary: Vocabulary
-  batch_size: int = 64
+  batch_size: int = 16
 
   @functools.cached_property
   def identity(self) -> str:
@@ -135,7 +135,7 @@ class Ranker:
     return scores
 
 
-def open_ranker(path: epath.PathLike, *, batch_size: int = 64) -> Ranker:
+def open_ranker(path: epath.PathLike, *, batch_size: int = 16) -> Ranker:
   """Opens a ranker that `python -m cascades.rank` has trained.
 
   Args:
