@@ -34,6 +34,8 @@ from cascades.evaluation.chain_judgements import JudgedRows
 from cascades.evaluation.chain_policy import ChainLevel, ChainPolicy, RouterFile
 from cascades.evaluation.learned import Learned
 from cascades.evaluation.policy import DeciderEntry, MetricEntry, Policy
+from cascades.evaluation.routers import TokenCounts
+from cascades.evaluation.routing_policy import Beginning
 from cascades.evaluation.tables import Tables
 from cascades.guarantees import Risk, Simulation
 from cascades.inference import prompt_routing
@@ -231,9 +233,7 @@ def _level(entry: DeciderEntry, results: Sequence[CalibratedChain], number: int)
   )
 
 
-def _router(
-  router: str, path: epath.Path, models: Sequence[str]
-) -> tuple[RouterFile, Callable[[Sequence[str]], list[str]]]:
+def _router(router: str, path: epath.Path, models: Sequence[str]) -> tuple[RouterFile, Beginning]:
   """Routing policy beside a policy, and its choice of the model that a prompt begins at."""
   file = files.absolute(router)
   if file.parent != path.parent:
@@ -242,8 +242,8 @@ def _router(
     )
   choose = prompt_routing.open_choice(file)
 
-  def begins(prompts: Sequence[str]) -> list[str]:
-    chosen = choose(prompts)
+  def begins(prompts: Sequence[str], counts: TokenCounts) -> Sequence[str]:
+    chosen = choose(prompts, counts)
     if unknown := sorted({name for name in chosen if name} - set(models)):
       raise ValueError(
         f'ROUTER={router} chooses {", ".join(unknown)}, and the chain has {", ".join(models)}: fit '

@@ -192,6 +192,17 @@ def per_row(
   return costs
 
 
+def token_price(table: Predictions, axis: Axis, prices: Prices | None) -> float:
+  """Price of a prompt token in the costs of `per_row`; nan where it is not known, or there is none.
+
+  Tokens that are read from a cache of prompts are the same ones in each prompt: the price is that
+  of those that follow.
+  """
+  if axis == 'flops':
+    return float(table.manifest['flops_per_token'])
+  return math.nan if prices is None or axis not in ('seconds', 'dollars') else prices.prompt
+
+
 def tokens(table: Predictions) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
   """Tokens read and written for each answer.
 

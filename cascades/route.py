@@ -283,7 +283,8 @@ def _choose(task: _Task) -> None:
   else:
     vectors = router.embed([*prompts.values()])
   price = options.price_for(router)
-  models, (losses, costs) = router.rule(price)(vectors), router.predict(vectors)
+  tokens = router.tokens([*prompts.values()], outcomes.token_counts(task.answers.prompts or ''))
+  models, (losses, costs) = router.rule(price)(vectors, tokens), router.predict(vectors, tokens)
   reference = router.reference()
   similarity = router.similarities([*prompts.values()], vectors)
   drift = prompt_drift.drift(similarity, reference)

@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import softmax
 
-from cascades import curve_metrics, routing
+from cascades import curve_metrics, prompt_tokens, routing
+from cascades.prompt_tokens import Charged, PromptTokens
 
 Vectors = Float[np.ndarray, 'N D']
 Losses = Float[np.ndarray, 'V J']  # of J models on V validation prompts; nan where not answered
@@ -194,7 +195,8 @@ def nested_losses(
 class Pool(NamedTuple):
   """Models that a router chooses among.
 
-  Costs of a prompt are estimated as losses are: by means over the validation prompts of its group.
+  Costs of a prompt are estimated as losses are: by means over the validation prompts of its group,
+  but for its own tokens, if they are charged for.
 
   Attributes:
     names: Name of each model.
@@ -202,6 +204,7 @@ class Pool(NamedTuple):
     psi: Mean loss of each model in each group of prompts, Psi; one row a model.
     answers: Number of validation prompts that each model answered.
     group_cost: Mean cost of each model in each group; None where no model's costs differ by prompt.
+    tokens: Prompt tokens that models charge for; None where none does.
   """
 
   names: tuple[str, ...]
@@ -209,10 +212,11 @@ class Pool(NamedTuple):
   psi: Float[np.ndarray, 'J K']
   answers: Int[np.ndarray, 'J']
   group_cost: Float[np.ndarray, 'J K'] | None = None
+  tokens: PromptTokens | None = None
 
   def add(
     self, name: str, cost: float | Float[np.ndarray, 'V'], losses: Float[np.ndarray, 'V'],
-    means: Callable[[Losses], Float[np.ndarray, 'K J']],
+    means: Callable[[Losses], Float[np.ndarray, 'K J']], charged: Charged | None = None,
   ) -> Pool:  # fmt: skip
     """Pool with one more model; the rows of the others stay as they are.
 
@@ -222,6 +226,7 @@ class Pool(NamedTuple):
       losses: Its loss on each validation prompt; nan where it has not answered.
       means: Function from values of the validation prompts to their means in each group, such as
         `mean_losses`.
+      charged: Prompt tokens that it charges for, as part of its costs by prompt.
 
     Raises:
       ValueError: The pool has a model of that name, a cost is negative or not finite, or there is
@@ -232,9 +237,9 @@ class Pool(NamedTuple):
     if not np.isfinite(losses).any():
       raise ValueError(f'Model {name!r} answered none of the {len(losses)} validation prompts.')
     by_prompt = np.ndim(cost) > 0
-    charged = np.ravel(cost)
-    charged = charged[~np.isnan(charged)] if by_prompt else charged
-    if (bad := charged[~(np.isfinite(charged) & (charged >= 0))]).size or not charged.size:
+    paid = np.ravel(cost)
+    paid = paid[~np.isnan(paid)] if by_prompt else paid
+    if (bad := paid[~(np.isfinite(paid) & (paid >= 0))]).size or not paid.size:
       value = f'{bad[0]:g}' if bad.size else 'nothing that is known'
       raise ValueError(f'Model {name!r} costs {value}; a cost is a finite number of 0 or more.')
     group_cost = self.group_cost
@@ -242,13 +247,23 @@ class Pool(NamedTuple):
       before = self.costs_by_group
       own = means(np.reshape(cost, (-1, 1))).T if by_prompt else np.full((1, before.shape[1]), cost)
       group_cost = np.concatenate([before, own])
+    tokens, groups = self.tokens, self.psi.shape[1]
+    if charged is not None or tokens is not None:
+      own_tokens = prompt_tokens.free(1, groups)
+      if charged is not None:
+        own_tokens = PromptTokens(
+          np.array([charged.price]), means(charged.tokens[:, None]).T,
+          prompt_tokens.line(charged.characters, charged.tokens)[None],
+        )  # fmt: skip
+      tokens = (tokens or prompt_tokens.free(len(self.names), groups)).append(own_tokens)
     psi = means(losses[:, None]).T
     return Pool(
       (*self.names, name),
-      np.append(self.cost, charged.mean()),
+      np.append(self.cost, paid.mean()),
       np.concatenate([self.psi, psi.astype(self.psi.dtype)]),
       np.append(self.answers, np.isfinite(losses).sum()),
       group_cost,
+      tokens,
     )
 
   @property
@@ -266,20 +281,26 @@ class Pool(NamedTuple):
     return Pool(
       tuple(self.names[i] for i in keep), self.cost[keep], self.psi[keep], self.answers[keep],
       None if self.group_cost is None else self.group_cost[keep],
+      None if self.tokens is None else self.tokens.keep(keep),
     )  # fmt: skip
 
   def predict(
-    self, position: Position
+    self, position: Position, tokens: Float[np.ndarray, 'N J'] | None = None
   ) -> tuple[Float[np.ndarray, 'N J'], Float[np.ndarray, 'N J']]:
     """Predicted loss gamma and estimated cost of each model on prompts.
 
     Args:
       position: Group of each prompt, or its memberships Phi.
+      tokens: Tokens of each prompt for each model; None for the mean ones of its group.
     """
     losses = mixed(self.psi.T, position)
     if self.group_cost is None:
       return losses, np.broadcast_to(self.cost, losses.shape)
-    return losses, mixed(self.group_cost.T, position)
+    cost = mixed(self.group_cost.T, position)
+    if tokens is None or self.tokens is None:
+      return losses, cost
+    mean = mixed(self.tokens.by_group.T, position)
+    return losses, prompt_tokens.moved(cost, self.tokens.price, tokens, mean)
 
 
 def mixed(values: Float[np.ndarray, 'K J'], position: Position) -> Float[np.ndarray, 'N J']:

@@ -1,6 +1,7 @@
 """The program routes by costs that differ by prompt, from a file or from prices of tokens."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from cascades import price_path, route
-from cascades.evaluation import router_trials, routers
+from cascades.evaluation import router_pool, router_trials, routers
 from cascades.evaluation.model_answers import ModelAnswers
 from cascades.inference import prompt_routing
 from cascades.predictions import outcomes, rows
@@ -185,7 +186,8 @@ def test_damaged_costs_of_a_router_are_refused(folder):
       routers.read(folder / 'bad.json')
 
 
-def test_the_command_takes_prices_of_tokens_and_the_tokens_of_tables(tmp_path):
+def write_tables(folder):
+  """Tables of two models, whose answers are longer on one topic."""
   topic = np.arange(40) % 2
   for model in PRICES:
     records = [
@@ -197,8 +199,12 @@ def test_the_command_takes_prices_of_tokens_and_the_tokens_of_tables(tmp_path):
       )
       for i, t in enumerate(topic)
     ]  # fmt: skip
-    synthetic_tables.write(tmp_path / model / 'validation', 't', records, split='validation')
-  tables = {model: str(tmp_path / model) for model in PRICES}
+    synthetic_tables.write(folder / model / 'validation', 't', records, split='validation')
+  return topic, {model: str(folder / model) for model in PRICES}
+
+
+def test_the_command_takes_prices_of_tokens_and_the_tokens_of_tables(tmp_path):
+  topic, tables = write_tables(tmp_path)
   settings = {
     'MODE': "'fit'", 'ROUTER': f"'{tmp_path / 'r.json'}'", 'TABLES': tables, 'CLUSTERS': 2,
     'COST_AXIS': "'dollars'", 'DOLLARS': PRICES, 'STRENGTH': 0,
@@ -216,3 +222,106 @@ def test_the_command_takes_prices_of_tokens_and_the_tokens_of_tables(tmp_path):
     assert router.pool.cost[model] == pytest.approx(paid.mean())
     for k, t in ((first, 0), (1 - first, 1)):
       assert router.pool.group_cost[model, k] == pytest.approx(paid[topic == t].mean())
+
+
+@pytest.fixture
+def by_token(tmp_path):
+  """Answers and options of a router whose models charge for tokens."""
+  _, tables = write_tables(tmp_path)
+  answers = ModelAnswers(tables=tables, axis='dollars', dollars=PRICES)
+  options = RouteOptions(clusters=2, strength=0.0, price=0.001)
+  route.route('fit', str(tmp_path / 'r.json'), answers, options)
+  return answers, options
+
+
+REQUESTS = [TOPICS[0].format(1, 2), TOPICS[1].format(3, 4)]
+COUNTS = {'small': [1000, 3], 'large': [90, np.nan]}
+
+
+def test_a_prompt_is_charged_for_its_own_tokens(tmp_path, by_token):
+  assert json.loads((tmp_path / 'r.json').read_text())['version'] == 4
+  router = routers.read(tmp_path / 'r.json')
+  told = router.pool.tokens.count(np.array([len(text) for text in REQUESTS], float))
+  assert ((told > 9) & (told < 13)).all()  # the validation prompts have 10 to 12
+  vectors = router.embed(REQUESTS)
+  _, cost = router.predict(vectors, router.tokens(REQUESTS, COUNTS))
+  # Answers have one token on the first topic and six on the second.
+  small, large = [1000 * 1 + 3, 3 * 1 + 6 * 3], [90 * 5 + 20, told[1, 1] * 5 + 6 * 20]
+  np.testing.assert_allclose(cost.T, [small, large])
+  _, by_length = router.predict(vectors, router.tokens(REQUESTS))
+  np.testing.assert_allclose(by_length, told * [1, 5] + np.array([[3, 20], [18, 120]]))
+  read = 10.0 + np.arange(40) % 3
+  paid = np.outer(read, [1, 5]) + np.outer(1 + 5 * (np.arange(40) % 2), [3, 20])
+  np.testing.assert_allclose(router.on_validation[1], paid)  # their tokens are recorded
+  nobody = router.abstaining(1.0).on_validation[1]
+  np.testing.assert_allclose(nobody, np.column_stack([paid, 0 * read]))
+  smaller = router.remove(['small'])
+  np.testing.assert_allclose(smaller.on_validation[1], paid[:, 1:])
+
+
+def test_choices_and_policies_take_counts_of_tokens(tmp_path, by_token):
+  answers, options = by_token
+  lines = [
+    {'id': str(i), 'prompt': text, 'prompt_tokens': {
+      model: own[i] for model, own in COUNTS.items() if np.isfinite(own[i])
+    }} for i, text in enumerate(REQUESTS)
+  ]  # fmt: skip
+  write_lines(tmp_path / 'requests.jsonl', lines)
+  with open(tmp_path / 'requests.csv', 'w') as file:
+    table = csv.writer(file)
+    table.writerow(['id', 'prompt', *(f'prompt_tokens:{model}' for model in COUNTS)])
+    table.writerows(
+      [0, REQUESTS[0], 1000, 90] if i == 0 else [1, REQUESTS[1], 3, ''] for i in (0, 1)
+    )
+  run_on = lambda mode, name: route.route(
+    mode, str(tmp_path / 'r.json'), dataclasses.replace(answers, prompts=str(tmp_path / name)),
+    options, overwrite=True,
+  )  # fmt: skip
+  for name in ('requests.jsonl', 'requests.csv'):
+    run_on('choose', name)
+    with open(tmp_path / 'r.choices.csv') as file:
+      chosen = [(row['model'], float(row['cost'])) for row in csv.DictReader(file)]
+    assert [model for model, _ in chosen] == ['large', 'small']
+    np.testing.assert_allclose([cost for _, cost in chosen], [470, 21])
+  run_on('policy', 'requests.jsonl')
+  choose = prompt_routing.open_policy(tmp_path / 'r.policy.json')
+  assert [c.model for c in choose(REQUESTS, COUNTS)] == ['large', 'small']
+  assert [c.model for c in choose(REQUESTS)] == ['small', 'small']
+  for wrong, sentence in (
+    (12, '`prompt_tokens` is 12; expected an object by model'),
+    ({'small': -1}, "the prompt_tokens of model 'small' is -1; expected a number of 0 or more"),
+  ):
+    write_lines(tmp_path / 'requests.jsonl', [{**lines[0], 'prompt_tokens': wrong}])
+    with pytest.raises(ValueError, match=sentence):
+      run_on('choose', 'requests.jsonl')
+
+
+@pytest.mark.parametrize('method', ['clusters', 'hierarchical'])
+def test_trials_know_what_prompts_alone_cost(tmp_path, by_token, method):
+  matrix = by_token[0].read()
+  read = matrix.read_cost
+  np.testing.assert_allclose(read[:, 1], 5 * (10.0 + np.arange(40) % 3))
+  matrix = matrix._replace(prompt_cost=read, cost=read.mean(axis=0))
+  draw = next(router_trials.draws(matrix, trials=1, unseen=1.0, clusters=2, seed=0))
+  _, cost = draw.predict(draw.predictor(method, 3.0))
+  np.testing.assert_allclose(cost, draw.of(draw.test))
+  pool = router_pool.describe(matrix, draw, method=method, strength=3.0)
+  for own in pool.joined:
+    assert own.few[-1] == pytest.approx(own.every)
+
+
+def test_damaged_prices_of_tokens_are_refused(tmp_path, by_token):
+  router = routers.read(tmp_path / 'r.json')
+  tokens = router.pool.tokens
+  for damaged, sentence in (
+    (tokens._replace(price=-tokens.price), 'are no finite numbers'),
+    (tokens._replace(by_group=tokens.by_group[:, :1]), 'prompt tokens of 2 models have the shapes'),
+  ):
+    pool = router.pool._replace(tokens=damaged)
+    routers.write(tmp_path / 'bad.json', router._replace(pool=pool))
+    with pytest.raises(ValueError, match=sentence):
+      routers.read(tmp_path / 'bad.json')
+  arrays = {name: own for name, own in router.arrays.items() if name != 'characters'}
+  routers.write(tmp_path / 'bad.json', router._replace(arrays=arrays))
+  with pytest.raises(ValueError, match='prices of prompt tokens, and no characters'):
+    routers.read(tmp_path / 'bad.json')

@@ -13,7 +13,8 @@ from cascades.evaluation import calibration, policy_outcome, pooling
 from cascades.evaluation.calibration import MARGIN, QUALITY, RATE, Demands
 from cascades.evaluation.chain_rows import ModelTables
 from cascades.evaluation.policy import CostAxis
-from cascades.evaluation.policy_outcome import Beginning, PassageRows
+from cascades.evaluation.policy_outcome import PassageRows
+from cascades.evaluation.routing_policy import Beginning
 from cascades.rule_guarantees import RuleRisk
 from cascades.runtime import ranges
 from cascades.types import Decider, Metric

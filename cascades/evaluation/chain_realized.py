@@ -15,8 +15,8 @@ from cascades.evaluation.chain_judgements import JudgedRows, loss_of, quality_of
 from cascades.evaluation.chain_policy import ChainPolicy, Expected
 from cascades.evaluation.chain_rows import ModelTables
 from cascades.evaluation.policy import Interval, Promise
-from cascades.evaluation.policy_outcome import Beginning
 from cascades.evaluation.realized import ALPHA, Alarm, Outcome, Realized
+from cascades.evaluation.routing_policy import Beginning
 from cascades.predictions import alignment
 from cascades.risk_tests import ROUNDING
 

@@ -116,6 +116,8 @@ class ModelAnswers:
     texts: dict[str, tuple[str, frozenset[str]]] = {}
     qualities: dict[str, dict[str, float]] = {model: {} for model in tables}
     costs_by_model: dict[str, dict[str, float]] = {model: {} for model in tables}
+    tokens_by_model: dict[str, dict[str, float]] = {model: {} for model in tables}
+    price: dict[str, float] = {}
     for model, path, table in self._read(tables):
       if count := table.manifest.get('unlabelled', 0):
         raise ValueError(
@@ -131,10 +133,13 @@ class ModelAnswers:
           )
       qualities[model] |= dict(zip(_names(table), self._quality(table), strict=True))
       if self.costs is None:
-        costs_by_model[model] |= dict(zip(_names(table), self._cost(model, table), strict=True))
-    quality, by_answer = (
+        cost, tokens, own_price = self._charges(model, table)
+        costs_by_model[model] |= dict(zip(_names(table), cost, strict=True))
+        tokens_by_model[model] |= dict(zip(_names(table), tokens, strict=True))
+        price[model] = own_price if price.setdefault(model, own_price) == own_price else np.nan
+    quality, by_answer, prompt_tokens = (
       np.array([[own.get(name, np.nan) for own in by_model.values()] for name in texts])
-      for by_model in (qualities, costs_by_model)
+      for by_model in (qualities, costs_by_model, tokens_by_model)
     )
     ids, models = tuple(texts), tuple(tables)
     costs_of = (
@@ -142,7 +147,12 @@ class ModelAnswers:
       if self.costs is None
       else outcomes.read_costs(self.costs, ids, models, quality)
     )
-    return OutcomeMatrix(ids, tuple(text for text, _ in texts.values()), models, quality, *costs_of)
+    matrix = OutcomeMatrix(
+      ids, tuple(text for text, _ in texts.values()), models, quality, *costs_of
+    )
+    if matrix.prompt_cost is None or np.isnan(prompt_tokens).all():
+      return matrix
+    return matrix._replace(tokens=prompt_tokens, token_price=np.array([price[m] for m in models]))
 
   def _quality(self, table: Predictions) -> Sequence[float]:
     metric = task_metric(self.metric, table)
@@ -160,12 +170,20 @@ class ModelAnswers:
       )
     return [float(value) for value in quality]
 
-  def _cost(self, model: str, table: Predictions) -> Float[np.ndarray, 'N']:
+  def _charges(
+    self, model: str, table: Predictions
+  ) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray, 'N'], float]:
+    """Cost of each answer, the tokens of its prompt if they are charged for, and their price."""
     given = {'dollars': self.dollars, 'seconds': self.seconds}.get(self.axis, {})
     prices = (
       costs.prices(given[model], f'{self.axis.upper()}[{model!r}]') if model in given else None
     )
-    return costs.per_row(table, self.axis, prices=prices)
+    cost, price = (
+      costs.per_row(table, self.axis, prices=prices),
+      costs.token_price(table, self.axis, prices),
+    )
+    unknown = np.full(len(table.ids), np.nan)
+    return cost, unknown if np.isnan(price) else costs.tokens(table)[0], price
 
 
 def _names(table: Predictions) -> list[str]:

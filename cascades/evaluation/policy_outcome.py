@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -21,10 +21,8 @@ from cascades.evaluation.chain_policy import ChainLevel, ChainPolicy, Form
 from cascades.evaluation.chain_rows import ModelTables
 from cascades.evaluation.comparison import Settings
 from cascades.evaluation.routers import NOBODY
+from cascades.evaluation.routing_policy import Beginning
 from cascades.types import Decider, Metric, Predictions
-
-# Name of the model that each prompt begins at, '' for nobody.
-Beginning: TypeAlias = Callable[[Sequence[str]], Sequence[str]]
 
 
 class PolicyOutcome(NamedTuple):
@@ -115,7 +113,9 @@ def passage_rows(
     for decider, own in zip(deciders, tables.values(), strict=True)
   ]
   inputs = [text for table in tables[names[0]] for text in table.inputs]
-  chosen = [names[0]] * len(inputs) if begins is None else begins(inputs)
+  chosen = [names[0]] * len(inputs)
+  if begins is not None:
+    chosen = [*begins(inputs, {name: _prompt_tokens(own) for name, own in tables.items()})]
   return PassageRows(
     np.stack(scores),
     np.stack(cost),
@@ -123,6 +123,14 @@ def passage_rows(
     np.array([decider.flops if decider and axis == 'flops' else 0.0 for decider in deciders]),
     np.array([decider is not None and decider.before_answer for decider in deciders]),
   )
+
+
+def _prompt_tokens(tables: Sequence[Predictions]) -> list[float]:
+  unknown = [np.full(len(table.ids), np.nan) for table in tables]
+  own = [
+    table.columns.get('prompt_tokens', none) for table, none in zip(tables, unknown, strict=True)
+  ]
+  return np.concatenate(own).tolist()
 
 
 def of_file(

@@ -74,6 +74,7 @@ def fit(
     'centroids': centroids,
     'groups': universal_routing.assign(embedded.validation, centroids),
     **({'vectors': embedded.validation.astype(np.float32)} if embedded.encoder else {}),
+    'characters': np.array([len(prompt) for prompt in matrix.prompts]),
     'losses': np.empty((len(matrix.ids), 0), np.float32),
   }
   if method == LEARNED:

@@ -96,7 +96,7 @@ def describe(
     seed: Seed of the map, and of the answers of models that join.
   """
   predictor, groups = draw.predictor(method, strength), draw.groups(draw.test)
-  gamma, cost = predictor.predict(draw.losses[draw.validation], draw.of(draw.validation))
+  gamma, cost = draw.predict(predictor)
   quality = 1 - draw.losses[draw.test]
   path = price_path.price_path(gamma, cost, quality, paid=draw.of(draw.test))
   at = curves.evenly_spaced(len(path.price), MOST_POINTS)
@@ -162,9 +162,9 @@ def project(vectors: Float[np.ndarray, 'N D'], *, seed: int = 0) -> Float[np.nda
 
 def joined(draw: Draw, predictor: DrawPredictor, *, seed: int) -> list[Joined]:
   """Areas before and after each model of a draw joins the others."""
-  losses, charged = draw.losses[draw.validation], draw.of(draw.validation)
+  losses, charged = draw.losses[draw.validation], draw.unread(draw.validation)
   quality, paid = 1 - draw.losses[draw.test], draw.of(draw.test)
-  every, high = predictor.predict(losses, charged), float(draw.mean_cost(draw.test).max())
+  every, high = draw.predict(predictor), float(draw.mean_cost(draw.test).max())
   rng = np.random.default_rng(seed)
 
   def area(predicted: tuple[np.ndarray, ModelCosts], pool: Int[np.ndarray, 'j']) -> float:
@@ -181,6 +181,8 @@ def joined(draw: Draw, predictor: DrawPredictor, *, seed: int) -> list[Joined]:
     gamma, cost = (values.copy() for values in every)
     few = predictor.predict(own, own_cost if charged.ndim == 2 else charged[[model]])
     gamma[:, model], cost[..., model] = few[0][:, 0], few[1][..., 0]
+    if draw.read is not None:
+      cost[:, model] = np.maximum(cost[:, model] + draw.read[draw.test, model], 0.0)
     return gamma, cost
 
   models = np.arange(losses.shape[1])

@@ -62,6 +62,8 @@ class Draw(NamedTuple):
     models: Indices of the unseen models.
     losses: Their losses on all prompts.
     cost: Their costs, by prompt where they differ.
+    read: Part of these that is the price of the prompts' own tokens, which are counted before any
+      answer; None if none is.
     seen: Losses of the other models on all prompts.
     train: Indices of the training prompts.
     validation: Indices of the validation prompts.
@@ -73,6 +75,7 @@ class Draw(NamedTuple):
   models: Int[np.ndarray, 'J']
   losses: Float[np.ndarray, 'N J']
   cost: ModelCosts
+  read: Float[np.ndarray, 'N J'] | None
   seen: Float[np.ndarray, 'N S']
   train: Int[np.ndarray, 'n']
   validation: Int[np.ndarray, 'V']
@@ -87,6 +90,15 @@ class Draw(NamedTuple):
   def of(self, rows: Int[np.ndarray, 'n']) -> ModelCosts:
     """Costs on some prompts."""
     return self.cost[rows] if self.cost.ndim == 2 else self.cost
+
+  def unread(self, rows: Int[np.ndarray, 'n']) -> ModelCosts:
+    """Costs on some prompts besides their own tokens, which a router has to estimate."""
+    return self.of(rows) if self.read is None else self.cost[rows] - self.read[rows]
+
+  def predict(self, predictor: DrawPredictor) -> tuple[Float[np.ndarray, 'T J'], ModelCosts]:
+    """Predicted loss and estimated cost of each model on the test prompts."""
+    losses, cost = predictor.predict(self.losses[self.validation], self.unread(self.validation))
+    return losses, cost if self.read is None else np.maximum(cost + self.read[self.test], 0.0)
 
   def mean_cost(self, rows: Int[np.ndarray, 'n']) -> Float[np.ndarray, 'J']:
     """Mean cost of each model on some prompts, of those that it answered."""
@@ -197,8 +209,9 @@ def draws(
       embedded = hashed_words.embed(hashed_words.fit(table[train], DIMENSION, seed=seed), table)
     centroids = universal_routing.cluster(embedded[train], clusters, seed=seed)
     cost = matrix.cost[models] if matrix.prompt_cost is None else matrix.prompt_cost[:, models]
+    read = None if matrix.read_cost is None else matrix.read_cost[:, models]
     yield Draw(
-      models, losses, cost, np.delete(matrix.losses, models, axis=1), train,
+      models, losses, cost, read, np.delete(matrix.losses, models, axis=1), train,
       validation, test, embedded, centroids,
     )  # fmt: skip
 
@@ -217,10 +230,8 @@ def run(
   names = tuple(dict.fromkeys((ROUTER, method, CONTROL, ORACLE)))
   results: list[tuple[dict[str, tuple[np.ndarray, RouterNumbers]], int]] = []
   for number, own in enumerate(draws_of_models, 1):
-    answers = own.losses[own.validation], own.of(own.validation)
     predicted = {
-      name: own.predictor(name, strength).predict(*answers)
-      for name in dict.fromkeys((ROUTER, method))
+      name: own.predict(own.predictor(name, strength)) for name in dict.fromkeys((ROUTER, method))
     }
     results.append((_curves(predicted, own), len(own.test)))
     if number % max(1, trials // LINES) == 0:

@@ -5,7 +5,7 @@
 
 A model that joins adds a row to both; the rows of the others stay bit for bit what they were.
 Routers of one level of hard clusters are files of version 1, learned maps of version 2; two levels
-of clusters, and costs by cluster, need version 3.
+of clusters, and costs by cluster, need version 3, and prices of prompt tokens version 4.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence, Set
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
@@ -24,18 +25,37 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from cascades import hashed_words, price_path, prompt_drift, universal_routing, validation_order
+from cascades.evaluation import router_arrays
 from cascades.predictions.outcomes import OutcomeMatrix
 from cascades.predictions.rows import HIGHEST
+from cascades.prompt_tokens import Charged, PromptTokens, free
 from cascades.runtime import files
 from cascades.universal_routing import Pool, Position, one_hot
 
-PLAIN, SOFT, VERSION = 1, 2, 3
+PLAIN, SOFT, BY_PROMPT, VERSION = 1, 2, 3, 4
 CLUSTERS, LEARNED, NESTED = METHODS = 'clusters', 'learned map', 'hierarchical'
 NonNegative: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=HIGHEST)]
 NOBODY = ''  # name of what answers a prompt that is left unanswered
 SPARSE = ('data', 'indices', 'indptr')  # arrays of a sparse matrix, `drift_...`
 ROUNDING = 1e-9  # of a mean cost
+BY_MODEL = ('losses', 'prompt_tokens')  # arrays with a column a model
+TOKEN_ARRAYS = ('token_price', 'group_tokens', 'token_line')  # of `PromptTokens`
 Vectors: TypeAlias = Float[np.ndarray, 'N D']
+Tokens: TypeAlias = Float[np.ndarray, 'N J'] | None
+TokenCounts: TypeAlias = Mapping[str, Sequence[float]]  # tokens of each prompt by model
+
+
+class Rule(Protocol):
+  """Function from prompts to their models."""
+
+  def __call__(self, vectors: Vectors, tokens: Tokens = None, /) -> Int[np.ndarray, 'N']:
+    """Model of each prompt.
+
+    Args:
+      vectors: Vectors of the prompts.
+      tokens: Their tokens, see `ClusterRouter.tokens`; None for the mean ones of their groups.
+    """
+    ...
 
 
 class ClusterRouter(NamedTuple):
@@ -47,7 +67,8 @@ class ClusterRouter(NamedTuple):
     strength: Number of answers that a model's mean loss counts for in each cluster.
     arrays: `weights` and `directions` of the words, and `drift_...` that tell their likeness, or of
       an encoder the `vectors` of the validation prompts; `centroids` of the clusters; the cluster
-      of each validation prompt, `groups`; and `losses` of the models on them, nan where not asked.
+      of each validation prompt, `groups`, and its `characters`; and `losses` of the models on them,
+      nan where not asked, and likewise their `prompt_tokens` where these are charged for.
       Of a learned map also its `theta` and `bias`, and the `memberships` of the validation prompts;
       of a hierarchy the `coarse_centroids` and the coarse cluster of each validation prompt,
       `coarse_groups`, or in version 2 the coarse cluster of each cluster, `parents`. The groups of
@@ -96,9 +117,27 @@ class ClusterRouter(NamedTuple):
       )
     return clusters
 
-  def predict(self, vectors: Vectors) -> tuple[Float[np.ndarray, 'N J'], Float[np.ndarray, 'N J']]:
-    """Predicted loss and estimated cost of each model on prompts of these vectors."""
-    return self.pool.predict(self.position(vectors))
+  def predict(
+    self, vectors: Vectors, tokens: Tokens = None
+  ) -> tuple[Float[np.ndarray, 'N J'], Float[np.ndarray, 'N J']]:
+    """Predicted loss and estimated cost of each model on prompts of these vectors and `tokens`."""
+    return self.pool.predict(self.position(vectors), tokens)
+
+  def tokens(self, prompts: Sequence[str], counts: TokenCounts = MappingProxyType({})) -> Tokens:
+    """Tokens of prompts for each model; None if none charges for them.
+
+    Args:
+      prompts: Texts of the prompts.
+      counts: Their tokens by model as far as they are known, nan elsewhere. The others are told by
+        the lengths of the texts.
+    """
+    if self.pool.tokens is None:
+      return None
+    estimates = self.pool.tokens.count(np.array([len(prompt) for prompt in prompts], float))
+    for column, name in zip(estimates.T, self.pool.names, strict=True):
+      own = np.asarray(counts.get(name, np.nan), float)
+      column[:] = np.where(np.isnan(own), column, own)
+    return estimates
 
   def losses(self, vectors: Vectors) -> Float[np.ndarray, 'N J']:
     """Predicted loss of each model on prompts of these vectors."""
@@ -107,11 +146,15 @@ class ClusterRouter(NamedTuple):
   @property
   def on_validation(self) -> tuple[Float[np.ndarray, 'V J'], Float[np.ndarray, 'V J']]:
     """Predicted loss and estimated cost of each model on each validation prompt."""
-    arrays = self.arrays
+    arrays, tokens = self.arrays, None
+    if self.pool.tokens is not None:
+      tokens, known = self.pool.tokens.count(arrays['characters']), arrays['prompt_tokens']
+      own = tokens[:, : known.shape[1]]  # NOBODY has no tokens
+      own[:] = np.where(np.isnan(known), own, known)
     if 'memberships' in arrays:
-      return self.pool.predict(arrays['memberships'])
+      return self.pool.predict(arrays['memberships'], tokens)
     above = len(arrays['centroids']) * arrays['coarse_groups'] if self._is_paired else 0
-    return self.pool.predict(arrays['groups'] + above)
+    return self.pool.predict(arrays['groups'] + above, tokens)
 
   @property
   def _is_paired(self) -> bool:
@@ -144,6 +187,7 @@ class ClusterRouter(NamedTuple):
         np.concatenate([pool.psi, nobody]),
         np.append(pool.answers, 0),
         None if pool.group_cost is None else np.concatenate([pool.group_cost, 0.0 * nobody]),
+        None if pool.tokens is None else pool.tokens.append(free(1, pool.psi.shape[1])),
       )
     )
 
@@ -151,12 +195,12 @@ class ClusterRouter(NamedTuple):
     """Model of each validation prompt at a price of a unit of cost."""
     return price_path.choose(*self.on_validation, price)
 
-  def rule(self, price: float) -> Callable[[Vectors], Int[np.ndarray, 'N']]:
-    """Function from vectors of prompts to their models at a price of a unit of cost."""
-    if 'theta' in self.arrays:
-      return lambda vectors: price_path.choose(*self.predict(vectors), price)
+  def rule(self, price: float) -> Rule:
+    """Function from prompts to their models at a price of a unit of cost."""
+    if 'theta' in self.arrays or self.pool.tokens is not None:
+      return lambda vectors, tokens=None: price_path.choose(*self.predict(vectors, tokens), price)
     models = price_path.choose(*self.pool.predict(np.arange(self.pool.psi.shape[1])), price)
-    return lambda vectors: models[self.position(vectors)]
+    return lambda vectors, _=None: models[self.position(vectors)]
 
   def price(self, budget: float) -> float:
     """Least price at which the mean cost of the validation prompts is within a budget.
@@ -208,9 +252,8 @@ class ClusterRouter(NamedTuple):
     pool = self.pool
     for name in dict.fromkeys(names):
       pool = pool.remove(name)
-    return self._replace(
-      pool=pool, arrays={**self.arrays, 'losses': self.arrays['losses'][:, keep]}
-    )
+    columns = {name: self.arrays[name][:, keep] for name in BY_MODEL if name in self.arrays}
+    return self._replace(pool=pool, arrays={**self.arrays, **columns})
 
   def add(self, matrix: OutcomeMatrix, *, predict: bool = False) -> ClusterRouter:
     """Router with the models of a matrix added, whose rows are validation prompts.
@@ -230,19 +273,30 @@ class ClusterRouter(NamedTuple):
       )
     row = {name: index for index, name in enumerate(self.ids)}
     rows = [row[name] for name in matrix.ids]
-    losses = np.full((len(self.ids), len(matrix.models)), np.nan, np.float32)
-    losses[rows] = matrix.losses
-    costs = np.full(losses.shape, np.nan)
-    costs[rows] = np.nan if matrix.prompt_cost is None else matrix.prompt_cost
+
+    def of_all(values: Float[np.ndarray, 'N J'] | None) -> Float[np.ndarray, 'V J']:
+      spread = np.full((len(self.ids), len(matrix.models)), np.nan)
+      spread[rows] = np.nan if values is None else values
+      return spread
+
+    losses, costs = of_all(matrix.losses).astype(np.float32), of_all(matrix.prompt_cost)
+    tokens = of_all(matrix.tokens if 'characters' in self.arrays else None)
     factors = validation_order.factors(self.arrays['losses']) if predict else None
     pool = self.pool
-    each = matrix.cost if matrix.prompt_cost is None else costs.T
-    for name, cost, own in zip(matrix.models, each, losses.T, strict=True):
+    for index, (name, own) in enumerate(zip(matrix.models, losses.T, strict=True)):
       asked = np.flatnonzero(np.isfinite(own))
       filled = own if factors is None else validation_order.predict(factors, asked, own[asked])
-      pool = pool.add(name, cost, filled, self.means)
+      cost = matrix.cost[index] if matrix.prompt_cost is None else costs[:, index]
+      price = np.nan if matrix.token_price is None else matrix.token_price[index]
+      charged = None
+      if price > 0 and np.isfinite(tokens[:, index]).any():
+        charged = Charged(float(price), tokens[:, index], self.arrays['characters'])
+      pool = pool.add(name, cost, filled, self.means, charged)
       pool.answers[-1] = len(asked)
     arrays = {**self.arrays, 'losses': np.column_stack([self.arrays['losses'], losses])}
+    if pool.tokens is not None:
+      before = np.full((len(self.ids), len(self.pool.names)), np.nan)
+      arrays['prompt_tokens'] = np.column_stack([arrays.get('prompt_tokens', before), tokens])
     return self._replace(pool=pool, arrays=arrays)
 
 
@@ -269,6 +323,8 @@ def write(path: epath.PathLike, router: ClusterRouter) -> None:
   pool, own = router.pool, {'psi': router.pool.psi}
   if pool.group_cost is not None:
     own['group_cost'] = pool.group_cost
+  if pool.tokens is not None:
+    own |= dict(zip(TOKEN_ARRAYS, pool.tokens, strict=True))
   np.savez(buffer, allow_pickle=False, **own, **router.arrays)
   digest = hashlib.sha256(buffer.getvalue()).hexdigest()
   name = f'{path.stem}-{digest[:12]}.npz'
@@ -294,8 +350,10 @@ def write(path: epath.PathLike, router: ClusterRouter) -> None:
 
 def _version(names: Set[str]) -> int:
   """Version of a file of these arrays, the least that has them."""
-  if names & {'group_cost', 'coarse_groups'}:
+  if 'token_price' in names:
     return VERSION
+  if names & {'group_cost', 'coarse_groups'}:
+    return BY_PROMPT
   return SOFT if names & {'theta', 'parents'} else PLAIN
 
 
@@ -317,7 +375,13 @@ def read(path: epath.PathLike) -> ClusterRouter:
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
       arrays = dict(stored)
     psi, group_cost = arrays.pop('psi'), arrays.pop('group_cost', None)
-    _check(psi, group_cost, arrays, description)
+    tokens = None
+    if TOKEN_ARRAYS[0] in arrays:
+      tokens = PromptTokens(*(arrays.pop(name) for name in TOKEN_ARRAYS))
+    router_arrays.check(
+      psi, group_cost, tokens, arrays,
+      models=len(description.models), rows=len(description.validation),
+    )  # fmt: skip
   except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(
       f'{path} is no router of version {PLAIN} to {VERSION}, or damaged ({error}): fit it again.'
@@ -325,35 +389,7 @@ def read(path: epath.PathLike) -> ClusterRouter:
   names, costs, answers = zip(
     *((m.name, m.cost, m.answers) for m in description.models), strict=True
   )
-  pool = Pool(names, np.array(costs), psi, np.array(answers), group_cost)
+  pool = Pool(names, np.array(costs), psi, np.array(answers), group_cost, tokens)
   return ClusterRouter(
     pool, tuple(description.validation), description.strength, arrays, description.encoder
   )
-
-
-def _check(
-  psi: np.ndarray, group_cost: np.ndarray | None, arrays: Mapping[str, Any],
-  description: _Description,
-) -> None:  # fmt: skip
-  """Raise ValueError unless the arrays fit together."""
-  models, count = len(description.models), len(arrays['centroids'])
-  shapes = psi.shape, arrays['losses'].shape, arrays['groups'].shape
-  rows = len(description.validation)
-  groups = count * len(arrays.get('coarse_centroids', [None]))
-  if shapes != ((models, groups), (rows, models), (rows,)) or not models:
-    raise ValueError(f'{models} models and {rows} validation prompts have arrays of {shapes}')
-  if group_cost is not None and (
-    group_cost.shape != psi.shape or not (np.isfinite(group_cost) & (group_cost >= 0)).all()
-  ):
-    raise ValueError('the costs by group are no finite numbers of 0 or more of each model')
-  if ('coarse_groups' in arrays) != ('coarse_centroids' in arrays):
-    raise ValueError('a hierarchy has coarse_centroids and coarse_groups')
-  expected = {
-    'theta': arrays['centroids'].shape, 'bias': (count,), 'memberships': (rows, count),
-    'parents': (count,), 'coarse_groups': (rows,),
-  }  # fmt: skip
-  for name, shape in expected.items():
-    if name in arrays and arrays[name].shape != shape:
-      raise ValueError(f'{name} have the shape {arrays[name].shape} in the place of {shape}')
-  if ('theta' in arrays) != ('bias' in arrays) or ('theta' in arrays) != ('memberships' in arrays):
-    raise ValueError('a learned map has theta, bias and memberships')

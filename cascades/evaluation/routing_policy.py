@@ -9,17 +9,21 @@ The router lies beside it. A router that has changed is refused: its models may 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
 from etils import epath
 
 from cascades.evaluation import routers
-from cascades.evaluation.routers import ClusterRouter, NonNegative
+from cascades.evaluation.routers import ClusterRouter, NonNegative, TokenCounts
 from cascades.predictions.rows import Share
 from cascades.runtime import files
 
 VERSION = 1
+# Name of the model that each prompt begins at, '' for nobody, by the prompts and their tokens.
+Beginning: TypeAlias = Callable[[Sequence[str], TokenCounts], Sequence[str]]
 
 
 class RoutingPolicy(msgspec.Struct, frozen=True):

@@ -19,8 +19,12 @@ from jaxtyping import Float
 
 from cascades.predictions.imported import lines
 
-HIGHEST = {'quality': 1.0, 'cost': math.inf}
-EXPECTED = {'quality': 'a number from 0 to 1', 'cost': 'a finite number of 0 or more'}
+TOKENS = 'prompt_tokens'
+HIGHEST = {'quality': 1.0, 'cost': math.inf, TOKENS: math.inf}
+EXPECTED = {
+  'quality': 'a number from 0 to 1', 'cost': 'a finite number of 0 or more',
+  TOKENS: 'a number of 0 or more',
+}  # fmt: skip
 
 
 class OutcomeMatrix(NamedTuple):
@@ -33,6 +37,10 @@ class OutcomeMatrix(NamedTuple):
     quality: Quality of each answer; nan where there is none.
     cost: Cost of each model, the mean of its answers' if they differ.
     prompt_cost: Cost of each answer, nan where there is none; None if each model has one cost.
+    tokens: Tokens of each prompt for each model, nan where there is no answer; None if no part of
+      the costs is one of them.
+    token_price: Price of such a token of each model, which `prompt_cost` contains; nan of models
+      without; None with `tokens`.
   """
 
   ids: tuple[str, ...]
@@ -41,11 +49,20 @@ class OutcomeMatrix(NamedTuple):
   quality: Float[np.ndarray, 'N J']
   cost: Float[np.ndarray, 'J']
   prompt_cost: Float[np.ndarray, 'N J'] | None = None
+  tokens: Float[np.ndarray, 'N J'] | None = None
+  token_price: Float[np.ndarray, 'J'] | None = None
 
   @property
   def losses(self) -> Float[np.ndarray, 'N J']:
     """1 - quality."""
     return 1 - self.quality
+
+  @property
+  def read_cost(self) -> Float[np.ndarray, 'N J'] | None:
+    """Part of `prompt_cost` that is the price of the prompt's own tokens; None if none is."""
+    if self.tokens is None or self.token_price is None:
+      return None
+    return np.where(np.isnan(self.token_price), 0.0, self.token_price * self.tokens)
 
   def select(
     self, rows: np.ndarray | slice = slice(None), models: Sequence[int] | None = None
@@ -61,6 +78,8 @@ class OutcomeMatrix(NamedTuple):
       self.quality[np.ix_(index, columns)],
       self.cost[columns],
       None if self.prompt_cost is None else self.prompt_cost[np.ix_(index, columns)],
+      None if self.tokens is None else self.tokens[np.ix_(index, columns)],
+      None if self.token_price is None else self.token_price[columns],
     )
 
 
@@ -144,6 +163,29 @@ def texts(path: epath.PathLike) -> dict[str, str]:
       raise ValueError(f'{path}, line {number}: expected `id` and `prompt`.')
     by_id[str(record['id'])] = text
   return by_id
+
+
+def token_counts(path: epath.PathLike) -> dict[str, list[float]]:
+  """Tokens of each prompt of a file by model, nan where they are not given.
+
+  JSON lines have `prompt_tokens`, an object by model, and tables a column `prompt_tokens:NAME`.
+
+  Raises:
+    ValueError: A number of tokens is none, naming the line.
+  """
+  by_prompt = []
+  for number, record in lines(str(path)):
+    columns = {n.partition(':')[2]: c for n, c in record.items() if n.startswith(f'{TOKENS}:')}
+    own = record.get(TOKENS, columns)
+    where = f'{path}, line {number}'
+    if not isinstance(own, Mapping):
+      raise ValueError(
+        f'{where}: `{TOKENS}` is {own!r:.80}; expected an object by model, or of a table a column '
+        f'`{TOKENS}:NAME` for each model.'
+      )
+    by_prompt.append({model: _number(where, TOKENS, model, own[model]) for model in own})
+  models = dict.fromkeys(model for own in by_prompt for model in own)
+  return {model: [own.get(model, math.nan) for own in by_prompt] for model in models}
 
 
 def read_costs(

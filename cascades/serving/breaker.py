@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Literal, TypeAlias
 
 from cascades.runtime import ranges
-from cascades.serving.exchanges import Model, ModelError, Piece, Question
+from cascades.serving.exchanges import AnyPrompt, Model, ModelError, Piece, Question
 
 BreakerState: TypeAlias = Literal['closed', 'half-open', 'open']
 RETRY_SECONDS = 1.0  # while another question is on trial
@@ -101,6 +101,10 @@ class GuardedModel:
   @property
   def name(self) -> str:
     return self._model.name
+
+  def count(self, prompt: AnyPrompt) -> float:
+    """Tokens that the model reads of a prompt; see `exchanges.Model.count`."""
+    return self._model.count(prompt)
 
   async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
     """Answer as the model does; a question that it refuses is no failure.

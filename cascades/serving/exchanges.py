@@ -22,6 +22,9 @@ class Message(NamedTuple):
   content: str
 
 
+AnyPrompt: TypeAlias = str | tuple[Message, ...]
+
+
 class Question(NamedTuple):
   """A prompt, and how its answer is decoded.
 
@@ -35,7 +38,7 @@ class Question(NamedTuple):
     alternatives: Number of most likely tokens at each position to report.
   """
 
-  prompt: str | tuple[Message, ...]
+  prompt: AnyPrompt
   max_tokens: int | None = None
   temperature: float = 0.0
   top_p: float | None = None
@@ -90,6 +93,10 @@ class Model(Protocol):
 
   @property
   def name(self) -> str: ...
+
+  def count(self, prompt: AnyPrompt, /) -> float:
+    """Tokens that it reads of a prompt; nan if it cannot tell before it answers."""
+    ...
 
   def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
     """Answer in pieces; closing the generator cancels the answer and frees its room.

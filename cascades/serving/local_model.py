@@ -19,7 +19,7 @@ from cascades.runtime.partitioning import Devices
 from cascades.serving import slots
 from cascades.serving.answer_text import GrowingAnswer
 from cascades.serving.engine import Engine, NextToken, Request
-from cascades.serving.exchanges import ModelError, Piece, Question
+from cascades.serving.exchanges import AnyPrompt, ModelError, Piece, Question
 from cascades.serving.prompt_reader import Messages, PromptReader
 from cascades.serving.slots import Room, RoomPlan
 from cascades.tasks.chats import PromptFormat
@@ -99,7 +99,7 @@ class LocalModel:
   def __init__(self, name: str, model: TrainedModel, reader: PromptReader, engine: Engine) -> None:
     self.name, self.engine = name, engine
     self.described = model.described
-    self.tokens = reader.tokens
+    self._reader, self.tokens = reader, reader.tokens
     self._vocabulary = model.vocabulary
 
   @property
@@ -111,6 +111,10 @@ class LocalModel:
   def failure(self) -> str:
     """Reason why the model is dead; empty otherwise."""
     return self.engine.failure
+
+  def count(self, prompt: AnyPrompt) -> float:
+    """Tokens of a prompt; nan of one that it refuses."""
+    return self._reader.count(prompt)
 
   async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
     """Answer in pieces, one for each token; see `exchanges.Model.answer`.

@@ -30,6 +30,7 @@ from cascades.serving.exchanges import (
 )
 from cascades.serving.keys import ANONYMOUS
 from cascades.serving.legs import Account, Delta, Member, OpenLeg
+from cascades.serving.prompt_counts import PromptCounts
 from cascades.serving.served_policy import ServedPolicy
 
 Shown: TypeAlias = Delta | Replaced
@@ -138,11 +139,12 @@ class Passage:
       return functools.partial(self._final, self._call.role, None)
     policy, shadow = self._policy, self._crew.shadow
     text = decisions.prompt_text(self._call.question)
+    counts = PromptCounts(self._crew.members, self._call.question.prompt)
     if shadow and shadow.router:
-      self._tried_route = await asyncio.to_thread(shadow.router, text)
+      self._tried_route = await asyncio.to_thread(shadow.router, text, counts)
     if policy.router is None:
       return self._level(0)
-    self._routed = await asyncio.to_thread(policy.router, text)
+    self._routed = await asyncio.to_thread(policy.router, text, counts)
     if self._routed.role == NOBODY:
       return self._abstain
     return self._level(policy.roles.index(self._routed.role))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -89,6 +90,13 @@ class PromptReader:
     if not len(tokens):
       raise ValueError('the prompt is empty, and the model reads nothing in its place.')
     return tokens
+
+  def count(self, prompt: str | Sequence[Message]) -> float:
+    """Number of tokens of a text or a conversation; nan of one that it refuses."""
+    try:
+      return float(len(self.tokens(prompt)))
+    except ValueError:
+      return math.nan
 
   def _text_tokens(self, text: str) -> Int[np.ndarray, 'n']:
     (record,) = self._tokenize([Row('0', text, ())], both(self._vocabulary), 0)

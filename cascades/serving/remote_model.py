@@ -7,6 +7,7 @@ tried twice here: the cascade says what follows a failure.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from cascades.inference import endpoint_client
 from cascades.inference.endpoints import PATHS, Address, Endpoint
 from cascades.predictions.importers import answers
 from cascades.predictions.rows import ROUNDING
-from cascades.serving.exchanges import Finish, ModelError, Piece, Question, Token
+from cascades.serving.exchanges import AnyPrompt, Finish, ModelError, Piece, Question, Token
 
 MOST_BYTES = 1 << 26  # of a response
 MOST_EVENT = 1 << 22  # of one event
@@ -67,6 +68,10 @@ class RemoteModel:
   async def aclose(self) -> None:
     """End the connections."""
     await self._http.aclose()
+
+  def count(self, _: AnyPrompt) -> float:
+    """Always nan: the tokens of a model behind a URL are counted by its response."""
+    return math.nan
 
   async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
     """Answer in pieces; closing the generator ends the connection, and so the answer.

@@ -16,6 +16,7 @@ from cascades import learned_deferral
 from cascades.evaluation import chain_policy, fitted, policy, pooling
 from cascades.evaluation.chain_policy import ChainLevel, ChainPolicy
 from cascades.evaluation.policy import Policy, Threshold
+from cascades.evaluation.routers import TokenCounts
 from cascades.inference import prompt_routing
 from cascades.runtime import files
 from cascades.serving.decisions import DecisionRule
@@ -24,7 +25,7 @@ from cascades.types import Decider
 
 IDENTITY = ('checkpoint_identity', 'parameters', 'vocabulary')  # by which policies know a model
 
-PromptRouter: TypeAlias = Callable[[str], Routed]
+PromptRouter: TypeAlias = Callable[[str, TokenCounts], Routed]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,8 @@ class ServedPolicy:
     task: Task of requests that name none.
     roles: Models in order.
     named: True if the roles are names of models, and not only the order of any models.
-    router: Chooses the model that is asked first; None begins with the first one.
+    router: Chooses the model that is asked first by the prompt and its tokens; None begins with the
+      first one.
     models: Models as the file describes them, by role.
     digest: Digest of the file, '' without one.
   """
@@ -203,12 +205,12 @@ def _router(path: str) -> PromptRouter:
   """Router of a routing policy, warmed up by a prompt."""
   choose = prompt_routing.open_policy(path)
 
-  def router(prompt: str) -> Routed:
+  def router(prompt: str, counts: TokenCounts) -> Routed:
     began = time.perf_counter()
-    (choice,) = choose([prompt])
+    (choice,) = choose([prompt], counts)
     return Routed(choice.model, choice.predicted_loss, choice.drift, time.perf_counter() - began)
 
-  router('warm-up')
+  router('warm-up', {})
   return router
 
 

@@ -30,7 +30,7 @@ from cascades.runtime import progress, ranges
 from cascades.runtime.partitioning import Devices
 from cascades.serving import local_model, slots
 from cascades.serving.answer_text import GrowingAnswer, NextToken
-from cascades.serving.exchanges import Finish, ModelError, Piece, Question
+from cascades.serving.exchanges import AnyPrompt, Finish, ModelError, Piece, Question
 from cascades.serving.prompt_reader import Messages, PromptReader
 from cascades.serving.slots import Room
 from cascades.tasks.chats import PromptFormat
@@ -155,6 +155,10 @@ class SpeculativeModel:
     futures.wait([self._warm])
     if self.failure:
       raise ModelError(self.failure)
+
+  def count(self, prompt: AnyPrompt) -> float:
+    """Tokens of a prompt; nan of one that it refuses."""
+    return self._reader.count(prompt)
 
   async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
     """Answer in pieces, one for each token; see `exchanges.Model.answer`.

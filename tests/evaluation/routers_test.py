@@ -21,6 +21,14 @@ def test_a_router_of_the_first_version_is_read_and_goes_on():
   losses = router.losses(np.array([[1.0, 0.1], [-1.0, 0.1]]))
   np.testing.assert_allclose(losses, np.transpose(psi), rtol=1e-6)
   assert router.rule(0.0)(np.array([[1.0, 0.1], [-1.0, 0.1]])).tolist() == [1, 0]
+  tokens = np.arange(1.0, len(router.ids) + 1)[:, None]
+  quality = 0 * tokens + 0.5
+  priced = OutcomeMatrix(
+    router.ids, ('',) * len(router.ids), ('new',), quality, np.ones(1), tokens, tokens, np.ones(1)
+  )
+  joined = router.add(priced)
+  assert joined.pool.tokens is None  # it does not know how long its prompts are
+  assert joined.pool.group_cost.shape == (3, 2)
 
 
 def test_a_hierarchy_predicts_as_hiershrink():

@@ -64,7 +64,7 @@ def routed(role, thresholds=(0.5, 0.5, None)):
   own = served_policy.from_threshold('average', [t for t in thresholds if t is not None])
   rules = own.rules[:3] if thresholds[-1] is not None else own.rules
   return served_policy.ServedPolicy(
-    rules, 'all tasks', NAMES, named=True, router=lambda prompt: Routed(role, 0.25, 0.5, 0.125)
+    rules, 'all tasks', NAMES, named=True, router=lambda *_: Routed(role, 0.25, 0.5, 0.125)
   )
 
 

@@ -113,6 +113,8 @@ def check(answers, table):
 def test_single_questions_are_answered_as_in_infers_table(served):
   model, table = served
   check([ask(model, Question(text))[0] for text in table.inputs[:8]], table)
+  counted = [model.count(text) for text in table.inputs]
+  assert counted == table.column('prompt_tokens').tolist()  # before any answer
   assert len(set(table.predictions)) > 4
 
 

@@ -42,6 +42,7 @@ def test_a_text_is_read_as_the_prompt_of_a_row(model, architecture, prompts, tmp
   expected = in_records(task, vocabulary, architecture, tmp_path / 'records')
   reader = PromptReader(vocabulary, architecture, folder, prompts=prompts)
   assert [reader.tokens(text).tolist() for text in TEXTS] == expected
+  assert [reader.count(text) for text in TEXTS] == [len(tokens) for tokens in expected]
 
 
 def test_one_message_of_a_user_is_the_prompt_of_a_chat(model):

@@ -83,7 +83,7 @@ def offline(path, tables):
   begins = None
   if form.routing is not None:
     choose = prompt_routing.open_policy(form.routing)
-    begins = lambda prompts: [choice.model for choice in choose(prompts)]
+    begins = lambda prompts, counts: [choice.model for choice in choose(prompts, counts)]
   return policy_outcome.outcome(
     form.levels, {name: [table] for name, table in tables.items()}, begins,
     axis='dollars', prices=replayed_models.PRICES, metric=metrics.accuracy,
@@ -157,6 +157,7 @@ FORMS = {
     folder, method='hierarchical'
   ),
   'router of costs by prompt': lambda folder: replayed_models.write_router(folder, by_prompt=True),
+  'router of costs by token': lambda folder: replayed_models.write_router(folder, by_token=True),
   'router of an encoder': write_encoded,
   'abstaining router': lambda folder: replayed_models.write_router(folder, abstention=0.85),
   'router and chain': lambda folder: (
@@ -197,6 +198,9 @@ def test_policies_of_three_models_answer_and_cost_as_evaluation_says(tmp_path, n
     assert all(r.flag == 'abstained' for r, own in zip(records, answered, strict=True) if not own)
   if 'router' in name:
     assert min(said.begins[model] for model in NAMES[:2]) > 0.1
+  if 'token' in name:
+    mean = [choice.model for choice in prompt_routing.open_policy(path)(tables['1b'].inputs)]
+    assert np.mean([own == told for own, told in zip(first, mean, strict=True)]) < 0.9
   if 'chain' in name:
     assert sum(share > 0 for share in said.answers.values()) == 3
 

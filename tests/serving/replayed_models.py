@@ -15,12 +15,12 @@ from cascades.costs import Prices
 from cascades.evaluation import pooling, router_fits, routers, routing_policy
 from cascades.inference import encoders
 from cascades.predictions.outcomes import OutcomeMatrix
-from cascades.serving.exchanges import Piece, Question, Token
+from cascades.serving.exchanges import AnyPrompt, Piece, Question, Token
 from cascades.serving.legs import Member
 from cascades.types import Predictions
 from tests import synthetic_tables
 
-PROMPT_TOKENS = 7
+PROMPT_TOKENS = 7  # of prompts of tables without a column of them
 NAMES = ('1b', '8b', '70b')
 PRICES = {
   '1b': Prices(1e-7, 2e-7), '8b': Prices(6e-7, 9e-7), '70b': Prices(3e-6, 9e-6)
@@ -36,6 +36,10 @@ class Replayed:
     self._rows = {prompt: row for row, prompt in enumerate(table.inputs)}
     self._starts = np.cumsum(table.lengths) - table.lengths
 
+  def count(self, prompt: AnyPrompt) -> float:
+    column = self._table.columns.get('prompt_tokens')
+    return PROMPT_TOKENS if column is None else float(column[self._rows[str(prompt)]])
+
   async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
     row, table = self._rows[str(question.prompt)], self._table
     length = int(table.lengths[row])
@@ -46,7 +50,7 @@ class Replayed:
         table.predictions[row] if is_last else '',
         (Token(b'x', float(logprob)),),
         'stop' if is_last else None,
-        prompt_tokens=PROMPT_TOKENS,
+        prompt_tokens=int(self.count(question.prompt)),
         generated_tokens=number + 1,
       )
 
@@ -57,7 +61,7 @@ def tables(size: int = 90) -> dict[str, Predictions]:
   for seed, (name, skill) in enumerate(zip(NAMES, (-0.5, 0.5, 2.0), strict=True)):
     table = synthetic_tables.table('t', size=size, skill=skill, seed=seed)
     texts = tuple(f'{TOPICS[i % 3]} {text}' for i, text in enumerate(table.inputs))
-    columns = {'prompt_tokens': np.full(size, float(PROMPT_TOKENS))}
+    columns = {'prompt_tokens': 7.0 + 40 * (np.arange(size) // 3 % 3)}  # whatever the text
     result[name] = table._replace(inputs=texts, columns=columns)
   return result
 
@@ -93,7 +97,7 @@ def write_chain(
 @cache
 def fitted_router(
   names: tuple[str, ...], method: str = routers.CLUSTERS, encoder: str = '', *,
-  by_prompt: bool = False,
+  by_prompt: bool = False, by_token: bool = False,
 ) -> routers.ClusterRouter:  # fmt: skip
   """Router among some of the models, each of which is best at one topic.
 
@@ -102,6 +106,7 @@ def fitted_router(
     method: Method of the router.
     encoder: Folder of the encoder of its prompts; empty for words.
     by_prompt: Costs differ by topic, most for the dearest model.
+    by_token: Costs are prices of the prompt's tokens, and a hundredth.
   """
   prompts = tuple(f'{TOPICS[i % 3]} validation {i}' for i in range(60))
   quality = np.array([[float(i % 3 == m or (i + m) % 5 == 0) for m in range(3)] for i in range(60)])
@@ -111,6 +116,12 @@ def fitted_router(
   if by_prompt:
     own = costs * (1 + (np.arange(60) % 3)[:, None] * np.array([1, 2, 4])[keep])
     matrix = matrix._replace(cost=own.mean(axis=0), prompt_cost=own)
+  if by_token:
+    tokens = np.tile(10.0 + 40 * (np.arange(60) // 3 % 3)[:, None], len(names))
+    own = tokens * costs / 20 + costs / 100
+    matrix = matrix._replace(
+      cost=own.mean(axis=0), prompt_cost=own, tokens=tokens, token_price=costs / 20
+    )
   embedded = router_fits.by_words(prompts, prompts)
   if encoder:
     vectors = np.asarray(encoders.open_embedder(encoder)(prompts))
