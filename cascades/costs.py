@@ -1,4 +1,4 @@
-"""Cost of answers: floating-point operations, seconds, dollars, calls of the large model.
+"""Cost of answers: floating-point operations, bytes, seconds, dollars, calls of the large model.
 
 A forward pass costs about two operations for each parameter and token (a multiplication and an
 addition); attention over long contexts comes on top and is not counted. Wang et al. 2024,
@@ -14,21 +14,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from cascades.types import Predictions
 
-Axis: TypeAlias = Literal['flops per token', 'flops', 'seconds', 'dollars', 'large calls']
+Axis: TypeAlias = Literal['flops per token', 'flops', 'bytes', 'seconds', 'dollars', 'large calls']
 UNITS: dict[Axis, str] = {
   'flops per token': 'FLOPs per token',
   'flops': 'FLOPs per query',
+  'bytes': 'bytes of weights and memory',
   'seconds': 'seconds per query',
   'dollars': 'dollars per query',
   'large calls': 'calls of the large model per query',
 }
+BYTES = {'float32': 4, 'float16': 2, 'bfloat16': 2, 'int8': 1}  # of a weight by its type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,9 +161,10 @@ def per_row(
 ) -> Float[np.ndarray, 'N']:
   """Cost of each answer of a table.
 
-  FLOPs are those of every token of prompt and answer, FLOPs per token are equal in all rows.
-  Seconds and dollars follow from prices per token where there are any, else from the table's
-  column.
+  FLOPs are those of every token of prompt and answer, FLOPs per token are equal in all rows, and so
+  are bytes, those of the weights and of a memory (`memorize`). Seconds and dollars follow from
+  prices per token where there are any, else from the table's column. To seconds per token of a
+  model, the measured time of a lookup in its memory is added for each token that is written.
 
   Args:
     table: Answers of one model.
@@ -173,7 +176,7 @@ def per_row(
     Costs in `UNITS[axis]`.
 
   Raises:
-    ValueError: The axis is unknown, or the table lacks the tokens, seconds or dollars.
+    ValueError: The axis is unknown, or the table lacks the tokens, types, seconds or dollars.
   """
   if axis not in UNITS:
     raise ValueError(f'Unknown axis of cost {axis!r:.80}; the axes are {", ".join(UNITS)}.')
@@ -181,15 +184,35 @@ def per_row(
     return np.full(len(table.ids), float(last))
   if axis == 'flops per token':
     return np.full(len(table.ids), float(table.manifest['flops_per_token']))
+  if axis == 'bytes':
+    return np.full(len(table.ids), bytes_of(table.manifest))
   if axis == 'flops':
     return query(*tokens(table), flops_per_token=float(table.manifest['flops_per_token']))
   costs = table.column(axis) if prices is None else prices.charge(*tokens(table))
+  if prices is not None and axis == 'seconds' and 'memory' in table.manifest:
+    milliseconds = float(table.manifest['memory']['milliseconds_per_token'])
+    costs = costs + 1e-3 * milliseconds * tokens(table)[1]
   if (bad := costs[~(np.isfinite(costs) & (costs >= 0))]).size:
     raise ValueError(
       f'{len(bad)} of {len(costs)} rows of task {table.task!r} cost {bad[0]:g} {axis}; a cost is a '
       'finite number of 0 or more: correct the table.'
     )
   return costs
+
+
+def bytes_of(manifest: Mapping[str, Any]) -> float:
+  """Bytes of a model's weights, and of its memory if it has one.
+
+  The scales of int8 weights are left out. Raises ValueError if the weights have no known type.
+  """
+  weights = manifest.get('weights')
+  if weights not in BYTES:
+    raise ValueError(
+      f'Task {manifest.get("task")!r}: the weights are of the type {weights!r:.80}, and bytes are '
+      f'known of {", ".join(BYTES)}: take tables of `infer`, or another axis of cost.'
+    )
+  memory = manifest.get('memory', {})
+  return float(BYTES[weights] * manifest['parameters'] + memory.get('bytes', 0))
 
 
 def token_price(table: Predictions, axis: Axis, prices: Prices | None) -> float:

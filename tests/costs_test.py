@@ -64,6 +64,25 @@ def test_costs_of_rows_agree_with_numbers_worked_by_hand():
   np.testing.assert_array_equal(costs.per_row(stored, 'seconds', prices=prices), [44, 28])
 
 
+def test_a_memory_costs_its_bytes_and_the_time_of_its_lookups():
+  stored = table(prompt_tokens=[7, 4], seconds=[0.5, 2])
+  memory = {'bytes': 1000, 'milliseconds_per_token': 500.0}
+  for weights, expected in (('float32', 400), ('bfloat16', 200), ('int8', 100)):
+    plain = stored._replace(manifest={**stored.manifest, 'parameters': 100, 'weights': weights})
+    np.testing.assert_array_equal(costs.per_row(plain, 'bytes'), [expected, expected])
+    larger = plain._replace(manifest={**plain.manifest, 'memory': memory})
+    np.testing.assert_array_equal(costs.per_row(larger, 'bytes'), [expected + 1000] * 2)
+  prices = Prices(prompt=2, generated=10)
+  # Half a second for each of 3 and 2 tokens that are written; a measured column has it already.
+  np.testing.assert_array_equal(costs.per_row(larger, 'seconds', prices=prices), [45.5, 29])
+  np.testing.assert_array_equal(costs.per_row(larger, 'seconds'), [0.5, 2])
+  np.testing.assert_array_equal(costs.per_row(plain, 'seconds', prices=prices), [44, 28])
+  with pytest.raises(
+    ValueError, match=r'weights are of the type None.*tables of `infer`, or another'
+  ):
+    costs.per_row(stored, 'bytes')
+
+
 def test_written_tokens_that_are_not_shown_are_charged():
   stored = table(prompt_tokens=[7, 4], generated_tokens=[1000, 2])
   np.testing.assert_array_equal(costs.per_row(stored, 'flops'), [10070, 60])

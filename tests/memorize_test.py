@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cascades import decoding, memorize, resmem
+from cascades import decoding, evaluate, memorize, resmem
+from cascades.evaluation import tables
+from cascades.evaluation.chains import Chains
+from cascades.evaluation.comparison import Settings
 from cascades.inference import memories, memory_files, memory_index, trained_model
 from cascades.models import decoder
 from cascades.predictions import shards
 from cascades.runtime import partitioning
+from cascades.tasks.task import Row, Task
 from tests import testing, tiny
+from tests.infer_test import raw_rows
 
 ROOT = pathlib.Path(__file__).parents[1]
 DECODER = decoder.DecoderConfig(
@@ -149,6 +154,48 @@ def test_training_rows_are_answered_from_memory(trained, tmp_path):
   _, arrays, _ = stored(trained / 'memory')
   for row in np.unique(arrays['rows']):
     assert np.exp(table.tokens(np.array([row]))).min() > 0.99
+
+
+def test_a_memory_ranks_options_and_costs_its_bytes_and_milliseconds(trained, tmp_path):
+  options = ('A B', 'C', 'D E F')
+  prompts = ('a b', 'c d a')
+  rows = [Row(f'{i}', prompts[i % 2], (options[i % 3],), options, i % 3) for i in range(6)]
+  task = Task('some', ('test',), lambda _: rows, lambda _: 'x', vocabulary=lambda: tiny.VOCABULARY)
+  recall = memories.Recall(str(trained / 'memory'), 'knn_lm', neighbors=3, interpolation=0.9)
+  ranked = {'mode': 'score', 'candidates': 'options', 'task': task}
+  infer(trained, tmp_path / 'plain', **ranked)
+  table = infer(trained, tmp_path / 'memory', recall, **ranked)
+  plain, mixed = (raw_rows(tmp_path / name / 'test', 'score') for name in ('plain', 'memory'))
+  # The score of an option is that of the same text as the target, under the same distribution.
+  scored = infer(trained, tmp_path / 'targets', recall, mode='score', task=task)
+  for number in range(6):
+    own = mixed[number]['aux']['option_scores']
+    assert own[number % 3] == pytest.approx(scored.tokens(np.array([number])).sum(), abs=1e-3)
+    assert table.predictions[number] == options[int(np.argmax(own))]
+    assert np.abs(np.subtract(own, plain[number]['aux']['option_scores'])).max() > 0.05
+  seconds = {'prompt': 0.001, 'generated': 0.01}
+  evaluate.evaluate(
+    tables.Tables(
+      {name: str(tmp_path / name) for name in ('plain', 'memory')}, str(tmp_path / 'plain'),
+      mode='score',
+    ),
+    str(tmp_path / 'report'),
+    settings=Settings(resamples=5),
+    chains=Chains(
+      axes=['bytes', 'seconds'], seconds=dict.fromkeys(('plain', 'memory', 'large'), seconds)
+    ),
+  )  # fmt: skip
+  (*_, lookups) = stored(trained / 'memory')
+  written = json.loads((tmp_path / 'report' / 'curves.json').read_text())['chains']
+  cost = {(own['axis'], name): single['cost'] for own in written
+          for name, single in own['singles'].items()}  # fmt: skip
+  weights = 4 * table.manifest['parameters']
+  assert cost['bytes', 'plain'] == cost['bytes', 'large'] == weights
+  assert cost['bytes', 'memory'] == weights + lookups['bytes']
+  more = cost['seconds', 'memory'] - np.mean(
+    0.001 * table.column('prompt_tokens') + 0.01 * table.lengths
+  )
+  assert more == pytest.approx(1e-3 * lookups['milliseconds_per_token'] * table.lengths.mean())
 
 
 @pytest.mark.slow

@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol, TypeAlias
+from typing import Annotated, Any, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
 from etils import epath
 
 from cascades import deferral, drift
+from cascades.costs import Axis
 from cascades.evaluation import fitted, pooling
 from cascades.predictions import rows
 from cascades.predictions.rows import HIGHEST, Finite, Positive, Share
@@ -30,7 +31,7 @@ MONITORED = ('scores', 'deferrals above', 'deferrals below', 'quality')
 # Keys of a manifest by which two tables are of the same model.
 IDENTITY = ('checkpoint_identity', 'parameters', 'vocabulary', 'flops_per_token', 'precision')
 
-CostAxis: TypeAlias = Literal['flops per token', 'flops', 'seconds', 'dollars', 'large calls']
+CostAxis: TypeAlias = Axis
 Probability = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 Level = Annotated[float, msgspec.Meta(ge=-HIGHEST, le=HIGHEST)]
 
