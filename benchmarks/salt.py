@@ -68,14 +68,16 @@ ARMS = {
 }
 
 
-def write_data(source: pathlib.Path, directory: pathlib.Path) -> None:
+def write_data(
+  source: pathlib.Path, directory: pathlib.Path, train_bytes: int = TRAIN_BYTES
+) -> None:
   """Documents in a random order, as files in C4's format: the first ones are validation."""
   with gzip.open(source, 'rt', encoding='utf-8') as file:
     documents = [json.loads(line)['text'] for line in file]
   random.Random(0).shuffle(documents)
   directory.mkdir(parents=True, exist_ok=True)
   rest = iter(documents)
-  for split, size in (('validation', VALIDATION_BYTES), ('train', TRAIN_BYTES)):
+  for split, size in (('validation', VALIDATION_BYTES), ('train', train_bytes)):
     lines: list[str] = []
     while sum(map(len, lines)) < size:
       lines.append(json.dumps({'text': next(rest)}) + '\n')

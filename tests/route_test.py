@@ -13,7 +13,7 @@ import pytest
 from cascades import route
 from cascades.evaluation import routers
 from cascades.evaluation.model_answers import ModelAnswers
-from cascades.inference import prompt_routing
+from cascades.inference import encoders, prompt_routing
 from cascades.predictions import outcomes, rows, shards, sidecars
 from cascades.price_path import choose
 from cascades.route import RouteOptions
@@ -259,7 +259,8 @@ def test_a_policy_chooses_as_the_router_until_that_changes(routed):
     prompt_routing.open_policy(routed / 'router.policy.json')
 
 
-def test_an_encoder_embeds_each_prompt_once_and_is_needed_again(folder):
+def test_an_encoder_embeds_each_prompt_once_and_is_needed_again(folder, caplog, monkeypatch):
+  caplog.set_level('INFO')
   encoder = folder / 'encoder'
   encoder.mkdir()
   encoders_test.write(encoder, 'bert')
@@ -272,6 +273,10 @@ def test_an_encoder_embeds_each_prompt_once_and_is_needed_again(folder):
   texts = outcomes.texts(folder / 'prompts.jsonl').values()
   with np.load(store) as stored:
     assert len(stored['names']) == len(set(texts))
+  assert f'prompt {len(set(texts))}/{len(set(texts))}' in caplog.text
+  with monkeypatch.context() as patch:  # the vectors are in the store
+    patch.setattr(encoders, 'open_embedder', None)
+    run(folder, 'fit', embeddings=str(encoder), overwrite=True)
   with pytest.raises(ValueError, match="vectors of the encoder 'encoder': give its folder"):
     run(folder, 'choose')
   with pytest.raises(ValueError, match="is the encoder 'other', and the router was fitted with"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -97,18 +97,12 @@ class Ranker:
     rows = bert.token_rows(self.vocabulary, texts, most)
     vectors = np.zeros((len(rows), length, self.config.vector_width), np.float32)
     masks = np.zeros((len(rows), length), bool)
-    for batch in self._batches(rows):
+    for batch in bert.batches(rows, self.batch_size):
       inputs = bert.pad_rows([rows[i] for i in batch], self.vocabulary.pad_id, most)
       encoded = encode(*inputs)
       vectors[batch] = encoded.vectors[: len(batch)]
       masks[batch] = encoded.mask[: len(batch)]
     return Encoded(vectors, masks)
-
-  def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of rows of similar lengths."""
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for begin in range(0, len(rows), self.batch_size):
-      yield by_length[begin : begin + self.batch_size]
 
   def score(self, query: Encoded, documents: Encoded) -> Float[np.ndarray, 'C']:
     """Scores of one query's documents: `query` has no batch axis, `documents` have one."""
@@ -127,7 +121,7 @@ class Ranker:
       self.vocabulary, [query] * len(documents), documents, self.config
     )
     scores = np.zeros(len(rows), np.float32)
-    for batch in self._batches(rows):
+    for batch in bert.batches(rows, self.batch_size):
       inputs = rankers.pad_pairs(
         [rows[i] for i in batch], [segments[i] for i in batch], self.vocabulary.pad_id, self.config
       )

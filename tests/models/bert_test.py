@@ -144,6 +144,19 @@ def test_batches_have_few_shapes():
   assert bert.pad_rows([[1] * 19], 0, 20)[0].shape == (1, 20)
 
 
+@pytest.mark.parametrize(('count', 'most', 'sizes'), [
+  (36, 64, [32, 4]), (100, 64, [64, 32, 4]), (28, 64, [28]), (22, 64, [16, 6]), (5, 50, [4, 1]),
+  (100, 50, [50, 50]), (1, 64, [1]), (0, 64, []),
+])  # fmt: skip
+def test_batches_are_hardly_filled_up(count, most, sizes):
+  rows = [[0] * (7 * i % 11 + 1) for i in range(count)]
+  batches = [*bert.batches(rows, most)]
+  assert [len(batch) for batch in batches] == sizes
+  order = [i for batch in batches for i in batch]
+  assert sorted(order) == [*range(count)]
+  assert [len(rows[i]) for i in order] == sorted(map(len, rows))
+
+
 def test_bfloat16_is_nearly_the_same():
   narrow, golden = _with(dtype='bfloat16'), twins.load('bert')
   states = narrow.hidden(golden['tokens'], golden['mask'])
