@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory_scale --runs_dir runs/resmem
 
-A decoder of `resmem` memorizes bytes of `pretrain_en` by the real command, once with INDEX_ABOVE=None
-and once with the default, which above a million entries searches with faiss. Needs faiss-cpu.
+A decoder of `resmem` memorizes bytes of `pretrain_en` by the real command, once searched exactly,
+INDEX_ABOVE=None, and once by the default, faiss above a million entries. Needs faiss-cpu.
 """
 
 from __future__ import annotations

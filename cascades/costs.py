@@ -188,10 +188,15 @@ def per_row(
     return np.full(len(table.ids), bytes_of(table.manifest))
   if axis == 'flops':
     return query(*tokens(table), flops_per_token=float(table.manifest['flops_per_token']))
-  costs = table.column(axis) if prices is None else prices.charge(*tokens(table))
-  if prices is not None and axis == 'seconds' and 'memory' in table.manifest:
-    milliseconds = float(table.manifest['memory']['milliseconds_per_token'])
-    costs = costs + 1e-3 * milliseconds * tokens(table)[1]
+  if prices is None:
+    costs = table.column(axis)
+  else:
+    free = not (prices.prompt or prices.cached_prompt)  # tables of scores do not count prompts
+    read = np.zeros(len(table.ids)) if free else table.column('prompt_tokens')
+    costs = prices.charge(read, _written(table))
+    if axis == 'seconds' and 'memory' in table.manifest:
+      milliseconds = float(table.manifest['memory']['milliseconds_per_token'])
+      costs = costs + 1e-3 * milliseconds * _written(table)
   if (bad := costs[~(np.isfinite(costs) & (costs >= 0))]).size:
     raise ValueError(
       f'{len(bad)} of {len(costs)} rows of task {table.task!r} cost {bad[0]:g} {axis}; a cost is a '
@@ -234,9 +239,13 @@ def tokens(table: Predictions) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray
   Raises:
     ValueError: The table has rows without such tokens.
   """
+  return table.column('prompt_tokens'), _written(table)
+
+
+def _written(table: Predictions) -> Float[np.ndarray, 'N']:
   if 'generated_tokens' not in table.columns and table.lengths.all():
-    return table.column('prompt_tokens'), table.lengths.astype(float)
-  return table.column('prompt_tokens'), table.column('generated_tokens')
+    return table.lengths.astype(float)
+  return table.column('generated_tokens')
 
 
 def added(

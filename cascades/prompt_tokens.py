@@ -51,7 +51,7 @@ class PromptTokens(NamedTuple):
   by_group: Float[np.ndarray, 'J K']
   line: Float[np.ndarray, 'J 2']
 
-  def count(self, characters: Float[np.ndarray, 'N']) -> Float[np.ndarray, 'N J']:
+  def estimate(self, characters: Float[np.ndarray, 'N']) -> Float[np.ndarray, 'N J']:
     """Tokens of prompts of so many characters for each model."""
     start, slope = self.line.T
     return np.maximum(start + np.multiply.outer(characters, slope), 0.0)

@@ -94,7 +94,11 @@ def test_written_tokens_that_are_not_shown_are_charged():
     ('flops', {}, '2 of 2 rows of task .a. have no prompt_tokens'),
     ('seconds', {'seconds': [1, np.nan]}, '1 of 2 rows of task .a. have no seconds'),
     ('dollars', {'dollars': [1, -1]}, '1 of 2 rows of task .a. cost -1 dollars'),
-    ('euros', {}, "Unknown axis of cost 'euros'; the axes are flops per token, flops, seconds"),
+    (
+      'euros',
+      {},
+      "Unknown axis of cost 'euros'; the axes are flops per token, flops, bytes, seconds",
+    ),
   ],
 )
 def test_a_cost_that_the_table_does_not_have_is_refused_by_name(axis, columns, sentence):

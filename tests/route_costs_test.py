@@ -241,7 +241,7 @@ COUNTS = {'small': [1000, 3], 'large': [90, np.nan]}
 def test_a_prompt_is_charged_for_its_own_tokens(tmp_path, by_token):
   assert json.loads((tmp_path / 'r.json').read_text())['version'] == 4
   router = routers.read(tmp_path / 'r.json')
-  told = router.pool.tokens.count(np.array([len(text) for text in REQUESTS], float))
+  told = router.pool.tokens.estimate(np.array([len(text) for text in REQUESTS], float))
   assert ((told > 9) & (told < 13)).all()  # the validation prompts have 10 to 12
   vectors = router.embed(REQUESTS)
   _, cost = router.predict(vectors, router.tokens(REQUESTS, COUNTS))

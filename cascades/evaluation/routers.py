@@ -133,7 +133,7 @@ class ClusterRouter(NamedTuple):
     """
     if self.pool.tokens is None:
       return None
-    estimates = self.pool.tokens.count(np.array([len(prompt) for prompt in prompts], float))
+    estimates = self.pool.tokens.estimate(np.array([len(prompt) for prompt in prompts], float))
     for column, name in zip(estimates.T, self.pool.names, strict=True):
       own = np.asarray(counts.get(name, np.nan), float)
       column[:] = np.where(np.isnan(own), column, own)
@@ -148,7 +148,7 @@ class ClusterRouter(NamedTuple):
     """Predicted loss and estimated cost of each model on each validation prompt."""
     arrays, tokens = self.arrays, None
     if self.pool.tokens is not None:
-      tokens, known = self.pool.tokens.count(arrays['characters']), arrays['prompt_tokens']
+      tokens, known = self.pool.tokens.estimate(arrays['characters']), arrays['prompt_tokens']
       own = tokens[:, : known.shape[1]]  # NOBODY has no tokens
       own[:] = np.where(np.isnan(known), own, known)
     if 'memberships' in arrays:
