@@ -34,7 +34,9 @@ def draw(results: pathlib.Path, path: pathlib.Path) -> None:
       enough = study['enough'][router]
       axes.plot([enough], [area[enough]], 'o', color=color, markersize=8)
     axes.set_title(name, fontsize=10)
-    axes.set_xticks(sizes := [*area], labels=[*map(str, sizes)], fontsize=8)
+    axes.set_xticks(
+      sizes := [*area], labels=['' if n == 400 else str(n) for n in sizes], fontsize=8
+    )
     axes.minorticks_off()
   drawing.supxlabel('answers of each unseen model')
   drawing.supylabel('area, mean of 50 trials')

@@ -75,8 +75,8 @@ def line(characters: Counts, tokens: Counts) -> Float[np.ndarray, '2']:
 
   Prompts of one length have the mean number of tokens, and so b = 0.
   """
-  known = np.isfinite(tokens)
-  x, y = np.asarray(characters, float)[known], tokens[known]
+  counted = np.isfinite(tokens)
+  x, y = np.asarray(characters, float)[counted], tokens[counted]
   spread = np.sum((x - x.mean()) ** 2)
   slope = max(0.0, np.sum((x - x.mean()) * y) / spread) if spread else 0.0
   return np.array([y.mean() - slope * x.mean(), slope])

@@ -41,14 +41,14 @@ ROUNDING = 1e-9  # of a mean cost
 BY_MODEL = ('losses', 'prompt_tokens')  # arrays with a column a model
 TOKEN_ARRAYS = ('token_price', 'group_tokens', 'token_line')  # of `PromptTokens`
 Vectors: TypeAlias = Float[np.ndarray, 'N D']
-Tokens: TypeAlias = Float[np.ndarray, 'N J'] | None
+ModelTokens: TypeAlias = Float[np.ndarray, 'N J'] | None
 TokenCounts: TypeAlias = Mapping[str, Sequence[float]]  # tokens of each prompt by model
 
 
-class Rule(Protocol):
+class ModelRule(Protocol):
   """Function from prompts to their models."""
 
-  def __call__(self, vectors: Vectors, tokens: Tokens = None, /) -> Int[np.ndarray, 'N']:
+  def __call__(self, vectors: Vectors, tokens: ModelTokens = None, /) -> Int[np.ndarray, 'N']:
     """Model of each prompt.
 
     Args:
@@ -118,12 +118,14 @@ class ClusterRouter(NamedTuple):
     return clusters
 
   def predict(
-    self, vectors: Vectors, tokens: Tokens = None
+    self, vectors: Vectors, tokens: ModelTokens = None
   ) -> tuple[Float[np.ndarray, 'N J'], Float[np.ndarray, 'N J']]:
     """Predicted loss and estimated cost of each model on prompts of these vectors and `tokens`."""
     return self.pool.predict(self.position(vectors), tokens)
 
-  def tokens(self, prompts: Sequence[str], counts: TokenCounts = MappingProxyType({})) -> Tokens:
+  def tokens(
+    self, prompts: Sequence[str], counts: TokenCounts = MappingProxyType({})
+  ) -> ModelTokens:
     """Tokens of prompts for each model; None if none charges for them.
 
     Args:
@@ -148,9 +150,9 @@ class ClusterRouter(NamedTuple):
     """Predicted loss and estimated cost of each model on each validation prompt."""
     arrays, tokens = self.arrays, None
     if self.pool.tokens is not None:
-      tokens, known = self.pool.tokens.estimate(arrays['characters']), arrays['prompt_tokens']
-      own = tokens[:, : known.shape[1]]  # NOBODY has no tokens
-      own[:] = np.where(np.isnan(known), own, known)
+      tokens, recorded = self.pool.tokens.estimate(arrays['characters']), arrays['prompt_tokens']
+      own = tokens[:, : recorded.shape[1]]  # NOBODY has no tokens
+      own[:] = np.where(np.isnan(recorded), own, recorded)
     if 'memberships' in arrays:
       return self.pool.predict(arrays['memberships'], tokens)
     above = len(arrays['centroids']) * arrays['coarse_groups'] if self._is_paired else 0
@@ -195,7 +197,7 @@ class ClusterRouter(NamedTuple):
     """Model of each validation prompt at a price of a unit of cost."""
     return price_path.choose(*self.on_validation, price)
 
-  def rule(self, price: float) -> Rule:
+  def rule(self, price: float) -> ModelRule:
     """Function from prompts to their models at a price of a unit of cost."""
     if 'theta' in self.arrays or self.pool.tokens is not None:
       return lambda vectors, tokens=None: price_path.choose(*self.predict(vectors, tokens), price)
