@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import bars, deciders, routing_matrices, routing_methods
+from benchmarks import bars, deciders, routing_figure, routing_matrices, routing_methods
 from benchmarks.bars import Measured
 from benchmarks.routing_matrices import SOURCES
 from benchmarks.routing_methods import Embed
@@ -190,7 +190,11 @@ def main() -> None:
   parser.add_argument('--trials', type=int, default=TRIALS, help='of each matrix')
   parser.add_argument('--output_dir', type=pathlib.Path, default=pathlib.Path('runs/routing'))
   parser.add_argument('--output', type=pathlib.Path, default=bars.RESULTS / 'routing.json')
+  parser.add_argument('--draw', action='store_true', help='docs/routing_few.png of the results')
   options = parser.parse_args()
+  if options.draw:
+    routing_figure.draw(options.output)
+    return
   logging.basicConfig(level=logging.INFO, format='%(message)s')  # progress of the encoder
   package = importlib.util.find_spec(PACKAGE)
   encoder = options.encoder or (package and pathlib.Path(str(package.origin)).parent / 'model')
@@ -220,7 +224,7 @@ def main() -> None:
         router: contrast(areas(results, router), areas(by_words[name], router))
         for router in EMBEDDED
       }
-  settings = {name: value for name, value in vars(options).items() if name != 'encoder'}
+  settings = {n: value for n, value in vars(options).items() if n not in ('encoder', 'draw')}
   rows = [*measured(details)]
   bars.report('routers among unseen models', rows, options.output, settings, details)
 

@@ -1,15 +1,9 @@
-"""Figure of how few answers of a new model are enough: docs/routing_few.png, from routing.json.
-
-python -m benchmarks.routing_figure
-"""
+"""Figure of how few answers of a new model are enough, from the results of `routing`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
-
-from benchmarks import bars
 
 FIGURE = pathlib.Path(__file__).parents[1] / 'docs' / 'routing_few.png'
 LINES = {
@@ -18,7 +12,7 @@ LINES = {
 }  # fmt: skip
 
 
-def draw(results: pathlib.Path, path: pathlib.Path) -> None:
+def draw(results: pathlib.Path, path: pathlib.Path = FIGURE) -> None:
   """Mean area against answers, a panel for each matrix; large marks where they are enough."""
   from matplotlib.figure import Figure
 
@@ -43,15 +37,3 @@ def draw(results: pathlib.Path, path: pathlib.Path) -> None:
   drawing.legend(*axes.get_legend_handles_labels(), loc='outside upper center', ncols=len(LINES),
                  fontsize=8)  # fmt: skip
   drawing.savefig(path, dpi=110)
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--results', type=pathlib.Path, default=bars.RESULTS / 'routing.json')
-  parser.add_argument('--figure', type=pathlib.Path, default=FIGURE)
-  options = parser.parse_args()
-  draw(options.results, options.figure)
-
-
-if __name__ == '__main__':
-  main()
