@@ -7,6 +7,7 @@ unknown, as in T5. SentencePiece, Hugging Face and GGUF define their own special
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -66,7 +67,7 @@ class Symbols(AbstractVocabulary):
   def __init__(self, names: Sequence[str]) -> None:
     if not names or any(name.encode().split() != [name.encode()] for name in names):
       raise ValueError('A symbol is a non-empty string without white space; give at least one.')
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = sorted(name for name, times in Counter(names).items() if times > 1)
     if repeated:
       raise ValueError(f'Symbols must differ, but these are repeated: {", ".join(repeated)}.')
     self.names = tuple(names)
