@@ -14,8 +14,6 @@ command. With ONCE it ends after the rows that there are.
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +21,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from etils import epath
 
 from cascades import __version__
 from cascades import metrics as metric_library
@@ -31,19 +28,18 @@ from cascades.evaluation import calibration, promotions
 from cascades.evaluation import policy as policies
 from cascades.evaluation.calibration import Demands, Judged
 from cascades.evaluation.policy import MetricEntry, Policy, Threshold
-from cascades.evaluation.promotions import Caution, Look, Reign
+from cascades.evaluation.promotions import Caution, Look
 from cascades.predictions import alignment, columns, imported, rows
 from cascades.predictions.importers import columns as importing
 from cascades.promotion import Verdict
-from cascades.reporting import escaping
 from cascades.runtime import files, locking, progress, ranges
+from cascades.serving import checkpoint_promotion
 from cascades.serving.audited import AuditedRows
+from cascades.serving.promotion_journal import Journal
 from cascades.types import Predictions
 
 log = logging.getLogger(__name__)
 
-CHANGES = ('promoted', 'rolled back')
-IN_EFFECT = 'in effect'
 METHOD = (
   'fixed-sequence testing of all thresholds on a part of the audited rows of a server, as in '
   '`calibrate`, with the deltas spent over looks; promoted by a comparison on the other part'
@@ -57,6 +53,12 @@ class Followed:
   Attributes:
     log: Folder of the log of a server of two models.
     policy: Policy of this server, which is replaced.
+    candidate: Directory of a table: answers of another checkpoint of the small model to audited
+      prompts that are held back. One look compares it, and the program ends.
+    small_link: Symbolic link to the run directory of the small model that the server reads when it
+      starts; it follows the policy that is promoted.
+    export: Folder for the audited prompts with the answers of the large model: rows to train on,
+      and rows to answer, which are held back.
     labels: File of right answers by id, JSON lines, CSV or TSV, which is read anew at each look;
       None takes the answers of the large model for right.
     label_columns: Names in that file, as `import` takes them.
@@ -68,6 +70,9 @@ class Followed:
 
   log: str
   policy: str
+  candidate: str | None = None
+  small_link: str | None = None
+  export: str | None = None
   labels: str | None = None
   label_columns: str = 'id,inputs,targets'
   metric: str | None = None
@@ -105,9 +110,17 @@ def promote(
     audited = AuditedRows(followed.log, folder)
     journal = Journal(folder, path)
     journal.begin()
-    last = time.monotonic()
+    checkpoint_promotion.follow_link(followed.small_link, journal)
+    if followed.candidate is not None:
+      audited.read()
+      _checkpoint_look(followed, demands, caution, audited, journal, provenance)
+      return
+    last, exported = time.monotonic(), -1
     while True:
       added = audited.read()
+      if followed.export is not None and exported < len(audited):
+        exported = len(audited)
+        checkpoint_promotion.export(audited, followed.export, caution)
       while len(audited) >= journal.rows + caution.every:
         _look(followed, demands, caution, audited, journal, provenance)
       if followed.once:
@@ -117,120 +130,6 @@ def promote(
         log.info('%d audited rows; looks again at %d', len(audited), journal.rows + caution.every)
       time.sleep(followed.seconds)
     log.info('%d audited rows; the next look is at %d', len(audited), journal.rows + caution.every)
-
-
-class Journal:
-  """Decisions, and the policies that they are about.
-
-  A change is written before POLICY is replaced, and followed by a line that says so: without it the
-  replacement is made up for. A POLICY that somebody else has replaced is taken over.
-
-  Attributes:
-    rows: Number of audited rows at the last look.
-    reign: The policy in force.
-    policy: Its contents.
-  """
-
-  def __init__(self, folder: epath.Path, path: epath.Path):
-    """Reads the journal of a policy, if there is one.
-
-    Args:
-      folder: Folder of the journal.
-      path: POLICY.
-    """
-    self._folder, self._path = folder, path
-    self._file = folder / 'decisions.jsonl'
-    self._entries: list[dict[str, Any]] = []
-    for line in self._file.read_text().splitlines() if self._file.exists() else []:
-      try:
-        self._entries.append(json.loads(line))
-      except ValueError:  # a kill has cut it, so that the decision is made anew
-        continue
-    self.rows, self.reign = 0, Reign(np.inf)
-    self.policy: Policy | None = None
-    if self._entries:
-      self._restore()
-
-  def begin(self) -> None:
-    """Take over the policy in force, or finish a change of it."""
-    if self._entries and self._entries[-1]['decision'] in CHANGES:
-      self._replace()
-    self.check_policy()
-
-  def check_policy(self) -> None:
-    """Take over a POLICY that was replaced by somebody else."""
-    present = policies.read(self._path)
-    name = self._entries[-1]['policy'] if self._entries else ''
-    if name and self._path.read_bytes() == (self._folder / name).read_bytes():
-      return
-    if len(present.thresholds) != 1:
-      raise ValueError(
-        f'POLICY={self._path} has thresholds of {len(present.thresholds)} tasks: a policy with one '
-        'threshold can be promoted; calibrate without BY_TASK.'
-      )
-    self.policy, threshold = present, present.thresholds[0].value
-    self.reign = Reign(threshold, since=self.rows, start=self.reign.start)
-    why = 'POLICY was replaced by hand' if name else 'the first policy'
-    self._append('taken over', why, self._store(self._path.read_bytes()), None, {})
-
-  def write(
-    self, result: Look, count: int, policy: Policy | None, numbers: Mapping[str, Any]
-  ) -> None:
-    """Write a decision, and replace POLICY if it is a change.
-
-    Args:
-      result: The decision.
-      count: Number of rows that it rests on.
-      policy: The policy that is promoted.
-      numbers: What else the journal tells.
-    """
-    state = self._entries[-1]
-    name, before = state['policy'], state['before'] if result.reign.before is not None else None
-    if result.decision == 'promoted':
-      assert policy is not None
-      content = msgspec.json.format(msgspec.json.encode(policy), indent=2) + b'\n'
-      name, before = self._store(content), name
-    elif result.decision == 'rolled back':
-      name, before = state['before'], None
-    self.rows, self.reign = count, result.reign
-    self._append(result.decision, result.why, name, before, numbers)
-    if result.decision in CHANGES:
-      self._replace()
-
-  def _replace(self) -> None:
-    """Put the policy of the last decision into effect."""
-    last = self._entries[-1]
-    files.write(self._path, (self._folder / last['policy']).read_bytes())
-    self._restore()
-    self._append(IN_EFFECT, '', last['policy'], last['before'], {})
-
-  def _restore(self) -> None:
-    last = self._entries[-1]
-    self.rows = last['rows']
-    stored = last['reign']
-    self.policy = policies.read(self._folder / last['policy'])
-    before = last['before'] and policies.read(self._folder / last['before']).thresholds[0].value
-    self.reign = Reign(self.policy.thresholds[0].value, before, **stored)
-
-  def _store(self, content: bytes) -> str:
-    """Store a policy under the next number."""
-    numbers = [int(entry['policy'].removesuffix('.json')) for entry in self._entries]
-    name = f'{max(numbers, default=-1) + 1:04d}.json'
-    files.write(self._folder / name, content)
-    return name
-
-  def _append(
-    self, decision: str, why: str, name: str, before: str | None, numbers: Mapping[str, Any]
-  ) -> None:
-    reign = {key: getattr(self.reign, key) for key in ('since', 'start', 'looks')}
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    entry = {'time': now, 'rows': self.rows, 'decision': decision, 'why': why, 'policy': name,
-             'before': before, 'reign': reign, **numbers}  # fmt: skip
-    files.append(self._file, json.dumps(entry))
-    self._entries.append(entry)
-    if decision != IN_EFFECT:
-      report = log.warning if decision == 'rolled back' or 'breaks' in why else log.info
-      report('row %d: %s (%s): %s', self.rows, decision, name, escaping.visible(why))
 
 
 def _look(
@@ -276,6 +175,42 @@ def _look(
     'watched': _described(result.watch),
   }
   journal.write(result, count, policy, described)
+
+
+def _checkpoint_look(
+  followed: Followed,
+  demands: Demands,
+  caution: Caution,
+  audited: AuditedRows,
+  journal: Journal,
+  provenance: Callable[[], Mapping[str, str]],
+) -> None:
+  """Compares another checkpoint with the small model in force, and writes what comes of it."""
+  assert journal.policy is not None
+  labels, count = _labels(followed), len(audited)
+  pairs, other = checkpoint_promotion.held_back(
+    audited, str(followed.candidate), journal.reign, caution, labeled=labels
+  )
+  small, large = _tables(journal.policy, pairs, labels)
+  other = other._replace(targets=small.targets, statistics={})
+  calibrating = np.array([checkpoint_promotion.calibrates(id) for id in small.ids])
+  result = promotions.look_at_checkpoint(
+    journal.reign,
+    _judged(journal.policy, (small, large), followed, demands),
+    _judged(journal.policy, (other, large), followed, demands),
+    calibrating,
+    count=count,
+    demands=demands,
+    caution=caution,
+  )
+  policy = None
+  if result.entry is not None:
+    policy = _policy(journal.policy, result.entry, (other, large), followed, demands, provenance)
+    models = policy.models | {'small': policies.describe_model('small', other)}
+    policy = msgspec.structs.replace(policy, models=models)
+  numbers = {'candidate': followed.candidate, 'compared': _described(result.verdict)}
+  journal.write(result, count, policy, numbers)
+  checkpoint_promotion.follow_link(followed.small_link, journal)
 
 
 def _described(verdict: Verdict | None) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from cascades.runtime import files
 from cascades.serving import served_policy
 from cascades.serving.live_policy import LivePolicy
 from cascades.serving.metering import Log, LogOptions
+from cascades.serving.promotion_journal import CHANGES
 from tests import calibrate_test
 from tests.serving.example_exchanges import Token, exchange, leg
 
@@ -97,7 +98,7 @@ def test_a_policy_is_promoted_and_rolled_back_and_every_one_is_stored(origin, do
   assert decisions[3:5] == ['rolled back', 'in effect']
   assert entries[3]['policy'] == entries[0]['policy']
   assert 'breaks its promise of margin' in entries[3]['why']
-  assert [entry['rows'] for entry in entries if entry['decision'] in ('unchanged', *promote.CHANGES)
+  assert [entry['rows'] for entry in entries if entry['decision'] in ('unchanged', *CHANGES)
           ] == [400, 800, 1200]  # fmt: skip
   first = entries[decisions.index('promoted')]
   assert first['compared']['gain'] > 0.01 < first['compared']['rows']

@@ -153,6 +153,46 @@ def look(
   return Look('promoted', why, promoted, entry, verdict, watch)
 
 
+def look_at_checkpoint(
+  reign: Reign,
+  current: Judged,
+  other: Judged,
+  calibrating: Bool[np.ndarray, 'N'],
+  *,
+  count: int,
+  demands: Demands,
+  caution: Caution,
+) -> Look:
+  """Looks at another small model on rows that neither it nor the policy in force has learned from.
+
+  Its threshold is calibrated on some of the rows, and both cascades are compared on the others. A
+  cascade of another small model is not watched: its scores say nothing about the one before.
+
+  Args:
+    reign: The policy in force.
+    current: Rows of the small model in force.
+    other: The same rows of the other one.
+    calibrating: True for rows that calibrate its threshold.
+    count: Number of audited rows.
+    demands: Promises of every policy.
+    caution: Care with which policies are replaced.
+  """
+  reign = reign._replace(looks=reign.looks + 1)
+  alpha = promotion.level(caution.alpha, reign.looks)
+  try:
+    entry = calibration.calibrate(select(other, calibrating), _spent(demands, reign.looks))
+  except NotCertifiedError as error:
+    return Look('unchanged', str(error), reign)
+  verdict = _compare(
+    select(current, ~calibrating), demands, reign.looks, reign.threshold, entry.value, alpha,
+    caution, rival=select(other, ~calibrating),
+  )  # fmt: skip
+  why = _sentence(verdict, 'other checkpoint')
+  if not verdict.replaces:
+    return Look('unchanged', why, reign, entry, verdict)
+  return Look('promoted', why, Reign(entry.value, since=count, start=count), entry, verdict)
+
+
 def select(rows: Judged, chosen: Bool[np.ndarray, 'N']) -> Judged:
   """Some of the rows."""
   columns = ('score', 'small', 'large', 'small_cost', 'large_cost')
@@ -170,29 +210,31 @@ def _spent(demands: Demands, looks: int) -> Demands:
 
 def _compare(
   rows: Judged, demands: Demands, looks: int, current: float, other: float, alpha: float,
-  caution: Caution, *, certify: bool = False,
+  caution: Caution, *, certify: bool = False, rival: Judged | None = None,
 ) -> Verdict:  # fmt: skip
-  """Verdict about another threshold on rows that chose neither.
+  """Verdict about another threshold on rows that chose neither; of a rival model, on its rows.
 
   The gain is a share of queries that need no large model where a quality is promised, as candidates
   defer as little as they may; else one of the quality.
   """
-  deferred, otherwise = rows.score >= current, rows.score >= other
+  rival = rows if rival is None else rival
+  deferred, otherwise = rows.score >= current, rival.score >= other
   promises = calibration.risks(rows, _spent(demands, looks))
   if any(promise.falls for promise in promises):
     gains = deferred.astype(float) - otherwise
   else:
     small, large = rows.loss(rows.small), rows.loss(rows.large)
-    gains = np.where(deferred, large, small) - np.where(otherwise, large, small)
+    gains = np.where(deferred, large, small)
+    gains = gains - np.where(otherwise, large, rival.loss(rival.small))
   losses = [
     PromiseLosses(
       promise.name,
       np.where(deferred, promise.large, promise.small),
-      np.where(otherwise, promise.large, promise.small),
+      np.where(otherwise, promise.large, own.small),
       promise.level,
       promise.delta,
     )
-    for promise in promises
+    for promise, own in zip(promises, calibration.risks(rival, _spent(demands, looks)), strict=True)
   ]
   return promotion.decide(
     gains, losses, alpha=alpha, least_gain=caution.least_gain, certify=certify
