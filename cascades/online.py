@@ -156,6 +156,8 @@ class OnlineState(NamedTuple):
     threshold: Gates defer above it.
     share: Share of the queries after the warm-up that the expert answers; None for no budget.
     waiting: Answers of the expert that are not learned from yet.
+    spent: Price of all calls; their number without prices.
+    unit: Price in which a budget counts: the mean of the calls of the warm-up.
   """
 
   gates: Gates
@@ -166,6 +168,8 @@ class OnlineState(NamedTuple):
   threshold: float = UNCERTAIN
   share: float | None = None
   waiting: tuple[Waiting, ...] = ()
+  spent: float = 0.0
+  unit: float = 1.0
 
 
 class LevelChoice(NamedTuple):
@@ -300,7 +304,7 @@ def learn(
   if label is None:
     return state
   if min(state.updates) > settings.first_updates:
-    warm = jnp.asarray(warming_up(settings, state))
+    warm = np.asarray(warming_up(settings, state))
     gates, moments = _gate_step(
       state.gates, state.moments, np.float32(probabilities), label, warm, settings
     )
@@ -323,15 +327,25 @@ def _gate_step(
   return jax.tree.map(moved, gates, steps), moments
 
 
-def keep_share(settings: OnlineSettings, state: OnlineState, *, called: bool) -> OnlineState:
-  """Move the threshold after a query behind the warm-up: by gain (called - share).
+def keep_share(settings: OnlineSettings, state: OnlineState, *, paid: float) -> OnlineState:
+  """Move the threshold after a query behind the warm-up: by gain (paid / unit - share).
 
-  Gates defer above it, so it rises with each call and falls otherwise. It never leaves
-  [-gain, 1 + gain]: below 0 every gate defers, above 1 none does and nothing jumps. The sum of
-  its steps is therefore bounded, and after any n queries of any stream, a drifting one included,
+  Gates defer above it, so it rises with each call and falls otherwise. Below 0 every gate defers;
+  above 1 none does, and nothing jumps. It never exceeds 1 by more than the step of one call, so
+  that after any n queries of any stream, a drifting one included, calls of prices c_i <= c satisfy
+
+      sum c_i / unit - share n <= 0.5 / gain + c / unit.
+
+  Calls of price 1 = unit, which are counted, also keep it above -gain:
 
       |calls - share n| <= (0.5 + gain) / gain.
+
+  Args:
+    settings: Settings of the cascade.
+    state: State after the query.
+    paid: Price of its call; 0 if there was none.
   """
   if state.share is None:
     return state
-  return state._replace(threshold=state.threshold + settings.gain * (called - state.share))
+  step = settings.gain * (paid / state.unit - state.share)
+  return state._replace(threshold=state.threshold + step)

@@ -15,7 +15,6 @@ twice, since responses of an endpoint are stored before they are used.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import time
@@ -25,133 +24,22 @@ from typing import Any
 from cascades import online, online_costs
 from cascades.inference import (
   class_names,
-  endpoints,
   experts,
   online_stream,
   stream_files,
   stream_shifts,
   stream_state,
 )
-from cascades.inference.levels import Level, LevelConfig, LinearConfig
+from cascades.inference.levels import Level
 from cascades.inference.online_stream import CallBudget, ExpertError, Query, StreamAnswer
-from cascades.inference.stream_files import Saved, StreamFolder, StreamRow
-from cascades.inference.stream_shifts import Shift
+from cascades.inference.stream_files import CheckpointPace, Saved, StreamFolder, StreamRow
+from cascades.inference.stream_options import ExpertOptions, OnlineOptions, StreamSource
 from cascades.inference.stream_tally import StreamTally
 from cascades.online import OnlineSettings, OnlineState
 from cascades.reporting import figures, stream_figures
-from cascades.runtime import files, locking, progress, ranges
+from cascades.runtime import files, locking, progress
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class StreamSource:
-  """The stream and its answers.
-
-  Attributes:
-    path: JSON lines, or '-' for standard input.
-    options: Texts of the classes.
-    directory: Folder of the answers and of checkpoints.
-    save_every: Queries between checkpoints.
-    overwrite: Answers the stream anew.
-    shifts: Changes of the order of the rows and of the expert, to see what they do.
-  """
-
-  path: str
-  options: Sequence[str]
-  directory: str
-  save_every: int = 500
-  overwrite: bool = False
-  shifts: Sequence[Shift] = ()
-
-  def __post_init__(self) -> None:
-    ranges.check({'SAVE_EVERY': self.save_every}, least=1, integer=True)
-    lowered = [str(option).strip().lower() for option in self.options]
-    if len(set(lowered)) != len(lowered) or len(lowered) < 2 or not all(lowered):
-      raise ValueError(f'OPTIONS={list(self.options)!r:.200}: give two or more different texts.')
-    if self.path == '-' and stream_shifts.reorders(self.shifts):
-      raise ValueError(
-        'SHIFTS changes the order of the rows, which standard input gives once: name a file.'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
-class ExpertOptions:
-  """The expert, and how often it may be asked.
-
-  Attributes:
-    source: URL of an endpoint; the directory of a table of its answers, by id, as `infer` writes
-      it (INFER_OUTPUT_DIR/split); None for the key `expert` of the rows.
-    endpoint: Requests to an endpoint.
-    max_tokens: Longest answer of an endpoint, in its tokens.
-    calls: Answers that the whole stream may take, the warm-up included; needs a file.
-    share: Share of the queries after the warm-up, in place of `calls`.
-    search_mu: Keeps `calls` by a bisection of mu over several runs, each over the whole stream, in
-      place of a threshold that moves; for recorded answers.
-    delay: Queries after which an answer is learned from; it is given at once.
-  """
-
-  source: str | None = None
-  endpoint: endpoints.Endpoint = endpoints.Endpoint()
-  max_tokens: int = 16
-  calls: int | None = None
-  share: float | None = None
-  search_mu: bool = False
-  delay: int = 0
-
-  def __post_init__(self) -> None:
-    ranges.check({'BUDGET_CALLS': self.calls, 'EXPERT_TOKENS': self.max_tokens}, least=1)
-    ranges.check({'BUDGET_SHARE': self.share}, least=0, most=1)
-    ranges.check({'EXPERT_DELAY': self.delay}, least=0, integer=True)
-    if self.calls is not None and self.share is not None:
-      raise ValueError('BUDGET_CALLS and BUDGET_SHARE are two budgets: give one.')
-    is_url = self.source is not None and endpoints.is_url(self.source)
-    if self.search_mu and (self.calls is None or is_url):
-      raise ValueError(
-        'SEARCH_MU answers the stream several times to spend BUDGET_CALLS, so it needs these, and '
-        'recorded answers in place of a URL.'
-      )
-    if not is_url and self.endpoint.parameters is not None:
-      raise ValueError(
-        f'PARAMETERS and the settings behind it are for a URL, and EXPERT={self.source!r:.200} is '
-        'none: leave them out, or write http://host:port/v1#model.'
-      )
-
-
-@dataclasses.dataclass(frozen=True)
-class OnlineOptions:
-  """Small models and the rates at which they and their gates learn; see `online.OnlineSettings`."""
-
-  levels: Sequence[LevelConfig] = (LinearConfig(),)
-  next_costs: Sequence[float] = (1182.0,)
-  caches: Sequence[int] = (8,)
-  decays: Sequence[float] = (0.97,)
-  kappas: Sequence[float] = (0.4,)
-  gate_rates: Sequence[float] = (7e-4,)
-  mu: float = 1e-3
-  loss: online.ClassLoss = online.negative_log_likelihood
-  jump: Callable[[int, int], int] = online.next_level
-  gain: float = 0.1
-  seed: int = 0
-
-  def settings(self, classes: int) -> OnlineSettings:
-    """The settings for so many classes.
-
-    Raises:
-      ValueError: The numbers do not fit together.
-    """
-    tuples: dict[str, Any] = {
-      name: tuple(getattr(self, name))
-      for name in ('next_costs', 'caches', 'decays', 'kappas', 'gate_rates')
-    }
-    if len(self.levels) != len(tuples['caches']):
-      raise ValueError(
-        f'LEVELS names {len(self.levels)} small models, and CACHES has {len(tuples["caches"])} '
-        'numbers: give one for each.'
-      )
-    return OnlineSettings(
-      classes, mu=self.mu, loss=self.loss, jump=self.jump, gain=self.gain, **tuples
-    )
 
 
 def stream(
@@ -183,10 +71,10 @@ def stream(
   levels = [
     config.build(len(source.options), cascade.seed + i) for i, config in enumerate(cascade.levels)
   ]
-  if expert.calls is not None and source.path == '-':
+  if (expert.calls or expert.dollars) is not None and source.path == '-':
     raise ValueError(
-      'BUDGET_CALLS is of a whole stream, and standard input has no known length: give '
-      'BUDGET_SHARE.'
+      'BUDGET_CALLS and BUDGET_DOLLARS are of a whole stream, and standard input has no known '
+      'length: give BUDGET_SHARE.'
     )
   described = _described(source, expert, cascade)
   directory = files.absolute(source.directory)
@@ -197,7 +85,8 @@ def stream(
     run.go(saved)
     summary = {
       'shares': run.shares(), 'counts': dict(run.tally.numbers), 'calls': run.state.calls,
-      'updates': list(run.state.updates),
+      'updates': list(run.state.updates), 'cost': run.tally.cost,
+      **({} if expert.dollars is None else {'dollars': run.state.spent}),
       'settings': described, 'provenance': dict(provenance()),
     }  # fmt: skip
     files.write(directory / 'summary.json', json.dumps(summary, indent=1) + '\n')
@@ -261,7 +150,7 @@ def _described(
     'jump': named(cascade.jump),
     'options': list(source.options),
     'expert': expert.source,
-    'budget': [expert.calls, expert.share],
+    'budget': [expert.calls, expert.share, expert.dollars],
     'delay': expert.delay,
     'shifts': [str(shift) for shift in source.shifts],
   }
@@ -283,32 +172,35 @@ class _StreamRun:
 
   def __post_init__(self) -> None:
     self.state = online.start(self.settings, seed=self.seed, share=self.options.share)
-    self.tally = StreamTally(self.source.options)
+    self.tally = StreamTally(self.source.options, self.settings.next_costs)
     self.pending: dict[int, StreamRow] = {}  # rows that are not answered yet
     self.done = 0  # queries that an earlier run has answered
     self.total = stream_files.length(self.source.path)
+    self.pace = CheckpointPace(self.source.save_every, self.source.save_share)
 
   def go(self, saved: Saved | None) -> None:
     """Answer all queries that are left, and save every few of them."""
     if saved:
       self._restore(saved)
       log.info('%s: goes on behind query %d', self.folder.directory, self.done)
-    budget = self.options.calls and CallBudget(self.options.calls, self.total or 0)
+    budget = None
+    if self.options.calls is not None:
+      budget = CallBudget(self.options.calls, self.total or 0)
+    elif self.options.dollars is not None:
+      budget = CallBudget(self.options.dollars, self.total or 0, self._price)
     expert = stream_shifts.shifted(
       self.source.shifts, self._expert, classes=self.settings.classes, seed=self.seed
     )
     answers = online_stream.run(
       self.settings, self.levels, expert, self._queries(), self.state, seed=self.seed,
-      budget=budget or None, delay=self.options.delay,
+      budget=budget, delay=self.options.delay,
     )  # fmt: skip
     with progress.Events(self.folder.directory, first_step=self.done) as events:
       for answer in self._reported(answers):
         self.done = answer.query.number + 1
-        if not self.done % self.source.save_every:
-          self._save()
-          events.write(self.done, self.shares())
-      self._save()
-      events.write(self.done, self.shares())
+        if self.pace.due(self.done):
+          self._save(events)
+      self._save(events)
 
   def shares(self) -> dict[str, float]:
     """Accuracy and the share of the queries that each level answered, so far."""
@@ -316,7 +208,11 @@ class _StreamRun:
 
   def notes(self) -> list[str]:
     """The same for progress lines."""
-    return [f'{name} {value:.1%}' for name, value in self.shares().items()]
+    shares = [f'{name} {value:.1%}' for name, value in self.shares().items()]
+    return [*shares, f'cost {self._mean_cost():.4g}']
+
+  def _mean_cost(self) -> float:
+    return self.tally.cost / max(self.tally.numbers['queries'], 1)
 
   def _reported(
     self, answers: Iterator[tuple[StreamAnswer, OnlineState]]
@@ -341,27 +237,27 @@ class _StreamRun:
         last = time.monotonic()
         log.info('query %d  %s', self.done, '  '.join(self.notes()))
 
-  def _queries(self) -> Iterator[Query]:
+  def _queries(self) -> Iterator[Query | None]:
     """Queries behind those that are answered; a row whose id occurred before is left out."""
-    seen: set[bytes] = set()
-    number = 0
-    arriving: Iterable[StreamRow] = stream_files.rows(self.source.path)
+    arriving: Iterable[StreamRow | None] = stream_files.rows(self.source.path)
     if stream_shifts.reorders(self.source.shifts):
-      arriving = stream_shifts.ordered(self.source.shifts, list(arriving))
-    for row_number, row in enumerate(arriving, 1):
-      identity = str(row_number if row.id is None else row.id)
-      digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
-      if digest in seen:
-        self.tally.numbers['duplicates'] += 1
-        log.warning(
-          'row %d has the id %.80r of an earlier one and is left out', row_number, identity
-        )
+      arriving = stream_shifts.ordered(self.source.shifts, [row for row in arriving if row])
+    self.tally.numbers.pop('duplicates', None)  # an earlier run has read the same rows
+    number = 0
+    for pair in stream_files.identified(arriving, self._repeated):
+      if pair is None:
+        yield None
+        self.folder.flush()  # what has arrived is answered
         continue
-      seen.add(digest)
+      identity, row = pair
       if number >= self.done:
         self.pending[number] = row
         yield Query(number, identity, row.inputs)
       number += 1
+
+  def _repeated(self, number: int, identity: str) -> None:
+    self.tally.numbers['duplicates'] += 1
+    log.warning('row %d has the id %.80r of an earlier one and is left out', number, identity)
 
   def _expert(self, query: Query) -> int | None:
     """Class that the expert gives."""
@@ -381,15 +277,36 @@ class _StreamRun:
       ) from error
     return class_names.named_class(text, self.source.options)
 
-  def _save(self) -> None:
+  def _price(self, query: Query) -> float:
+    """Dollars of the answer that the expert has just given."""
+    if isinstance(self.asked, experts.EndpointExpert):
+      price = self.asked.price
+    else:
+      price = self.pending[query.number].dollars
+    if price is None:
+      raise ValueError(
+        f'The price of the answer to {query.id!r:.80} is not known, and BUDGET_DOLLARS counts it: '
+        'recorded answers need the key "dollars" of their rows, and those of a URL their usage.'
+      )
+    return price
+
+  def _save(self, events: progress.Events) -> None:
     """Write a checkpoint."""
-    values = {'described': self.described, 'done': self.done, 'numbers': dict(self.tally.numbers)}
-    self.folder.save(stream_state.pack(self.state, self.levels, values))
+    values = {
+      'described': self.described, 'done': self.done, 'numbers': dict(self.tally.numbers),
+      'cost': self.tally.cost,
+    }  # fmt: skip
+    with self.pace.measured():
+      self.folder.save(stream_state.pack(self.state, self.levels, values))
+      events.write(self.done, {**self.shares(), 'cost of a query': self._mean_cost()})
 
   def _restore(self, saved: Saved) -> None:
     """Go on from a checkpoint."""
     self.state = stream_state.unpack(saved, self.state, self.levels)
-    self.tally = StreamTally(self.source.options, saved.values['numbers'])
+    values = saved.values
+    self.tally = StreamTally(
+      self.source.options, self.settings.next_costs, values['numbers'], cost=values['cost']
+    )
     self.done = saved.values['done']
 
 

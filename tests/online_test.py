@@ -253,9 +253,32 @@ def test_a_budget_is_kept_on_any_stream(pattern, share):
   for n in range(1, 3001):
     d = {'calm': 0.2, 'wild': rng.random(), 'drifting': n / 3000}[pattern]
     called = scan(settings, state, [d], [rng.random()]).level == 1
-    state = online.keep_share(settings, state, called=called)
+    state = online.keep_share(settings, state, paid=float(called))
     calls += called
     assert abs(calls - share * n) <= bound + 1e-9
+
+
+@pytest.mark.parametrize('prices', ['equal', 'rising', 'heavy-tailed'])
+@pytest.mark.parametrize('gates', ['calm', 'wild', 'drifting'])
+def test_a_budget_of_money_is_kept_within_a_percent_on_any_stream(prices, gates):
+  """Prices drift, too: the bound holds at every query, and so does 1 % at the end."""
+  settings, length, share, unit = one_level(), 20_000, 0.2, 3e-3
+  state = online.start(settings, seed=0, share=share)._replace(updates=(30,), unit=unit)
+  rng = np.random.default_rng(0)
+  price = {
+    'equal': np.full(length, unit),
+    'rising': unit * np.linspace(0.5, 3, length),
+    'heavy-tailed': unit * np.minimum(rng.pareto(1.5, length) + 0.3, 20),
+  }[prices]
+  spent = 0.0
+  for n in range(1, length + 1):
+    d = {'calm': 0.2, 'wild': rng.random(), 'drifting': n / length}[gates]
+    called = scan(settings, state, [d], [rng.random()]).level == 1
+    paid = float(price[n - 1]) if called else 0.0
+    state = online.keep_share(settings, state, paid=paid)
+    spent += paid
+    assert spent / unit - share * n <= 0.5 / settings.gain + price.max() / unit + 1e-9
+  assert spent == pytest.approx(share * unit * length, rel=0.01)
 
 
 def test_what_a_budget_leaves_after_the_warm_up():

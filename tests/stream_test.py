@@ -1,4 +1,6 @@
+import collections
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,11 +15,13 @@ from cascades import stream as program
 from cascades.inference import endpoints, stream_files, stream_shifts
 from cascades.inference.levels import LinearConfig, RecordedConfig
 from cascades.predictions import rows as prediction_rows
+from cascades.runtime import progress
 from tests import openai_server, synthetic_tables
 from tests.endpoint_tables import limits
 
 OPTIONS = ('negative', 'positive')
 GOOD, BAD = ['great', 'fine', 'lovely', 'warm'], ['awful', 'poor', 'dull', 'cold']
+OFTEN = 1e9  # share of the time for checkpoints
 PLAIN = ['the', 'film', 'a', 'plot', 'cast', 'scene', 'long', 'music']
 
 
@@ -44,8 +48,8 @@ def go(
   **changes,
 ):  # fmt: skip
   source = program.StreamSource(
-    path or str(folder / 'reviews.jsonl'), OPTIONS, str(folder / name), save_every, overwrite,
-    shifts,
+    path or str(folder / 'reviews.jsonl'), OPTIONS, str(folder / name), save_every, OFTEN,
+    overwrite, shifts,
   )  # fmt: skip
   options = {'levels': (LinearConfig(columns=256),), 'next_costs': (100.0,), **changes}
   return program.stream(source, expert or program.ExpertOptions(), program.OnlineOptions(**options))
@@ -53,6 +57,21 @@ def go(
 
 def answers(folder, name='run'):
   return [json.loads(line) for line in (folder / name / 'answers.jsonl').read_text().splitlines()]
+
+
+def killed_at(done, monkeypatch, run):
+  """A run that dies at the checkpoint of so many queries."""
+  saved = stream_files.StreamFolder.save
+
+  def dies(self, content):
+    if content.values['done'] == done:
+      raise KeyboardInterrupt
+    saved(self, content)
+
+  monkeypatch.setattr(stream_files.StreamFolder, 'save', dies)
+  with pytest.raises(KeyboardInterrupt):
+    run()
+  monkeypatch.setattr(stream_files.StreamFolder, 'save', saved)
 
 
 @pytest.fixture
@@ -75,6 +94,22 @@ def test_a_small_model_takes_over_from_the_expert(folder):
   assert np.mean(late) > 0.85
   for name in ('summary.json', 'stream.png', 'stream.svg'):
     assert (folder / 'run' / name).stat().st_size > 100
+  costs = {row['level']: row['cost'] for row in own}
+  assert costs == {1: 0.0, 2: 100.0}
+  assert summary['cost'] == 100 * summary['calls']
+
+
+def test_progress_is_logged_and_in_tensorboard(folder, caplog):
+  with caplog.at_level(logging.INFO):
+    summary = go(folder)
+  last = [line for line in caplog.messages if line.startswith('query 400/400')][-1]
+  assert f'cost {summary["cost"] / 400:.4g}' in last
+  assert f'accuracy {summary["shares"]["accuracy"]:.1%}' in last
+  events = progress.read_events(folder / 'run')
+  assert {name: value for step, name, value in events if step == 400} == {
+    **{name: pytest.approx(value, abs=1e-6) for name, value in summary['shares'].items()},
+    'cost of a query': pytest.approx(summary['cost'] / 400),
+  }
 
 
 def test_gold_labels_change_no_answer(folder):
@@ -90,18 +125,8 @@ def test_gold_labels_change_no_answer(folder):
 
 def test_a_run_that_is_killed_anywhere_comes_out_the_same(folder, monkeypatch):
   go(folder, 'whole')
-  saved = stream_files.StreamFolder.save
-
-  def dies(self, content):
-    if content.values['done'] == 150:
-      raise KeyboardInterrupt
-    saved(self, content)
-
-  monkeypatch.setattr(stream_files.StreamFolder, 'save', dies)
-  with pytest.raises(KeyboardInterrupt):
-    go(folder)
+  killed_at(150, monkeypatch, lambda: go(folder))
   assert len(answers(folder)) >= 100  # some behind the checkpoint, which are cut off
-  monkeypatch.undo()
   with open(folder / 'run' / 'answers.jsonl', 'ab') as file:
     file.write(b'{"id": "r1')  # a line that the kill has cut
   go(folder)
@@ -144,6 +169,63 @@ def test_an_answer_is_never_paid_for_twice(folder):
   assert json.loads((folder / 'first' / 'summary.json').read_text())['counts']['unparsable'] == 20
 
 
+def names_a_class(response, request):
+  """Change of the test server: an expert that knows the good words."""
+  text = request['messages'][-1]['content']
+  response['choices'][0]['message']['content'] = OPTIONS[any(word in text for word in GOOD)]
+  return response
+
+
+def endpoint(server, folder, **changes):
+  return program.ExpertOptions(
+    f'{server.url}#large',
+    endpoints.Endpoint(
+      parameters=1e6, logprobs=False, responses_dir=str(folder / 'responses'),
+      limits=limits(concurrency=1, tries=1, **changes),
+    ),
+  )  # fmt: skip
+
+
+def test_an_endpoint_that_fails_leaves_the_answer_to_the_small_model_and_the_row_says_so(folder):
+  with openai_server.running() as server:
+    server.change = names_a_class
+    server.faults.extend([None] * 90 + [openai_server.status(500)] * 20)
+    summary = go(folder, expert=endpoint(server, folder), mu=0.0)
+  failed = [row for row in answers(folder) if 'failed' in row]
+  assert len(failed) == summary['counts']['failed'] == 20
+  assert all('500' in row['failed'] and row['answer'] in OPTIONS for row in failed)
+  assert summary['calls'] == sum(row['level'] == 2 for row in answers(folder)) - 20
+
+
+@pytest.mark.slow
+def test_an_expert_behind_a_url_is_paid_once_for_each_query_under_sigkill(folder):
+  """Only a request that is on its way when the process is killed may be sent again."""
+  rows = [{**row, 'inputs': f'{n} {row["inputs"]}'} for n, row in enumerate(reviews(600))]
+  write(folder / 'reviews.jsonl', rows)
+  with openai_server.running() as server:
+    server.change, server.delay = names_a_class, 0.004
+    bindings = [
+      f'--gin.STREAM={folder / "reviews.jsonl"}', '--gin.SAVE_EVERY=50', '--gin.PARAMETERS=1e6',
+      f'--gin.EXPERT={server.url}#large', f'--gin.RESPONSES_DIR={folder / "responses"}',
+    ]  # fmt: skip
+    kills = 0
+    for count in (30, 77, 130):
+      process = subprocess.Popen(command(folder, *bindings), stderr=subprocess.DEVNULL)
+      while len(server.requests) < count and process.poll() is None:
+        time.sleep(0.001)
+      kills += process.poll() is None
+      process.kill()
+      process.wait()
+    subprocess.run(command(folder, *bindings), check=True, stderr=subprocess.DEVNULL)
+    asked = collections.Counter(server.prompts)
+  own = answers(folder)
+  assert [row['id'] for row in own] == [f'r{number}' for number in range(600)]
+  assert kills == 3
+  assert len(asked) == sum(row['level'] == 2 for row in own)
+  assert sum(asked.values()) - len(asked) <= kills
+  assert max(asked.values()) <= 2
+
+
 def test_a_table_of_the_experts_answers_is_asked_by_id(folder):
   rows = [json.loads(line) for line in (folder / 'reviews.jsonl').read_text().splitlines()]
   answered = [
@@ -184,6 +266,23 @@ def test_duplicates_and_answers_without_a_class_are_counted(folder):
   assert (counts['duplicates'], counts['unparsable'], counts['queries']) == (1, 1, 99)
 
 
+def test_gold_labels_outside_the_options_are_counted_and_judge_nothing(folder):
+  rows = list(reviews(100))
+  rows[20]['targets'], rows[21]['targets'] = 'neutral', ['mixed', ' Positive']
+  write(folder / 'reviews.jsonl', rows)
+  counts = go(folder)['counts']
+  assert (counts['label outside the options'], counts['labeled']) == (1, 99)
+  assert 'correct' not in answers(folder)[20]
+
+
+def test_duplicates_are_counted_once_by_a_run_that_goes_on(folder, monkeypatch):
+  rows = list(reviews(200))
+  rows[20]['id'], rows[170]['id'] = 'r3', 'r120'
+  write(folder / 'reviews.jsonl', rows)
+  killed_at(100, monkeypatch, lambda: go(folder))
+  assert go(folder)['counts']['duplicates'] == 2
+
+
 @pytest.mark.parametrize(
   ('line', 'reason'),
   [
@@ -215,7 +314,11 @@ def test_other_settings_are_refused_and_a_damaged_checkpoint_is_named(folder):
   ('make', 'reason'),
   [
     (lambda: program.StreamSource('a', ('yes', 'Yes'), 'b'), 'give two or more different texts'),
-    (lambda: program.ExpertOptions(calls=3, share=0.1), 'are two budgets'),
+    (lambda: program.ExpertOptions(calls=3, share=0.1), 'BUDGET_SHARE are 2 budgets'),
+    (
+      lambda: program.ExpertOptions('http://a/v1#b', endpoints.Endpoint(parameters=1), dollars=1),
+      'BUDGET_DOLLARS needs prices per token',
+    ),
     (
       lambda: program.ExpertOptions('runs/table', endpoints.Endpoint(parameters=7e9)),
       "EXPERT='runs/table' is none",
@@ -226,6 +329,28 @@ def test_other_settings_are_refused_and_a_damaged_checkpoint_is_named(folder):
 def test_settings_that_do_not_fit_are_refused(make, reason):
   with pytest.raises(ValueError, match=reason):
     make()
+
+
+def test_a_budget_of_dollars_is_kept_by_what_recorded_answers_cost(folder, monkeypatch):
+  """Prices that double in the middle: fewer calls are made then."""
+  rows = [
+    {**row, 'dollars': 0.002 if n < 1000 else 0.004}
+    for n, row in enumerate(reviews(2000, noise=0.1))
+  ]
+  write(folder / 'reviews.jsonl', rows)
+  money = {'expert': program.ExpertOptions(dollars=1.6), 'gain': 0.2}
+  summary = go(folder, 'whole', **money)
+  price = {row['id']: row['dollars'] for row in rows}
+  called = [row['id'] for row in answers(folder, 'whole') if row['level'] == 2]
+  assert summary['dollars'] == pytest.approx(sum(price[id] for id in called))
+  assert summary['dollars'] == pytest.approx(1.6, rel=0.01)
+  killed_at(1500, monkeypatch, lambda: go(folder, **money))
+  assert go(folder, **money)['dollars'] == summary['dollars']
+  assert answers(folder) == answers(folder, 'whole')
+  del rows[700]['dollars'], rows[40]['dollars']
+  write(folder / 'reviews.jsonl', rows)
+  with pytest.raises(ValueError, match="price of the answer to 'r40' is not known"):
+    go(folder, 'other', **money)
 
 
 @pytest.mark.slow
@@ -284,17 +409,7 @@ def test_three_levels_answer_with_a_recorded_second_model_and_go_on_after_a_kill
   summary = go(folder, 'whole', **three)
   assert summary['calls'] == pytest.approx(150, abs=6)
   assert {row['level'] for row in answers(folder, 'whole')} == {1, 2, 3, 4}
-  saved = stream_files.StreamFolder.save
-
-  def dies(self, content):
-    if content.values['done'] == 200:
-      raise KeyboardInterrupt
-    saved(self, content)
-
-  monkeypatch.setattr(stream_files.StreamFolder, 'save', dies)
-  with pytest.raises(KeyboardInterrupt):
-    go(folder, **three)
-  monkeypatch.undo()
+  killed_at(200, monkeypatch, lambda: go(folder, **three))
   go(folder, **three)
   assert answers(folder) == answers(folder, 'whole')
 
@@ -302,17 +417,7 @@ def test_three_levels_answer_with_a_recorded_second_model_and_go_on_after_a_kill
 def test_late_answers_survive_a_kill(folder, monkeypatch):
   late = {'expert': program.ExpertOptions(delay=40)}
   go(folder, 'whole', **late)
-  saved = stream_files.StreamFolder.save
-
-  def dies(self, content):
-    if content.values['done'] == 100:
-      raise KeyboardInterrupt
-    saved(self, content)
-
-  monkeypatch.setattr(stream_files.StreamFolder, 'save', dies)
-  with pytest.raises(KeyboardInterrupt):
-    go(folder, **late)
-  monkeypatch.undo()
+  killed_at(100, monkeypatch, lambda: go(folder, **late))
   go(folder, **late)
   assert answers(folder) == answers(folder, 'whole')
 
@@ -337,6 +442,25 @@ def test_the_command_answers_standard_input(folder):
   assert len(answers(folder)) == 400
   calls = sum(row['level'] == 2 for row in answers(folder)[80:])
   assert calls == pytest.approx(0.2 * 320, abs=7)
+
+
+@pytest.mark.slow
+def test_the_command_answers_what_has_arrived_before_more_arrives(folder):
+  lines = (folder / 'reviews.jsonl').read_bytes().splitlines(keepends=True)
+  with subprocess.Popen(
+    command(folder, '--gin.STREAM=-'), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL,
+  ) as process:  # fmt: skip
+    for count in (3, 73):
+      process.stdin.write(b''.join(lines[:count][-70:]))
+      process.stdin.flush()
+      deadline = time.monotonic() + 60
+      while not (folder / 'run' / 'answers.jsonl').exists() or len(answers(folder)) < count:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.stdin.close()
+  assert process.returncode == 0
+  assert len(answers(folder)) == 73
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -32,8 +32,14 @@ def load(pretrained: Pretrained[bert.BertConfig]) -> bert.Bert:
   return model
 
 
-def open_embedder(encoder: epath.PathLike) -> bert.Embedder:
+def open_embedder(
+  encoder: epath.PathLike, embedder: Callable[..., bert.Embedder] = bert.embedder
+) -> bert.Embedder:
   """Function from texts to vectors of the encoder in a folder, or of its static vectors.
+
+  Args:
+    encoder: The folder.
+    embedder: `bert.embedder`, or `bert.steady_embedder`.
 
   Raises:
     CheckpointError: The folder holds no encoder.
@@ -42,7 +48,7 @@ def open_embedder(encoder: epath.PathLike) -> bert.Embedder:
   if static_vectors.is_static(encoder):
     return static_vectors.open_static(encoder)
   pretrained = open_encoder(encoder)
-  return bert.embedder(load(pretrained), pretrained.vocabulary)
+  return embedder(load(pretrained), pretrained.vocabulary)
 
 
 def identity(encoder: epath.PathLike) -> str:

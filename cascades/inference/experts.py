@@ -12,7 +12,7 @@ import jax
 from cascades.inference import endpoints
 from cascades.inference.answers import DecodingOptions
 from cascades.inference.endpoint_answers import PARSERS
-from cascades.inference.endpoint_client import Client, EndpointError
+from cascades.inference.endpoint_client import Client, EndpointError, paid
 from cascades.inference.endpoints import Requests
 from cascades.inference.online_stream import ExpertError, Query
 from cascades.inference.responses import Responses
@@ -41,7 +41,11 @@ def recorded(answers: Mapping[str, str], source: str) -> Asked:
 
 
 class EndpointExpert:
-  """Asks a model behind a URL; its responses are stored before they are used."""
+  """Asks a model behind a URL; its responses are stored before they are used.
+
+  Attributes:
+    price: Dollars of the last answer, whenever it was paid; None without prices or usage.
+  """
 
   def __init__(self, requests: Requests) -> None:
     """Prepares a client; nothing is sent.
@@ -51,6 +55,8 @@ class EndpointExpert:
     """
     self.requests, endpoint = requests, requests.endpoint
     self._parse = PARSERS[endpoint.api]
+    self._prices = endpoint.limits.priced
+    self.price: float | None = None
     self.client = Client(
       requests.address.url,
       key=endpoint.key(),
@@ -75,7 +81,9 @@ class EndpointExpert:
     except EndpointError as error:
       raise ExpertError(str(error)) from error
     if reply.refusal:
+      self.price = 0.0
       return ''  # counted and paid like an answer that names no class
+    self.price = paid(self._prices, reply.body) if self._prices else None
     return _text(self._parse, reply.body)
 
 

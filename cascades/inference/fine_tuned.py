@@ -83,8 +83,14 @@ class FineTuned:
       vectors = nnx.merge(graph, weights[0]).embed(tokens, mask) * np.sqrt(width)
       return vectors @ weights[1]['kernel'] + weights[1]['bias']
 
+    def loss(weights: Any, rows: tuple[Array, Array, Array], fits: Array) -> Float[Array, '']:
+      tokens, mask, labels = rows
+      read = logits(weights, tokens, mask)
+      losses = optax.softmax_cross_entropy_with_integer_labels(read, labels)
+      return jnp.sum(losses * fits) / jnp.sum(fits)
+
     self._logits = jax.jit(logits)
-    self._learn = jax.jit(_learner(logits, optimizer, config))
+    self._learn = jax.jit(learner(loss, optimizer, epochs=config.epochs, batch=config.batch))
 
   def prepare(self, texts: Sequence[str]) -> TokenRows:
     """Tokens of the texts."""
@@ -112,9 +118,8 @@ class FineTuned:
     """Learn from the texts, `epochs` times in random orders."""
     rows = self.prepare(texts)
     key = jax.random.fold_in(self._key, self._updates)
-    self._weights, self._moments = self._learn(
-      self._weights, self._moments, rows.tokens, rows.mask, np.asarray(labels), key
-    )
+    examples = rows.tokens, rows.mask, np.asarray(labels)
+    self._weights, self._moments = self._learn(self._weights, self._moments, examples, key)
     self._updates += 1
 
   def state(self) -> Mapping[str, np.ndarray]:
@@ -131,29 +136,33 @@ class FineTuned:
     self._updates = int(state['updates'])
 
 
-def _learner(
-  logits: Callable[..., Any], optimizer: optax.GradientTransformation, config: FineTunedConfig
+def learner(
+  loss: Callable[..., Array], optimizer: optax.GradientTransformation, *, epochs: int, batch: int
 ) -> Callable[..., tuple[Any, Any]]:
-  """Program that passes over a cache `epochs` times; texts that fill a batch up weigh nothing."""
+  """Program that passes over a cache `epochs` times, in random orders.
 
-  def loss(weights: Any, tokens: Array, mask: Array, labels: Array, fits: Array) -> Array:
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits(weights, tokens, mask), labels)
-    return jnp.sum(losses * fits) / jnp.sum(fits)
+  Args:
+    loss: Sum of the losses of a batch over the sum of its weights, from parameters, the examples,
+      and weights of 1, or 0 for examples that fill the batch up.
+    optimizer: Its steps.
+    epochs: Passes.
+    batch: Examples of a step.
 
-  def learn(
-    weights: Any, moments: Any, tokens: Array, mask: Array, labels: Array, key: Array
-  ) -> tuple[Any, Any]:
-    count, size = len(tokens), config.batch
-    steps = -(-count // size)
-    orders = jax.vmap(lambda k: jax.random.permutation(k, count))(
-      jax.random.split(key, config.epochs)
-    )
-    padded = jnp.pad(orders, ((0, 0), (0, steps * size - count))).reshape(-1, size)
-    fits = jnp.tile(jnp.arange(steps * size) < count, config.epochs).reshape(-1, size)
+  Returns:
+    A function from parameters, the optimizer's state, a tree of arrays with a row for each example,
+    and a key, to new parameters and state.
+  """
 
-    def step(carry: Any, batch: Any) -> tuple[Any, None]:
-      (weights, moments), (rows, fit) = carry, batch
-      gradient = jax.grad(loss)(weights, tokens[rows], mask[rows], labels[rows], fit)
+  def learn(weights: Any, moments: Any, examples: Any, key: Array) -> tuple[Any, Any]:
+    count = len(jax.tree.leaves(examples)[0])
+    steps = -(-count // batch)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, count))(jax.random.split(key, epochs))
+    padded = jnp.pad(orders, ((0, 0), (0, steps * batch - count))).reshape(-1, batch)
+    fits = jnp.tile(jnp.arange(steps * batch) < count, epochs).reshape(-1, batch)
+
+    def step(carry: Any, numbered: Any) -> tuple[Any, None]:
+      (weights, moments), (rows, fit) = carry, numbered
+      gradient = jax.grad(loss)(weights, jax.tree.map(lambda x: x[rows], examples), fit)
       change, moments = optimizer.update(gradient, moments, weights)
       return (optax.apply_updates(weights, change), moments), None
 

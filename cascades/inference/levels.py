@@ -12,11 +12,13 @@ from jaxtyping import Float, Int
 
 from cascades.inference import encoders
 from cascades.inference.class_names import named_class
+from cascades.models import bert
 from cascades.runtime import files
 
 ArrayDict = Mapping[str, np.ndarray]
 
 PENALTY = 1e-6  # factor of the squared weights
+REMEMBERED = 512  # texts whose vectors an encoder keeps
 PRIOR = 4.0  # answers of a recorded model that are taken to agree with the expert's
 
 
@@ -102,14 +104,18 @@ class EncoderConfig:
 
   def build(self, classes: int, seed: int) -> Linear:
     """The classifier before it has learned anything."""
-    embedder = encoders.open_embedder(self.folder)
-    return Linear(
-      lambda texts: np.asarray(embedder(list(texts)), float),
-      classes,
-      seed,
-      rate=self.rate,
-      epochs=self.epochs,
-    )
+    embedder = encoders.open_embedder(self.folder, bert.steady_embedder)
+    vectors: dict[str, np.ndarray] = {}  # of the last texts: a cache is learned soon after it came
+
+    def features(texts: Sequence[str]) -> Float[np.ndarray, 'n D']:
+      if missing := [text for text in dict.fromkeys(texts) if text not in vectors]:
+        vectors.update(zip(missing, np.asarray(embedder(missing), float), strict=True))
+      together = np.stack([vectors[text] for text in texts])
+      for text in list(vectors)[: max(len(vectors) - REMEMBERED, 0)]:
+        del vectors[text]
+      return together
+
+    return Linear(features, classes, seed, rate=self.rate, epochs=self.epochs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +223,7 @@ class Linear:
     if not hasattr(self._model, 'coef_'):
       return np.full((len(rows), self.classes), 1 / self.classes)
     with np.errstate(over='ignore'):
-      logits = prepared[rows] @ self._model.coef_.T + self._model.intercept_
+      logits = _products(prepared[rows], self._model.coef_) + self._model.intercept_
       ones = 1 / (1 + np.exp(-logits))
     if self.classes == 2:
       return np.concatenate([1 - ones, ones], 1)
@@ -249,3 +255,10 @@ class Linear:
     self._model.coef_ = np.ascontiguousarray(state['coef'])
     self._model.intercept_ = np.ascontiguousarray(state['intercept'])
     self._model.t_ = float(state['t'])
+
+
+def _products(features: Any, weights: Float[np.ndarray, 'Y D']) -> Float[np.ndarray, 'n Y']:
+  """Inner products, each rounded as if it were the only one, as those of BLAS are not."""
+  if isinstance(features, np.ndarray):
+    return np.einsum('nd,yd->ny', features, weights)
+  return np.asarray(features @ weights.T)

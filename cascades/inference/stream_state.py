@@ -12,7 +12,7 @@ from cascades.inference.levels import Level
 from cascades.inference.stream_files import Saved
 from cascades.online import OnlineState, Waiting
 
-PLAIN = ('caches', 'updates', 'calls', 'threshold', 'share', 'waiting')
+PLAIN = ('caches', 'updates', 'calls', 'threshold', 'share', 'waiting', 'spent', 'unit')
 
 
 def pack(state: OnlineState, levels: Sequence[Level], values: Mapping[str, Any]) -> Saved:
@@ -57,5 +57,5 @@ def unpack(saved: Saved, start: OnlineState, levels: Sequence[Level]) -> OnlineS
   )
   return OnlineState(
     gates, moments, caches, tuple(stored['updates']), stored['calls'], stored['threshold'],
-    stored['share'], waiting,
+    stored['share'], waiting, stored['spent'], stored['unit'],
   )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,24 +14,38 @@ from cascades.inference.stream_files import StreamRow
 class StreamTally:
   """Counts of the answers so far, by what happened."""
 
-  def __init__(self, options: Sequence[str], numbers: Mapping[str, int] | None = None) -> None:
+  def __init__(
+    self,
+    options: Sequence[str],
+    next_costs: Sequence[float],
+    numbers: Mapping[str, int] | None = None,
+    *,
+    cost: float = 0.0,
+  ) -> None:
     """Starts from counts of an earlier run, or from none.
 
     Args:
       options: Texts of the classes.
+      next_costs: Cost of the level after each small model.
       numbers: Counts by name.
+      cost: Cost of the answers so far.
     """
-    self.options = options
+    self.options, self.cost = options, cost
+    self._names = {option.strip().lower() for option in options}
+    self._costs = [0.0, *itertools.accumulate(next_costs)]  # of answers of each level
     self.numbers: collections.Counter[str] = collections.Counter(numbers or {})
 
   def row(self, answer: StreamAnswer, given: StreamRow) -> dict[str, Any]:
     """Row of an answer, which is counted."""
     text = '' if answer.label is None else self.options[answer.label]
+    cost = self._costs[answer.choice.level - bool(answer.failed)]
+    self.cost += cost
     row: dict[str, Any] = {
       'id': answer.query.id,
       'answer': text,
       'level': answer.choice.level + 1,
       'reason': answer.choice.reason,
+      'cost': cost,
       'probabilities': answer.probabilities,
       'deferring': answer.deferring,
       'threshold': answer.threshold,
@@ -40,9 +55,13 @@ class StreamTally:
     counted = ['queries', f'level {row["level"]}', row['reason']]
     counted += ['failed'] * bool(answer.failed) + ['unparsable'] * (answer.label is None)
     if given.targets is not None:
-      gold = [given.targets] if isinstance(given.targets, str) else given.targets
-      row['correct'] = int(text.lower() in [target.strip().lower() for target in gold])
-      counted += ['labeled'] + ['correct'] * row['correct']
+      targets = [given.targets] if isinstance(given.targets, str) else given.targets
+      gold = {target.strip().lower() for target in targets}
+      if gold.isdisjoint(self._names):
+        counted += ['label outside the options']
+      else:
+        row['correct'] = int(text.strip().lower() in gold)
+        counted += ['labeled'] + ['correct'] * row['correct']
     self.numbers.update(counted)
     return row
 

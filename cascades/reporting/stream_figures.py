@@ -24,10 +24,9 @@ def draw(answers: Iterable[Mapping[str, Any]], *, levels: int) -> Figure:
     answers: Rows of answers, with `level`, from 1, and perhaps `correct`.
     levels: Number of levels, the expert last.
   """
-  rows = [(row['level'], row.get('correct', np.nan)) for row in answers]
-  level, correct = (np.array(column, float) for column in zip(*rows, strict=True)) if rows else (
-    np.zeros(0), np.zeros(0)
-  )  # fmt: skip
+  pairs = ((row['level'], row.get('correct', np.nan)) for row in answers)
+  columns = np.fromiter(pairs, [('level', float), ('correct', float)])
+  level, correct = columns['level'], columns['correct']
   count = np.arange(1, len(level) + 1)
   points = np.unique(np.linspace(0, max(len(level) - 1, 0), DRAWN).astype(int))[: len(level)]
   labeled = np.isfinite(correct)

@@ -55,8 +55,8 @@ _OTHERS = {
     'cascades.runtime.partitioning', 'cascades.tasks.chats', 'cascades.serving.members',
   ),
   'cascades.stream': (
-    'cascades.online', 'cascades.inference.fine_tuned', 'cascades.inference.levels',
-    'cascades.inference.stream_shifts',
+    'cascades.online', 'cascades.inference.fine_tuned', 'cascades.inference.generative',
+    'cascades.inference.levels', 'cascades.inference.stream_shifts',
   ),
   'cascades.speculate': ('cascades.inference.answers', *_USUAL),
   'cascades.cache_teacher': ('cascades.inference.trained_model', *_USUAL),

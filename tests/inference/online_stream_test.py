@@ -29,6 +29,16 @@ WORDS = [
 ]
 
 
+PIECES = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'hello', 'world', 'good', 'evening']
+
+
+def encoder(directory):
+  """Folder of a tiny encoder of four words."""
+  encoders_test.write(directory / 'encoder', 'bert')
+  (directory / 'encoder' / 'vocab.txt').write_text('\n'.join(PIECES) + '\n')
+  return str(directory / 'encoder')
+
+
 class Seen:
   """Logistic regression on the first dimensions of points, which texts number."""
 
@@ -120,6 +130,50 @@ def test_blocks_decide_exactly_as_query_by_query():
   np.testing.assert_array_equal(trained[1].linear, also[1].linear)
 
 
+def test_queries_behind_a_gap_are_answered_before_what_is_waited_for():
+  points, _, said = synthetic(10)
+  read = []
+
+  def arriving():
+    for number in range(10):
+      read.append(number)
+      yield Query(number, f'q{number}', str(number))
+      if number == 3:
+        yield None
+
+  small = [Seen(points, 4), Seen(points, 10)]
+  expert = lambda query: int(said[query.number])
+  stream = online_stream.run(TWO, small, expert, arriving(), online.start(TWO, seed=0), seed=7)
+  assert [next(stream)[0].query.number for _ in range(4)] == [0, 1, 2, 3] == read
+  assert len(list(stream)) == 6
+
+
+@pytest.mark.parametrize('block', [1, 7])
+def test_words_and_an_encoder_decide_to_the_last_bit_alike_in_blocks_and_alone(tmp_path, block):
+  """Also where texts of other lengths stand beside them, and where few reach the encoder."""
+  folder = encoder(tmp_path)
+  rng = np.random.default_rng(0)
+  lines = [' '.join(rng.choice(PIECES[5:], rng.integers(1, 30))) for _ in range(500)]
+  said = [int('hello' in line) ^ int(rng.random() < 0.1) for line in lines]
+
+  def streamed_in(size):
+    small = [LinearConfig(columns=64, rate=0.3).build(2, 0), EncoderConfig(folder).build(2, 1)]
+    queries = (Query(i, str(i), line) for i, line in enumerate(lines))
+    return list(
+      online_stream.run(
+        TWO, small, lambda query: said[query.number], queries, online.start(TWO, seed=0), seed=7,
+        block=size, budget=CallBudget(250, 500),
+      )
+    ), small  # fmt: skip
+
+  (together, trained), (alone, also) = streamed_in(128), streamed_in(block)
+  assert [answer for answer, _ in together] == [answer for answer, _ in alone]
+  assert {answer.choice.level for answer, _ in alone} == {0, 1, 2}
+  for a, b in zip(trained, also, strict=True):
+    for name, value in a.state().items():
+      np.testing.assert_array_equal(b.state()[name], value)
+
+
 def test_small_models_learn_from_the_experts_answers_alone_and_each_once_in_order():
   got, _, said, small = streamed(3e-3, 700)
   asked = [answer.query.number for answer, _ in got if answer.choice.level == 2]
@@ -208,10 +262,7 @@ def test_a_linear_model_is_scikit_learns_and_goes_on_from_its_state():
 
 
 def test_an_encoder_is_read_by_a_head_that_learns_and_goes_on(tmp_path):
-  encoders_test.write(tmp_path / 'encoder', 'bert')
-  pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'hello', 'world', 'good', 'evening']
-  (tmp_path / 'encoder' / 'vocab.txt').write_text('\n'.join(pieces) + '\n')
-  config, labels = EncoderConfig(str(tmp_path / 'encoder')), [0, 1] * 4
+  config, labels = EncoderConfig(encoder(tmp_path)), [0, 1] * 4
   lines = ['hello world', 'good evening'] * 4
   model, other = (config.build(2, 0) for _ in range(2))
   rows = np.arange(8)
