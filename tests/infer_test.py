@@ -198,7 +198,10 @@ def test_a_table_of_another_origin_is_left_as_it_is(trained, answered, changes, 
 def test_a_later_checkpoint_of_the_same_run_is_another_origin(trained, tmp_path, answered):
   shutil.copytree(answered[0], tmp_path / 'answers')
   shutil.copytree(trained / 'run', tmp_path / 'run')
+  before = contents(tmp_path / 'answers')
   run(trained, tmp_path / 'answers', checkpoint_path=str(tmp_path / 'run'))  # moved: the same one
+  after = contents(tmp_path / 'answers')
+  assert {n for n in before if before[n] != after[n]} <= {'backwards-predict.manifest.json'}
   tiny.train(**tiny.settings(trained, model_dir=str(tmp_path / 'run'), train_steps=101))
   with pytest.raises(ValueError, match=r'; step is 100 there and 101 here'):
     run(trained, tmp_path / 'answers', checkpoint_path=str(tmp_path / 'run'))

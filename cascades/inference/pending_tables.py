@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -18,7 +20,8 @@ from cascades.runtime import claims, partitioning, progress
 NumberedRows: TypeAlias = Iterator[tuple[int, rows.JsonRow]]
 
 
-class PendingTable(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class PendingTable:
   """A table to be written: the answers to one split of one task.
 
   Attributes:
@@ -44,13 +47,32 @@ class PendingTable(NamedTuple):
     """Number of shards."""
     return -(-len(self.split) // self.shard_rows)
 
+  @functools.cached_property
+  def _origin(self) -> tuple[Mapping[str, Any], str]:
+    """Description that the table is written with, and its digest with that of the data.
+
+    The digest leaves out the path of a checkpoint that has an identity: it may be moved, or named
+    by another path. Tables of earlier versions have it there, and keep both.
+    """
+    stored = shards.stored_origin(self.directory, *self._names)
+    older = {**self.described, 'checkpoint': stored.get('checkpoint')}
+    if stored.get('fingerprint') == (digest := self._digest(older)):
+      return older, digest
+    content = dict(self.described)
+    if 'checkpoint_identity' in content:
+      content.pop('checkpoint', None)
+    return self.described, self._digest(content)
+
+  def _digest(self, described: Mapping[str, Any]) -> str:
+    # Without alternatives, it is that of older tables, so that these are finished and kept.
+    described = {k: v for k, v in described.items() if k != 'alternatives' or v}
+    content = json.dumps([described, self.split.directory.name], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
   @property
   def fingerprint(self) -> str:
     """Digest of the model, the settings and the data."""
-    # Without alternatives, it is that of older tables, so that these are finished and kept.
-    described = {k: v for k, v in self.described.items() if k != 'alternatives' or v}
-    identity = json.dumps([described, self.split.directory.name], sort_keys=True)
-    return hashlib.sha256(identity.encode()).hexdigest()
+    return self._origin[1]
 
   def begin(self, *, overwrite: bool, setting: str) -> None:
     """Refuse or remove a table of another origin; see `shards.begin`."""
@@ -62,7 +84,7 @@ class PendingTable(NamedTuple):
     with claims.alone(self.directory, f'{shards.stem(*self._names)}.begun', self.lease):
       shards.begin(
         self.directory,
-        {**self.described, **data},
+        {**self._origin[0], **data},
         fingerprint=self.fingerprint,
         overwrite=overwrite,
         setting=setting,
@@ -133,7 +155,8 @@ class PendingTable(NamedTuple):
     return True
 
   def _write_manifest(self, provenance: Mapping[str, str]) -> None:
-    manifest = {'config': '', **provenance, **self.described, 'fingerprint': self.fingerprint}
+    described, fingerprint = self._origin
+    manifest = {'config': '', **provenance, **described, 'fingerprint': fingerprint}
     # The key keeps the spelling of older tables.
     sizes = {
       'rows': len(self.split),

@@ -112,8 +112,7 @@ def _differences(
   directory: epath.Path, name: str, origin: Mapping[str, Any], fingerprint: str
 ) -> list[str]:
   """Differences from the table of this name in the directory, if there is one."""
-  begun, manifest = (directory / f'{name}.{suffix}' for suffix in (_BEGUN, _MANIFEST))
-  path = begun if begun.exists() else manifest
+  path = _origin_file(directory, name)
   if not path.exists():  # perhaps unfinished, of a version that did not write its origin first
     written = markers.fingerprints(directory, f'{name}.jsonl-*')
     return [] if written <= {fingerprint} else ['an unfinished table of unknown origin']
@@ -129,6 +128,21 @@ def _differences(
   if not different and same_path and stored.get('fingerprint', '') != fingerprint:
     return ['its rows, or their tokens, are others']
   return different
+
+
+def stored_origin(directory: epath.PathLike, task: str, mode: Mode) -> Mapping[str, Any]:
+  """Origin of the table that a directory has, as JSON; empty if there is none, or it is damaged."""
+  path = _origin_file(epath.Path(directory), stem(task, mode))
+  try:
+    return dict(json.loads(path.read_bytes())) if path.exists() else {}
+  except (ValueError, TypeError):
+    return {}
+
+
+def _origin_file(directory: epath.Path, name: str) -> epath.Path:
+  """File with the origin of a table, be it unfinished or finished."""
+  begun, manifest = (directory / f'{name}.{suffix}' for suffix in (_BEGUN, _MANIFEST))
+  return begun if begun.exists() else manifest
 
 
 def _flat(origin: Mapping[str, Any]) -> dict[str, Any]:
