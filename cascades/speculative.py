@@ -16,13 +16,16 @@ The answer of row b then continues with drafts[b, :accepted[b]] and next_token[b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cascades.decoding import float32
-from cascades.target_distributions import SEQUENTIAL, Alpha, Distribution
+from cascades.target_distributions import SEQUENTIAL, Alpha, Distribution, Probs
+
+TOGETHER = 1 << 18  # probabilities of rows that are verified together: 1 MiB of each distribution
 
 
 def verify(
@@ -59,31 +62,67 @@ def verify(
 def verify_by_position(
   keys: Array,
   drafts: Int[Array, 'B gamma'],
-  distributions: Callable[[Int[Array, 'B']], tuple[Float[Array, 'B V'], Float[Array, 'B V']]],
+  distributions: Callable[[Int[Array, ''], Int[Array, '']], tuple[Probs, Probs]],
   drafted: Int[Array, 'B'] | None = None,
 ) -> tuple[Int[Array, 'B'], Int[Array, 'B']]:
-  """`verify` without tables of q and pi: a few distributions a row, whatever gamma is.
+  """`verify` without tables of q and pi: those of one position of a row at a time.
+
+  Positions behind the first draft that fails are not computed. Rows are verified together where
+  their vocabulary is small.
 
   Args:
     keys: As in `verify`.
     drafts: As in `verify`.
-    distributions: Maps one position a row, 0 to gamma, to q and pi there, for example from stored
-      logits. Called for every draft, and once more for the next token.
+    distributions: Maps a row and one of its positions, 0 to gamma, to q and pi there, for example
+      from stored logits.
     drafted: As in `verify`.
 
   Returns:
     As `verify` does, for the same keys.
   """
   B, gamma = drafts.shape
+  limits = jnp.full(B, gamma) if drafted is None else drafted
+  zero = jnp.zeros((), jnp.int32)
+  empty = tuple(jnp.zeros(x.shape, x.dtype) for x in jax.eval_shape(distributions, zero, zero))
 
-  def at_draft(draft: tuple[Array, Array]) -> tuple[Float[Array, 'B'], Float[Array, 'B']]:
-    position, token = draft
-    q, pi = (x[jnp.arange(B), token] for x in distributions(jnp.full(B, position)))
-    return q, pi
+  def verify_row(block: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+    key, row, tokens, limit = block
 
-  q, pi = (x.T for x in jax.lax.map(at_draft, (jnp.arange(gamma), drafts.T)))
-  accepted, rejected = accept(keys, q, pi, drafted)
-  return accepted, next_token(keys, *distributions(accepted), rejected)
+    def test(state: _RowState) -> _RowState:
+      position = state.accepted
+      q, pi = distributions(row, position)
+      passed = passes(key, position, q[tokens[position]], pi[tokens[position]])
+      passed &= position < limit
+      return _RowState(position + passed, passed, q, pi)
+
+    start = _RowState(zero, jnp.ones((), bool), *empty)
+    accepted, _, q, pi = jax.lax.while_loop(lambda state: state.passed, test, start)
+    failed = (accepted < limit)[None]
+    return accepted, next_token(key[None], q[None], pi[None], failed)[0]
+
+  most = max(1, TOGETHER // empty[0].shape[-1])
+  size = max(n for n in range(1, B + 1) if B % n == 0 and n <= most)
+  blocks = keys, jnp.arange(B), jnp.pad(drafts, ((0, 0), (0, 1))), limits
+  # A row alone is not batched: the loop of a batch copies the distributions of rows that ended.
+  return jax.lax.map(verify_row, blocks, batch_size=size if size > 1 else None)
+
+
+class _RowState(NamedTuple):
+  """A row between two positions: the last ones of its distributions that were computed."""
+
+  accepted: Int[Array, '']
+  passed: Bool[Array, '']
+  q: Probs
+  pi: Probs
+
+
+def passes(
+  key: Array, position: Int[Array, ''], q: Float[Array, ''], pi: Float[Array, '']
+) -> Bool[Array, '']:
+  """True with the probability `min(1, pi / q)` of a draft, by a coin of its position."""
+  # A key a position: one key's numbers could depend on how many positions there are.
+  coin = jax.random.uniform(jax.random.fold_in(key, position + 1))
+  return coin * float32(q) < float32(pi)
 
 
 def accept(
@@ -103,10 +142,8 @@ def accept(
   B, gamma = q.shape
   positions = jnp.arange(gamma)
   limit = jnp.full(B, gamma) if drafted is None else drafted
-  # A key a position: one key's numbers could depend on how many positions there are.
-  coins = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, positions + 1)
-  uniforms = jax.vmap(jax.vmap(jax.random.uniform))(coins)
-  passed = (uniforms * float32(q) < float32(pi)) & (positions < limit[:, None])
+  by_row = jax.vmap(jax.vmap(passes, (None, 0, 0, 0)), (0, None, 0, 0))
+  passed = by_row(keys, positions, q, pi) & (positions < limit[:, None])
   accepted = jnp.cumprod(passed, axis=-1, dtype=jnp.int32).sum(-1)
   return accepted, accepted < limit
 

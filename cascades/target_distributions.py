@@ -140,6 +140,8 @@ def defer(q: Distribution, p: Distribution, alpha: Alpha, *, defers: Deferral) -
   is eta (1 - eta) where q = p, since pi then truncates both.
   """
   r = defers(q, p, alpha)
+  if r.shape[-1] == 1:
+    return jnp.where(r, p.sampled, q.sampled)
   eta = jnp.sum(jnp.where(r, q.sampled, 0.0), -1, keepdims=True)
   eta = jnp.where(jnp.all(r, -1, keepdims=True), 1.0, eta)  # not a sum that rounding leaves below 1
   return jnp.where(r, 0.0, q.sampled) + eta * p.sampled

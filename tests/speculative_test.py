@@ -218,11 +218,10 @@ def test_verification_equals_a_loop_over_rows_and_positions():
 
 def test_verification_by_position_gives_the_same_tokens():
   keys, drafts, q, pi, drafted = _blocks(2)
-  rows = np.arange(len(drafts))
 
   @jax.jit
   def by_position(keys, drafts, q, pi, drafted):
-    at = lambda position: (q[rows, position], pi[rows, position])
+    at = lambda row, position: (q[row, position], pi[row, position])
     return speculative.verify_by_position(keys, drafts, at, drafted)
 
   expected = verify(keys, drafts, q, pi, drafted)
@@ -390,9 +389,8 @@ def test_verification_by_position_needs_no_table_beside_the_logits():
   B, gamma, V = 2, 11, 4096
 
   def block(q, p, keys, drafts):
-    def at(position):
-      rows = jnp.arange(B)
-      d = [targets.distribution(x[rows, position], temperature=0.5) for x in (q, p)]
+    def at(row, position):
+      d = [targets.distribution(x[row, position], temperature=0.5) for x in (q, p)]
       return d[0].sampled, targets.target_distribution(*d, rule=RULES['opt'].target, alpha=0.1)
 
     return speculative.verify_by_position(keys, drafts, at)

@@ -15,17 +15,18 @@ Axes: B batch, T target, G drafts of a block, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from cascades import decoding, speculative, target_distributions
 from cascades.inference.answers import DecodingOptions
-from cascades.target_distributions import Alpha, Distribution, TargetFunction
+from cascades.target_distributions import Alpha, Distribution, Probs, TargetFunction
 from cascades.types import Generation, LanguageModel, Prompt
 
 fold_in = jax.vmap(jax.random.fold_in)
@@ -161,7 +162,11 @@ def generate(
   row_ids = jnp.arange(len(prompt.length)) if row_ids is None else row_ids
   key = jax.random.key(pair.options.seed)
   if pair.lossless and not gamma:
-    return _large_alone(pair, prompt, max_len, eos_id, key, row_ids)
+    answer = decoding.generate(
+      pair.large, prompt, max_len=max_len, eos_id=eos_id, sampler=pair.options.sampler(), key=key,
+      row_ids=row_ids,
+    )  # fmt: skip
+    return undrafted(answer)
   row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, row_ids)
   loop = _Loop(pair, row_keys, jnp.asarray(eos_id), max_len, gamma, plan or always(gamma))
   drafting = lambda state: jnp.any(~state.ended & state.drafting)
@@ -171,23 +176,11 @@ def generate(
   return state.answers
 
 
-def _large_alone(
-  pair: SpeculativePair,
-  prompt: Prompt,
-  max_len: int,
-  eos_id: int | Sequence[int],
-  key: Array,
-  row_ids: Int[Array, 'B'],
-) -> Speculation:
-  """Answers without drafts."""
-  sampler = pair.options.sampler()
-  answer = decoding.generate(
-    pair.large, prompt, max_len=max_len, eos_id=eos_id, sampler=sampler, key=key, row_ids=row_ids
-  )
-  length = answer.mask.sum(1, dtype=jnp.int32)
-  unread = jnp.where(answer.mask, jnp.nan, 0.0)
+def undrafted(answer: Generation, *, where: Callable[..., Any] = jnp.where) -> Speculation:
+  """Answers of the large model alone, as those of both; `np.where` for arrays of NumPy."""
+  length = answer.mask.sum(1, dtype=np.int32)
   counts = CallCounts(0 * length, 0 * length, 0 * length, length)
-  return Speculation(answer, unread, jnp.zeros_like(answer.mask), counts)
+  return Speculation(answer, where(answer.mask, jnp.nan, 0.0), answer.mask & False, counts)
 
 
 class _Decoding(NamedTuple):
@@ -349,8 +342,8 @@ class _Loop:
     pair, (tokens, q_logits, count, reads) = self.pair, drafts
     rows, positions = jnp.arange(len(count)), jnp.arange(tokens.shape[1] + 1)
 
-    def at(position: Int[Array, 'B']) -> tuple[Float[Array, 'B V'], Float[Array, 'B V']]:
-      q, p = (pair.distribution(logits[rows, position]) for logits in (q_logits, p_logits))
+    def at(row: Int[Array, ''], position: Int[Array, '']) -> tuple[Probs, Probs]:
+      q, p = (pair.distribution(logits[row, position]) for logits in (q_logits, p_logits))
       pi = target_distributions.target_distribution(q, p, rule=pair.target, alpha=pair.alpha)
       return q.sampled, pi
 

@@ -31,7 +31,7 @@ PRIOR = 16.0  # drafts that earlier answers weigh in a row's estimate
 START = 0.8  # acceptance before the first answer
 MEMORY = 0.9  # share of the earlier counts that stays after each batch
 SAVING = 0.05  # share of the time that drafts must save, more than the measured steps are off by
-RETRY = 32  # batches of the large model alone until one drafts again
+RETRY = 64  # batches of the large model alone until one drafts again
 
 
 class StepCosts(NamedTuple):
@@ -135,6 +135,8 @@ class Speculator:
       costs._replace(large=costs.large[: gamma + 1]), lossless=lossless
     )
     self._alone = 0  # batches since the last draft
+    self._large = Generator(large, max_tokens, options)
+    self._always = functools.cache(speculation.always)  # its arrays
 
     @functools.partial(jax.jit, static_argnames='gamma')
     def speculate(
@@ -177,6 +179,8 @@ class Speculator:
     """
     target_distributions.named(self.rule, alpha)
     gamma, plan = self._next_block()
+    if not gamma and self.target is target_distributions.large:
+      return speculation.undrafted(self._large.generate(prompts, row_ids), where=np.where)
     program = functools.partial(self._speculate, plan=plan, gamma=gamma)
     answers = _run(program, self.models, prompts, row_ids, alpha)
     if self.planner:
@@ -190,14 +194,14 @@ class Speculator:
   def _next_block(self) -> tuple[int, DraftPlan]:
     """Most drafts of the next batch, which the program is compiled for, and its plan."""
     if not self.planner:
-      return self.gamma, speculation.always(self.gamma)
+      return self.gamma, self._always(self.gamma)
     drafts = self.planner.drafts
     if drafts:
       ladder = [1 << power for power in range(self.gamma.bit_length())]  # few programs
       return min((n for n in ladder if n >= drafts), default=self.gamma), self.planner.plan()
     self._alone = (self._alone + 1) % RETRY
     gamma = 0 if self._alone else min(1, self.gamma)
-    return gamma, speculation.always(gamma)
+    return gamma, self._always(gamma)
 
 
 class TokenCascade:

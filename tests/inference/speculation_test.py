@@ -19,10 +19,12 @@ from cascades.inference import speculation
 from cascades.inference.answers import DecodingOptions
 from cascades.target_distributions import RULES, target_distribution
 from cascades.types import Batch, Prompt
+from tests import speculative_oracles as oracles
 from tests import testing
 
 EOS, NEVER, MAX_LEN = 1, -1, 9
-GREEDY, LONG, ALPHA = ('lossless', 'opt', 'token_v3', 'chow'), 21, 0.3  # share a program
+GREEDY = tuple(rule for rule in RULES if rule != 'ensemble')  # whose greedy target is two tokens
+LONG = 21
 LAWS, ROWS = ('opt', 'token_v3', 'token_v1'), 8_000  # rules that share a program
 LARGE = {'t5': testing.TINY_T5, 'decoder': testing.TINY_EVERYTHING}
 SMALL = {
@@ -211,7 +213,7 @@ def test_work_is_counted_as_a_simulation_counts_it():
 
 
 @functools.cache
-def _bigrams():
+def _bigrams(options):
   """Distributions of two bigram models, and tokens of many rows by any rule of LAWS and alpha."""
   q, p = np.float32(np.random.RandomState(3).dirichlet(np.ones(3), (2, 3)))
   targets = [RULES[rule].target for rule in LAWS]
@@ -220,30 +222,39 @@ def _bigrams():
   def generate(number, alpha):
     pair = speculation.SpeculativePair(
       Bigrams(q), Bigrams(p), lambda q, p, alpha: jax.lax.switch(number, targets, q, p, alpha),
-      alpha, DecodingOptions(temperature=1.0),
+      alpha, options,
     )  # fmt: skip
     prompt = Prompt(jnp.zeros((ROWS, 1), jnp.int32), jnp.ones(ROWS, jnp.int32))
     return speculation.generate(pair, prompt, max_len=3, eos_id=NEVER, gamma=2).answer.tokens
 
-  return q, p, generate
+  cuts = {'temperature': options.temperature, 'top_k': options.top_k, 'top_p': options.top_p}
+  pair = [target_distributions.distribution(jnp.log(table), **cuts) for table in (q, p)]
+  return *pair, generate
 
 
-@pytest.mark.parametrize(('rule', 'alpha'), [('opt', 0.2), ('token_v3', 0.3), ('token_v1', 0.1)])
-def test_sampled_tokens_have_the_law_of_the_target_distribution(rule, alpha):
+PLAIN, CUT = DecodingOptions(temperature=1.0), DecodingOptions(temperature=0.8, top_p=0.8)
+
+
+@pytest.mark.parametrize(
+  ('rule', 'alpha', 'options'),
+  [('opt', 0.2, PLAIN), ('token_v3', 0.3, PLAIN), ('token_v1', 0.1, PLAIN), ('opt', 0.2, CUT)],
+)
+def test_sampled_tokens_have_the_law_of_the_target_distribution(rule, alpha, options):
   """Chi-square over sequences of three tokens; drawing from p instead is refused."""
-  q, p, generate = _bigrams()
+  q, p, generate = _bigrams(options)
   tokens = np.asarray(generate(LAWS.index(rule), jnp.float32(alpha)))
   counts = np.bincount(tokens @ [9, 3, 1], minlength=27)
 
-  def law(pi):
+  def p_value(pi):
     pi = np.float64(pi) / np.float64(pi).sum(-1, keepdims=True)
-    return np.einsum('a,ab,bc->abc', pi[0], pi, pi).ravel()
+    law = np.einsum('a,ab,bc->abc', pi[0], pi, pi).ravel()
+    if counts[law == 0].any():
+      return 0.0
+    return stats.chisquare(counts[law > 0], ROWS * law[law > 0]).pvalue
 
-  pi = np.stack(
-    [target_distribution(q[v], p[v], rule=RULES[rule].target, alpha=alpha) for v in range(3)]
-  )
-  assert stats.chisquare(counts, ROWS * law(pi)).pvalue > 1e-3
-  assert stats.chisquare(counts, ROWS * law(p)).pvalue < 1e-9
+  assert p_value(target_distribution(q, p, rule=RULES[rule].target, alpha=alpha)) > 1e-3
+  assert p_value(p.sampled) < 1e-9
+  assert (options is PLAIN) == (q.sampled > 0).all() == (p.sampled > 0).all()
 
 
 class Written(NamedTuple):
@@ -274,27 +285,34 @@ class Sums:
 
 
 @functools.cache
-def _greedy_sums():
-  """Greedy decoding with two given tables, by any of GREEDY and up to 5 drafts a block."""
-  targets = [RULES[rule].target for rule in GREEDY]
+def _sums(rules, options=DecodingOptions()):
+  """Decoding with two given tables, by any of the rules and up to 5 drafts a block."""
+  targets = [RULES[rule].target for rule in rules]
 
   @jax.jit
-  def generate(q, p, prompt, number, eos_ids, plan):
+  def generate(q, p, prompt, number, alpha, eos_ids, plan, row_ids):
     pair = speculation.SpeculativePair(
-      Sums(q), Sums(p), lambda q, p, alpha: jax.lax.switch(number, targets, q, p, alpha), ALPHA
-    )
+      Sums(q), Sums(p), lambda q, p, alpha: jax.lax.switch(number, targets, q, p, alpha), alpha,
+      options,
+    )  # fmt: skip
     lossless = dataclasses.replace(pair, target=RULES['lossless'].target)
     return jax.lax.cond(
-      number == GREEDY.index('lossless'),
+      number == rules.index('lossless'),
       *(
         lambda pair=pair: speculation.generate(
-          pair, prompt, max_len=LONG, eos_id=eos_ids, gamma=5, plan=plan
+          pair, prompt, max_len=LONG, eos_id=eos_ids, gamma=5, plan=plan, row_ids=row_ids
         )
         for pair in (lossless, pair)
       ),
     )
 
-  return lambda *arguments: jax.tree.map(np.asarray, generate(*arguments))
+  def run(rule, q, p, prompt, alpha, *, eos_ids=(NEVER, NEVER), gamma=3, row_ids=(0, 1, 2, 3)):
+    arguments = q, p, prompt, rules.index(rule), np.float32(alpha), np.array(eos_ids)
+    return jax.tree.map(
+      np.asarray, generate(*arguments, speculation.always(gamma), np.array(row_ids))
+    )
+
+  return run
 
 
 def _simulated(q, pi, prompt, eos_ids, gamma):
@@ -303,6 +321,8 @@ def _simulated(q, pi, prompt, eos_ids, gamma):
   def best(table, *answer):
     return int(np.argmax(table[(sum(prompt) + sum(answer)) % len(table)]))
 
+  if not prompt:
+    return [], [0, 0, 0]
   answer, accepted, rejected, large_calls = [best(pi)], 0, 0, 1
   while len(answer) < LONG and answer[-1] not in eos_ids:
     large_calls += 1
@@ -319,28 +339,53 @@ def _simulated(q, pi, prompt, eos_ids, gamma):
   return answer, [accepted, rejected, large_calls]
 
 
-@hypothesis.settings(max_examples=100, deadline=None)
+def _greedy_target(rule, q, p, alpha):
+  """Oracle of the target at temperature 0 for each row of two tables."""
+  one_hot = np.eye(q.shape[-1])
+  rows = zip(q.astype(float), p.astype(float), strict=True)
+  return np.stack([
+    oracles.RULES[rule](one_hot[a.argmax()], one_hot[b.argmax()], a, b, alpha) for a, b in rows
+  ])  # fmt: skip
+
+
+@hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(data=st.data())
 def test_the_loop_is_the_simulation_for_any_tables(data):
-  """Blocks, roll-back, ends and budgets, for rows that advance differently."""
+  """Every rule: blocks, roll-back, ends and budgets, for rows that advance differently."""
   random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label='seed'))
   q, other = np.float32(random.dirichlet(np.full(6, 0.5), (2, 6)))
   p = np.where(random.random((6, 1)) < 0.7, q, other)
   rule = data.draw(st.sampled_from(GREEDY), label='rule')
+  low, high = oracles.span(rule)
+  alpha = np.float32(low + data.draw(st.integers(1, 99), label='level') / 100 * (high - low))
   gamma = data.draw(st.integers(1, 5), label='gamma')
   eos_ids = data.draw(st.tuples(*[st.sampled_from([NEVER, 0])] * 2), label='ends')
-  prompt = Prompt(random.integers(0, 6, (4, 3), np.int32), random.integers(1, 4, 4, np.int32))
-  actual = _greedy_sums()(
-    q, p, prompt, GREEDY.index(rule), np.array(eos_ids), speculation.always(gamma)
-  )
-  pair = [target_distributions.distribution(jnp.log(table), temperature=0.0) for table in (q, p)]
-  pi = np.asarray(target_distribution(*pair, rule=RULES[rule].target, alpha=ALPHA))
+  prompt = Prompt(random.integers(0, 6, (4, 3), np.int32), random.integers(0, 4, 4, np.int32))
+  actual = _sums(GREEDY)(rule, q, p, prompt, alpha, eos_ids=eos_ids, gamma=gamma)
+  pi = _greedy_target(rule, q, p, float(alpha))
   for row in range(4):
     read = prompt.tokens[row, : prompt.length[row]].tolist()
     answer, counts = _simulated(q, pi, read, eos_ids, gamma)
     assert actual.answer.tokens[row][actual.answer.mask[row]].tolist() == answer
     names = ('accepted', 'rejected', 'large_calls')
     assert [int(getattr(actual.counts, name)[row]) for name in names] == counts
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_sampled_rows_of_any_rule_depend_neither_on_their_neighbors_nor_on_padding(rule):
+  random = np.random.default_rng(4)
+  q, p = np.float32(random.dirichlet(np.full(6, 0.5), (2, 6)))
+  prompt = Prompt(random.integers(0, 6, (4, 3), np.int32), np.array([3, 1, 2, 3], np.int32))
+  rows, alpha = np.array([2, 0, 3, 1]), oracles.alphas(rule)[1]
+  decode = _sums(tuple(RULES), DecodingOptions(temperature=0.8))
+  together = decode(rule, q, p, prompt, alpha)
+  padding = np.arange(3) >= prompt.length[rows, None]
+  tokens = np.where(padding, 5, prompt.tokens[rows])
+  absent = Prompt(tokens, np.where(rows == 3, 0, prompt.length[rows]))
+  apart = decode(rule, q, p, absent, alpha, row_ids=rows)
+  for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+    np.testing.assert_allclose(a[rows][rows != 3], b[rows != 3], atol=1e-5)
+  assert len(np.unique(together.answer.tokens, axis=0)) == 4
 
 
 def test_a_row_stops_drafting_when_its_drafts_are_rejected():

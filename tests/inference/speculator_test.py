@@ -50,6 +50,10 @@ def test_a_sweep_over_alphas_compiles_one_program():
     generator = answers.Generator(alone, MAX_TOKENS)
     expected = generator.generate(prompts(), np.arange(2))
     np.testing.assert_array_equal(results[alpha].answer.tokens, expected.tokens)
+  undrafted = speculator.Speculator(small, large, 'lossless', gamma=0, max_tokens=MAX_TOKENS)
+  plain = undrafted.speculate(prompts(), np.arange(2))
+  np.testing.assert_array_equal(plain.answer.tokens, results[-9.0].answer.tokens)
+  np.testing.assert_array_equal(plain.counts.large_calls, plain.answer.mask.sum(1))
   with pytest.raises(ValueError, match="alpha=nan of rule 'opt' must be a finite number"):
     pair.speculate(prompts(), np.arange(2), float('nan'))
   table = pair.answer(prompts(), np.arange(2), 9.0)
@@ -109,20 +113,25 @@ def test_where_drafts_do_not_pay_the_large_model_decodes_alone_and_drafts_are_tr
   monkeypatch,
 ):
   gammas = []
+  zeros = np.zeros((2, 3))
+  answer = answers.Generation(zeros, zeros, np.ones((2, 3), bool))
 
   def generate(pair, prompts, *, max_len, gamma, plan, **_):
     gammas.append(gamma)
-    zeros = np.zeros((2, max_len))
-    answer = answers.Generation(zeros, zeros, zeros)
     none = np.zeros(2)
     return speculation.Speculation(answer, zeros, zeros, CallCounts(none, none, none, none))
 
   monkeypatch.setattr(speculation, 'generate', generate)
+  alone = lambda self, prompts, row_ids: gammas.append(0) or answer
+  monkeypatch.setattr(answers.Generator, 'generate', alone)
   monkeypatch.setattr(jax, 'jit', lambda function, **_: function)
   two = model('decoder'), model('everything')
   lossless = speculator.Speculator(*two, 'lossless', gamma=5, max_tokens=3, costs=DEAR)
   for _ in range(2 * speculator.RETRY):
-    lossless.speculate(prompts(), np.arange(2))
+    result = lossless.speculate(prompts(), np.arange(2))
+    if not gammas[-1]:
+      assert result.counts.large_calls.tolist() == [3, 3]
+      assert np.isnan(result.small_logprobs).all()
   assert gammas == ([0] * (speculator.RETRY - 1) + [1]) * 2
   gammas.clear()
   pays = speculator.Speculator(*two, 'lossless', gamma=5, max_tokens=3, costs=CHEAP)
