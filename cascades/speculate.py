@@ -66,6 +66,11 @@ class ModelPair:
   precision: str | None = 'float32'
   weights: str | None = None
 
+  def __post_init__(self) -> None:
+    for name, path in (('SMALL', self.small), ('LARGE', self.large)):
+      if not isinstance(path, str):
+        raise ValueError(f'{name}_CHECKPOINT_PATH={path!r:.80} is no path of a run: give one each.')
+
   def load(self, rules: Rules) -> tuple[TrainedModel, TrainedModel]:
     """Both models, on the active mesh. Raises ValueError if they cannot decode together."""
     small, large = (

@@ -237,6 +237,13 @@ def test_settings_out_of_range_are_refused(tmp_path, changes, reason):
     arguments(tmp_path, **changes)
 
 
+def test_more_than_two_models_are_refused():
+  with pytest.raises(
+    ValueError, match=r'LARGE_CHECKPOINT_PATH=.* is no path of a run: give one each'
+  ):
+    speculate.ModelPair('a', ['b', 'c'])
+
+
 def test_points_that_differ_in_alpha_share_a_program(monkeypatch):
   programs = []
 

@@ -9,14 +9,15 @@ small model to the large one, from the least certain on.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float, Int
 
-from cascades import bootstrap, curves, deferral
+from cascades import bootstrap, comparisons, curves, deferral
 from cascades.bootstrap import Difference
 from cascades.curves import Finalize
 from cascades.evaluation import chain_rows, speculation_costs
@@ -28,6 +29,8 @@ from cascades.types import Metric, Predictions
 SEQUENCE = 'sequence'  # cascade, beside the rules
 ALIKE = ('temperature', 'top_k', 'top_p', 'seed')  # in which points may differ
 RATES = np.linspace(0, 1, 41)  # of deferred answers of the sequence cascade
+# Resamples for each comparison: the least p-value that they can give is 1 / 30 after Holm.
+RESAMPLES_EACH = 60
 
 
 class PointResult(NamedTuple):
@@ -52,6 +55,8 @@ class PointResult(NamedTuple):
     flops: FLOPs of the tokens that both models read; an upper bound for token cascades.
     tokens: Tokens of an answer.
     length: Tokens over those of the large model alone.
+    holm: P-value of the difference, adjusted by Holm over all points; nan where there is nothing to
+      test, for the large model alone and in the sequence cascade.
   """
 
   name: str
@@ -70,6 +75,7 @@ class PointResult(NamedTuple):
   flops: float
   tokens: float
   length: float
+  holm: float = math.nan
 
   @property
   def modeled_over_measured(self) -> dict[str, float]:
@@ -165,7 +171,8 @@ def frontier(
     directory: Output directory of `speculate`.
     split: Split that is compared.
     metric: Metric, or its name; None for the first of the tables.
-    settings: Resamples and confidence; None for the defaults.
+    settings: Resamples and confidence; None for the defaults. As many resamples are drawn at least
+      as the number of points needs.
 
   Raises:
     FileNotFoundError: The directory has no points, or no large model alone of a temperature.
@@ -195,6 +202,7 @@ def frontier(
     for temperature, name in alone.items()
     if (cascade := _sequence(pool, points, name, temperature, settings))
   }
+  adjusted = _adjusted(points, alone.values())
   batch = min((key for point in points for key in point.seconds), key=int, default='')
   large = next(iter(alone.values()))
   return SpeculationFrontier(
@@ -202,9 +210,9 @@ def frontier(
     higher_is_better=pool.sign > 0,
     batch=batch,
     rows=len(pool.tables[large].ids),
-    points=points,
+    points=adjusted,
     sequence=sequence,
-    methods=list(_methods(points, sequence, batch, pool.sign)),
+    methods=list(_methods(adjusted, sequence, batch, pool.sign)),
     machine=latency.get('machine', ''),
   )
 
@@ -230,7 +238,8 @@ def _read(
   ).read()
   tables = {**small, alone[0].name: large}
   rows = chain_rows.pooled(tables, settings, metric, None)
-  counts = bootstrap.draw(rows.sizes, resamples=settings.resamples, seed=settings.seed)
+  resamples = max(settings.resamples, RESAMPLES_EACH * len(rows.tables))
+  counts = bootstrap.draw(rows.sizes, resamples=resamples, seed=settings.seed)
   resampled = {
     name: rows.finalize(bootstrap.totals(counts, statistics))
     for name, statistics in rows.statistics.items()
@@ -283,6 +292,15 @@ def _result(
     tokens=float(table.lengths.mean()),
     length=float(table.lengths.sum() / large.lengths.sum()),
   )
+
+
+def _adjusted(points: Sequence[PointResult], alone: Iterable[str]) -> list[PointResult]:
+  """Points with p-values for their number; those of the large model alone are what they test."""
+  references = set(alone)
+  tested = [point for point in points if point.name not in references]
+  adjusted = comparisons.holm(np.array([point.difference.p for point in tested]))
+  by_name = {point.name: float(p) for point, p in zip(tested, adjusted, strict=True)}
+  return [point._replace(holm=by_name.get(point.name, math.nan)) for point in points]
 
 
 def _total(table: Predictions, column: str) -> float:

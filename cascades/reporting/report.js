@@ -1,16 +1,7 @@
 // Moves the threshold of a report. Bokeh draws; texts go into the page as text, never as HTML.
-'use strict';
-(async () => {
-  const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const {document: content, roots, curves: values, start} = read('report-data');
-  const elements = Object.entries(roots).map(([element, id]) => [id, element]);
-  await Bokeh.embed.embed_items({report: content}, [
-    {docid: 'report', roots: Object.fromEntries(elements), root_ids: elements.map(([id]) => id)},
-  ]);
-  const drawing = Bokeh.documents.at(-1);
-  const models = new Set(drawing.roots().flatMap((root) => [...root.references()]));
-  const named = (name) => [...models].filter((model) => model.name === name);
-  const ofType = (type) => [...models].filter((model) => model.type === type);
+show(async () => {
+  const data = read('report-data'), {curves: values, start} = data;
+  const {paint, named} = await draw(data);
   const slider = document.getElementById('threshold');
   const select = {
     model: document.getElementById('choose-model'), score: document.getElementById('choose-score'),
@@ -34,12 +25,6 @@
     });
     return best;
   };
-  const write = (name, text) => {
-    for (const output of document.querySelectorAll(`[data-value="${name}"]`)) {
-      if (output.textContent !== text) output.textContent = text;
-    }
-  };
-  const percent = (value) => `${(100 * value).toFixed(1)} %`;
   const quality = (value) => value === null ? '–' : value.toFixed(values.digits);
   const amount = (value) => {
     const power = Math.min(4, Math.max(0, Math.floor(Math.log10(Math.abs(value) || 1) / 3)));
@@ -111,16 +96,6 @@
     move();
   };
 
-  const paint = () => {
-    const style = getComputedStyle(document.documentElement);
-    const [ink, soft] = ['--ink', '--soft'].map((name) => style.getPropertyValue(name).trim());
-    for (const axis of ofType('LinearAxis')) {
-      axis.setv({axis_label_text_color: ink, major_label_text_color: soft});
-    }
-    for (const line of ofType('Span')) line.line_color = ink;
-    for (const glyph of ofType('Scatter')) if (glyph.tags.includes('ink')) glyph.fill_color = ink;
-  };
-
   values.tasks.forEach((tasks, task) => tasks.forEach((columns, model) => {
     fill(`task ${task} curve ${model}`, columns);
     fill(`task ${task} ends ${model}`, pick(columns, [0, columns.x.length - 1]));
@@ -136,13 +111,8 @@
       move('line');
     });
   }
-  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', paint);
   select.model.value = start.model;
   select.score.value = 0;
   choose(start.rate);
   paint();
-  document.documentElement.dataset.ready = 'yes';
-})().catch((error) => {
-  document.documentElement.classList.remove('scripted');  // the images stay
-  throw error;
 });

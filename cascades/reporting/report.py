@@ -182,11 +182,21 @@ def _scripts(comparison: Comparison, headline: Headline) -> Scripts:
   data = charts.draw(comparison, point)._asdict() | {
     'start': {'model': [*comparison.flops].index(model), 'rate': point.rate if point else 0.0}
   }
+  return page_scripts(data, 'report.js')
+
+
+def page_scripts(data: Any, own: str) -> Scripts:
+  """Scripts of a page with charts: its own, a resource, reads the data after `drawing.js`.
+
+  Args:
+    data: 'document' and 'roots' of `charts.as_document`, and what the page's own script reads.
+    own: Name of the resource.
+  """
   return Scripts(
     first="document.documentElement.classList.add('scripted')",
     data=as_script_data(data),
     library=charts.library(),
-    last=resource('report.js'),
+    last=resource('drawing.js') + resource(own),
   )
 
 

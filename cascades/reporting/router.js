@@ -1,22 +1,8 @@
 // Moves the price of cost of a router's report. Bokeh draws; texts go into the page as text.
-'use strict';
-(async () => {
-  const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const {document: content, roots, values} = read('report-data');
-  const elements = Object.entries(roots).map(([element, id]) => [id, element]);
-  await Bokeh.embed.embed_items({report: content}, [
-    {docid: 'report', roots: Object.fromEntries(elements), root_ids: elements.map(([id]) => id)},
-  ]);
-  const drawing = Bokeh.documents.at(-1);
-  const models = [...new Set(drawing.roots().flatMap((root) => [...root.references()]))];
-  const named = (name) => models.filter((model) => model.name === name);
+show(async () => {
+  const data = read('report-data'), values = data.values;
+  const {paint, named} = await draw(data);
   const slider = document.getElementById('price');
-  const write = (name, text) => {
-    for (const output of document.querySelectorAll(`[data-value="${name}"]`)) {
-      if (output.textContent !== text) output.textContent = text;
-    }
-  };
-  const percent = (value) => `${(100 * value).toFixed(1)} %`;
   const short = (value) => String(Number(value.toPrecision(3)));
 
   let moving = false;
@@ -52,17 +38,6 @@
     }
     moving = false;
   };
-  const paint = () => {
-    const style = getComputedStyle(document.documentElement);
-    const [ink, soft] = ['--ink', '--soft'].map((name) => style.getPropertyValue(name).trim());
-    for (const model of models) {
-      if (model.type === 'LinearAxis') {
-        model.setv({axis_label_text_color: ink, major_label_text_color: soft});
-      }
-      if (model.type === 'Span') model.line_color = ink;
-    }
-  };
-
   slider.max = values.x.length - 1;
   slider.value = values.start;
   slider.addEventListener('input', () => move());
@@ -77,11 +52,6 @@
       move('line');
     });
   }
-  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', paint);
   move();
   paint();
-  document.documentElement.dataset.ready = 'yes';
-})().catch((error) => {
-  document.documentElement.classList.remove('scripted');  // the images stay
-  throw error;
 });

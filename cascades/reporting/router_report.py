@@ -12,7 +12,6 @@ from cascades.evaluation.router_trials import CONTROL, ROUTER, SHARES, Trials
 from cascades.reporting import charts, report, router_charts
 from cascades.reporting.escaping import page_environment, shorten
 from cascades.reporting.palette import PALETTE
-from cascades.reporting.report import Scripts
 from cascades.reporting.router_figures import BAND
 from cascades.reporting.summary import Cell, SummaryTable, percent
 
@@ -51,12 +50,8 @@ def render(pool: RouterPool, trials: Trials, image: bytes) -> str:
   values = router_charts.values(pool)
   middle = (values['x'][0] + values['x'][-1]) / 2  # the page opens there
   values['start'] = int(np.argmin(np.abs(np.array(values['x']) - middle)))
-  scripts = Scripts(
-    first="document.documentElement.classList.add('scripted')",
-    data=report.as_script_data({'document': content, 'roots': roots, 'values': values}),
-    library=charts.library(),
-    last=report.resource('router.js'),
-  )
+  data = {'document': content, 'roots': roots, 'values': values}
+  scripts = report.page_scripts(data, 'router.js')
   return (
     page_environment()
     .from_string(report.resource('router.html.j2'))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -73,7 +73,8 @@ def metric_label(frontier: SpeculationFrontier) -> str:
   return frontier.metric.replace('_', ' ')
 
 
-def _styles(frontier: SpeculationFrontier) -> Styles:
+def styles_of(frontier: SpeculationFrontier) -> Styles:
+  """Looks that differ by rule, and by the number of drafts."""
   rules = dict.fromkeys(p.rule for p in frontier.points if p.rule not in ALONE)
   looks = itertools.product(LINES, PALETTE)
   gammas = sorted({p.gamma for p in frontier.points if p.gamma is not None})
@@ -83,7 +84,8 @@ def _styles(frontier: SpeculationFrontier) -> Styles:
   )
 
 
-def _axes(frontier: SpeculationFrontier) -> list[CostPanel]:
+def costs(frontier: SpeculationFrontier) -> list[CostPanel]:
+  """Costs of an answer that quality is shown against."""
   batch = frontier.batch
   seconds = CostPanel(
     f'seconds per answer, batch {batch} (large alone = 1)',
@@ -99,11 +101,11 @@ def _axes(frontier: SpeculationFrontier) -> list[CostPanel]:
 
 def _frontier(frontier: SpeculationFrontier, temperature: float) -> Figure:
   """Quality against each cost, in panels of one temperature."""
-  costs, styles = _axes(frontier), _styles(frontier)
+  shown, styles = costs(frontier), styles_of(frontier)
   own = [point for point in frontier.points if point.temperature == temperature]
   figure = Figure(figsize=(10.4, 8.2))
   panels = figure.subplots(2, 2, sharey=True)
-  for axes, cost in itertools.zip_longest(panels.flat, costs):
+  for axes, cost in itertools.zip_longest(panels.flat, shown):
     if cost is None:
       axes.set_visible(False)
       continue
@@ -160,28 +162,34 @@ def _legend(styles: Styles, own: Sequence[PointResult], sequence: bool) -> list[
   ]
 
 
+def drafting(
+  frontier: SpeculationFrontier, acceptance: Mapping[str, Sequence[float]], temperature: float
+) -> Iterator[PointResult]:
+  """Points whose acceptance is shown: each rule at the most drafts, the alpha of best quality."""
+  sign = 1 if frontier.higher_is_better else -1
+  by_rule: dict[str, list[PointResult]] = {}
+  for point in frontier.points:
+    if point.temperature == temperature and point.gamma and point.name in acceptance:
+      by_rule.setdefault(point.rule, []).append(point)
+  for own in by_rule.values():
+    yield max(own, key=lambda point: (point.gamma or 0, sign * point.quality))
+
+
 def _positions(frontier: SpeculationFrontier, acceptance: Mapping[str, Sequence[float]]) -> Figure:
-  """Acceptance by position: of each rule at the most drafts, the alpha of the best quality."""
-  styles, sign = _styles(frontier), 1 if frontier.higher_is_better else -1
+  """Acceptance by position of the points of `drafting`."""
+  styles = styles_of(frontier)
   drafted = [point for point in frontier.points if point.name in acceptance]
   temperatures = list(dict.fromkeys(point.temperature for point in drafted))
   figure = Figure(figsize=(10.4, 4.6))
   panels = figure.subplots(1, max(2, len(temperatures)), sharey=True)
   for axes, temperature in itertools.zip_longest(panels, temperatures):
-    own = [point for point in drafted if point.temperature == temperature]
+    own = [] if temperature is None else [*drafting(frontier, acceptance, temperature)]
     axes.set_visible(bool(own))
-    for rule, look in styles.rules.items():
-      points = [point for point in own if point.rule == rule]
-      most = max((point.gamma or 0 for point in points), default=0)
-      if most:
-        point = max((p for p in points if p.gamma == most), key=lambda p: sign * p.quality)
-        axes.plot(
-          range(1, most + 1),
-          acceptance[point.name],
-          marker=styles.markers[most],
-          markersize=4,
-          **look,
-        )
+    for point in own:
+      axes.plot(
+        range(1, (point.gamma or 0) + 1), acceptance[point.name], markersize=4,
+        marker=styles.markers[point.gamma], **styles.rules[point.rule],
+      )  # fmt: skip
     axes.set_title(f'temperature {temperature:g}' if own else '')
     axes.set_xlabel('position of the draft in its block')
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -9,7 +9,6 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +16,21 @@ from etils import epath
 
 from cascades.evaluation.authorship import WrittenAnswer
 from cascades.evaluation.speculation import SEQUENCE, PointResult, SpeculationFrontier
-from cascades.reporting import figures, speculation_figures, terminal
+from cascades.reporting import (
+  charts,
+  figures,
+  report,
+  speculation_charts,
+  speculation_figures,
+  terminal,
+)
 from cascades.reporting.escaping import page_environment
 from cascades.reporting.speculation_figures import metric_label, rule_label
 from cascades.reporting.summary import Cell, SummaryTable, amount, percent
 from cascades.runtime import files
 
 MOST_EXAMPLES = 3
+SIGNIFICANCE = 0.05  # after Holm's adjustment
 DESCRIPTION = (
   'Every point is a way to decode with both models. Seconds are those of a finished answer over '
   'those of the large model alone'
@@ -83,7 +90,7 @@ def write(
     for image_format in figures.FORMATS
   }
   shown = [methods(frontier), points(frontier)]
-  page = _render(frontier, shown, images['svg'], examples)
+  page = _render(frontier, acceptance, shown, images['svg'], examples)
   contents = {
     f'figures/{name}.{image_format}': image
     for image_format, by_name in images.items()
@@ -219,8 +226,12 @@ def points(frontier: SpeculationFrontier) -> SummaryTable:
   """All numbers of each point."""
   sizes = list(dict.fromkeys(size for point in frontier.points for size in point.seconds))
 
+  tested = [point.holm for point in frontier.points if not math.isnan(point.holm)]
+  differ = sum(p < SIGNIFICANCE for p in tested)
+
   def row(point: PointResult) -> tuple[Cell, ...]:
     low, high = (_quality(frontier, x, signed=True) for x in point.difference[1:3])
+    p = '' if math.isnan(point.holm) else f', p {point.holm:.2g}'
     times = [
       Cell(
         f'{point.seconds[size]:.2f}' if size in point.seconds else '-',
@@ -234,7 +245,7 @@ def points(frontier: SpeculationFrontier) -> SummaryTable:
     ]
     return (
       Cell(f'{rule_label(point.rule)}, temperature {point.temperature:g}', setting(point)),
-      Cell(_quality(frontier, point.quality), f'{low} to {high}'),
+      Cell(_quality(frontier, point.quality), f'{low} to {high}{p}'),
       *times,
       *ratios,
       Cell(f'{point.large_calls:.2f}'),
@@ -246,8 +257,9 @@ def points(frontier: SpeculationFrontier) -> SummaryTable:
   return SummaryTable(
     'Points',
     f'On {frontier.rows:,} rows. Below the {metric_label(frontier)} is the paired interval of its '
-    'difference from the large model alone, below the tokens their ratio to those of its answers. '
-    'Modeled seconds are calls times measured steps.',
+    'difference from the large model alone, with a p-value that Holm adjusts for the number of '
+    f'points: {differ} of {len(tested)} points differ at {percent(SIGNIFICANCE)}. Below the tokens '
+    'is their ratio to those of its answers. Modeled seconds are calls times measured steps.',
     (
       'point',
       metric_label(frontier),
@@ -286,23 +298,35 @@ def _captions(frontier: SpeculationFrontier) -> dict[str, str]:
 
 def _render(
   frontier: SpeculationFrontier,
+  acceptance: Mapping[str, Sequence[float]],
   tables: Sequence[SummaryTable],
   images: Mapping[str, bytes],
   examples: Sequence[ColoredAnswer],
 ) -> str:
   summary, *rest = tables
-  folder = resources.files('cascades.reporting')
+  content, roots = charts.as_document(speculation_charts.draw(frontier, acceptance))
+  costs = [cost.label for cost in speculation_figures.costs(frontier)]
+  scripts = report.page_scripts(
+    {'document': content, 'roots': roots, 'costs': costs}, 'speculation.js'
+  )
   return (
     page_environment()
-    .from_string((folder / 'speculation.html.j2').read_text())
+    .from_string(report.resource('speculation.html.j2'))
     .render(
-      style=(folder / 'report.css').read_text(),
+      policy=report.content_policy(scripts),
+      style=report.resource('report.css'),
+      scripts=scripts,
       headline=_headline(frontier),
       best=_best(frontier),
       frontier=frontier,
       description=DESCRIPTION,
       summary=summary,
       tables=rest,
+      roots=roots,
+      costs=costs,
+      temperatures=speculation_charts.temperatures(frontier),
+      legend=speculation_charts.legend(frontier),
+      signs=speculation_charts.signs(frontier),
       images={name: base64.b64encode(image).decode() for name, image in images.items()},
       captions=_captions(frontier),
       examples=examples,

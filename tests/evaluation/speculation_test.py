@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cascades import deferral
+from cascades import bootstrap, deferral
 from cascades.evaluation import speculation
 from cascades.evaluation.comparison import Settings
 from cascades.predictions import rows
-from cascades.reporting import speculation_figures, speculation_report
+from cascades.reporting import speculation_charts, speculation_figures, speculation_report
 from tests import synthetic_tables
+from tests.reporting.router_report_test import CHROMIUM, opened
 
 LARGE_FLOPS, SMALL_FLOPS = 2000.0, 200.0
 SETTINGS = Settings(resamples=50)
@@ -100,6 +101,28 @@ def test_numbers_of_a_point_equal_those_by_hand(points):
   assert (point.tokens, point.length) == (4.0, 1.0)
 
 
+def test_p_values_are_adjusted_for_the_number_of_points_and_resamples_suffice_for_it(
+  directory, points, monkeypatch
+):
+  tested = [point for point in points.values() if not math.isnan(point.holm)]
+  assert {point.name for point in tested} == {OPT, 'small-temperature0'}
+  raw = sorted(point.difference.p for point in tested)
+  assert sorted(point.holm for point in tested) == pytest.approx(
+    [min(1, 2 * raw[0]), max(min(1, 2 * raw[0]), raw[1])]
+  )
+  drawn, draw = [], bootstrap.draw
+
+  def counted(sizes, *, resamples, seed):
+    drawn.append(resamples)
+    return draw(sizes, resamples=resamples, seed=seed)
+
+  monkeypatch.setattr(bootstrap, 'draw', counted)
+  speculation.frontier(directory, settings=SETTINGS)
+  assert drawn == [3 * speculation.RESAMPLES_EACH]  # more than the settings ask for
+  # Every difference that no resample turns around is below .05, whatever the number of points.
+  assert 2 / (1 + speculation.RESAMPLES_EACH * 200) * 200 < 0.05
+
+
 def test_either_model_alone_has_its_own_calls_and_costs(points):
   large, small = points['large-temperature0'], points['small-temperature0']
   assert (large.difference.value, large.difference.low, large.difference.high) == (0, 0, 0)
@@ -173,14 +196,15 @@ def test_without_measured_seconds_methods_are_compared_by_calls_of_the_large_mod
 
 def test_a_page_and_numbers_are_written_and_texts_stay_texts(directory, frontier, tmp_path, capsys):
   answer = speculation_report.ColoredAnswer(
-    OPT, '<script>', [speculation_report.TokenText('<i>', True)]
+    OPT, '<script>alert(1)', [speculation_report.TokenText('<i>y', True)]
   )
   speculation_report.write(tmp_path, frontier, {OPT: [1.0, float('nan')]}, [answer])
   page = (tmp_path / 'report.html').read_text()
   assert 'No speculative cascade reaches the large model&#39;s accuracy in fewer seconds' in page
   assert page.index('numbers-now') < page.index('>Methods<') < page.index('<img')
-  assert '<script' not in page.split('</head>')[1]
-  assert '<i>' not in page
+  assert '<script>alert' not in page
+  assert '<i>y' not in page
+  assert '&lt;script&gt;alert(1)' in page
   numbers = json.loads((tmp_path / 'frontier.json').read_text())
   assert numbers['acceptance_by_position'] == {OPT: [1.0, None]}
   assert [method['best'] for method in numbers['methods']] == [
@@ -198,7 +222,43 @@ def test_a_page_and_numbers_are_written_and_texts_stay_texts(directory, frontier
     for name in ('frontier-temperature0', 'positions')
     for suffix in ('png', 'svg')
   }
-  assert 'Methods' in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert 'Methods' in printed
+  adjusted = f'p {opt["holm"]:.2g}'
+  assert adjusted in page
+  assert adjusted in printed
+  assert 'of 2 points differ at' in page
+
+
+@pytest.mark.skipif(not CHROMIUM, reason='no chromium on PATH; name one in CHROMIUM')
+def test_the_page_shows_quality_over_any_cost(frontier, tmp_path):
+  speculation_report.write(epath.Path(tmp_path), frontier, {OPT: [1.0, 0.5]}, [])
+  page = (tmp_path / 'report.html').read_text()
+  sources = (
+    'Bokeh.documents.at(-1).roots().flatMap((r) => [...r.references()])'
+    ".filter((m) => m.name === 'points').map((m) => m.data)"
+  )
+  with opened(page, tmp_path) as tab:
+    assert tab.locator('figure.static').first.is_hidden()
+    for cost, values in (('0', [0.2, 0.7, 1.0]), ('1', [0.0, 2.0, 4.0])):
+      tab.locator('#choose-cost').select_option(cost)
+      shown = {float(x) for data in tab.evaluate(sources) for x in data['x']}
+      assert all(any(abs(x - value) < 1e-5 for x in shown) for value in values)
+    assert tab.locator('#chart-positions-0').is_visible()
+
+
+def test_charts_have_a_curve_of_each_rule_and_number_of_drafts(frontier):
+  drawn = speculation_charts.draw(frontier, {OPT: [1.0, float('nan')]})
+  assert list(drawn) == ['chart-frontier-0', 'chart-positions-0']
+  point = next(point for point in frontier.points if point.name == OPT)
+  plots = [renderer.data_source.data for renderer in drawn['chart-frontier-0'].renderers]
+  (own,) = {tuple(data['quality']) for data in plots if point.quality in data['quality']
+            and len(data['quality']) == 1}  # fmt: skip
+  assert own == (point.quality,)
+  line = drawn['chart-positions-0'].renderers[0].data_source.data
+  assert line['x'] == [1, 2]
+  assert line['y'][0] == 1.0
+  assert math.isnan(line['y'][1])
 
 
 def test_rules_differ_by_color_or_line_and_numbers_of_drafts_by_marker(frontier):
