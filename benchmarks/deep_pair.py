@@ -1,0 +1,183 @@
+"""Seconds of answers of a deep model with shallow drafters, all trained on real words.
+
+    python -m benchmarks.deep_pair runs/deep_pair
+
+Trains the models of docs/speculative.md, "Where drafts save seconds", in the folder (a second
+run resumes or skips that), and answers test words of `cmudict_g2p` greedily, each up to its end of
+sequence, with the large model alone and with both, without loss. Turns alternate, and medians of
+ratios are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks import bars
+from benchmarks.bars import Measured
+from benchmarks.distillspec_models import judged, read_words
+from benchmarks.drafters import LENGTHS, load
+from benchmarks.speculative_rules import Call, by_turns
+from cascades.inference import latency
+from cascades.inference.answers import Generator
+from cascades.inference.latency import TimedBatch
+from cascades.inference.speculation import Speculation
+from cascades.inference.speculator import Speculator, StepCosts
+from cascades.inference.trained_model import TrainedModel
+from cascades.runtime import partitioning
+from cascades.types import Generation, Prompt
+
+ROOT = pathlib.Path(__file__).parents[1]
+WORDS, MOST = 256, 7  # answered words, and drafts that the planner may choose
+GAMMAS = (1, 3, 5, 7)
+# As deep as T5's small model. The drafters are the models of the demo.
+DEEP = {
+  'emb_dim': 192, 'num_heads': 4, 'head_dim': 48, 'num_encoder_layers': 6, 'num_decoder_layers': 6,
+  'mlp_dim': 384,
+}  # fmt: skip
+DRAFTERS = {'nano': 'demo_small', 'mini': 'demo_large'}  # and their recipes
+
+
+def train(folder: pathlib.Path, name: str) -> None:
+  """Train a model: a drafter by its recipe, the large model by that of the demo's."""
+  bindings: dict[str, object] = {'MODEL_DIR': repr(str(folder / name))}
+  if name not in DRAFTERS:
+    bindings |= {f't5.Config.{field}': value for field, value in DEEP.items()}
+    bindings |= {'TRAIN_STEPS': 1500, 'LEARNING_RATE': 1e-3}
+  command = [
+    *('-m', 'cascades.train', f'--gin_file=recipes/{DRAFTERS.get(name, "demo_large")}.gin'),
+    *(f'--gin.{key}={value}' for key, value in bindings.items()),
+  ]
+  subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+
+
+class Words(NamedTuple):
+  """Test words in batches of one shape, and their right answers."""
+
+  batches: Sequence[TimedBatch]
+  right: Sequence[Sequence[str]]
+
+
+def words(model: TrainedModel, batch: int) -> Words:
+  """Test words at equal distances, `batch` at a time."""
+  read = read_words(model, WORDS)
+  (prompts,), (row_ids,), (right,) = read
+  width = int(np.max(prompts.length))
+  tokens, lengths = np.asarray(prompts.tokens)[:, :width], np.asarray(prompts.length)
+  return Words(
+    [
+      TimedBatch(Prompt(tokens[own], lengths[own]), row_ids[own], batch)
+      for own in (slice(start, start + batch) for start in range(0, WORDS, batch))
+    ],
+    right,
+  )
+
+
+def measured_steps(small: TrainedModel, large: TrainedModel, batch: TimedBatch) -> StepCosts:
+  """Seconds of a step of the small model, and of the large one over 1, 2, ... tokens."""
+  options = {'max_tokens': LENGTHS['targets']}
+  _, step = latency.step_seconds(small, batch.prompts, [1], **options)
+  _, widths = latency.step_seconds(large, batch.prompts, range(1, MOST + 2), **options)
+  return StepCosts(step[1], [*widths.values()])
+
+
+def of_batch(
+  name: str, small: TrainedModel, large: TrainedModel, batch: int, turns: int
+) -> Iterator[Measured]:
+  """Speed of both models together at a size of batches, over that of the large one alone."""
+  what, (batches, _) = f'{name}, batch {batch}', words(large, batch)
+  costs = measured_steps(small, large, batches[0])
+  relative = ', '.join(f'{seconds / costs.large[0]:.2f}' for seconds in costs.large)
+  yield Measured(
+    f'{what}: step of the small model / of the large one', costs.small / costs.large[0], '',
+    note=f'large step {costs.large[0] * 1e3:.3f} ms; over 1 to {MOST + 1} tokens {relative}',
+  )  # fmt: skip
+  longest = LENGTHS['targets']
+  options = {'max_tokens': longest}
+  generator = Generator(large, longest)
+  speculators = {
+    f'gamma {gamma}': Speculator(small, large, 'lossless', gamma=gamma, **options)
+    for gamma in GAMMAS
+  } | {'planner': Speculator(small, large, 'lossless', gamma=MOST, costs=costs, **options)}
+
+  def alone() -> list[Generation]:
+    return [generator.generate(b.prompts, b.row_ids) for b in batches]
+
+  def together(speculator: Speculator) -> list[Speculation]:
+    return [speculator.speculate(b.prompts, b.row_ids) for b in batches]
+
+  calls: dict[str, Call] = {
+    name: functools.partial(together, speculator) for name, speculator in speculators.items()
+  }
+  calls['planner']()  # until it knows the share of accepted drafts
+  seconds = by_turns({'large': alone, **calls}, turns)
+  answers = alone()
+  yield Measured(
+    f'{what}: large alone', float(np.median(seconds['large'])) / WORDS * 1e3, 'ms/answer'
+  )
+  least = 1.3 if batch == 1 else 1.0
+  for name, speculator in speculators.items():
+    drafted = together(speculator)
+    same = np.concatenate([
+      (a.answer.tokens == b.tokens).all(1) for a, b in zip(drafted, answers, strict=True)
+    ])  # fmt: skip
+    accepted, rejected, large_calls = (
+      sum(int(getattr(a.counts, count).sum()) for a in drafted)
+      for count in ('accepted', 'rejected', 'large_calls')
+    )
+    yield Measured(
+      f'{what}: large alone / lossless, {name}', float(np.median(seconds['large'] / seconds[name])),
+      'x', at_least=least if name == 'planner' else None,
+      note=f'acceptance {accepted / max(1, accepted + rejected):.3f}, {large_calls / WORDS:.2f} '
+      f'large calls an answer, {same.mean():.1%} of the answers identical',
+    )  # fmt: skip
+  yield Measured(f'{what}: share of identical answers', float(same.mean()), '', at_least=1.0)
+
+
+def right(name: str, model: TrainedModel) -> Measured:
+  """Share of the words that a model answers as the dictionary does."""
+  ((batch,), given) = words(model, WORDS)
+  answer = Generator(model, LENGTHS['targets']).generate(batch.prompts, batch.row_ids)
+  return Measured(f'words right, {name}', float(judged(answer, model, given).mean()), '')
+
+
+def rows(folder: pathlib.Path, turns: int) -> Iterator[Measured]:
+  """Measurements of both drafters at batches of 1 and 8."""
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+    large = load(folder / 'large')
+    drafters = {name: load(folder / name) for name in DRAFTERS}
+    for name, model in {**drafters, 'large': large}.items():
+      yield right(name, model)
+    for batch in (1, 8):
+      for name, small in drafters.items():
+        yield from of_batch(name, small, large, batch, turns)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('folder', type=pathlib.Path)
+  parser.add_argument('--turns', type=int, default=7)
+  parser.add_argument('--train', action='store_true', help='train and measure nothing')
+  parser.add_argument('--output', default=bars.RESULTS / 'deep_pair.json')
+  options = parser.parse_args()
+  for name in ('nano', 'large', 'mini'):
+    train(options.folder.absolute(), name)
+  if options.train:
+    return
+  settings = {'words': WORDS, 'turns': options.turns}
+  bars.report('A deep model and shallow drafters', rows(options.folder, options.turns),
+              options.output, settings)  # fmt: skip
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,126 @@
+"""A shallow drafter of SmolLM2-135M, for `benchmarks.speculative` and `benchmarks.assisted`.
+
+    python -m benchmarks.smollm2_drafter runs/smollm2_pair --source=SmolLM2-135M-Instruct.Q4_1.gguf
+      --train=gsm8k.train.jsonl --test=gsm8k.test.jsonl
+
+Converts the model, prunes it to its first and last layer, lets it answer training questions (JSON
+lines with `input`) greedily in its chat format, trains the pruned model on these answers, and
+exports both. In the folder are then `large`, `small`, `exported/large`, `exported/small`, and
+held-out `questions.jsonl`, on which the share of accepted drafts is measured. Finished steps are
+skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import optax
+from etils import epath
+
+from benchmarks import bars
+from benchmarks.bars import Measured
+from benchmarks.own_rows import read
+from benchmarks.speculative import ANSWER, jitted_pair, load, prompts
+from benchmarks.speculative_rules import BLOCK, PROMPT
+from cascades import infer, losses, train
+from cascades.data.answer_sources import AnswerSources
+from cascades.data.corpus import Data
+from cascades.inference.trained_model import Checkpoint
+from cascades.interop import companions
+from cascades.runtime import partitioning
+from cascades.tasks import chats, local
+from cascades.training import optimizers, setup
+
+ROOT = pathlib.Path(__file__).parents[1]
+QUESTIONS, HELD_OUT = 512, 64
+STEPS, BATCH, LEARNING_RATE = 128, 8, 1e-3
+
+
+def command(program: str, directory: pathlib.Path, **macros: object) -> None:
+  """Run a program that writes a directory, unless that exists."""
+  if directory.exists():
+    return
+  bindings = [f'--gin.{name}={value}' for name, value in macros.items()]
+  words = ['-m', f'cascades.{program}', f'--gin_file=runs/{program}.gin', *bindings]
+  subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
+
+
+def questions(source: pathlib.Path, path: pathlib.Path, count: int) -> str:
+  """First questions of a file, as `inputs`."""
+  lines = (json.dumps({'inputs': row['input']}) for row in read(source)[:count])
+  path.write_text('\n'.join([*lines, '']))
+  return str(path)
+
+
+def drafter(folder: pathlib.Path, path: str) -> None:
+  """Answers of the large model to the questions, and the pruned model trained on them."""
+  task = local.local_jsonl(name='questions', splits={'train': path}, targets_key=None)
+  data = Data(
+    task=chats.chat(task, epath.Path(folder / 'large') / companions.FOLDER),
+    lengths={'inputs': PROMPT, 'targets': ANSWER},
+    batch_size=64,
+    records_dir=str(folder / 'records'),
+  )
+  large, answers = str(folder / 'large'), str(folder / 'answers')
+  infer.infer(Checkpoint(large), infer.Output(answers), data=data, splits=('train',))
+  sources = AnswerSources(fixed_fraction=0, on_policy_fraction=0, large_answers=answers)
+  train.train(
+    str(folder / 'small'),
+    small=setup.SmallModel(initial_checkpoint_path=str(folder / 'pruned')),
+    data=dataclasses.replace(data, batch_size=BATCH, sources=sources),
+    step=setup.Step(
+      learning_rate=optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, STEPS // 10, STEPS),
+      optimizer=optimizers.adamw,
+      loss=losses.xent,
+    ),
+    schedule=setup.Schedule(train_steps=STEPS, log_every=8, save_every=32, keep=1),
+  )
+
+
+def acceptance(folder: pathlib.Path) -> Iterator[Measured]:
+  """Share of accepted drafts on held-out questions, before and after training."""
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+    large = load(str(folder / 'large'))
+    prompt = prompts(large, BATCH, str(folder / 'questions.jsonl'))
+    for name in ('pruned', 'small'):
+      small = load(str(folder / name))
+      generate = jitted_pair(small, large, ANSWER, BLOCK)
+      counts = jax.tree.map(np.sum, generate(small.params, large.params, prompt).counts)
+      share = float(counts.accepted / (counts.accepted + counts.rejected))
+      yield Measured(f'accepted drafts, {name}', share, '', note=f'{BATCH} questions')
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('folder', type=pathlib.Path)
+  parser.add_argument('--source', required=True, help='what `python -m cascades.convert` reads')
+  parser.add_argument('--train', type=pathlib.Path, required=True)
+  parser.add_argument('--test', type=pathlib.Path, required=True)
+  parser.add_argument('--output', default=bars.RESULTS / 'smollm2_drafter.json')
+  options = parser.parse_args()
+  folder = options.folder.absolute()
+  folder.mkdir(parents=True, exist_ok=True)
+  large, pruned = folder / 'large', folder / 'pruned'
+  command('convert', large, SOURCE=options.source, MODEL_DIR=large)
+  command('prune', pruned, CHECKPOINT_PATH=large, MODEL_DIR=pruned, HEAD=1, TAIL=1)
+  questions(options.test, folder / 'questions.jsonl', HELD_OUT)
+  drafter(folder, questions(options.train, folder / 'train.jsonl', QUESTIONS))
+  for name in ('small', 'large'):
+    directory = folder / 'exported' / name
+    command('export', directory, CHECKPOINT_PATH=folder / name, OUTPUT_DIR=directory)
+  settings = {'questions': QUESTIONS, 'steps': STEPS, 'batch': BATCH}
+  bars.report('A drafter of SmolLM2', acceptance(folder), options.output, settings)
+
+
+if __name__ == '__main__':
+  main()
