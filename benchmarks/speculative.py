@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from jax import Array
 
 from benchmarks import bars
 from benchmarks.bars import Measured
+from benchmarks.speculative_rules import BLOCK, PROMPT, Call, by_turns, of_rules
 from cascades import decoding, speculative
 from cascades.data.corpus import Data
 from cascades.inference import speculation, speculator, trained_model
@@ -34,19 +34,17 @@ from cascades.inference.answers import Generator
 from cascades.inference.speculator import Speculator, StepCosts
 from cascades.inference.trained_model import TrainedModel
 from cascades.interop import companions
-from cascades.models import decoder
 from cascades.runtime import partitioning
-from cascades.target_distributions import RULES, distribution, target_distribution
+from cascades.target_distributions import RULES
 from cascades.tasks import catalog, chats, local
 from cascades.types import Params, Prompt
 
-MOST, BLOCK = 8, 5  # drafts that the planner may choose, and of the block that is taken apart
-PROMPT, ANSWER = 128, 64  # tokens of decoder-only models
+MOST = 8  # drafts that the planner may choose
+ANSWER = 64  # tokens of decoder-only models
 WORD, PHONEMES = 24, 24  # tokens of the demo's task
-SHORT, BATCHES = 16, 33  # tokens of answers and number of batches with adaptive drafts
-STEPS = 16  # calls of a model that are timed together
-
-Call = Callable[[], Any]
+SHORT, WARM = 16, 8  # tokens of answers with adaptive drafts, and batches that warm the planner up
+HALF = 32  # tokens of answers in bfloat16, which CPUs compute slowly
+STEPS, FEW, MANY = 16, 4, 10_000_000  # calls that are timed together, fewer above MANY parameters
 
 
 class Pair(NamedTuple):
@@ -101,22 +99,53 @@ def together(pair: Pair, length: int, gamma: int) -> Call:
   return lambda: jax.block_until_ready(generate(pair.small.params, pair.large.params, pair.prompt))
 
 
-def jitted_pair(small: TrainedModel, large: TrainedModel, length: int, gamma: int) -> Any:
+def jitted_pair(small: TrainedModel, large: TrainedModel, length: int, most: int) -> Any:
+  """Program of both models; it takes another number of drafts, at most `most`, as `gamma`."""
+
   @jax.jit
   def generate(
-    small_params: Params, large_params: Params, prompt: Prompt
+    small_params: Params, large_params: Params, prompt: Prompt, gamma: Array | int = most
   ) -> speculation.Speculation:
     models = speculation.SpeculativePair(
       nnx.merge(small.graph, small_params),
       nnx.merge(large.graph, large_params),
       RULES['lossless'].target,
     )
-    return speculation.generate(models, prompt, max_len=length, eos_id=-1, gamma=gamma)
+    plan = speculation.always(gamma)
+    return speculation.generate(models, prompt, max_len=length, eos_id=-1, gamma=most, plan=plan)
 
   return generate
 
 
-def extends(model: TrainedModel, pair: Pair, width: int, steps: int = STEPS) -> Call:
+def identical(pair: Pair, expected: np.ndarray) -> list[float]:
+  """Share of answers that are those of the large model, at each number of drafts up to MOST."""
+  generate = jitted_pair(pair.small, pair.large, pair.length, MOST)
+  shares = []
+  for gamma in range(1, MOST + 1):
+    answers = generate(pair.small.params, pair.large.params, pair.prompt, gamma)
+    shares.append(float((np.asarray(answers.answer.tokens) == expected).all(1).mean()))
+  return shares
+
+
+def identical_in_bfloat16(paths: tuple[str, str], pair: Pair) -> Measured:
+  """Share of answers that are those of the large model where both compute in bfloat16."""
+  small, large = (load(path, 'bfloat16') for path in paths)
+  half = Pair(small, large, pair.prompt, min(pair.length, HALF))
+  tokens = np.asarray(together(half, half.length, BLOCK)().answer.tokens)
+  same = (tokens == np.asarray(alone(large, half, half.length)())).all(1)
+  name = f'{pathlib.Path(paths[0]).name} + {pathlib.Path(paths[1]).name}'
+  return Measured(
+    f'{name}, bfloat16: share of identical answers', float(same.mean()), '',
+    note=f'{len(same)} answers of {half.length} tokens, gamma {BLOCK}',
+  )  # fmt: skip
+
+
+def load(path: str, precision: str = 'float32') -> TrainedModel:
+  checkpoint = trained_model.Checkpoint(path, precision=precision)
+  return trained_model.load(checkpoint, rules=partitioning.RULES)
+
+
+def extends(model: TrainedModel, pair: Pair, width: int, steps: int) -> Call:
   """Calls of `extend` over `width` tokens, each behind the same cached prompt."""
 
   @jax.jit
@@ -135,24 +164,17 @@ def extends(model: TrainedModel, pair: Pair, width: int, steps: int = STEPS) -> 
   return lambda: jax.block_until_ready(run(model.params, pair.prompt))
 
 
-def by_turns(calls: Mapping[str, Call], turns: int) -> dict[str, np.ndarray]:
-  """Seconds of each call, after one that compiles; turns alternate."""
-  for call in calls.values():
-    call()
-  seconds: dict[str, list[float]] = {name: [] for name in calls}
-  for _ in range(turns):
-    for name, call in calls.items():
-      start = time.perf_counter()
-      call()
-      seconds[name].append(time.perf_counter() - start)
-  return {name: np.array(values) for name, values in seconds.items()}
-
-
-def tables_beside(pair: Pair, gamma: int) -> float:
-  """Memory of both models' program beside that of the large one and the small model.
-
-  The small model is its parameters and its cache. In tables of (gamma + 1) x V floats a row.
+class Beside(NamedTuple):
+  """Memory beside the large model's program and the small model, in tables of gamma + 1
+  distributions a row; `room` is that of the positions of drafts in the large model's cache.
   """
+
+  tables: float
+  room: float
+
+
+def beside(pair: Pair, gamma: int) -> Beside:
+  """Memory of both models' program; the small model is its parameters and its cache."""
 
   def size(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -162,33 +184,42 @@ def tables_beside(pair: Pair, gamma: int) -> float:
     return memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
   small, large, prompt, length = pair
+
+  def cache(model: TrainedModel, length: int) -> int:
+    prefill = lambda params: nnx.merge(model.graph, params).prefill(prompt, length)[1]
+    return size(jax.eval_shape(prefill, model.params))
+
   both = used(jitted_pair(small, large, length, gamma), small.params, large.params, prompt)
   plain = used(jitted_alone(large, length), large.params, prompt)
-  cache = jax.eval_shape(
-    lambda params: nnx.merge(small.graph, params).prefill(prompt, length + gamma + 2)[1],
-    small.params,
-  )
+  room = length + gamma + 2
   table = (gamma + 1) * large.vocab_size * 4 * len(prompt.length)
-  return (both - plain - size(small.params) - size(cache)) / table
+  return Beside(
+    (both - plain - size(small.params) - cache(small, room)) / table,
+    (cache(large, room) - cache(large, length)) / table,
+  )
 
 
 def step_seconds(pair: Pair, turns: int) -> tuple[float, list[float]]:
   """Seconds of a step of the small model, and of the large one over 1, 2, ... MOST + 1 tokens."""
-  calls = {'small': extends(pair.small, pair, 1), 'small 0': extends(pair.small, pair, 1, 0)}
-  calls['large 0'] = extends(pair.large, pair, 1, 0)
-  calls |= {f'large {n}': extends(pair.large, pair, n) for n in range(1, MOST + 2)}
+  steps = FEW if pair.large.described['parameters'] > MANY else STEPS
+  calls = {
+    'small': extends(pair.small, pair, 1, steps), 'small 0': extends(pair.small, pair, 1, 0),
+    'large 0': extends(pair.large, pair, 1, 0),
+  }  # fmt: skip
+  calls |= {f'large {n}': extends(pair.large, pair, n, steps) for n in range(1, MOST + 2)}
   seconds = by_turns(calls, turns)
-  small = np.median(seconds['small'] - seconds['small 0']) / STEPS
+  small = np.median(seconds['small'] - seconds['small 0']) / steps
   large = [
-    float(np.median(seconds[f'large {n}'] - seconds['large 0'])) / STEPS for n in range(1, MOST + 2)
+    float(np.median(seconds[f'large {n}'] - seconds['large 0'])) / steps for n in range(1, MOST + 2)
   ]
   return float(small), large
 
 
-def kept_pace(pair: Pair, costs: StepCosts) -> float:
-  """Seconds of answers with adaptive numbers of drafts over those of the large model alone.
+def kept_pace(pair: Pair, costs: StepCosts, turns: int) -> tuple[float, int]:
+  """Seconds of answers with adaptive drafts over those of the large model alone, and the drafts.
 
-  Answers are SHORT and end at the end of sequence. Batches alternate, after as many that warm up.
+  Answers are SHORT and end at the end of sequence. Where the planner drafts nothing, the batch in
+  RETRY that drafts nevertheless is timed apart and counts as often.
   """
   length = min(pair.length, SHORT)
   drafting = Speculator(
@@ -196,25 +227,32 @@ def kept_pace(pair: Pair, costs: StepCosts) -> float:
   )
   rows = np.arange(len(pair.prompt.length))
   large = Generator(pair.large, length)
+  adaptive: Call = lambda: drafting.speculate(pair.prompt, rows)
+  for _ in range(WARM):
+    adaptive()
+  planned = drafting.planner.drafts if drafting.planner else MOST
+
+  def retry() -> None:
+    drafting._alone = speculator.RETRY - 1
+    adaptive()
+
   calls: dict[str, Call] = {
-    'adaptive': lambda: drafting.speculate(pair.prompt, rows),
-    'alone': lambda: large.generate(pair.prompt, rows),
-  }
-  by_turns(calls, BATCHES)
-  seconds = by_turns(calls, BATCHES)
-  return float(seconds['adaptive'].sum() / seconds['alone'].sum())
+    'adaptive': adaptive, 'alone': lambda: large.generate(pair.prompt, rows),
+  }  # fmt: skip
+  seconds = by_turns(calls if planned else calls | {'retry': retry}, turns)
+  mean = {name: float(np.median(own)) for name, own in seconds.items()}
+  share = 0 if planned else 1 / speculator.RETRY
+  own = (1 - share) * mean['adaptive'] + share * mean.get('retry', 0.0)
+  return own / mean['alone'], planned
 
 
-def of_pair(name: str, small: str, large: str, path: str | None, turns: int) -> Iterator[Measured]:
+def of_pair(name: str, paths: tuple[str, str], path: str | None, turns: int) -> Iterator[Measured]:
   """Overhead of a block, and speed at the planner's gamma, at batches of 1 and 8."""
-  models = [
-    trained_model.load(trained_model.Checkpoint(p), rules=partitioning.RULES)
-    for p in (small, large)
-  ]
+  models = [load(p) for p in paths]
   length = PHONEMES if models[0].architecture == 'encoder_decoder' else ANSWER
   tokens_per_second = {}
   for batch in (1, 8):
-    pair = Pair(*models, prompts(models[1], batch, path), length)
+    pair = Pair(models[0], models[1], prompts(models[1], batch, path), length)
     what = f'{name}, batch {batch}'
     step, widths = step_seconds(pair, turns)
     block = together(pair, length, BLOCK)
@@ -229,85 +267,41 @@ def of_pair(name: str, small: str, large: str, path: str | None, turns: int) -> 
       'plain start': alone(pair.large, pair, 1),
       'block': block,
       'block start': together(pair, 1, BLOCK),
-      # Where no draft pays, a Speculator leaves the answer to the large model's own program.
-      'planned': together(pair, length, gamma) if gamma else alone(pair.large, pair, length),
-    }
+    } | ({'planned': together(pair, length, gamma)} if gamma else {})
     seconds = by_turns(programs, turns)
+    # Where no draft pays, a Speculator leaves the answer to the large model's own program.
+    planned = seconds['planned' if gamma else 'plain']
     blocks = int(counts.large_calls.max()) - 1
     in_loop = seconds['block'] - seconds['block start']
     passes = blocks * (BLOCK * step + widths[BLOCK])
-    note = f'c {c:.3f}, acceptance {acceptance:.3f}, gamma {gamma}'
+    steps = ', '.join(f'{x:.2f}' for x in relative)
+    note = f'c {c:.3f}, acceptance {acceptance:.3f}, gamma {gamma}; large over 1 to 9: {steps}'
     yield Measured(
       f'{what}: block / its forward passes', float(np.median(in_loop)) / passes, '', at_most=1.1,
       note=f'gamma {BLOCK}, {blocks} blocks, {passes / blocks * 1e3:.2f} ms of passes',
     )  # fmt: skip
-    speedup = float(np.median(seconds['plain'] / seconds['planned']))
+    speedup = float(np.median(seconds['plain'] / planned))
     yield Measured(f'{what}: large alone / lossless', speedup, '', at_least=1.0, note=note)
-    tokens_per_second[batch] = batch * length / float(np.median(seconds['planned']))
-    same = np.asarray(block().answer.tokens) == np.asarray(programs['plain']())
-    yield Measured(f'{what}: share of equal tokens', float(same.mean()), '', at_least=1.0)
-    adaptive = kept_pace(pair, StepCosts(step, widths))
-    yield Measured(f'{what}: adaptive drafts / large alone, seconds', adaptive, '', at_most=1.03)
+    tokens_per_second[batch] = batch * length / float(np.median(planned))
+    if batch == 1 or models[0].architecture == 'encoder_decoder':
+      shares = identical(pair, np.asarray(programs['plain']()))
+      yield Measured(
+        f'{what}: share of identical answers, gamma 1 to {MOST}', min(shares), '', at_least=1.0
+      )
+    adaptive, drafts = kept_pace(pair, StepCosts(step, widths), turns)
     yield Measured(
-      f'{what}: tables of gamma + 1 distributions', tables_beside(pair, BLOCK), '', at_most=2.0001,
-      note='memory beside the large model alone and the small model',
+      f'{what}: adaptive drafts / large alone, seconds', adaptive, '', at_most=1.03,
+      note=f'{drafts} drafts after the warm-up',
     )  # fmt: skip
+    memory = beside(pair, BLOCK)
+    yield Measured(
+      f'{what}: tables of gamma + 1 distributions', memory.tables, '', at_most=2.0001,
+      note=f'beside the large model alone and the small model; {memory.room:.2f} of them are the '
+      'positions of drafts in the large cache',
+    )  # fmt: skip
+  yield identical_in_bfloat16(paths, pair)
   gain = tokens_per_second[8] / tokens_per_second[1]
   yield Measured(f'{name}: tokens/s of batch 8 / batch 1', gain, '', at_least=3.0)
-
-
-def wide(vocab_size: int) -> tuple[Params, nnx.GraphDef, Any]:
-  """A decoder-only model of the shape of Gemma 3 270M, with random weights."""
-  config = decoder.DecoderConfig(
-    vocab_size=vocab_size,
-    emb_dim=640,
-    num_heads=4,
-    num_kv_heads=1,
-    num_layers=18,
-    head_dim=256,
-    mlp_dim=2048,
-  )
-  graph, state = nnx.split(config.build(jax.random.key(0)))
-  return nnx.to_pure_dict(state), graph, config
-
-
-def of_rules(vocab_size: int, turns: int) -> Iterator[Measured]:
-  """Time of each rule's arithmetic beside the call of the large model that it follows."""
-  batch, gamma = 8, BLOCK
-  params, graph, _ = wide(vocab_size)
-  prompt = Prompt(jnp.ones((batch, PROMPT), jnp.int32), jnp.full(batch, PROMPT, jnp.int32))
-
-  @jax.jit
-  def prefill(params: Params) -> Any:
-    return nnx.merge(graph, params).prefill(prompt, gamma + 1)[1]
-
-  @jax.jit
-  def extend(params: Params, cache: Any, tokens: Array) -> Array:
-    return nnx.merge(graph, params).extend(tokens, cache)[0]
-
-  cache = prefill(params)
-  tokens = jnp.ones((batch, gamma + 1), jnp.int32)
-  p_logits = extend(params, cache, tokens)
-  q_logits = p_logits[:, ::-1] * 0.9
-  keys = jax.random.split(jax.random.key(0), batch)
-  rows = jnp.arange(batch)
-
-  def rule(name: str) -> Call:
-    @jax.jit
-    def verify(q_logits: Array, p_logits: Array, alpha: Array) -> tuple[Array, Array]:
-      def at(position: Array) -> tuple[Array, Array]:
-        q, p = (distribution(logits[rows, position]) for logits in (q_logits, p_logits))
-        return q.sampled, target_distribution(q, p, rule=RULES[name].target, alpha=alpha)
-
-      return speculative.verify_by_position(keys, tokens[:, 1:], at)
-
-    return lambda: jax.block_until_ready(verify(q_logits, p_logits, jnp.float32(0.3)))
-
-  calls = {'extend': lambda: jax.block_until_ready(extend(params, cache, tokens))}
-  seconds = by_turns(calls | {name: rule(name) for name in RULES}, turns)
-  for name in RULES:
-    share = float(np.median(seconds[name] / seconds['extend']))
-    yield Measured(f'rule {name} / large extend, V {vocab_size:,}', share, '', at_most=0.05)
 
 
 def rows(options: argparse.Namespace) -> Iterator[Measured]:
@@ -315,7 +309,7 @@ def rows(options: argparse.Namespace) -> Iterator[Measured]:
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     for small, large in options.pair:
       name = f'{pathlib.Path(small).name} + {pathlib.Path(large).name}'
-      yield from of_pair(name, small, large, options.prompts, options.turns)
+      yield from of_pair(name, (small, large), options.prompts, options.turns)
     if options.vocab_size:
       yield from of_rules(options.vocab_size, options.turns)
 
@@ -326,7 +320,7 @@ def main() -> None:
   )
   parser.add_argument('--pair', nargs=2, action='append', default=[], metavar=('SMALL', 'LARGE'))
   parser.add_argument('--prompts', help='JSON lines with `inputs`, for decoder-only models')
-  parser.add_argument('--turns', type=int, default=9)
+  parser.add_argument('--turns', type=int, default=5)
   parser.add_argument(
     '--vocab_size', type=int, default=262_144, help='of the rules; 0 leaves them out'
   )
