@@ -1,15 +1,19 @@
 """Another checkpoint of a served small model: compared on audited rows, promoted, taken back."""
 
+import dataclasses
 import json
 import os
 
 import numpy as np
 import pytest
 
+from cascades.checkpoints import store
 from cascades.evaluation import policy as policies
 from cascades.evaluation.promotions import Caution, is_held_back
 from cascades.predictions import rows as prediction_rows
-from tests import promote_test, synthetic_tables
+from cascades.tasks import local
+from cascades.tokenizers import vocabularies
+from tests import promote_test, synthetic_tables, tiny
 from tests.promote_test import DEMANDS, exchanges, journal, record
 
 CAUTION = Caution(every=5000, window=8000)  # no looks at thresholds
@@ -114,3 +118,27 @@ def test_digests_cannot_be_exported(tmp_path):
   record(tmp_path / 'log', exchanges(20, slope=0.6, seed=1), text=False)
   with pytest.raises(ValueError, match='LOG_TEXT=True'):
     promote_test.follow(tmp_path, export=str(tmp_path / 'audits'))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_was_trained_on_audits_is_promoted_by_its_own_answers(root):
+  """The chain of real programs: export, train, infer, promote."""
+  held_back(root)
+  paths = {'train': root / 'audits' / 'train.jsonl', 'test': root / 'audits' / 'held_back.jsonl'}
+  task = local.local_jsonl('audits', {split: str(path) for split, path in paths.items()})
+  vocabulary = vocabularies.bytes_vocabulary()
+  size = -(-vocabulary.size // 8) * 8
+  tiny.train(**tiny.settings(
+    root, task=task, vocabulary=vocabulary, train_steps=60, save_every=60,
+    small=dataclasses.replace(tiny.SMALL, vocab_size=size),
+  ))  # fmt: skip
+  tiny.infer(
+    checkpoint_path=str(root / 'run'), infer_output_dir=str(root / 'tables'), task=task,
+    task_feature_lengths=tiny.LENGTHS, batch_size=32, mesh=tiny.one_device,
+    records_dir=str(root / 'records'), splits=['test'],
+  )  # fmt: skip
+  look(root, candidate=str(root / 'tables' / 'test'))
+  assert journal(root)[-2]['decision'] == 'promoted'
+  assert os.readlink(root / 'served') == str(root / 'run')
+  served = policies.read(root / 'policy.json').models['small']
+  assert served['checkpoint_identity'] == store.identity(root / 'run', 60)
