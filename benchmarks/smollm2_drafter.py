@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 import subprocess
@@ -41,6 +42,7 @@ from cascades.training import optimizers, setup
 
 ROOT = pathlib.Path(__file__).parents[1]
 QUESTIONS, HELD_OUT = 512, 64
+CHARACTERS = 240  # of a question, which with its template then fits into PROMPT tokens
 STEPS, BATCH, LEARNING_RATE = 128, 8, 1e-3
 
 
@@ -54,8 +56,9 @@ def command(program: str, directory: pathlib.Path, **macros: object) -> None:
 
 
 def questions(source: pathlib.Path, path: pathlib.Path, count: int) -> str:
-  """First questions of a file, as `inputs`."""
-  lines = (json.dumps({'inputs': row['input']}) for row in read(source)[:count])
+  """First questions of a file that are not long, as `inputs`."""
+  short = (row['input'] for row in read(source) if len(row['input']) <= CHARACTERS)
+  lines = (json.dumps({'inputs': text}) for text in itertools.islice(short, count))
   path.write_text('\n'.join([*lines, '']))
   return str(path)
 
