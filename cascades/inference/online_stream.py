@@ -7,6 +7,7 @@ run only where they are reached.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -126,8 +127,13 @@ class _Block:
     return self.probabilities[row, level]
 
   def _likely(self, state: OnlineState, row: int, level: int) -> Int[np.ndarray, 'n']:
-    """A row, and later ones that reach a level as far as one knows: others are computed later."""
-    rows = row + np.flatnonzero(~self._predicted[row:, level])
+    """A row, and later ones that may reach a level; as many as pass between two trainings.
+
+    A guess: what is missing is computed later, and what is not needed was computed in vain.
+    """
+    cache = self._settings.caches[level]
+    passing = math.ceil(cache * max(self.queries[row].number, 1) / max(state.calls, 1))
+    rows = row + np.flatnonzero(~self._predicted[row : row + passing, level])
     likely = np.ones(len(rows), bool)
     for before in range(level):
       jump = online.jump_probability(self._settings.decays[before], state.updates[before])

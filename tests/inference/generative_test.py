@@ -97,11 +97,11 @@ def test_settings_that_do_not_fit_are_refused(checkpoint, changes, reason):
     config(checkpoint, **changes).build(3, 0)
 
 
+@pytest.mark.slow  # compiles three models
+@pytest.mark.parametrize('checkpoint', ['t5'], indirect=True)  # whose vocabulary has all letters
 def test_a_stream_with_a_generative_level_goes_on_bit_by_bit_after_a_kill(
   checkpoint, tmp_path, monkeypatch
 ):
-  if checkpoint[1] != 't5':
-    pytest.skip('its vocabulary has letters alone')
   stream_test.write(tmp_path / 'reviews.jsonl', stream_test.reviews(200, noise=0.02))
   two = {
     'levels': (
