@@ -108,7 +108,7 @@ def test_the_page_of_a_real_server_answers_and_its_log_is_a_table(
       process.send_signal(signal.SIGTERM)
       process.communicate(timeout=60)
   assert process.returncode == 0
-  assert author == '▲ The large model answered: large'
+  assert author == '▲ The large model answered'
   for role in ('small', 'large'):
     (path,) = (tmp_path / 'log' / role).glob('*.jsonl')
     target = str(tmp_path / 'tables' / role / 'test')

@@ -221,7 +221,7 @@ def test_alarms_and_failures_are_shown(page, server):
   server.alarms = [('small', 'words', 'scores')]
   server.breaker.fail(server.breaker.enter())
   page.wait_for_selector('#alerts li >> nth=1')
-  assert 'Drift of scores in words' in page.text_content('#alerts')
+  assert 'Drift of scores of small in words' in page.text_content('#alerts')
   assert 'large model is left alone' in page.text_content('#alerts')
   server.small.errors.append(ModelError('it is down'))
   page.fill('#prompt', SURE)
