@@ -19,7 +19,7 @@ from benchmarks.cat_grid import (
 from benchmarks.cat_statistics import QUANTITIES
 
 AREA, AT_20, ALONE, ORDERING = QUANTITIES
-Family = Literal['primary', 'secondary', 'mechanism', 'sensitivity']
+Family = Literal['primary', 'secondary', 'mechanism', 'sensitivity', 'length']
 
 
 class Term(NamedTuple):
@@ -50,6 +50,18 @@ def claims() -> Iterator[Claim]:
     yield from of_task(task, sizes[0], seeds)
   yield from _mechanism('g2p', SEEDS['g2p'])
   yield from _sensitivity('g2p', BASE_SEEDS)
+  yield from _lengths('g2p', SEEDS['g2p'])
+
+
+def _lengths(task: str, seeds: int) -> Iterator[Claim]:
+  """What CAT-Xent adds to Xent after training for longer."""
+  for length in cat_grid.LENGTHS:
+    plain = Cell(task, SIZES[task][0], 'xent', length=length)
+    for quantity in (AREA, ALONE):
+      yield Claim(
+        task, f'L {length:g}x, {quantity}', f'CAT-Xent is better after {length:g}x the steps',
+        quantity, (Term(1, plain._replace(loss='cat_xent')), Term(-1, plain)), 'length', seeds,
+      )  # fmt: skip
 
 
 def _sensitivity(task: str, seeds: int) -> Iterator[Claim]:
