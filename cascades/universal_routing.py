@@ -308,9 +308,9 @@ def mixed(values: Float[np.ndarray, 'K J'], position: Position) -> Float[np.ndar
 
   Models of equal values have equal sums; a matrix product may round them differently.
   """
-  values = values.astype(float)
   if position.ndim == 1:
-    return values[position]
+    return values[position].astype(float)
+  values = values.astype(float)
   rows = max(1, BLOCK // values.size)
   starts = range(0, max(1, len(position)), rows)
   return np.concatenate([(position[at : at + rows, :, None] * values).sum(axis=1) for at in starts])

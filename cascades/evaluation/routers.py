@@ -136,8 +136,8 @@ class ClusterRouter(NamedTuple):
     if self.pool.tokens is None:
       return None
     estimates = self.pool.tokens.estimate(np.array([len(prompt) for prompt in prompts], float))
-    for column, name in zip(estimates.T, self.pool.names, strict=True):
-      own = np.asarray(counts.get(name, np.nan), float)
+    for name in set(counts).intersection(self.pool.names):
+      own, column = np.asarray(counts[name], float), estimates[:, self.pool.names.index(name)]
       column[:] = np.where(np.isnan(own), column, own)
     return estimates
 
