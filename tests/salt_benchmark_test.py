@@ -89,9 +89,8 @@ def test_documents_are_split_without_overlap(monkeypatch, tmp_path):
   documents = [f'document {number} ' * 5 for number in range(60)]
   source = tmp_path / 'docs.jsonl.gz'
   source.write_bytes(gzip.compress('\n'.join(json.dumps({'text': t}) for t in documents).encode()))
-  monkeypatch.setattr(salt, 'TRAIN_BYTES', 2000)
   monkeypatch.setattr(salt, 'VALIDATION_BYTES', 500)
-  salt.write_data(source, tmp_path / 'data')
+  salt.write_data(source, tmp_path / 'data', train_bytes=2000)
   train, validation = (
     set((tmp_path / 'data' / f'c4-{split}.00000-of-00001.json').read_text().splitlines())
     for split in ('train', 'validation')
