@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,10 +22,9 @@ WAYS = {'exact': None, 'index': 1_000_000}
 
 
 def lookups(root: pathlib.Path, data: pathlib.Path, rows: int, way: str) -> dict[str, Any]:
-  """What `memorize` has written about the search of a memory, and the seconds that it took."""
+  """What `memorize` has written about the search of a memory."""
   model = resmem_tokens.train(root, 'LM', WIDTH, 0)
   memory = root / 'large_memory'
-  began = time.perf_counter()
   resmem_tokens.command(
     'memorize', 'runs/memorize.gin', CHECKPOINT_PATH=model, MEMORY=memory, ROWS=rows,
     TASK='@c4.causal_lm()', c4__causal_lm__sources='@sources.Sources()',
@@ -35,7 +33,7 @@ def lookups(root: pathlib.Path, data: pathlib.Path, rows: int, way: str) -> dict
     QUERIES=resmem_tokens.QUERIES, INDEX_ABOVE=WAYS[way],
   )  # fmt: skip
   described: dict[str, Any] = json.loads((memory / 'lookups.json').read_text())
-  return described | {'seconds': time.perf_counter() - began}
+  return described
 
 
 def measured(root: pathlib.Path, data: pathlib.Path, rows: int) -> Iterator[Measured]:
@@ -48,7 +46,6 @@ def measured(root: pathlib.Path, data: pathlib.Path, rows: int) -> Iterator[Meas
       yield Measured(f'{way}: recall of {k} neighbors', own['index']['recall'], '')
     yield Measured(f'{way}: a lookup of {k} neighbors', own['milliseconds_per_token'], 'ms a token')
     yield Measured(f'{way}: memory', own['bytes'] / 2**20, 'MiB')
-    yield Measured(f'{way}: memorize', own['seconds'], 's')
 
 
 def main() -> None:
