@@ -84,9 +84,8 @@ def _texts(count: int) -> list[str]:
 
 def _theirs(folder: pathlib.Path, texts: list[str], max_length: int) -> np.ndarray:
   """The mean over tokens, normalized, as both model cards compute it."""
-  import torch
-  import transformers
-
+  torch = pytest.importorskip('torch', reason='PyTorch is not installed (extra `reference`)')
+  transformers = pytest.importorskip('transformers')
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   model = transformers.AutoModel.from_pretrained(folder).eval()
   vectors = []
