@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import json
+import re
 import subprocess
 
 import numpy as np
@@ -74,6 +75,11 @@ def test_a_benchmark_writes_its_rows_into_the_folder_of_results(name):
   source = (bars.RESULTS.parent / f'{name}.py').read_text()
   assert f"default=bars.RESULTS / '{name}.json'" in source
   assert 'bars.report(' in source
+
+
+@pytest.mark.parametrize('path', sorted(bars.RESULTS.glob('*.json')), ids=lambda path: path.stem)
+def test_a_committed_result_names_no_path_of_a_machine(path):
+  assert not re.findall(r'(?<=["\s])/\w+/\S*', path.read_text())
 
 
 def test_memory_that_is_taken_is_the_process_s_own():
