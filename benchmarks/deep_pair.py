@@ -38,11 +38,8 @@ from cascades.types import Generation, Prompt
 ROOT = pathlib.Path(__file__).parents[1]
 WORDS, MOST = 256, 7  # answered words, and drafts that the planner may choose
 GAMMAS = (1, 3, 5, 7)
-# As deep as T5's small model. The drafters are the models of the demo.
-DEEP = {
-  'emb_dim': 192, 'num_heads': 4, 'head_dim': 48, 'num_encoder_layers': 6, 'num_decoder_layers': 6,
-  'mlp_dim': 384,
-}  # fmt: skip
+# The demo's large model with a decoder as deep as that of T5's small model.
+DEEP = {'t5.Config.num_decoder_layers': 6, 'TRAIN_STEPS': 6000, 'LEARNING_RATE': 1e-3}
 DRAFTERS = {'nano': 'demo_small', 'mini': 'demo_large'}  # and their recipes
 
 
@@ -50,8 +47,7 @@ def train(folder: pathlib.Path, name: str) -> None:
   """Train a model: a drafter by its recipe, the large model by that of the demo's."""
   bindings: dict[str, object] = {'MODEL_DIR': repr(str(folder / name))}
   if name not in DRAFTERS:
-    bindings |= {f't5.Config.{field}': value for field, value in DEEP.items()}
-    bindings |= {'TRAIN_STEPS': 1500, 'LEARNING_RATE': 1e-3}
+    bindings |= DEEP
   command = [
     *('-m', 'cascades.train', f'--gin_file=recipes/{DRAFTERS.get(name, "demo_large")}.gin'),
     *(f'--gin.{key}={value}' for key, value in bindings.items()),
