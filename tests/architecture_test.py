@@ -8,6 +8,8 @@ command of all programs.
 
 import ast
 import collections
+import functools
+import itertools
 import pathlib
 import re
 import statistics
@@ -51,10 +53,23 @@ def _module(path: pathlib.Path) -> str:
 MODULES = {_module(path): path for path in SOURCES}
 
 
+@functools.cache
+def _body(path: pathlib.Path) -> list[ast.stmt]:
+  return ast.parse(path.read_text()).body
+
+
+@functools.cache
+def _nodes(path: pathlib.Path) -> list[ast.AST]:
+  """All nodes of a file, but for the `__main__` block of a program."""
+  body = [node for node in _body(path) if not _is_main_block(node)]
+  return [*ast.walk(ast.Module(body, []))]
+
+
+@functools.cache
 def _imports(path: pathlib.Path) -> set[str]:
   """Dotted names of everything that a file imports, wherever in the file."""
   names = set()
-  for node in ast.walk(ast.parse(path.read_text())):
+  for node in itertools.chain.from_iterable(map(ast.walk, _body(path))):
     if isinstance(node, ast.Import):
       names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom) and node.module:
@@ -67,6 +82,7 @@ def _is_main_block(node: ast.stmt) -> bool:
   return isinstance(node, ast.If) and "__name__ == '__main__'" in ast.unparse(node.test)
 
 
+@functools.cache
 def _floor(module: str) -> int:
   """0 for words of the field, then the packages, then programs, then the command line.
 
@@ -80,20 +96,18 @@ def _floor(module: str) -> int:
     if len(floors) != 1:
       raise ValueError(f'no floor holds the folder cascades/{room}: see FLOORS.')
     return floors[0]
-  body = ast.parse(MODULES[module].read_text()).body
-  return len(FLOORS) + 1 if any(map(_is_main_block, body)) else 0
+  return len(FLOORS) + 1 if any(map(_is_main_block, _body(MODULES[module]))) else 0
 
 
 def _room(module: str) -> str:
   return module.split('.')[1]
 
 
+@functools.cache
 def _imported_modules(path: pathlib.Path) -> set[str]:
   """Modules of this package that a file imports, but for the command line in its `__main__`."""
-  tree = ast.parse(path.read_text())
-  tree.body = [node for node in tree.body if not _is_main_block(node)]
   names = set()
-  for node in ast.walk(tree):
+  for node in _nodes(path):
     if isinstance(node, ast.Import):
       names |= {alias.name for alias in node.names if alias.name in MODULES}
     elif isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'cascades':
@@ -163,11 +177,10 @@ def test_there_is_no_import_cycle():
 def test_files_and_functions_stay_short():
   lengths = []
   for path in SOURCES:
-    text = path.read_text()
-    assert len(text.splitlines()) <= 400, f'{_module(path)} wants to be two files'
+    assert len(path.read_text().splitlines()) <= 400, f'{_module(path)} wants to be two files'
     lengths += [
       node.end_lineno - node.lineno + 1
-      for node in ast.walk(ast.parse(text))
+      for node in _nodes(path)
       if isinstance(node, ast.FunctionDef)
     ]
   assert statistics.quantiles(lengths, n=10)[-1] <= 45
@@ -190,17 +203,17 @@ BRITISH = re.compile(
 MOST_PARAMETERS = 12
 
 
-def _bindings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def _bindings(path: pathlib.Path) -> Iterator[tuple[int, str]]:
   """Line and name of every variable and parameter that a file binds."""
-  for node in ast.walk(tree):
+  for node in _nodes(path):
     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
       yield node.lineno, node.id
     elif isinstance(node, ast.arg):
       yield node.lineno, node.arg
 
 
-def _docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
-  for node in ast.walk(tree):
+def _docstrings(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+  for node in _nodes(path):
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
       text = ast.get_docstring(node)
       if text:
@@ -209,17 +222,16 @@ def _docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize('module', MODULES)
 def test_names_docstrings_and_spelling_are_those_of_the_field(module):
-  text = MODULES[module].read_text()
-  tree = ast.parse(text)
-  problems = [f'line {n}: {name} says nothing' for n, name in _bindings(tree) if name in FILLERS]
+  path = MODULES[module]
+  problems = [f'line {n}: {name} says nothing' for n, name in _bindings(path) if name in FILLERS]
   problems += [
     f'line {n}: a docstring opens with {docstring.split()[0]}'
-    for n, docstring in _docstrings(tree)
+    for n, docstring in _docstrings(path)
     if docstring.split()[0].rstrip(',') in OPENERS
   ]
   problems += [
     f'line {n}: {match[0]} is not American'
-    for n, line in enumerate(text.splitlines(), 1)
+    for n, line in enumerate(path.read_text().splitlines(), 1)
     for match in BRITISH.finditer(line)
   ]
   assert not problems
@@ -227,7 +239,7 @@ def test_names_docstrings_and_spelling_are_those_of_the_field(module):
 
 @pytest.mark.parametrize('module', MODULES)
 def test_no_function_has_more_parameters_than_one_can_remember(module):
-  for node in ast.walk(ast.parse(MODULES[module].read_text())):
+  for node in _nodes(MODULES[module]):
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
       arguments = node.args
       count = len(arguments.posonlyargs) + len(arguments.args) + len(arguments.kwonlyargs)
@@ -237,7 +249,7 @@ def test_no_function_has_more_parameters_than_one_can_remember(module):
 def test_one_type_name_means_one_thing():
   homes = collections.defaultdict(set)
   for module, path in MODULES.items():
-    for node in ast.parse(path.read_text()).body:
+    for node in _body(path):
       if isinstance(node, ast.ClassDef):
         homes[node.name].add(module)
       elif isinstance(node, ast.AnnAssign) and 'TypeAlias' in ast.unparse(node.annotation):
