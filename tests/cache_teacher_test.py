@@ -163,6 +163,7 @@ def packs(home):
   return large, alike, run(home, 'packs_beside', **alike, large_checkpoint_path=large)
 
 
+@pytest.mark.slow
 def test_packs_and_cut_vocabularies_train_from_a_cache_as_beside_the_large_model(home, packs):
   large, alike, beside = packs
   directory = make(home, large, 'decoder')

@@ -43,6 +43,7 @@ def compared(tmp_path_factory):
   return {name: deciders.evaluate(data[name], folder / name, 1000) for name in data}
 
 
+@pytest.mark.slow
 def test_a_planted_decider_wins_and_one_without_information_does_not(compared):
   informative, random = (compared[name]['deciders'] for name in ('informative', 'random'))
   for name in ('confidence', 'logistic confidence', 'linear gap', 'router and cascade'):

@@ -111,6 +111,7 @@ def test_a_fine_tuned_model_goes_back_to_where_it_came_from(folder, tmp_path):
   assert json.loads((tmp_path / 'ours' / 'config.json').read_text())['n_positions'] == 77
 
 
+@pytest.mark.slow
 def test_a_model_of_our_own_is_exported_with_a_warning(tmp_path, caplog, monkeypatch):
   monkeypatch.setattr(logging.getLogger('cascades'), 'propagate', True)
   settings = tiny.settings(tmp_path, train_steps=1)

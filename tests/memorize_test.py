@@ -156,6 +156,7 @@ def test_training_rows_are_answered_from_memory(trained, tmp_path):
     assert np.exp(table.tokens(np.array([row]))).min() > 0.99
 
 
+@pytest.mark.slow
 def test_a_memory_ranks_options_and_costs_its_bytes_and_milliseconds(trained, tmp_path):
   options = ('A B', 'C', 'D E F')
   prompts = ('a b', 'c d a')

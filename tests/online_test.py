@@ -117,6 +117,7 @@ def test_a_gate_is_a_perceptron_and_its_loss_is_the_sum_that_one_computes_by_han
   assert float(value) == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_best_constant_gate_is_the_formula():
   """d* = clip(E z' - (mu c - E CE) / 2, 0, 1), where the probabilities are always the same."""
   settings = one_level(kappas=(0.3,))

@@ -67,7 +67,13 @@ def refused(program, folder):
 
 
 @pytest.mark.parametrize(
-  'program', [pytest.param(train, marks=pytest.mark.slow), infer, cache_teacher, report]
+  'program',
+  [
+    pytest.param(train, marks=pytest.mark.slow),
+    infer,
+    cache_teacher,
+    pytest.param(report, marks=pytest.mark.slow),
+  ],
 )
 def test_no_program_follows_a_link_in_place_of_a_file_that_it_writes(made, tmp_path, program):
   first, second = tmp_path / 'first', tmp_path / 'second'

@@ -111,6 +111,7 @@ def test_a_policy_is_promoted_and_rolled_back_and_every_one_is_stored(origin, do
   assert after.thresholds[0].promises[0].name == 'margin'
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_write_comes_out_as_if_it_had_not_been(
   origin, done, tmp_path, monkeypatch
 ):

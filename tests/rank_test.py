@@ -133,6 +133,7 @@ def test_ranking_all_documents_gives_the_best_of_the_candidates_first(data, trai
     _run('rank', trained, _texts(data, 'test'), run=str(tmp_path / 'all'), **options)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_weights_of_one_that_was_not_stopped(data, tmp_path):
   model = sized(scorer='max_sim')
   for steps in (2, 4):
@@ -174,6 +175,7 @@ def cross(data, tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_a_cross_encoder_teaches_a_student(data, cross, tmp_path):
   teacher = judgments.read_run(cross / 'train.run')
   for query, own in judgments.read_qrels(data / 'train.tsv').items():

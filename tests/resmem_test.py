@@ -202,6 +202,7 @@ def test_regression_interpolates_and_its_error_is_bounded_by_the_distance():
 
 
 # 8
+@pytest.mark.slow
 def test_risk_of_a_short_linear_base_stays_and_that_of_resmem_falls():
   from benchmarks import resmem_theory
 
@@ -214,6 +215,7 @@ def test_risk_of_a_short_linear_base_stays_and_that_of_resmem_falls():
 
 
 # 9
+@pytest.mark.slow
 def test_leaving_the_query_out_chooses_more_neighbors_and_keeping_it_chooses_one():
   rng = np.random.default_rng(0)
   keys = jnp.asarray(rng.standard_normal((300, 2)), jnp.float32)

@@ -103,6 +103,7 @@ def answered(newcomer, first):
   return compiled
 
 
+@pytest.mark.slow
 def test_answers_come_from_the_program_that_the_first_command_compiled(answered):
   before, between, after = answered
   assert before != between == after

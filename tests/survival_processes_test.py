@@ -41,6 +41,7 @@ def test_one_process_goes_on_with_the_run_of_two(preempted, tmp_path):
   assert f'resuming from step {last}.' in output
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_in_bounded_time_with_a_sentence(tmp_path):
   run = Run(tmp_path, TWO, steps=4000)
   run.wait_for(r'step    3/4000')

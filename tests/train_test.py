@@ -448,6 +448,7 @@ def test_a_batch_that_does_not_split_over_the_mesh_is_refused(tmp_path):
   refused('does not split over 8 devices', tmp_path, batch_size=12, mesh=partitioning.make_mesh)
 
 
+@pytest.mark.slow
 def test_a_ruined_checkpoint_leaves_the_one_before_it_and_says_so(tmp_path, caplog):
   """A finite update of step 4 that leaves parameters from which no step can be taken."""
   ruinous = lambda step: jnp.where(step == 3, 1e17, 1e-2)

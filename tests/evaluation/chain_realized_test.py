@@ -169,6 +169,7 @@ def judged_rows(root):
 DRAWS = 200
 
 
+@pytest.mark.slow
 def test_promises_of_chains_are_kept_on_draws_and_by_the_plug_in_far_less_often(root, monkeypatch):
   monkeypatch.setattr(chain_calibration, 'MOST_TUPLES', 150)
   risks, methods = chain_calibration.check(

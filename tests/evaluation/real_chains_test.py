@@ -72,6 +72,7 @@ def report(tmp_path_factory):
   return json.loads((directory / 'report' / 'curves.json').read_text()), completed.stdout
 
 
+@pytest.mark.slow
 def test_single_models_are_as_accurate_as_their_source_states(report):
   chains = report[0]['chains']
   assert [chain['axis'] for chain in chains] == ['dollars', 'flops', 'seconds', 'large calls']

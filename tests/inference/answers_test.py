@@ -70,6 +70,7 @@ def tables(trained, tmp_path_factory):
   return directory
 
 
+@pytest.mark.slow
 def test_a_generator_without_alternatives_gives_the_answers_of_infers_table(tables, model):
   (table,) = shards.read(tables / 'test')
   assert len(set(table.predictions)) > 5

@@ -33,7 +33,10 @@ def _scores(ranker, tokens, mask):
 
 
 @pytest.mark.parametrize('scorer', DUAL)
-@pytest.mark.parametrize('options', [{}, {'width': 3, 'stored_tokens': 2, 'pooling': 'linear'}])
+@pytest.mark.parametrize(
+  'options',
+  [pytest.param({}, marks=pytest.mark.slow), {'width': 3, 'stored_tokens': 2, 'pooling': 'linear'}],
+)
 def test_the_content_of_padding_changes_no_score(scorer, options):
   ranker = _ranker(scorer, **options)
   expected = _scores(ranker, TOKENS, MASK)

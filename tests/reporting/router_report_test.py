@@ -107,6 +107,7 @@ def test_the_price_moves_by_slider_and_by_dragging_the_line(evaluated, page, tmp
     assert shown(tab, 'share') == '12.5 %'
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason='no chromium on PATH; name one in CHROMIUM')
 def test_a_learned_map_with_costs_by_prompt_colors_each_prompt_at_every_price(tmp_path):
   pool, trials = evaluate(charged(outcome_matrix()), 'learned map', 0.75)

@@ -69,7 +69,7 @@ RECORD = optax.GradientTransformation(
 )
 
 
-@pytest.mark.parametrize('name', ['t5', 'everything'])
+@pytest.mark.parametrize('name', [pytest.param('t5', marks=pytest.mark.slow), 'everything'])
 def test_training_steps_of_stacked_layers_are_those_of_t5x_on_each_layer(name):
   config, rate = CONFIGS[name], 1e-2
   optimizer = optax.chain(

@@ -177,6 +177,7 @@ def test_agreement_partitions_the_valid_tokens(plain):
   assert counted == metrics['tokens'] == next(batches(1)).weights.sum()
 
 
+@pytest.mark.slow
 def test_dropout_follows_the_step_and_the_seed():
   dropping = SMALL.__class__(**{**vars(SMALL), 'dropout_rate': 0.5})
   mesh = ONE()
