@@ -31,7 +31,7 @@ from cascades import decoding, speculative
 from cascades.data.corpus import Data
 from cascades.inference import speculation, speculator, trained_model
 from cascades.inference.answers import Generator
-from cascades.inference.speculator import Speculator, StepCosts
+from cascades.inference.speculator import RETRY, Speculator, StepCosts
 from cascades.inference.trained_model import TrainedModel
 from cascades.interop import companions
 from cascades.runtime import partitioning
@@ -42,7 +42,7 @@ from cascades.types import Params, Prompt
 MOST = 8  # drafts that the planner may choose
 ANSWER = 64  # tokens of decoder-only models
 WORD, PHONEMES = 24, 24  # tokens of the demo's task
-SHORT, WARM = 16, 8  # tokens of answers with adaptive drafts, and batches that warm the planner up
+SHORT, WARM = 16, 12  # tokens of answers with adaptive drafts, and batches that warm the planner up
 HALF = 32  # tokens of answers in bfloat16, which CPUs compute slowly
 STEPS, FEW, MANY = 16, 4, 10_000_000  # calls that are timed together, fewer above MANY parameters
 
@@ -218,32 +218,32 @@ def step_seconds(pair: Pair, turns: int) -> tuple[float, list[float]]:
 def kept_pace(pair: Pair, costs: StepCosts, turns: int) -> tuple[float, int]:
   """Seconds of answers with adaptive drafts over those of the large model alone, and the drafts.
 
-  Answers are SHORT and end at the end of sequence. Where the planner drafts nothing, the batch in
-  RETRY that drafts nevertheless is timed apart and counts as often.
+  Answers are SHORT and end at the end of sequence. The batch in RETRY that goes the other way, with
+  or without drafts, is timed apart and counts as often.
   """
   length = min(pair.length, SHORT)
   drafting = Speculator(
     pair.small, pair.large, 'lossless', gamma=MOST, max_tokens=length, costs=costs
   )
+  planner = drafting.planner
+  assert planner
   rows = np.arange(len(pair.prompt.length))
   large = Generator(pair.large, length)
-  adaptive: Call = lambda: drafting.speculate(pair.prompt, rows)
+
+  def adaptive(batches: int = 0) -> None:
+    planner.batches = batches
+    drafting.speculate(pair.prompt, rows)
+
   for _ in range(WARM):
     adaptive()
-  planned = drafting.planner.drafts if drafting.planner else MOST
-
-  def retry() -> None:
-    drafting._alone = speculator.RETRY - 1
-    adaptive()
-
+  adaptive(RETRY - 1)
   calls: dict[str, Call] = {
     'adaptive': adaptive, 'alone': lambda: large.generate(pair.prompt, rows),
+    'retry': lambda: adaptive(RETRY - 1),
   }  # fmt: skip
-  seconds = by_turns(calls if planned else calls | {'retry': retry}, turns)
-  mean = {name: float(np.median(own)) for name, own in seconds.items()}
-  share = 0 if planned else 1 / speculator.RETRY
-  own = (1 - share) * mean['adaptive'] + share * mean.get('retry', 0.0)
-  return own / mean['alone'], planned
+  mean = {name: float(np.median(own)) for name, own in by_turns(calls, turns).items()}
+  own = mean['adaptive'] + (mean['retry'] - mean['adaptive']) / RETRY
+  return own / mean['alone'], planner.drafts
 
 
 def of_pair(name: str, paths: tuple[str, str], path: str | None, turns: int) -> Iterator[Measured]:

@@ -77,15 +77,17 @@ class DraftPlan(NamedTuple):
     rejected: Number of rejected drafts in earlier answers; one of the two is positive.
   """
 
-  lengths: Int[Array, 'C+1']
-  accepted: Float[Array, '']
-  rejected: Float[Array, '']
+  lengths: Int[Array | np.ndarray, 'C+1']
+  accepted: Float[Array | np.ndarray, '']
+  rejected: Float[Array | np.ndarray, '']
 
   def drafts(self, counts: CallCounts) -> Int[Array, 'B']:
     """Number of drafts of the next block of each row."""
     accepted = self.accepted + counts.accepted
     estimate = accepted / (accepted + self.rejected + counts.rejected)
-    return self.lengths[jnp.round(estimate * (len(self.lengths) - 1)).astype(jnp.int32)]
+    return jnp.asarray(self.lengths)[
+      jnp.round(estimate * (len(self.lengths) - 1)).astype(jnp.int32)
+    ]
 
 
 def always(gamma: int) -> DraftPlan:

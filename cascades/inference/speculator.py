@@ -2,12 +2,15 @@
 
 A `Speculator` compiles once for each shape of prompts. alpha is an argument of the program, so
 that a sweep over it shares one. With a `DraftPlanner` the number of drafts follows the share that
-is accepted, down to the large model alone where drafting does not pay.
+is accepted, down to the large model alone where drafting does not pay, by measured time.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,7 +24,7 @@ from jaxtyping import Int
 from cascades import speculative, target_distributions
 from cascades.inference import points, speculation, token_cascade
 from cascades.inference.answers import Answered, DecodingOptions, Generator
-from cascades.inference.speculation import CallCounts, DraftPlan, Speculation
+from cascades.inference.speculation import DraftPlan, Speculation
 from cascades.inference.trained_model import TrainedModel
 from cascades.runtime import partitioning, ranges
 from cascades.types import Params, Prompt
@@ -31,7 +34,9 @@ PRIOR = 16.0  # drafts that earlier answers weigh in a row's estimate
 START = 0.8  # acceptance before the first answer
 MEMORY = 0.9  # share of the earlier counts that stays after each batch
 SAVING = 0.05  # share of the time that drafts must save, more than the measured steps are off by
-RETRY = 64  # batches of the large model alone until one drafts again
+TRIALS = 3  # batches with drafts, and without, that are timed before their times decide
+RECENT = 9  # timed batches of either whose median counts
+RETRY = 256  # batches until one is tried the other way, with or without drafts
 
 
 class StepCosts(NamedTuple):
@@ -47,7 +52,11 @@ class StepCosts(NamedTuple):
 
 
 class DraftPlanner:
-  """Numbers of drafts of least expected time, from measured steps and counts of earlier batches."""
+  """Numbers of drafts of least expected time, from measured steps and counts of earlier batches.
+
+  Where a rule can do without drafts, batches with and without them are timed too, by turns at
+  first, and drafts that take longer than none are not planned, whatever the steps promise.
+  """
 
   def __init__(self, costs: StepCosts, *, lossless: bool) -> None:
     """Computes the best number of drafts at each acceptance.
@@ -64,10 +73,13 @@ class DraftPlanner:
         last_draft=float(not lossless), least_saving=SAVING,
       )
       for estimate in np.linspace(0, 1, BINS + 1)
-    ])  # fmt: skip
+    ], np.int32)  # fmt: skip
     if not lossless:  # each token needs both models anyway, and drafts keep the estimate alive
       self.lengths = np.maximum(self.lengths, 1)
+    self.lossless = lossless
     self.accepted, self.rejected = START * PRIOR, (1 - START) * PRIOR
+    self.paces = {drafted: collections.deque[float](maxlen=RECENT) for drafted in (True, False)}
+    self.batches = 0  # since the last that was tried the other way
 
   @property
   def acceptance(self) -> float:
@@ -76,18 +88,52 @@ class DraftPlanner:
 
   @property
   def drafts(self) -> int:
-    """Number of drafts at this estimate."""
+    """Number of drafts at this estimate; 0 where they were timed and took longer than none."""
+    if self._are_timed():
+      drafted, alone = map(statistics.median, (self.paces[True], self.paces[False]))
+      if drafted > alone:
+        return 0
+    return self._modeled()
+
+  def _modeled(self) -> int:
     return int(self.lengths[round(self.acceptance * BINS)])
+
+  def _are_timed(self) -> bool:
+    return min(map(len, self.paces.values())) >= TRIALS
+
+  def next_drafts(self) -> int:
+    """Number of drafts of the next batch, which now and then is a trial of the other way."""
+    if not self.lossless:
+      return self.drafts
+    self.batches = (self.batches + 1) % RETRY
+    drafts, promised = self.drafts, self._modeled()
+    if promised and not self._are_timed():
+      other = len(self.paces[True]) > len(self.paces[False])
+    else:
+      other = not self.batches
+    if not other:
+      return drafts
+    return 0 if drafts else max(promised, 1)
 
   def plan(self) -> DraftPlan:
     """Plan of the next batch, in which earlier answers weigh as PRIOR drafts of the row."""
     prior = PRIOR * np.array([self.acceptance, 1 - self.acceptance], np.float32)
-    return DraftPlan(jnp.asarray(self.lengths, jnp.int32), *map(jnp.float32, prior))
+    return DraftPlan(self.lengths, *prior)  # of NumPy, which a program takes sooner than JAX's
 
-  def update(self, counts: CallCounts) -> None:
-    """Count the drafts of a batch."""
-    self.accepted = MEMORY * self.accepted + float(np.sum(counts.accepted))
-    self.rejected = MEMORY * self.rejected + float(np.sum(counts.rejected))
+  def update(self, answers: Speculation, seconds: float | None, *, drafted: bool) -> None:
+    """Count the drafts of a batch, and its seconds by the tokens of the longest answer.
+
+    Args:
+      answers: Those of the batch.
+      seconds: Time that it took; None for a batch whose time says nothing.
+      drafted: False if the large model answered alone.
+    """
+    if drafted:
+      self.accepted = MEMORY * self.accepted + float(np.sum(answers.counts.accepted))
+      self.rejected = MEMORY * self.rejected + float(np.sum(answers.counts.rejected))
+    longest = int(np.max(np.sum(answers.answer.mask, 1)))
+    if seconds is not None and longest:
+      self.paces[drafted].append(seconds / longest)
 
 
 class Speculator:
@@ -134,7 +180,7 @@ class Speculator:
     self.planner = costs and DraftPlanner(
       costs._replace(large=costs.large[: gamma + 1]), lossless=lossless
     )
-    self._alone = 0  # batches since the last draft
+    self._compiled: set[tuple[int, tuple[int, ...]]] = set()  # drafts and shapes of prompts
     self._large = Generator(large, max_tokens, options)
     self._always = functools.cache(speculation.always)  # its arrays
 
@@ -178,30 +224,34 @@ class Speculator:
       ValueError: alpha is outside of the range of the rule.
     """
     target_distributions.named(self.rule, alpha)
-    gamma, plan = self._next_block()
+    drafts = self.planner.next_drafts() if self.planner else self.gamma
+    gamma, plan = self._block(drafts)
+    start = time.perf_counter()
     if not gamma and self.target is target_distributions.large:
-      return speculation.undrafted(self._large.generate(prompts, row_ids), where=np.where)
-    program = functools.partial(self._speculate, plan=plan, gamma=gamma)
-    answers = _run(program, self.models, prompts, row_ids, alpha)
+      answers = speculation.undrafted(self._large.generate(prompts, row_ids), where=np.where)
+    else:
+      program = functools.partial(self._speculate, plan=plan, gamma=gamma)
+      answers = _run(program, self.models, prompts, row_ids, alpha)
     if self.planner:
-      self.planner.update(answers.counts)
+      seconds = time.perf_counter() - start
+      compiled = gamma, prompts.tokens.shape
+      # The first batch may have been compiled, and other processes have other clocks.
+      timed = compiled in self._compiled and jax.process_count() == 1
+      self._compiled.add(compiled)
+      self.planner.update(answers, seconds if timed else None, drafted=gamma > 0)
     return answers
 
   def answer(self, prompts: Prompt, row_ids: Int[np.ndarray, 'B'], alpha: float = 0.0) -> Answered:
     """The same for `answers.predictor`."""
     return answered(self.speculate(prompts, row_ids, alpha))
 
-  def _next_block(self) -> tuple[int, DraftPlan]:
+  def _block(self, drafts: int) -> tuple[int, DraftPlan]:
     """Most drafts of the next batch, which the program is compiled for, and its plan."""
-    if not self.planner:
-      return self.gamma, self._always(self.gamma)
-    drafts = self.planner.drafts
-    if drafts:
-      ladder = [1 << power for power in range(self.gamma.bit_length())]  # few programs
-      return min((n for n in ladder if n >= drafts), default=self.gamma), self.planner.plan()
-    self._alone = (self._alone + 1) % RETRY
-    gamma = 0 if self._alone else min(1, self.gamma)
-    return gamma, self._always(gamma)
+    if not self.planner or not drafts:
+      return drafts, self._always(drafts)
+    ladder = [1 << power for power in range(self.gamma.bit_length())]  # few programs
+    gamma = min((n for n in ladder if n >= drafts), default=self.gamma)
+    return gamma, self.planner.plan() if self.planner.drafts else self._always(drafts)
 
 
 class TokenCascade:

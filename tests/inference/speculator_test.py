@@ -90,8 +90,13 @@ def test_numbers_out_of_range_are_refused(rule, gamma, reason):
     speculator.Speculator(*two, rule, gamma=gamma, max_tokens=3)
 
 
-def counts(accepted, rejected):
-  return CallCounts(np.array([accepted]), np.array([rejected]), np.zeros(1), np.zeros(1))
+def batch(accepted, rejected, tokens=4):
+  """Answers of a batch, of which a planner reads the counts and the longest."""
+  counts = CallCounts(np.array([accepted]), np.array([rejected]), np.zeros(1), np.zeros(1))
+  zeros = np.zeros((1, tokens))
+  return speculation.Speculation(
+    answers.Generation(zeros, zeros, zeros == 0), zeros, zeros == 1, counts
+  )
 
 
 def test_planned_drafts_are_the_best_at_the_share_that_is_accepted():
@@ -99,7 +104,7 @@ def test_planned_drafts_are_the_best_at_the_share_that_is_accepted():
   assert planner.acceptance == pytest.approx(speculator.START)
   for accepted, rejected in ((0, 400), (300, 100), (2000, 0)):
     for _ in range(60):  # until earlier batches are forgotten
-      planner.update(counts(accepted, rejected))
+      planner.update(batch(accepted, rejected), None, drafted=True)
     share = accepted / (accepted + rejected)
     assert planner.acceptance == pytest.approx(share, abs=0.01)
     expected = speculative.best_gamma(round(share, 2), 0.1, most=5, least_saving=speculator.SAVING)
@@ -109,9 +114,33 @@ def test_planned_drafts_are_the_best_at_the_share_that_is_accepted():
   assert plan.accepted + plan.rejected == pytest.approx(speculator.PRIOR)
 
 
-def test_where_drafts_do_not_pay_the_large_model_decodes_alone_and_drafts_are_tried_again(
-  monkeypatch,
-):
+@pytest.mark.parametrize(('drafted', 'drafts'), [(2.0, 0), (0.9, 4)])
+def test_measured_time_decides_whether_drafts_pay(drafted, drafts):
+  """All drafts are accepted and steps promise much; the clock says `drafted` against 1."""
+  planner = DraftPlanner(CHEAP, lossless=True)
+  taken = []
+  for number in range(2 * speculator.RETRY):
+    taken.append(planner.next_drafts())
+    tokens = 1 + number % 7  # of which the time is in proportion
+    seconds = tokens * (drafted if taken[-1] else 1.0)
+    planner.update(batch(3, 1, tokens), seconds, drafted=taken[-1] > 0)
+  trials = 2 * speculator.TRIALS
+  assert sum(x > 0 for x in taken[:trials]) == speculator.TRIALS
+  assert (planner.drafts > 0) == (drafts > 0)
+  others = [x for x in taken[trials:] if (x > 0) != (drafts > 0)]
+  assert len(others) == 2
+
+
+def test_batches_without_a_clock_are_drafted_as_steps_promise():
+  planner = DraftPlanner(CHEAP, lossless=True)
+  for _ in range(20):
+    assert planner.next_drafts() > 0
+    planner.update(batch(9, 1), None, drafted=True)
+
+
+@pytest.fixture
+def gammas(monkeypatch):
+  """Most drafts of each batch; nothing is compiled or decoded."""
   gammas = []
   zeros = np.zeros((2, 3))
   answer = answers.Generation(zeros, zeros, np.ones((2, 3), bool))
@@ -125,17 +154,36 @@ def test_where_drafts_do_not_pay_the_large_model_decodes_alone_and_drafts_are_tr
   alone = lambda self, prompts, row_ids: gammas.append(0) or answer
   monkeypatch.setattr(answers.Generator, 'generate', alone)
   monkeypatch.setattr(jax, 'jit', lambda function, **_: function)
+  return gammas
+
+
+def lossless(costs):
   two = model('decoder'), model('everything')
-  lossless = speculator.Speculator(*two, 'lossless', gamma=5, max_tokens=3, costs=DEAR)
+  return speculator.Speculator(*two, 'lossless', gamma=5, max_tokens=3, costs=costs)
+
+
+def test_the_first_batch_of_a_program_is_compiled_and_not_timed(gammas):
+  pair, seen = lossless(CHEAP), []
+  for _ in range(4):
+    pair.speculate(prompts(), np.arange(2))
+    seen.append([len(paces) for paces in pair.planner.paces.values()])
+  assert [gamma > 0 for gamma in gammas] == [True, True, False, False]
+  assert seen == [[0, 0], [1, 0], [1, 0], [1, 1]]
+
+
+def test_where_drafts_do_not_pay_the_large_model_decodes_alone_and_drafts_are_tried_again(gammas):
+  pair = lossless(DEAR)
   for _ in range(2 * speculator.RETRY):
-    result = lossless.speculate(prompts(), np.arange(2))
+    result = pair.speculate(prompts(), np.arange(2))
     if not gammas[-1]:
       assert result.counts.large_calls.tolist() == [3, 3]
       assert np.isnan(result.small_logprobs).all()
   assert gammas == ([0] * (speculator.RETRY - 1) + [1]) * 2
-  gammas.clear()
-  pays = speculator.Speculator(*two, 'lossless', gamma=5, max_tokens=3, costs=CHEAP)
-  for share in (0.5, 0.65, 0.99):
-    pays.planner.accepted, pays.planner.rejected = share, 1 - share
-    pays.speculate(prompts(), np.arange(2))
-  assert gammas == [2, 4, 5]  # not 3: programs are of powers of two, and of the most
+
+
+def test_programs_are_of_powers_of_two_drafts_and_of_the_most(gammas):
+  for share in (0.5, 0.65, 0.99):  # 2, 3 and 5 drafts
+    pair = lossless(CHEAP)
+    pair.planner.accepted, pair.planner.rejected = share, 1 - share
+    pair.speculate(prompts(), np.arange(2))
+  assert gammas == [2, 4, 5]
