@@ -4,8 +4,8 @@ The probability of class y is that of its text behind the prompt, among the text
 
     p_y = P(text_y | prompt) / sum_z P(text_z | prompt)
 
-as `infer` ranks options, whose best one it is. A cache is learned by steps on the log-likelihood
-of the expert's class.
+as `infer` ranks options, whose best one it is; the prompt is read once, and the text of each class
+behind it. A cache is learned by steps on the log-likelihood of the expert's class.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,14 @@ from jaxtyping import Array, Float, Int
 from cascades import decoding
 from cascades.data import converters
 from cascades.inference import trained_model
-from cascades.inference.answers import Scorer
 from cascades.inference.fine_tuned import learner
 from cascades.inference.trained_model import Checkpoint, TrainedModel
-from cascades.runtime import partitioning, ranges
+from cascades.interop import companions
+from cascades.runtime import files, partitioning, ranges
 from cascades.tasks import tokenize
-from cascades.tasks.task import Row, both
-from cascades.types import Batch
+from cascades.tasks.chats import PromptFormat
+from cascades.tasks.task import Record, Row, Task, both
+from cascades.types import Batch, LanguageModel, Params, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,9 @@ class GenerativeConfig:
     path: Run directory, or a checkpoint in one.
     options: Texts of the classes, as the model was trained to write them.
     prompt: Text of a query, with {inputs}, as in the model's training.
-    tokens: Longest prompt in tokens, end of sequence included; longer ones are cut.
+    prompts: Format of the prompt, as PROMPTS of `infer`: `chats.chat` is the template of a chat
+      model, and `chats.continuation` continues the text; None is that of training here.
+    tokens: Longest prompt in tokens, special ones included; the texts of longer ones are cut.
     which: 'last', 'best', or the number of a step.
     epochs: Passes over each cache; 0 leaves the weights as they are.
     batch: Queries of a step, and those that are ranked together.
@@ -52,6 +55,7 @@ class GenerativeConfig:
   path: str
   options: Sequence[str]
   prompt: str = '{inputs}'
+  prompts: PromptFormat | None = None
   tokens: int = 128
   which: Any = 'last'
   epochs: int = 1
@@ -82,6 +86,20 @@ class GenerativeConfig:
     return Generative(model, self, seed)
 
 
+class RankedQueries(NamedTuple):
+  """Prompts, and the text of each class behind them.
+
+  Attributes:
+    prompts: Prompts padded to one width.
+    answers: Tokens of the texts, padded to one width.
+    lengths: Number of tokens of each.
+  """
+
+  prompts: Prompt
+  answers: Int[np.ndarray, 'n Y L']
+  lengths: Int[np.ndarray, 'n Y']
+
+
 class Generative:
   """The model; a cache is learned in one compiled program."""
 
@@ -92,18 +110,33 @@ class Generative:
       model: A loaded model.
       config: Texts, rates and sizes.
       seed: Seed of the order of the queries in each pass.
+
+    Raises:
+      ValueError: The prompt of an empty query is longer than `tokens`.
     """
-    self._config, self._devices, self._scorer = config, _devices(), Scorer(model)
+    self._config, self._devices, self._model = config, _devices(), model
     vocabulary = model.vocabulary
-    longest = max(len(vocabulary.encode(option)) for option in config.options)
-    end = np.array([vocabulary.eos_id], np.int32)
+    task = Task('prompt', (), read=lambda _: (), fingerprint=lambda _: '')
+    if config.prompts:
+      folder = files.absolute(model.described['checkpoint']) / companions.FOLDER
+      task = config.prompts(task, folder, model.architecture)
+    special = task.special_tokens
+    self._tokenize, self._cut_at_end = task.tokenize or tokenize.row_by_row, special.prompt_end
+    ids = lambda token, used: np.array([token] if used and token is not None else [], np.int32)
+    (empty,) = self._records([''])
+    texts = [*empty.options, *vocabulary.encode_all(list(config.options))]
     self._converter = converters.FeatureConverter(
       converters.CONVERTERS[model.architecture],
-      {'inputs': config.tokens, 'targets': longest + 1},
-      start=np.array([] if vocabulary.bos_id is None else [vocabulary.bos_id], np.int32),
-      inputs_end=end,
-      targets_end=end,
+      {'inputs': config.tokens, 'targets': max(map(len, texts)) + special.answer_end},
+      start=ids(vocabulary.bos_id, special.start),
+      inputs_end=ids(vocabulary.eos_id, special.prompt_end),
+      targets_end=ids(vocabulary.eos_id, special.answer_end),
     )
+    if len(empty.inputs) >= config.tokens:
+      raise ValueError(
+        f'tokens={config.tokens}, and the prompt of an empty query has {len(empty.inputs)}: raise '
+        '`tokens`, or shorten `prompt`.'
+      )
     optimizer = optax.adam(config.rate)
     self._moments: Any = optimizer.init(model.params) if config.epochs else ()
     self._updates, self._key = 0, jax.random.key(seed)
@@ -116,33 +149,53 @@ class Generative:
       scores = decoding.score(nnx.merge(model.graph, params), batch._replace(weights=weights))
       return -jnp.sum(scores.logprobs) / jnp.sum(weights)
 
+    @jax.jit
+    def ranked(params: Params, queries: RankedQueries) -> Float[Array, 'B Y']:
+      return option_logprobs(nnx.merge(model.graph, params), queries)
+
     self._learn = jax.jit(learner(loss, optimizer, epochs=config.epochs, batch=config.batch))
+    self._ranked = ranked
 
-  def prepare(self, texts: Sequence[str]) -> Batch:
-    """Prompts with the text of each class, those of a query one after another."""
-    options, vocabulary = tuple(self._config.options), self._scorer.model.vocabulary
+  def _records(self, texts: Sequence[str]) -> list[Record]:
+    """Tokens of the prompts, and of the texts of the classes behind each."""
+    options, vocabularies = tuple(self._config.options), both(self._model.vocabulary)
     rows = [Row('', self._config.prompt.replace('{inputs}', text), (), options) for text in texts]
-    examples = [
-      [self._converter.example(record.inputs, option)]
-      for record in tokenize.row_by_row(rows, both(vocabulary), 0)
-      for option in record.options
-    ]
-    width, encoder_width = self._converter.width, self._converter.encoder_width
-    return converters.without_segments(
-      converters.assemble(examples, width=width, encoder_width=encoder_width)
-    )
+    return list(self._tokenize(rows, vocabularies, 0))
 
-  def predict(self, prepared: Batch, rows: Int[np.ndarray, 'n']) -> Float[np.ndarray, 'n Y']:
+  def _fitting(self, texts: Sequence[str]) -> list[Record]:
+    """The same; where a prompt is continued, texts are cut until it fits."""
+    records = self._records(texts)
+    most = len(records) if self._cut_at_end else 0
+    for number, text in enumerate(texts[most:], most):
+      while len(records[number].inputs) > self._config.tokens:
+        text = text[: len(text) * self._config.tokens // len(records[number].inputs)]
+        (records[number],) = self._records([text])
+    return records
+
+  def prepare(self, texts: Sequence[str]) -> RankedQueries:
+    """Prompts of the texts, and tokens of the classes behind each."""
+    examples = [
+      [self._converter.example(record.inputs, option) for option in record.options]
+      for record in self._fitting(texts)
+    ]
+    prompts = converters.pad([own[0].prompt for own in examples], self._converter.prompt_width)
+    width = self._converter.lengths['targets']
+    answers = converters.pad([example.targets for own in examples for example in own], width)
+    shape = len(examples), len(self._config.options)
+    tokens, lengths = np.asarray(answers.tokens), np.asarray(answers.length)
+    return RankedQueries(prompts, tokens.reshape(*shape, width), lengths.reshape(shape))
+
+  def predict(
+    self, prepared: RankedQueries, rows: Int[np.ndarray, 'n']
+  ) -> Float[np.ndarray, 'n Y']:
     """Probabilities of the texts of the classes, in batches of one size."""
-    size, classes = self._config.batch, len(self._config.options)
-    totals = np.zeros((len(rows), classes))
+    size, totals = self._config.batch, np.zeros((len(rows), len(self._config.options)))
     for begin in range(0, len(rows), size):
-      own = rows[begin : begin + size]
-      candidates = (np.resize(own, size)[:, None] * classes + np.arange(classes)).reshape(-1)
+      count = min(size, len(rows) - begin)
+      batch = _rows(prepared, np.resize(rows[begin : begin + count], size))
       with self._devices.use():
-        scores = self._scorer.score(_rows(prepared, candidates))
-      summed = np.asarray(scores.logprobs, float).sum(1).reshape(size, classes)
-      totals[begin : begin + size] = summed[: len(own)]
+        logprobs = self._ranked(self._model.params, partitioning.place_whole(batch))
+        totals[begin : begin + count] = partitioning.fetch(logprobs)[:count]
     ones = np.exp(totals - totals.max(1, keepdims=True))
     return ones / ones.sum(1, keepdims=True)
 
@@ -150,13 +203,18 @@ class Generative:
     """Learn to write the texts of the classes, `epochs` times in random orders."""
     if not self._config.epochs:
       return
-    right = np.arange(len(texts)) * len(self._config.options) + np.asarray(labels)
-    examples = _rows(self.prepare(texts), right)
+    examples = [
+      [self._converter.example(record.inputs, record.options[label])]
+      for record, label in zip(self._fitting(texts), labels, strict=True)
+    ]
+    width, encoder_width = self._converter.width, self._converter.encoder_width
+    batch = converters.assemble(examples, width=width, encoder_width=encoder_width)
     key = jax.random.fold_in(self._key, self._updates)
-    model = self._scorer.model
     with self._devices.use():
-      params, self._moments = self._learn(model.params, self._moments, examples, key)
-    self._scorer.model = model._replace(params=params)
+      params, self._moments = self._learn(
+        self._model.params, self._moments, converters.without_segments(batch), key
+      )
+    self._model = self._model._replace(params=params)
     self._updates += 1
 
   def state(self) -> Mapping[str, np.ndarray]:
@@ -164,7 +222,7 @@ class Generative:
     identity = {'identity': np.array(self._identity)}
     if not self._config.epochs:
       return identity
-    leaves = jax.tree.leaves((self._scorer.model.params, self._moments))
+    leaves = jax.tree.leaves((self._model.params, self._moments))
     stored = {f'{i}': np.asarray(leaf) for i, leaf in enumerate(leaves)}
     return {**identity, **stored, 'updates': np.array(self._updates)}
 
@@ -181,11 +239,10 @@ class Generative:
       )
     if not self._config.epochs:
       return
-    model = self._scorer.model
-    before, structure = jax.tree.flatten((model.params, self._moments))
+    before, structure = jax.tree.flatten((self._model.params, self._moments))
     leaves = [jax.device_put(state[f'{i}'], leaf.sharding) for i, leaf in enumerate(before)]
     params, self._moments = jax.tree.unflatten(structure, leaves)
-    self._scorer.model = model._replace(params=params)
+    self._model = self._model._replace(params=params)
     self._updates = int(state['updates'])
 
 
@@ -194,5 +251,25 @@ def _devices() -> partitioning.Devices:
   return partitioning.Devices(mesh=lambda: partitioning.make_mesh(devices=jax.local_devices()[:1]))
 
 
-def _rows(batch: Batch, rows: Int[np.ndarray, 'n']) -> Batch:
-  return jax.tree.map(lambda column: np.asarray(column)[rows], batch)
+def _rows(queries: RankedQueries, rows: Int[np.ndarray, 'n']) -> RankedQueries:
+  return jax.tree.map(lambda column: column[rows], queries)
+
+
+def option_logprobs(model: LanguageModel[Any], queries: RankedQueries) -> Float[Array, 'B Y']:
+  """Log-probabilities of given answers behind their prompts, each of which is read once.
+
+  A cache is a value: every answer extends that of the prompt alone.
+  """
+  width = queries.answers.shape[-1]
+  logits, cache = model.prefill(queries.prompts, width)
+  first = jax.nn.log_softmax(logits)[:, None]
+
+  def total(answer: tuple[Array, Array]) -> Float[Array, 'B']:
+    tokens, length = answer
+    read, _ = model.extend(tokens[:, :-1], cache)
+    logprobs = jnp.concatenate([first, jax.nn.log_softmax(read)], 1)
+    chosen = jnp.take_along_axis(logprobs, tokens[..., None], -1)[..., 0]
+    return jnp.sum(jnp.where(jnp.arange(width) < length[:, None], chosen, 0), 1)
+
+  by_class = jnp.moveaxis(jnp.asarray(queries.answers), 1, 0), jnp.asarray(queries.lengths).T
+  return jax.lax.map(total, by_class).T
