@@ -47,7 +47,6 @@ class Setting(NamedTuple):
   decays: tuple[float, float]
   gate_rates: tuple[float, float]
   paper: Mapping[str, tuple[float, ...]]  # accuracy of OCL by expert, in percent
-  encoded: bool = True
   positive: int | None = None  # class whose recall is reported
   accuracies: Mapping[str, float] = MappingProxyType(
     {}
@@ -65,7 +64,7 @@ SETTINGS = {
   ),
   'IMDB': Setting(
     'imdb_train.jsonl.gz', 2, (1300, 3800, 5200), (0.97, 0.95), (7e-4, 7e-4),
-    {'gpt35': (87.95, 92.48, 93.01), 'llama2_70b': (87.58, 92.14, 92.63)}, encoded=False,
+    {'gpt35': (87.95, 92.48, 93.01), 'llama2_70b': (87.58, 92.14, 92.63)},
   ),
   'FEVER': Setting(
     'fever_6512.jsonl', 2, (700, 2000, 2800), (0.97, 0.95), (7e-4, 7e-4),
@@ -102,7 +101,7 @@ def read(setting: Setting, vectors: Callable[[Sequence[str]], np.ndarray] | None
     texts,
     gold,
     experts,
-    vectors(texts) if vectors and setting.encoded else None,
+    vectors(texts) if vectors else None,
   )
 
 
