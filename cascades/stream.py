@@ -31,11 +31,12 @@ from cascades.inference import (
   stream_state,
 )
 from cascades.inference.levels import Level
-from cascades.inference.online_stream import CallBudget, ExpertError, Query, StreamAnswer
+from cascades.inference.online_stream import ExpertError
 from cascades.inference.stream_files import CheckpointPace, Saved, StreamFolder, StreamRow
 from cascades.inference.stream_options import ExpertOptions, OnlineOptions, StreamSource
 from cascades.inference.stream_tally import StreamTally
 from cascades.online import OnlineSettings, OnlineState
+from cascades.online_step import CallBudget, Query, StreamAnswer
 from cascades.reporting import figures, stream_figures
 from cascades.runtime import files, locking, progress
 

@@ -14,8 +14,9 @@ from cascades.inference.answers import DecodingOptions
 from cascades.inference.endpoint_answers import PARSERS
 from cascades.inference.endpoint_client import Client, EndpointError, paid
 from cascades.inference.endpoints import Requests
-from cascades.inference.online_stream import ExpertError, Query
+from cascades.inference.online_stream import ExpertError
 from cascades.inference.responses import Responses
+from cascades.online_step import Query
 from cascades.predictions import shards
 from cascades.runtime import files
 

@@ -7,17 +7,28 @@ run only where they are reached.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from cascades import online, online_costs
+from cascades import online
 from cascades.inference.levels import Level
-from cascades.online import LevelChoice, OnlineSettings, OnlineState, Waiting
+from cascades.online import OnlineSettings, OnlineState
+from cascades.online_step import (
+  CallBudget,
+  Decide,
+  ExpertAnswer,
+  Query,
+  StreamAnswer,
+  StreamExample,
+  one_call,
+  online_step,
+)
 from cascades.tasks import shuffling
 
 BLOCK = 128  # queries that are prepared together
@@ -25,64 +36,10 @@ BLOCK = 128  # queries that are prepared together
 _gate = jax.jit(online.gate)
 
 
-class Query(NamedTuple):
-  """A query of the stream; `number` counts from 0, and seeds its jumps."""
-
-  number: int
-  id: str
-  text: str
-
-
-class StreamAnswer(NamedTuple):
-  """Answer to a query.
-
-  Attributes:
-    query: The query.
-    choice: Level and reason.
-    label: Class; None if the expert was asked and gave none.
-    probabilities: Those of the levels that ran, in order.
-    deferring: Outputs of the gates that were read.
-    threshold: Threshold of the gates at this query.
-    failed: Why the expert did not answer, so that the last small model did; '' if it did.
-  """
-
-  query: Query
-  choice: LevelChoice
-  label: int | None
-  probabilities: tuple[tuple[float, ...], ...]
-  deferring: tuple[float, ...]
-  threshold: float
-  failed: str = ''
-
-
-def one_call(query: Query) -> float:
-  """Price of a call where calls are counted."""
-  del query
-  return 1.0
-
-
-class CallBudget(NamedTuple):
-  """Calls of the expert in a stream of so many queries, or their price.
-
-  Attributes:
-    calls: Number of calls; their price altogether where calls have one.
-    length: Queries of the stream.
-    price: Price of the call that has just been made for a query.
-  """
-
-  calls: float
-  length: int
-  price: Callable[[Query], float] = one_call
-
-
 class ExpertError(OSError):
   """The expert cannot answer this query; the last small model does."""
 
 
-# Chooses the level of a query, as `online.decide` does.
-Decide = Callable[
-  [OnlineSettings, OnlineState, Callable[[int], float], Sequence[float]], LevelChoice
-]
 # Class of a query; None for an answer that names none. It is called only where it is asked.
 Expert = Callable[[Query], int | None]
 
@@ -101,20 +58,33 @@ class _Block:
     self.deferring = np.zeros(shape)
     self._predicted = np.zeros(shape, bool)
     self._gated = np.zeros(shape, bool)
+    self._gates: Any = None  # with which `deferring` was computed
+    self._updates = np.zeros(len(levels), int)  # after which `probabilities` were
     self._portions: list[list[Any]] = [[] for _ in levels]  # features of rows, as they are reached
     self._portion = np.full(shape, -1)
     self._at = np.zeros(shape, int)
 
-  def forget(self, level: int | None = None) -> None:
-    """Forget what a level said, which has learned; of None, the gates."""
-    if level is not None:
-      self._predicted[:, level] = False
-      self._gated[:, level] = False
-    else:
-      self._gated[:] = False
+  def example(self, row: int) -> StreamExample:
+    """The query of a row."""
+    return StreamExample(
+      self.queries[row],
+      lambda state, level: self._predict(state, row, level),
+      lambda state, level: self._defer(state, row, level),
+    )
 
-  def predict(self, state: OnlineState, row: int, level: int) -> Float[np.ndarray, 'Y']:
+  def _forget(self, state: OnlineState) -> None:
+    """Forget what levels said that have learned since, and gates that have."""
+    if state.gates is not self._gates:
+      self._gates = state.gates
+      self._gated[:] = False
+    for level, count in enumerate(state.updates):
+      if count != self._updates[level]:
+        self._updates[level] = count
+        self._predicted[:, level] = self._gated[:, level] = False
+
+  def _predict(self, state: OnlineState, row: int, level: int) -> Float[np.ndarray, 'Y']:
     """Probabilities of a level at a row; of later rows that may reach it as well."""
+    self._forget(state)
     if not self._predicted[row, level]:
       rows = self._likely(state, row, level)
       self._prepare(rows, level)
@@ -151,9 +121,9 @@ class _Block:
       self._at[fresh, level] = np.arange(len(fresh))
       self._portions[level].append(self._levels[level].prepare(texts))
 
-  def defer(self, state: OnlineState, row: int, level: int) -> float:
+  def _defer(self, state: OnlineState, row: int, level: int) -> float:
     """Output of the gate of a level at a row."""
-    self.predict(state, row, level)
+    self._predict(state, row, level)
     if not self._gated[row, level]:
       values = np.asarray(_gate(state.gates, np.float32(self.probabilities)))
       fresh = self._predicted & ~self._gated
@@ -175,8 +145,9 @@ def run(
   block: int = BLOCK,
   decide: Decide = online.decide,
   delay: int = 0,
+  every_level: bool = False,
 ) -> Iterator[tuple[StreamAnswer, OnlineState]]:
-  """Answer queries in order, and learn from the expert's answers.
+  """Answer queries in order by `online_step`, and train the small models between them.
 
   Args:
     settings: Settings of the cascade.
@@ -191,8 +162,9 @@ def run(
     learning: False freezes models and gates.
     block: Number of queries that are prepared together, which changes no answer.
     decide: Chooses the level that answers; `online.decide` by default.
-    delay: Queries after which an answer of the expert is learned from; it is given and paid for
-      at once.
+    delay: Queries that are answered before an answer of the expert is learned from; it is given
+      and paid for at once.
+    every_level: Runs each level on each query, for its row alone.
 
   Yields:
     Each answer, and the state after it.
@@ -200,35 +172,25 @@ def run(
   for together in _blocks(queries, min(block, BLOCK)):
     view = _Block(settings, levels, together, seed)
     for row, query in enumerate(together):
-      if learning:
-        state, arrived = _arrived(settings, state, query.number)
-        if arrived:
-          view.forget()
-        for level in online.due(settings, state):
-          texts, labels = zip(*state.caches[level], strict=True)
-          levels[level].partial_fit(texts, labels)
-          state = online.trained(state, level)
-          view.forget(level)
-      if budget and state.share is None and not online.warming_up(settings, state):
-        unit = state.spent / max(state.calls, 1) or 1.0
-        share = online_costs.share_left(
-          budget.calls / unit, budget.length, spent=state.calls, seen=query.number
-        )
-        state = state._replace(share=share, unit=unit)
-      answer, state = _answer(settings, view, expert, state, row, decide)
-      if learning and answer.choice.level == settings.small and not answer.failed:
-        waiting = Waiting(query.number + delay, query.text, answer.probabilities, answer.label)
-        state = state._replace(waiting=(*state.waiting, waiting))
-        if not delay:
-          state, _ = _arrived(settings, state, query.number)
-          view.forget()
-      paid = 0.0
-      if answer.choice.level == settings.small and not answer.failed:
-        paid = budget.price(query) if budget else one_call(query)
-        state = state._replace(spent=state.spent + paid)
-      if not online.warming_up(settings, state):
-        state = online.keep_share(settings, state, paid=paid)
+      for level in online.due(settings, state) if learning else ():
+        texts, labels = zip(*state.caches[level], strict=True)
+        levels[level].partial_fit(texts, labels)
+        state = online.trained(state, level)
+      state, answer = online_step(
+        settings, state, view.example(row), functools.partial(_ask, expert, query, budget),
+        view.uniforms[row].tolist(), decide=decide, budget=budget, delay=delay, learning=learning,
+        every_level=every_level,
+      )  # fmt: skip
       yield answer, state
+
+
+def _ask(expert: Expert, query: Query, budget: CallBudget | None) -> ExpertAnswer:
+  """Answer of the expert with its price, or why there is none."""
+  try:
+    label = expert(query)
+  except ExpertError as error:
+    return ExpertAnswer(None, failed=str(error) or type(error).__name__)
+  return ExpertAnswer(label, budget.price(query) if budget else one_call(query))
 
 
 def _blocks(queries: Iterable[Query | None], size: int) -> Iterator[list[Query]]:
@@ -242,43 +204,3 @@ def _blocks(queries: Iterable[Query | None], size: int) -> Iterator[list[Query]]
       together = []
   if together:
     yield together
-
-
-def _arrived(settings: OnlineSettings, state: OnlineState, number: int) -> tuple[OnlineState, bool]:
-  """Learn from the answers of the expert that have arrived at a query; also if there are any."""
-  arrived = [waiting for waiting in state.waiting if waiting.due <= number]
-  state = state._replace(waiting=state.waiting[len(arrived) :])
-  for waiting in arrived:
-    state = online.learn(
-      settings, state, waiting.query, np.array(waiting.probabilities), waiting.label
-    )
-  return state, bool(arrived)
-
-
-def _answer(
-  settings: OnlineSettings, view: _Block, expert: Expert, state: OnlineState, row: int,
-  decide: Decide,
-) -> tuple[StreamAnswer, OnlineState]:  # fmt: skip
-  """Answer one query, and count a call of the expert."""
-  query, levels = view.queries[row], range(settings.small)
-  read: dict[int, float] = {}
-
-  def deferring(level: int) -> float:
-    read[level] = view.defer(state, row, level)
-    return read[level]
-
-  choice = decide(settings, state, deferring, view.uniforms[row].tolist())
-  failed, asked = '', choice.level == settings.small
-  ran = levels if asked else range(choice.level + 1)
-  probabilities = np.array([view.predict(state, row, level) for level in ran])
-  label: int | None = int(np.argmax(probabilities[-1]))
-  if asked:
-    try:
-      label = expert(query)
-    except ExpertError as error:
-      failed = str(error)
-  answer = StreamAnswer(
-    query, choice, label, tuple(map(tuple, probabilities.tolist())), tuple(read.values()),
-    state.threshold, failed,
-  )  # fmt: skip
-  return answer, state._replace(calls=state.calls + (asked and not failed))

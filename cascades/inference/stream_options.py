@@ -63,7 +63,7 @@ class ExpertOptions:
       say what their recorded answers cost.
     search_mu: Keeps `calls` by a bisection of mu over several runs, each over the whole stream, in
       place of a threshold that moves; for recorded answers.
-    delay: Queries after which an answer is learned from; it is given at once.
+    delay: Queries that are answered before an answer is learned from; it is given at once.
   """
 
   source: str | None = None

@@ -14,8 +14,9 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from cascades.inference.online_stream import Expert, ExpertError, Query
+from cascades.inference.online_stream import Expert, ExpertError
 from cascades.inference.stream_files import StreamRow
+from cascades.online_step import Query
 from cascades.runtime import ranges
 from cascades.tasks import shuffling
 

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cascades.inference.online_stream import StreamAnswer
 from cascades.inference.stream_files import StreamRow
+from cascades.online_step import StreamAnswer
 
 
 class StreamTally:

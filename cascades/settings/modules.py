@@ -56,7 +56,7 @@ _OTHERS = {
   ),
   'cascades.stream': (
     'cascades.online', 'cascades.inference.fine_tuned', 'cascades.inference.generative',
-    'cascades.inference.levels', 'cascades.inference.stream_shifts',
+    'cascades.inference.levels', 'cascades.inference.stream_shifts', 'cascades.tasks.chats',
   ),
   'cascades.speculate': ('cascades.inference.answers', *_USUAL),
   'cascades.cache_teacher': ('cascades.inference.trained_model', *_USUAL),

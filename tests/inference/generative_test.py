@@ -7,6 +7,7 @@ from cascades import stream as program
 from cascades.inference.generative import GenerativeConfig
 from cascades.inference.levels import LinearConfig
 from cascades.predictions import shards
+from cascades.tasks import chats
 from cascades.tasks.task import Row, Task
 from tests import infer_test, stream_test, testing, tiny
 from tests.serving.local_model_test import VOCABULARIES, write_run
@@ -27,7 +28,8 @@ def config(checkpoint, **changes):
   return GenerativeConfig(str(checkpoint[0]), **given)
 
 
-def test_probabilities_are_those_of_the_options_that_infer_ranks(checkpoint, tmp_path):
+@pytest.mark.parametrize('prompts', [None, chats.continuation])
+def test_probabilities_are_those_of_the_options_that_infer_ranks(checkpoint, tmp_path, prompts):
   rows = [Row(str(n), f'say {line}', (OPTIONS[0],), OPTIONS, 0) for n, line in enumerate(LINES)]
   task = Task(
     'some', ('test',), lambda _: rows, lambda _: 'x', vocabulary=lambda: VOCABULARIES[checkpoint[1]]
@@ -35,10 +37,10 @@ def test_probabilities_are_those_of_the_options_that_infer_ranks(checkpoint, tmp
   tiny.infer(
     checkpoint_path=str(checkpoint[0]), infer_output_dir=str(tmp_path), task=task,
     task_feature_lengths={'inputs': 16, 'targets': 4}, batch_size=4, mesh=tiny.one_device,
-    records_dir=str(tmp_path / 'records'), mode='score', candidates='options',
+    records_dir=str(tmp_path / 'records'), mode='score', candidates='options', prompts=prompts,
   )  # fmt: skip
   (table,) = shards.read(tmp_path / 'test', mode='score')
-  model = config(checkpoint, prompt='say {inputs}').build(3, 0)
+  model = config(checkpoint, prompt='say {inputs}', prompts=prompts).build(3, 0)
   p = model.predict(model.prepare(LINES), np.arange(len(LINES)))
   assert [OPTIONS[i] for i in p.argmax(1)] == table.predictions
   np.testing.assert_allclose(p.sum(1), 1)
@@ -55,6 +57,18 @@ def test_a_query_is_ranked_alike_alone_and_among_others(checkpoint):
   together = model.predict(prepared, np.arange(6))
   for row in range(6):
     np.testing.assert_array_equal(model.predict(prepared, np.array([row]))[0], together[row])
+
+
+@pytest.mark.parametrize('checkpoint', ['decoder'], indirect=True)
+def test_texts_are_cut_where_a_prompt_is_continued_and_its_end_stays(checkpoint):
+  model = config(checkpoint, prompt='c {inputs} d', prompts=chats.continuation).build(3, 0)
+  long, short = model.prepare(['a b ' * 40, 'a']).prompts.tokens
+  end, pad = VOCABULARIES['decoder'].encode('d')[-1], VOCABULARIES['decoder'].pad_id
+  for tokens in (long, short):
+    assert tokens[tokens != pad][-1] == end
+  assert (long != pad).sum() > (short != pad).sum()
+  with pytest.raises(ValueError, match='tokens=2, and the prompt of an empty query has'):
+    config(checkpoint, prompt='c {inputs} d d', prompts=chats.continuation, tokens=2).build(3, 0)
 
 
 def test_it_learns_the_experts_classes_and_goes_on_exactly_from_its_state(checkpoint):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cascades.inference.online_stream import ExpertError, Query
+from cascades.inference.online_stream import ExpertError
 from cascades.inference.stream_files import StreamRow
 from cascades.inference.stream_shifts import (
   MissingExpert,
@@ -13,6 +13,7 @@ from cascades.inference.stream_shifts import (
   reorders,
   shifted,
 )
+from cascades.online_step import Query
 
 ROWS = [
   StreamRow('a long text', category='Drama'),
