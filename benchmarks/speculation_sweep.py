@@ -1,12 +1,13 @@
-"""All rules, numbers of drafts and temperatures on the demo's pair over several seeds.
+"""All rules, numbers of drafts and temperatures on pairs of models over several seeds.
 
     python -m benchmarks.speculation_sweep runs/demo runs/seed1 runs/seed2
+    python -m benchmarks.speculation_sweep --task tanaka runs/tanaka/seed0 runs/tanaka/seed1
 
-Each argument is a folder of `launch.demo`, of a seed of its own, in which the points that were
-measured are kept, so that the same command resumes. Quality, calls of the large model, rejected
-drafts and lengths, no times: the protocol is in docs/speculative.md. The rule is a traced number,
-so that all of them share one program for each number of drafts and temperature. Without folders,
-the figure is drawn from the written results.
+Each folder has the models `xent` and `large` of a seed, as those of `launch.demo` have, and keeps
+the points that were measured, so that the same command resumes. Quality, calls of the large model,
+rejected drafts and lengths, no times: the protocol is in docs/speculative.md. The rule is a traced
+number, so that all of them share one program for each number of drafts and temperature. Without
+folders, the figure is drawn from the written results.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from benchmarks import bars, speculation_claims
+from benchmarks import bars, cat_tasks, speculation_claims
+from benchmarks.cat_tasks import Folders
 from benchmarks.drafters import LENGTHS, load
 from cascades import curves, decoding, deferral, metrics
 from cascades.data.corpus import Data
@@ -37,24 +39,55 @@ from cascades.inference.trained_model import TrainedModel
 from cascades.runtime import files, partitioning
 from cascades.target_distributions import RULES, SEQUENTIAL
 from cascades.tasks import catalog
-from cascades.types import Generation, Params, Prompt
+from cascades.tasks.task import Mixture, Task
+from cascades.types import Generation, Metric, Params, Prompt
 
-SPLIT, BATCH, SMALL_MODEL, METRIC = 'validation', 512, 'xent', metrics.word_accuracy
-GAMMA, WORDS = 5, 1024  # of all chosen alphas
-OTHER_GAMMAS, FEW_WORDS = (1, 3, 7), 256  # of one alpha a rule: calls and rejections
+DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+SPLIT, SMALL_MODEL = 'validation', 'xent'
+GAMMA, OTHER_GAMMAS = 5, (1, 3, 7)  # drafts with all chosen alphas, and with one alpha a rule
 TEMPERATURES = (0.0, 0.5, 1.0)
 CHOSEN = (0, 1, 3)  # of the usual alphas
 NAMES = [name for name in RULES if name not in (SMALL, LARGE)]
 # At temperature 0 these give the tokens of others: of `lossless`, or of `opt` with the same alpha.
 REPEATED = ('lossy', 'lossy_normalized', 'lossy_square', 'lossy_power', 'diff', 'token_v1')
-WIDTH = 32  # of all prompts, so that few programs are compiled
 RATES = np.linspace(0, 1, 101)
 
 Program = Callable[..., Speculation]
 
 
-class Words(NamedTuple):
-  """Words of a split in batches of one shape, with the right answers."""
+class Setting(NamedTuple):
+  """Rows that are answered.
+
+  Attributes:
+    task: Function from the folder of a seed to the task.
+    metric: Quality of the answers.
+    lengths: Most tokens of prompts and of answers.
+    rows: Number of rows at GAMMA.
+    few_rows: Number of rows at OTHER_GAMMAS, for calls and rejections.
+    batch: Rows that are answered together, each with `width` tokens of prompt.
+  """
+
+  task: Callable[[pathlib.Path], Task | Mixture]
+  metric: Metric
+  lengths: Mapping[str, int]
+  rows: int
+  few_rows: int = 256
+  batch: int = 512
+  width: int = 32
+
+
+def _tanaka(folder: pathlib.Path) -> Task | Mixture:
+  return cat_tasks.SETTINGS['tanaka'].task(Folders(DATA, folder), 0.0)
+
+
+SETTINGS = {
+  'g2p': Setting(lambda _: catalog.get('cmudict_g2p'), metrics.word_accuracy, LENGTHS, 1024),
+  'tanaka': Setting(_tanaka, metrics.bleu('char'), LENGTHS, 500, batch=256),
+}
+
+
+class Rows(NamedTuple):
+  """Rows of a split in batches of one shape, with the right answers."""
 
   prompts: Sequence[Prompt]
   numbers: Sequence[np.ndarray]
@@ -62,12 +95,13 @@ class Words(NamedTuple):
 
 
 class Seed(NamedTuple):
-  """Pair of models of one seed, and the words in its vocabulary."""
+  """Pair of models of one seed, and the rows in its vocabulary."""
 
   folder: pathlib.Path
+  setting: Setting
   models: tuple[TrainedModel, TrainedModel]
-  most_words: Words
-  few_words: Words
+  most: Rows
+  few: Rows
 
   @property
   def file(self) -> pathlib.Path:
@@ -82,24 +116,25 @@ class Seed(NamedTuple):
     files.write(self.file, json.dumps(self.read() | {name: numbers}).encode())
 
 
-def open_seed(folder: pathlib.Path) -> Seed:
+def open_seed(folder: pathlib.Path, setting: Setting) -> Seed:
   small, large = load(folder / SMALL_MODEL), load(folder / 'large')
-  data = Data(task=catalog.get('cmudict_g2p'), lengths=LENGTHS, batch_size=BATCH)
+  batch, width = setting.batch, setting.width
+  data = Data(task=setting.task(folder), lengths=setting.lengths, batch_size=batch)
   corpus = data.corpus(large.vocabulary, large.architecture)
   (records,) = corpus.open(SPLIT).per_task
 
-  def words(numbers: Sequence[int]) -> Words:
-    buckets = corpus.buckets(records, numbers, batch_size=BATCH)
-    read = (corpus.prompts(records, bucket, batch_size=BATCH) for bucket in buckets)
+  def spread(count: int) -> Rows:
+    numbers = np.linspace(0, len(records) - 1, count).astype(int).tolist()
+    buckets = corpus.buckets(records, numbers, batch_size=batch)
+    read = (corpus.prompts(records, bucket, batch_size=batch) for bucket in buckets)
     prompts = [
-      Prompt(np.pad(tokens, ((0, 0), (0, WIDTH - tokens.shape[1]))), length)
+      Prompt(np.pad(tokens, ((0, 0), (0, width - tokens.shape[1]))), length)
       for tokens, length in read
     ]
     answers = [[r.row.answers for r in records.read(bucket.indices)] for bucket in buckets]
-    return Words(prompts, [bucket.indices for bucket in buckets], answers)
+    return Rows(prompts, [bucket.indices for bucket in buckets], answers)
 
-  spread = lambda count: np.linspace(0, len(records) - 1, count).astype(int).tolist()
-  return Seed(folder, (small, large), words(spread(WORDS)), words(spread(FEW_WORDS)))
+  return Seed(folder, setting, (small, large), spread(setting.rows), spread(setting.few_rows))
 
 
 def alphas(name: str) -> list[float] | None:
@@ -125,7 +160,7 @@ def program(seed: Seed, rule: str | None, gamma: int | None, temperature: float)
   """Program of a token cascade or model alone, or of all rules that draft, which get a number."""
   small, large = seed.models
   graphs, eos_id = (small.graph, large.graph), large.vocabulary.eos_ids
-  options, max_len = DecodingOptions(temperature), LENGTHS['targets']
+  options, max_len = DecodingOptions(temperature), seed.setting.lengths['targets']
   targets = [RULES[name].target for name in NAMES]
 
   @jax.jit
@@ -166,50 +201,51 @@ def _alone(
 
 
 class Answers(NamedTuple):
-  """Answers to all words, in the order of `Words`."""
+  """Answers to all rows, in the order of `Rows`."""
 
   generation: Generation
   statistics: np.ndarray
   counts: speculation.CallCounts
 
 
-def answer(seed: Seed, run: Program, point: DecodingPoint, words: Words) -> Answers:
+def answer(seed: Seed, run: Program, point: DecodingPoint, given: Rows) -> Answers:
   """Answers of a point."""
   params = tuple(model.params for model in seed.models)
   number = NAMES.index(point.rule) if point.gamma is not None else 0
   vocabulary, batches = seed.models[0].vocabulary, []
-  for prompt, numbers, right in zip(*words, strict=True):
+  for prompt, numbers, right in zip(*given, strict=True):
     row_ids = np.resize(numbers, len(prompt.length)).astype(np.int32)
     spoken = run(params, prompt, row_ids, jnp.int32(number), jnp.float32(point.alpha or 0.0))
     filled = slice(len(numbers))  # the last row is repeated
     rows = jax.tree.map(lambda x, own=filled: np.asarray(x)[own], (spoken.answer, spoken.counts))
     texts = [vocabulary.decode(t[m]) for t, m in zip(rows[0].tokens, rows[0].mask, strict=True)]
-    judged = [METRIC.statistics(given, text) for given, text in zip(right, texts, strict=True)]
+    judge = seed.setting.metric.statistics
+    judged = [judge(targets, text) for targets, text in zip(right, texts, strict=True)]
     batches.append(Answers(rows[0], np.array(judged), rows[1]))
   return jax.tree.map(lambda *x: np.concatenate(x), *batches)
 
 
-def numbers(answers: Answers, point: DecodingPoint) -> dict[str, float | None]:
-  """Means over words."""
+def numbers(answers: Answers, point: DecodingPoint, metric: Metric) -> dict[str, float | None]:
+  """Quality, and means over rows."""
   accepted, rejected = int(answers.counts.accepted.sum()), int(answers.counts.rejected.sum())
   tested = accepted + rejected if point.gamma is not None else 0
   calls = 0.0 if point.rule == SMALL else float(answers.counts.large_calls.mean())
   return {
-    'quality': float(METRIC.finalize(answers.statistics.sum(0))),
+    'quality': float(metric.finalize(answers.statistics.sum(0))),
     'large_calls': calls,
     'rejection_rate': rejected / tested if tested else None,
     'tokens': float(answers.generation.mask.sum(1).mean()),
   }
 
 
-def sequence(small: Answers, large: Answers) -> dict[str, dict[str, list[float]]]:
+def sequence(small: Answers, large: Answers, metric: Metric) -> dict[str, dict[str, list[float]]]:
   """Quality and calls of the sequence cascade at RATES, by deferral rule."""
   calls, rows = large.counts.large_calls[:, None].astype(float), len(small.statistics)
   drawn = {}
   for name, rule in deferral.PAPER.items():
     score = rule(small.generation.logprobs, small.generation.mask)
     quality = curves.deferral_curve(
-      score, small.statistics, large.statistics, METRIC.finalize, lambda rate: rate
+      score, small.statistics, large.statistics, metric.finalize, lambda rate: rate
     )
     paid = curves.deferral_curve(
       score, 0 * calls, calls, lambda sums: sums[:, 0] / rows, lambda rate: rate
@@ -228,7 +264,7 @@ def measure(seeds: Sequence[Seed]) -> None:
       shared = functools.cache(functools.partial(program, seeds[0], temperature=temperature))
       for seed in seeds:
         began, done = time.monotonic(), 0
-        words = seed.most_words if gamma == GAMMA else seed.few_words
+        rows, metric = seed.most if gamma == GAMMA else seed.few, seed.setting.metric
         alone: dict[str, Answers] = {}
         for point in grid(temperature, gamma):
           stored = seed.read()
@@ -236,13 +272,13 @@ def measure(seeds: Sequence[Seed]) -> None:
           ends = own in (SMALL, LARGE) and f'sequence-temperature{temperature:g}' not in stored
           if point.name in stored and not ends:
             continue
-          answers = answer(seed, shared(rule=own, gamma=point.gamma), point, words)
-          seed.keep(point.name, numbers(answers, point))
+          answers = answer(seed, shared(rule=own, gamma=point.gamma), point, rows)
+          seed.keep(point.name, numbers(answers, point, metric))
           done += 1
           if ends:
             alone[point.rule] = answers
           if len(alone) == 2:
-            seed.keep(f'sequence-temperature{temperature:g}', sequence(**alone))
+            seed.keep(f'sequence-temperature{temperature:g}', sequence(**alone, metric=metric))
             alone = {}
         took = time.monotonic() - began
         print(f'{seed.folder.name}: T {temperature:g}, gamma {gamma}, {done} points, {took:.0f} s',
@@ -273,6 +309,7 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('folders', nargs='*', type=pathlib.Path)
+  parser.add_argument('--task', choices=SETTINGS, default='g2p')
   parser.add_argument('--output', default=bars.RESULTS / 'speculation_sweep.json')
   parser.add_argument('--figure', type=pathlib.Path, help='PNG file to draw')
   options = parser.parse_args()
@@ -280,12 +317,13 @@ def main() -> None:
     parser.error('name folders of launch.demo to measure, or a --figure of written results to draw')
   if options.folders:
     with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-      seeds = [open_seed(folder) for folder in options.folders]
+      setting = SETTINGS[options.task]
+      seeds = [open_seed(folder, setting) for folder in options.folders]
       measure(seeds)
     measured = details(seeds)
     settings = {
-      'folders': len(seeds), 'split': SPLIT, 'gamma': GAMMA, 'words': WORDS,
-      'words at other gammas': FEW_WORDS,
+      'task': options.task, 'folders': len(seeds), 'split': SPLIT, 'gamma': GAMMA,
+      'rows': setting.rows, 'rows at other gammas': setting.few_rows,
     }  # fmt: skip
     rows = list(speculation_claims.rows(measured, GAMMA))
     bars.report('Sweep of speculation', rows, options.output, settings, measured)
