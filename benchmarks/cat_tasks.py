@@ -158,10 +158,10 @@ def translation(
   directory = folders.work / 'data' / name
   written = write_rows(directory, split_rows(parts))
   task = local.local_jsonl(name, written, metrics=('bleu_char',))
-  return dataclasses.replace(task, vocabulary=functools.partial(_pieces, directory))
+  return dataclasses.replace(task, vocabulary=functools.partial(pieces, directory))
 
 
-def _pieces(directory: pathlib.Path) -> Vocabulary:
+def pieces(directory: pathlib.Path) -> Vocabulary:
   path = directory / f'pieces{PIECES}.model'
   if path.exists():
     return vocabularies.sentencepiece(path)

@@ -1,11 +1,14 @@
 """Drafts, answers and deferrals of small models that were distilled in different ways.
 
     python -m benchmarks.distillspec runs/demo runs/seed1 runs/seed2
+    python -m benchmarks.distillspec --pair tanaka runs/tanaka/0 runs/tanaka/1 runs/tanaka/2
+    python -m benchmarks.distillspec --pair smollm2 runs/smollm2_pair
 
-Each argument is a folder of `launch.demo`, of a seed of its own. Each arm continues the training of
-its small model `xent` beside its `large`, with a loss and a source of answers of its own; the
-protocol is in docs/distillation.md. What each arm's model does with every test word is kept in
-`--work`, so that the same command resumes.
+Each argument is a folder of a seed of its own: of `launch.demo` (the pair `g2p`), or of
+`benchmarks.distillspec_pairs` or `benchmarks.smollm2_drafter`. Each arm continues the training of
+its small model beside its `large`, with a loss and a source of answers of its own; the protocol is
+in docs/distillation.md. What each arm's model does with every test row is kept in `--work`, so that
+the same command resumes.
 """
 
 from __future__ import annotations
@@ -23,23 +26,18 @@ import jax
 import numpy as np
 import optax
 
-from benchmarks import bars, distillspec_models, distillspec_table
+from benchmarks import bars, distillspec_models, distillspec_pairs, distillspec_table
 from benchmarks.distillspec_models import Columns
-from cascades import cache_teacher, infer, losses, masks, train
+from benchmarks.distillspec_pairs import PAIRS, DistilledPair
+from cascades import cache_teacher, infer, losses, masks, metrics, train
 from cascades.data.answer_sources import AnswerSources
 from cascades.data.corpus import Data
 from cascades.inference import latency
 from cascades.inference.answers import DecodingOptions
 from cascades.inference.trained_model import Checkpoint
 from cascades.runtime import files, partitioning
-from cascades.tasks import catalog
-from cascades.tasks.task import Row, Task
 from cascades.training import optimizers, setup
 
-STEPS, BATCH, LEARNING_RATE = 300, 64, 2e-3
-ROWS = STEPS * BATCH  # of the training split, each of which is read once
-LENGTHS = {'inputs': 16, 'targets': 16}
-VOCABULARY = 104  # entries of all models
 SOURCES = ('on_policy', 'target_generated')
 DIVERGENCES = {
   'fkl': losses.distillspec_fkl,
@@ -47,7 +45,7 @@ DIVERGENCES = {
   'tvd': losses.distillspec_tvd,
   'rkl': losses.distillspec_rkl,
 }
-CONTROL, START = 'xent, fixed', 'start'
+START = 'start'
 
 
 class Arm(NamedTuple):
@@ -59,9 +57,12 @@ class Arm(NamedTuple):
   reference: str | None = None  # arm whose model AdaSPEC compares with
 
 
+CONTROL = Arm('xent, fixed', losses.xent)
+
+
 def fixed_arms() -> Iterator[Arm]:
   """Arms on the task's own answers that depend on no other."""
-  yield Arm(CONTROL, losses.xent)
+  yield CONTROL
   for name, loss in DIVERGENCES.items():
     yield Arm(f'{name}, fixed', loss)
   yield Arm('gatekeeper, fixed', losses.gatekeeper)
@@ -87,23 +88,11 @@ def source_arms() -> Iterator[Arm]:
   yield Arm('xent, target_generated', losses.xent, 'target_generated')
 
 
-def training_task() -> Task:
-  """The first words, in a fixed random order, of the training split of `cmudict_g2p`."""
-  task = catalog.get('cmudict_g2p')
-  assert isinstance(task, Task)
-
-  def read(split: str) -> Iterator[Row]:
-    rows = list(task.read(split))
-    order = np.random.default_rng(0).permutation(len(rows))[:ROWS]
-    return (rows[number] for number in order)
-
-  return dataclasses.replace(task, name='cmudict_g2p_distillspec', splits=('train',), read=read)
-
-
 @dataclasses.dataclass(frozen=True)
 class Seed:
   """Folder of a seed, and what is kept of its arms."""
 
+  setting: DistilledPair
   folder: pathlib.Path
   number: int
   work: pathlib.Path
@@ -112,7 +101,7 @@ class Seed:
     return self.work / self.folder.name / name.replace(', ', '_')
 
   def columns(self, name: str) -> Columns | None:
-    """Columns of each test word by the model of an arm; None if they are not measured yet."""
+    """Columns of each test row by the model of an arm; None if they are not measured yet."""
     file = self.path(name).with_suffix('.npz')
     if not file.exists():
       return None
@@ -125,51 +114,71 @@ class Seed:
     files.write(self.path(name).with_suffix('.npz'), buffer.getvalue())
 
   def train(self, arm: Arm) -> pathlib.Path:
-    """Train the model of an arm, from the checkpoint of `xent`."""
-    directory = self.path(arm.name)
-    data = Data(task=training_task(), lengths=LENGTHS, batch_size=BATCH, sources=self.sources(arm))
+    """Train the model of an arm, from the checkpoint of the small model."""
+    directory, data = self.path(arm.name), self.data(arm)
     train.train(
       str(directory),
-      small=setup.SmallModel(initial_checkpoint_path=str(self.folder / 'xent')),
+      small=setup.SmallModel(initial_checkpoint_path=str(self.folder / self.setting.start)),
       large=self.teacher(arm, data),
       data=data,
       step=setup.Step(
-        learning_rate=optax.constant_schedule(LEARNING_RATE),
+        learning_rate=optax.constant_schedule(self.setting.learning_rate),
         optimizer=optimizers.adamw,
         loss=arm.loss,
       ),
-      schedule=setup.Schedule(train_steps=STEPS, save_every=0, keep=1),
+      schedule=setup.Schedule(train_steps=self.setting.steps, save_every=0, keep=1),
       seed=self.number,
     )
     return directory
 
-  def sources(self, arm: Arm) -> AnswerSources:
-    """Sources of an arm; the large model answers the training words when they are first read."""
-    if arm.source == 'fixed':
-      return AnswerSources()
+  def data(self, arm: Arm) -> Data:
+    """Rows and answers of an arm; the large model answers when its answers are first read."""
+    task, sources = self.setting.training_task(self.folder), AnswerSources()
     if arm.source == 'on_policy':
-      return AnswerSources(fixed_fraction=0)
+      sources = AnswerSources(fixed_fraction=0)
+    elif arm.source == 'target_generated' and self.setting.cached:
+      task = distillspec_pairs.answered_by_large(task, self.large_answers())
+    elif arm.source == 'target_generated':
+      large = str(self.large_answers())
+      sources = AnswerSources(fixed_fraction=0, on_policy_fraction=0, large_answers=large)
+    return Data(
+      task=task,
+      lengths=self.setting.lengths,
+      batch_size=self.setting.batch,
+      sources=sources,
+      records_dir=str(self.work / 'records'),
+    )
+
+  def large_answers(self) -> pathlib.Path:
+    """Table of the large model's answers to the training rows: the folder's own, or samples."""
+    own = self.folder / 'answers'
+    if own.exists():
+      return own
     answers = self.path('large_answers')
     infer.infer(
       Checkpoint(str(self.folder / 'large')),
       infer.Output(str(answers)),
-      data=Data(task=training_task(), lengths=LENGTHS, batch_size=512),
+      data=dataclasses.replace(self.data(CONTROL), batch_size=self.setting.test_batch),
       splits=('train',),
       decoding_options=DecodingOptions(temperature=1.0),
     )
-    return AnswerSources(fixed_fraction=0, on_policy_fraction=0, large_answers=str(answers))
+    return answers
 
   def teacher(self, arm: Arm, data: Data) -> setup.LargeModel:
-    """The large model, or all of its outputs with the divergence of a reference beside them."""
+    """The large model, or its outputs with the divergence of a reference beside them."""
     large = str(self.folder / 'large')
-    if arm.reference is None:
+    cached = self.setting.cached and arm.source != 'on_policy'
+    if arm.reference is None and not cached:
       return setup.LargeModel(checkpoint_path=large)
-    cache, reference = self.path('outputs'), str(self.path(arm.reference))
+    cache = self.path(f'outputs, {arm.source}')
+    reference = str(self.path(arm.reference)) if arm.reference else None
     cache_teacher.cache_teacher(
       Checkpoint(large, precision=None, weights='float32'),
       str(cache),
-      data=data,
-      answers=cache_teacher.Answers(top_k=VOCABULARY, dtype='float32', reference=reference),
+      data=dataclasses.replace(data, batch_size=self.setting.test_batch),
+      answers=cache_teacher.Answers(
+        top_k=self.setting.outcomes, dtype='float32', reference=reference
+      ),
       splits=('train',),
     )
     return setup.LargeModel(teacher_cache=str(cache))
@@ -178,17 +187,18 @@ class Seed:
 def measure(seeds: Sequence[Seed], arms: Sequence[Arm | None]) -> None:
   """Train and measure what is missing, arm by arm; None stands for the start."""
   mesh = partitioning.make_mesh(devices=jax.devices()[:1])
-  open_pair = functools.cache(distillspec_models.open_pair)
+  setting = seeds[0].setting
+  open_pair = functools.cache(functools.partial(distillspec_models.open_pair, setting))
   for arm in arms:
     name = arm.name if arm else START
     for seed in seeds:
       if seed.columns(name) is not None:
         continue
       began = time.monotonic()
-      directory = seed.train(arm) if arm else seed.folder / 'xent'
+      directory = seed.train(arm) if arm else seed.folder / setting.start
       trained = time.monotonic()
       with partitioning.use(mesh):
-        pair = open_pair(seed.folder / 'large')
+        pair = open_pair(seed.folder)
         columns = pair.columns(distillspec_models.load(directory))
       seed.keep(name, columns | {'commit': np.array(bars.machine()['commit'])})
       took = trained - began, time.monotonic() - trained
@@ -205,33 +215,40 @@ def best_divergence(seeds: Sequence[Seed]) -> str:
   return max(DIVERGENCES, key=acceptance)
 
 
-def step_ratio(folder: pathlib.Path) -> float:
+def step_ratio(setting: DistilledPair, folder: pathlib.Path) -> float:
   """Seconds of a step of the small model over one token for each of the large one's, one prompt."""
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-    models = [distillspec_models.load(folder / name) for name in ('xent', 'large')]
-    prompt = distillspec_models.read_words(models[0], 1).prompts[0]
-    single = jax.tree.map(lambda x: x[:1], prompt)
+    models = [distillspec_models.load(folder / name) for name in (setting.start, 'large')]
+    (row,) = distillspec_models.read_rows(setting, folder, models[0], 1)
+    single = jax.tree.map(lambda x: x[:1], row.prompt)
     seconds = [
-      latency.step_seconds(model, single, (1,), max_tokens=LENGTHS['targets'])[1][1]
-      for model in models
+      latency.step_seconds(model, single, (1,), max_tokens=setting.answer)[1][1] for model in models
     ]
   return seconds[0] / seconds[1]
 
 
 def report(seeds: Sequence[Seed], names: Sequence[str], output: pathlib.Path) -> None:
   """Report the arms that all seeds have."""
+  setting = seeds[0].setting
   stored = {name: [seed.columns(name) for seed in seeds] for name in names}
   complete = {
     name: [own for own in columns if own] for name, columns in stored.items() if all(columns)
   }
-  summary = distillspec_table.summarize(complete, CONTROL)
+  summarize = functools.partial(
+    distillspec_table.summarize,
+    complete,
+    finalize=setting.metric.finalize if setting.metric else metrics.ratio,
+  )
+  summary = summarize(CONTROL.name)
   measured = [
-    *distillspec_table.rows(summary, CONTROL, step_ratio(seeds[0].folder)),
-    *distillspec_table.gains(distillspec_table.summarize(complete, START), START),
+    *distillspec_table.rows(summary, CONTROL.name, step_ratio(setting, seeds[0].folder)),
+    *distillspec_table.gains(summarize(START), START),
   ]
   settings = {
-    'seeds': len(seeds), 'steps': STEPS, 'batch': BATCH, 'learning rate': LEARNING_RATE,
-    'words': distillspec_models.WORDS, 'words of lossless decoding': distillspec_models.DRAFTED,
+    'seeds': len(seeds), 'steps': setting.steps, 'batch': setting.batch,
+    'learning rate': setting.learning_rate, 'rows': setting.words,
+    'rows of lossless decoding': setting.drafted,
+    'quality': setting.metric.name if setting.metric else "log-likelihood of the task's answers",
     'missing arms': [name for name in names if name not in complete],
   }  # fmt: skip
   commits = {str(own['commit']) for columns in complete.values() for own in columns}
@@ -244,21 +261,29 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('folders', nargs='+', type=pathlib.Path)
+  parser.add_argument('--pair', choices=PAIRS, default='g2p')
   parser.add_argument('--work', type=pathlib.Path, default=pathlib.Path('runs/distillspec'))
-  parser.add_argument('--output', default=bars.RESULTS / 'distillspec.json')
+  parser.add_argument('--output', help='by default distillspec_PAIR.json of the results')
   parser.add_argument('--report_only', action='store_true', help='measure nothing')
   options = parser.parse_args()
-  seeds = [Seed(folder, number, options.work) for number, folder in enumerate(options.folders)]
-  own = [None, *fixed_arms()]
+  setting, work = PAIRS[options.pair], options.work.resolve() / options.pair
+  seeds = [
+    Seed(setting, folder.resolve(), number, work) for number, folder in enumerate(options.folders)
+  ]
+  chosen = lambda arm: setting.arms is None or arm.name in setting.arms
+  own = [None, *filter(chosen, fixed_arms())]
   names = [arm.name if arm else START for arm in own]
   if not options.report_only:
     measure(seeds, own)
   elif any(seed.columns(name) is None for seed in seeds for name in names):
-    parser.error(f'{options.work} lacks some of the arms {"; ".join(names)}: measure them first')
-  others = [*crossed_arms(best_divergence(seeds)), *source_arms()]
+    parser.error(f'{work} lacks some of the arms {"; ".join(names)}: measure them first')
+  others = [*filter(chosen, source_arms())]
+  if setting.arms is None:
+    others = [*crossed_arms(best_divergence(seeds)), *others]
   if not options.report_only:
     measure(seeds, others)
-  report(seeds, [*names, *(arm.name for arm in others)], options.output)
+  output = options.output or bars.RESULTS / f'distillspec_{options.pair}.json'
+  report(seeds, [*names, *(arm.name for arm in others)], output)
 
 
 if __name__ == '__main__':

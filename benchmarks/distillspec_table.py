@@ -12,26 +12,24 @@ from benchmarks.bars import Measured
 from benchmarks.cat_seeds import over_seeds
 from benchmarks.distillspec_models import TEMPERATURES, Columns
 from cascades import curves, speculative
+from cascades.curves import Finalize
 
 SAMPLES, MOST_DRAFTS = 500, 10
 Numbers = Mapping[str, float]
 
 
-def numbers(columns: Columns, words: np.ndarray, few: np.ndarray) -> dict[str, float]:
-  """Numbers of a model over these words; lossless decoding is measured on `few`."""
+def numbers(
+  columns: Columns, rows: np.ndarray, few: np.ndarray, finalize: Finalize
+) -> dict[str, float]:
+  """Numbers of a model over these test rows; lossless decoding is measured on `few`."""
   counts = ('accepted', 'rejected', 'calls', 'tokens')
   own = {
-    name: column[few if name.split()[0] in counts else words]
+    name: column[few if name.split()[0] in counts else rows]
     for name, column in columns.items()
     if column.ndim  # the commit has none
   }
-  curve = curves.deferral_curve(
-    own['score'],
-    own['small right'][:, None],
-    own['large right'][:, None],
-    lambda sums: sums[..., 0] / len(words),
-    lambda rate: rate,
-  )
+  small, large = own['small right'], own['large right']
+  curve = curves.deferral_curve(own['score'], small, large, finalize, lambda rate: rate)
   result: dict[str, float] = {}
   for temperature in TEMPERATURES:
     accepted, rejected, calls, tokens = (
@@ -43,7 +41,8 @@ def numbers(columns: Columns, words: np.ndarray, few: np.ndarray) -> dict[str, f
       f'block efficiency, T={temperature}': tokens / calls,
     }
   return result | {
-    'small alone': float(own['small right'].mean()),
+    'small alone': float(finalize(small.sum(0))),
+    'large alone': float(finalize(large.sum(0))),
     'area': curves.area(curve),
     'area above chord': curves.area_above_chord(curve),
   }
@@ -56,23 +55,30 @@ def speed_up(acceptance: float, c: float) -> float:
 
 
 def summarize(
-  arms: Mapping[str, Sequence[Columns]], control: str, *, samples: int = SAMPLES
+  arms: Mapping[str, Sequence[Columns]],
+  control: str,
+  finalize: Finalize,
+  *,
+  samples: int = SAMPLES,
 ) -> dict[str, dict[str, Any]]:
   """Mean of each number of each arm, and its difference from the control with both intervals.
 
   Args:
     arms: Columns of each arm, a list over the seeds.
     control: Name of the arm that others are compared with.
-    samples: Number of bootstrap samples of the words, which all arms and seeds share.
+    finalize: Quality of the summed statistics of the answers.
+    samples: Number of bootstrap samples of the rows, which all arms and seeds share.
   """
   first = arms[control][0]
   sizes = len(first['score']), len(first['calls 0'])
   rng = np.random.default_rng(0)
   draws = [[rng.integers(size, size=size) for size in sizes] for _ in range(samples)]
   every = [np.arange(size) for size in sizes]
-  by_seed = {name: [numbers(own, *every) for own in seeds] for name, seeds in arms.items()}
+  by_seed = {
+    name: [numbers(own, *every, finalize) for own in seeds] for name, seeds in arms.items()
+  }
   means = {
-    name: [_mean([numbers(own, *draw) for own in seeds]) for draw in draws]
+    name: [_mean([numbers(own, *draw, finalize) for own in seeds]) for draw in draws]
     for name, seeds in arms.items()
   }
   summary: dict[str, dict[str, Any]] = {}
@@ -92,14 +98,18 @@ def summarize(
         'values': values,
         'mean': float(np.mean(values)),
         'difference': over_seeds(differences),
-        'over words': {'low': float(low), 'high': float(high)},
+        'over rows': {'low': float(low), 'high': float(high)},
       }
   return summary
 
 
 def verdict(entry: Mapping[str, Any]) -> int:
-  """1 if both intervals of a difference are above 0, -1 if both are below, else 0."""
-  intervals = entry['difference'], entry['over words']
+  """1 if both intervals of a difference are above 0, -1 if both are below, else 0.
+
+  A single seed has no interval over seeds, and the one over rows decides.
+  """
+  own = entry['difference'], entry['over rows']
+  intervals = [interval for interval in own if np.isfinite(interval['low'])]
   if all(interval['low'] > 0 for interval in intervals):
     return 1
   return -1 if all(interval['high'] < 0 for interval in intervals) else 0
@@ -109,10 +119,10 @@ def rows(summary: Mapping[str, Mapping[str, Any]], control: str, c: float) -> It
   """Rows of the printed table: all numbers, modeled speed-ups, and the question's correlations."""
   for name, entries in summary.items():
     for quantity, entry in entries.items():
-      difference, words = entry['difference'], entry['over words']
+      difference, sampled = entry['difference'], entry['over rows']
       note = (
         f'{difference["mean"]:+.4f} from the control, over seeds {difference["low"]:+.4f} to '
-        f'{difference["high"]:+.4f}, over words {words["low"]:+.4f} to {words["high"]:+.4f}'
+        f'{difference["high"]:+.4f}, over rows {sampled["low"]:+.4f} to {sampled["high"]:+.4f}'
       )
       better = {1: ', better', -1: ', worse', 0: ''}[verdict(entry)]
       yield Measured(
@@ -144,10 +154,10 @@ def gains(summary: Mapping[str, Mapping[str, Any]], start: str) -> Iterator[Meas
   for name, entries in summary.items():
     for temperature in TEMPERATURES if name != start else ():
       entry = entries[f'expected acceptance, T={temperature}']
-      difference, words = entry['difference'], entry['over words']
+      difference, sampled = entry['difference'], entry['over rows']
       note = (
-        f'over seeds {difference["low"]:+.4f} to {difference["high"]:+.4f}, over words '
-        f'{words["low"]:+.4f} to {words["high"]:+.4f}'
+        f'over seeds {difference["low"]:+.4f} to {difference["high"]:+.4f}, over rows '
+        f'{sampled["low"]:+.4f} to {sampled["high"]:+.4f}'
       )
       note += {1: ', better', -1: ', worse', 0: ''}[verdict(entry)]
       what = f'{name}: gain over the start in expected acceptance, T={temperature}'

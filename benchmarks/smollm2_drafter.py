@@ -4,10 +4,10 @@
       --train=gsm8k.train.jsonl --test=gsm8k.test.jsonl
 
 Converts the model, prunes it to its first and last layer, lets it answer training questions (JSON
-lines with `input`) greedily in its chat format, trains the pruned model on these answers, and
-exports both. In the folder are then `large`, `small`, `exported/large`, `exported/small`, and
-held-out `questions.jsonl`, on which the share of accepted drafts is measured. Finished steps are
-skipped.
+lines with `input`, `target` and maybe `rationale`) greedily in its chat format, trains the pruned
+model on these answers, and exports both. In the folder are then `large`, `small`, `exported/large`,
+`exported/small`, and held-out `questions.jsonl`, on which the share of accepted drafts is measured.
+Finished steps are skipped.
 """
 
 from __future__ import annotations
@@ -56,9 +56,13 @@ def command(program: str, directory: pathlib.Path, **macros: object) -> None:
 
 
 def questions(source: pathlib.Path, path: pathlib.Path, count: int) -> str:
-  """First questions of a file that are not long, as `inputs`."""
-  short = (row['input'] for row in read(source) if len(row['input']) <= CHARACTERS)
-  lines = (json.dumps({'inputs': text}) for text in itertools.islice(short, count))
+  """First questions of a file that are not long, as `inputs`, with solutions as `targets`."""
+  short = (row for row in read(source) if len(row['input']) <= CHARACTERS)
+  pairs = (
+    {'inputs': row['input'], 'targets': row.get('rationale') or row['target']}
+    for row in itertools.islice(short, count)
+  )
+  lines = map(json.dumps, pairs)
   path.write_text('\n'.join([*lines, '']))
   return str(path)
 

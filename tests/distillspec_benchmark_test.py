@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import distillspec, distillspec_table
+from cascades import metrics
 
 
 def columns(right, alpha):
@@ -11,8 +12,8 @@ def columns(right, alpha):
   counts = {'accepted': [3, 1], 'rejected': [1, 0], 'calls': [2, 1], 'tokens': [5, 2]}
   return {
     'score': np.array([4.0, 3, 2, 1]),
-    'small right': np.array(right, float),
-    'large right': np.array([1.0, 1, 0, 1]),
+    'small right': np.array([[value, 1.0] for value in right]),
+    'large right': np.array([[value, 1.0] for value in (1, 1, 0, 1)]),
     'commit': np.array('abc'),
     **{f'alpha {t}': np.full(4, alpha) for t in (0, 1)},
     **{f'{name} {t}': np.array(values) for name, values in counts.items() for t in (0, 1)},
@@ -20,7 +21,9 @@ def columns(right, alpha):
 
 
 def test_numbers_of_four_words_by_hand():
-  of = distillspec_table.numbers(columns([0, 0, 0, 1], 0.8), np.arange(4), np.arange(2))
+  of = distillspec_table.numbers(
+    columns([0, 0, 0, 1], 0.8), np.arange(4), np.arange(2), metrics.ratio
+  )
   assert of['expected acceptance, T=1'] == pytest.approx(0.8)
   assert of['observed acceptance, T=1'] == pytest.approx(4 / 5)
   assert of['block efficiency, T=0'] == pytest.approx(7 / 3)
@@ -37,7 +40,7 @@ def test_an_arm_is_better_only_if_both_intervals_exclude_zero():
     'steady': [columns([0, 0, 0, 1], a) for a in (0.85, 0.86, 0.84)],
     'of one seed': [columns([0, 0, 0, 1], a) for a in (0.95, 0.81, 0.79)],
   }
-  summary = distillspec_table.summarize(arms, 'control', samples=20)
+  summary = distillspec_table.summarize(arms, 'control', metrics.ratio, samples=20)
   verdicts = {
     name: distillspec_table.verdict(own['expected acceptance, T=1'])
     for name, own in summary.items()
