@@ -23,9 +23,11 @@ import numpy as np
 
 from benchmarks import bars
 from benchmarks.bars import Measured
-from benchmarks.distillspec_models import judged, read_words
+from benchmarks.distillspec_models import judged, read_rows
+from benchmarks.distillspec_pairs import PAIRS
 from benchmarks.drafters import LENGTHS, load
 from benchmarks.speculative_rules import Call, by_turns
+from cascades import metrics
 from cascades.inference import latency
 from cascades.inference.answers import Generator
 from cascades.inference.latency import TimedBatch
@@ -64,8 +66,7 @@ class Words(NamedTuple):
 
 def words(model: TrainedModel, batch: int) -> Words:
   """Test words at equal distances, `batch` at a time."""
-  read = read_words(model, WORDS)
-  (prompts,), (row_ids,), (right,) = read
+  ((prompts, row_ids, right, _),) = read_rows(PAIRS['g2p'], pathlib.Path(), model, WORDS)
   width = int(np.max(prompts.length))
   tokens, lengths = np.asarray(prompts.tokens)[:, :width], np.asarray(prompts.length)
   return Words(
@@ -142,7 +143,8 @@ def right(name: str, model: TrainedModel) -> Measured:
   """Share of the words that a model answers as the dictionary does."""
   ((batch,), given) = words(model, WORDS)
   answer = Generator(model, LENGTHS['targets']).generate(batch.prompts, batch.row_ids)
-  return Measured(f'words right, {name}', float(judged(answer, model, given).mean()), '')
+  correct = judged(answer, model, given, metrics.word_accuracy)
+  return Measured(f'words right, {name}', float(correct[:, 0].mean()), '')
 
 
 def rows(folder: pathlib.Path, turns: int) -> Iterator[Measured]:

@@ -1,14 +1,14 @@
 """Drafts, answers and deferrals of small models that were distilled in different ways.
 
     python -m benchmarks.distillspec runs/demo runs/seed1 runs/seed2
-    python -m benchmarks.distillspec --pair tanaka runs/tanaka/0 runs/tanaka/1 runs/tanaka/2
-    python -m benchmarks.distillspec --pair smollm2 runs/smollm2_pair
+    python -m benchmarks.distillspec --pair=tanaka --data=../shared/data runs/tanaka/{0,1,2}
+    python -m benchmarks.distillspec --pair=smollm2 runs/smollm2_pair
 
-Each argument is a folder of a seed of its own: of `launch.demo` (the pair `g2p`), or of
-`benchmarks.distillspec_pairs` or `benchmarks.smollm2_drafter`. Each arm continues the training of
-its small model beside its `large`, with a loss and a source of answers of its own; the protocol is
-in docs/distillation.md. What each arm's model does with every test row is kept in `--work`, so that
-the same command resumes.
+Each argument is a folder of a seed of its own: of `launch.demo` (the pair `g2p`), of
+`benchmarks.smollm2_drafter`, or for `tanaka`, whose models are trained first. Each arm continues
+the training of its small model beside its `large`, with a loss and a source of answers of its own;
+the protocol is in docs/distillation.md. What each arm's model does with every test row is kept in
+`--work`, so that the same command resumes.
 """
 
 from __future__ import annotations
@@ -263,13 +263,16 @@ def main() -> None:
   parser.add_argument('folders', nargs='+', type=pathlib.Path)
   parser.add_argument('--pair', choices=PAIRS, default='g2p')
   parser.add_argument('--work', type=pathlib.Path, default=pathlib.Path('runs/distillspec'))
-  parser.add_argument('--output', help='by default distillspec_PAIR.json of the results')
+  parser.add_argument('--data', type=pathlib.Path, help='that the models of tanaka are trained on')
+  parser.add_argument('--output', type=pathlib.Path, default=bars.RESULTS / 'distillspec.json')
   parser.add_argument('--report_only', action='store_true', help='measure nothing')
   options = parser.parse_args()
   setting, work = PAIRS[options.pair], options.work.resolve() / options.pair
   seeds = [
     Seed(setting, folder.resolve(), number, work) for number, folder in enumerate(options.folders)
   ]
+  if options.data:
+    distillspec_pairs.train_tanaka(options.data.resolve(), [seed.folder for seed in seeds])
   chosen = lambda arm: setting.arms is None or arm.name in setting.arms
   own = [None, *filter(chosen, fixed_arms())]
   names = [arm.name if arm else START for arm in own]
@@ -282,8 +285,8 @@ def main() -> None:
     others = [*crossed_arms(best_divergence(seeds)), *others]
   if not options.report_only:
     measure(seeds, others)
-  output = options.output or bars.RESULTS / f'distillspec_{options.pair}.json'
-  report(seeds, [*names, *(arm.name for arm in others)], output)
+  name = options.output.stem + f'_{options.pair}' * (options.pair != 'g2p')
+  report(seeds, [*names, *(arm.name for arm in others)], options.output.with_stem(name))
 
 
 if __name__ == '__main__':

@@ -218,10 +218,17 @@ class Judge:
       weights = np.asarray(batch.forced.weights)
       logprobs = np.where(weights > 0, self._scorer.score(batch.forced).logprobs, 0)
       return np.stack([logprobs.sum(1), weights.sum(1)], 1)[:size]
-    tokens, mask = np.asarray(answer.tokens), np.asarray(answer.mask)
-    texts = [self.model.vocabulary.decode(tokens[row][mask[row]]) for row in range(size)]
-    pairs = zip(batch.right, texts, strict=True)
-    return np.array([metric.statistics(given, text) for given, text in pairs])
+    return judged(answer, self.model, batch.right, metric)
+
+
+def judged(
+  answer: Generation, model: TrainedModel, right: Right, metric: metrics.Metric
+) -> np.ndarray:
+  """Statistics [n, K] of each answer; repeated rows at the end are left out."""
+  tokens, mask = np.asarray(answer.tokens), np.asarray(answer.mask)
+  texts = [model.vocabulary.decode(tokens[row][mask[row]]) for row in range(len(right))]
+  pairs = zip(right, texts, strict=True)
+  return np.array([metric.statistics(given, text) for given, text in pairs])
 
 
 def read_rows(

@@ -1,18 +1,11 @@
-"""Pairs of `benchmarks.distillspec`: their rows, sizes and training; and folders of `tanaka`.
-
-    python -m benchmarks.distillspec_pairs runs/tanaka --data=../shared/data
-
-trains a large model and three small ones of the demo's sizes to translate English into Japanese.
-Folders `0`, `1` and `2` then hold `large`, which they share, and a small model of their own.
-"""
+"""Pairs of `benchmarks.distillspec`: their rows, sizes and training, and the models of `tanaka`."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -26,7 +19,7 @@ from cascades.tasks import catalog, chats, local
 from cascades.tasks.task import Row, Task
 from cascades.training import optimizers, setup
 
-SEEDS, WARMUP_STEPS = 3, 100
+WARMUP_STEPS = 100
 LARGE_STEPS, LARGE_RATE, SMALL_STEPS = 1200, 2e-3, 600
 TRANSLATED = tuple(f'mt_tanaka_en_ja/{split}.tsv' for split in ('train', 'dev', 'test'))
 FEW_ARMS = (
@@ -150,11 +143,11 @@ PAIRS = {
 }  # fmt: skip
 
 
-def make_tanaka(data: pathlib.Path, output: pathlib.Path) -> None:
-  """Train the large model and the small ones, as far as they are missing."""
+def train_tanaka(data: pathlib.Path, folders: Sequence[pathlib.Path]) -> None:
+  """Train what is missing of the large model, which all folders share, and of their small ones."""
+  output = folders[0].parent
   setting = cat_tasks.SETTINGS['tanaka']
   cat_tasks.translation(cat_tasks.Folders(data, output), 0.0, name='tanaka', paths=TRANSLATED)
-  folders = [output / str(seed) for seed in range(SEEDS)]
   runs = [(output / 'large', cat_tasks.MINI, LARGE_RATE, LARGE_STEPS, 0)]
   runs += [
     (folder / 'xent', cat_tasks.NANO, setting.training.rate, SMALL_STEPS, seed)
@@ -181,17 +174,3 @@ def make_tanaka(data: pathlib.Path, output: pathlib.Path) -> None:
   for folder in folders:
     if not (folder / 'large').exists():
       (folder / 'large').symlink_to(pathlib.Path('..') / 'large')
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument('folder', type=pathlib.Path)
-  parser.add_argument('--data', type=pathlib.Path, default=pathlib.Path('../shared/data'))
-  options = parser.parse_args()
-  make_tanaka(options.data.resolve(), options.folder.resolve())
-
-
-if __name__ == '__main__':
-  main()

@@ -93,11 +93,12 @@ def ours(
 ) -> Step:
   """Update on one batch or a stream of batches; the state advances as in a run."""
   compiled, state, frozen = prepared(small, large, loss, optimizer)
+  run = setup.on_batches(compiled, frozen, lambda *_: None)
   batches = batches or itertools.repeat(batch(small.architecture))
 
   def step() -> None:
     nonlocal state
-    state, _ = compiled(state, frozen, next(batches))
+    state, _ = run(state, next(batches))
     jax.block_until_ready(state.step)
 
   return step

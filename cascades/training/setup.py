@@ -18,7 +18,7 @@ import optax
 from cascades import losses
 from cascades.models import configs, lora
 from cascades.models.abstract import abstract_model
-from cascades.runtime import partitioning, ranges, stopping
+from cascades.runtime import memory, partitioning, ranges, stopping
 from cascades.training import optimizers, train_step
 from cascades.training.train_step import Frozen, ModelDef, TrainState
 from cascades.types import Batch, ModelConfig, Vocabulary
@@ -323,6 +323,7 @@ def on_batches(
     batch = partitioning.place_batch(batch)
     if program is None:
       program = step.lower(state, frozen, batch).compile()
+      memory.trim_heap()
       compiled(program, batch)
     state, totals = program(state, frozen, batch)
     partitioning.wait_on_virtual_devices(totals)
