@@ -107,13 +107,13 @@ def promote(
   path = files.absolute(followed.policy)
   folder = path.parent / f'{path.stem}.promotion'
   with locking.held(folder):
-    audited = AuditedRows(followed.log, folder)
-    journal = Journal(folder, path)
+    audited, journal = AuditedRows(followed.log, folder), Journal(folder, path)
     journal.begin()
     checkpoint_promotion.follow_link(followed.small_link, journal)
+    looking = _Looking(followed, demands, caution, audited, journal, provenance)
     if followed.candidate is not None:
       audited.read()
-      _checkpoint_look(followed, demands, caution, audited, journal, provenance)
+      looking.at_checkpoint(followed.candidate)
       return
     last, exported = time.monotonic(), -1
     while True:
@@ -122,7 +122,7 @@ def promote(
         exported = len(audited)
         checkpoint_promotion.export(audited, followed.export, caution)
       while len(audited) >= journal.rows + caution.every:
-        _look(followed, demands, caution, audited, journal, provenance)
+        looking.at_rows()
       if followed.once:
         break
       if added and time.monotonic() - last > progress.SECONDS_BETWEEN_LINES:
@@ -132,85 +132,111 @@ def promote(
     log.info('%d audited rows; the next look is at %d', len(audited), journal.rows + caution.every)
 
 
-def _look(
-  followed: Followed,
-  demands: Demands,
-  caution: Caution,
-  audited: AuditedRows,
-  journal: Journal,
-  provenance: Callable[[], Mapping[str, str]],
-) -> None:
-  """Look at the rows of the next step, and write what comes of it."""
-  journal.check_policy()
-  assert journal.policy is not None
-  count, reign = journal.rows + caution.every, journal.reign
-  start = max(reign.start, count - caution.window)
-  if reign.before is not None:
-    start = min(start, reign.since)
-  pairs = dict(enumerate(audited.rows(start, count), start))
-  labels = _labels(followed)
-  labeled = {i: pair for i, pair in pairs.items() if labels is None or pair['id'] in labels}
-  if len(labeled) < 2:
-    unchanged = Look('unchanged', f'{len(labeled)} rows have labels', reign)
-    journal.write(unchanged, count, None, {'labeled': len(labeled)})
-    return
-  tables = _tables(journal.policy, list(labeled.values()), labels)
-  judged = _judged(journal.policy, tables, followed, demands)
-  finite = np.isfinite(judged.score)
-  judged = promotions.select(judged, finite)
-  ids = np.array(tables[0].ids, dtype=object)[finite]
-  held_back = np.array([promotions.is_held_back(id, caution.held_back) for id in ids], bool)
-  numbers = np.array([*labeled])[finite]
-  result = promotions.look(
-    reign, judged, numbers, held_back, count=count, demands=demands, caution=caution
-  )
-  policy = None
-  if result.decision == 'promoted':
-    assert result.entry is not None
-    policy = _policy(journal.policy, result.entry, tables, followed, demands, provenance)
-  described = {
-    'labeled': len(labeled),
-    'candidate': result.entry and result.entry.threshold,
-    'compared': _described(result.verdict),
-    'watched': _described(result.watch),
-  }
-  journal.write(result, count, policy, described)
+@dataclasses.dataclass(frozen=True)
+class _Looking:
+  """Everything that stays the same from look to look."""
 
+  followed: Followed
+  demands: Demands
+  caution: Caution
+  audited: AuditedRows
+  journal: Journal
+  provenance: Callable[[], Mapping[str, str]]
 
-def _checkpoint_look(
-  followed: Followed,
-  demands: Demands,
-  caution: Caution,
-  audited: AuditedRows,
-  journal: Journal,
-  provenance: Callable[[], Mapping[str, str]],
-) -> None:
-  """Compares another checkpoint with the small model in force, and writes what comes of it."""
-  assert journal.policy is not None
-  labels, count = _labels(followed), len(audited)
-  pairs, other = checkpoint_promotion.held_back(
-    audited, str(followed.candidate), journal.reign, caution, labeled=labels
-  )
-  small, large = _tables(journal.policy, pairs, labels)
-  other = other._replace(targets=small.targets, statistics={})
-  calibrating = np.array([checkpoint_promotion.calibrates(id) for id in small.ids])
-  result = promotions.look_at_checkpoint(
-    journal.reign,
-    _judged(journal.policy, (small, large), followed, demands),
-    _judged(journal.policy, (other, large), followed, demands),
-    calibrating,
-    count=count,
-    demands=demands,
-    caution=caution,
-  )
-  policy = None
-  if result.entry is not None:
-    policy = _policy(journal.policy, result.entry, (other, large), followed, demands, provenance)
-    models = policy.models | {'small': policies.describe_model('small', other)}
-    policy = msgspec.structs.replace(policy, models=models)
-  numbers = {'candidate': followed.candidate, 'compared': _described(result.verdict)}
-  journal.write(result, count, policy, numbers)
-  checkpoint_promotion.follow_link(followed.small_link, journal)
+  def at_rows(self) -> None:
+    """Look at the rows of the next step, and write what comes of it."""
+    journal = self.journal
+    journal.check_policy()
+    assert journal.policy is not None
+    count, reign = journal.rows + self.caution.every, journal.reign
+    start = max(reign.start, count - self.caution.window)
+    if reign.before is not None:
+      start = min(start, reign.since)
+    pairs = dict(enumerate(self.audited.rows(start, count), start))
+    labels = _labels(self.followed)
+    labeled = {i: pair for i, pair in pairs.items() if labels is None or pair['id'] in labels}
+    if len(labeled) < 2:
+      unchanged = Look('unchanged', f'{len(labeled)} rows have labels', reign)
+      journal.write(unchanged, count, None, {'labeled': len(labeled)})
+      return
+    tables = _tables(journal.policy, list(labeled.values()), labels)
+    judged = self.judged(tables)
+    finite = np.isfinite(judged.score)
+    judged = promotions.select(judged, finite)
+    ids = np.array(tables[0].ids, dtype=object)[finite]
+    held_back = np.array([promotions.is_held_back(id, self.caution.held_back) for id in ids], bool)
+    numbers = np.array([*labeled])[finite]
+    result = promotions.look(
+      reign, judged, numbers, held_back, count=count, demands=self.demands, caution=self.caution
+    )
+    policy = None
+    if result.decision == 'promoted':
+      assert result.entry is not None
+      policy = self.policy(result.entry, tables)
+    described = {
+      'labeled': len(labeled),
+      'candidate': result.entry and result.entry.threshold,
+      'compared': _described(result.verdict),
+      'watched': _described(result.watch),
+    }
+    journal.write(result, count, policy, described)
+
+  def at_checkpoint(self, candidate: str) -> None:
+    """Compares another checkpoint with the small model in force, and writes what comes of it."""
+    journal = self.journal
+    assert journal.policy is not None
+    labels, count = _labels(self.followed), len(self.audited)
+    pairs, other = checkpoint_promotion.held_back(
+      self.audited, candidate, journal.reign, self.caution, labeled=labels
+    )
+    small, large = _tables(journal.policy, pairs, labels)
+    other = other._replace(targets=small.targets, statistics={})
+    calibrating = np.array([checkpoint_promotion.calibrates(id) for id in small.ids])
+    result = promotions.look_at_checkpoint(
+      journal.reign,
+      self.judged((small, large)),
+      self.judged((other, large)),
+      calibrating,
+      count=count,
+      demands=self.demands,
+      caution=self.caution,
+    )
+    policy = None
+    if result.entry is not None:
+      policy = self.policy(result.entry, (other, large))
+      models = policy.models | {'small': policies.describe_model('small', other)}
+      policy = msgspec.structs.replace(policy, models=models)
+    numbers = {'candidate': candidate, 'compared': _described(result.verdict)}
+    journal.write(result, count, policy, numbers)
+    checkpoint_promotion.follow_link(self.followed.small_link, journal)
+
+  def judged(self, tables: tuple[Predictions, Predictions]) -> Judged:
+    """Both tables with scores, quality and costs."""
+    assert self.journal.policy is not None
+    followed, policy = self.followed, self.journal.policy
+    metric = metric_library.by_name(followed.metric or policy.metric.name)
+    small, large = (alignment.judge(table, metric) for table in tables)
+    return calibration.judged(
+      [small], [large], metric, policies.stored_decider(policy), surrogate=followed.surrogate,
+      by_task=False, cost_axis=self.demands.cost_axis,
+    )[0]  # fmt: skip
+
+  def policy(self, entry: Threshold, tables: tuple[Predictions, Predictions]) -> Policy:
+    """The policy in force with another threshold; models, decider and tasks stay."""
+    assert self.journal.policy is not None
+    followed, policy = self.followed, self.journal.policy
+    metric = metric_library.by_name(followed.metric or policy.metric.name)
+    small, large = map(policies.fingerprint, tables)
+    described = {'rows': len(tables[0].ids), 'small': small, 'large': large}
+    return msgspec.structs.replace(
+      policy,
+      metric=MetricEntry(metric.name, followed.surrogate, metric.higher_is_better),
+      cost_axis=self.demands.cost_axis,
+      thresholds=[msgspec.structs.replace(entry, task=policy.thresholds[0].task)],
+      data={'split': 'log', 'tasks': dict.fromkeys(policy.data['tasks'], described)},
+      method=METHOD,
+      provenance={'lm-cascades': __version__, **self.provenance()},
+    )
 
 
 def _described(verdict: Verdict | None) -> dict[str, Any] | None:
@@ -247,44 +273,6 @@ def _tables(
     described = {'task': task, 'split': 'log', 'mode': 'predict', 'metrics': ()}
     tables.append(columns.of_rows(parsed, policy.models[role] | described))
   return tables[0], tables[1]
-
-
-def _judged(
-  policy: Policy,
-  tables: tuple[Predictions, Predictions],
-  followed: Followed,
-  demands: Demands,
-) -> Judged:
-  """Both tables with scores, quality and costs."""
-  metric = metric_library.by_name(followed.metric or policy.metric.name)
-  small, large = (alignment.judge(table, metric) for table in tables)
-  return calibration.judged(
-    [small], [large], metric, policies.stored_decider(policy), surrogate=followed.surrogate,
-    by_task=False, cost_axis=demands.cost_axis,
-  )[0]  # fmt: skip
-
-
-def _policy(
-  policy: Policy,
-  entry: Threshold,
-  tables: tuple[Predictions, Predictions],
-  followed: Followed,
-  demands: Demands,
-  provenance: Callable[[], Mapping[str, str]],
-) -> Policy:
-  """The policy in force with another threshold; models, decider and tasks stay."""
-  metric = metric_library.by_name(followed.metric or policy.metric.name)
-  small, large = map(policies.fingerprint, tables)
-  described = {'rows': len(tables[0].ids), 'small': small, 'large': large}
-  return msgspec.structs.replace(
-    policy,
-    metric=MetricEntry(metric.name, followed.surrogate, metric.higher_is_better),
-    cost_axis=demands.cost_axis,
-    thresholds=[msgspec.structs.replace(entry, task=policy.thresholds[0].task)],
-    data={'split': 'log', 'tasks': dict.fromkeys(policy.data['tasks'], described)},
-    method=METHOD,
-    provenance={'lm-cascades': __version__, **provenance()},
-  )
 
 
 if __name__ == '__main__':
