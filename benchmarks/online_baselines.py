@@ -133,7 +133,7 @@ def streamed(
   seed: int, *, delay: int = 0,
   decide: Decide = equations.decide,
 ) -> Run:  # fmt: skip
-  """A stream through a cascade; the small models are looked at behind each answer."""
+  """A stream through a cascade, whose small models run on every query."""
 
   def expert(query: Query) -> int | None:
     if rows.missing[query.number]:
@@ -142,17 +142,14 @@ def streamed(
     return None if label < 0 else label
 
   queries = (Query(i, str(row), str(row)) for i, row in enumerate(rows.tested))
-  prepared = [level.prepare([str(row) for row in rows.tested]) for level in small]
   probabilities = np.zeros((len(rows.tested), len(small), settings.classes))
   answers, begin, calls_made = [], equations.start(settings, seed=seed), 0
   budget = None if calls is None else CallBudget(calls, len(rows.tested))
   for answer, state in online_stream.run(
-    settings, small, expert, queries, begin, seed=seed, budget=budget, delay=delay, decide=decide
-  ):
-    at = answer.query.number
-    for i, level in enumerate(small):
-      given = answer.probabilities[i : i + 1]
-      probabilities[at, i] = given[0] if given else level.predict(prepared[i], np.array([at]))[0]
+    settings, small, expert, queries, begin, seed=seed, budget=budget, delay=delay,
+    decide=decide, every_level=True,
+  ):  # fmt: skip
+    probabilities[answer.query.number] = answer.probabilities
     answers.append(answer)
     calls_made = state.calls
   return Run(answers, calls_made, probabilities)
@@ -181,9 +178,8 @@ def online_result(
   labels = [answer.label for answer in run.answers]
   right = right_table(stream, rows, run)
   answered = np.array(labels, object) == stream.gold[rows.tested]
-  policy = online_baselines.best_static(run.probabilities.max(-1), right, run.calls)
-  best = right[np.arange(len(right)), policy.levels]
-  curve = online_baselines.regret(answered, best)
+  best = online_baselines.in_hindsight(run.probabilities.max(-1), right, answered, run.calls)
+  curve = best.regret
   levels = np.array([answer.choice.level for answer in run.answers])
   count = right.shape[1]
   asked = levels == count - 1
@@ -192,7 +188,7 @@ def online_result(
   return {
     **quality(setting, stream, rows, labels), 'calls': run.calls, 'budget': calls,
     'expert alone': float(right[:, -1].mean()),
-    'best static': float(best.mean()),
+    'best static': float(best.right.mean()),
     'regret': float(curve[-1]), 'regret by quarter': curve[len(curve) // 4 - 1 :: len(curve) // 4]
     .tolist(),
     'ensemble as computed': online_baselines.ensemble_accuracy(shares, np.array(accuracies)),

@@ -122,6 +122,33 @@ def regret(right: Bool[np.ndarray, 'T'], policy: Bool[np.ndarray, 'T']) -> Float
   return np.cumsum(policy.astype(float) - right.astype(float))
 
 
+class Hindsight(NamedTuple):
+  """The best static thresholds of a stream, which of their answers are right, and the regret."""
+
+  policy: StaticPolicy
+  right: Bool[np.ndarray, 'T']
+  regret: Float[np.ndarray, 'T']
+
+
+def in_hindsight(
+  confidence: Float[np.ndarray, 'T M'],
+  right: Bool[np.ndarray, 'T N'],
+  answered: Bool[np.ndarray, 'T'],
+  calls: int,
+) -> Hindsight:
+  """Regret of a cascade against the best static thresholds of as many calls.
+
+  Args:
+    confidence: Confidence of each small model.
+    right: Correct answers of each level.
+    answered: Correct answers of the cascade.
+    calls: Its calls of the expert.
+  """
+  policy = best_static(confidence, right, calls)
+  best = right[np.arange(len(right)), policy.levels]
+  return Hindsight(policy, best, regret(answered, best))
+
+
 class BanditState(NamedTuple):
   """Ridge regressions of the reward of each level, and the price of the expert.
 

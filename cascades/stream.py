@@ -21,12 +21,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from cascades import online, online_costs
 from cascades.inference import (
   class_names,
   experts,
   online_stream,
   stream_files,
+  stream_hindsight,
   stream_shifts,
   stream_state,
 )
@@ -34,7 +37,7 @@ from cascades.inference.levels import Level
 from cascades.inference.online_stream import ExpertError
 from cascades.inference.stream_files import CheckpointPace, Saved, StreamFolder, StreamRow
 from cascades.inference.stream_options import ExpertOptions, OnlineOptions, StreamSource
-from cascades.inference.stream_tally import StreamTally
+from cascades.inference.stream_tally import Heard, StreamTally
 from cascades.online import OnlineSettings, OnlineState
 from cascades.online_step import CallBudget, Query, StreamAnswer
 from cascades.reporting import figures, stream_figures
@@ -84,14 +87,16 @@ def stream(
     saved = folder.begin(described, overwrite=source.overwrite)
     run = _StreamRun(source, expert, settings, levels, folder, asked, described, cascade.seed)
     run.go(saved)
+    beside = stream_hindsight.baselines(folder.answers(), levels=len(levels) + 1)
     summary = {
       'shares': run.shares(), 'counts': dict(run.tally.numbers), 'calls': run.state.calls,
       'updates': list(run.state.updates), 'cost': run.tally.cost,
+      'baselines': beside.numbers,
       **({} if expert.dollars is None else {'dollars': run.state.spent}),
       'settings': described, 'provenance': dict(provenance()),
     }  # fmt: skip
     files.write(directory / 'summary.json', json.dumps(summary, indent=1) + '\n')
-    figure = stream_figures.draw(folder.answers(), levels=len(levels) + 1)
+    figure = stream_figures.draw(folder.answers(), beside.curves, levels=len(levels) + 1)
     for image_format in figures.FORMATS:
       files.write(directory / f'stream.{image_format}', figures.encode(figure, image_format))
   log.info('%s: %s; see summary.json and stream.png there', directory, ', '.join(run.notes()))
@@ -178,6 +183,9 @@ class _StreamRun:
     self.done = 0  # queries that an earlier run has answered
     self.total = stream_files.length(self.source.path)
     self.pace = CheckpointPace(self.source.save_every, self.source.save_share)
+    self.expert = stream_shifts.shifted(
+      self.source.shifts, self._expert, classes=self.settings.classes, seed=self.seed
+    )
 
   def go(self, saved: Saved | None) -> None:
     """Answer all queries that are left, and save every few of them."""
@@ -189,12 +197,9 @@ class _StreamRun:
       budget = CallBudget(self.options.calls, self.total or 0)
     elif self.options.dollars is not None:
       budget = CallBudget(self.options.dollars, self.total or 0, self._price)
-    expert = stream_shifts.shifted(
-      self.source.shifts, self._expert, classes=self.settings.classes, seed=self.seed
-    )
     answers = online_stream.run(
-      self.settings, self.levels, expert, self._queries(), self.state, seed=self.seed,
-      budget=budget, delay=self.options.delay,
+      self.settings, self.levels, self.expert, self._queries(), self.state, seed=self.seed,
+      budget=budget, delay=self.options.delay, every_level=self.source.every_level,
     )  # fmt: skip
     with progress.Events(self.folder.directory, first_step=self.done) as events:
       for answer in self._reported(answers):
@@ -223,8 +228,9 @@ class _StreamRun:
     report = progress.Counted[Any]('query', left or 0, lambda _: (1, 0), self.notes)
     for answer, state in report(answers) if left else self._logged(answers):
       self.state = state
+      heard = self._heard(answer)
       given = self.pending.pop(answer.query.number)
-      self.folder.write([self.tally.row(answer, given)])
+      self.folder.write([self.tally.row(answer, given, heard)])
       yield answer
 
   def _logged(
@@ -277,6 +283,22 @@ class _StreamRun:
         f'can: {error}. Rerun the same command to go on.'
       ) from error
     return class_names.named_class(text, self.source.options)
+
+  def _heard(self, answer: StreamAnswer) -> Heard | None:
+    """What the expert says of a query, also where it is not asked but its answers are recorded.
+
+    Where it fails, the last small model answers, if it runs.
+    """
+    small = self.settings.small
+    if answer.choice.level == small:
+      return Heard(answer.label)
+    if isinstance(self.asked, experts.EndpointExpert):
+      return None
+    try:
+      return Heard(self.expert(answer.query))
+    except ExpertError:
+      last = answer.probabilities[small - 1 :]
+      return Heard(int(np.argmax(last[0]))) if last else None
 
   def _price(self, query: Query) -> float:
     """Dollars of the answer that the expert has just given."""

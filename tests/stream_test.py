@@ -45,11 +45,11 @@ def write(path, rows):
 
 def go(
   folder, name='run', *, expert=None, overwrite=False, save_every=50, path=None, shifts=(),
-  **changes,
+  every_level=False, **changes,
 ):  # fmt: skip
   source = program.StreamSource(
     path or str(folder / 'reviews.jsonl'), OPTIONS, str(folder / name), save_every, OFTEN,
-    overwrite, shifts,
+    overwrite, shifts, every_level,
   )  # fmt: skip
   options = {'levels': (LinearConfig(columns=256),), 'next_costs': (100.0,), **changes}
   return program.stream(source, expert or program.ExpertOptions(), program.OnlineOptions(**options))
@@ -97,6 +97,40 @@ def test_a_small_model_takes_over_from_the_expert(folder):
   costs = {row['level']: row['cost'] for row in own}
   assert costs == {1: 0.0, 2: 100.0}
   assert summary['cost'] == 100 * summary['calls']
+
+
+def test_the_summary_has_the_policies_beside_the_cascade_by_what_was_recorded(folder):
+  summary = go(folder, expert=program.ExpertOptions(calls=160))
+  own, given = answers(folder), list(reviews(400, noise=0.02))
+  expert = np.mean([row['targets'] in row['expert'] for row in given])
+  assert summary['baselines']['levels']['expert'] == {'accuracy': expert, 'known': 1.0}
+  guess = [OPTIONS[int(np.argmax(row['probabilities'][0]))] for row in own]
+  alone = np.mean([word == row['targets'] for word, row in zip(guess, given, strict=True)])
+  assert summary['baselines']['best single level'] == {'level': 1, 'accuracy': alone}
+  static = summary['baselines']['best static']
+  assert static['calls'] <= summary['calls']
+  lost = static['accuracy'] - summary['shares']['accuracy']
+  assert static['regret'] == pytest.approx(400 * lost)
+  svg = (folder / 'run' / 'stream.svg').read_text()
+  assert svg.count('id="legend') == 2
+  write(folder / 'reviews.jsonl', [{k: v for k, v in r.items() if k != 'targets'} for r in given])
+  assert go(folder, 'unlabeled')['baselines'] == {}
+
+
+def test_each_level_may_run_on_each_query_for_the_summary_and_changes_no_answer(folder):
+  two = {
+    'levels': (LinearConfig(columns=256), LinearConfig(columns=64, words=1)), 'caches': (8, 8),
+    'next_costs': (1.0, 100.0), 'decays': (0.9, 0.9), 'kappas': (0.4, 0.4),
+    'gate_rates': (7e-4,) * 2, 'expert': program.ExpertOptions(calls=150),
+  }  # fmt: skip
+  lazy = go(folder, 'lazy', **two)
+  every = go(folder, every_level=True, **two)
+  chosen = lambda rows: [(row['id'], row['level'], row['answer'], row['deferring']) for row in rows]
+  assert chosen(answers(folder)) == chosen(answers(folder, 'lazy'))
+  assert {len(row['probabilities']) for row in answers(folder)} == {2}
+  assert lazy['baselines']['best static']['small models'] == 1
+  assert every['baselines']['best static']['small models'] == 2
+  assert every['shares'] == lazy['shares']
 
 
 def test_progress_is_logged_and_in_tensorboard(folder, caplog):

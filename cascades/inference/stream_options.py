@@ -26,6 +26,8 @@ class StreamSource:
     save_share: Largest share of the time that they take: where they are slow, they are rarer.
     overwrite: Answers the stream anew.
     shifts: Changes of the order of the rows and of the expert, to see what they do.
+    every_level: Runs each level on each query, which changes no answer, so that the summary has
+      what all of them would have answered.
   """
 
   path: str
@@ -35,6 +37,7 @@ class StreamSource:
   save_share: float = 0.01
   overwrite: bool = False
   shifts: Sequence[Shift] = ()
+  every_level: bool = False
 
   def __post_init__(self) -> None:
     ranges.check({'SAVE_EVERY': self.save_every}, least=1, integer=True)

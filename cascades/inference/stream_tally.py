@@ -5,10 +5,18 @@ from __future__ import annotations
 import collections
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from cascades.inference.stream_files import StreamRow
 from cascades.online_step import StreamAnswer
+
+
+class Heard(NamedTuple):
+  """Class that the expert gives; None if its answer names none."""
+
+  label: int | None
 
 
 class StreamTally:
@@ -35,8 +43,16 @@ class StreamTally:
     self._costs = [0.0, *itertools.accumulate(next_costs)]  # of answers of each level
     self.numbers: collections.Counter[str] = collections.Counter(numbers or {})
 
-  def row(self, answer: StreamAnswer, given: StreamRow) -> dict[str, Any]:
-    """Row of an answer, which is counted."""
+  def row(
+    self, answer: StreamAnswer, given: StreamRow, expert: Heard | None = None
+  ) -> dict[str, Any]:
+    """Row of an answer, which is counted.
+
+    Args:
+      answer: The answer.
+      given: Row of the stream.
+      expert: What the expert says of it, if that is known.
+    """
     text = '' if answer.label is None else self.options[answer.label]
     cost = self._costs[answer.choice.level - bool(answer.failed)]
     self.cost += cost
@@ -60,7 +76,11 @@ class StreamTally:
       if gold.isdisjoint(self._names):
         counted += ['label outside the options']
       else:
-        row['correct'] = int(text.strip().lower() in gold)
+        right = [int(option.strip().lower() in gold) for option in self.options]
+        row['correct'] = 0 if answer.label is None else right[answer.label]
+        row['small_correct'] = [right[int(np.argmax(p))] for p in answer.probabilities]
+        if expert is not None:
+          row['expert_correct'] = 0 if expert.label is None else right[expert.label]
         counted += ['labeled'] + ['correct'] * row['correct']
     self.numbers.update(counted)
     return row

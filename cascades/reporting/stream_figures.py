@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from jaxtyping import Bool
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -17,11 +19,17 @@ from cascades.reporting.palette import PALETTE
 DRAWN = 2000  # points of a line
 
 
-def draw(answers: Iterable[Mapping[str, Any]], *, levels: int) -> Figure:
+def draw(
+  answers: Iterable[Mapping[str, Any]],
+  baselines: Mapping[str, Bool[np.ndarray, 'T']] = MappingProxyType({}),
+  *,
+  levels: int,
+) -> Figure:
   """Cumulative accuracy, where rows have gold labels, and the share that each level answers.
 
   Args:
     answers: Rows of answers, with `level`, from 1, and perhaps `correct`.
+    baselines: Correct answers of other policies to the T rows with gold labels, by name.
     levels: Number of levels, the expert last.
   """
   pairs = ((row['level'], row.get('correct', np.nan)) for row in answers)
@@ -34,9 +42,14 @@ def draw(answers: Iterable[Mapping[str, Any]], *, levels: int) -> Figure:
     figure = Figure(figsize=(6.4, 5.2), layout='constrained')
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True)
-    if labeled.any():
-      running = np.cumsum(np.where(labeled, correct, 0)) / np.maximum(np.cumsum(labeled), 1)
-      upper.plot(count[points], running[points], color=PALETTE[0])
+    policies = {'cascade': correct[labeled], **baselines} if labeled.any() else {}
+    for color, (name, right) in zip(PALETTE, policies.items(), strict=False):
+      running = np.zeros(len(count))
+      running[labeled] = right
+      running = np.cumsum(running) / np.maximum(np.cumsum(labeled), 1)
+      upper.plot(count[points], running[points], color=color, label=name)
+    if baselines:
+      upper.legend(frameon=False)
     upper.set(ylabel='accuracy so far')
     names = [f'level {number}' for number in range(1, levels)] + ['expert']
     for color, (number, name) in zip(PALETTE, enumerate(names, 1), strict=False):
