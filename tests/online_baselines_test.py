@@ -28,6 +28,20 @@ def warm(settings, **changes):
   return online.start(settings, seed=0)._replace(updates=(10,) * settings.small, **changes)
 
 
+def test_levels_drawn_without_regard_to_what_is_right_reach_the_ensembles_accuracy():
+  """The identity behind the authors' number: usage that is independent of correctness."""
+  rng, shares = np.random.default_rng(0), (0.5, 0.3, 0.2)
+  right = rng.random((20_000, 3)) < [0.6, 0.8, 0.9]
+  state = warm(online_stream_test.TWO)
+  choose = lambda u: online_baselines.ensemble_choice(
+    online_stream_test.TWO, state, None, [u, 0.0], shares=shares
+  )
+  levels = [choose(u).level for u in rng.random(len(right))]
+  accuracy = right[np.arange(len(right)), levels].mean()
+  expected = online_baselines.ensemble_accuracy(np.array(shares), right.mean(0))
+  assert accuracy == pytest.approx(expected, abs=4 * (0.25 / len(right)) ** 0.5)
+
+
 def chosen(uniform, shares, **changes):
   return online_baselines.ensemble_choice(
     online_stream_test.TWO, warm(online_stream_test.TWO, **changes), None, [uniform, 0.0],

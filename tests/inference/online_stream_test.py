@@ -185,6 +185,18 @@ def test_small_models_learn_from_the_experts_answers_alone_and_each_once_in_orde
     assert len(learned) >= len(expected) - 16
 
 
+def test_certain_jumps_leave_all_to_the_expert_and_impossible_ones_never_occur():
+  points, gold, said = synthetic(300)
+  small = lambda: [Seen(points, 4), Seen(points, 10)]
+  jumping = answers(dataclasses.replace(TWO, decays=(1.0, 1.0)), small(), said, 300)
+  assert {answer.choice.level for answer, _ in jumping} == {2}
+  assert jumping[-1][1].calls == 300
+  accuracy = np.mean([answer.label == g for (answer, _), g in zip(jumping, gold, strict=True)])
+  assert accuracy == np.mean(said == gold)
+  still = answers(dataclasses.replace(TWO, decays=(0.0, 0.0)), small(), said, 300)
+  assert {answer.choice.reason for answer, _ in still} <= {'warm-up', 'answer', 'gate'}
+
+
 def test_a_frozen_cascade_is_a_static_one():
   points, _, said = synthetic(300)
   got, _, _, small = streamed(3e-3, 700)
