@@ -76,11 +76,20 @@ RECORDED = [name for name, setting in SETTINGS.items() if not setting.accuracies
 
 
 class Stream(NamedTuple):
-  """A set of texts with gold labels, and the labels of experts, -1 where unparsable."""
+  """A set of texts, whose features all runs share.
+
+  Attributes:
+    texts: The texts.
+    gold: Gold labels.
+    experts: Labels of experts, -1 where unparsable.
+    words: Sparse matrix of hashed words.
+    vectors: Vectors of the encoder; None without one.
+  """
 
   texts: Sequence[str]
   gold: Int[np.ndarray, 'N']
   experts: Mapping[str, Int[np.ndarray, 'N']]
+  words: Any
   vectors: Float[np.ndarray, 'N D'] | None
 
 
@@ -101,6 +110,7 @@ def read(setting: Setting, vectors: Callable[[Sequence[str]], np.ndarray] | None
     texts,
     gold,
     experts,
+    LinearConfig().build(setting.classes, 0).prepare(texts),
     vectors(texts) if vectors else None,
   )
 
@@ -113,24 +123,15 @@ def noised(gold: Int[np.ndarray, 'N'], accuracy: float, name: str) -> Int[np.nda
 
 
 def small_models(stream: Stream, names: Sequence[str], classes: int, seed: int) -> list[Linear]:
-  """Small models of a cascade; texts are the numbers of rows where vectors stand for them."""
-  made = []
+  """Small models of a cascade; texts are the numbers of rows, whose features are there."""
+  models = []
   for name in names:
-    words = LinearConfig().build(classes, seed)
-    if name == 'words':
-      features = words.prepare
-      words.prepare = lambda rows, f=features: f([stream.texts[int(row)] for row in rows])
-      made.append(words)
-    else:
-      vectors = stream.vectors
-      assert vectors is not None
-      made.append(
-        Linear(
-          lambda rows, v=vectors: v[[int(row) for row in rows]], classes, seed,
-          rate=ENCODER.rate, epochs=ENCODER.epochs,
-        )
-      )  # fmt: skip
-  return made
+    encoded = name == 'encoder'
+    features: Any = stream.vectors if encoded else stream.words
+    rate, epochs = (ENCODER.rate, ENCODER.epochs) if encoded else (LinearConfig.rate, 1)
+    prepare = lambda rows, f=features: f[[int(row) for row in rows]]
+    models.append(Linear(prepare, classes, seed, rate=rate, epochs=epochs))
+  return models
 
 
 def online_settings(setting: Setting, names: Sequence[str]) -> online.OnlineSettings:
