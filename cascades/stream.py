@@ -285,7 +285,7 @@ class _StreamRun:
     return class_names.named_class(text, self.source.options)
 
   def _heard(self, answer: StreamAnswer) -> Heard | None:
-    """What the expert says of a query, also where it is not asked but its answers are recorded.
+    """Class that the expert gives, also where it is not asked but its answers are recorded.
 
     Where it fails, the last small model answers, if it runs.
     """

@@ -49,15 +49,15 @@ def baselines(answers: Iterable[Mapping[str, Any]], *, levels: int) -> StreamBas
   table = np.array(columns)
   answered, level = table[:, 0].astype(bool), table[:, 1].astype(int)
   confidence, right = table[:, 2 : levels + 1], table[:, levels + 1 :]
-  known = np.isfinite(right)
-  everywhere = known.all(0)
-  accuracy = np.nansum(right, 0) / np.maximum(known.sum(0), 1)
+  finite = np.isfinite(right)
+  everywhere = finite.all(0)
+  accuracy = np.nansum(right, 0) / np.maximum(finite.sum(0), 1)
   names = [*(f'level {i}' for i in range(1, levels)), 'expert']
   numbers: dict[str, Any] = {
     'levels': {
-      name: {'accuracy': float(accuracy[i]), 'known': float(known[:, i].mean())}
+      name: {'accuracy': float(accuracy[i]), 'known': float(finite[:, i].mean())}
       for i, name in enumerate(names)
-      if known[:, i].any()
+      if finite[:, i].any()
     }
   }
   curves = {'expert alone': right[:, -1].astype(bool)} if everywhere[-1] else {}
@@ -80,7 +80,7 @@ def baselines(answers: Iterable[Mapping[str, Any]], *, levels: int) -> StreamBas
 
 
 def _column(row: Mapping[str, Any], levels: int) -> list[float]:
-  """Whether the answer is right, its level from 0, confidences, and which levels are right.
+  """Columns of a row: if the answer is right, its level, confidences, and which levels are right.
 
   Rows of earlier versions do not tell of the levels.
   """
