@@ -342,20 +342,20 @@ def test_an_update_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoi
 
 @pytest.mark.slow
 def test_updates_that_are_not_finite_are_skipped_and_their_examples_written(tmp_path, caplog):
-  """A schedule goes by the steps that were applied, so that this one fails for ever."""
+  """The optimizer has counted them, so that this schedule gets past its gap."""
   settings = tiny.settings(
     tmp_path, learning_rate=blows_up, train_steps=7, save_every=2, log_every=100,
     optimizer=optimizers.adamw, on_bad_step=stopping.go_on, keep=9,
   )  # fmt: skip
   history = tiny.train(**settings)
-  assert [values.get('skipped') for values in history] == [None, None, 2, 1]
+  assert [values.get('skipped') for values in history] == [None, None, 2, None]
   assert 'step 5 was refused' in caplog.text
   arrays = arrays_of(tmp_path / 'run')
   assert len(arrays) > 40
   assert all(np.isfinite(leaf).all() for leaf in arrays)
   lines = [json.loads(line) for line in (tmp_path / 'run' / 'skipped.jsonl').open()]
   assert [(line['step'], line['update_norm']) for line in lines] == [
-    (step, 'nan') for step in (5, 6, 7)
+    (step, 'nan') for step in (5, 6)
   ]
   words = {row['id']: row['inputs'] for row in rows_of(settings['task'])}
   batches = corpus_of(settings).training(4, batch_size=16, seed=0)

@@ -112,7 +112,7 @@ class Step:
     microbatches: Number of equal slices of a batch whose gradients are accumulated in turn.
     block_length: Target positions whose logits exist at a time; None chooses by the memory limit.
     readout_gradient_dtype: Type in which the gradient of the readout is accumulated.
-    accept: Decides from a step's metrics whether its update is applied.
+    accept: Decides from the metrics of a step's gradient whether it is used.
   """
 
   learning_rate: optax.Schedule

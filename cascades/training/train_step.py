@@ -6,7 +6,6 @@ optimizer) is bound to `train_step` with `functools.partial` before `jax.jit`.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -116,14 +115,15 @@ Normalizer: TypeAlias = Callable[[Totals], Float[Array, '']]
 
 
 def finite(metrics: Totals, *, most_grad_norm: float = math.inf) -> Bool[Array, '']:
-  """The default `accept`: loss, gradient norm and update norm are finite, and no spike.
+  """The default `accept`: the loss and the squared gradient are finite, and no spike.
 
-  `most_grad_norm` is the largest gradient norm before clipping that is not a spike.
+  Moments hold squares, so the square of the norm has to be finite too: those of this package's
+  optimizers, and their updates at a finite rate, then stay finite. `most_grad_norm` is the largest
+  gradient norm before clipping that is not a spike.
   """
-  # Not optax.apply_if_finite: it checks gradients only, neither the loss nor the updates, and
-  # applies even those that are not finite after a number of them in a row.
-  names = ('loss', 'grad_norm', 'update_norm')
-  numbers = jnp.stack([metrics[name].astype(jnp.float32) for name in names])
+  # Not optax.apply_if_finite: it does not check the loss, and applies even what is not finite after
+  # a number of them in a row.
+  numbers = jnp.stack([metrics['loss'], jnp.square(metrics['grad_norm'])]).astype(jnp.float32)
   return jnp.isfinite(numbers).all() & (metrics['grad_norm'] <= most_grad_norm)
 
 
@@ -264,12 +264,14 @@ def train_step(
     microbatches: parts of the batch whose gradients are computed one after another.
     block_length: positions of all rows read out at a time; see `loss_totals`.
     gradient_dtype: the type in which the readout's gradient is summed over blocks.
-    accept: maps the metrics to whether the update is applied. Of an update that is not, the step
-      counts, and parameters and optimizer stay.
+    accept: maps the metrics of the gradient to whether it is used. Of one that is not, the step
+      counts, and parameters and optimizer stay. Entries of an update that are not finite, as of a
+      learning rate that is not, leave their parameters as they are.
 
   Returns:
     The state after the update, and the sums of `loss_totals` with 'grad_norm' (before clipping),
-    'update_norm', 'objective' (the normalized loss) and 'applied' (0 or 1).
+    'objective' (the normalized loss), 'update_norm' (0 of a gradient that is not used) and
+    'applied' (1 if the gradient is used and the norm of its update is finite, else 0).
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -296,19 +298,25 @@ def train_step(
   )
   divisor = normalizer(totals) if callable(normalizer) else jnp.float32(normalizer)
   scale = 1 / jnp.where(divisor == 0, 1.0, divisor)  # of nothing, as where no token is kept
-  gradients = jax.tree.map(lambda g: g * scale, gradients)
-  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-  updated = optax.apply_updates(state.params, updates), opt_state
   metrics = totals | {
-    'grad_norm': optax.global_norm(gradients),
-    'update_norm': optax.global_norm(updates),
+    'grad_norm': optax.global_norm(gradients) * scale,
     'objective': totals['loss'] * scale,
   }
-  applied = accept(metrics)
-  # Inside the step, since its input is donated: afterwards there would be nothing to return to.
-  params, opt_state = jax.tree.map(
-    functools.partial(jnp.where, applied), updated, (state.params, state.opt_state)
+  accepted = accept(metrics)
+
+  def update(params: Params, opt_state: optax.OptState) -> tuple[Params, optax.OptState, Array]:
+    scaled = jax.tree.map(lambda g: g * scale, gradients)
+    updates, opt_state = optimizer.update(scaled, opt_state, params)
+    norm = optax.global_norm(updates).astype(jnp.float32)
+    updates = jax.tree.map(lambda u: jnp.where(jnp.isfinite(u), u, 0), updates)
+    return optax.apply_updates(params, updates), opt_state, norm
+
+  # Inside the step, since its input is donated: afterwards there would be nothing to return to. A
+  # branch, taken before the update is known, lets XLA write parameters and moments in their place.
+  params, opt_state, metrics['update_norm'] = jax.lax.cond(
+    accepted, update, lambda *old: (*old, jnp.zeros(())), state.params, state.opt_state
   )
+  applied = accepted & jnp.isfinite(metrics['update_norm'])
   metrics['applied'] = applied.astype(jnp.float32)
   return TrainState(state.step + 1, params, opt_state, state.key), metrics
 

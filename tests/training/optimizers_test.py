@@ -1,5 +1,10 @@
 """Schedules at their corners; optimizers do what their names promise."""
 
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -96,3 +101,41 @@ def test_settings_out_of_range_are_refused_by_name(make, message):
 
 def test_a_rate_of_zero_is_no_division_by_zero():
   assert optimizers.cosine(0.0, total_steps=9)(3) == 0.0
+
+
+SHAPES = {'blocks': {'kernel': (2, 4, 8)}, 'embedding': (4, 8), 'norm': {'scale': (8,)}}
+# Of 104 numbers below 1e18 in size the sum of squares is finite.
+NUMBERS = st.builds(lambda x, e: x * 10.0**e, st.floats(-1, 1), st.integers(-46, 18))
+OFFERED = {
+  'adamw': functools.partial(optimizers.adamw, clip_norm=None, weight_decay=0.1),
+  'adamw, clipped': optimizers.adamw,
+  'adafactor': functools.partial(optimizers.adafactor, min_size_to_factor=2, weight_decay=0.1),
+  'adafactor, full': optimizers.adafactor,
+  'adafactor, clipped': functools.partial(optimizers.adafactor, clip_norm=1.0),
+}
+
+
+@functools.cache
+def _optimizer(name):
+  """An optimizer that is offered, and its compiled update."""
+  optimizer = OFFERED[name](optimizers.constant(1e-2))
+  return optimizer, jax.jit(optimizer.update)
+
+
+@pytest.mark.parametrize('name', OFFERED)
+@hypothesis.given(st.lists(st.lists(NUMBERS, min_size=1, max_size=5), min_size=2, max_size=2))
+@hypothesis.settings(max_examples=30)
+def test_finite_gradients_have_finite_updates_and_moments(name, numbers):
+  """`train_step` relies on it: the gradient alone decides whether it is used."""
+  optimizer, update = _optimizer(name)
+  tree = lambda values: jax.tree.map(
+    lambda shape: jnp.asarray(np.resize(np.float32(values), shape)), SHAPES,
+    is_leaf=lambda node: isinstance(node, tuple),
+  )  # fmt: skip
+  params = tree([1.0, -0.5, 0.0])
+  state = optimizer.init(params)
+  for values in numbers:
+    updates, state = update(tree(values), state, params)
+    params = optax.apply_updates(params, updates)
+    for leaf in jax.tree.leaves((updates, state, params)):
+      assert np.isfinite(leaf).all()

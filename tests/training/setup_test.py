@@ -9,9 +9,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cascades import losses
+from cascades.models import decoder
 from cascades.performance import hlo, hlo_costs, topologies
 from cascades.runtime import partitioning
 from cascades.training import optimizers, setup, train_step, validation
+from cascades.types import Batch
 from tests import testing, tiny
 
 STEP = setup.Step(
@@ -63,6 +65,20 @@ def test_a_step_compiles_for_the_first_batch_and_never_again(run):
   assert np.isfinite(totals['loss'])
   with pytest.raises(TypeError, match='compiled'):
     called(state, jax.tree.map(lambda x: x[:1], batch))
+
+
+def test_no_moment_is_kept_twice():
+  """Gradients, an update and its squares are temporary; other moments would be two more copies."""
+  config = decoder.DecoderConfig(
+    1024, emb_dim=128, num_heads=2, num_kv_heads=1, num_layers=4, head_dim=64, mlp_dim=256
+  )
+  rows = Batch(*(jnp.zeros((1, 4), dtype) for dtype in ('int32', 'int32', 'float32')))
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+    abstract = setup.abstract_run(setup.SmallModel(config), setup.LargeModel(None), STEP.transform)
+    step = setup.compiled_step(abstract, STEP)
+    memory = step.lower(abstract.state, abstract.frozen, rows).compile().memory_analysis()
+  size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract.state.params))
+  assert memory.temp_size_in_bytes < 3 * size
 
 
 def test_the_weights_of_tokens_reach_the_loss():

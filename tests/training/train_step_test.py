@@ -408,6 +408,31 @@ def test_an_update_that_is_refused_changes_nothing_but_the_step():
     assert step._cache_size() == 1
 
 
+def test_a_rate_that_is_no_number_moves_no_parameter():
+  """Also of a single one: embeddings move with a finite rate, all else with none."""
+  rates = {'embedding': 1e-2, 'rest': jnp.nan}
+  label = lambda path, _: 'embedding' if 'embedding' in jax.tree_util.keystr(path) else 'rest'
+  optimizer = optax.partition(
+    {name: optimizers.adamw(lambda _, rate=rate: rate)
+     for name, rate in rates.items()},
+    functools.partial(jax.tree_util.tree_map_with_path, label),
+  )  # fmt: skip
+  mesh = ONE()
+  with partitioning.use(mesh):
+    state, large, step = setup(mesh, optimizer=optimizer, loss=losses.xent)
+    before = jax.device_get(state)
+    state, metrics = step(state, large, partitioning.place_batch(next(batches(1))))
+  after = jax.device_get(state)
+  assert metrics['applied'] == 0
+  assert np.isnan(metrics['update_norm'])
+
+  def compared(path, old, new):
+    assert np.isfinite(new).all()
+    assert (label(path, None) == 'rest') == np.array_equal(old, new), path
+
+  jax.tree_util.tree_map_with_path(compared, before.params, after.params)
+
+
 @pytest.mark.parametrize(
   ('changed', 'accepted'),
   [
@@ -416,11 +441,12 @@ def test_an_update_that_is_refused_changes_nothing_but_the_step():
     ({'grad_norm': 3.1}, False),
     ({'loss': float('nan')}, False),
     ({'grad_norm': float('nan')}, False),
-    ({'update_norm': float('inf')}, False),  # of a learning rate, say
+    ({'loss': float('inf')}, False),
+    ({'grad_norm': 2e19}, False),  # its square overflows
   ],
 )
 def test_what_is_not_finite_or_a_spike_is_refused(changed, accepted):
-  metrics = {'loss': 1.0, 'grad_norm': 1.0, 'update_norm': 1.0} | changed
+  metrics = {'loss': 1.0, 'grad_norm': 1.0} | changed
   arrays = {name: jnp.float32(value) for name, value in metrics.items()}
   assert train_step.finite(arrays, most_grad_norm=3.0) == accepted
 
