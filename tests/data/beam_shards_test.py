@@ -102,6 +102,59 @@ def test_flags_of_beam_need_a_runner(capsys):
   assert 'unrecognized arguments: --direct_num_workers=2' in capsys.readouterr().err
 
 
+CLUSTERS = {  # flags, by the class of Beam that reads them
+  'FlinkRunner': {
+    'FlinkRunnerOptions': {'flink_master': 'host:8081', 'parallelism': 8},
+    'PortableOptions': {'environment_type': 'LOOPBACK'},
+  },
+  'SparkRunner': {
+    'SparkRunnerOptions': {'spark_master_url': 'spark://host:7077'},
+    'PortableOptions': {'environment_type': 'DOCKER'},
+  },
+  'PortableRunner': {'PortableOptions': {'job_endpoint': 'host:8099'}},
+  'DataflowRunner': {
+    'GoogleCloudOptions': {
+      'project': 'mine',
+      'region': 'us-east1',
+      'temp_location': 'gs://mine/temporary',
+    },
+    'WorkerOptions': {'num_workers': 64},
+  },
+}
+
+
+@pytest.mark.parametrize('runner', CLUSTERS)
+def test_runners_of_clusters_get_the_pipeline_and_their_flags(
+  beam, runner, hand_written, tmp_path, monkeypatch, capsys
+):
+  """Flags are read by Beam's own classes, and the pipeline is one that any runner can be sent."""
+  from apache_beam.options import pipeline_options
+  from apache_beam.runners.runner import create_runner
+
+  from cascades import browse_tasks
+
+  sent = []
+
+  def run_pipeline(self, pipeline, options):
+    sent.append((type(self).__name__, pipeline.to_runner_api(), options))
+    raise OSError('no cluster')
+
+  monkeypatch.setattr(type(create_runner(runner)), 'run_pipeline', run_pipeline)
+  words = [f'--{name}={value}' for own in CLUSTERS[runner].values() for name, value in own.items()]
+  code = browse_tasks.main(
+    ['materialize', 'superglue_rte', f'--data_dir={hand_written}', '--split=train',
+     f'--output={tmp_path}', f'--runner={runner}', *words]
+  )  # fmt: skip
+  assert (code, 'no cluster' in capsys.readouterr().err) == (1, True)
+  ((name, protocol, options),) = sent
+  assert name == runner
+  labels = {transform.unique_name for transform in protocol.components.transforms.values()}
+  assert {'count rows', 'write shards'} <= labels
+  for view, own in CLUSTERS[runner].items():
+    read = options.view_as(getattr(pipeline_options, view))
+    assert {flag: getattr(read, flag) for flag in own} == own
+
+
 @pytest.mark.parametrize('make', [c4.causal_lm, c4.span_corruption, c4.prefix_lm])
 def test_documents_of_several_files_give_the_records_of_local_processes(
   beam, documents, tmp_path, make
