@@ -27,7 +27,7 @@ from cascades.inference.ranker import Ranker
 
 RATES = (1e-3, 3e-3)
 SEEDS = (0, 1, 2)
-CROSS_STEPS = 100
+CROSS_STEPS = 600
 MEASURE = 'RR@10'
 DRAWS = 2_000
 TRAINED_ON = {'wikiqa': ('wikiqa',), 'scifact': ('scifact', 'vaswani')}  # and tested on
@@ -61,7 +61,8 @@ def run(study: Study, variant: Variant, name: str, *, rate: float, seed: int) ->
           flush=True)  # fmt: skip
     return scores
 
-  file = f'{name}-{variant.scorer}-{variant.share}-{variant.loss}-{rate}-{seed}.json'
+  loss = f'{variant.loss}-{CROSS_STEPS}' if variant in DISTILLED else variant.loss
+  file = f'{name}-{variant.scorer}-{variant.share}-{loss}-{rate}-{seed}.json'
   return stored(study.folder / 'runs' / file, compute)
 
 
@@ -84,7 +85,7 @@ def cross(study: Study) -> dict[str, Any]:
       result[f'{split} milliseconds'] = 1000 * (time.perf_counter() - began) / count
     return result
 
-  return stored(study.folder / 'cross.json', compute)
+  return stored(study.folder / f'cross-{CROSS_STEPS}.json', compute)
 
 
 def values(study: Study, where: str, run_: Mapping[str, Any]) -> np.ndarray:
@@ -277,7 +278,8 @@ def main() -> None:
   study = Study(collections, states, options.runs_dir)
   spent = times(study, again=options.measure_again)
   details: dict[str, Any] = {'milliseconds of 1,000 candidates': spent}
-  settings = {'seeds': len(SEEDS), 'steps': lite_runs.STEPS, 'cores': options.cores}
+  steps = {'steps': lite_runs.STEPS, 'cross-encoder steps': CROSS_STEPS}
+  settings = {'seeds': len(SEEDS), **steps, 'cores': options.cores}
 
   def all_rows() -> Iterator[Measured]:
     yield from rows(study, spent)

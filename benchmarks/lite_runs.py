@@ -299,8 +299,8 @@ def cross_encoder(collection: Collection, *, steps: int, seed: int = 0) -> tuple
     pretrained.config, 'cross', query_tokens=QUERY_TOKENS, document_tokens=collection.tokens
   )
   step = ranker.RankingStep(
-    learning_rate=optimizers.linear(5e-5, total_steps=steps, warmup_steps=10), batch_size=8,
-    negatives=3, seed=seed,
+    learning_rate=optimizers.linear(5e-5, total_steps=steps, warmup_steps=steps // 10),
+    batch_size=8, negatives=3, seed=seed,
   )  # fmt: skip
   graph, _ = jax.eval_shape(lambda: nnx.split(config.build(jax.random.key(0))))
   state = ranker.start(ranker.init(config, seed, nnx.to_pure_dict(params)), step)

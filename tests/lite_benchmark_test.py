@@ -48,7 +48,7 @@ def study(tmp_path, monkeypatch):
   scores = {s: {q: {d: float(i) for i, d in enumerate(own)} for q, own in test[s].items()}
             for s in ('train', 'test')}  # fmt: skip
   cross = {**scores, 'train milliseconds': 4.0, 'test milliseconds': 4.0}
-  (tmp_path / 'cross.json').write_text(json.dumps(cross))
+  (tmp_path / f'cross-{lite.CROSS_STEPS}.json').write_text(json.dumps(cross))
   return lite.Study(collections, states, tmp_path)
 
 
