@@ -1,12 +1,14 @@
 """Divergences from a teacher cache compared with those from all logits, and with plain top-32.
 
     python -m benchmarks.cached_divergences --large=runs/smollm2 --text=docs/running.md
+    python -m benchmarks.cached_divergences --large=runs/demo/large --students runs/demo/xent
 
-The large model reads the text; students are the same model without some of its layers, from near to
-far. Of the forward KL of each student, the error of its value and of its gradient to the logits (L1
-norm, mean over tokens): of caches, over their choices and all others as one, and of the two common
-ways to train on the 32 largest probabilities alone: as they are (truncated), and scaled to add up
-to 1 (renormalized), 192 bytes with ids of 4 bytes and bfloat16.
+A decoder reads the text; its students are the same model without some of its layers, from near to
+far. Models of the demo read validation words. `--students` are trained ones. Of the forward KL of
+each student, the error of its value and of its gradient to the logits (L1 norm, mean over tokens):
+of caches, over their choices and all others as one, and of the two common ways to train on the 32
+largest probabilities alone: as they are (truncated), and scaled to add up to 1 (renormalized), 192
+bytes with ids of 4 bytes and bfloat16.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,16 +27,20 @@ from flax import nnx
 from benchmarks import bars
 from benchmarks.bars import Measured
 from cascades import divergences, teachers
+from cascades.data.corpus import Data
 from cascades.inference import trained_model
 from cascades.models import configs
 from cascades.models.abstract import abstract_model
 from cascades.runtime import partitioning
+from cascades.tasks import catalog
 from cascades.teachers import Logits
 from cascades.training.answer_format import AnswerFormat
 from cascades.types import Batch
 
 LENGTH = 256
-MOST_BYTES = 114
+MOST_BYTES, BARRED = 114, 'top 36, uint8'
+WORDS = 256  # of the demo's task
+MIDDLE = (3, 9, 12, 15, 18, 21, 24, 27)  # layers that students lack
 CACHES = {
   'top 18, float16': AnswerFormat(18, 'float16'),
   'top 36, uint8': AnswerFormat(36, 'uint8', short_ids=True),
@@ -49,6 +56,17 @@ class Plain(NamedTuple):
   def divergence(self, small: jax.Array) -> jax.Array:
     of_ids = jnp.take_along_axis(jax.nn.log_softmax(small), self.ids, axis=-1)
     return jnp.sum(jnp.exp(self.logprobs) * (self.logprobs - of_ids), axis=-1)
+
+
+def logits_of(model: trained_model.TrainedModel, batch: Batch) -> jax.Array:
+  """Logits [n, V] of a model before the counted tokens."""
+
+  @jax.jit
+  def logits(params: Any) -> jax.Array:
+    merged = nnx.merge(model.graph, params)
+    return merged.readout(merged.hidden(batch))
+
+  return logits(model.params)[np.asarray(batch.weights) > 0]
 
 
 def student_logits(large: trained_model.TrainedModel, batch: Batch, dropped: list[int]) -> Any:
@@ -100,41 +118,67 @@ def answers(large: jax.Array) -> dict[str, Any]:
   }
 
 
+def text_batch(model: trained_model.TrainedModel, paths: Sequence[str], tokens: int) -> Batch:
+  """Rows of LENGTH tokens of texts."""
+  text = '\n\n'.join(pathlib.Path(path).read_text() for path in paths)
+  ids = np.array(model.vocabulary.encode(text))[:tokens]
+  if len(ids) < LENGTH:
+    raise SystemExit(f'a row is {LENGTH} tokens, and {len(ids)} of the text are to be read.')
+  rows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+  return Batch(np.pad(rows, ((0, 0), (1, 0)))[:, :-1], rows, np.ones(rows.shape, np.float32))
+
+
+def word_batch(model: trained_model.TrainedModel) -> Batch:
+  """Validation words of the demo's task, at equal distances, and their answers."""
+  lengths = {'inputs': 24, 'targets': 24}
+  data = Data(task=catalog.get('cmudict_g2p'), lengths=lengths, batch_size=WORDS)
+  corpus = data.corpus(model.vocabulary, model.architecture)
+  (batch,) = corpus.evaluation(corpus.open('validation'), batch_size=WORDS, rows=WORDS)
+  return batch
+
+
+def compared(
+  student: str, small: jax.Array, large: jax.Array, answered: Mapping[str, Any], *, by_value: bool
+) -> Iterator[Measured]:
+  """Errors of each way for a student; the bar is the smaller error of the first choices alone."""
+  kl = divergences.forward_kl(small, (Logits(large),), jnp.zeros(len(small), int)).mean()
+  by_way = {name: in_chunks(small, large, teacher) for name, teacher in answered.items()}
+  plain = np.minimum(*(by_way[name] for name in answered if name.startswith('plain')))
+  for name, (value, gradient) in by_way.items():
+    bars_of = plain.tolist() if name == BARRED else (None, None)
+    what = f'{student} (KL {kl:.2f}), {name}'
+    yield Measured(f'{what}: value', float(value), 'nats', at_most=bars_of[0] if by_value else None)
+    yield Measured(f'{what}: gradient', float(gradient), '', at_most=bars_of[1])
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--large', required=True, help='run directory of a decoder')
-  parser.add_argument('--text', nargs='+', required=True)
+  parser.add_argument('--students', nargs='+', type=pathlib.Path, help='run directories')
+  parser.add_argument('--text', nargs='+', help='that a decoder reads')
   parser.add_argument('--tokens', type=int, default=512)
   parser.add_argument('--output', default=bars.RESULTS / 'cached_divergences.json')
   options = parser.parse_args()
+  load = lambda path: trained_model.load(trained_model.Checkpoint(path), rules=partitioning.RULES)
   measured = [
     Measured(f'{name}: bytes', form.record.itemsize, 'B/token', at_most=MOST_BYTES + 1)
     for name, form in CACHES.items()
   ]
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-    model = trained_model.load(trained_model.Checkpoint(options.large), rules=partitioning.RULES)
-    text = '\n\n'.join(pathlib.Path(path).read_text() for path in options.text)
-    ids = np.array(model.vocabulary.encode(text))[: options.tokens]
-    if len(ids) < LENGTH:
-      parser.error(f'a row is {LENGTH} tokens, and {len(ids)} of the text are to be read.')
-    rows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
-    inputs = np.pad(rows, ((0, 0), (1, 0)))[:, :-1]
-    batch = Batch(inputs, rows, np.ones(rows.shape, np.float32))
-    large = student_logits(model, batch, [])
-    teachers_of = answers(large)
-    middle = [3, 9, 12, 15, 18, 21, 24, 27]
-    for count in (1, 2, 4, 8):
-      small = student_logits(model, batch, sorted(middle[-count:] if count > 1 else [14]))
-      kl = divergences.forward_kl(small, (Logits(large),), jnp.zeros(len(small), int)).mean()
-      by_way = {name: in_chunks(small, large, teacher) for name, teacher in teachers_of.items()}
-      plain = by_way['plain top 32, truncated'][1], by_way['plain top 32, renormalized'][1]
-      for name, (value, gradient) in by_way.items():
-        bar = float(min(plain)) if name == 'top 36, uint8' else None
-        student = f'{count} layers less (KL {kl:.2f}), {name}'
-        measured += [
-          Measured(f'{student}: value', float(value), 'nats'),
-          Measured(f'{student}: gradient', float(gradient), '', at_most=bar),
-        ]
+    model = load(options.large)
+    if model.architecture == 'decoder_only':
+      batch = text_batch(model, options.text or (), options.tokens)
+    else:
+      batch = word_batch(model)
+    large = logits_of(model, batch)
+    answered = answers(large)
+    for path in options.students or ():
+      small = logits_of(load(str(path)), batch)
+      measured += compared(path.name, small, large, answered, by_value=True)
+    for count in () if options.students else (1, 2, 4, 8):
+      dropped = sorted(MIDDLE[-count:] if count > 1 else [14])
+      small = student_logits(model, batch, dropped)
+      measured += compared(f'{count} layers less', small, large, answered, by_value=False)
   title = 'Errors of the forward KL from a teacher cache'
   bars.report(title, measured, options.output, vars(options))
 

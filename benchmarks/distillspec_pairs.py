@@ -37,7 +37,7 @@ class DistilledPair:
     task: Task of a folder, with the splits 'train' and 'test'.
     start: Folder of the small model before it is distilled.
     lengths: Most tokens of inputs and targets in training.
-    width: Most tokens of a test prompt.
+    width: Tokens of a test prompt, padded; a power of two.
     answer: Most tokens of an answer to it.
     steps: Steps of an arm.
     batch: Rows of a step.
@@ -126,7 +126,7 @@ PAIRS = {
   ),
   'tanaka': DistilledPair(
     task=tanaka,
-    lengths={'inputs': 24, 'targets': 24}, width=24, answer=24,
+    lengths={'inputs': 24, 'targets': 24}, width=32, answer=24,
     steps=200, batch=64, learning_rate=2e-3, outcomes=256,
     words=500, drafted=128, test_batch=128,
     metric=metrics.bleu('char'),

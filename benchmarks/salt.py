@@ -1,19 +1,24 @@
 """Small model aided training, measured: language models of bytes that learn from a smaller one.
 
     taskset -c 1 nice python -m benchmarks.salt
+    python -m benchmarks.salt --time
 
 The protocol is in docs/distillation.md. Runs real `train` commands into a directory, and skips what
 is finished. Every arm trains the same model from the same initial weights on the same order of rows
 in each seed; differences are paired over seeds, with Student's interval. The last validation loss
 is of all validation tokens, also by thirds of the teacher's loss. FLOPs are those of
 `costs.training_step`, teacher forwards and the scoring of rows included; a longer run without a
-teacher gives what the same FLOPs reach alone.
+teacher gives what the same FLOPs reach alone. Seconds are those of a step without a teacher, of one
+with a teacher, and of a scored batch of rows. `--time` measures them by turns and adds them to the
+results of earlier runs, whose own seconds are those of a machine that other work shares.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -40,11 +45,16 @@ TEACHER_STEPS, EARLY = 1200, 200
 TRAIN_BYTES, VALIDATION_BYTES = 800_000, 260_000
 SELECTED_ROWS = 0.2
 SLICES = ('easy', 'medium', 'hard')
+LABELS = {'flops': 'FLOPs', 'seconds': 'seconds'}  # of costs
+ENTRIES = 384  # of the vocabulary of bytes, in multiples of 128
 BASELINE = 'BASELINE'
 MODEL = {'emb_dim': 64, 'num_layers': 3, 'num_heads': 4, 'num_kv_heads': 4, 'head_dim': 16,
          'mlp_dim': 176}  # fmt: skip
 TEACHER = {'emb_dim': 24, 'num_layers': 2, 'num_heads': 2, 'num_kv_heads': 2, 'head_dim': 12,
            'mlp_dim': 64}  # fmt: skip
+
+
+TIMED_TURNS = 60
 
 
 class Arm(NamedTuple):
@@ -165,6 +175,37 @@ def flops(arm: Arm, steps: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
   return curve + bool(arm.selected) * costs.flops_per_token(sizes['teacher']) * sizes['pool tokens']
 
 
+def seconds(arm: Arm, steps: np.ndarray, timed: Mapping[str, float], batches: float) -> np.ndarray:
+  """Seconds of an arm after numbers of steps, from those of a step and of a scored batch."""
+  kappa = timed['aided'] / timed['plain']
+  curve = timed['plain'] * costs.aided_training(steps, distill_steps=arm.distill, kappa=kappa)
+  return curve + bool(arm.selected) * timed['scores'] * batches
+
+
+def timed_steps(turns: int = TIMED_TURNS) -> dict[str, float]:
+  """Median seconds of a step without and with a teacher, and of a scored batch, by turns."""
+  import jax
+
+  from benchmarks import training_step
+  from cascades import losses
+  from cascades.models import decoder
+  from cascades.runtime import partitioning
+  from cascades.types import Batch
+
+  model, teacher = (decoder.DecoderConfig(ENTRIES, **sizes) for sizes in (MODEL, TEACHER))
+  tokens = np.random.default_rng(0).integers(3, 256, (BATCH, LENGTH)).astype(np.int32)
+  rows = Batch(np.roll(tokens, 1, 1), tokens, np.ones(tokens.shape, np.float32))
+  loss = functools.partial(losses.salt, omega=losses.hard_switch(0.5, steps=STEPS))
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+    steps = {
+      'plain': training_step.ours(model, None, loss, itertools.repeat(rows)),
+      'aided': training_step.ours(model, teacher, loss, itertools.repeat(rows)),
+      'scores': training_step.forward(teacher, rows),
+    }
+    times = training_step.by_turns(steps, turns)
+  return {name: float(np.median(values)) / 1e3 for name, values in times.items()}
+
+
 def curves(run: pathlib.Path) -> dict[str, list[float]]:
   """Validation losses of a run by step, and steps per second of the lines without a validation."""
   lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
@@ -204,23 +245,24 @@ def measure(root: pathlib.Path, seeds: Sequence[int]) -> dict[str, Any]:
   return {'sizes': sizes, 'teacher': by_slice(teacher, teacher), 'arms': runs}
 
 
-def at_equal_flops(runs: Mapping[str, Any], name: str) -> list[float]:
-  """An arm's last loss minus that which BASELINE reaches with the arm's FLOPs, by seed.
+def at_equal(cost: str, runs: Mapping[str, Any], name: str) -> list[float]:
+  """An arm's last loss minus that which BASELINE reaches with the arm's FLOPs or seconds, by seed.
 
-  BASELINE's loss between its own FLOPs and those of the longer run is interpolated; both have
-  schedules of their own length.
+  BASELINE's loss between its own cost and that of the longer run is interpolated; both have
+  schedules of their own length. Beyond that of the longer run, its loss counts.
   """
-  ends = [runs[arm]['flops'][-1] for arm in (BASELINE, 'LONGER')]
+  ends = [runs[arm][cost][-1] for arm in (BASELINE, 'LONGER')]
   differences = []
   for seed in range(len(runs[name]['last'])):
     reached = [runs[arm]['last'][seed]['all'] for arm in (BASELINE, 'LONGER')]
-    alone = np.interp(runs[name]['flops'][-1], ends, reached)
+    alone = np.interp(runs[name][cost][-1], ends, reached)
     differences.append(float(runs[name]['last'][seed]['all'] - alone))
   return differences
 
 
 def summarize(measured: Mapping[str, Any]) -> list[Measured]:
   runs, rows = measured['arms'], []
+  own_costs = [cost for cost in LABELS if cost in runs[BASELINE]]
 
   def add(what: str, values: Sequence[float], unit: str = 'nats') -> None:
     interval = over_seeds(values)
@@ -238,42 +280,64 @@ def summarize(measured: Mapping[str, Any]) -> list[Measured]:
         f'{name} - {BASELINE}: {tokens}',
         [a[tokens] - b[tokens] for a, b in zip(run['last'], plain['last'], strict=True)],
       )
-    if name != 'LONGER':
-      add(f'{name} - {BASELINE}: at equal FLOPs', at_equal_flops(runs, name))
+    for cost in own_costs if name != 'LONGER' else ():
+      add(f'{name} - {BASELINE}: at equal {LABELS[cost]}', at_equal(cost, runs, name))
     for step in (100, 200):
       at = [run['steps'].index(step), plain['steps'].index(step)]
       pairs = zip(run['curves'], plain['curves'], strict=True)
       add(f'{name} - {BASELINE}: after {step} steps', [a[at[0]] - b[at[1]] for a, b in pairs])
-    rows.append(
-      Measured(f'{name}: FLOPs over {BASELINE}', run['flops'][-1] / plain['flops'][-1], 'x')
-    )
-  seconds = [np.median(runs[name]['seconds_per_step']) for name in ('RKD', BASELINE)]
-  rows.append(
-    Measured('seconds of a step with a teacher over one without', seconds[0] / seconds[1], 'x')
-  )
+    rows += [
+      Measured(f'{name}: {LABELS[cost]} over {BASELINE}', run[cost][-1] / plain[cost][-1], 'x')
+      for cost in own_costs
+    ]
+  if 'timed' in measured:
+    ratio = measured['timed']['aided'] / measured['timed']['plain']
+    rows.append(Measured('seconds of a step with a teacher over one without', ratio, 'x'))
   return rows
 
 
+def with_seconds(measured: Mapping[str, Any], timed: Mapping[str, float]) -> dict[str, Any]:
+  """The numbers of all runs with the seconds of their steps."""
+  batches = measured['sizes']['pool tokens'] / TOKENS
+  arms = {
+    name: {**run, 'seconds': seconds(ARMS[name], np.array(run['steps']), timed, batches).tolist()}
+    for name, run in measured['arms'].items()
+  }
+  return {**measured, 'arms': arms, 'timed': dict(timed)}
+
+
 def draw(measured: Mapping[str, Any], path: pathlib.Path) -> None:
-  """Validation loss against steps and FLOPs: means over seeds."""
+  """Validation loss against steps, FLOPs, and seconds if they are measured: means over seeds."""
   from cascades.reporting import figures
   from cascades.reporting.palette import PALETTE
 
   runs = measured['arms']
+  labels = {'steps': 'steps'} | {c: label for c, label in LABELS.items() if c in runs[BASELINE]}
   with mpl.rc_context(figures.STYLE):
     figure = Figure(figsize=(7.4, 3.6))
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, len(labels), sharey=True)
     for color, (name, run) in zip(PALETTE, runs.items(), strict=False):
       mean = np.mean(run['curves'], axis=0)
-      for axes, x in zip(panels, (run['steps'], run['flops']), strict=True):
-        axes.plot(x, mean, color=color, label=name)
-    for axes, label in zip(panels, ('steps', 'FLOPs'), strict=True):
+      for axes, cost in zip(panels, labels, strict=True):
+        axes.plot(run[cost], mean, color=color, label=name)
+    for axes, label in zip(panels, labels.values(), strict=True):
       axes.set_xlabel(label)
       axes.set_ylim(top=3.0)
     panels[0].set_ylabel('validation loss, nats per byte')
-    panels[1].legend()
+    panels[-1].legend()
     FigureCanvasAgg(figure)
     path.write_bytes(figures.encode(figure, 'png'))
+
+
+def add_seconds(path: pathlib.Path, figure: pathlib.Path) -> None:
+  """Measure seconds, and write results of earlier runs with them."""
+  if not path.exists():
+    raise SystemExit(f'{path} does not exist: run the benchmark without --time first.')
+  results = json.loads(path.read_text())
+  measured = with_seconds(results['details'], timed_steps())
+  draw(measured, figure)
+  settings = {'commit of the runs': results['commit'], **results['settings']}
+  bars.report(results['title'], summarize(measured), path, settings, measured)
 
 
 def main() -> None:
@@ -284,8 +348,11 @@ def main() -> None:
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--directory', type=pathlib.Path, default='runs/salt')
   parser.add_argument('--figure', type=pathlib.Path, default='docs/salt.png')
-  parser.add_argument('--output', default=bars.RESULTS / 'salt.json')
+  parser.add_argument('--time', action='store_true', help='add seconds to results, train nothing')
+  parser.add_argument('--output', type=pathlib.Path, default=bars.RESULTS / 'salt.json')
   options = parser.parse_args()
+  if options.time:
+    return add_seconds(options.output, options.figure)
   root = options.directory.resolve()
   os.environ.setdefault('XLA_FLAGS', '--xla_cpu_multi_thread_eigen=false')
   if not (root / 'data').exists():

@@ -120,10 +120,10 @@ def gradient(small: ModelConfig) -> Step:
   return lambda: jax.block_until_ready(run(params))
 
 
-def forward(large: ModelConfig) -> Step:
+def forward(large: ModelConfig, rows: Batch | None = None) -> Step:
   """Minimum work of the large model in a step: hidden states, and top-1 of counted tokens."""
   graph, abstract = abstract_model(large)
-  params, rows = init_params(large, 1, abstract), batch(large.architecture)
+  params, rows = init_params(large, 1, abstract), rows or batch(large.architecture)
   counted = np.asarray(rows.weights) > 0
 
   @jax.jit

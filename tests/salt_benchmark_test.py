@@ -34,21 +34,44 @@ def measured():
       'steps': [100, 200],
       'flops': [5.0, {BASELINE: 10.0, 'RKD': 11.0, 'LONGER': 12.0}[name]],
       'curves': [[3.0, level], [3.0, level + 0.1]],
-      'seconds_per_step': [{BASELINE: 2.0, 'RKD': 2.2, 'LONGER': 2.0}[name]] * 2,
     }
     for name, level in levels.items()
   }
-  return {'arms': arms}
+  return {'arms': arms, 'sizes': SIZES}
 
 
 def test_equal_flops_are_those_of_a_run_without_a_teacher_of_its_own_length():
   runs = measured()['arms']
-  assert salt.at_equal_flops(runs, 'RKD') == pytest.approx([0.2, 0.2])  # 2.5 - 2.3
-  assert salt.at_equal_flops(runs, BASELINE) == pytest.approx([0.0, 0.0])
+  assert salt.at_equal('flops', runs, 'RKD') == pytest.approx([0.2, 0.2])  # 2.5 - 2.3
+  assert salt.at_equal('flops', runs, BASELINE) == pytest.approx([0.0, 0.0])
+
+
+def test_seconds_are_those_of_measured_steps_and_of_scored_batches():
+  timed = {'plain': 2.0, 'aided': 3.0, 'scores': 0.5}
+  steps = np.array([1, 2, 10])
+  np.testing.assert_allclose(salt.seconds(Arm(), steps, timed, 4), [2, 4, 20])
+  np.testing.assert_allclose(salt.seconds(Arm(distill=2), steps, timed, 4), [3, 6, 22])
+  np.testing.assert_allclose(salt.seconds(Arm(selected=2), steps, timed, 4), [4, 6, 22])
+
+
+def test_seconds_are_added_to_results_without_training(tmp_path, monkeypatch):
+  path = tmp_path / 'salt.json'
+  path.write_text(
+    json.dumps({'title': 'T', 'commit': 'abc', 'settings': {'steps': 2}, 'details': measured()})
+  )
+  monkeypatch.setattr(salt, 'timed_steps', lambda: {'plain': 2.0, 'aided': 3.0, 'scores': 0.5})
+  salt.add_seconds(path, tmp_path / 'salt.png')
+  written = json.loads(path.read_text())
+  assert written['settings'] == {'commit of the runs': 'abc', 'steps': 2}
+  rows = {row['what']: row['value'] for row in written['rows']}
+  # 200 steps of RKD, all with a teacher, cost as much as 300 of BASELINE, beyond LONGER's 200
+  assert rows[f'RKD: seconds over {BASELINE}'] == pytest.approx(1.5)
+  assert rows[f'RKD - {BASELINE}: at equal seconds'] == pytest.approx(2.5 - 2.2)
+  assert rows['seconds of a step with a teacher over one without'] == pytest.approx(1.5)
 
 
 def test_rows_and_figure_name_every_arm(tmp_path):
-  numbers = measured()
+  numbers = salt.with_seconds(measured(), {'plain': 2.0, 'aided': 2.2, 'scores': 0.5})
   rows = {row.what: row for row in salt.summarize(numbers)}
   assert rows[f'RKD - {BASELINE}: all'].value == pytest.approx(0.1)
   assert rows[f'RKD - {BASELINE}: at equal FLOPs'].note == '+0.2000 .. +0.2000 over seeds'
