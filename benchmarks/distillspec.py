@@ -28,7 +28,7 @@ import optax
 
 from benchmarks import bars, distillspec_models, distillspec_pairs, distillspec_table
 from benchmarks.distillspec_models import Columns
-from benchmarks.distillspec_pairs import PAIRS, DistilledPair
+from benchmarks.distillspec_pairs import EQUAL_ANSWERS, PAIRS, DistilledPair
 from cascades import cache_teacher, infer, losses, masks, metrics, train
 from cascades.data.answer_sources import AnswerSources
 from cascades.data.corpus import Data
@@ -36,7 +36,7 @@ from cascades.inference import latency
 from cascades.inference.answers import DecodingOptions
 from cascades.inference.trained_model import Checkpoint
 from cascades.runtime import files, partitioning
-from cascades.training import optimizers, setup
+from cascades.training import optimizers, setup, train_step
 
 SOURCES = ('on_policy', 'target_generated')
 DIVERGENCES = {
@@ -55,6 +55,7 @@ class Arm(NamedTuple):
   loss: losses.CascadeLoss
   source: str = 'fixed'
   reference: str | None = None  # arm whose model AdaSPEC compares with
+  token_weights: train_step.TokenWeights | None = None
 
 
 CONTROL = Arm('xent, fixed', losses.xent)
@@ -65,6 +66,7 @@ def fixed_arms() -> Iterator[Arm]:
   yield CONTROL
   for name, loss in DIVERGENCES.items():
     yield Arm(f'{name}, fixed', loss)
+  yield Arm(EQUAL_ANSWERS, losses.distillspec_tvd, token_weights=train_step.equal_answers)
   yield Arm('gatekeeper, fixed', losses.gatekeeper)
   yield Arm('cat_gatekeeper, fixed', losses.cat_gatekeeper)
 
@@ -125,6 +127,7 @@ class Seed:
         learning_rate=optax.constant_schedule(self.setting.learning_rate),
         optimizer=optimizers.adamw,
         loss=arm.loss,
+        token_weights=arm.token_weights,
       ),
       schedule=setup.Schedule(train_steps=self.setting.steps, save_every=0, keep=1),
       seed=self.number,

@@ -22,7 +22,9 @@ from cascades.training import optimizers, setup
 WARMUP_STEPS = 100
 LARGE_STEPS, LARGE_RATE, SMALL_STEPS = 1200, 2e-3, 600
 TRANSLATED = tuple(f'mt_tanaka_en_ja/{split}.tsv' for split in ('train', 'dev', 'test'))
+EQUAL_ANSWERS = 'tvd equal answers, fixed'
 FEW_ARMS = (
+  EQUAL_ANSWERS,
   *(f'{loss}, fixed' for loss in ('xent', 'fkl', 'jsd', 'tvd')),
   *(f'{loss}, target_generated' for loss in ('xent', 'fkl', 'jsd', 'tvd')),
   'tvd, on_policy',

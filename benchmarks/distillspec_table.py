@@ -97,7 +97,7 @@ def summarize(
       summary[name][quantity] = {
         'values': values,
         'mean': float(np.mean(values)),
-        'difference': over_seeds(differences),
+        'difference': over_seeds(differences) if len(seeds) > 1 else {'mean': differences[0]},
         'over rows': {'low': float(low), 'high': float(high)},
       }
   return summary
@@ -109,25 +109,29 @@ def verdict(entry: Mapping[str, Any]) -> int:
   A single seed has no interval over seeds, and the one over rows decides.
   """
   own = entry['difference'], entry['over rows']
-  intervals = [interval for interval in own if np.isfinite(interval['low'])]
+  intervals = [interval for interval in own if 'low' in interval]
   if all(interval['low'] > 0 for interval in intervals):
     return 1
   return -1 if all(interval['high'] < 0 for interval in intervals) else 0
+
+
+def judgment(entry: Mapping[str, Any]) -> str:
+  """The intervals of a difference, and what they say."""
+  intervals = {'over seeds': entry['difference'], 'over rows': entry['over rows']}
+  texts = [
+    f'{name} {interval["low"]:+.4f} to {interval["high"]:+.4f}'
+    for name, interval in intervals.items()
+    if 'low' in interval
+  ]
+  return ', '.join(texts) + {1: ', better', -1: ', worse', 0: ''}[verdict(entry)]
 
 
 def rows(summary: Mapping[str, Mapping[str, Any]], control: str, c: float) -> Iterator[Measured]:
   """Rows of the printed table: all numbers, modeled speed-ups, and the question's correlations."""
   for name, entries in summary.items():
     for quantity, entry in entries.items():
-      difference, sampled = entry['difference'], entry['over rows']
-      note = (
-        f'{difference["mean"]:+.4f} from the control, over seeds {difference["low"]:+.4f} to '
-        f'{difference["high"]:+.4f}, over rows {sampled["low"]:+.4f} to {sampled["high"]:+.4f}'
-      )
-      better = {1: ', better', -1: ', worse', 0: ''}[verdict(entry)]
-      yield Measured(
-        f'{name}: {quantity}', entry['mean'], '', note='' if name == control else note + better
-      )
+      note = f'{entry["difference"]["mean"]:+.4f} from the control, {judgment(entry)}'
+      yield Measured(f'{name}: {quantity}', entry['mean'], '', note='' if name == control else note)
     for temperature in TEMPERATURES:
       acceptance = entries[f'observed acceptance, T={temperature}']['mean']
       gamma = speculative.best_gamma(acceptance, c, most=MOST_DRAFTS)
@@ -154,14 +158,8 @@ def gains(summary: Mapping[str, Mapping[str, Any]], start: str) -> Iterator[Meas
   for name, entries in summary.items():
     for temperature in TEMPERATURES if name != start else ():
       entry = entries[f'expected acceptance, T={temperature}']
-      difference, sampled = entry['difference'], entry['over rows']
-      note = (
-        f'over seeds {difference["low"]:+.4f} to {difference["high"]:+.4f}, over rows '
-        f'{sampled["low"]:+.4f} to {sampled["high"]:+.4f}'
-      )
-      note += {1: ', better', -1: ', worse', 0: ''}[verdict(entry)]
       what = f'{name}: gain over the start in expected acceptance, T={temperature}'
-      yield Measured(what, difference['mean'], '', note=note)
+      yield Measured(what, entry['difference']['mean'], '', note=judgment(entry))
 
 
 def _mean(seeds: Sequence[Numbers]) -> dict[str, float]:

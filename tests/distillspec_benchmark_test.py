@@ -1,10 +1,21 @@
 """The comparison of distilled drafters: its numbers on hand-made columns, and its readings."""
 
+import dataclasses
+import json
+import types
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from benchmarks import distillspec, distillspec_table
+from benchmarks import distillspec, distillspec_models, distillspec_pairs, distillspec_table
+from benchmarks.distillspec_pairs import PAIRS
 from cascades import metrics
+from cascades.tasks import local
+from cascades.types import Prompt
+from tests import testing
 
 
 def columns(right, alpha):
@@ -62,3 +73,58 @@ def test_crossed_arms_keep_the_divergence_and_name_their_reference():
 def _token_loss(loss):
   """Bound token loss; a partial that gin has marked stays inside of the one that binds more."""
   return loss.keywords['token_loss'] if 'token_loss' in loss.keywords else _token_loss(loss.func)
+
+
+@pytest.mark.parametrize('config', [testing.TINY_T5, testing.TINY_DECODER])
+def test_states_before_tokens_are_those_from_which_they_were_decoded(config):
+  graph, params = testing.split(testing.build(config))
+  lengths = jnp.array([7, 4, 5])
+  tokens = testing.tokens((3, 7))
+  prompt = Prompt(jnp.where(jnp.arange(7) < lengths[:, None], tokens, 0), lengths)
+  options = {'length': 5, 'eos_ids': (1,), 'temperature': 1}
+  answer = distillspec_models.answered(graph, params, prompt, jnp.arange(3), **options)
+  encodes = config.architecture == 'encoder_decoder'
+  hidden = distillspec_models.states(graph, params, prompt, answer, encodes=encodes)
+  logprobs = jax.nn.log_softmax(nnx.merge(graph, params).readout(hidden))
+  chosen = jnp.take_along_axis(logprobs, answer.tokens[..., None], axis=-1)[..., 0]
+  np.testing.assert_allclose((chosen * answer.mask), answer.logprobs * answer.mask, atol=1e-5)
+  shares = distillspec_models.agreement(
+    (graph, graph), (params, params), (hidden, hidden), answer
+  )  # of a model with itself
+  np.testing.assert_allclose(shares['expected'], 1, atol=1e-6)
+  np.testing.assert_array_equal(shares['greedy'], 1)
+
+
+def test_arms_of_pairs_are_arms():
+  names = {arm.name for arm in (*distillspec.fixed_arms(), *distillspec.source_arms())}
+  for pair in PAIRS.values():
+    assert names.issuperset(pair.arms or ())
+
+
+def test_training_rows_are_short_ones_in_a_fixed_order_and_may_be_answered_by_the_large_model(
+  tmp_path, monkeypatch
+):
+  lines = [json.dumps({'inputs': 'x' * size, 'targets': str(size)}) for size in range(1, 31)]
+  (tmp_path / 'rows.jsonl').write_text('\n'.join(lines))
+  read = lambda folder: local.local_jsonl('lines', {'train': str(folder / 'rows.jsonl')})
+  pair = dataclasses.replace(PAIRS['smollm2'], task=read, rows=8, short=20)
+  task = pair.training_task(tmp_path)
+  rows = list(task.read('train'))
+  assert rows == list(pair.training_task(tmp_path).read('train'))
+  assert len({row.id for row in rows}) == 8
+  assert max(len(row.inputs) for row in rows) <= 20
+  assert [row.answers for row in rows] == [(str(len(row.inputs)),) for row in rows]
+  table = types.SimpleNamespace(
+    ids=[row.id for row in rows], predictions=[row.inputs.upper() for row in rows]
+  )
+  monkeypatch.setattr(distillspec_pairs.shards, 'read', lambda directory: [table])
+  answered = distillspec_pairs.answered_by_large(task, tmp_path)
+  assert [row.answers for row in answered.read('train')] == [(row.inputs.upper(),) for row in rows]
+
+
+def test_a_single_seed_is_judged_over_rows():
+  arms = {name: [columns([0, 0, 0, 1], a)] for name, a in (('control', 0.8), ('better', 0.9))}
+  summary = distillspec_table.summarize(arms, 'control', metrics.ratio, samples=20)
+  entry = summary['better']['expected acceptance, T=1']
+  assert distillspec_table.verdict(entry) == 1
+  json.dumps(entry, allow_nan=False)
