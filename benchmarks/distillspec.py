@@ -281,8 +281,9 @@ def main() -> None:
   names = [arm.name if arm else START for arm in own]
   if not options.report_only:
     measure(seeds, own)
-  elif any(seed.columns(name) is None for seed in seeds for name in names):
-    parser.error(f'{work} lacks some of the arms {"; ".join(names)}: measure them first')
+  needed = names if setting.arms is None else [START, CONTROL.name]
+  if any(seed.columns(name) is None for seed in seeds for name in needed):
+    parser.error(f'{work} lacks some of the arms {"; ".join(needed)}: measure them first')
   others = [*filter(chosen, source_arms())]
   if setting.arms is None:
     others = [*crossed_arms(best_divergence(seeds)), *others]
