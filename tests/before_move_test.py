@@ -371,7 +371,7 @@ COMMANDS = {
   **{f'infer {run}, {mode}': inference(run, mode, 'again') for run, mode in TABLES},
   **{f'evaluate {mode}': evaluation(mode, 'again') for mode in REPORTS},
 }
-# Each program once, and exactly where it can be exact; the other commands are slow.
+# Each program once; the other commands are slow.
 QUICK = {
   'continue adapted', 'train by top4', 'cache top1 again', 'infer small, predict',
   'infer small, score', 'evaluate predict', 'evaluate score',
@@ -538,15 +538,13 @@ def test_comparisons_are_the_same():
 
 
 @pytest.mark.parametrize('run', each(CONTINUED, 'continue {}'))
-def test_an_old_run_goes_on_bit_by_bit(outcome, run):
+def test_an_old_run_goes_on_where_it_stopped(outcome, run):
   directory, _, output = outcome(f'continue {run}')
   assert f'resuming from step {STEPS[run]}.' in output
   actual, expected = arrays(directory / run, STEPS[run] + 2), below(run, load('continued'))
-  if ADAMW[0] in RUNS[run]:
-    assert_same(actual, expected)
-  else:  # Adafactor's means are over each layer since, so of this only layer in another order
-    close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-7)
-    jax.tree.map(close, actual, expected)
+  # Since then Adafactor's means are over each layer, and gradients are scaled in another place.
+  close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-7)
+  jax.tree.map(close, actual, expected)
 
 
 @pytest.mark.parametrize('cache', each(CACHES, 'train by {}'))

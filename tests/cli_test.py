@@ -127,6 +127,7 @@ def run(*arguments, **environment):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_program_from_the_command_line_trains_and_profiles(tmp_path):
   """Everything from a file of the user's own rows; the configuration lies beside the result."""
   paths = tiny.write_rows(tmp_path)

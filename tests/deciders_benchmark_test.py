@@ -53,6 +53,7 @@ def test_a_planted_decider_wins_and_one_without_information_does_not(compared):
     assert not informative[name]['wins'], name
 
 
+@pytest.mark.slow
 def test_a_policy_that_ends_at_the_best_single_model_gains_exactly_nothing(compared):
   for result in compared.values():
     singles = result['deciders']['singles']

@@ -75,7 +75,9 @@ def _token_loss(loss):
   return loss.keywords['token_loss'] if 'token_loss' in loss.keywords else _token_loss(loss.func)
 
 
-@pytest.mark.parametrize('config', [testing.TINY_T5, testing.TINY_DECODER])
+@pytest.mark.parametrize(
+  'config', [pytest.param(testing.TINY_T5, marks=pytest.mark.slow), testing.TINY_DECODER]
+)
 def test_states_before_tokens_are_those_from_which_they_were_decoded(config):
   graph, params = testing.split(testing.build(config))
   lengths = jnp.array([7, 4, 5])

@@ -45,7 +45,14 @@ def test_the_index_lists_every_example():
   assert sorted(listed) == sorted(SCRIPTS + NOTEBOOKS)
 
 
-@pytest.mark.parametrize('name', [name for name in SCRIPTS if name != 'add_a_loss.py'])
+@pytest.mark.parametrize(
+  'name',
+  [  # tests/examples_two_folders_test.py goes through the long one by its functions
+    pytest.param(name, marks=pytest.mark.slow if name == 'two_folders.py' else [])
+    for name in SCRIPTS
+    if name != 'add_a_loss.py'
+  ],
+)
 def test_a_script_runs_from_any_folder(name, tmp_path):
   assert run(str(EXAMPLES / name), cwd=tmp_path)
 

@@ -42,6 +42,7 @@ def _prune(large, directory, **changes):
   return directory
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_written_down_and_can_be_trained(large, tmp_path):
   small = _prune(large, tmp_path / 'small')
   described = store.read_description(small)

@@ -123,7 +123,8 @@ from tests.data.materialize_test import write
 from tests.tiny_tasks import spelling
 write({str(tmp_path)!r}, spelling(400))
 """
-  run = [sys.executable, '-c', code]
+  # Without bytecode, which would be cut off like the records, and stay.
+  run = [sys.executable, '-B', '-c', code]
   for most_bytes, file in ((100, 'tokens'), (20_000, 'array_record')):
     failed = subprocess.run([*run, str(most_bytes)], capture_output=True, text=True, cwd=ROOT)
     assert re.search(rf'OSError.*{tmp_path}/tiny/.*00000\.{file}', failed.stderr), failed.stderr

@@ -99,6 +99,7 @@ def test_on_rows_of_the_same_population_the_chain_holds(root, stored):
   assert outcomes(root, stored, 'validation')[0].calibrated
 
 
+@pytest.mark.slow
 def test_drift_of_a_later_level_is_noticed_without_labels(root, stored, tmp_path):
   drifted = alarms(outcomes(root, stored, 'drifted')[0])
   assert '8b: scores' in drifted
@@ -194,6 +195,7 @@ def test_the_check_of_a_chain_draws_a_figure(root, tmp_path, monkeypatch, capsys
   }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_monitors_of_a_later_level_raise_few_false_alarms(root, monkeypatch):
   """Streams of the population that a chain was calibrated on, both drawn from one table."""
   monkeypatch.setattr(chain_calibration, 'MOST_TUPLES', 150)

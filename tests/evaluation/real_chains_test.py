@@ -17,6 +17,8 @@ PARAMETERS = {
 }  # fmt: skip
 ACCURACY = (0.425, 0.572, 0.634, 0.815, 0.852)  # as SOURCE.md states it
 ORACLE = 0.945
+pytestmark = pytest.mark.slow
+
 ROUTERS = 'guarded_knn_words', 'linear_router_words'
 
 
@@ -72,7 +74,6 @@ def report(tmp_path_factory):
   return json.loads((directory / 'report' / 'curves.json').read_text()), completed.stdout
 
 
-@pytest.mark.slow
 def test_single_models_are_as_accurate_as_their_source_states(report):
   chains = report[0]['chains']
   assert [chain['axis'] for chain in chains] == ['dollars', 'flops', 'seconds', 'large calls']

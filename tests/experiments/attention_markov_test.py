@@ -87,6 +87,7 @@ def test_effective_tokens_by_hand():
   assert attention_markov.effective_tokens(np.array([1.0, 0.0])) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_experiment_writes_its_numbers_and_its_figure(tmp_path, monkeypatch):
   output = tmp_path / 'numbers.json'
   arguments = ['--repeats=2', '--trajectories=8', '--steps=256', f'--output={output}']

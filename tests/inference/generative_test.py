@@ -16,7 +16,7 @@ OPTIONS = ('a b', 'c', 'd d')
 LINES = ['a b c', 'd', 'b b a c', 'c d', 'a', 'd d d b']
 
 
-@pytest.fixture(scope='module', params=VOCABULARIES)
+@pytest.fixture(scope='module', params=[pytest.param('t5', marks=pytest.mark.slow), 'decoder'])
 def checkpoint(request, tmp_path_factory):
   directory = tmp_path_factory.mktemp(request.param)
   write_run(directory / 'run', testing.CONFIGS[request.param], VOCABULARIES[request.param])

@@ -116,7 +116,12 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 @pytest.mark.parametrize(
   ('name', 'gamma'),
-  [('t5', 3), ('decoder', 3), ('decoder', 0), *(slow(n, g) for n in LARGE for g in (1, 2, 5, 8))],
+  [
+    ('t5', 3),
+    ('decoder', 0),
+    slow('decoder', 3),
+    *(slow(n, g) for n in LARGE for g in (1, 2, 5, 8)),
+  ],
 )
 def test_lossless_greedy_answers_are_those_of_the_large_model(name, gamma):
   alone = _alone(LARGE[name])

@@ -72,6 +72,7 @@ def test_every_sample_row_but_the_half_empty_one_forms(name):
     assert len([row for ex in examples for row in task.preprocess(ex)]) == len(examples) - 1 >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', TASKS)
 def test_of_200_prompts_as_many_are_distinct_as_the_paper_counts(name):
   code, _ = OTHER[name]
