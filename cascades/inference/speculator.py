@@ -115,10 +115,14 @@ class DraftPlanner:
       return drafts
     return 0 if drafts else max(promised, 1)
 
-  def plan(self) -> DraftPlan:
-    """Plan of the next batch, in which earlier answers weigh as PRIOR drafts of the row."""
+  def plan(self, drafts: int) -> DraftPlan:
+    """Plan of a batch, in which earlier answers weigh as PRIOR drafts of the row.
+
+    A batch that drafts on trial has `drafts` at any estimate.
+    """
+    lengths = self.lengths if self.drafts else np.full_like(self.lengths, drafts)
     prior = PRIOR * np.array([self.acceptance, 1 - self.acceptance], np.float32)
-    return DraftPlan(self.lengths, *prior)  # of NumPy, which a program takes sooner than JAX's
+    return DraftPlan(lengths, *prior)  # of NumPy, which a program takes sooner than JAX's
 
   def update(self, answers: Speculation, seconds: float | None, *, drafted: bool) -> None:
     """Count the drafts of a batch, and its seconds by the tokens of the longest answer.
@@ -251,7 +255,7 @@ class Speculator:
       return drafts, self._always(drafts)
     ladder = [1 << power for power in range(self.gamma.bit_length())]  # few programs
     gamma = min((n for n in ladder if n >= drafts), default=self.gamma)
-    return gamma, self.planner.plan() if self.planner.drafts else self._always(drafts)
+    return gamma, self.planner.plan(drafts)
 
 
 class TokenCascade:

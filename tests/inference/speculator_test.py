@@ -90,13 +90,15 @@ def test_numbers_out_of_range_are_refused(rule, gamma, reason):
     speculator.Speculator(*two, rule, gamma=gamma, max_tokens=3)
 
 
+def counts(accepted, rejected):
+  return CallCounts(np.array([accepted]), np.array([rejected]), np.zeros(1), np.zeros(1))
+
+
 def batch(accepted, rejected, tokens=4):
   """Answers of a batch, of which a planner reads the counts and the longest."""
-  counts = CallCounts(np.array([accepted]), np.array([rejected]), np.zeros(1), np.zeros(1))
   zeros = np.zeros((1, tokens))
-  return speculation.Speculation(
-    answers.Generation(zeros, zeros, zeros == 0), zeros, zeros == 1, counts
-  )
+  answer = answers.Generation(zeros, zeros, zeros == 0)
+  return speculation.Speculation(answer, zeros, zeros == 1, counts(accepted, rejected))
 
 
 def test_planned_drafts_are_the_best_at_the_share_that_is_accepted():
@@ -110,7 +112,7 @@ def test_planned_drafts_are_the_best_at_the_share_that_is_accepted():
     expected = speculative.best_gamma(round(share, 2), 0.1, most=5, least_saving=speculator.SAVING)
     assert planner.drafts == expected
   assert DraftPlanner(CHEAP, lossless=False).lengths.min() == 1
-  plan = planner.plan()
+  plan = planner.plan(planner.drafts)
   assert plan.accepted + plan.rejected == pytest.approx(speculator.PRIOR)
 
 
@@ -129,6 +131,18 @@ def test_measured_time_decides_whether_drafts_pay(drafted, drafts):
   assert (planner.drafts > 0) == (drafts > 0)
   others = [x for x in taken[trials:] if (x > 0) != (drafts > 0)]
   assert len(others) == 2
+
+
+def test_a_trial_runs_the_program_of_planned_drafts():
+  """Its plan has the shape of theirs, so that nothing is compiled, and drafts at any estimate."""
+  planner = DraftPlanner(CHEAP, lossless=True)
+  planned, none = planner.plan(planner.drafts), counts(0, 0)
+  planner.paces[True].extend([2.0] * speculator.TRIALS)
+  planner.paces[False].extend([1.0] * speculator.TRIALS)
+  trial = planner.plan(3)
+  assert not planner.drafts
+  assert [x.shape for x in map(np.asarray, trial)] == [x.shape for x in map(np.asarray, planned)]
+  assert trial.drafts(none).tolist() == [3]
 
 
 def test_batches_without_a_clock_are_drafted_as_steps_promise():
