@@ -21,9 +21,8 @@ demo: $(STAMP)  ## train a large and four small models on real text, and report 
 serve-demo: $(STAMP)  ## serve two of the demo's models with a page, after make demo
 	$(BIN)/python -m launch.serve_demo
 
-# On two cores: the third worker computes while others wait for their processes.
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test-slow: $(STAMP)  ## run the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

@@ -4,6 +4,7 @@
   python -m cascades.browse_tasks show superglue_rte -n 3 --sample
   python -m cascades.browse_tasks show my_data.jsonl
   python -m cascades.browse_tasks show task.gin --split=test
+  python -m cascades.browse_tasks stream_rows stream_isear --data_dir=data --expert=gpt35
   python -m cascades.browse_tasks check --data_dir=data
   python -m cascades.browse_tasks prepare superglue_rte --data_dir=data --tfds_data_dir=tfds
   python -m cascades.browse_tasks download superglue_rte
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import json
 import logging
 import pathlib
 import sys
@@ -110,6 +112,18 @@ def show(arguments: argparse.Namespace) -> None:
   for task in _split_mixture(named):
     split = arguments.split or task.splits[0]
     listing.print_rows(task, split, arguments.n, _vocabulary(named, arguments), lengths)
+
+
+def stream_rows(arguments: argparse.Namespace) -> None:
+  """Print the rows of a stream as JSON lines, which `cascades.stream` answers."""
+  from cascades.tasks import streams
+  from cascades.tasks.sources import Sources
+
+  names = ('data_dir', 'tfds_data_dir', 'sample', 'malformed', 'allow_remote')
+  sources = Sources(**{name: getattr(arguments, name) for name in names})
+  options = {name: getattr(arguments, name) for name in ('split', 'expert', 'prompt')}
+  for row in streams.recorded(arguments.task, sources, **options):
+    print(json.dumps(row))
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -322,6 +336,12 @@ def _parser() -> argparse.ArgumentParser:
       type=int,
       help=f'maximum tokens (default: {length}, or those of a .gin file)',
     )
+
+  added = command(stream_rows, 'stream_rows')
+  added.add_argument('task', metavar='STREAM', help='such as stream_isear')
+  added.add_argument('--split', default='train', help='a split (default: train)')
+  added.add_argument('--expert', help='gpt35 or llama2_70b, whose recorded answer is a key')
+  added.add_argument('--prompt', help="with {text}; '{text}' alone prints bare texts")
 
   added = command(check, 'check')
   added.add_argument('tasks', metavar='TASK', nargs='*', help='default: all tasks with data')

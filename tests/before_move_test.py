@@ -373,7 +373,7 @@ COMMANDS = {
 }
 # Each program once; the other commands are slow.
 QUICK = {
-  'continue adapted', 'train by top4', 'cache top1 again', 'infer small, predict',
+  'continue adapted', 'cache top1 again', 'infer small, predict',
   'infer small, score', 'evaluate predict', 'evaluate score',
 }  # fmt: skip
 

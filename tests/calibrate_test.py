@@ -261,6 +261,7 @@ def test_thresholds_of_each_task_are_applied_to_their_task(root, tmp_path):
   assert promises.as_json(outcomes)[0]['promises'][0]['name'] == 'margin'
 
 
+@pytest.mark.slow
 def test_the_commands_calibrate_and_evaluate_in_a_process(root, tmp_path):
   def run(program, *arguments):
     return subprocess.run(

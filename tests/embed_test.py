@@ -38,6 +38,7 @@ def tables(tmp_path):
   return tmp_path / 'tables'
 
 
+@pytest.mark.slow
 def test_the_real_command_writes_a_vector_for_each_prompt(encoder, tables):
   done = subprocess.run(
     [sys.executable, '-m', 'cascades.embed', '--gin_file=runs/embed.gin',

@@ -82,6 +82,7 @@ def trained(data, tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_a_stored_document_scores_as_one_that_is_encoded_on_the_fly(data, trained):
   model = open_ranker(trained)
   store = document_store.open_store(trained / 'store', ranker=model.identity)

@@ -189,6 +189,7 @@ def contents(directory):
   return {path: path.read_bytes() for path in directory.rglob('*') if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_second_run_keeps_everything_and_a_lost_shard_is_written_again(
   trained, tables, monkeypatch
 ):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -167,6 +167,36 @@ def expert_labels(
   recorded = recorded._replace(features={**recorded.features, expert: stream.labels})
   labels = sources_lib.read(recorded, split, _in_order(sources), lambda _, row: [row[expert]])
   return np.fromiter(labels, np.int32)
+
+
+def recorded(
+  name: str,
+  sources: Sources,
+  *,
+  split: str = 'train',
+  expert: str | None = None,
+  prompt: str | None = None,
+) -> Iterator[dict[str, Any]]:
+  """Reads the rows of a split as `cascades.stream` takes them.
+
+  Args:
+    name: a key of STREAMS.
+    sources: where to look for data sets.
+    split: a split of the stream.
+    expert: one of EXPERTS, whose label is the key `expert`, '' for an answer that is no label; None
+      leaves the key out.
+    prompt: as in `task`.
+
+  Raises:
+    ValueError: if the stream, its split, the expert or the expert's labels do not exist.
+  """
+  labels = None if expert is None else expert_labels(name, sources, expert=expert, split=split)
+  for number, row in enumerate(task(name, sources, prompt=prompt).rows(split)):
+    fields = {'id': row.id, 'inputs': row.inputs, 'targets': list(row.answers)}
+    if labels is not None:
+      label = labels[number]
+      fields['expert'] = '' if label == UNPARSABLE else row.options[label]
+    yield fields
 
 
 def dataset(name: str) -> Dataset:

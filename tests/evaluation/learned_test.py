@@ -171,6 +171,7 @@ def test_what_cannot_be_learned_is_said(root, tmp_path, settings, message):
     run(root, tmp_path, Learned(**settings))
 
 
+@pytest.mark.slow
 def test_the_command_learns_and_reports_beside_scores_of_ones_own(root, tmp_path):
   (tmp_path / 'own_scores.py').write_text('def size(table):\n  return table.lengths + 0.0\n')
   command = [

@@ -99,6 +99,7 @@ def streamed(mu, count=2500, **options):
   return got, gold, said, small
 
 
+@pytest.mark.slow
 def test_the_expert_is_asked_less_and_less_and_a_higher_price_asks_it_less():
   """The synthetic stream of the specification, shorter: trends alone."""
   calls = []

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cascades import metrics
+from cascades import browse_tasks, metrics
 from cascades.tasks import streams
 from cascades.tasks.sources import Sources
 
@@ -255,3 +255,20 @@ def test_the_recorded_expert_finds_most_of_the_hate(real_data):
   hateful = gold(real_data, 'stream_hatespeech') == 1
   found = expert_labels(real_data, 'stream_hatespeech', 'gpt35')
   assert np.sum(found[hateful] == 1) == 996
+
+
+def test_rows_for_the_program_have_the_experts_answer(tmp_path):
+  write(tmp_path, 'isear.jsonl', emotion('a', 5, gpt35=0), emotion('b', 1, gpt35=-1))
+  rows = list(streams.recorded('stream_isear', places(tmp_path), expert='gpt35', prompt='{text}'))
+  assert rows == [
+    {'id': 'stream_isear/train/0', 'inputs': 'a', 'targets': ['fear'], 'expert': 'joy'},
+    {'id': 'stream_isear/train/1', 'inputs': 'b', 'targets': ['sadness'], 'expert': ''},
+  ]
+  assert 'expert' not in next(streams.recorded('stream_isear', places(tmp_path)))
+
+
+def test_the_command_prints_them(capsys):
+  words = ['stream_rows', 'stream_isear', '--sample', '--expert=llama2_70b']
+  assert browse_tasks.main(words) == 0
+  rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  assert rows == list(streams.recorded('stream_isear', SAMPLE, expert='llama2_70b'))
