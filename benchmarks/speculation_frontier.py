@@ -1,0 +1,162 @@
+"""Frontiers of speculative cascades on two pairs of models: docs/speculative.md.
+
+    python -m benchmarks.speculation_frontier runs/demo
+    python -m benchmarks.speculation_frontier runs/smollm2_pair --pair=smollm2
+
+The folder is that of `python -m launch.demo`, or of `benchmarks.smollm2_drafter`. Runs `python -m
+cascades.speculate`, which resumes, and writes the numbers of its frontier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks import bars
+from benchmarks.bars import Measured
+from benchmarks.speculation_sweep import NAMES, REPEATED
+from cascades.inference import points
+from cascades.target_distributions import RULES
+
+Alphas = Mapping[str, Sequence[float] | None]
+Settings = Mapping[str, object]
+
+USUAL = dict.fromkeys((
+  'lossless', 'lossy', 'lossy_normalized', 'ensemble', 'chow', 'diff', 'opt', 'bild', 'token_v1',
+  'token_v3', 'typical',
+))  # fmt: skip
+QUESTIONS = 32
+
+
+def _two_alphas(names: Sequence[str]) -> Alphas:
+  """The second and the fourth of the usual alphas, of rules with an alpha."""
+  pairs = {name: RULES[name].alphas and points.usual_alphas(name)[1::2] for name in names}
+  return {name: alphas and list(alphas) for name, alphas in pairs.items()}
+
+
+def _first_questions(folder: pathlib.Path) -> pathlib.Path:
+  lines = (folder / 'questions.jsonl').read_text().splitlines(keepends=True)
+  path = folder / 'first_questions.jsonl'
+  path.write_text(''.join(lines[:QUESTIONS]))
+  return path
+
+
+def _smollm2_sweeps() -> Iterator[Settings]:
+  greedy, cascades = [name for name in NAMES if name not in REPEATED], _two_alphas(('chow',))
+  few = {'lossless': None, 'opt': [-0.1]}
+  for temperatures, rules, gammas, sequential in (
+    ((0.0,), _two_alphas(greedy), (5,), cascades),
+    ((1.0,), _two_alphas(NAMES), (5,), cascades),
+    ((0.5,), few, (5,), {}),
+    ((0.0, 1.0), few, (1, 3, 7), {}),
+  ):
+    yield {
+      'TEMPERATURES': temperatures, 'GAMMAS': gammas, 'RULES': rules, 'TOKEN_CASCADES': sequential,
+    }  # fmt: skip
+
+
+class Pair(NamedTuple):
+  """Models, rows and points of a frontier.
+
+  Attributes:
+    settings: Function from the folder of the models to settings of the program.
+    split: Split that is answered.
+    sweeps: Settings of its runs, which add points to one folder.
+  """
+
+  settings: Callable[[pathlib.Path], Settings]
+  split: str
+  sweeps: Callable[[], Iterator[Settings]]
+
+
+PAIRS = {
+  'demo': Pair(
+    lambda folder: {
+      'SMALL_CHECKPOINT_PATH': folder / 'xent',
+      'MIXTURE_OR_TASK_NAME': 'cmudict_g2p',
+      'TASK_FEATURE_LENGTHS': {'inputs': 24, 'targets': 24},
+      'BATCH_SIZE': 512,
+    },
+    'validation',
+    lambda: iter([{'TEMPERATURES': (0.0, 1.0), 'RULES': USUAL}]),
+  ),
+  'smollm2': Pair(
+    lambda folder: {
+      'SMALL_CHECKPOINT_PATH': folder / 'small',
+      'TASK': '@local.local_jsonl()',
+      'local.local_jsonl.name': repr('questions'),
+      'local.local_jsonl.splits': {'test': str(_first_questions(folder))},
+      'local.local_jsonl.metrics': ('rougeL',),
+      'PROMPTS': '@chats.chat',
+      'TASK_FEATURE_LENGTHS': {'inputs': 128, 'targets': 32},
+      'BATCH_SIZE': QUESTIONS,
+      'LATENCY_BATCHES': (),
+    },
+    'test',
+    _smollm2_sweeps,
+  ),
+}
+
+
+def run(pair: Pair, folder: pathlib.Path) -> dict[str, Any]:
+  """Numbers of the frontier, after the points that are missing."""
+  output = folder / 'speculation'
+  settings = {
+    'LARGE_CHECKPOINT_PATH': folder / 'large',
+    'SPECULATE_OUTPUT_DIR': output,
+    'SPLITS': pair.split,
+    **pair.settings(folder),
+  }
+  for sweep in pair.sweeps():
+    bindings = [f'--gin.{name}={value}' for name, value in {**settings, **sweep}.items()]
+    words = ['-m', 'cascades.speculate', '--gin_file=runs/speculate.gin', *bindings]
+    done = subprocess.run([sys.executable, *words], check=False)
+    if done.returncode:
+      raise SystemExit(done.returncode)  # it has said why
+  numbers: dict[str, Any] = json.loads((output / pair.split / 'frontier.json').read_text())
+  return numbers
+
+
+def rows(frontier: Mapping[str, Any]) -> Iterator[Measured]:
+  """Quality and costs of each point."""
+  metric = frontier['metric']
+  for point in frontier['points']:
+    difference, name = point['difference'], point['name']
+    note = f'{difference["value"]:+.4f} ({difference["low"]:+.4f} to {difference["high"]:+.4f})'
+    yield Measured(f'{name}: {metric}', point['quality'], '', note=note)
+    for size, seconds in point['seconds'].items():
+      modeled = point['modeled'].get(size)
+      note = '' if modeled is None else f'modeled {modeled:.2f}'
+      yield Measured(f'{name}: relative seconds, batch {size}', seconds, '', note=note)
+    yield Measured(f'{name}: large calls', point['large_calls'], '')
+    if point['rejection_rate'] is not None:
+      yield Measured(f'{name}: rejection rate', point['rejection_rate'], '')
+    yield Measured(f'{name}: relative length', point['length'], '')
+    yield Measured(f'{name}: FLOPs', point['flops'], '')
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('folder', type=pathlib.Path)
+  parser.add_argument('--pair', choices=PAIRS, default='demo')
+  parser.add_argument('--output', help='by default speculation_PAIR.json beside other results')
+  options = parser.parse_args()
+  pair, output = PAIRS[options.pair], options.output or f'speculation_{options.pair}.json'
+  frontier = run(pair, options.folder.absolute())
+  settings = {'pair': options.pair, 'split': pair.split, 'rows': frontier['rows']}
+  details = {'methods': frontier['methods'], 'sequence': frontier['sequence']}
+  bars.report(
+    f'Speculation on the pair {options.pair}', list(rows(frontier)), bars.RESULTS / output,
+    settings, details,
+  )  # fmt: skip
+
+
+if __name__ == '__main__':
+  main()
