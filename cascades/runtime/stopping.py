@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -181,7 +182,7 @@ def refusals(
   *,
   way_back: Callable[[int], str] = lambda _: '',
 ) -> Callable[[int, Mapping[str, float]], None]:
-  """Callback for steps whose update was not applied.
+  """Callback for steps whose update was not applied, or not in full.
 
   It appends the step, its numbers and its examples to `directory`/skipped.jsonl, then calls `react`
   with a FloatingPointError. After `MOST_REFUSED_IN_A_ROW` such steps it raises in any case.
@@ -204,8 +205,10 @@ def refusals(
       files.append(epath.Path(directory) / 'skipped.jsonl', json.dumps(line))
     recent[:] = [*recent, step] if recent and recent[-1] == step - 1 else [step]
     values = ', '.join(f'{name} {value:.6g}' for name, value in numbers.items())
+    full = math.isfinite(numbers['update_norm'])
+    left_out = 'Its update was' if full else 'What is not finite of its update was'
     error = FloatingPointError(
-      f'step {step} was refused: {values}. Its update was not applied; its examples are in '
+      f'step {step} was refused: {values}. {left_out} not applied; its examples are in '
       'skipped.jsonl. Lower the learning rate, warm it up, or clip the gradient (clip_norm).'
       + way_back(step)
     )
