@@ -12,7 +12,6 @@ ratios are reported.
 from __future__ import annotations
 
 import argparse
-import functools
 import pathlib
 import subprocess
 import sys
@@ -22,21 +21,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from benchmarks import bars
+from benchmarks import bars, drafting_speed
 from benchmarks.bars import Measured
 from benchmarks.distillspec_models import judged, read_rows
 from benchmarks.distillspec_pairs import PAIRS
 from benchmarks.drafters import LENGTHS, load
-from benchmarks.speculative_rules import Call, by_turns
 from cascades import metrics
-from cascades.inference import latency
 from cascades.inference.answers import Generator
 from cascades.inference.latency import TimedBatch
-from cascades.inference.speculation import Speculation
-from cascades.inference.speculator import Speculator, StepCosts
 from cascades.inference.trained_model import TrainedModel
 from cascades.runtime import partitioning
-from cascades.types import Generation, Prompt
+from cascades.types import Prompt
 
 ROOT = pathlib.Path(__file__).parents[1]
 WORDS, MOST = 256, 7  # answered words, and drafts that the planner may choose
@@ -87,67 +82,6 @@ def words(model: TrainedModel, batch: int) -> Words:
   )
 
 
-def measured_steps(small: TrainedModel, large: TrainedModel, batch: TimedBatch) -> StepCosts:
-  """Seconds of a step of the small model, and of the large one over 1, 2, ... tokens."""
-  options = {'max_tokens': LENGTHS['targets']}
-  _, step = latency.step_seconds(small, batch.prompts, [1], **options)
-  _, widths = latency.step_seconds(large, batch.prompts, range(1, MOST + 2), **options)
-  return StepCosts(step[1], [*widths.values()])
-
-
-def of_batch(
-  name: str, small: TrainedModel, large: TrainedModel, batch: int, turns: int
-) -> Iterator[Measured]:
-  """Speed of both models together at a size of batches, over that of the large one alone."""
-  what, (batches, _) = f'{name}, batch {batch}', words(large, batch)
-  costs = measured_steps(small, large, batches[0])
-  relative = ', '.join(f'{seconds / costs.large[0]:.2f}' for seconds in costs.large)
-  yield Measured(
-    f'{what}: step of the small model / of the large one', costs.small / costs.large[0], '',
-    note=f'large step {costs.large[0] * 1e3:.3f} ms; over 1 to {MOST + 1} tokens {relative}',
-  )  # fmt: skip
-  longest = LENGTHS['targets']
-  options = {'max_tokens': longest}
-  generator = Generator(large, longest)
-  speculators = {
-    f'gamma {gamma}': Speculator(small, large, 'lossless', gamma=gamma, **options)
-    for gamma in GAMMAS
-  } | {'planner': Speculator(small, large, 'lossless', gamma=MOST, costs=costs, **options)}
-
-  def alone() -> list[Generation]:
-    return [generator.generate(b.prompts, b.row_ids) for b in batches]
-
-  def together(speculator: Speculator) -> list[Speculation]:
-    return [speculator.speculate(b.prompts, b.row_ids) for b in batches]
-
-  calls: dict[str, Call] = {
-    name: functools.partial(together, speculator) for name, speculator in speculators.items()
-  }
-  calls['planner']()  # until it knows the share of accepted drafts
-  seconds = by_turns({'large': alone, **calls}, turns)
-  answers = alone()
-  yield Measured(
-    f'{what}: large alone', float(np.median(seconds['large'])) / WORDS * 1e3, 'ms/answer'
-  )
-  least = 1.3 if batch == 1 else 1.0
-  for name, speculator in speculators.items():
-    drafted = together(speculator)
-    same = np.concatenate([
-      (a.answer.tokens == b.tokens).all(1) for a, b in zip(drafted, answers, strict=True)
-    ])  # fmt: skip
-    accepted, rejected, large_calls = (
-      sum(int(getattr(a.counts, count).sum()) for a in drafted)
-      for count in ('accepted', 'rejected', 'large_calls')
-    )
-    yield Measured(
-      f'{what}: large alone / lossless, {name}', float(np.median(seconds['large'] / seconds[name])),
-      'x', at_least=least if name == 'planner' else None,
-      note=f'acceptance {accepted / max(1, accepted + rejected):.3f}, {large_calls / WORDS:.2f} '
-      f'large calls an answer, {same.mean():.1%} of the answers identical',
-    )  # fmt: skip
-  yield Measured(f'{what}: share of identical answers', float(same.mean()), '', at_least=1.0)
-
-
 def right(name: str, model: TrainedModel) -> Measured:
   """Share of the words that a model answers as the dictionary does."""
   ((batch,), given) = words(model, WORDS)
@@ -165,7 +99,11 @@ def rows(folder: pathlib.Path, turns: int) -> Iterator[Measured]:
       yield right(name, model)
     for batch in (1, 8):
       for name, small in drafters.items():
-        yield from of_batch(name, small, large, batch, turns)
+        yield from drafting_speed.speeds(
+          f'{name}, batch {batch}', small, large, words(large, batch).batches,
+          longest=LENGTHS['targets'], gammas=GAMMAS, most=MOST, turns=turns,
+          at_least=1.3 if batch == 1 else 1.0,
+        )  # fmt: skip
 
 
 def main() -> None:

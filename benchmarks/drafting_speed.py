@@ -1,0 +1,97 @@
+"""Seconds of greedy answers with drafts over those of the large model alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from benchmarks.bars import Measured
+from benchmarks.speculative_rules import Call, by_turns
+from cascades.inference import latency
+from cascades.inference.answers import Generator
+from cascades.inference.latency import TimedBatch
+from cascades.inference.speculation import Speculation
+from cascades.inference.speculator import Speculator, StepCosts
+from cascades.inference.trained_model import TrainedModel
+from cascades.types import Generation
+
+
+def measured_steps(
+  small: TrainedModel, large: TrainedModel, batch: TimedBatch, *, longest: int, most: int
+) -> StepCosts:
+  """Seconds of a step of the small model, and of the large one over 1 to `most` + 1 tokens."""
+  _, step = latency.step_seconds(small, batch.prompts, [1], max_tokens=longest)
+  _, widths = latency.step_seconds(large, batch.prompts, range(1, most + 2), max_tokens=longest)
+  return StepCosts(step[1], [*widths.values()])
+
+
+def speeds(
+  what: str,
+  small: TrainedModel,
+  large: TrainedModel,
+  batches: Sequence[TimedBatch],
+  *,
+  longest: int,
+  gammas: Sequence[int],
+  most: int,
+  turns: int,
+  at_least: float,
+) -> Iterator[Measured]:
+  """Speed of both models together, without loss, over that of the large one alone.
+
+  Args:
+    what: Name of the pair, with which each row begins.
+    small: Model that drafts.
+    large: Model that verifies.
+    batches: Prompts that are answered in a turn.
+    longest: Most tokens of an answer.
+    gammas: Numbers of drafts.
+    most: Drafts that the planner may choose.
+    turns: Number of alternating turns, whose median ratio counts.
+    at_least: Bar of the planner.
+  """
+  answered = sum(batch.rows for batch in batches)
+  costs = measured_steps(small, large, batches[0], longest=longest, most=most)
+  relative = ', '.join(f'{seconds / costs.large[0]:.2f}' for seconds in costs.large)
+  yield Measured(
+    f'{what}: step of the small model / of the large one', costs.small / costs.large[0], '',
+    note=f'large step {costs.large[0] * 1e3:.3f} ms; over 1 to {most + 1} tokens {relative}',
+  )  # fmt: skip
+  generator = Generator(large, longest)
+  speculator = functools.partial(Speculator, small, large, 'lossless', max_tokens=longest)
+  speculators = {f'gamma {gamma}': speculator(gamma=gamma) for gamma in gammas}
+  speculators['planner'] = speculator(gamma=most, costs=costs)
+
+  def alone() -> list[Generation]:
+    return [generator.generate(b.prompts, b.row_ids) for b in batches]
+
+  def together(speculator: Speculator) -> list[Speculation]:
+    return [speculator.speculate(b.prompts, b.row_ids) for b in batches]
+
+  calls: dict[str, Call] = {
+    name: functools.partial(together, speculator) for name, speculator in speculators.items()
+  }
+  calls['planner']()  # until it knows the share of accepted drafts
+  seconds = by_turns({'large': alone, **calls}, turns)
+  answers = alone()
+  yield Measured(
+    f'{what}: large alone', float(np.median(seconds['large'])) / answered * 1e3, 'ms/answer'
+  )
+  for name, speculator in speculators.items():
+    drafted = together(speculator)
+    same = np.concatenate([
+      (a.answer.tokens == b.tokens).all(1) for a, b in zip(drafted, answers, strict=True)
+    ])  # fmt: skip
+    accepted, rejected, large_calls = (
+      sum(int(getattr(a.counts, count).sum()) for a in drafted)
+      for count in ('accepted', 'rejected', 'large_calls')
+    )
+    yield Measured(
+      f'{what}: large alone / lossless, {name}', float(np.median(seconds['large'] / seconds[name])),
+      'x', at_least=at_least if name == 'planner' else None,
+      note=f'acceptance {accepted / max(1, accepted + rejected):.3f}, {large_calls / answered:.2f} '
+      f'large calls an answer, {same.mean():.1%} of the answers identical',
+    )  # fmt: skip
+  yield Measured(f'{what}: share of identical answers', float(same.mean()), '', at_least=1.0)
