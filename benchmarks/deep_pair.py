@@ -43,7 +43,7 @@ LARGE = {
   'wide': {
     't5.Config.emb_dim': 512, 't5.Config.num_heads': 8, 't5.Config.head_dim': 64,
     't5.Config.mlp_dim': 1024, 't5.Config.num_encoder_layers': 1, 't5.Config.num_decoder_layers': 4,
-    'TRAIN_STEPS': 1200, 'LEARNING_RATE': 1e-3,
+    'TRAIN_STEPS': 1500, 'LEARNING_RATE': 4e-4,
   },
 }  # fmt: skip
 DRAFTERS = {'nano': 'demo_small', 'mini': 'demo_large'}  # and their recipes
