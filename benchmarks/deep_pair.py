@@ -1,7 +1,6 @@
-"""Seconds of answers of a deep or a wide model with small drafters, all trained on real words.
+"""Seconds of answers of a deep model with shallow drafters, all trained on real words.
 
     python -m benchmarks.deep_pair runs/deep_pair
-    python -m benchmarks.deep_pair runs/wide_pair --large wide --output=wide_pair.json
 
 Trains the models of docs/speculative.md, "Where drafts save seconds", in the folder (a second
 run resumes or skips that), and answers test words of `cmudict_g2p` greedily, each up to its end of
@@ -15,7 +14,7 @@ import argparse
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,24 +35,16 @@ from cascades.types import Prompt
 ROOT = pathlib.Path(__file__).parents[1]
 WORDS, MOST = 256, 7  # answered words, and drafts that the planner may choose
 GAMMAS = (1, 3, 5, 7)
-LARGE = {
-  # The demo's large model with a decoder as deep as that of T5's small model.
-  'deep': {'t5.Config.num_decoder_layers': 6, 'TRAIN_STEPS': 6000, 'LEARNING_RATE': 1e-3},
-  # As wide as T5's small model: 70 MB, more than the processor's caches hold.
-  'wide': {
-    't5.Config.emb_dim': 512, 't5.Config.num_heads': 8, 't5.Config.head_dim': 64,
-    't5.Config.mlp_dim': 1024, 't5.Config.num_encoder_layers': 1, 't5.Config.num_decoder_layers': 4,
-    'TRAIN_STEPS': 1500, 'LEARNING_RATE': 4e-4,
-  },
-}  # fmt: skip
+# The demo's large model with a decoder as deep as that of T5's small model.
+DEEP = {'t5.Config.num_decoder_layers': 6, 'TRAIN_STEPS': 6000, 'LEARNING_RATE': 1e-3}
 DRAFTERS = {'nano': 'demo_small', 'mini': 'demo_large'}  # and their recipes
 
 
-def train(folder: pathlib.Path, name: str, large: Mapping[str, object]) -> None:
+def train(folder: pathlib.Path, name: str) -> None:
   """Train a model: a drafter by its recipe, the large model by that of the demo's."""
   bindings: dict[str, object] = {'MODEL_DIR': repr(str(folder / name))}
   if name not in DRAFTERS:
-    bindings |= large
+    bindings |= DEEP
   command = [
     *('-m', 'cascades.train', f'--gin_file=recipes/{DRAFTERS.get(name, "demo_large")}.gin'),
     *(f'--gin.{key}={value}' for key, value in bindings.items()),
@@ -111,17 +102,16 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('folder', type=pathlib.Path)
-  parser.add_argument('--large', choices=LARGE, default='deep')
   parser.add_argument('--turns', type=int, default=7)
   parser.add_argument('--train', action='store_true', help='train and measure nothing')
   parser.add_argument('--output', default=bars.RESULTS / 'deep_pair.json')
   options = parser.parse_args()
   for name in ('nano', 'large', 'mini'):
-    train(options.folder.absolute(), name, LARGE[options.large])
+    train(options.folder.absolute(), name)
   if options.train:
     return
-  settings = {'large': options.large, 'words': WORDS, 'turns': options.turns}
-  bars.report(f'A {options.large} model and small drafters', rows(options.folder, options.turns),
+  settings = {'words': WORDS, 'turns': options.turns}
+  bars.report('A deep model and shallow drafters', rows(options.folder, options.turns),
               options.output, settings)  # fmt: skip
 
 
