@@ -56,15 +56,14 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=32, help='test rows that are answered')
   parser.add_argument('--turns', type=int, default=3)
   parser.add_argument('--work', type=pathlib.Path, default=pathlib.Path('runs/distillspec'))
-  parser.add_argument('--output', type=pathlib.Path, help='by default distillspec_speed_PAIR.json')
+  parser.add_argument('--output', default=bars.RESULTS / 'distillspec_speed.json')
   options = parser.parse_args()
   work = options.work.resolve() / options.pair
   seed = Seed(PAIRS[options.pair], options.folder.resolve(), 0, work)
-  output = options.output or bars.RESULTS / f'distillspec_speed_{options.pair}.json'
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     measured = list(rows(seed, options.arms, options.rows, options.turns))
   settings = {'rows': options.rows, 'turns': options.turns, 'tokens': seed.setting.answer}
-  bars.report('Seconds of distilled drafters', measured, output, settings)
+  bars.report('Seconds of distilled drafters', measured, options.output, settings)
 
 
 if __name__ == '__main__':

@@ -146,14 +146,14 @@ def main() -> None:
   )
   parser.add_argument('folder', type=pathlib.Path)
   parser.add_argument('--pair', choices=PAIRS, default='demo')
-  parser.add_argument('--output', help='by default speculation_PAIR.json beside other results')
+  parser.add_argument('--output', default=bars.RESULTS / 'speculation_frontier.json')
   options = parser.parse_args()
-  pair, output = PAIRS[options.pair], options.output or f'speculation_{options.pair}.json'
+  pair = PAIRS[options.pair]
   frontier = run(pair, options.folder.absolute())
   settings = {'pair': options.pair, 'split': pair.split, 'rows': frontier['rows']}
   details = {'methods': frontier['methods'], 'sequence': frontier['sequence']}
   bars.report(
-    f'Speculation on the pair {options.pair}', list(rows(frontier)), bars.RESULTS / output,
+    f'Speculation on the pair {options.pair}', list(rows(frontier)), options.output,
     settings, details,
   )  # fmt: skip
 
