@@ -136,7 +136,7 @@ PAIRS = {
   ),
   'smollm2': DistilledPair(
     task=gsm8k, start='small',
-    lengths={'inputs': 80, 'targets': 48}, width=128, answer=48,
+    lengths={'inputs': 96, 'targets': 48}, width=128, answer=48,
     steps=64, batch=8, learning_rate=3e-4, outcomes=256, cached=True, rows=256, short=180,
     words=64, drafted=16, test_batch=16,
     metric=None,

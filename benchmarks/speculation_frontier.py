@@ -118,7 +118,8 @@ def run(pair: Pair, folder: pathlib.Path) -> dict[str, Any]:
     done = subprocess.run([sys.executable, *words], check=False)
     if done.returncode:
       raise SystemExit(done.returncode)  # it has said why
-  numbers: dict[str, Any] = json.loads((output / pair.split / 'frontier.json').read_text())
+  report = output if pair.split == 'test' else output / pair.split
+  numbers: dict[str, Any] = json.loads((report / 'frontier.json').read_text())
   return numbers
 
 
