@@ -206,6 +206,7 @@ def measure(seeds: Sequence[Seed], arms: Sequence[Arm | None]) -> None:
       seed.keep(name, columns | {'commit': np.array(bars.machine()['commit'])})
       took = trained - began, time.monotonic() - trained
       print(f'{seed.folder.name}: {name}, {took[0]:.0f} + {took[1]:.0f} s', flush=True)
+    jax.clear_caches()  # the programs of all arms would take more maps of memory than Linux gives
 
 
 def best_divergence(seeds: Sequence[Seed]) -> str:
