@@ -26,11 +26,13 @@ from jax import Array
 
 from benchmarks import bars
 from benchmarks.bars import Measured
+from benchmarks.drafting_speed import measured_steps
 from benchmarks.speculative_rules import BLOCK, PROMPT, Call, by_turns, of_rules
 from cascades import decoding, speculative
 from cascades.data.corpus import Data
 from cascades.inference import speculation, speculator, trained_model
 from cascades.inference.answers import Generator
+from cascades.inference.latency import TimedBatch
 from cascades.inference.speculator import RETRY, Speculator, StepCosts
 from cascades.inference.trained_model import TrainedModel
 from cascades.interop import companions
@@ -44,7 +46,7 @@ ANSWER = 64  # tokens of decoder-only models
 WORD, PHONEMES = 24, 24  # tokens of the demo's task
 SHORT, WARM = 16, 12  # tokens of answers with adaptive drafts, and batches that warm the planner up
 HALF = 32  # tokens of answers in bfloat16, which CPUs compute slowly
-STEPS, FEW, MANY = 16, 4, 10_000_000  # calls that are timed together, fewer above MANY parameters
+MORE, MANY = 20, 10_000_000  # times as many turns of short answers, up to MANY parameters
 
 
 class Pair(NamedTuple):
@@ -145,25 +147,6 @@ def load(path: str, precision: str = 'float32') -> TrainedModel:
   return trained_model.load(checkpoint, rules=partitioning.RULES)
 
 
-def extends(model: TrainedModel, pair: Pair, width: int, steps: int) -> Call:
-  """Calls of `extend` over `width` tokens, each behind the same cached prompt."""
-
-  @jax.jit
-  def run(params: Params, prompt: Prompt) -> Array:
-    merged = nnx.merge(model.graph, params)
-    _, cache = merged.prefill(prompt, pair.length + MOST + 2)
-
-    def step(_: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
-      tokens, cache = carry
-      logits, extended = merged.extend(tokens, cache)
-      return jnp.argmax(logits, -1).astype(jnp.int32), extended._replace(length=cache.length)
-
-    start = jnp.ones((len(prompt.length), width), jnp.int32), cache
-    return jax.lax.fori_loop(0, steps, step, start)[0]
-
-  return lambda: jax.block_until_ready(run(model.params, pair.prompt))
-
-
 class Beside(NamedTuple):
   """Memory beside the large model's program and the small model, in tables of gamma + 1
   distributions a row; `room` is that of the positions of drafts in the large model's cache.
@@ -199,20 +182,10 @@ def beside(pair: Pair, gamma: int) -> Beside:
   )
 
 
-def step_seconds(pair: Pair, turns: int) -> tuple[float, list[float]]:
+def step_seconds(pair: Pair) -> StepCosts:
   """Seconds of a step of the small model, and of the large one over 1, 2, ... MOST + 1 tokens."""
-  steps = FEW if pair.large.described['parameters'] > MANY else STEPS
-  calls = {
-    'small': extends(pair.small, pair, 1, steps), 'small 0': extends(pair.small, pair, 1, 0),
-    'large 0': extends(pair.large, pair, 1, 0),
-  }  # fmt: skip
-  calls |= {f'large {n}': extends(pair.large, pair, n, steps) for n in range(1, MOST + 2)}
-  seconds = by_turns(calls, turns)
-  small = np.median(seconds['small'] - seconds['small 0']) / steps
-  large = [
-    float(np.median(seconds[f'large {n}'] - seconds['large 0'])) / steps for n in range(1, MOST + 2)
-  ]
-  return float(small), large
+  batch = TimedBatch(pair.prompt, np.arange(len(pair.prompt.length)), len(pair.prompt.length))
+  return measured_steps(pair.small, pair.large, batch, longest=pair.length, most=MOST)
 
 
 def kept_pace(pair: Pair, costs: StepCosts, turns: int) -> tuple[float, int]:
@@ -241,6 +214,7 @@ def kept_pace(pair: Pair, costs: StepCosts, turns: int) -> tuple[float, int]:
     'adaptive': adaptive, 'alone': lambda: large.generate(pair.prompt, rows),
     'retry': lambda: adaptive(RETRY - 1),
   }  # fmt: skip
+  turns *= MORE if pair.large.described['parameters'] < MANY else 1
   mean = {name: float(np.median(own)) for name, own in by_turns(calls, turns).items()}
   own = mean['adaptive'] + (mean['retry'] - mean['adaptive']) / RETRY
   return own / mean['alone'], planner.drafts
@@ -254,7 +228,8 @@ def of_pair(name: str, paths: tuple[str, str], path: str | None, turns: int) -> 
   for batch in (1, 8):
     pair = Pair(models[0], models[1], prompts(models[1], batch, path), length)
     what = f'{name}, batch {batch}'
-    step, widths = step_seconds(pair, turns)
+    costs = step_seconds(pair)
+    step, widths = costs
     block = together(pair, length, BLOCK)
     counts = jax.tree.map(np.asarray, block().counts)
     acceptance = counts.accepted.sum() / (counts.accepted.sum() + counts.rejected.sum())
@@ -288,7 +263,7 @@ def of_pair(name: str, paths: tuple[str, str], path: str | None, turns: int) -> 
       yield Measured(
         f'{what}: share of identical answers, gamma 1 to {MOST}', min(shares), '', at_least=1.0
       )
-    adaptive, drafts = kept_pace(pair, StepCosts(step, widths), turns)
+    adaptive, drafts = kept_pace(pair, costs, turns)
     yield Measured(
       f'{what}: adaptive drafts / large alone, seconds', adaptive, '', at_most=1.03,
       note=f'{drafts} drafts after the warm-up',
