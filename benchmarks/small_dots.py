@@ -9,14 +9,15 @@ the product of 1 to 8 rows with a table that does not fit into the caches, in bo
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from jax import Array
 
 from benchmarks import bars
 from benchmarks.bars import Measured
+from benchmarks.speculative_rules import Call, by_turns
 
 WIDTH, VOCABULARY, ROWS, TURNS = 576, 49152, (1, 2, 3, 4, 6, 8), 30
 PRODUCTS: dict[str, Callable[[Array, Array], Array]] = {
@@ -25,29 +26,27 @@ PRODUCTS: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def seconds(run: Callable[[Array, Array], Array], *arguments: Array) -> float:
-  """The least of TURNS calls, after one that compiles."""
-  jax.block_until_ready(run(*arguments))
-  taken = []
-  for _ in range(TURNS):
-    start = time.perf_counter()
-    jax.block_until_ready(run(*arguments))
-    taken.append(time.perf_counter() - start)
-  return min(taken)
+def calls(product: Callable[[Array, Array], Array], shape: tuple[int, int]) -> dict[str, Call]:
+  """Products of each number of rows with one table."""
+  run, table = jax.jit(product), jax.random.normal(jax.random.key(0), shape)
+
+  def call(count: int) -> Call:
+    rows = jax.random.normal(jax.random.key(1), (count, WIDTH))
+    return lambda: jax.block_until_ready(run(rows, table))
+
+  return {str(count): call(count) for count in ROWS}
 
 
 def rows() -> Iterator[Measured]:
-  """Seconds over one row, and of more rows over it, by layout."""
+  """Least seconds over one row, and those of more rows over it, by layout."""
   shapes = (WIDTH, VOCABULARY), (VOCABULARY, WIDTH)
   for (layout, product), shape in zip(PRODUCTS.items(), shapes, strict=True):
-    run, table = jax.jit(product), jax.random.normal(jax.random.key(0), shape)
-    by_rows = {
-      count: seconds(run, jax.random.normal(jax.random.key(1), (count, WIDTH)), table)
-      for count in ROWS
+    least = {
+      count: float(np.min(own)) for count, own in by_turns(calls(product, shape), TURNS).items()
     }
-    yield Measured(f'{layout}: one row', by_rows[1] * 1e3, 'ms')
-    for count in ROWS[1:]:
-      yield Measured(f'{layout}: {count} rows / one', by_rows[count] / by_rows[1], 'x')
+    yield Measured(f'{layout}: one row', least['1'] * 1e3, 'ms')
+    for count in map(str, ROWS[1:]):
+      yield Measured(f'{layout}: {count} rows / one', least[count] / least['1'], 'x')
 
 
 def main() -> None:

@@ -239,7 +239,6 @@ def of_pair(name: str, paths: tuple[str, str], path: str | None, turns: int) -> 
     )
     programs = {
       'plain': alone(pair.large, pair, length),
-      'plain start': alone(pair.large, pair, 1),
       'block': block,
       'block start': together(pair, 1, BLOCK),
     } | ({'planned': together(pair, length, gamma)} if gamma else {})
