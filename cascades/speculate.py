@@ -30,7 +30,16 @@ from cascades.checkpoints import store
 from cascades.data.corpus import Corpus, Data
 from cascades.data.records import Records
 from cascades.evaluation import authorship, speculation
-from cascades.inference import answers, baselines, latency, points, speculator, trained_model
+from cascades.inference import (
+  answers,
+  baselines,
+  latency,
+  pending_tables,
+  points,
+  shortlist,
+  speculator,
+  trained_model,
+)
 from cascades.inference.answers import Answered, DecodingOptions, Generator
 from cascades.inference.pending_tables import PendingTable
 from cascades.inference.points import DecodingPoint
@@ -38,7 +47,7 @@ from cascades.inference.speculator import Speculator, TokenCascade, check_pair
 from cascades.inference.trained_model import Checkpoint, TrainedModel
 from cascades.interop import companions
 from cascades.reporting import speculation_report
-from cascades.runtime import claims, files, profiling, progress, ranges
+from cascades.runtime import claims, files, profiling, ranges
 from cascades.runtime.partitioning import Devices, Rules
 from cascades.tasks import chats
 from cascades.types import Vocabulary
@@ -94,6 +103,8 @@ class Sweep:
     top_k: As in `answers.DecodingOptions`.
     top_p: As in `answers.DecodingOptions`.
     seed: Seed of the samples.
+    shortlist: Number of common tokens that may be drafted, besides those of the row's own prompt;
+      None for all. See `shortlist`.
   """
 
   rules: Mapping[str, Sequence[float] | None]
@@ -103,8 +114,10 @@ class Sweep:
   top_k: int | None = None
   top_p: float | None = None
   seed: int = 0
+  shortlist: int | None = None
 
   def __post_init__(self) -> None:
+    ranges.check({'SHORTLIST': self.shortlist}, least=1, integer=True)
     for temperature in self.temperatures:
       self.options(temperature)
     if not self.points:
@@ -196,7 +209,10 @@ def speculate(
   directory = files.absolute(output.directory)
   with devices.use():
     small, large = pair.load(devices.rules)
-    answerers = _answerers(small, large, sweep, max_tokens=data.lengths['targets'])
+    drafter = small
+    if sweep.shortlist is not None:
+      drafter = shortlist.from_answers(small, data, sweep.shortlist)
+    answerers = _answerers(small, drafter, large, sweep, max_tokens=data.lengths['targets'])
     companion_files = store.locate(pair.large, pair.large_which)[0] / companions.FOLDER
     read: list[tuple[Corpus, Records]] = []
     tables: list[PendingTable] = []
@@ -209,7 +225,7 @@ def speculate(
         judge = functools.cache(functools.partial(baselines.judge, task, split))
         for point in sweep.points:
           described = {
-            **_models(point, small, large),
+            **_models(point, small if point.gamma is None else drafter, large),
             'task': task.name,
             'definition': prompted.version,
             'split': split,
@@ -228,14 +244,17 @@ def speculate(
             output.lease,
           )  # fmt: skip
           tables.append(table)
-    times = lambda: _latency_file(directory, output, timing, (small, large), data, read[0][1])
+    models = {points.SMALL: small, points.LARGE: large}
+    if drafter is not small:
+      models[points.DRAFTER] = drafter
+    times = lambda: _latency_file(directory, output, timing, models, data, read[0][1])
     times()  # refuses those of another origin
     for table in tables:
       table.begin(overwrite=output.overwrite, setting='SPECULATE_OUTPUT_DIR')
-    _write(tables, provenance)
+    pending_tables.write_all(tables, provenance)
     with claims.alone(directory, 'latency.json', output.lease):
       if file := times():  # with those that another program has measured meanwhile
-        _measure(file, timing, answerers, (small, large), sweep, data, *read[0])
+        _measure(file, timing, answerers, models, sweep, data, *read[0])
   with claims.alone(directory, 'report.html', output.lease):
     for split in dict.fromkeys(table.described['split'] for table in tables):
       summarize(directory, split, large.vocabulary, max_tokens=data.lengths['targets'])
@@ -273,7 +292,7 @@ def summarize(
 
 
 def _answerers(
-  small: TrainedModel, large: TrainedModel, sweep: Sweep, *, max_tokens: int
+  small: TrainedModel, drafter: TrainedModel, large: TrainedModel, sweep: Sweep, *, max_tokens: int
 ) -> dict[str, latency.Answerer]:
   """Function that answers prompts for each point, by name; programs are shared and compile late."""
 
@@ -284,7 +303,7 @@ def _answerers(
       name = rule.removeprefix(points.SEQUENTIAL)
       return TokenCascade(small, large, name, max_tokens=max_tokens, options=options).answer
     return Speculator(
-      small, large, rule, gamma=gamma, max_tokens=max_tokens, options=options
+      drafter, large, rule, gamma=gamma, max_tokens=max_tokens, options=options
     ).answer
 
   def answerer(point: DecodingPoint) -> latency.Answerer:
@@ -302,41 +321,16 @@ def _models(point: DecodingPoint, small: TrainedModel, large: TrainedModel) -> d
   """Descriptions of the model whose log-probabilities a table has, and of the one that drafts."""
   if not point.both:
     return dict((small if point.rule == points.SMALL else large).described)
-  names = ('checkpoint_identity', 'step', 'parameters', 'flops_per_token')
-  return {**large.described, 'small': {name: small.described[name] for name in names}}
-
-
-def _write(tables: Sequence[PendingTable], provenance: Callable[[], Mapping[str, str]]) -> None:
-  """Write what is missing of all tables, with one report of progress."""
-  pending = [(number, table, table.missing()) for number, table in enumerate(tables, 1)]
-  rows = sum(len(numbers) for _, _, missing in pending for numbers in missing.values())
-  report = progress.Counted('row', rows, answers.size)
-  existing = [table.shard_count - len(missing) for _, table, missing in pending]
-  last = None
-  for wait in (False, True):
-    unfinished = []
-    for number, table, missing in pending:
-      program = [table.described['point'][name] for name in ('rule', 'gamma', 'temperature')]
-      if program != last:
-        jax.clear_caches()  # an operating system maps no more than some dozen programs
-      last = program
-      if not table.write(missing, provenance, report, wait=wait):
-        unfinished.append((number, table, missing))
-        continue
-      log.info(
-        'table %d/%d  %s, %s, split %s: %d rows (%d of %d shards existed)',
-        *(number, len(tables), table.directory.parent.name, table.described['task']),
-        *(table.described['split'], len(table.split)),
-        *(existing[number - 1], table.shard_count),
-      )
-    pending = unfinished
+  names = ('checkpoint_identity', 'step', 'parameters', 'flops_per_token', 'shortlist')
+  own = {name: small.described[name] for name in names if name in small.described}
+  return {**large.described, 'small': own}
 
 
 def _latency_file(
   directory: epath.Path,
   output: SweepOutput,
   timing: Latency,
-  models: tuple[TrainedModel, TrainedModel],
+  models: Mapping[str, TrainedModel],
   data: Data,
   split: Records,
 ) -> latency.LatencyFile | None:
@@ -346,7 +340,7 @@ def _latency_file(
   small, large = (
     {name: model.described[name] for name in ('step', 'precision', 'weights')}
     | {'digest': hashlib.sha256(model.described['checkpoint_identity'].encode()).hexdigest()[:16]}
-    for model in models
+    for model in (models[points.SMALL], models[points.LARGE])
   )
   origin = {
     'machine': latency.machine(),
@@ -356,6 +350,8 @@ def _latency_file(
     'rows': min(timing.rows, len(split)),
     'max_tokens': data.lengths['targets'],
   }
+  if points.DRAFTER in models:
+    origin['shortlist'] = models[points.DRAFTER].described['shortlist']
   return latency.LatencyFile(directory / 'latency.json', origin, overwrite=output.overwrite)
 
 
@@ -363,7 +359,7 @@ def _measure(
   file: latency.LatencyFile,
   timing: Latency,
   answerers: Mapping[str, latency.Answerer],
-  models: tuple[TrainedModel, TrainedModel],
+  models: Mapping[str, TrainedModel],
   sweep: Sweep,
   data: Data,
   corpus: Corpus,
@@ -387,7 +383,10 @@ def _measure(
   widths = range(1, max(sweep.gammas) + 2)
   latency.measure_steps(
     file,
-    {points.SMALL: (models[0], [1]), points.LARGE: (models[1], widths)},
+    {
+      name: (model, widths if name == points.LARGE else widths[:1])
+      for name, model in models.items()
+    },
     {size: own[len(own) // 2].prompts for size, own in by_size.items()},
     max_tokens=data.lengths['targets'],
   )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -231,11 +232,59 @@ def test_other_settings_are_refused_before_rows_are_answered(trained, tables):
     ({'temperatures': ()}, 'TEMPERATURES is empty'),
     ({'top_k': 3}, 'TOP_K says how tokens are drawn'),
     ({'turns': 0}, 'LATENCY_TURNS=0 must be'),
+    ({'shortlist': 0}, 'SHORTLIST=0 must be a whole number at least 1'),
   ],
 )
 def test_settings_out_of_range_are_refused(tmp_path, changes, reason):
   with pytest.raises(ValueError, match=reason):
     arguments(tmp_path, **changes)
+
+
+def test_drafts_from_a_shortlist_leave_lossless_answers_as_they_are(trained, tables, tmp_path):
+  given = arguments(trained, rules={'lossless': None}, token_cascades={}, shortlist=3)
+  given['output'] = speculate.SweepOutput(str(tmp_path), 16)
+  speculate.speculate(**given)
+  folder = tmp_path / 'points' / 'lossless-gamma1-temperature0' / 'test'
+  (table,) = shards.read(folder)
+  assert list(table.predictions) == list(tables['large-temperature0'].predictions)
+  described = table.manifest['small']
+  assert described['shortlist']['tokens'] == 3
+  assert described['flops_per_token'] < tables[MIXED].manifest['small']['flops_per_token']
+  (alone,) = shards.read(tmp_path / 'points' / 'small-temperature0' / 'test')
+  assert list(alone.predictions) == list(tables['small-temperature0'].predictions)
+  times = json.loads((tmp_path / 'latency.json').read_text())
+  assert set(times['steps']) == {'small', 'drafter', 'large'}
+  numbers = json.loads((tmp_path / 'frontier.json').read_text())
+  (point,) = [p for p in numbers['points'] if p['name'].startswith('lossless')]
+  seconds = {
+    model: (times['prompts'][model]['16'], times['steps'][model]['16'][width])
+    for model, width in (('drafter', '1'), ('large', '2'))
+  }
+  calls = {'drafter': table.column('small_calls'), 'large': table.column('large_calls')}
+  modeled = sum(
+    seconds[model][0] + (own - 1).mean() * seconds[model][1] for model, own in calls.items()
+  )
+  (large,) = shards.read(tmp_path / 'points' / 'large-temperature0' / 'test')
+  alone_seconds = (
+    times['prompts']['large']['16']
+    + (large.column('large_calls') - 1).mean() * times['steps']['large']['16']['1']
+  )
+  assert point['modeled']['16'] == pytest.approx(modeled / alone_seconds)
+  given['sweep'] = dataclasses.replace(given['sweep'], shortlist=4)
+  with pytest.raises(ValueError, match='shortlist'):
+    speculate.speculate(**given)
+
+
+def test_a_shortlist_needs_answers_to_count(trained, tmp_path):
+  given = arguments(trained, rules={'lossless': None}, token_cascades={}, shortlist=3)
+  given['output'] = speculate.SweepOutput(str(tmp_path / 'out'), 16)
+  splits = {'test': tiny.write_rows(tmp_path)['test']}
+  task = dataclasses.replace(given['data'].task, splits=splits)
+  given['data'] = dataclasses.replace(given['data'], task=task)
+  reason = 'SHORTLIST=3 counts the tokens of the answers in the split train of backwards: .* test'
+  with pytest.raises(ValueError, match=reason):
+    speculate.speculate(**given)
+  assert not (tmp_path / 'out').exists()
 
 
 def test_more_than_two_models_are_refused():
@@ -258,7 +307,7 @@ def test_points_that_differ_in_alpha_share_a_program(monkeypatch):
   monkeypatch.setattr(speculate, 'Speculator', Counted)
   rules = {'opt': [0.1, 0.2, 0.3], 'lossless': None}
   sweep = speculate.Sweep(rules, gammas=(1, 3), temperatures=(0.0, 1.0))
-  answerers = speculate._answerers(None, None, sweep, max_tokens=3)
+  answerers = speculate._answerers(None, None, None, sweep, max_tokens=3)
   assert sorted(programs) == sorted(set(programs))
   assert len(programs) == 8
   assert answerers['opt-alpha0.2-gamma3-temperature1']('prompts', 'ids') == ('prompts', 'ids', 0.2)

@@ -9,7 +9,7 @@ import numpy as np
 
 from cascades.types import Predictions
 
-SMALL, LARGE, SEQUENTIAL = 'small', 'large', 'token_'
+SMALL, LARGE, DRAFTER, SEQUENTIAL = 'small', 'large', 'drafter', 'token_'
 
 
 def modeled_seconds(
@@ -17,10 +17,13 @@ def modeled_seconds(
 ) -> dict[str, float]:
   """Mean seconds per answer, from calls times measured steps; none that lack a measurement.
 
-  A model's first call reads the prompt.
+  A model's first call reads the prompt. Drafts are steps of the small model with its shortlist,
+  where it has one.
   """
-  widths = {SMALL: '1', LARGE: str((point['gamma'] or 0) + 1)}
   steps, prompts = latency.get('steps', {}), latency.get('prompts', {})
+  if point['gamma'] is not None and DRAFTER in steps:
+    calls = {DRAFTER if model == SMALL else model: own for model, own in calls.items()}
+  widths = {SMALL: '1', DRAFTER: '1', LARGE: str((point['gamma'] or 0) + 1)}
   return {
     size: sum(
       float(np.mean((own > 0) * prompts[model][size]))

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -14,8 +15,11 @@ import numpy as np
 from etils import epath
 
 from cascades.data.records import Records
+from cascades.inference import answers
 from cascades.predictions import markers, rows, shards
 from cascades.runtime import claims, partitioning, progress
+
+log = logging.getLogger(__name__)
 
 NumberedRows: TypeAlias = Iterator[tuple[int, rows.JsonRow]]
 
@@ -189,3 +193,29 @@ class PendingTable:
   @property
   def _names(self) -> tuple[str, rows.Mode]:
     return self.described['task'], self.described['mode']
+
+
+def write_all(tables: Sequence[PendingTable], provenance: Callable[[], Mapping[str, str]]) -> None:
+  """Write what is missing of all tables of decoding points, with one report of progress."""
+  pending = [(number, table, table.missing()) for number, table in enumerate(tables, 1)]
+  total = sum(len(numbers) for _, _, missing in pending for numbers in missing.values())
+  report = progress.Counted('row', total, answers.size)
+  existing = [table.shard_count - len(missing) for _, table, missing in pending]
+  last = None
+  for wait in (False, True):
+    unfinished = []
+    for number, table, missing in pending:
+      program = [table.described['point'][name] for name in ('rule', 'gamma', 'temperature')]
+      if program != last:
+        jax.clear_caches()  # an operating system maps no more than some dozen programs
+      last = program
+      if not table.write(missing, provenance, report, wait=wait):
+        unfinished.append((number, table, missing))
+        continue
+      log.info(
+        'table %d/%d  %s, %s, split %s: %d rows (%d of %d shards existed)',
+        *(number, len(tables), table.directory.parent.name, table.described['task']),
+        *(table.described['split'], len(table.split)),
+        *(existing[number - 1], table.shard_count),
+      )
+    pending = unfinished

@@ -11,6 +11,7 @@ from cascades import target_distributions
 from cascades.runtime import ranges
 
 SMALL, LARGE = 'small', 'large'
+DRAFTER = 'drafter'  # the small model with a shortlist
 SEQUENTIAL = 'token_'  # before the name of a rule: its sequential token cascade
 
 _SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)

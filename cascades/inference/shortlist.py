@@ -1,0 +1,185 @@
+"""A small model that drafts from a shortlist: common tokens, and those of each row's own prompt.
+
+A shallow drafter spends most of its time on the table of the vocabulary. Of SmolLM2's 135 million
+parameters a drafter of two layers has 35 million, 28 of them in the table. A shortlist leaves some
+thousand rows of it. A token outside has probability 0 and is left to the large model, so that
+lossless answers stay what they are. FR-Spec, Zhao et al. 2025, https://arxiv.org/abs/2502.14856,
+drafts from common tokens; those of the prompt are names and numbers that answers repeat.
+
+Axes: B batch, L tokens of a step, S prompt, N shortlist, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from cascades.data.corpus import Data
+from cascades.data.records import AnyRecords
+from cascades.inference.trained_model import TrainedModel
+from cascades.runtime import partitioning
+from cascades.types import Batch, LanguageModel, Prompt
+
+log = logging.getLogger(__name__)
+
+CHUNK = 4096  # rows whose tokens are counted at a time
+
+
+class ShortlistCache(NamedTuple):
+  """Cache of the model, and the rows of the table that its answers may need.
+
+  Attributes:
+    length: Number of tokens read.
+    read: Cache of the model; its own length is overwritten by this one.
+    common: Rows of the shortlist, [N, D].
+    prompt: Tokens of the prompts; behind a prompt's end, a token of the shortlist.
+    rows: Rows of these tokens, [B, S, D].
+  """
+
+  length: Int[Array, 'B']
+  read: Any
+  common: Any
+  prompt: Int[Array, 'B S']
+  rows: Any
+
+
+class Shortlisted(nnx.Module):
+  """A `types.LanguageModel` whose logits are -inf outside of the shortlist and the prompt."""
+
+  def __init__(self, model: LanguageModel[Any], tokens: Int[Array, 'N']) -> None:
+    """Wraps a model, which from now on ends with its final states.
+
+    Args:
+      model: Model of the same vocabulary.
+      tokens: The shortlist, without repetitions.
+    """
+    self.plain: Any = type(model)
+    self.model: Any = model
+    self.tokens = nnx.Variable(tokens)
+    name = f'StatesOf{self.plain.__name__}'
+    self.model.__class__ = type(name, (self.plain,), {'readout': _states})
+
+  def hidden(self, batch: Batch, key: Array | None = None) -> Float[Array, 'B T D']:
+    states: Array = self.model.hidden(batch, key)
+    return states
+
+  @property
+  def table(self) -> Any:
+    return self.model.table
+
+  def readout(self, hidden: Float[Array, '*n D'], table: Any = None) -> Float[Array, '*n V']:
+    """Logits of the whole vocabulary, as the model alone gives them."""
+    logits: Array = self.plain.readout(self.model, hidden, table)
+    return logits
+
+  def prefill(self, prompt: Prompt, max_len: int) -> tuple[Float[Array, 'B V'], ShortlistCache]:
+    states, read = self.model.prefill(prompt, max_len)
+    tokens = self.tokens[...]
+    inside = jnp.arange(prompt.tokens.shape[1]) < prompt.length[:, None]
+    own = jnp.where(inside, prompt.tokens, tokens[0])
+    common, rows = (jax.tree.map(lambda x, t=t: x[t], self.table) for t in (tokens, own))
+    cache = ShortlistCache(read.length, read, common, own, rows)
+    return self._logits(states[:, None], cache)[:, 0], cache
+
+  def extend(
+    self, tokens: Int[Array, 'B L'], cache: ShortlistCache
+  ) -> tuple[Float[Array, 'B L V'], ShortlistCache]:
+    states, read = self.model.extend(tokens, cache.read._replace(length=cache.length))
+    return self._logits(states, cache), cache._replace(length=read.length, read=read)
+
+  def _logits(self, states: Float[Array, 'B L D'], cache: ShortlistCache) -> Float[Array, 'B L V']:
+    (B, L, _), V = states.shape, jax.tree.leaves(self.table)[0].shape[0]
+    own = jax.vmap(self.readout)(states, cache.rows)
+    nothing = jnp.full((B, L, V), -jnp.inf)
+    logits = nothing.at[..., self.tokens[...]].set(self.readout(states, cache.common))
+    at = (jnp.arange(B)[:, None, None], jnp.arange(L)[:, None], cache.prompt[:, None])
+    return logits.at[at].set(own)
+
+
+def _states(self: Any, hidden: Array, table: Any = None) -> Array:
+  """The readout of a model that ends with its final states."""
+  del self, table
+  return hidden
+
+
+def common_tokens(
+  answers: Iterable[Int[np.ndarray, '_']], count: int, *, always: Sequence[int]
+) -> list[int]:
+  """The tokens that these answers have most often, at most `count`.
+
+  Args:
+    answers: Tokens of one answer or of many.
+    count: Number of tokens.
+    always: Tokens that are among them however rare they are, as those that end an answer.
+
+  Raises:
+    ValueError: The answers have no tokens.
+  """
+  counts = np.zeros(max(always) + 1, np.int64)
+  for tokens in answers:
+    new = np.bincount(np.asarray(tokens, np.int64))
+    size = max(len(counts), len(new))
+    padded, more = (np.pad(x, (0, size - len(x))) for x in (counts, new))
+    counts = padded + more
+  if not counts.any():
+    raise ValueError('there are no answers whose tokens could be counted.')
+  counts[list(always)] += counts.sum()
+  ordered = np.argsort(-counts, kind='stable')[:count]
+  return sorted(ordered[counts[ordered] > 0].tolist())
+
+
+def from_answers(model: TrainedModel, data: Data, count: int) -> TrainedModel:
+  """The model with the most common tokens of a task's training answers as its shortlist.
+
+  Raises:
+    ValueError: The task has no split 'train', or no answers in it.
+  """
+  task = data.required_task
+  try:
+    splits = [
+      data.corpus(model.vocabulary, model.architecture, task=own).open(split)
+      for own, its_splits in task.task_splits(['train'])
+      for split in its_splits
+    ]
+    answers = itertools.chain.from_iterable(map(_answers, splits))
+    tokens = common_tokens(answers, count, always=model.vocabulary.eos_ids)
+  except ValueError as error:
+    raise ValueError(
+      f'SHORTLIST={count} counts the tokens of the answers in the split train of {task.name}: '
+      f'{error}'
+    ) from error
+  log.info('shortlist: %d common tokens of %d', len(tokens), model.vocab_size)
+  return attach(model, tokens)
+
+
+def _answers(records: AnyRecords) -> Iterator[Int[np.ndarray, '_']]:
+  """Tokens of all targets, of CHUNK rows at a time."""
+  for start in range(0, len(records), CHUNK):
+    rows = records.tokens(range(start, min(start + CHUNK, len(records))))
+    yield np.concatenate([targets for _, targets in rows])
+
+
+def attach(model: TrainedModel, tokens: Sequence[int]) -> TrainedModel:
+  """The model with a shortlist, on the active mesh; it shares its parameters."""
+  listed = np.asarray(tokens, np.int32)
+  wrapped = Shortlisted(nnx.merge(model.graph, model.params), partitioning.place_whole(listed))
+  size, width = jax.tree.leaves(wrapped.table)[0].shape
+  graph, state = nnx.split(wrapped)
+  digest = hashlib.sha256(listed.tobytes()).hexdigest()[:16]
+  described = {
+    **model.described,
+    'shortlist': {'tokens': len(listed), 'digest': digest},
+    # Those of a prompt's own tokens, a few hundred rows at most, are not counted.
+    'flops_per_token': model.described['flops_per_token'] - 2 * width * (size - len(listed)),
+  }
+  return model._replace(graph=graph, params=nnx.to_pure_dict(state), described=described)
