@@ -12,10 +12,12 @@ from flax import nnx
 from cascades import decoding
 from cascades.data.corpus import Data
 from cascades.inference import shortlist, speculation
-from cascades.inference.answers import DecodingOptions
+from cascades.inference.answers import DecodingOptions, Generator
 from cascades.inference.shortlist import Shortlisted
+from cascades.inference.speculator import Speculator
 from cascades.inference.trained_model import TrainedModel
 from cascades.models import quantization
+from cascades.models.abstract import abstract_model, init_params
 from cascades.runtime import partitioning
 from cascades.target_distributions import RULES
 from cascades.tokenizers import vocabularies
@@ -202,3 +204,26 @@ def test_the_model_with_a_shortlist_says_so_and_costs_less():
   assert {*map(id, jax.tree.leaves(params))} <= {*map(id, jax.tree.leaves(short.params))}  # shared
   logits, _ = nnx.merge(short.graph, short.params).prefill(prompts(), 3)
   np.testing.assert_array_equal(np.isfinite(logits), allowed(prompts()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['t5', 'decoder'])
+def test_tables_may_be_sharded_over_a_mesh(name):
+  vocabulary = vocabularies.symbols([chr(97 + i) for i in range(20)])
+  prompt = Prompt(np.asarray(testing.tokens((8, 5))), np.array([5, 3, 2, 5, 5, 4, 3, 1], np.int32))
+  with partitioning.use(partitioning.make_mesh(data=2, fsdp=2, tensor=2)):
+    models = []
+    for seed, config in enumerate((speculation_test.SMALL[name], speculation_test.LARGE[name])):
+      graph, abstract = abstract_model(config)
+      params = init_params(config, seed, abstract)
+      described = {'flops_per_token': 1.0}
+      models.append(
+        TrainedModel(graph, params, config.vocab_size, vocabulary, config.architecture, described)
+      )
+    small, large = models
+    short = shortlist.attach(small, COMMON.tolist())
+    together = Speculator(short, large, 'lossless', gamma=3, max_tokens=MAX_LEN)
+    alone = Generator(large, MAX_LEN).generate(prompt, np.arange(8))
+    actual = together.speculate(prompt, np.arange(8))
+  np.testing.assert_array_equal(actual.answer.tokens, alone.tokens)
+  assert actual.drafted.any()
