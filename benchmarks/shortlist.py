@@ -2,7 +2,7 @@
 
     python -m benchmarks.shortlist runs/smollm2_pair
 
-The folder is that of `benchmarks.smollm2_drafter`. The shortlist are the tokens that the large
+The folder is that of `benchmarks.smollm2_drafter`. The shortlist is the tokens that the large
 model's training answers have most often. Questions are answered greedily and without loss, one at a
 time, with the large model alone and with drafts; turns alternate.
 """
@@ -39,7 +39,9 @@ def answers(folder: pathlib.Path) -> Iterator[np.ndarray]:
 def rows(folder: pathlib.Path, options: argparse.Namespace) -> Iterator[Measured]:
   """Measurements at each length, with and without the shortlist."""
   large, small = (load(str(folder / name)) for name in ('large', 'small'))
-  common = shortlist.common_tokens(answers(folder), options.tokens, always=large.vocabulary.eos_ids)
+  common = shortlist.common_tokens(
+    answers(folder), options.tokens, vocab_size=large.vocab_size, always=large.vocabulary.eos_ids
+  )
   batch = prompts(large, options.rows, str(folder / 'questions.jsonl'))
   single = [
     TimedBatch(jax.tree.map(lambda x, n=n: x[n : n + 1], batch), np.array([n]), 1)

@@ -209,16 +209,16 @@ def speculate(
   directory = files.absolute(output.directory)
   with devices.use():
     small, large = pair.load(devices.rules)
+    folder = store.locate(pair.large, pair.large_which)[0] / companions.FOLDER
+    prompted = lambda task: prompts(task, folder, large.architecture) if prompts else task
     drafter = small
     if sweep.shortlist is not None:
-      drafter = shortlist.from_answers(small, data, sweep.shortlist)
+      drafter = shortlist.from_answers(small, data, sweep.shortlist, prompted)
     answerers = _answerers(small, drafter, large, sweep, max_tokens=data.lengths['targets'])
-    companion_files = store.locate(pair.large, pair.large_which)[0] / companions.FOLDER
     read: list[tuple[Corpus, Records]] = []
     tables: list[PendingTable] = []
     for task, task_splits in data.required_task.task_splits(splits):
-      prompted = prompts(task, companion_files, large.architecture) if prompts else task
-      corpus = data.corpus(large.vocabulary, large.architecture, task=prompted)
+      corpus = data.corpus(large.vocabulary, large.architecture, task=prompted(task))
       for split in task_splits:
         (records,) = corpus.open(split).per_task
         read.append((corpus, records))
@@ -227,7 +227,7 @@ def speculate(
           described = {
             **_models(point, small if point.gamma is None else drafter, large),
             'task': task.name,
-            'definition': prompted.version,
+            'definition': prompted(task).version,
             'split': split,
             'mode': 'predict',
             'decoding': dataclasses.asdict(sweep.options(point.temperature))
@@ -349,9 +349,8 @@ def _latency_file(
     'records': split.directory.name,
     'rows': min(timing.rows, len(split)),
     'max_tokens': data.lengths['targets'],
+    'shortlist': models.get(points.DRAFTER, models[points.SMALL]).described.get('shortlist'),
   }
-  if points.DRAFTER in models:
-    origin['shortlist'] = models[points.DRAFTER].described['shortlist']
   return latency.LatencyFile(directory / 'latency.json', origin, overwrite=output.overwrite)
 
 
@@ -365,7 +364,7 @@ def _measure(
   corpus: Corpus,
   split: Records,
 ) -> None:
-  """Time the first rows of a split: all points, then the steps of both models."""
+  """Time the first rows of a split: all points, then the steps of the models."""
 
   def batches(size: int) -> Iterator[latency.TimedBatch]:
     numbers = range(min(timing.rows, len(split)))

@@ -16,7 +16,7 @@ import pytest
 
 from cascades import speculate
 from cascades.data.corpus import Data
-from cascades.evaluation import speculation
+from cascades.evaluation import speculation, speculation_costs
 from cascades.inference import latency
 from cascades.predictions import shards
 from cascades.reporting import speculation_report
@@ -248,7 +248,7 @@ def test_drafts_from_a_shortlist_leave_lossless_answers_as_they_are(trained, tab
   (table,) = shards.read(folder)
   assert list(table.predictions) == list(tables['large-temperature0'].predictions)
   described = table.manifest['small']
-  assert described['shortlist']['tokens'] == 3
+  assert described['shortlist'].startswith('3 tokens, ')
   assert described['flops_per_token'] < tables[MIXED].manifest['small']['flops_per_token']
   (alone,) = shards.read(tmp_path / 'points' / 'small-temperature0' / 'test')
   assert list(alone.predictions) == list(tables['small-temperature0'].predictions)
@@ -270,9 +270,23 @@ def test_drafts_from_a_shortlist_leave_lossless_answers_as_they_are(trained, tab
     + (large.column('large_calls') - 1).mean() * times['steps']['large']['16']['1']
   )
   assert point['modeled']['16'] == pytest.approx(modeled / alone_seconds)
-  given['sweep'] = dataclasses.replace(given['sweep'], shortlist=4)
-  with pytest.raises(ValueError, match='shortlist'):
-    speculate.speculate(**given)
+  for other in (4, None):
+    given['sweep'] = dataclasses.replace(given['sweep'], shortlist=other)
+    with pytest.raises(ValueError, match="times of another origin: shortlist is '3 tokens"):
+      speculate.speculate(**given)
+  manifest = dict(table.manifest)
+  without = manifest | {'small': {k: v for k, v in manifest['small'].items() if k != 'shortlist'}}
+  seconds_with, seconds_without = (
+    speculation_costs.modeled_seconds(
+      times, own, {model: table.column(f'{model}_calls') for model in ('small', 'large')}
+    )['16']
+    for own in (manifest, without)
+  )
+  prompts, steps = times['prompts'], times['steps']
+  assert seconds_with - seconds_without == pytest.approx(
+    prompts['drafter']['16'] - prompts['small']['16'] + (table.column('small_calls') - 1).mean()
+    * (steps['drafter']['16']['1'] - steps['small']['16']['1'])
+  )  # fmt: skip
 
 
 def test_a_shortlist_needs_answers_to_count(trained, tmp_path):

@@ -265,9 +265,9 @@ def _result(
   calls = {model: table.column(f'{model}_calls') for model in (SMALL, LARGE)}
   times = latency.get('points', {})
   measured = times.get(name, {})
-  modeled = speculation_costs.modeled_seconds(latency, point, calls)
+  modeled = speculation_costs.modeled_seconds(latency, table.manifest, calls)
   modeled_alone = speculation_costs.modeled_seconds(
-    latency, large.manifest['point'], {m: large.column(f'{m}_calls') for m in (SMALL, LARGE)}
+    latency, large.manifest, {m: large.column(f'{m}_calls') for m in (SMALL, LARGE)}
   )
   return PointResult(
     name=name,

@@ -13,7 +13,7 @@ SMALL, LARGE, DRAFTER, SEQUENTIAL = 'small', 'large', 'drafter', 'token_'
 
 
 def modeled_seconds(
-  latency: Mapping[str, Any], point: Mapping[str, Any], calls: Mapping[str, np.ndarray]
+  latency: Mapping[str, Any], manifest: Mapping[str, Any], calls: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
   """Mean seconds per answer, from calls times measured steps; none that lack a measurement.
 
@@ -21,7 +21,8 @@ def modeled_seconds(
   where it has one.
   """
   steps, prompts = latency.get('steps', {}), latency.get('prompts', {})
-  if point['gamma'] is not None and DRAFTER in steps:
+  point = manifest['point']
+  if 'shortlist' in manifest.get(SMALL, {}):
     calls = {DRAFTER if model == SMALL else model: own for model, own in calls.items()}
   widths = {SMALL: '1', DRAFTER: '1', LARGE: str((point['gamma'] or 0) + 1)}
   return {

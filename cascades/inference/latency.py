@@ -164,7 +164,7 @@ def measure_steps(
 
   Args:
     file: Takes seconds of prompts, and of steps over each number of tokens.
-    models: Each model with the numbers of tokens of its steps, by 'small' and 'large'.
+    models: Each model with the numbers of tokens of its steps, by 'small', 'drafter' and 'large'.
     prompts: A batch of each size.
     max_tokens: Longest answer, which the caches have room for.
   """

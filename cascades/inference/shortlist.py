@@ -1,10 +1,11 @@
 """A small model that drafts from a shortlist: common tokens, and those of each row's own prompt.
 
-A shallow drafter spends most of its time on the table of the vocabulary. Of SmolLM2's 135 million
-parameters a drafter of two layers has 35 million, 28 of them in the table. A shortlist leaves some
-thousand rows of it. A token outside has probability 0 and is left to the large model, so that
-lossless answers stay what they are. FR-Spec, Zhao et al. 2025, https://arxiv.org/abs/2502.14856,
-drafts from common tokens; those of the prompt are names and numbers that answers repeat.
+A shallow drafter spends most of its time on the table of the vocabulary. A drafter made of two of
+SmolLM2's layers has 35 million parameters, 28 million of them in that table. A shortlist leaves
+some thousand rows of it. A token outside has probability 0 and is left to the large model: greedy
+lossless answers stay the same, and sampled ones keep their law. FR-Spec, Zhao et al. 2025,
+https://arxiv.org/abs/2502.14856, drafts from common tokens; those of the prompt are names and
+numbers that answers repeat.
 
 Axes: B batch, L tokens of a step, S prompt, N shortlist, V vocabulary, D width.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +27,10 @@ from jaxtyping import Float, Int
 
 from cascades.data.corpus import Data
 from cascades.data.records import AnyRecords
+from cascades.inference import speculation
 from cascades.inference.trained_model import TrainedModel
 from cascades.runtime import partitioning
+from cascades.tasks.task import Task
 from cascades.types import Batch, LanguageModel, Prompt
 
 log = logging.getLogger(__name__)
@@ -54,10 +57,13 @@ class ShortlistCache(NamedTuple):
 
 
 class Shortlisted(nnx.Module):
-  """A `types.LanguageModel` whose logits are -inf outside of the shortlist and the prompt."""
+  """A drafter whose logits are -inf outside of the shortlist and the prompt.
+
+  It is a `types.LanguageModel` for batches whose rows stay together, as those of `speculation` do.
+  """
 
   def __init__(self, model: LanguageModel[Any], tokens: Int[Array, 'N']) -> None:
-    """Wraps a model, which from now on ends with its final states.
+    """Wraps a model in place: its own `prefill` and `extend` then return final states.
 
     Args:
       model: Model of the same vocabulary.
@@ -87,8 +93,7 @@ class Shortlisted(nnx.Module):
     tokens = self.tokens[...]
     inside = jnp.arange(prompt.tokens.shape[1]) < prompt.length[:, None]
     own = jnp.where(inside, prompt.tokens, tokens[0])
-    common, rows = (jax.tree.map(lambda x, t=t: x[t], self.table) for t in (tokens, own))
-    cache = ShortlistCache(read.length, read, common, own, rows)
+    cache = ShortlistCache(read.length, read, self.table[tokens], own, self.table[own])
     return self._logits(states[:, None], cache)[:, 0], cache
 
   def extend(
@@ -98,7 +103,7 @@ class Shortlisted(nnx.Module):
     return self._logits(states, cache), cache._replace(length=read.length, read=read)
 
   def _logits(self, states: Float[Array, 'B L D'], cache: ShortlistCache) -> Float[Array, 'B L V']:
-    (B, L, _), V = states.shape, jax.tree.leaves(self.table)[0].shape[0]
+    (B, L, _), V = states.shape, speculation.vocab_size(self)
     own = jax.vmap(self.readout)(states, cache.rows)
     nothing = jnp.full((B, L, V), -jnp.inf)
     logits = nothing.at[..., self.tokens[...]].set(self.readout(states, cache.common))
@@ -113,47 +118,57 @@ def _states(self: Any, hidden: Array, table: Any = None) -> Array:
 
 
 def common_tokens(
-  answers: Iterable[Int[np.ndarray, '_']], count: int, *, always: Sequence[int]
+  answers: Iterable[Int[np.ndarray, '_']], count: int, *, vocab_size: int, always: Sequence[int]
 ) -> list[int]:
-  """The tokens that these answers have most often, at most `count`.
+  """The tokens that these answers have most often.
 
   Args:
     answers: Tokens of one answer or of many.
-    count: Number of tokens.
+    count: Largest number of tokens; no less than those of `always`.
+    vocab_size: Size of the vocabulary.
     always: Tokens that are among them however rare they are, as those that end an answer.
 
   Raises:
     ValueError: The answers have no tokens.
   """
-  counts = np.zeros(max(always) + 1, np.int64)
+  counts = np.zeros(vocab_size, np.int64)
   for tokens in answers:
-    new = np.bincount(np.asarray(tokens, np.int64))
-    size = max(len(counts), len(new))
-    padded, more = (np.pad(x, (0, size - len(x))) for x in (counts, new))
-    counts = padded + more
+    counts += np.bincount(np.asarray(tokens, np.int64), minlength=vocab_size)
   if not counts.any():
     raise ValueError('there are no answers whose tokens could be counted.')
   counts[list(always)] += counts.sum()
-  ordered = np.argsort(-counts, kind='stable')[:count]
+  ordered = np.argsort(-counts, kind='stable')[: max(count, len(always))]
   return sorted(ordered[counts[ordered] > 0].tolist())
 
 
-def from_answers(model: TrainedModel, data: Data, count: int) -> TrainedModel:
+def from_answers(
+  model: TrainedModel, data: Data, count: int, prompted: Callable[[Task], Task] = lambda task: task
+) -> TrainedModel:
   """The model with the most common tokens of a task's training answers as its shortlist.
 
+  Args:
+    model: The model.
+    data: Rows of the task, or of each task of a mixture.
+    count: Largest number of tokens.
+    prompted: Changes the prompts of a task, behind which its answers may have other tokens.
+
   Raises:
-    ValueError: The task has no split 'train', or no answers in it.
+    ValueError: The split 'train' cannot be read, or has no answers.
   """
   task = data.required_task
   try:
     splits = [
-      data.corpus(model.vocabulary, model.architecture, task=own).open(split)
+      data.corpus(model.vocabulary, model.architecture, task=prompted(own)).open(split)
       for own, its_splits in task.task_splits(['train'])
       for split in its_splits
     ]
-    answers = itertools.chain.from_iterable(map(_answers, splits))
-    tokens = common_tokens(answers, count, always=model.vocabulary.eos_ids)
-  except ValueError as error:
+    tokens = common_tokens(
+      itertools.chain.from_iterable(map(_answers, splits)),
+      count,
+      vocab_size=model.vocab_size,
+      always=model.vocabulary.eos_ids,
+    )
+  except (ValueError, FileNotFoundError) as error:
     raise ValueError(
       f'SHORTLIST={count} counts the tokens of the answers in the split train of {task.name}: '
       f'{error}'
@@ -170,16 +185,21 @@ def _answers(records: AnyRecords) -> Iterator[Int[np.ndarray, '_']]:
 
 
 def attach(model: TrainedModel, tokens: Sequence[int]) -> TrainedModel:
-  """The model with a shortlist, on the active mesh; it shares its parameters."""
+  """The model with a shortlist, on the active mesh, as a drafter; it shares its parameters.
+
+  Raises:
+    ValueError: The model has a memory, whose entries name tokens of the whole vocabulary.
+  """
+  if 'memory' in model.described:
+    raise ValueError('A model with a memory cannot draft from a shortlist: leave one of them out.')
   listed = np.asarray(tokens, np.int32)
   wrapped = Shortlisted(nnx.merge(model.graph, model.params), partitioning.place_whole(listed))
   size, width = jax.tree.leaves(wrapped.table)[0].shape
   graph, state = nnx.split(wrapped)
-  digest = hashlib.sha256(listed.tobytes()).hexdigest()[:16]
   described = {
     **model.described,
-    'shortlist': {'tokens': len(listed), 'digest': digest},
-    # Those of a prompt's own tokens, a few hundred rows at most, are not counted.
+    'shortlist': f'{len(listed)} tokens, {hashlib.sha256(listed.tobytes()).hexdigest()[:16]}',
+    # The rows of a prompt's own tokens are left out.
     'flops_per_token': model.described['flops_per_token'] - 2 * width * (size - len(listed)),
   }
   return model._replace(graph=graph, params=nnx.to_pure_dict(state), described=described)

@@ -160,12 +160,14 @@ def test_draws_depend_neither_on_padding_nor_on_neighbors(rule):
 
 
 def test_common_tokens_are_counted_over_all_answers():
+  common = functools.partial(shortlist.common_tokens, vocab_size=20)
   answers = [np.array(x, int) for x in ([7, 7, 3], [], [5, 7, 3, 12], [5, 3])]
   # 3 and 7 three times, 5 twice, 12 once; 1 and 15 never, but they always belong.
-  assert shortlist.common_tokens(answers, 4, always=[1, 15]) == [1, 3, 7, 15]
-  assert shortlist.common_tokens(answers, 99, always=[1]) == [1, 3, 5, 7, 12]
+  assert common(answers, 4, always=[1, 15]) == [1, 3, 7, 15]
+  assert common(answers, 99, always=[1]) == [1, 3, 5, 7, 12]
+  assert common(answers, 1, always=[1, 15]) == [1, 15]
   with pytest.raises(ValueError, match='no answers whose tokens'):
-    shortlist.common_tokens([np.array([], int)], 4, always=[1])
+    common([np.array([], int)], 4, always=[1])
 
 
 @pytest.mark.parametrize('chunk', [5, 4096])
@@ -197,11 +199,13 @@ def test_the_model_with_a_shortlist_says_so_and_costs_less():
   short = shortlist.attach(model, COMMON.tolist())
   # 20 of 24 rows of width 16 are not read.
   assert short.described['flops_per_token'] == 2000 - 2 * 16 * 20
-  assert short.described['shortlist']['tokens'] == 4
+  assert short.described['shortlist'].startswith('4 tokens, ')
   assert short.described['step'] == 7
   other = shortlist.attach(model, [1, 4, 9, 16])
-  assert other.described['shortlist']['digest'] != short.described['shortlist']['digest']
+  assert other.described['shortlist'] != short.described['shortlist']
   assert {*map(id, jax.tree.leaves(params))} <= {*map(id, jax.tree.leaves(short.params))}  # shared
+  with pytest.raises(ValueError, match='memory cannot draft from a shortlist'):
+    shortlist.attach(model._replace(described={**described, 'memory': {}}), [1])
   logits, _ = nnx.merge(short.graph, short.params).prefill(prompts(), 3)
   np.testing.assert_array_equal(np.isfinite(logits), allowed(prompts()))
 
