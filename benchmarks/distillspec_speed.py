@@ -14,7 +14,6 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
-import numpy as np
 
 from benchmarks import bars, drafting_speed
 from benchmarks.bars import Measured
@@ -22,9 +21,7 @@ from benchmarks.distillspec import START, Seed
 from benchmarks.distillspec_models import read_rows
 from benchmarks.distillspec_pairs import PAIRS
 from benchmarks.drafters import load
-from cascades.inference.latency import TimedBatch
 from cascades.runtime import partitioning
-from cascades.types import Prompt
 
 GAMMAS, MOST = (1, 3, 5), 7
 
@@ -33,11 +30,7 @@ def rows(seed: Seed, arms: Sequence[str], count: int, turns: int) -> Iterator[Me
   """Measurements of each arm."""
   setting, large = seed.setting, load(seed.folder / 'large')
   (batch,) = read_rows(setting, seed.folder, large, count)
-  tokens, lengths = np.asarray(batch.prompt.tokens), np.asarray(batch.prompt.length)
-  single = [
-    TimedBatch(Prompt(tokens[own], lengths[own]), batch.row_ids[own], 1)
-    for own in (slice(number, number + 1) for number in range(count))
-  ]
+  single = drafting_speed.one_by_one(batch.prompt, batch.row_ids)
   for arm in arms:
     small = load(seed.folder / setting.start if arm == START else seed.path(arm))
     yield from drafting_speed.speeds(

@@ -15,7 +15,7 @@ from cascades.inference.latency import TimedBatch
 from cascades.inference.speculation import Speculation
 from cascades.inference.speculator import Speculator, StepCosts
 from cascades.inference.trained_model import TrainedModel
-from cascades.types import Generation
+from cascades.types import Generation, Prompt
 
 
 def measured_steps(
@@ -25,6 +25,15 @@ def measured_steps(
   _, step = latency.step_seconds(small, batch.prompts, [1], max_tokens=longest)
   _, widths = latency.step_seconds(large, batch.prompts, range(1, most + 2), max_tokens=longest)
   return StepCosts(step[1], [*widths.values()])
+
+
+def one_by_one(prompts: Prompt, row_ids: np.ndarray) -> list[TimedBatch]:
+  """Batches of one prompt each."""
+  tokens, lengths, ids = map(np.asarray, (*prompts, row_ids))
+  return [
+    TimedBatch(Prompt(tokens[own], lengths[own]), ids[own], 1)
+    for own in (slice(number, number + 1) for number in range(len(ids)))
+  ]
 
 
 def speeds(

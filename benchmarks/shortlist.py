@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator
 
@@ -22,31 +21,25 @@ from benchmarks import bars, drafting_speed
 from benchmarks.bars import Measured
 from benchmarks.speculative import load, prompts
 from cascades.inference import shortlist
-from cascades.inference.latency import TimedBatch
 from cascades.inference.trained_model import TrainedModel
+from cascades.predictions import shards
 from cascades.runtime import partitioning
 
 GAMMAS, MOST = (1, 2, 3), 5
 
 
-def answers(folder: pathlib.Path) -> Iterator[np.ndarray]:
-  """Tokens of the large model's answers to the training questions."""
-  for path in sorted(folder.glob('answers/train/*.jsonl-*-of-*[0-9]')):
-    with path.open() as file:
-      yield from (np.array(json.loads(line)['aux']['tokens']) for line in file)
-
-
 def rows(folder: pathlib.Path, options: argparse.Namespace) -> Iterator[Measured]:
   """Measurements at each length, with and without the shortlist."""
   large, small = (load(str(folder / name)) for name in ('large', 'small'))
+  _, answers = shards.read_rows(folder / 'answers' / 'train', task='questions')
   common = shortlist.common_tokens(
-    answers(folder), options.tokens, vocab_size=large.vocab_size, always=large.vocabulary.eos_ids
+    (np.array(answer.tokens) for answer in answers),
+    options.tokens,
+    vocab_size=large.vocab_size,
+    always=large.vocabulary.eos_ids,
   )
   batch = prompts(large, options.rows, str(folder / 'questions.jsonl'))
-  single = [
-    TimedBatch(jax.tree.map(lambda x, n=n: x[n : n + 1], batch), np.array([n]), 1)
-    for n in range(options.rows)
-  ]
+  single = drafting_speed.one_by_one(batch, np.arange(options.rows))
   drafters: dict[str, TrainedModel] = {
     f'of {small.vocab_size} tokens': small,
     f'of {len(common)} and the prompt': shortlist.attach(small, common),

@@ -218,7 +218,8 @@ def speculate(
     read: list[tuple[Corpus, Records]] = []
     tables: list[PendingTable] = []
     for task, task_splits in data.required_task.task_splits(splits):
-      corpus = data.corpus(large.vocabulary, large.architecture, task=prompted(task))
+      changed = prompted(task)
+      corpus = data.corpus(large.vocabulary, large.architecture, task=changed)
       for split in task_splits:
         (records,) = corpus.open(split).per_task
         read.append((corpus, records))
@@ -227,7 +228,7 @@ def speculate(
           described = {
             **_models(point, small if point.gamma is None else drafter, large),
             'task': task.name,
-            'definition': prompted(task).version,
+            'definition': changed.version,
             'split': split,
             'mode': 'predict',
             'decoding': dataclasses.asdict(sweep.options(point.temperature))
