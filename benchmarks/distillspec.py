@@ -2,7 +2,7 @@
 
     python -m benchmarks.distillspec runs/demo runs/seed1 runs/seed2
     python -m benchmarks.distillspec --pair=tanaka --data=../shared/data runs/tanaka/{0,1,2}
-    python -m benchmarks.distillspec --pair=smollm2 runs/smollm2_pair
+    python -m benchmarks.distillspec --pair=smollm2 runs/smollm2_{pair,seed1,seed2}
 
 Each argument is a folder of a seed of its own: of `launch.demo` (the pair `g2p`), of
 `benchmarks.smollm2_drafter`, or for `tanaka`, whose models are trained first. Each arm continues
@@ -169,14 +169,15 @@ class Seed:
 
   def teacher(self, arm: Arm, data: Data) -> setup.LargeModel:
     """The large model, or its outputs with the divergence of a reference beside them."""
-    large = str(self.folder / 'large')
+    large = (self.folder / 'large').resolve()
     cached = self.setting.cached and arm.source != 'on_policy'
     if arm.reference is None and not cached:
-      return setup.LargeModel(checkpoint_path=large)
-    cache = self.path(f'outputs, {arm.source}')
+      return setup.LargeModel(checkpoint_path=str(large))
     reference = str(self.path(arm.reference)) if arm.reference else None
+    owner = self.folder if reference else large.parent  # seeds of one large model share its outputs
+    cache = self.work / owner.name / f'outputs_{arm.source}'
     cache_teacher.cache_teacher(
-      Checkpoint(large, precision=None, weights='float32'),
+      Checkpoint(str(large), precision=None, weights='float32'),
       str(cache),
       data=dataclasses.replace(data, batch_size=self.setting.test_batch),
       answers=cache_teacher.Answers(

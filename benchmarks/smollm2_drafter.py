@@ -2,12 +2,15 @@
 
     python -m benchmarks.smollm2_drafter runs/smollm2_pair --source=SmolLM2-135M-Instruct.Q4_1.gguf
       --train=gsm8k.train.jsonl --test=gsm8k.test.jsonl
+    python -m benchmarks.smollm2_drafter runs/smollm2_seed1 --seed=1 --beside=runs/smollm2_pair
+      --train=gsm8k.train.jsonl --test=gsm8k.test.jsonl
 
 Converts the model, prunes it to its first and last layer, lets it answer training questions (JSON
 lines with `input`, `target` and maybe `rationale`) greedily in its chat format, trains the pruned
 model on these answers, and exports both. In the folder are then `large`, `small`, `exported/large`,
 `exported/small`, and held-out `questions.jsonl`, on which the share of accepted drafts is measured.
-Finished steps are skipped.
+Finished steps are skipped. `--seed` is of the order of the training rows; `--beside` takes the
+large model, its answers and the pruned one from another folder.
 """
 
 from __future__ import annotations
@@ -55,6 +58,14 @@ def command(program: str, directory: pathlib.Path, **macros: object) -> None:
   subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
 
 
+def share(folder: pathlib.Path, beside: pathlib.Path) -> None:
+  """Link what the seeds of a pair share."""
+  for name in ('large', 'answers', 'pruned'):
+    path = beside / name
+    if not path.exists():
+      path.symlink_to((folder / name).resolve(strict=True))
+
+
 def questions(source: pathlib.Path, path: pathlib.Path, count: int) -> str:
   """First questions of a file that are not long, as `inputs`, with solutions as `targets`."""
   short = (row for row in read(source) if len(row['input']) <= CHARACTERS)
@@ -67,7 +78,7 @@ def questions(source: pathlib.Path, path: pathlib.Path, count: int) -> str:
   return str(path)
 
 
-def drafter(folder: pathlib.Path, path: str) -> None:
+def drafter(folder: pathlib.Path, path: str, seed: int) -> None:
   """Answers of the large model to the questions, and the pruned model trained on them."""
   task = local.local_jsonl(name='questions', splits={'train': path}, targets_key=None)
   data = Data(
@@ -89,6 +100,7 @@ def drafter(folder: pathlib.Path, path: str) -> None:
       loss=losses.xent,
     ),
     schedule=setup.Schedule(train_steps=STEPS, log_every=8, save_every=32, keep=1),
+    seed=seed,
   )
 
 
@@ -110,7 +122,10 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('folder', type=pathlib.Path)
-  parser.add_argument('--source', required=True, help='what `python -m cascades.convert` reads')
+  models = parser.add_mutually_exclusive_group(required=True)
+  models.add_argument('--source', help='what `python -m cascades.convert` reads')
+  models.add_argument('--beside', type=pathlib.Path, help='folder of another seed')
+  parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--train', type=pathlib.Path, required=True)
   parser.add_argument('--test', type=pathlib.Path, required=True)
   parser.add_argument('--output', default=bars.RESULTS / 'smollm2_drafter.json')
@@ -118,14 +133,16 @@ def main() -> None:
   folder = options.folder.absolute()
   folder.mkdir(parents=True, exist_ok=True)
   large, pruned = folder / 'large', folder / 'pruned'
+  if options.beside:
+    share(options.beside.absolute(), folder)
   command('convert', large, SOURCE=options.source, MODEL_DIR=large)
   command('prune', pruned, CHECKPOINT_PATH=large, MODEL_DIR=pruned, HEAD=1, TAIL=1)
   questions(options.test, folder / 'questions.jsonl', HELD_OUT)
-  drafter(folder, questions(options.train, folder / 'train.jsonl', QUESTIONS))
+  drafter(folder, questions(options.train, folder / 'train.jsonl', QUESTIONS), options.seed)
   for name in ('small', 'large'):
     directory = folder / 'exported' / name
     command('export', directory, CHECKPOINT_PATH=folder / name, OUTPUT_DIR=directory)
-  settings = {'questions': QUESTIONS, 'steps': STEPS, 'batch': BATCH}
+  settings = {'questions': QUESTIONS, 'steps': STEPS, 'batch': BATCH, 'seed': options.seed}
   bars.report('A drafter of SmolLM2', acceptance(folder), options.output, settings)
 
 
