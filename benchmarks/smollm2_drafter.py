@@ -88,7 +88,8 @@ def drafter(folder: pathlib.Path, path: str, seed: int) -> None:
     records_dir=str(folder / 'records'),
   )
   large, answers = str(folder / 'large'), str(folder / 'answers')
-  infer.infer(Checkpoint(large), infer.Output(answers), data=data, splits=('train',))
+  if not (folder / 'answers').is_symlink():
+    infer.infer(Checkpoint(large), infer.Output(answers), data=data, splits=('train',))
   sources = AnswerSources(fixed_fraction=0, on_policy_fraction=0, large_answers=answers)
   train.train(
     str(folder / 'small'),
