@@ -8,9 +8,10 @@
 Writes TEACHER_CACHE/<task>/<split>/ (see `teacher_cache`), for every epoch, loss and seed. Without
 TOP_K it holds the first choice for each target token, enough for cat_xent; with TOP_K=16 the 16
 largest log-probabilities, for dist and cat_dist too, whose difference from the large model itself
-`teachers.TopK` bounds. With REFERENCE_CHECKPOINT_PATH it also holds the divergence of a reference
-model, for adaspec. Rerunning the same command writes the shards that are missing, and several that
-run at once divide them.
+`teachers.TopK` bounds; with TAIL_SAMPLES=8 also samples of the others, without a difference on
+average. With REFERENCE_CHECKPOINT_PATH it also holds the divergence of a reference model, for
+adaspec. Rerunning the same command writes the shards that are missing, and several that run at once
+divide them.
 """
 
 from __future__ import annotations
@@ -52,19 +53,26 @@ class Answers:
       one byte each, with ids of two bytes if they fit.
     vocab_size: Number of leading logits to choose among, if the small model has fewer entries.
     reference: Run directory of a reference model, whose divergence from the large one is stored.
+    tail_samples: Number of samples of the tokens beyond `top_k`, stored with their
+      log-probabilities; None for none.
   """
 
   top_k: int | None = None
   dtype: str = 'float16'
   vocab_size: int | None = None
   reference: str | None = None
+  tail_samples: int | None = None
 
   def __post_init__(self) -> None:
-    ranges.check({'VOCAB_SIZE': self.vocab_size}, least=1, integer=True)
-    if self.reference and self.top_k is None:
+    sizes = {'VOCAB_SIZE': self.vocab_size, 'TAIL_SAMPLES': self.tail_samples}
+    ranges.check(sizes, least=1, integer=True)
+    asked = {
+      'REFERENCE_CHECKPOINT_PATH asks for the divergence of a reference model': self.reference,
+      'TAIL_SAMPLES asks for samples beyond the first choices': self.tail_samples,
+    }
+    for what in (what for what, given in asked.items() if given and self.top_k is None):
       raise ValueError(
-        'REFERENCE_CHECKPOINT_PATH asks for the divergence of a reference model, and TOP_K=None '
-        'stores first choices alone: set TOP_K, such as TOP_K=16.'
+        f'{what}, and TOP_K=None stores first choices alone: set TOP_K, such as TOP_K=16.'
       )
 
   def entries(self, available: int) -> int:
@@ -73,6 +81,11 @@ class Answers:
     if self.top_k is not None and not 1 <= self.top_k <= entries:
       raise ValueError(
         f'TOP_K is {self.top_k}; it must be from 1 to {entries}, or None for first choices alone.'
+      )
+    if self.tail_samples and self.top_k == entries:
+      raise ValueError(
+        f'TOP_K={entries} stores all entries, and TAIL_SAMPLES={self.tail_samples} asks for '
+        'samples of others: set TAIL_SAMPLES=None, or a smaller TOP_K.'
       )
     return entries
 
@@ -127,6 +140,7 @@ def cache_teacher(
       'dtype': answers.dtype,
       'shard_rows': shard_rows,
       'reference_identity': reference and _identity(reference),
+      'tail_samples': answers.tail_samples,
     }
     encoding = AnswerFormat.of(settings)
     read = _reader([model, reference] if reference else [model], encoding, entries)
@@ -201,24 +215,26 @@ def _reference(
 
 def _reader(
   models: Sequence[trained_model.TrainedModel], encoding: AnswerFormat, vocab_size: int
-) -> Callable[[Batch], Any]:
+) -> Callable[[Batch, np.ndarray], Any]:
   """A function that computes the answers to a batch, [B, T, ...], on every process.
 
-  The first model answers; a second one is the reference.
+  It is given the numbers of the rows, from which samples are drawn. The first model answers; a
+  second one is the reference.
   """
 
   @jax.jit
-  def read(params: Sequence[Params], batch: Batch) -> Any:
+  def read(params: Sequence[Params], batch: Batch, rows: jax.Array) -> Any:
     merged = [nnx.merge(model.graph, own) for model, own in zip(models, params, strict=True)]
     hidden = [model.hidden(batch) for model in merged]
     axes = partitioning.block_axes(len(hidden[0]), jax.tree.leaves(merged[0].table)[0].shape)
 
-    def answer(tables: Sequence[Any], hidden: Sequence[jax.Array]) -> Any:
+    def answer(tables: Sequence[Any], tokens: tuple[Sequence[jax.Array], jax.Array]) -> Any:
+      hidden, offsets = tokens
       logits = [
         model.readout(x, table)[..., :vocab_size]
         for model, x, table in zip(merged, hidden, tables, strict=True)
       ]
-      answers = encoding.reduce(logits[0])
+      answers = encoding.reduce(logits[0], offsets)
       if isinstance(answers, Top1) or not encoding.reference:
         return answers
       unused = jnp.zeros(logits[1].shape[:-1], int)
@@ -227,14 +243,20 @@ def _reader(
     return blocks.map_blocks(
       answer,
       [model.table for model in merged],
-      hidden,
+      (hidden, _offsets(rows, batch.targets.shape[1])),
       batch.weights > 0,
       length=blocks.default_length(len(batch.targets), vocab_size, axes),
       axes=axes,
     )
 
   params = [model.params for model in models]
-  return lambda batch: partitioning.fetch(read(params, partitioning.place_whole(batch)))
+  return lambda *rows: partitioning.fetch(read(params, *partitioning.place_whole(rows)))
+
+
+def _offsets(rows: jax.Array, length: int) -> jax.Array:
+  """A uniform number [B, T] for each token, whatever batch its row is in."""
+  draw = lambda row: jax.random.uniform(jax.random.fold_in(jax.random.key(0), row), (length,))
+  return jax.vmap(draw)(rows)
 
 
 def _answered(
@@ -243,13 +265,14 @@ def _answered(
   rows: range,
   *,
   batch_size: int,
-  answers: Callable[[Batch], Any],
+  answers: Callable[[Batch, np.ndarray], Any],
   profiler: profiling.Profiler,
 ) -> Iterator[tuple[int, Any]]:
   """Yield the number of rows of each batch, and the answers to all their target tokens."""
   for count, batch in enumerate(corpus.ordered(records, rows, batch_size=batch_size), 1):
+    first = rows.start + (count - 1) * batch_size
     with profiler.step(count):
-      columns = answers(batch)
+      columns = answers(batch, first + np.arange(len(batch.targets), dtype=np.int32))
     targets = np.asarray(batch.weights) > 0
     tokens = jax.tree.map(lambda column, targets=targets: np.asarray(column)[targets], columns)
     yield min(batch_size, len(rows) - (count - 1) * batch_size), tokens

@@ -14,6 +14,17 @@ All are in nats, nonnegative, and 0 if and only if P = Q. They are computed over
 together, which makes every divergence a lower bound of itself. With several teachers they are
 averaged. Teachers get no gradient, and 0 log 0 = 0.
 
+Where a `TopK` holds samples of the others, forward KL and total variation are estimated without
+bias, each by a mean whose terms are never negative. With R the outcome of all others, and
+r = Q(v | R) / P(v | R) of a sample v,
+
+    forward KL            KL over outcomes + P(R) mean(r - 1 - log r)
+    total variation       sum_{v not in R} max(0, P - Q) + P(R) mean(max(0, 1 - Q(v) / P(v)))
+
+The mean of r is 1, so that r - 1 takes nothing from the first and keeps it from falling below 0;
+its gradient vanishes at P = Q for every sample. Terms with Q log Q or a mixture would grow with r
+without bound, so that the other divergences leave the samples alone.
+
 Zhou et al. 2024, DistillSpec, https://arxiv.org/abs/2310.08461 (the first four); Ko et al. 2024,
 DistiLLM, https://arxiv.org/abs/2402.03898 (the skew ones). No distillation temperature.
 """
@@ -42,7 +53,14 @@ def forward_kl(
   `losses.distillation` minus the entropy of P, which has no gradient.
   """
   del targets
-  return _average(lambda p, q: _kl(p, q), small, teachers)
+
+  def divergence(p: Array, q: Array, ratios: Array | None) -> Array:
+    if ratios is None:
+      return _kl(p, q)
+    log_r = ratios - (q - p)[..., -1:]
+    return _kl(p, q) + jnp.exp(p[..., -1]) * jnp.mean(jnp.expm1(log_r) - log_r, axis=-1)
+
+  return _average(divergence, small, teachers)
 
 
 def reverse_kl(
@@ -50,7 +68,7 @@ def reverse_kl(
 ) -> Float[Array, '*n']:
   """`KL(Q || P) = sum_v Q(v) log(Q(v) / P(v))`."""
   del targets
-  return _average(lambda p, q: _kl(q, p), small, teachers)
+  return _average(lambda p, q, _: _kl(q, p), small, teachers)
 
 
 def jensen_shannon(
@@ -71,7 +89,7 @@ def jensen_shannon(
   del targets
   _check(beta, 'beta of the Jensen-Shannon divergence')
 
-  def divergence(p: Array, q: Array) -> Array:
+  def divergence(p: Array, q: Array, _: Array | None) -> Array:
     m = _mix(p, q, beta)
     return beta * _kl(p, m) + (1 - beta) * _kl(q, m)
 
@@ -86,9 +104,14 @@ def total_variation(
   Its gradient vanishes where Q does, whatever P is.
   """
   del targets
-  return _average(
-    lambda p, q: jnp.sum(jax.nn.relu(jnp.exp(q) - jnp.exp(p)), axis=-1), small, teachers
-  )
+
+  def divergence(p: Array, q: Array, ratios: Array | None) -> Array:
+    if ratios is None:
+      return jnp.sum(jax.nn.relu(jnp.exp(q) - jnp.exp(p)), axis=-1)
+    of_choices = jnp.sum(jax.nn.relu(jnp.exp(p) - jnp.exp(q))[..., :-1], axis=-1)
+    return of_choices + jnp.exp(p[..., -1]) * jnp.mean(jax.nn.relu(-jnp.expm1(ratios)), axis=-1)
+
+  return _average(divergence, small, teachers)
 
 
 def skew_forward_kl(
@@ -105,7 +128,7 @@ def skew_forward_kl(
   """
   del targets
   _check(alpha, 'alpha of the skew forward KL')
-  return _average(lambda p, q: _kl(p, _mix(p, q, alpha)), small, teachers)
+  return _average(lambda p, q, _: _kl(p, _mix(p, q, alpha)), small, teachers)
 
 
 def skew_reverse_kl(
@@ -122,7 +145,7 @@ def skew_reverse_kl(
   """
   del targets
   _check(alpha, 'alpha of the skew reverse KL')
-  return _average(lambda p, q: _kl(q, _mix(q, p, alpha)), small, teachers)
+  return _average(lambda p, q, _: _kl(q, _mix(q, p, alpha)), small, teachers)
 
 
 def kl_to_uniform(
@@ -152,14 +175,19 @@ def excess(
 
 
 def _average(
-  divergence: Callable[[Float[Array, '*n O'], Float[Array, '*n O']], Float[Array, '*n']],
+  divergence: Callable[[Array, Array, Array | None], Float[Array, '*n']],
   small: Float[Array, '*n V'],
   teachers: Teachers,
 ) -> Float[Array, '*n']:
-  """Mean over teachers of `divergence(log P, log Q)`, each over the outcomes of its teacher."""
-  logprobs = jax.nn.log_softmax(small)
-  pairs = (teacher.outcomes(logprobs) for teacher in required(teachers))
-  each = [divergence(jnp.maximum(p, LEAST), jnp.maximum(q, LEAST)) for p, q in pairs]
+  """Mean over teachers of `divergence(log P, log Q, log(Q / P) of samples or None)`.
+
+  P and Q are over the outcomes of each teacher.
+  """
+  logprobs = jnp.maximum(jax.nn.log_softmax(small), LEAST)
+  each = []
+  for teacher in required(teachers):
+    p, q = teacher.outcomes(logprobs)
+    each.append(divergence(jnp.maximum(p, LEAST), q, teacher.sampled_ratios(logprobs)))
   return functools.reduce(jnp.add, each) / len(each)
 
 

@@ -7,6 +7,7 @@ asks for no more.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -74,6 +75,14 @@ class Teacher(Protocol):
     """
     ...
 
+  def sampled_ratios(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n m'] | None:
+    """`log(p_S / p_L)` of m entries of the last outcome, drawn from p_L; None without samples.
+
+    For any function f, the mean of `f` of them times the last outcome's p_L estimates
+    `sum_v p_L(v) f(log(p_S(v) / p_L(v)))` over its entries v, without bias.
+    """
+    ...
+
   def tempered(self, rho: float, vocab_size: int) -> Teacher:
     """The teacher with the probabilities `p_L^rho / sum p_L^rho` of `vocab_size` entries."""
     ...
@@ -110,6 +119,9 @@ class Logits(NamedTuple):
     self, small_logprobs: Float[Array, '*n V']
   ) -> tuple[Float[Array, '*n V'], Float[Array, '*n V']]:
     return self.logprobs(), small_logprobs
+
+  def sampled_ratios(self, small_logprobs: Float[Array, '*n V']) -> None:
+    del small_logprobs  # every entry is an outcome of its own
 
   def tempered(self, rho: float, vocab_size: int) -> Logits:
     del vocab_size
@@ -154,6 +166,9 @@ class Top1(NamedTuple):
     del small_logprobs
     raise TeacherError(_FIRST_CHOICES_ONLY)
 
+  def sampled_ratios(self, small_logprobs: Float[Array, '*n V']) -> None:
+    del small_logprobs
+
   def logprobs(self) -> Float[Array, '*n V']:
     raise TeacherError(
       "this loss needs the large model's distribution, and the teacher holds first choices only "
@@ -195,12 +210,19 @@ class TopK(NamedTuple):
   with the binary entropy H in nats: t KL(P' || Q') and s KL(Q' || P') are what the KLs lose, of the
   distributions P' and Q' within the others. The gradient of the forward KL spreads t as the small
   model does, and differs by at most 2 t, summed over the vocabulary.
+
+  With m samples of the others, drawn from p_L, cross-entropy, forward KL and total variation are
+  those of the whole distributions in expectation, values and gradients: the mean over samples
+  takes the place of what is lost. Single tokens then lie above or below; they are still 0 or more
+  (`divergences`). Anshumann et al. 2025, https://arxiv.org/abs/2503.16870.
   """
 
   ids: Int[Array, '*n k']  # most likely first, lowest id first among equals
   top_logprobs: Float[Array, '*n k']
   tail: Float[Array, '*n']
   reference: Float[Array, '*n'] | None = None  # KL(p_L || p_R) over the k + 1 outcomes
+  sample_ids: Int[Array, '*n m'] | None = None
+  sample_logprobs: Float[Array, '*n m'] | None = None
 
   def top1(self) -> Int[Array, '*n']:
     return self.ids[..., 0]
@@ -216,9 +238,12 @@ class TopK(NamedTuple):
   def cross_entropy(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n']:
     mass = jax.lax.stop_gradient(jnp.exp(self.top_logprobs.astype(jnp.float32)))
     of_ids = jnp.take_along_axis(small_logprobs, self.ids, axis=-1)
-    of_others = jnp.sum(small_logprobs, axis=-1) - jnp.sum(of_ids, axis=-1)
-    count = max(small_logprobs.shape[-1] - self.ids.shape[-1], 1)  # if k = V, of no mass
-    return -jnp.sum(mass * of_ids, axis=-1) - jax.lax.stop_gradient(self.tail) / count * of_others
+    if self.sample_ids is None:
+      count = max(small_logprobs.shape[-1] - self.ids.shape[-1], 1)  # if k = V, of no mass
+      of_others = (jnp.sum(small_logprobs, axis=-1) - jnp.sum(of_ids, axis=-1)) / count
+    else:
+      of_others = jnp.mean(jnp.take_along_axis(small_logprobs, self.sample_ids, axis=-1), axis=-1)
+    return -jnp.sum(mass * of_ids, axis=-1) - jax.lax.stop_gradient(self.tail) * of_others
 
   def outcomes(
     self, small_logprobs: Float[Array, '*n V']
@@ -233,6 +258,12 @@ class TopK(NamedTuple):
       large = _append(large, jnp.log(jnp.maximum(self.tail, jnp.finfo(jnp.float32).tiny)))
     return jax.lax.stop_gradient(jax.nn.log_softmax(large)), small
 
+  def sampled_ratios(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n m'] | None:
+    if self.sample_ids is None or self.sample_logprobs is None:
+      return None
+    large = jax.lax.stop_gradient(self.sample_logprobs.astype(jnp.float32))
+    return jnp.take_along_axis(small_logprobs, self.sample_ids, axis=-1) - large
+
   def logprobs(self) -> Float[Array, '*n V']:
     raise TeacherError(
       "this loss needs the large model's distribution, and the teacher holds the first "
@@ -241,12 +272,17 @@ class TopK(NamedTuple):
     )
 
   def tempered(self, rho: float, vocab_size: int) -> TopK:
-    """Tempers the distribution whose tail is spread evenly over the V - k others."""
+    """Tempers the distribution whose tail is spread evenly over the V - k others.
+
+    Samples are of p_L and not of its power, and are kept with rho = 1 alone.
+    """
+    if rho == 1:
+      return self
     top = rho * self.top_logprobs.astype(jnp.float32)
     count = max(vocab_size - self.ids.shape[-1], 1)  # if k = V, of no mass
     tail = jnp.log(count) + rho * (jnp.log(self.tail) - jnp.log(count))
     total = jnp.logaddexp(jax.nn.logsumexp(top, axis=-1), tail)
-    return self._replace(top_logprobs=top - total[..., None], tail=jnp.exp(tail - total))
+    return TopK(self.ids, top - total[..., None], jnp.exp(tail - total), self.reference)
 
 
 def _among(ids: Int[Array, '*n K'], tokens: Int[Array, '*n'], k: int) -> Bool[Array, '*n']:
@@ -267,10 +303,18 @@ def to_top1(logits: Float[Array, '*n V']) -> Top1:
   return Top1(Logits(logits).top1().astype(jnp.int32))
 
 
-def to_top_k(logits: Float[Array, '*n V'], *, k: int, dtype: str = 'float32') -> TopK:
+def to_top_k(
+  logits: Float[Array, '*n V'],
+  *,
+  k: int,
+  dtype: str = 'float32',
+  samples: int = 0,
+  offsets: Float[Array, '*n'] | None = None,
+) -> TopK:
   """Reduces logits to the k first choices and the mass of the others, enough for distillation.
 
-  Log-probabilities are rounded to `dtype`.
+  Log-probabilities are rounded to `dtype`. Of the others a number of `samples` is drawn too, by
+  `offsets`, uniform numbers in [0, 1).
   """
   logits = logits.astype(jnp.float32)
   top, ids = jax.lax.top_k(logits, k)
@@ -278,7 +322,27 @@ def to_top_k(logits: Float[Array, '*n V'], *, k: int, dtype: str = 'float32') ->
   # Not 1 - sum(top): of a confident model nothing but rounding errors would be left.
   others = jnp.put_along_axis(logits, ids, -jnp.inf, axis=-1, inplace=False)
   tail = jnp.exp(jax.nn.logsumexp(others, axis=-1) - total)
-  return TopK(ids.astype(jnp.int32), (top - total[..., None]).astype(dtype), tail)
+  answer = TopK(ids.astype(jnp.int32), (top - total[..., None]).astype(dtype), tail)
+  if not samples:
+    return answer
+  assert offsets is not None, 'samples need offsets'
+  drawn = _draw(others, samples, offsets)
+  logprobs = jnp.take_along_axis(logits, drawn, axis=-1) - total[..., None]
+  return answer._replace(sample_ids=drawn, sample_logprobs=logprobs.astype(dtype))
+
+
+def _draw(
+  logits: Float[Array, '*n V'], count: int, offsets: Float[Array, '*n']
+) -> Int[Array, '*n m']:
+  """Tokens at `count` equal distances of the cumulated probability, from an offset of the first."""
+  cumulated = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+  points = (jnp.arange(count) + offsets[..., None]) / count
+  search = functools.partial(jnp.searchsorted, side='right')
+  drawn = jnp.vectorize(search, signature='(v),(m)->(m)')(cumulated, points * cumulated[..., -1:])
+  drawn = jnp.minimum(drawn, logits.shape[-1] - 1).astype(jnp.int32)
+  # Sums are rounded, so that the point of a token may lie beside it, at one that cannot be drawn.
+  possible = jnp.take_along_axis(logits, drawn, axis=-1) > -jnp.inf
+  return jnp.where(possible, drawn, jnp.argmax(logits, axis=-1, keepdims=True).astype(jnp.int32))
 
 
 TeacherLike: TypeAlias = Teacher | Float[Array, '*n V']

@@ -98,6 +98,7 @@ CONFIGS: dict[str, tuple[type, dict[str, str]]] = {
   }),
   'answers': (cache_teacher_program.Answers, {
     'top_k': 'top_k', 'dtype': 'dtype', 'vocab_size': 'vocab_size', 'reference': 'reference',
+    'tail_samples': 'tail_samples',
   }),
   'output': (inference.Output, {
     'infer_output_dir': 'directory', 'shard_rows': 'shard_rows', 'overwrite': 'overwrite',

@@ -17,6 +17,7 @@ from cascades.teachers import Top1, TopK
 # to -15.9: the steps are finest where the probability is large.
 _STORED: Mapping[str, str] = {'float32': '<f4', 'float16': '<f2', 'bfloat16': '<u2', 'uint8': '<u1'}
 _STEPS = 64
+_IDS, _LOGPROBS = {'ids', 'sample_ids'}, {'top_logprobs', 'sample_logprobs'}
 
 
 class AnswerFormat(NamedTuple):
@@ -28,20 +29,22 @@ class AnswerFormat(NamedTuple):
     dtype: the type of stored log-probabilities.
     short_ids: whether an id takes two bytes.
     reference: whether the divergence of a reference model is stored too.
+    samples: the number of others that are stored, with their log-probabilities, as samples.
   """
 
   top_k: int | None = None
   dtype: str = 'float16'
   short_ids: bool = False
   reference: bool = False
+  samples: int = 0
 
   @classmethod
   def of(cls, manifest: Mapping[str, Any]) -> AnswerFormat:
     """The format that a manifest describes: in one byte per log-probability ids are short too."""
     short = manifest['dtype'] == 'uint8' and manifest['vocab_size'] <= 1 << 16
-    return cls(
-      manifest['top_k'], manifest['dtype'], short, manifest.get('reference_identity') is not None
-    )
+    reference = manifest.get('reference_identity') is not None
+    samples = manifest.get('tail_samples') or 0
+    return cls(manifest['top_k'], manifest['dtype'], short, reference, samples)
 
   @property
   def record(self) -> np.dtype[Any]:
@@ -52,29 +55,35 @@ class AnswerFormat(NamedTuple):
       raise ValueError(
         f'log-probabilities cannot be stored as {self.dtype!r}: choose one of {", ".join(_STORED)}.'
       )
-    k = (self.top_k,)
+    k, m = (self.top_k,), (self.samples,)
+    ids, logprobs = '<u2' if self.short_ids else '<i4', _STORED[self.dtype]
     return np.dtype([
-      ('ids', '<u2' if self.short_ids else '<i4', k),
-      ('top_logprobs', _STORED[self.dtype], k),
+      ('ids', ids, k),
+      ('top_logprobs', logprobs, k),
       ('tail', '<f4'),
       *([('reference', '<f4')] if self.reference else []),
+      *([('sample_ids', ids, m), ('sample_logprobs', logprobs, m)] if self.samples else []),
     ])  # fmt: skip
 
-  def reduce(self, logits: Float[jax.Array, '*n V']) -> Top1 | TopK:
-    """Reduces the large model's logits to the answers that are stored."""
+  def reduce(
+    self, logits: Float[jax.Array, '*n V'], offsets: Float[jax.Array, '*n'] | None = None
+  ) -> Top1 | TopK:
+    """Reduces the large model's logits to the answers that are stored; samples need offsets."""
     if self.top_k is None:
       return teachers.to_top1(logits)
     dtype = 'float32' if self.dtype == 'uint8' else self.dtype
-    return teachers.to_top_k(logits, k=self.top_k, dtype=dtype)
+    return teachers.to_top_k(
+      logits, k=self.top_k, dtype=dtype, samples=self.samples, offsets=offsets
+    )
 
   def pack(self, answers: Top1 | TopK) -> np.ndarray:
     """Converts the answers to n tokens into n records."""
     records = np.zeros(len(answers.ids), self.record)
     for name in self.record.names or ():
       column = np.asarray(getattr(answers, name))
-      if name == 'ids':
+      if name in _IDS:
         records[name] = column
-      elif name == 'top_logprobs' and self.dtype == 'uint8':
+      elif name in _LOGPROBS and self.dtype == 'uint8':
         records[name] = np.minimum(np.rint(_STEPS * np.sqrt(np.maximum(-column, 0))), 255)
       else:
         records[name] = column.view(self.record[name].base)
@@ -85,15 +94,14 @@ class AnswerFormat(NamedTuple):
     columns: dict[str, Any] = {  # Any: teachers declare JAX's arrays
       name: np.ascontiguousarray(records[name]) for name in self.record.names or ()
     }
-    ids = columns['ids'].astype(np.int32, copy=False)
-    if self.top_k is None:
-      return Top1(ids)
-    logprobs = columns['top_logprobs']
-    if self.dtype == 'uint8':
-      logprobs = np.float32(-1) * (logprobs.astype(np.float32) / _STEPS) ** 2
-    else:
-      logprobs = logprobs.view(jnp.dtype(self.dtype))
-    return TopK(ids, logprobs, columns['tail'], columns.get('reference'))
+    for name in columns.keys() & _IDS:
+      columns[name] = columns[name].astype(np.int32, copy=False)
+    for name in columns.keys() & _LOGPROBS:
+      if self.dtype == 'uint8':
+        columns[name] = np.float32(-1) * (columns[name].astype(np.float32) / _STEPS) ** 2
+      else:
+        columns[name] = columns[name].view(jnp.dtype(self.dtype))
+    return Top1(**columns) if self.top_k is None else TopK(**columns)
 
   def abstract(self, tokens: int) -> Any:
     """Shapes and types of the answers to a number of tokens."""

@@ -26,7 +26,9 @@ from cascades.types import Vocabulary
 
 log = logging.getLogger(__name__)
 
-_PRODUCER = ('checkpoint_identity', 'vocab_size', 'top_k', 'dtype', 'reference_identity')
+_PRODUCER = (
+  *('checkpoint_identity', 'vocab_size', 'top_k', 'dtype', 'reference_identity', 'tail_samples'),
+)
 
 
 class TeacherCache(NamedTuple):

@@ -344,9 +344,10 @@ def _answers(path: str, corpus: Corpus) -> str:
     for task in corpus.tasks
   ]
   names = ('checkpoint_identity', 'vocab_size', 'top_k', 'dtype', 'weights', 'precision')
-  return described.digest(
-    json.dumps([[manifest.get(name) for name in names] for manifest in manifests])
-  )
+  values = [[manifest.get(name) for name in names] for manifest in manifests]
+  if any(samples := [manifest.get('tail_samples') for manifest in manifests]):
+    values.append(samples)  # caches without samples keep the digest of before there were any
+  return described.digest(json.dumps(values))
 
 
 def _table(path: str, corpus: Corpus) -> str:
