@@ -5,10 +5,11 @@
 
 A decoder reads the text; its students are the same model without some of its layers, from near to
 far. Models of the demo read validation words. `--students` are trained ones. Of the forward KL of
-each student, the error of its value and of its gradient to the logits (L1 norm, mean over tokens):
-of caches, over their choices and all others as one, and of the two common ways to train on the 32
-largest probabilities alone: as they are (truncated), and scaled to add up to 1 (renormalized), 192
-bytes with ids of 4 bytes and bfloat16.
+each student, the errors of its value and of its gradient to the logits: of each token (mean over
+tokens, L1 norm of gradients), and of all tokens together, as a share of the exact value and of the
+L1 norm of the exact gradient. Of caches, over their choices and all others as one or with samples
+of those, and of the two common ways to train on the 32 largest probabilities alone: as they are
+(truncated), and scaled to add up to 1 (renormalized), 192 bytes with ids of 4 bytes and bfloat16.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ from cascades.training.answer_format import AnswerFormat
 from cascades.types import Batch
 
 LENGTH = 256
-MOST_BYTES, BARRED = 114, 'top 36, uint8'
+MOST_BYTES = 114
+# By value: what samples are for. By gradient of a token: sampled ones are right on average only.
+BARRED = {'value': 'top 28 and 8 samples, uint8', 'gradient': 'top 36, uint8'}
 WORDS = 256  # of the demo's task
 MIDDLE = (3, 9, 12, 15, 18, 21, 24, 27)  # layers that students lack
 CACHES = {
   'top 18, float16': AnswerFormat(18, 'float16'),
   'top 36, uint8': AnswerFormat(36, 'uint8', short_ids=True),
+  'top 28 and 8 samples, uint8': AnswerFormat(28, 'uint8', short_ids=True, samples=8),
 }
 
 
@@ -86,31 +90,46 @@ def student_logits(large: trained_model.TrainedModel, batch: Batch, dropped: lis
 
 
 @jax.jit
-def errors(small: jax.Array, large: jax.Array, teacher: Any) -> tuple[jax.Array, jax.Array]:
-  """Mean error of the value and of the gradient, over tokens."""
+def errors(small: jax.Array, large: jax.Array, teacher: Any) -> dict[str, jax.Array]:
+  """Errors of the value and of the gradient of each token, and sums over tokens."""
   unused = jnp.zeros(len(small), int)
   exact = lambda x: divergences.forward_kl(x, (Logits(large),), unused)
   if isinstance(teacher, Plain):
     approximate = teacher.divergence
   else:
     approximate = lambda x: divergences.forward_kl(x, (teacher,), unused)
-  value = jnp.abs(exact(small) - approximate(small))
+  values = [f(small) for f in (exact, approximate)]
   slopes = [jax.grad(lambda x: f(x).sum())(small) for f in (exact, approximate)]  # noqa: B023
-  return value.mean(), jnp.abs(slopes[0] - slopes[1]).sum(-1).mean()
+  return {
+    'value': jnp.abs(values[1] - values[0]).sum(),
+    'gradient': jnp.abs(slopes[1] - slopes[0]).sum(),
+    'of values': jnp.stack([v.sum() for v in values]),
+    'of gradients': jnp.stack([s.sum(0) for s in slopes]),
+  }
 
 
-def in_chunks(small: jax.Array, large: jax.Array, teacher: Any) -> np.ndarray:
-  """`errors`, of a few tokens at a time."""
+def in_chunks(small: jax.Array, large: jax.Array, teacher: Any) -> dict[str, float]:
+  """Mean errors over tokens, and relative ones of all together, a few tokens at a time."""
   cut = [slice(begin, begin + LENGTH) for begin in range(0, len(small), LENGTH)]
   each = [errors(*jax.tree.map(lambda x: x[rows], (small, large, teacher))) for rows in cut]  # noqa: B023
-  return np.mean(each, axis=0)
+  sums = {name: np.sum([one[name] for one in each], axis=0) for name in each[0]}
+  relative = lambda sum_: np.abs(sum_[1] - sum_[0]).sum() / np.abs(sum_[0]).sum()
+  return {
+    'value': sums['value'] / len(small),
+    'gradient': sums['gradient'] / len(small),
+    'value of all': relative(sums['of values']),
+    'gradient of all': relative(sums['of gradients']),
+  }
 
 
 def answers(large: jax.Array) -> dict[str, Any]:
   """Outputs of the large model as each way keeps them, after a trip through its records."""
+  offsets = jax.random.uniform(jax.random.key(0), (len(large),))
   top = teachers.to_top_k(large, k=32, dtype='bfloat16')
   logprobs = top.top_logprobs.astype(jnp.float32)
-  caches = {name: form.unpack(form.pack(form.reduce(large))) for name, form in CACHES.items()}
+  caches = {
+    name: form.unpack(form.pack(form.reduce(large, offsets))) for name, form in CACHES.items()
+  }
   return {
     'plain top 32, truncated': Plain(top.ids, logprobs),
     'plain top 32, renormalized': Plain(top.ids, jax.nn.log_softmax(logprobs)),
@@ -138,17 +157,18 @@ def word_batch(model: trained_model.TrainedModel) -> Batch:
 
 
 def compared(
-  student: str, small: jax.Array, large: jax.Array, answered: Mapping[str, Any], *, by_value: bool
+  student: str, small: jax.Array, large: jax.Array, answered: Mapping[str, Any]
 ) -> Iterator[Measured]:
   """Errors of each way for a student; the bar is the smaller error of the first choices alone."""
   kl = divergences.forward_kl(small, (Logits(large),), jnp.zeros(len(small), int)).mean()
   by_way = {name: in_chunks(small, large, teacher) for name, teacher in answered.items()}
-  plain = np.minimum(*(by_way[name] for name in answered if name.startswith('plain')))
-  for name, (value, gradient) in by_way.items():
-    bars_of = plain.tolist() if name == BARRED else (None, None)
-    what = f'{student} (KL {kl:.2f}), {name}'
-    yield Measured(f'{what}: value', float(value), 'nats', at_most=bars_of[0] if by_value else None)
-    yield Measured(f'{what}: gradient', float(gradient), '', at_most=bars_of[1])
+  plain = [own for name, own in by_way.items() if name.startswith('plain')]
+  for name, own in by_way.items():
+    for error, value in own.items():
+      bar = min(each[error] for each in plain) if BARRED.get(error) == name else None
+      unit = 'nats' if error == 'value' else ''
+      what = f'{student} (KL {kl:.2f}), {name}: {error}'
+      yield Measured(what, float(value), unit, at_most=bar)
 
 
 def main() -> None:
@@ -174,11 +194,11 @@ def main() -> None:
     answered = answers(large)
     for path in options.students or ():
       small = logits_of(load(str(path)), batch)
-      measured += compared(path.name, small, large, answered, by_value=True)
+      measured += compared(path.name, small, large, answered)
     for count in () if options.students else (1, 2, 4, 8):
       dropped = sorted(MIDDLE[-count:] if count > 1 else [14])
       small = student_logits(model, batch, dropped)
-      measured += compared(f'{count} layers less', small, large, answered, by_value=False)
+      measured += compared(f'{count} layers less', small, large, answered)
   title = 'Errors of the forward KL from a teacher cache'
   bars.report(title, measured, options.output, vars(options))
 
