@@ -40,14 +40,15 @@ from cascades.types import Batch
 
 LENGTH = 256
 MOST_BYTES = 114
+CHOICES, SAMPLED = 'top 36, uint8', 'top 28 and 8 samples, uint8'
 # By value: what samples are for. By gradient of a token: sampled ones are right on average only.
-BARRED = {'value': 'top 28 and 8 samples, uint8', 'gradient': 'top 36, uint8'}
+BARRED = {'value': SAMPLED, 'value of all': SAMPLED, 'gradient': CHOICES}
 WORDS = 256  # of the demo's task
 MIDDLE = (3, 9, 12, 15, 18, 21, 24, 27)  # layers that students lack
 CACHES = {
   'top 18, float16': AnswerFormat(18, 'float16'),
-  'top 36, uint8': AnswerFormat(36, 'uint8', short_ids=True),
-  'top 28 and 8 samples, uint8': AnswerFormat(28, 'uint8', short_ids=True, samples=8),
+  CHOICES: AnswerFormat(36, 'uint8', short_ids=True),
+  SAMPLED: AnswerFormat(28, 'uint8', short_ids=True, samples=8),
 }
 
 

@@ -186,7 +186,8 @@ def _write_manifest(
   """Write the manifest and the vocabulary; raise if other ones exist and are to be kept."""
   # The same checkpoint in another directory is the same model.
   compared = {name: value for name, value in identity.items() if name != 'checkpoint'}
-  notes = {'tail': teacher_cache.TAIL, 'checkpoint': identity['checkpoint'], **provenance}
+  tail = teacher_cache.SAMPLED_TAIL if identity['tail_samples'] else teacher_cache.TAIL
+  notes = {'tail': tail, 'checkpoint': identity['checkpoint'], **provenance}
   first = jax.process_index() == 0
   teacher_cache.begin(location, compared, notes, write=first, overwrite=overwrite)
   if first:
@@ -238,7 +239,8 @@ def _reader(
       if isinstance(answers, Top1) or not encoding.reference:
         return answers
       unused = jnp.zeros(logits[1].shape[:-1], int)
-      return answers._replace(reference=divergences.forward_kl(logits[1], (answers,), unused))
+      outcomes = answers._replace(sample_ids=None, sample_logprobs=None)
+      return answers._replace(reference=divergences.forward_kl(logits[1], (outcomes,), unused))
 
     return blocks.map_blocks(
       answer,

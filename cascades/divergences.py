@@ -14,16 +14,16 @@ All are in nats, nonnegative, and 0 if and only if P = Q. They are computed over
 together, which makes every divergence a lower bound of itself. With several teachers they are
 averaged. Teachers get no gradient, and 0 log 0 = 0.
 
-Where a `TopK` holds samples of the others, forward KL and total variation are estimated without
-bias, each by a mean whose terms are never negative. With R the outcome of all others, and
-r = Q(v | R) / P(v | R) of a sample v,
+Where a `TopK` holds samples of the others, two of them are no bounds, but unbiased. With R the
+outcome of all others, and r = Q(v) / P(v) of a sample v,
 
-    forward KL            KL over outcomes + P(R) mean(r - 1 - log r)
-    total variation       sum_{v not in R} max(0, P - Q) + P(R) mean(max(0, 1 - Q(v) / P(v)))
+    forward KL            sum_{v not in R} P log(P / Q) - P(R) mean(log r)
+    total variation       sum_{v not in R} max(0, P - Q) + P(R) mean(max(0, 1 - r))
 
-The mean of r is 1, so that r - 1 takes nothing from the first and keeps it from falling below 0;
-its gradient vanishes at P = Q for every sample. Terms with Q log Q or a mixture would grow with r
-without bound, so that the other divergences leave the samples alone.
+The first may be negative for a token, where P and Q are nearly equal, and never is on average; its
+gradient is off by at most 2 P(R), summed over the vocabulary. Adding r - 1, whose mean is known,
+would keep it from falling below 0, and let single samples move it without bound. So would the terms
+of the other divergences, which leave samples alone.
 
 Zhou et al. 2024, DistillSpec, https://arxiv.org/abs/2310.08461 (the first four); Ko et al. 2024,
 DistiLLM, https://arxiv.org/abs/2402.03898 (the skew ones). No distillation temperature.
@@ -57,8 +57,7 @@ def forward_kl(
   def divergence(p: Array, q: Array, ratios: Array | None) -> Array:
     if ratios is None:
       return _kl(p, q)
-    log_r = ratios - (q - p)[..., -1:]
-    return _kl(p, q) + jnp.exp(p[..., -1]) * jnp.mean(jnp.expm1(log_r) - log_r, axis=-1)
+    return _kl(p[..., :-1], q[..., :-1]) - jnp.exp(p[..., -1]) * jnp.mean(ratios, axis=-1)
 
   return _average(divergence, small, teachers)
 
@@ -109,7 +108,8 @@ def total_variation(
     if ratios is None:
       return jnp.sum(jax.nn.relu(jnp.exp(q) - jnp.exp(p)), axis=-1)
     of_choices = jnp.sum(jax.nn.relu(jnp.exp(p) - jnp.exp(q))[..., :-1], axis=-1)
-    return of_choices + jnp.exp(p[..., -1]) * jnp.mean(jax.nn.relu(-jnp.expm1(ratios)), axis=-1)
+    of_samples = -jnp.expm1(jnp.minimum(ratios, 0))
+    return of_choices + jnp.exp(p[..., -1]) * jnp.mean(of_samples, axis=-1)
 
   return _average(divergence, small, teachers)
 
@@ -166,12 +166,15 @@ def excess(
   """`KL(P || Q) - KL(P || R)`: what the small model has to learn that a reference R has learned.
 
   Hu et al. 2025, AdaSPEC, https://arxiv.org/abs/2510.19779. Both are over the outcomes of the one
-  teacher, which holds the second.
+  teacher, which holds the second, and without samples: of many tokens those with lucky ones would
+  have the largest excess.
 
   Raises:
     TeacherError: if there is another number of teachers, or no divergence of a reference.
   """
-  return forward_kl(small, teachers, targets) - only(teachers).reference_kl()
+  del targets
+  teacher = only(teachers)
+  return _average(lambda p, q, _: _kl(p, q), small, teachers) - teacher.reference_kl()
 
 
 def _average(

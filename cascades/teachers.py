@@ -212,9 +212,8 @@ class TopK(NamedTuple):
   model does, and differs by at most 2 t, summed over the vocabulary.
 
   With m samples of the others, drawn from p_L, cross-entropy, forward KL and total variation are
-  those of the whole distributions in expectation, values and gradients: the mean over samples
-  takes the place of what is lost. Single tokens then lie above or below; they are still 0 or more
-  (`divergences`). Anshumann et al. 2025, https://arxiv.org/abs/2503.16870.
+  those of the whole distributions in expectation, values and gradients. Gradients of single tokens
+  still differ by at most 2 t. Anshumann et al. 2025, https://arxiv.org/abs/2503.16870.
   """
 
   ids: Int[Array, '*n k']  # most likely first, lowest id first among equals
@@ -222,7 +221,7 @@ class TopK(NamedTuple):
   tail: Float[Array, '*n']
   reference: Float[Array, '*n'] | None = None  # KL(p_L || p_R) over the k + 1 outcomes
   sample_ids: Int[Array, '*n m'] | None = None
-  sample_logprobs: Float[Array, '*n m'] | None = None
+  sample_logprobs: Float[Array, '*n m'] | None = None  # among the others: log(p_L / tail)
 
   def top1(self) -> Int[Array, '*n']:
     return self.ids[..., 0]
@@ -254,15 +253,18 @@ class TopK(NamedTuple):
       # Not 1 - sum(small): of a confident model nothing but rounding errors would be left.
       others = jnp.put_along_axis(small_logprobs, self.ids, -jnp.inf, axis=-1, inplace=False)
       small = _append(small, jax.nn.logsumexp(others, axis=-1))
-      # A tail below the smallest float is stored as 0, and is not impossible.
-      large = _append(large, jnp.log(jnp.maximum(self.tail, jnp.finfo(jnp.float32).tiny)))
+      large = _append(large, self._log_tail())
     return jax.lax.stop_gradient(jax.nn.log_softmax(large)), small
 
   def sampled_ratios(self, small_logprobs: Float[Array, '*n V']) -> Float[Array, '*n m'] | None:
     if self.sample_ids is None or self.sample_logprobs is None:
       return None
-    large = jax.lax.stop_gradient(self.sample_logprobs.astype(jnp.float32))
+    large = jax.lax.stop_gradient(self.sample_logprobs + self._log_tail()[..., None])
     return jnp.take_along_axis(small_logprobs, self.sample_ids, axis=-1) - large
+
+  def _log_tail(self) -> Float[Array, '*n']:
+    # A tail below the smallest float is stored as 0, and is not impossible.
+    return jnp.log(jnp.maximum(self.tail, jnp.finfo(jnp.float32).tiny))
 
   def logprobs(self) -> Float[Array, '*n V']:
     raise TeacherError(
@@ -313,8 +315,7 @@ def to_top_k(
 ) -> TopK:
   """Reduces logits to the k first choices and the mass of the others, enough for distillation.
 
-  Log-probabilities are rounded to `dtype`. Of the others a number of `samples` is drawn too, by
-  `offsets`, uniform numbers in [0, 1).
+  Log-probabilities are rounded to `dtype`; `samples` of the others are drawn by uniform `offsets`.
   """
   logits = logits.astype(jnp.float32)
   top, ids = jax.lax.top_k(logits, k)
@@ -326,23 +327,24 @@ def to_top_k(
   if not samples:
     return answer
   assert offsets is not None, 'samples need offsets'
-  drawn = _draw(others, samples, offsets)
-  logprobs = jnp.take_along_axis(logits, drawn, axis=-1) - total[..., None]
+  drawn, logprobs = _draw(others, samples, offsets)
   return answer._replace(sample_ids=drawn, sample_logprobs=logprobs.astype(dtype))
 
 
 def _draw(
   logits: Float[Array, '*n V'], count: int, offsets: Float[Array, '*n']
-) -> Int[Array, '*n m']:
-  """Tokens at `count` equal distances of the cumulated probability, from an offset of the first."""
-  cumulated = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+) -> tuple[Int[Array, '*n m'], Float[Array, '*n m']]:
+  """Tokens at equal distances of the cumulated probability, and their log-probabilities."""
+  logprobs = jax.nn.log_softmax(logits)
+  cumulated = jnp.cumsum(jnp.exp(logprobs), axis=-1)
   points = (jnp.arange(count) + offsets[..., None]) / count
   search = functools.partial(jnp.searchsorted, side='right')
   drawn = jnp.vectorize(search, signature='(v),(m)->(m)')(cumulated, points * cumulated[..., -1:])
   drawn = jnp.minimum(drawn, logits.shape[-1] - 1).astype(jnp.int32)
   # Sums are rounded, so that the point of a token may lie beside it, at one that cannot be drawn.
   possible = jnp.take_along_axis(logits, drawn, axis=-1) > -jnp.inf
-  return jnp.where(possible, drawn, jnp.argmax(logits, axis=-1, keepdims=True).astype(jnp.int32))
+  drawn = jnp.where(possible, drawn, jnp.argmax(logits, axis=-1, keepdims=True))
+  return drawn, jnp.nan_to_num(jnp.take_along_axis(logprobs, drawn, axis=-1))  # NaN: of no mass
 
 
 TeacherLike: TypeAlias = Teacher | Float[Array, '*n V']

@@ -29,7 +29,8 @@ class AnswerFormat(NamedTuple):
     dtype: the type of stored log-probabilities.
     short_ids: whether an id takes two bytes.
     reference: whether the divergence of a reference model is stored too.
-    samples: the number of others that are stored, with their log-probabilities, as samples.
+    samples: the number of others that are stored as samples, with their log-probabilities among
+      the others.
   """
 
   top_k: int | None = None

@@ -35,11 +35,12 @@ from cascades.training.answer_format import AnswerFormat
 FORMAT = 1  # raise it when the layout of a directory changes
 MANIFEST = 'manifest.json'
 TAIL = 'uniform over the entries that are not kept'
+SAMPLED_TAIL = 'samples of the entries that are not kept'
 COMMAND = 'python -m cascades.cache_teacher'
 
 _ROW = np.dtype([('tokens', '<i4'), ('crc32', '<u4')])
 _MANIFEST_TYPES: Mapping[str, Any] = {
-  'shards': int, 'top_k': int | None, 'dtype': str, 'vocab_size': int,
+  'shards': int, 'top_k': int | None, 'tail_samples': int | None, 'dtype': str, 'vocab_size': int,
 }  # fmt: skip
 _ANSWERS, _ROWS, _IDS, _DESCRIPTION = 'answers', 'rows.npy', 'ids.npy', 'json'
 _DESCRIBED = re.compile(rf'\d+\.{_DESCRIPTION}')
