@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -147,8 +148,8 @@ class Bench:
 
   def cache(self, cell: Cell, reference: pathlib.Path | None = None) -> pathlib.Path:
     """The large model's outputs on the training rows, for all losses, sizes and small seeds."""
-    answers = cache_teacher.Answers(
-      top_k=self.settings[cell.task].top_k, reference=str(reference) if reference else None
+    answers = dataclasses.replace(
+      self.settings[cell.task].outputs, reference=str(reference) if reference else None
     )
     return self._outputs(self.large(cell), self.cache_path(cell, reference), cell, answers)
 
@@ -158,8 +159,8 @@ class Bench:
     caches = [self.cache(cell, reference)]
     if cell.later:
       directory = self.folders.work / 'middle' / f'{cell.later.name}-cache'
-      answers = cache_teacher.Answers(top_k=self.settings[cell.task].top_k)
-      caches.insert(0, self._outputs(self.run(cell.later), directory, cell, answers))
+      outputs = self.settings[cell.task].outputs
+      caches.insert(0, self._outputs(self.run(cell.later), directory, cell, outputs))
     return caches
 
   def _outputs(

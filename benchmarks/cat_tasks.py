@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks import cat_pretraining, cat_summary
 from benchmarks.cat_summary import Answering
 from benchmarks.own_rows import read
+from cascades import cache_teacher
 from cascades.models import decoder, t5
 from cascades.runtime import files
 from cascades.tasks import c4, catalog, corruption, local
@@ -72,7 +73,8 @@ class Setting:
     batch: Rows of a step, or packs.
     pack: Tokens of a pack.
     larges: Number of large models: that of a seed is its remainder; 0 for one a seed.
-    top_k: Log-probabilities in the teacher cache.
+    top_k: Log-probabilities of a token in the teacher cache.
+    tail_samples: Samples of the other tokens in it.
     answering: How the models answer, and what is stored of it.
     margin: Least effect that matters, by quantity, in units of the metric.
     default_margin: That of the other quantities.
@@ -90,6 +92,7 @@ class Setting:
   pack: int | None = None
   larges: int = 0
   top_k: int = 16
+  tail_samples: int | None = None
   answering: Answering = cat_summary.DECODED
   margin: Mapping[str, float] = dataclasses.field(
     default_factory=lambda: {'area': 0.005, 'ordering': 0.005}
@@ -104,6 +107,11 @@ class Setting:
       for name in self.needs
       if not (folders.source if name == 'SOURCE' else (folders.data / name).exists())
     ]
+
+  @property
+  def outputs(self) -> cache_teacher.Answers:
+    """What the teacher cache holds of the large model."""
+    return cache_teacher.Answers(top_k=self.top_k, tail_samples=self.tail_samples)
 
   def large_seed(self, seed: int) -> int:
     return seed % self.larges if self.larges else seed
