@@ -70,9 +70,7 @@ def test_a_sample_stands_for_all_others_in_a_hand_worked_example():
 
 @pytest.mark.parametrize('name', UNBIASED)
 @settings(max_examples=15, deadline=None)
-@given(
-  st.integers(0, 2**31), st.sampled_from([(1, 1), (1, 3), (3, 2), (6, 1)]), st.floats(0.1, 3.0)
-)
+@given(st.integers(0, 2**31), st.sampled_from([(1, 1), (3, 2)]), st.floats(0.1, 3.0))
 def test_values_and_gradients_are_those_of_all_logits_on_average(name, seed, sizes, scale):
   large, small = (jnp.asarray(random_logits((), seed=seed + i, scale=scale)) for i in range(2))
   (values, slopes), (exact, slope) = values_and_slopes(
@@ -95,13 +93,13 @@ def test_values_of_equal_models_are_0_whatever_is_drawn():
     np.testing.assert_allclose(values, 0, atol=1e-5)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
 @pytest.mark.parametrize('name', UNBIASED)
 @pytest.mark.parametrize(
   'large', [[-np.inf, 0, 1, -np.inf], [0, 1, -1e9, -1e9], [200, 0, 0, 0], [91, 0, 0, 0]], ids=str
 )
 def test_tails_without_mass_leave_values_and_gradients_finite(large, name, dtype):
-  for k, offset in ((1, 0.0), (2, 0.0), (2, 0.999)):
+  for k, offset in ((1, 0.0), (2, 0.999)):
     teacher = to_top_k(jnp.array(large), k=k, dtype=dtype, samples=1, offsets=jnp.array(offset))
     for small in (jnp.zeros(4), jnp.array([0.0, 50.0, -300.0, -jnp.inf])):
       loss = lambda x, teacher=teacher: UNBIASED[name](x, (teacher,), jnp.array(0))
