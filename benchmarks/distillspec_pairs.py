@@ -132,7 +132,6 @@ PAIRS = {
     steps=200, batch=64, learning_rate=2e-3, outcomes=256,
     words=500, drafted=128, test_batch=128,
     metric=metrics.bleu('char'),
-    arms=FEW_ARMS,
   ),
   'smollm2': DistilledPair(
     task=gsm8k, start='small',
