@@ -42,6 +42,8 @@ from cascades.types import Batch, Params
 
 log = logging.getLogger(__name__)
 
+MUCH = 0.05  # probability beyond the first choices that is worth samples
+
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
@@ -319,15 +321,17 @@ def _shard_writer(
     report.add(sum(len(missing[index]) for index in done))
     return done
 
+  masses: list[tuple[float, int]] = []  # beyond the first choices, and tokens, of own shards
+
   def write(*, wait: bool) -> bool:
     with claims.Claims(location, lease) as claimed:
       for index, rows in claimed.shares(missing, '{:05d}'.format, written, wait=wait):
-        packed = [encoding.pack(tokens) for _, tokens in report(answered(rows))]
+        packed = np.concatenate([encoding.pack(own) for _, own in report(answered(rows))])
+        if encoding.top_k:
+          masses.append((float(packed['tail'].sum()), len(packed)))
         if jax.process_index() == 0:
           ids = [record.row.id for record in records.read(rows)]
-          teacher_cache.write_shard(
-            location, index, ids, lengths[rows.start : rows.stop], np.concatenate(packed)
-          )
+          teacher_cache.write_shard(location, index, ids, lengths[rows.start : rows.stop], packed)
       if missing:
         return False
       if jax.process_index() == 0:
@@ -339,9 +343,21 @@ def _shard_writer(
           *(records.name, len(records), lengths.sum(), f'{size:,}', location),
           *(encoding.record.itemsize, size / lengths.sum(), existing, len(shards)),
         )
+        if masses:
+          log.info(_tail(records.name, encoding, *np.sum(masses, axis=0)))
     return True
 
   return write
+
+
+def _tail(name: str, encoding: AnswerFormat, mass: float, tokens: float) -> str:
+  """Say how much lies beyond the first choices, and what to do if that is much."""
+  line = (
+    f'{name}: {mass / tokens:.1%} of the probability is beyond the first {encoding.top_k} tokens'
+  )
+  if mass / tokens < MUCH or encoding.samples:
+    return line
+  return f'{line}; dist and cat_dist spread it evenly, and TAIL_SAMPLES=8 would sample it'
 
 
 if __name__ == '__main__':

@@ -196,6 +196,23 @@ def test_a_cache_of_samples_trains(home, sampled):
   assert 0 < values['loss'] < 10
 
 
+def test_the_log_says_what_lies_beyond_the_first_choices(home, large, caplog):
+  caplog.set_level('INFO')
+  make(home, large, 'first_two', top_k=2, splits=['validation'])
+  (said,) = (
+    r.getMessage() for r in caplog.records if 'beyond the first 2 tokens' in r.getMessage()
+  )
+  tail = (
+    teacher_cache.CachedAnswers.open(place(home / 'first_two', 'validation')).read(range(32)).tail
+  )
+  assert f'{tail.mean():.1%} of the probability is beyond' in said
+  assert said.endswith('spread it evenly, and TAIL_SAMPLES=8 would sample it')
+  caplog.clear()
+  make(home, large, 'nearly_all', top_k=23, splits=['validation'])
+  (said,) = (r.getMessage() for r in caplog.records if 'beyond the first 23' in r.getMessage())
+  assert 'TAIL_SAMPLES' not in said
+
+
 def test_samples_depend_on_the_row_alone(home, large, sampled):
   other = make(home, large, 'batches_of_three', top_k=4, tail_samples=3, dtype='uint8',
                batch_size=3, splits=['train'])  # fmt: skip
