@@ -167,21 +167,19 @@ def test_samples_come_back_from_their_records(dtype, short):
 
 
 @pytest.fixture(scope='module')
-def home(tmp_path_factory):
-  return tmp_path_factory.mktemp('home')
+def made(tmp_path_factory):
+  """A folder, and the run of a large model in it."""
+  home = tmp_path_factory.mktemp('home')
+  return home, make_run(home / 'large', tiny.LARGE)
 
 
 @pytest.fixture(scope='module')
-def large(home):
-  return make_run(home / 'large', tiny.LARGE)
+def sampled(made):
+  return make(*made, 'sampled', top_k=4, tail_samples=3, dtype='uint8')
 
 
-@pytest.fixture(scope='module')
-def sampled(home, large):
-  return make(home, large, 'sampled', top_k=4, tail_samples=3, dtype='uint8')
-
-
-def test_a_cache_of_samples_trains(home, sampled):
+def test_a_cache_of_samples_trains(made, sampled):
+  home, _ = made
   manifest = teacher_cache.read_manifest(place(sampled))
   assert (manifest['tail_samples'], manifest['bytes_per_token']) == (3, (4 + 3) * 3 + 4)
   corpus = Corpus(tiny.task(home), tiny.VOCABULARY, 'encoder_decoder', LENGTHS,
@@ -196,28 +194,30 @@ def test_a_cache_of_samples_trains(home, sampled):
   assert 0 < values['loss'] < 10
 
 
-def test_the_log_says_what_lies_beyond_the_first_choices(home, large, caplog):
+def test_the_log_says_what_lies_beyond_the_first_choices(made, caplog):
   caplog.set_level('INFO')
-  make(home, large, 'first_two', top_k=2, splits=['validation'])
+  make(*made, 'first_two', top_k=2, splits=['validation'])
   (said,) = (
     r.getMessage() for r in caplog.records if 'beyond the first 2 tokens' in r.getMessage()
   )
   tail = (
-    teacher_cache.CachedAnswers.open(place(home / 'first_two', 'validation')).read(range(32)).tail
+    teacher_cache.CachedAnswers.open(place(made[0] / 'first_two', 'validation'))
+    .read(range(32))
+    .tail
   )
   assert f'{tail.mean():.1%} of the probability is beyond' in said
   assert said.endswith('spread it evenly, and TAIL_SAMPLES=8 would sample it')
   caplog.clear()
-  make(home, large, 'nearly_all', top_k=23, splits=['validation'])
+  make(*made, 'nearly_all', top_k=23, splits=['validation'])
   (said,) = (r.getMessage() for r in caplog.records if 'beyond the first 23' in r.getMessage())
   assert 'TAIL_SAMPLES' not in said
 
 
-def test_samples_depend_on_the_row_alone(home, large, sampled):
-  other = make(home, large, 'batches_of_three', top_k=4, tail_samples=3, dtype='uint8',
+def test_samples_depend_on_the_row_alone(made, sampled):
+  other = make(*made, 'batches_of_three', top_k=4, tail_samples=3, dtype='uint8',
                batch_size=3, splits=['train'])  # fmt: skip
   mesh = lambda: partitioning.make_mesh(data=2, fsdp=2, tensor=2)
-  sharded = make(home, large, 'sharded', top_k=4, tail_samples=3, dtype='uint8', mesh=mesh,
+  sharded = make(*made, 'sharded', top_k=4, tail_samples=3, dtype='uint8', mesh=mesh,
                  splits=['train'])  # fmt: skip
   expected = teacher_cache.CachedAnswers.open(place(sampled)).read(range(64))
   for directory in (other, sharded):
@@ -226,11 +226,11 @@ def test_samples_depend_on_the_row_alone(home, large, sampled):
     assert (read.sample_ids == expected.sample_ids).mean() > 0.99
 
 
-def test_an_interrupted_cache_of_samples_is_completed(home, large, sampled):
+def test_an_interrupted_cache_of_samples_is_completed(made, sampled):
   before = contents(sampled)
   for path in place(sampled).glob('00001.*'):
     path.unlink()
-  assert contents(make(home, large, 'sampled', top_k=4, tail_samples=3, dtype='uint8')) == before
+  assert contents(make(*made, 'sampled', top_k=4, tail_samples=3, dtype='uint8')) == before
 
 
 @pytest.mark.parametrize(
@@ -243,8 +243,8 @@ def test_an_interrupted_cache_of_samples_is_completed(home, large, sampled):
   ],
   ids=str,
 )
-def test_settings_that_do_not_fit_are_refused(home, large, sampled, changes, message):
+def test_settings_that_do_not_fit_are_refused(made, sampled, changes, message):
   before = contents(sampled)
   with pytest.raises(ValueError, match=message):
-    make(home, large, 'sampled', **changes)
+    make(*made, 'sampled', **changes)
   assert contents(sampled) == before

@@ -27,8 +27,8 @@ from cascades.types import Vocabulary
 log = logging.getLogger(__name__)
 
 _PRODUCER = (
-  *('checkpoint_identity', 'vocab_size', 'top_k', 'dtype', 'reference_identity', 'tail_samples'),
-)
+  'checkpoint_identity', 'vocab_size', 'top_k', 'dtype', 'reference_identity', 'tail_samples',
+)  # fmt: skip
 
 
 class TeacherCache(NamedTuple):
