@@ -28,7 +28,7 @@ import optax
 
 from benchmarks import bars, distillspec_models, distillspec_pairs, distillspec_table
 from benchmarks.distillspec_models import Columns
-from benchmarks.distillspec_pairs import EQUAL_ANSWERS, PAIRS, DistilledPair
+from benchmarks.distillspec_pairs import PAIRS, DistilledPair
 from cascades import cache_teacher, infer, losses, masks, metrics, train
 from cascades.data.answer_sources import AnswerSources
 from cascades.data.corpus import Data
@@ -66,7 +66,8 @@ def fixed_arms() -> Iterator[Arm]:
   yield CONTROL
   for name, loss in DIVERGENCES.items():
     yield Arm(f'{name}, fixed', loss)
-  yield Arm(EQUAL_ANSWERS, losses.distillspec_tvd, token_weights=train_step.equal_answers)
+  equal = train_step.equal_answers
+  yield Arm('tvd equal answers, fixed', losses.distillspec_tvd, token_weights=equal)
   yield Arm('gatekeeper, fixed', losses.gatekeeper)
   yield Arm('cat_gatekeeper, fixed', losses.cat_gatekeeper)
 
@@ -175,7 +176,8 @@ class Seed:
       return setup.LargeModel(checkpoint_path=str(large))
     reference = str(self.path(arm.reference)) if arm.reference else None
     owner = self.folder if reference else large.parent  # seeds of one large model share its outputs
-    cache = self.work / owner.name / f'outputs_{arm.source}'
+    beside = '_and_reference' if reference else ''
+    cache = self.work / owner.name / f'outputs_{arm.source}{beside}'
     cache_teacher.cache_teacher(
       Checkpoint(str(large), precision=None, weights='float32'),
       str(cache),
@@ -278,17 +280,13 @@ def main() -> None:
   ]
   if options.data:
     distillspec_pairs.train_tanaka(options.data.resolve(), [seed.folder for seed in seeds])
-  chosen = lambda arm: setting.arms is None or arm.name in setting.arms
-  own = [None, *filter(chosen, fixed_arms())]
+  own = [None, *fixed_arms()]
   names = [arm.name if arm else START for arm in own]
   if not options.report_only:
     measure(seeds, own)
-  needed = names if setting.arms is None else [START, CONTROL.name]
-  if any(seed.columns(name) is None for seed in seeds for name in needed):
-    parser.error(f'{work} lacks some of the arms {"; ".join(needed)}: measure them first')
-  others = [*filter(chosen, source_arms())]
-  if setting.arms is None:
-    others = [*crossed_arms(best_divergence(seeds)), *others]
+  if any(seed.columns(name) is None for seed in seeds for name in names):
+    parser.error(f'{work} lacks some of the arms {"; ".join(names)}: measure them first')
+  others = [*crossed_arms(best_divergence(seeds)), *source_arms()]
   if not options.report_only:
     measure(seeds, others)
   name = options.output.stem + f'_{options.pair}' * (options.pair != 'g2p')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -22,13 +22,6 @@ from cascades.training import optimizers, setup
 WARMUP_STEPS = 100
 LARGE_STEPS, LARGE_RATE, SMALL_STEPS = 1200, 2e-3, 600
 TRANSLATED = tuple(f'mt_tanaka_en_ja/{split}.tsv' for split in ('train', 'dev', 'test'))
-EQUAL_ANSWERS = 'tvd equal answers, fixed'
-FEW_ARMS = (
-  EQUAL_ANSWERS,
-  *(f'{loss}, fixed' for loss in ('xent', 'fkl', 'jsd', 'tvd')),
-  *(f'{loss}, target_generated' for loss in ('xent', 'fkl', 'jsd', 'tvd')),
-  'tvd, on_policy',
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +45,6 @@ class DistilledPair:
     drafted: Test rows of lossless decoding.
     test_batch: Test rows of a batch.
     metric: Quality of answers; None for the log-likelihood of the task's answers, by token.
-    arms: Names of the arms; None for all, and those of masks.
   """
 
   task: Callable[[pathlib.Path], Task]
@@ -71,7 +63,6 @@ class DistilledPair:
   drafted: int
   test_batch: int
   metric: metrics.Metric | None
-  arms: Collection[str] | None = None
 
   def training_task(self, folder: pathlib.Path) -> Task:
     """The first rows, in a fixed random order, of the training split."""
@@ -139,7 +130,6 @@ PAIRS = {
     steps=64, batch=8, learning_rate=3e-4, outcomes=256, cached=True, rows=256, short=180,
     words=64, drafted=16, test_batch=16,
     metric=None,
-    arms=FEW_ARMS,
   ),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from flax import nnx
 from benchmarks import distillspec, distillspec_models, distillspec_pairs, distillspec_table
 from benchmarks.distillspec_pairs import PAIRS
 from cascades import metrics
+from cascades.data.corpus import Data
 from cascades.tasks import local
 from cascades.types import Prompt
 from tests import testing
@@ -97,10 +98,21 @@ def test_states_before_tokens_are_those_from_which_they_were_decoded(config):
   np.testing.assert_array_equal(shares['greedy'], 1)
 
 
-def test_arms_of_pairs_are_arms():
-  names = {arm.name for arm in (*distillspec.fixed_arms(), *distillspec.source_arms())}
-  for pair in PAIRS.values():
-    assert names.issuperset(pair.arms or ())
+def test_outputs_beside_a_reference_are_not_those_without_one(tmp_path, monkeypatch):
+  stored = []
+  cache = lambda checkpoint, directory, **kwargs: stored.append(directory)
+  monkeypatch.setattr(distillspec.cache_teacher, 'cache_teacher', cache)
+  (tmp_path / '0' / 'large').mkdir(parents=True)
+  (tmp_path / '1').mkdir()
+  (tmp_path / '1' / 'large').symlink_to(tmp_path / '0' / 'large')
+  seeds = [distillspec.Seed(PAIRS['smollm2'], tmp_path / str(n), n, tmp_path) for n in (0, 1)]
+  data = Data(lengths={}, batch_size=1)
+  masked, adaspec, _ = distillspec.crossed_arms('jsd')
+  for arm in (masked, adaspec):
+    for seed in seeds:
+      seed.teacher(arm, data)
+  shared, own = stored[:2], stored[2:]
+  assert len(set(shared)) == 1 and len({*shared, *own}) == 3
 
 
 def test_training_rows_are_short_ones_in_a_fixed_order_and_may_be_answered_by_the_large_model(
