@@ -112,7 +112,8 @@ def test_outputs_beside_a_reference_are_not_those_without_one(tmp_path, monkeypa
     for seed in seeds:
       seed.teacher(arm, data)
   shared, own = stored[:2], stored[2:]
-  assert len(set(shared)) == 1 and len({*shared, *own}) == 3
+  assert len(set(shared)) == 1
+  assert len({*shared, *own}) == 3
 
 
 def test_training_rows_are_short_ones_in_a_fixed_order_and_may_be_answered_by_the_large_model(
