@@ -9,8 +9,10 @@ Converts the model, prunes it to its first and last layer, lets it answer traini
 lines with `input`, `target` and maybe `rationale`) greedily in its chat format, trains the pruned
 model on these answers, and exports both. In the folder are then `large`, `small`, `exported/large`,
 `exported/small`, and held-out `questions.jsonl`, on which the share of accepted drafts is measured.
-Finished steps are skipped. `--seed` is of the order of the training rows; `--beside` takes the
-large model, its answers and the pruned one from another folder.
+Finished steps are skipped. With `--outcomes` the pruned model learns as many cached
+log-probabilities of each token of the answers, by JSD, in place of the tokens alone. `--seed` is of
+the order of the training rows; `--beside` takes the large model, its answers and the pruned one
+from another folder.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ from etils import epath
 
 from benchmarks import bars
 from benchmarks.bars import Measured
+from benchmarks.distillspec_pairs import answered_by_large
 from benchmarks.own_rows import read
 from benchmarks.speculative import ANSWER, jitted_pair, load, prompts
 from benchmarks.speculative_rules import BLOCK, PROMPT
-from cascades import infer, losses, train
+from cascades import cache_teacher, infer, losses, train
 from cascades.data.answer_sources import AnswerSources
 from cascades.data.corpus import Data
 from cascades.inference.trained_model import Checkpoint
@@ -44,9 +47,9 @@ from cascades.tasks import chats, local
 from cascades.training import optimizers, setup
 
 ROOT = pathlib.Path(__file__).parents[1]
-QUESTIONS, HELD_OUT = 512, 64
+HELD_OUT = 64
 CHARACTERS = 240  # of a question, which with its template then fits into PROMPT tokens
-STEPS, BATCH, LEARNING_RATE = 128, 8, 1e-3
+BATCH, LEARNING_RATE = 8, 1e-3
 
 
 def command(program: str, directory: pathlib.Path, **macros: object) -> None:
@@ -78,7 +81,7 @@ def questions(source: pathlib.Path, path: pathlib.Path, count: int) -> str:
   return str(path)
 
 
-def drafter(folder: pathlib.Path, path: str, seed: int) -> None:
+def drafter(folder: pathlib.Path, path: str, *, seed: int, steps: int, outcomes: int) -> None:
   """Answers of the large model to the questions, and the pruned model trained on them."""
   task = local.local_jsonl(name='questions', splits={'train': path}, targets_key=None)
   data = Data(
@@ -87,20 +90,34 @@ def drafter(folder: pathlib.Path, path: str, seed: int) -> None:
     batch_size=64,
     records_dir=str(folder / 'records'),
   )
-  large, answers = str(folder / 'large'), str(folder / 'answers')
-  if not (folder / 'answers').is_symlink():
-    infer.infer(Checkpoint(large), infer.Output(answers), data=data, splits=('train',))
-  sources = AnswerSources(fixed_fraction=0, on_policy_fraction=0, large_answers=answers)
+  large, answers = str(folder / 'large'), folder / 'answers'
+  if not answers.is_symlink():
+    infer.infer(Checkpoint(large), infer.Output(str(answers)), data=data, splits=('train',))
+  sources = AnswerSources(fixed_fraction=0, on_policy_fraction=0, large_answers=str(answers))
+  data = dataclasses.replace(data, batch_size=BATCH, sources=sources)
+  teacher = setup.LargeModel()
+  if outcomes:
+    answered = answered_by_large(data.task, answers)
+    data = dataclasses.replace(data, task=answered, sources=AnswerSources())
+    cache_teacher.cache_teacher(
+      Checkpoint(large, precision=None, weights='float32'),
+      str(folder / 'outputs'),
+      data=data,
+      answers=cache_teacher.Answers(top_k=outcomes),
+      splits=('train',),
+    )
+    teacher = setup.LargeModel(teacher_cache=str(folder / 'outputs'))
   train.train(
     str(folder / 'small'),
     small=setup.SmallModel(initial_checkpoint_path=str(folder / 'pruned')),
-    data=dataclasses.replace(data, batch_size=BATCH, sources=sources),
+    large=teacher,
+    data=data,
     step=setup.Step(
-      learning_rate=optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, STEPS // 10, STEPS),
+      learning_rate=optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, steps // 10, steps),
       optimizer=optimizers.adamw,
-      loss=losses.xent,
+      loss=losses.distillspec_jsd if outcomes else losses.xent,
     ),
-    schedule=setup.Schedule(train_steps=STEPS, log_every=8, save_every=32, keep=1),
+    schedule=setup.Schedule(train_steps=steps, log_every=8, save_every=32, keep=1),
     seed=seed,
   )
 
@@ -129,6 +146,9 @@ def main() -> None:
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--train', type=pathlib.Path, required=True)
   parser.add_argument('--test', type=pathlib.Path, required=True)
+  parser.add_argument('--questions', type=int, default=512, help='of --train, the first ones')
+  parser.add_argument('--steps', type=int, default=128, help=f'of {BATCH} rows')
+  parser.add_argument('--outcomes', type=int, default=0, help='log-probabilities of a token')
   parser.add_argument('--output', default=bars.RESULTS / 'smollm2_drafter.json')
   options = parser.parse_args()
   folder = options.folder.absolute()
@@ -139,11 +159,13 @@ def main() -> None:
   command('convert', large, SOURCE=options.source, MODEL_DIR=large)
   command('prune', pruned, CHECKPOINT_PATH=large, MODEL_DIR=pruned, HEAD=1, TAIL=1)
   questions(options.test, folder / 'questions.jsonl', HELD_OUT)
-  drafter(folder, questions(options.train, folder / 'train.jsonl', QUESTIONS), options.seed)
+  rows = questions(options.train, folder / 'train.jsonl', options.questions)
+  drafter(folder, rows, seed=options.seed, steps=options.steps, outcomes=options.outcomes)
   for name in ('small', 'large'):
     directory = folder / 'exported' / name
     command('export', directory, CHECKPOINT_PATH=folder / name, OUTPUT_DIR=directory)
-  settings = {'questions': QUESTIONS, 'steps': STEPS, 'batch': BATCH, 'seed': options.seed}
+  settings = {name: getattr(options, name) for name in ('questions', 'steps', 'seed', 'outcomes')}
+  settings['batch'] = BATCH
   bars.report('A drafter of SmolLM2', acceptance(folder), options.output, settings)
 
 
