@@ -25,7 +25,8 @@ from tests import testing
 EOS, NEVER, MAX_LEN = 1, -1, 9
 GREEDY = tuple(rule for rule in RULES if rule != 'ensemble')  # whose greedy target is two tokens
 LONG = 21
-LAWS, ROWS = ('opt', 'token_v3', 'token_v1'), 8_000  # rules that share a program
+LAWS = ('opt', 'token_v3', 'token_v1', 'ensemble')  # rules that share a program
+LAW_LENGTH, ROWS = 5, 16_000
 LARGE = {'t5': testing.TINY_T5, 'decoder': testing.TINY_EVERYTHING}
 SMALL = {
   't5': dataclasses.replace(testing.TINY_T5, num_decoder_layers=1),
@@ -217,51 +218,6 @@ def test_work_is_counted_as_a_simulation_counts_it():
     assert counts == [accepted, rejected, small_calls, large_calls]
 
 
-@functools.cache
-def _bigrams(options):
-  """Distributions of two bigram models, and tokens of many rows by any rule of LAWS and alpha."""
-  q, p = np.float32(np.random.RandomState(3).dirichlet(np.ones(3), (2, 3)))
-  targets = [RULES[rule].target for rule in LAWS]
-
-  @jax.jit
-  def generate(number, alpha):
-    pair = speculation.SpeculativePair(
-      Bigrams(q), Bigrams(p), lambda q, p, alpha: jax.lax.switch(number, targets, q, p, alpha),
-      alpha, options,
-    )  # fmt: skip
-    prompt = Prompt(jnp.zeros((ROWS, 1), jnp.int32), jnp.ones(ROWS, jnp.int32))
-    return speculation.generate(pair, prompt, max_len=3, eos_id=NEVER, gamma=2).answer.tokens
-
-  cuts = {'temperature': options.temperature, 'top_k': options.top_k, 'top_p': options.top_p}
-  pair = [target_distributions.distribution(jnp.log(table), **cuts) for table in (q, p)]
-  return *pair, generate
-
-
-PLAIN, CUT = DecodingOptions(temperature=1.0), DecodingOptions(temperature=0.8, top_p=0.8)
-
-
-@pytest.mark.parametrize(
-  ('rule', 'alpha', 'options'),
-  [('opt', 0.2, PLAIN), ('token_v3', 0.3, PLAIN), ('token_v1', 0.1, PLAIN), ('opt', 0.2, CUT)],
-)
-def test_sampled_tokens_have_the_law_of_the_target_distribution(rule, alpha, options):
-  """Chi-square over sequences of three tokens; drawing from p instead is refused."""
-  q, p, generate = _bigrams(options)
-  tokens = np.asarray(generate(LAWS.index(rule), jnp.float32(alpha)))
-  counts = np.bincount(tokens @ [9, 3, 1], minlength=27)
-
-  def p_value(pi):
-    pi = np.float64(pi) / np.float64(pi).sum(-1, keepdims=True)
-    law = np.einsum('a,ab,bc->abc', pi[0], pi, pi).ravel()
-    if counts[law == 0].any():
-      return 0.0
-    return stats.chisquare(counts[law > 0], ROWS * law[law > 0]).pvalue
-
-  assert p_value(target_distribution(q, p, rule=RULES[rule].target, alpha=alpha)) > 1e-3
-  assert p_value(p.sampled) < 1e-9
-  assert (options is PLAIN) == (q.sampled > 0).all() == (p.sampled > 0).all()
-
-
 class Written(NamedTuple):
   """Cache of all tokens that were read, those beyond `length` included."""
 
@@ -287,6 +243,78 @@ class Sums:
     before = jnp.pad(jnp.cumsum(written, 1), ((0, 0), (1, 0)))
     sums = jnp.take_along_axis(before, start + jnp.arange(min(L, 1), L + 1), 1)
     return self.table[sums % len(self.table)], Written(cache.length + L, written)
+
+
+@functools.cache
+def _rows_of_sums(options, *, lossless):
+  """Sampled rows of two tables, by the lossless rule, or by any of LAWS and alpha."""
+  targets = [RULES[rule].target for rule in LAWS]
+  switched = lambda q, p, alpha, number: jax.lax.switch(number, targets, q, p, alpha)
+
+  @jax.jit
+  def generate(q, p, number, alpha, plan):
+    target = RULES['lossless'].target if lossless else functools.partial(switched, number=number)
+    pair = speculation.SpeculativePair(Sums(q), Sums(p), target, alpha, options)
+    prompt = Prompt(jnp.ones((ROWS, 1), jnp.int32), jnp.ones(ROWS, jnp.int32))
+    return speculation.generate(pair, prompt, max_len=LAW_LENGTH, eos_id=NEVER, gamma=2, plan=plan)
+
+  return generate
+
+
+def _law_of_sums(pi):
+  """Probabilities of all answers to a prompt of sum 1, by their tokens as digits."""
+  law = np.ones(())
+  for answer in range(LAW_LENGTH):
+    sums = 1 + sum(np.indices((len(pi),) * answer))
+    law = law[..., None] * pi[sums % len(pi)]
+  return law.ravel()
+
+
+PLAIN, CUT = DecodingOptions(temperature=1.0), DecodingOptions(temperature=0.8, top_p=0.8)
+TOP = DecodingOptions(temperature=1.3, top_k=2)
+ADAPTIVE = speculation.DraftPlan(np.array([0, 1, 2], np.int32), np.float32(1), np.float32(1))
+
+
+@pytest.mark.parametrize(
+  ('rule', 'alpha', 'options', 'plan', 'shortlist'),
+  [
+    ('opt', 0.0, PLAIN, None, 3),
+    ('token_v3', 0.3, PLAIN, None, 3),
+    ('token_v1', 0.1, PLAIN, None, 3),
+    ('ensemble', 0.4, PLAIN, None, 3),
+    ('opt', 0.0, CUT, None, 3),
+    ('lossless', 0, PLAIN, None, 3),
+    ('lossless', 0, PLAIN, ADAPTIVE, 3),
+    ('lossless', 0, PLAIN, None, 2),  # the third token is never drafted
+    ('lossless', 0, TOP, ADAPTIVE, 3),
+  ],
+)
+def test_sampled_answers_have_the_law_of_the_target_distribution(
+  rule, alpha, options, plan, shortlist
+):
+  """Chi-square over whole answers, of several blocks; drawing from another model is refused."""
+  q, p = np.float32(np.random.RandomState(3).dirichlet(np.ones(3), (2, 3)))
+  q = np.where(np.arange(3) < shortlist, q, 0)
+  generate = _rows_of_sums(options, lossless=rule == 'lossless')
+  number = LAWS.index(rule) if rule in LAWS else 0
+  answers = generate(q, p, number, jnp.float32(alpha), plan or speculation.always(2))
+  tokens = np.asarray(answers.answer.tokens)
+  counts = np.bincount(np.ravel_multi_index(tuple(tokens.T), (3,) * LAW_LENGTH), minlength=243)
+
+  def p_value(pi):
+    law = _law_of_sums(np.float64(pi) / np.float64(pi).sum(-1, keepdims=True))
+    seldom = ROWS * law < 5
+    expected = np.append(ROWS * law[~seldom], max(ROWS * law[seldom].sum(), 1e-9))
+    return stats.chisquare(np.append(counts[~seldom], counts[seldom].sum()), expected).pvalue
+
+  cuts = {'temperature': options.temperature, 'top_k': options.top_k, 'top_p': options.top_p}
+  q, p = (target_distributions.distribution(jnp.log(table), **cuts) for table in (q, p))
+  assert p_value(target_distribution(q, p, rule=RULES[rule].target, alpha=alpha)) > 1e-3
+  assert p_value((q if rule == 'lossless' else p).sampled) < 1e-9
+  assert answers.counts.accepted.sum() > ROWS / 8 < answers.counts.rejected.sum()
+  if plan:
+    alone = np.isnan(answers.small_logprobs).any(1)
+    assert 0 < alone.mean() < 1  # some rows were ended by the large model
 
 
 @functools.cache
