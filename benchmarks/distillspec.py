@@ -275,6 +275,7 @@ def main() -> None:
   parser.add_argument('--report_only', action='store_true', help='measure nothing')
   options = parser.parse_args()
   setting, work = PAIRS[options.pair], options.work.resolve() / options.pair
+  jax.config.update('jax_compilation_cache_dir', str(work / 'compiled'))
   seeds = [
     Seed(setting, folder.resolve(), number, work) for number, folder in enumerate(options.folders)
   ]

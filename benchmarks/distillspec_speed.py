@@ -1,7 +1,7 @@
 """Seconds of answers with the drafters of `distillspec`, at the planner's number of drafts.
 
     python -m benchmarks.distillspec_speed --pair=smollm2 --rows=8 runs/smollm2_pair
-      --arms start 'xent, fixed' 'tvd, fixed' 'tvd, target_generated'
+      --arms start 'xent, fixed' 'jsd, target_generated' --shortlist=1024
 
 Test rows are answered greedily and without loss, one at a time, with the large model alone and with
 the model of each arm beside it; turns alternate. `--work` is that of `benchmarks.distillspec`.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 
@@ -26,16 +26,19 @@ from cascades.runtime import partitioning
 GAMMAS, MOST = (1, 3, 5), 7
 
 
-def rows(seed: Seed, arms: Sequence[str], count: int, turns: int) -> Iterator[Measured]:
+def rows(seed: Seed, options: argparse.Namespace) -> Iterator[Measured]:
   """Measurements of each arm."""
   setting, large = seed.setting, load(seed.folder / 'large')
-  (batch,) = read_rows(setting, seed.folder, large, count)
+  (batch,) = read_rows(setting, seed.folder, large, options.rows)
   single = drafting_speed.one_by_one(batch.prompt, batch.row_ids)
-  for arm in arms:
+  for arm in options.arms:
     small = load(seed.folder / setting.start if arm == START else seed.path(arm))
+    if options.shortlist:
+      answers = seed.large_answers() / 'train'
+      small = drafting_speed.from_shortlist(small, large, answers, options.shortlist)
     yield from drafting_speed.speeds(
-      arm, small, large, single, longest=setting.answer, gammas=GAMMAS, most=MOST, turns=turns,
-      at_least=1.0,
+      arm, small, large, single, longest=setting.answer, gammas=GAMMAS, most=MOST,
+      turns=options.turns, at_least=1.0,
     )  # fmt: skip
 
 
@@ -48,15 +51,20 @@ def main() -> None:
   parser.add_argument('--arms', nargs='+', default=[START])
   parser.add_argument('--rows', type=int, default=32, help='test rows that are answered')
   parser.add_argument('--turns', type=int, default=3)
+  parser.add_argument('--shortlist', type=int, help='common tokens that are drafted; None for all')
   parser.add_argument('--work', type=pathlib.Path, default=pathlib.Path('runs/distillspec'))
-  parser.add_argument('--output', default=bars.RESULTS / 'distillspec_speed.json')
+  parser.add_argument(
+    '--output', type=pathlib.Path, default=bars.RESULTS / 'distillspec_speed.json'
+  )
   options = parser.parse_args()
   work = options.work.resolve() / options.pair
   seed = Seed(PAIRS[options.pair], options.folder.resolve(), 0, work)
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-    measured = list(rows(seed, options.arms, options.rows, options.turns))
-  settings = {'rows': options.rows, 'turns': options.turns, 'tokens': seed.setting.answer}
-  bars.report('Seconds of distilled drafters', measured, options.output, settings)
+    measured = list(rows(seed, options))
+  settings = {name: getattr(options, name) for name in ('pair', 'rows', 'turns', 'shortlist')}
+  settings['tokens'] = seed.setting.answer
+  output = options.output.with_stem(f'{options.output.stem}_{options.pair}')
+  bars.report('Seconds of distilled drafters', measured, output, settings)
 
 
 if __name__ == '__main__':

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from benchmarks.bars import Measured
 from benchmarks.speculative_rules import Call, by_turns
-from cascades.inference import latency
+from cascades.inference import latency, shortlist
 from cascades.inference.answers import Generator
 from cascades.inference.latency import TimedBatch
 from cascades.inference.speculation import Speculation
 from cascades.inference.speculator import Speculator, StepCosts
 from cascades.inference.trained_model import TrainedModel
+from cascades.predictions import shards
 from cascades.types import Generation, Prompt
 
 
@@ -25,6 +27,17 @@ def measured_steps(
   _, step = latency.step_seconds(small, batch.prompts, [1], max_tokens=longest)
   _, widths = latency.step_seconds(large, batch.prompts, range(1, most + 2), max_tokens=longest)
   return StepCosts(step[1], [*widths.values()])
+
+
+def from_shortlist(
+  small: TrainedModel, large: TrainedModel, answers: pathlib.Path, tokens: int
+) -> TrainedModel:
+  """A drafter of the tokens that a table of answers has most often, and of each prompt's own."""
+  _, rows = shards.read_rows(answers, task='questions')
+  written = (np.array(row.tokens) for row in rows)
+  ends = large.vocabulary.eos_ids
+  common = shortlist.common_tokens(written, tokens, vocab_size=large.vocab_size, always=ends)
+  return shortlist.attach(small, common)
 
 
 def one_by_one(prompts: Prompt, row_ids: np.ndarray) -> list[TimedBatch]:

@@ -20,9 +20,6 @@ import numpy as np
 from benchmarks import bars, drafting_speed
 from benchmarks.bars import Measured
 from benchmarks.speculative import load, prompts
-from cascades.inference import shortlist
-from cascades.inference.trained_model import TrainedModel
-from cascades.predictions import shards
 from cascades.runtime import partitioning
 
 GAMMAS, MOST = (1, 2, 3), 5
@@ -31,18 +28,13 @@ GAMMAS, MOST = (1, 2, 3), 5
 def rows(folder: pathlib.Path, options: argparse.Namespace) -> Iterator[Measured]:
   """Measurements at each length, with and without the shortlist."""
   large, small = (load(str(folder / name)) for name in ('large', 'small'))
-  _, answers = shards.read_rows(folder / 'answers' / 'train', task='questions')
-  common = shortlist.common_tokens(
-    (np.array(answer.tokens) for answer in answers),
-    options.tokens,
-    vocab_size=large.vocab_size,
-    always=large.vocabulary.eos_ids,
-  )
   batch = prompts(large, options.rows, str(folder / 'questions.jsonl'))
   single = drafting_speed.one_by_one(batch, np.arange(options.rows))
-  drafters: dict[str, TrainedModel] = {
+  answers = folder / 'answers' / 'train'
+  short = drafting_speed.from_shortlist(small, large, answers, options.tokens)
+  drafters = {
     f'of {small.vocab_size} tokens': small,
-    f'of {len(common)} and the prompt': shortlist.attach(small, common),
+    f'of {options.tokens} and the prompt': short,
   }
   for length, (name, drafter) in itertools.product(options.lengths, drafters.items()):
     yield from drafting_speed.speeds(
