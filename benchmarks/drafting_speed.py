@@ -14,19 +14,10 @@ from cascades.inference import latency, shortlist
 from cascades.inference.answers import Generator
 from cascades.inference.latency import TimedBatch
 from cascades.inference.speculation import Speculation
-from cascades.inference.speculator import Speculator, StepCosts
+from cascades.inference.speculator import Speculator
 from cascades.inference.trained_model import TrainedModel
 from cascades.predictions import shards
 from cascades.types import Generation, Prompt
-
-
-def measured_steps(
-  small: TrainedModel, large: TrainedModel, batch: TimedBatch, *, longest: int, most: int
-) -> StepCosts:
-  """Seconds of a step of the small model, and of the large one over 1 to `most` + 1 tokens."""
-  _, step = latency.step_seconds(small, batch.prompts, [1], max_tokens=longest)
-  _, widths = latency.step_seconds(large, batch.prompts, range(1, most + 2), max_tokens=longest)
-  return StepCosts(step[1], [*widths.values()])
 
 
 def from_shortlist(
@@ -75,7 +66,7 @@ def speeds(
     at_least: Bar of the planner.
   """
   answered = sum(batch.rows for batch in batches)
-  costs = measured_steps(small, large, batches[0], longest=longest, most=most)
+  costs = latency.step_costs(small, large, batches[0].prompts, most=most, max_tokens=longest)
   relative = ', '.join(f'{seconds / costs.large[0]:.2f}' for seconds in costs.large)
   yield Measured(
     f'{what}: step of the small model / of the large one', costs.small / costs.large[0], '',

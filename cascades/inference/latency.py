@@ -25,6 +25,7 @@ from jax import Array
 from jaxtyping import Int
 
 from cascades.inference.answers import Answered
+from cascades.inference.speculator import StepCosts
 from cascades.inference.trained_model import TrainedModel
 from cascades.runtime import files, origins, partitioning, progress
 from cascades.types import Params, Prompt
@@ -217,6 +218,15 @@ def step_seconds(
     for width in widths
   }
   return reading, by_width
+
+
+def step_costs(
+  small: TrainedModel, large: TrainedModel, prompts: Prompt, *, most: int, max_tokens: int
+) -> StepCosts:
+  """Seconds that a `DraftPlanner` of up to `most` drafts needs; arguments as of `step_seconds`."""
+  _, step = step_seconds(small, prompts, [1], max_tokens=max_tokens)
+  _, widths = step_seconds(large, prompts, range(1, most + 2), max_tokens=max_tokens)
+  return StepCosts(step[1], [*widths.values()])
 
 
 def _median_seconds(call: Callable[[], Any]) -> float:

@@ -56,6 +56,9 @@ class DraftPlanner:
 
   Where a rule can do without drafts, batches with and without them are timed too, by turns at
   first, and drafts that take longer than none are not planned, whatever the steps promise.
+
+  Attributes:
+    blocks: Most drafts of the programs that batches run by: few numbers, since each is compiled.
   """
 
   def __init__(self, costs: StepCosts, *, lossless: bool) -> None:
@@ -67,15 +70,18 @@ class DraftPlanner:
         small one need not read its last draft.
     """
     seconds = np.asarray(costs.large) / costs.large[0]
+    most = len(seconds) - 1
     self.lengths = np.array([
       speculative.best_gamma(
-        estimate, costs.small / costs.large[0], most=len(seconds) - 1, large=seconds.tolist(),
+        estimate, costs.small / costs.large[0], most=most, large=seconds.tolist(),
         last_draft=float(not lossless), least_saving=SAVING,
       )
       for estimate in np.linspace(0, 1, BINS + 1)
     ], np.int32)  # fmt: skip
     if not lossless:  # each token needs both models anyway, and drafts keep the estimate alive
       self.lengths = np.maximum(self.lengths, 1)
+    powers = [1 << power for power in range(most.bit_length())]
+    self.blocks = sorted({*powers, most, *([0] if lossless else [])})
     self.lossless = lossless
     self.accepted, self.rejected = START * PRIOR, (1 - START) * PRIOR
     self.paces = {drafted: collections.deque[float](maxlen=RECENT) for drafted in (True, False)}
@@ -184,7 +190,8 @@ class Speculator:
     self.planner = costs and DraftPlanner(
       costs._replace(large=costs.large[: gamma + 1]), lossless=lossless
     )
-    self._compiled: set[tuple[int, tuple[int, ...]]] = set()  # drafts and shapes of prompts
+    self.blocks = self.planner.blocks if self.planner else [gamma]
+    self._compiled: set[tuple[int, tuple[int, ...]]] = set()  # of blocks, and shapes of prompts
     self._large = Generator(large, max_tokens, options)
     self._always = functools.cache(speculation.always)  # its arrays
 
@@ -229,13 +236,9 @@ class Speculator:
     """
     target_distributions.named(self.rule, alpha)
     drafts = self.planner.next_drafts() if self.planner else self.gamma
-    gamma, plan = self._block(drafts)
+    gamma = min((block for block in self.blocks if block >= drafts), default=self.gamma)
     start = time.perf_counter()
-    if not gamma and self.target is target_distributions.large:
-      answers = speculation.undrafted(self._large.generate(prompts, row_ids), where=np.where)
-    else:
-      program = functools.partial(self._speculate, plan=plan, gamma=gamma)
-      answers = _run(program, self.models, prompts, row_ids, alpha)
+    answers = self._in_blocks(gamma, drafts, prompts, row_ids, alpha)
     if self.planner:
       seconds = time.perf_counter() - start
       compiled = gamma, prompts.tokens.shape
@@ -245,17 +248,30 @@ class Speculator:
       self.planner.update(answers, seconds if timed else None, drafted=gamma > 0)
     return answers
 
+  def compile(self, prompts: Prompt, row_ids: Int[np.ndarray, 'B'], alpha: float = 0.0) -> None:
+    """Answer prompts with each of `blocks`: later ones of this shape then compile nothing."""
+    for gamma in self.blocks:
+      self._in_blocks(gamma, gamma, prompts, row_ids, alpha)
+      self._compiled.add((gamma, prompts.tokens.shape))
+
   def answer(self, prompts: Prompt, row_ids: Int[np.ndarray, 'B'], alpha: float = 0.0) -> Answered:
     """The same for `answers.predictor`."""
     return answered(self.speculate(prompts, row_ids, alpha))
 
-  def _block(self, drafts: int) -> tuple[int, DraftPlan]:
-    """Most drafts of the next batch, which the program is compiled for, and its plan."""
-    if not self.planner or not drafts:
-      return drafts, self._always(drafts)
-    ladder = [1 << power for power in range(self.gamma.bit_length())]  # few programs
-    gamma = min((n for n in ladder if n >= drafts), default=self.gamma)
-    return gamma, self.planner.plan(drafts)
+  def _in_blocks(
+    self,
+    gamma: int,
+    drafts: int,
+    prompts: Prompt,
+    row_ids: Int[np.ndarray, 'B'],
+    alpha: float,
+  ) -> Speculation:
+    """Answers in blocks of at most `gamma` drafts, of which a batch on trial has `drafts`."""
+    if not gamma and self.target is target_distributions.large:
+      return speculation.undrafted(self._large.generate(prompts, row_ids), where=np.where)
+    plan = self.planner.plan(drafts) if self.planner and gamma else self._always(gamma)
+    program = functools.partial(self._speculate, plan=plan, gamma=gamma)
+    return _run(program, self.models, prompts, row_ids, alpha)
 
 
 class TokenCascade:

@@ -22,9 +22,9 @@ from jaxtyping import Int
 
 from cascades import target_distributions
 from cascades.data import converters
-from cascades.inference import trained_model
-from cascades.inference.speculator import Speculator
-from cascades.inference.trained_model import Checkpoint
+from cascades.inference import latency, trained_model
+from cascades.inference.speculator import Speculator, StepCosts
+from cascades.inference.trained_model import Checkpoint, TrainedModel
 from cascades.interop import companions
 from cascades.runtime import progress, ranges
 from cascades.runtime.partitioning import Devices
@@ -47,15 +47,20 @@ class Drafting:
     rule: Name in `target_distributions.RULES`.
     alpha: Number of the rule.
     drafts: Number of tokens that the small model drafts before the large one reads them.
+    adaptive: Drafts up to that many tokens: as many as save time, by the steps that are measured at
+      the start and the share of drafts that is accepted, and none where the rule can do without.
   """
 
   rule: str = 'lossless'
   alpha: float = 0.0
   drafts: int = 4
+  adaptive: bool = False
 
   def __post_init__(self) -> None:
     target_distributions.named(self.rule, self.alpha)
     ranges.check({'drafts': self.drafts}, least=1, below=1 << 10, integer=True)
+    if not isinstance(self.adaptive, bool):
+      raise ValueError(f'adaptive={self.adaptive!r:.80} must be True or False.')
 
 
 def load(
@@ -90,9 +95,11 @@ def load(
     drafter, verifier = (
       trained_model.load(checkpoint, rules=devices.rules) for checkpoint in (small, large)
     )
+    costs = _measured(drafter, verifier, room, drafting) if drafting.adaptive else None
     speculator = Speculator(
-      drafter, verifier, drafting.rule, gamma=drafting.drafts, max_tokens=room.max_tokens
-    )
+      drafter, verifier, drafting.rule, gamma=drafting.drafts, max_tokens=room.max_tokens,
+      costs=costs,
+    )  # fmt: skip
   directory = epath.Path(verifier.described['checkpoint'])
   converted = verifier.described['step'] == 0
   reader = PromptReader(
@@ -105,6 +112,21 @@ def load(
   return SpeculativeModel(
     name or directory.name, speculator, reader, room, alpha=drafting.alpha, devices=own
   )
+
+
+def _measured(
+  small: TrainedModel, large: TrainedModel, room: Room, drafting: Drafting
+) -> StepCosts:
+  """Seconds of steps behind the longest prompt, by which drafts are planned."""
+  prompt = converters.pad([(np.ones(room.max_prompt, np.int32),)], room.max_prompt)
+  costs = latency.step_costs(
+    small, large, prompt, most=drafting.drafts, max_tokens=room.max_tokens
+  )  # fmt: skip
+  log.info(
+    'a step of the small model takes %.3g ms, the large one %s ms over 1 to %d tokens',
+    costs.small * 1e3, ', '.join(f'{s * 1e3:.3g}' for s in costs.large), len(costs.large),
+  )  # fmt: skip
+  return costs
 
 
 class SpeculativeModel:
@@ -215,11 +237,16 @@ class SpeculativeModel:
   def _compile(self) -> None:
     try:
       logged = progress.Counted[Any]('program', len(self._lengths), lambda _: (1, 0))
-      for _ in logged(self._speculate(np.ones(length, np.int32)) for length in self._lengths):
+      for _ in logged(map(self._compile_for, self._lengths)):
         pass
     except Exception as error:
       log.exception('The models cannot decode together.')
       self.failure = f'the models have no program: {error!r:.200}'
+
+  def _compile_for(self, length: int) -> None:
+    prompt = converters.pad([(np.ones(length, np.int32),)], length)
+    with self._devices.use():
+      self._speculator.compile(prompt, np.array([0]), self._alpha)
 
   def _unless_closed(self, tokens: Int[np.ndarray, 'n']) -> tuple[Generation, float]:
     if self.failure:

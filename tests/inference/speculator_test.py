@@ -185,6 +185,16 @@ def test_the_first_batch_of_a_program_is_compiled_and_not_timed(gammas):
   assert seen == [[0, 0], [1, 0], [1, 0], [1, 1]]
 
 
+def test_programs_that_were_compiled_before_are_timed_from_the_first_batch_on(gammas):
+  pair = lossless(CHEAP)
+  pair.compile(prompts(), np.arange(2))
+  assert gammas == pair.blocks == [0, 1, 2, 4, 5]
+  assert not any(pair.planner.paces.values())
+  for _ in range(2):
+    pair.speculate(prompts(), np.arange(2))
+  assert [len(paces) for paces in pair.planner.paces.values()] == [1, 1]
+
+
 def test_where_drafts_do_not_pay_the_large_model_decodes_alone_and_drafts_are_tried_again(gammas):
   pair = lossless(DEAR)
   for _ in range(2 * speculator.RETRY):
@@ -201,3 +211,12 @@ def test_programs_are_of_powers_of_two_drafts_and_of_the_most(gammas):
     pair.planner.accepted, pair.planner.rejected = share, 1 - share
     pair.speculate(prompts(), np.arange(2))
   assert gammas == [2, 4, 5]
+  needed = speculator.DraftPlanner(CHEAP, lossless=False)
+  assert needed.blocks[0] == 1  # whose tokens need both models
+
+
+def test_a_pair_without_a_planner_has_the_program_of_its_drafts_alone(gammas):
+  pair = lossless(None)
+  pair.compile(prompts(), np.arange(2))
+  pair.speculate(prompts(), np.arange(2))
+  assert gammas == [5, 5]

@@ -66,6 +66,19 @@ def test_a_lossless_answer_is_that_of_the_large_model(lossless, pair):
   assert lossless.ready
 
 
+def test_adaptive_drafts_do_not_change_a_lossless_answer(lossless, pair, caplog):
+  with caplog.at_level('INFO', logger=speculative_model.__name__):
+    adaptive = load(pair, drafts=1, adaptive=True)
+  (line,) = (line for line in caplog.messages if 'a step of the small model' in line)
+  assert 'over 1 to 2 tokens' in line
+  for text in texts(8):  # drafted and not, by turns
+    (drafted,), (expected,) = (ask(model, Question(text)) for model in (adaptive, lossless))
+    assert text_of(drafted) == text_of(expected)
+  adaptive.close()
+  with pytest.raises(ValueError, match=r"adaptive='yes' must be True or False"):
+    Drafting(adaptive='yes')
+
+
 def test_shorter_answers_and_stop_texts(lossless):
   question = Question(texts(2)[0])
   full, two = ask(lossless, question, question._replace(max_tokens=2))
