@@ -41,7 +41,7 @@ def ours(paths: Sequence[str], dtype: str, gamma: int) -> dict[str, Decode]:
     'cascades, assisted': lambda prompt: np.asarray(
       both(small.params, large.params, prompt).answer.tokens
     ),
-    'cascades, large alone': lambda prompt: np.asarray(alone(large.params, prompt)),
+    'cascades, large alone': lambda prompt: np.asarray(alone(large.params, prompt).tokens),
   }
 
 

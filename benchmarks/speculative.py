@@ -6,15 +6,16 @@
 Each `--pair` is the run directory of a small and of a large model. Prompts of encoder-decoders are
 words of the demo's task, those of decoder-only models the `inputs` of `--prompts`, JSON lines, as
 the user's turn where the large model has a chat template.
-Answers are greedy and of full length; every program is compiled and run once before, turns
-alternate, and medians of ratios are reported. Rows are printed and written as they are measured.
+Answers are greedy and end at the end of sequence; a turn answers `--rows` prompts, one at a time or
+eight together. Every program is compiled and run once before, turns alternate, and medians of
+ratios are reported. Rows are printed and written as they are measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,36 +27,37 @@ from jax import Array
 
 from benchmarks import bars
 from benchmarks.bars import Measured
-from benchmarks.drafting_speed import measured_steps
 from benchmarks.speculative_rules import BLOCK, PROMPT, Call, by_turns, of_rules
-from cascades import decoding, speculative
+from cascades import decoding
 from cascades.data.corpus import Data
-from cascades.inference import speculation, speculator, trained_model
+from cascades.inference import latency, speculation, trained_model
 from cascades.inference.answers import Generator
-from cascades.inference.latency import TimedBatch
 from cascades.inference.speculator import RETRY, Speculator, StepCosts
 from cascades.inference.trained_model import TrainedModel
 from cascades.interop import companions
 from cascades.runtime import partitioning
 from cascades.target_distributions import RULES
 from cascades.tasks import catalog, chats, local
-from cascades.types import Params, Prompt
+from cascades.types import Generation, Params, Prompt
 
 MOST = 8  # drafts that the planner may choose
 ANSWER = 64  # tokens of decoder-only models
 WORD, PHONEMES = 24, 24  # tokens of the demo's task
 SHORT, WARM = 16, 12  # tokens of answers with adaptive drafts, and batches that warm the planner up
 HALF = 32  # tokens of answers in bfloat16, which CPUs compute slowly
-MORE, MANY = 20, 10_000_000  # times as many turns of short answers, up to MANY parameters
 
 
 class Pair(NamedTuple):
-  """Two models with prompts of one batch size."""
+  """Two models with batches of prompts of one size."""
 
   small: TrainedModel
   large: TrainedModel
-  prompt: Prompt
-  length: int  # of the answers
+  batches: list[Prompt]
+  length: int  # of the longest answer
+
+  @property
+  def ends(self) -> Sequence[int]:
+    return self.large.vocabulary.eos_ids
 
 
 def prompts(model: TrainedModel, rows: int, path: str | None) -> Prompt:
@@ -79,29 +81,38 @@ def prompts(model: TrainedModel, rows: int, path: str | None) -> Prompt:
   return jax.tree.map(jnp.asarray, corpus.prompts(records, bucket, batch_size=rows))
 
 
-def alone(model: TrainedModel, pair: Pair, length: int) -> Call:
-  """Greedy answers of one model."""
-  generate = jitted_alone(model, length)
-  return lambda: jax.block_until_ready(generate(model.params, pair.prompt))
+def in_batches(prompt: Prompt, size: int) -> list[Prompt]:
+  """Prompts in batches of one size."""
+  starts = range(0, len(prompt.length), size)
+  return [jax.tree.map(lambda x, start=start: x[start : start + size], prompt) for start in starts]
 
 
-def jitted_alone(model: TrainedModel, length: int) -> Any:
+def alone(model: TrainedModel, pair: Pair, length: int) -> Callable[[], list[Generation]]:
+  """Greedy answers of one model to all batches."""
+  generate = jitted_alone(model, length, pair.ends)
+  return lambda: jax.block_until_ready([generate(model.params, batch) for batch in pair.batches])
+
+
+def jitted_alone(model: TrainedModel, length: int, ends: Sequence[int] = (-1,)) -> Any:
+  """Program of one model; by default no answer ends before `length`."""
+
   @jax.jit
-  def generate(params: Params, prompt: Prompt) -> Array:
-    return decoding.generate(
-      nnx.merge(model.graph, params), prompt, max_len=length, eos_id=-1
-    ).tokens
+  def generate(params: Params, prompt: Prompt) -> Generation:
+    return decoding.generate(nnx.merge(model.graph, params), prompt, max_len=length, eos_id=ends)
 
   return generate
 
 
-def together(pair: Pair, length: int, gamma: int) -> Call:
-  """Greedy lossless answers of both models."""
-  generate = jitted_pair(pair.small, pair.large, length, gamma)
-  return lambda: jax.block_until_ready(generate(pair.small.params, pair.large.params, pair.prompt))
+def together(pair: Pair, length: int, gamma: int) -> Callable[[], list[speculation.Speculation]]:
+  """Greedy lossless answers of both models to all batches."""
+  generate = jitted_pair(pair.small, pair.large, length, gamma, pair.ends)
+  params = pair.small.params, pair.large.params
+  return lambda: jax.block_until_ready([generate(*params, batch) for batch in pair.batches])
 
 
-def jitted_pair(small: TrainedModel, large: TrainedModel, length: int, most: int) -> Any:
+def jitted_pair(
+  small: TrainedModel, large: TrainedModel, length: int, most: int, ends: Sequence[int] = (-1,)
+) -> Any:
   """Program of both models; it takes another number of drafts, at most `most`, as `gamma`."""
 
   @jax.jit
@@ -114,31 +125,39 @@ def jitted_pair(small: TrainedModel, large: TrainedModel, length: int, most: int
       RULES['lossless'].target,
     )
     plan = speculation.always(gamma)
-    return speculation.generate(models, prompt, max_len=length, eos_id=-1, gamma=most, plan=plan)
+    return speculation.generate(models, prompt, max_len=length, eos_id=ends, gamma=most, plan=plan)
 
   return generate
 
 
-def identical(pair: Pair, expected: np.ndarray) -> list[float]:
+def same(drafted: Sequence[speculation.Speculation], expected: Sequence[Generation]) -> float:
+  """Share of answers that are those of the large model."""
+  equal = [
+    (np.asarray(own.answer.tokens) == np.asarray(other.tokens)).all(1)
+    for own, other in zip(drafted, expected, strict=True)
+  ]
+  return float(np.concatenate(equal).mean())
+
+
+def identical(pair: Pair, expected: Sequence[Generation]) -> list[float]:
   """Share of answers that are those of the large model, at each number of drafts up to MOST."""
-  generate = jitted_pair(pair.small, pair.large, pair.length, MOST)
-  shares = []
-  for gamma in range(1, MOST + 1):
-    answers = generate(pair.small.params, pair.large.params, pair.prompt, gamma)
-    shares.append(float((np.asarray(answers.answer.tokens) == expected).all(1).mean()))
-  return shares
+  generate = jitted_pair(pair.small, pair.large, pair.length, MOST, pair.ends)
+  params = pair.small.params, pair.large.params
+  return [
+    same([generate(*params, batch, gamma) for batch in pair.batches], expected)
+    for gamma in range(1, MOST + 1)
+  ]
 
 
-def identical_in_bfloat16(paths: tuple[str, str], pair: Pair) -> Measured:
+def identical_in_bfloat16(name: str, paths: tuple[str, str], pair: Pair) -> Measured:
   """Share of answers that are those of the large model where both compute in bfloat16."""
   small, large = (load(path, 'bfloat16') for path in paths)
-  half = Pair(small, large, pair.prompt, min(pair.length, HALF))
-  tokens = np.asarray(together(half, half.length, BLOCK)().answer.tokens)
-  same = (tokens == np.asarray(alone(large, half, half.length)())).all(1)
-  name = f'{pathlib.Path(paths[0]).name} + {pathlib.Path(paths[1]).name}'
+  half = Pair(small, large, pair.batches, min(pair.length, HALF))
+  share = same(together(half, half.length, BLOCK)(), alone(large, half, half.length)())
+  answered = sum(len(batch.length) for batch in pair.batches)
   return Measured(
-    f'{name}, bfloat16: share of identical answers', float(same.mean()), '',
-    note=f'{len(same)} answers of {half.length} tokens, gamma {BLOCK}',
+    f'{name}, bfloat16: share of identical answers', share, '',
+    note=f'{answered} answers of at most {half.length} tokens, gamma {BLOCK}',
   )  # fmt: skip
 
 
@@ -166,7 +185,7 @@ def beside(pair: Pair, gamma: int) -> Beside:
     memory = program.lower(*arguments).compile().memory_analysis()
     return memory.temp_size_in_bytes + memory.argument_size_in_bytes
 
-  small, large, prompt, length = pair
+  small, large, (prompt, *_), length = pair
 
   def cache(model: TrainedModel, length: int) -> int:
     prefill = lambda params: nnx.merge(model.graph, params).prefill(prompt, length)[1]
@@ -182,90 +201,84 @@ def beside(pair: Pair, gamma: int) -> Beside:
   )
 
 
-def step_seconds(pair: Pair) -> StepCosts:
-  """Seconds of a step of the small model, and of the large one over 1, 2, ... MOST + 1 tokens."""
-  batch = TimedBatch(pair.prompt, np.arange(len(pair.prompt.length)), len(pair.prompt.length))
-  return measured_steps(pair.small, pair.large, batch, longest=pair.length, most=MOST)
+def pace(pair: Pair, costs: StepCosts, turns: int, length: int) -> tuple[float, float, int]:
+  """Seconds of a `Speculator` whose drafts are planned over those of the large model alone.
 
+  The batch in RETRY that goes the other way, with or without drafts, is timed apart and counts as
+  often.
 
-def kept_pace(pair: Pair, costs: StepCosts, turns: int) -> tuple[float, int]:
-  """Seconds of answers with adaptive drafts over those of the large model alone, and the drafts.
-
-  Answers are SHORT and end at the end of sequence. The batch in RETRY that goes the other way, with
-  or without drafts, is timed apart and counts as often.
+  Returns:
+    The ratio, tokens a second of the Speculator, and the drafts that it has settled for.
   """
-  length = min(pair.length, SHORT)
   drafting = Speculator(
     pair.small, pair.large, 'lossless', gamma=MOST, max_tokens=length, costs=costs
   )
   planner = drafting.planner
   assert planner
-  rows = np.arange(len(pair.prompt.length))
+  rows = np.arange(len(pair.batches[0].length))
   large = Generator(pair.large, length)
 
-  def adaptive(batches: int = 0) -> None:
-    planner.batches = batches
-    drafting.speculate(pair.prompt, rows)
+  def adaptive(number: int = 0) -> int:
+    tokens = 0
+    for batch in pair.batches:
+      planner.batches = number  # of those since the last that went the other way
+      tokens += int(drafting.speculate(batch, rows).answer.mask.sum())
+    return tokens
 
-  for _ in range(WARM):
+  for _ in range(-(-WARM // len(pair.batches))):
     adaptive()
-  adaptive(RETRY - 1)
+  tokens = adaptive(RETRY - 1)
   calls: dict[str, Call] = {
-    'adaptive': adaptive, 'alone': lambda: large.generate(pair.prompt, rows),
+    'adaptive': adaptive,
+    'alone': lambda: [large.generate(batch, rows) for batch in pair.batches],
     'retry': lambda: adaptive(RETRY - 1),
-  }  # fmt: skip
-  turns *= MORE if pair.large.described['parameters'] < MANY else 1
+  }
   mean = {name: float(np.median(own)) for name, own in by_turns(calls, turns).items()}
   own = mean['adaptive'] + (mean['retry'] - mean['adaptive']) / RETRY
-  return own / mean['alone'], planner.drafts
+  return own / mean['alone'], tokens / own, planner.drafts
 
 
-def of_pair(name: str, paths: tuple[str, str], path: str | None, turns: int) -> Iterator[Measured]:
+def of_pair(name: str, paths: tuple[str, str], options: argparse.Namespace) -> Iterator[Measured]:
   """Overhead of a block, and speed at the planner's gamma, at batches of 1 and 8."""
   models = [load(p) for p in paths]
   length = PHONEMES if models[0].architecture == 'encoder_decoder' else ANSWER
+  prompt = prompts(models[1], options.rows, options.prompts)
   tokens_per_second = {}
-  for batch in (1, 8):
-    pair = Pair(models[0], models[1], prompts(models[1], batch, path), length)
-    what = f'{name}, batch {batch}'
-    costs = step_seconds(pair)
-    step, widths = costs
+  for size in (1, 8):
+    pair = Pair(models[0], models[1], in_batches(prompt, size), length)
+    what, first = f'{name}, batch {size}', pair.batches[0]
+    costs = latency.step_costs(*models, first, most=MOST, max_tokens=length)
     block = together(pair, length, BLOCK)
-    counts = jax.tree.map(np.asarray, block().counts)
-    acceptance = counts.accepted.sum() / (counts.accepted.sum() + counts.rejected.sum())
-    c, relative = step / widths[0], [seconds / widths[0] for seconds in widths]
-    gamma = speculative.best_gamma(
-      float(acceptance), c, most=MOST, large=relative, least_saving=speculator.SAVING
+    drafted = jax.tree.map(np.asarray, block())
+    accepted, rejected = (
+      sum(int(getattr(own.counts, count).sum()) for own in drafted)
+      for count in ('accepted', 'rejected')
     )
-    programs = {
-      'plain': alone(pair.large, pair, length),
-      'block': block,
-      'block start': together(pair, 1, BLOCK),
-    } | ({'planned': together(pair, length, gamma)} if gamma else {})
-    seconds = by_turns(programs, turns)
-    # Where no draft pays, a Speculator leaves the answer to the large model's own program.
-    planned = seconds['planned' if gamma else 'plain']
-    blocks = int(counts.large_calls.max()) - 1
+    programs: dict[str, Call] = {'block': block, 'block start': together(pair, 1, BLOCK)}
+    seconds = by_turns(programs, options.turns)
+    blocks = sum(int(own.counts.large_calls.max()) - 1 for own in drafted)
     in_loop = seconds['block'] - seconds['block start']
-    passes = blocks * (BLOCK * step + widths[BLOCK])
-    steps = ', '.join(f'{x:.2f}' for x in relative)
-    note = f'c {c:.3f}, acceptance {acceptance:.3f}, gamma {gamma}; large over 1 to 9: {steps}'
+    passes = blocks * (BLOCK * costs.small + costs.large[BLOCK])
     yield Measured(
       f'{what}: block / its forward passes', float(np.median(in_loop)) / passes, '', at_most=1.1,
       note=f'gamma {BLOCK}, {blocks} blocks, {passes / blocks * 1e3:.2f} ms of passes',
     )  # fmt: skip
-    speedup = float(np.median(seconds['plain'] / planned))
-    yield Measured(f'{what}: large alone / lossless', speedup, '', at_least=1.0, note=note)
-    tokens_per_second[batch] = batch * length / float(np.median(planned))
-    if batch == 1 or models[0].architecture == 'encoder_decoder':
-      shares = identical(pair, np.asarray(programs['plain']()))
-      yield Measured(
-        f'{what}: share of identical answers, gamma 1 to {MOST}', min(shares), '', at_least=1.0
-      )
-    adaptive, drafts = kept_pace(pair, costs, turns)
+    steps = ', '.join(f'{seconds / costs.large[0]:.2f}' for seconds in costs.large)
+    slower, tokens_per_second[size], drafts = pace(pair, costs, options.turns, length)
     yield Measured(
-      f'{what}: adaptive drafts / large alone, seconds', adaptive, '', at_most=1.03,
-      note=f'{drafts} drafts after the warm-up',
+      f'{what}: large alone / lossless, planner', 1 / slower, '', at_least=1.0,
+      note=f'c {costs.small / costs.large[0]:.3f}, {accepted / (accepted + rejected):.3f} of '
+      f'{BLOCK} drafts accepted, {drafts} drafts planned; large over 1 to 9: {steps}',
+    )  # fmt: skip
+    short, _, drafts = pace(pair, costs, options.turns, min(length, SHORT))
+    yield Measured(
+      f'{what}: adaptive drafts / large alone, seconds', short, '', at_most=1.03,
+      note=f'at most {min(length, SHORT)} tokens, {drafts} drafts planned',
+    )  # fmt: skip
+    shares = identical(pair, alone(models[1], pair, length)())
+    yield Measured(
+      f'{what}: share of identical answers, gamma 1 to {MOST}', min(shares), '', at_least=1.0,
+      note=f'{options.rows} answers',
     )  # fmt: skip
     memory = beside(pair, BLOCK)
     yield Measured(
@@ -273,7 +286,7 @@ def of_pair(name: str, paths: tuple[str, str], path: str | None, turns: int) -> 
       note=f'beside the large model alone and the small model; {memory.room:.2f} of them are the '
       'positions of drafts in the large cache',
     )  # fmt: skip
-  yield identical_in_bfloat16(paths, pair)
+  yield identical_in_bfloat16(name, paths, pair)
   gain = tokens_per_second[8] / tokens_per_second[1]
   yield Measured(f'{name}: tokens/s of batch 8 / batch 1', gain, '', at_least=3.0)
 
@@ -283,7 +296,7 @@ def rows(options: argparse.Namespace) -> Iterator[Measured]:
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     for small, large in options.pair:
       name = f'{pathlib.Path(small).name} + {pathlib.Path(large).name}'
-      yield from of_pair(name, (small, large), options.prompts, options.turns)
+      yield from of_pair(name, (small, large), options)
     if options.vocab_size:
       yield from of_rules(options.vocab_size, options.turns)
 
@@ -294,13 +307,15 @@ def main() -> None:
   )
   parser.add_argument('--pair', nargs=2, action='append', default=[], metavar=('SMALL', 'LARGE'))
   parser.add_argument('--prompts', help='JSON lines with `inputs`, for decoder-only models')
+  parser.add_argument('--rows', type=int, default=64, help='prompts of a turn; a multiple of 8')
   parser.add_argument('--turns', type=int, default=5)
   parser.add_argument(
     '--vocab_size', type=int, default=262_144, help='of the rules; 0 leaves them out'
   )
   parser.add_argument('--output', default=bars.RESULTS / 'speculative.json')
   options = parser.parse_args()
-  settings = {'pairs': [' '.join(map(str, p)) for p in options.pair], 'turns': options.turns}
+  settings = {'pairs': [' '.join(map(str, p)) for p in options.pair]}
+  settings |= {'rows': options.rows, 'turns': options.turns}
   bars.report('Speculative decoding', rows(options), options.output, settings)
 
 
