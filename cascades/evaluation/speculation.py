@@ -48,6 +48,7 @@ class PointResult(NamedTuple):
     difference: Quality minus that of the large model alone, with its paired interval.
     seconds: Measured seconds per answer over those of the large model alone, by size of batch.
     modeled: The same from calls times measured steps.
+    planned: Drafts a block of least modeled time at its acceptance, by size of batch.
     large_calls: Calls of the large model.
     relative_calls: The same over those of the large model alone.
     small_calls: Steps of the small model.
@@ -68,6 +69,7 @@ class PointResult(NamedTuple):
   difference: Difference
   seconds: Mapping[str, float]
   modeled: Mapping[str, float]
+  planned: Mapping[str, int]
   large_calls: float
   relative_calls: float
   small_calls: float
@@ -262,9 +264,9 @@ def _result(
   reference = float(pool.finalize(pool.statistics[alone].sum(axis=0)))
   accepted, rejected = (_total(table, column) for column in ('accepted', 'rejected'))
   tested = accepted + rejected if point['gamma'] is not None else 0
+  rejection_rate = rejected / tested if tested else math.nan
   calls = {model: table.column(f'{model}_calls') for model in (SMALL, LARGE)}
   times = latency.get('points', {})
-  measured = times.get(name, {})
   modeled = speculation_costs.modeled_seconds(latency, table.manifest, calls)
   modeled_alone = speculation_costs.modeled_seconds(
     latency, large.manifest, {m: large.column(f'{m}_calls') for m in (SMALL, LARGE)}
@@ -280,14 +282,15 @@ def _result(
     ),
     seconds={
       size: entry['seconds_per_answer'] / times[alone][size]['seconds_per_answer']
-      for size, entry in measured.items()
+      for size, entry in times.get(name, {}).items()
       if size in times.get(alone, {})
     },
     modeled={size: modeled[size] / modeled_alone[size] for size in modeled},
+    planned=speculation_costs.planned_drafts(latency, table.manifest, 1 - rejection_rate),
     large_calls=float(calls[LARGE].mean()),
     relative_calls=float(calls[LARGE].sum() / large.column(f'{LARGE}_calls').sum()),
     small_calls=float(calls[SMALL].mean()),
-    rejection_rate=rejected / tested if tested else float('nan'),
+    rejection_rate=rejection_rate,
     flops=speculation_costs.flops(table, point, calls),
     tokens=float(table.lengths.mean()),
     length=float(table.lengths.sum() / large.lengths.sum()),

@@ -1,12 +1,15 @@
-"""Costs of a point of `speculate`: modeled seconds, and FLOPs."""
+"""Costs of a point of `speculate`: modeled seconds, the drafts that they favor, and FLOPs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from cascades import speculative, target_distributions
+from cascades.target_distributions import RULES
 from cascades.types import Predictions
 
 SMALL, LARGE, DRAFTER, SEQUENTIAL = 'small', 'large', 'drafter', 'token_'
@@ -36,6 +39,32 @@ def modeled_seconds(
       widths[m] in steps.get(m, {}).get(size, {}) and size in prompts.get(m, {}) for m in calls
     )
   }
+
+
+def planned_drafts(
+  latency: Mapping[str, Any], manifest: Mapping[str, Any], acceptance: float
+) -> dict[str, int]:
+  """Number of drafts of least modeled time at an acceptance, by size of batch.
+
+  At most as many as steps were measured for, and 0 where the large model alone is faster and the
+  rule can do without drafts; empty for points that draft nothing, or without measured steps.
+  """
+  point, steps = manifest['point'], latency.get('steps', {})
+  drafting = steps.get(DRAFTER if 'shortlist' in manifest.get(SMALL, {}) else SMALL, {})
+  if point['gamma'] is None or math.isnan(acceptance):
+    return {}
+  lossless = RULES[point['rule']].target is target_distributions.large
+  planned = {}
+  for size, by_width in steps.get(LARGE, {}).items():
+    large = [by_width[width] / by_width['1'] for width in sorted(by_width, key=int)]
+    if len(large) < 2 or '1' not in drafting.get(size, {}):
+      continue
+    best = speculative.best_gamma(
+      acceptance, drafting[size]['1'] / by_width['1'], most=len(large) - 1, large=large,
+      last_draft=float(not lossless),
+    )  # fmt: skip
+    planned[size] = best if lossless else max(best, 1)
+  return planned
 
 
 def flops(table: Predictions, point: Mapping[str, Any], calls: Mapping[str, np.ndarray]) -> float:

@@ -155,11 +155,10 @@ def as_csv(frontier: SpeculationFrontier) -> str:
   """One line a point; seconds and difference in columns of their own."""
   records = []
   for point in frontier.points:
-    record = {
-      k: v for k, v in point._asdict().items() if k not in ('difference', 'seconds', 'modeled')
-    }
+    nested = ('difference', 'seconds', 'modeled', 'planned')
+    record = {name: value for name, value in point._asdict().items() if name not in nested}
     record |= {f'difference_{k}': v for k, v in point.difference._asdict().items()}
-    for name in ('seconds', 'modeled', 'modeled_over_measured'):
+    for name in ('seconds', 'modeled', 'modeled_over_measured', 'planned'):
       record |= {f'{name}_batch{size}': v for size, v in getattr(point, name).items()}
     records.append(record)
   text = io.StringIO()
@@ -229,13 +228,19 @@ def points(frontier: SpeculationFrontier) -> SummaryTable:
   tested = [point.holm for point in frontier.points if not math.isnan(point.holm)]
   differ = sum(p < SIGNIFICANCE for p in tested)
 
+  def modeled(point: PointResult, size: str) -> Iterator[str]:
+    if size in point.modeled:
+      yield f'modeled {point.modeled[size]:.2f}'
+    if size in point.planned:
+      yield f'least with {point.planned[size]} drafts'
+
   def row(point: PointResult) -> tuple[Cell, ...]:
     low, high = (_quality(frontier, x, signed=True) for x in point.difference[1:3])
     p = '' if math.isnan(point.holm) else f', p {point.holm:.2g}'
     times = [
       Cell(
         f'{point.seconds[size]:.2f}' if size in point.seconds else '-',
-        f'modeled {point.modeled[size]:.2f}' if size in point.modeled else '',
+        ', '.join(modeled(point, size)),
       )
       for size in sizes
     ]
@@ -259,7 +264,9 @@ def points(frontier: SpeculationFrontier) -> SummaryTable:
     f'On {frontier.rows:,} rows. Below the {metric_label(frontier)} is the paired interval of its '
     'difference from the large model alone, with a p-value that Holm adjusts for the number of '
     f'points: {differ} of {len(tested)} points differ at {percent(SIGNIFICANCE)}. Below the tokens '
-    'is their ratio to those of its answers. Modeled seconds are calls times measured steps.',
+    'is their ratio to those of its answers. Modeled seconds are calls times measured steps; they '
+    'are least with the number of drafts below them, of those whose steps were measured, if drafts '
+    'are accepted independently.',
     (
       'point',
       metric_label(frontier),

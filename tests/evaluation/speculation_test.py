@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from cascades import bootstrap, deferral
-from cascades.evaluation import speculation
+from cascades.evaluation import speculation, speculation_costs
 from cascades.evaluation.comparison import Settings
 from cascades.predictions import rows
 from cascades.reporting import speculation_charts, speculation_figures, speculation_report
@@ -99,6 +99,23 @@ def test_numbers_of_a_point_equal_those_by_hand(points):
   alone = 0.02 + 3 * 0.01
   assert point.modeled['1'] == pytest.approx((0.005 + 3 * 0.002 + 0.02 + 1 * 0.014) / alone)
   assert (point.tokens, point.length) == (4.0, 1.0)
+  # At 8 of 11 accepted: (2 * .2 + 1.2) / 1.727 = .93 with one draft, (3 * .2 + 1.4) / 2.256 = .89.
+  assert point.planned == {'1': 2}
+  assert not points['small-temperature0'].planned
+
+
+def test_drafts_are_planned_from_measured_steps_and_acceptance(directory):
+  latency = json.loads((directory / 'latency.json').read_text())
+  point = {'rule': 'lossless', 'gamma': 1}
+  planned = lambda acceptance, **model: speculation_costs.planned_drafts(
+    latency, {'point': point, 'small': model}, acceptance
+  )
+  assert [planned(a)['1'] for a in (0.2, 0.45, 0.9)] == [0, 1, 2]
+  assert planned(float('nan')) == planned(0.9, shortlist={}) == {}  # no steps of the drafter
+  latency['steps']['drafter'] = {'1': {'1': 0.0002}}
+  assert (planned(0.6), planned(0.6, shortlist={})) == ({'1': 1}, {'1': 2})
+  point['rule'] = 'opt'  # which needs both models
+  assert planned(0.0) == {'1': 1}
 
 
 def test_p_values_are_adjusted_for_the_number_of_points_and_resamples_suffice_for_it(
@@ -215,6 +232,7 @@ def test_a_page_and_numbers_are_written_and_texts_stay_texts(directory, frontier
     opt['modeled']['1'] / opt['seconds']['1']
   )
   assert 'modeled / measured, batch 1' in page
+  assert 'least with 2 drafts' in page
   assert '<td>opt, temperature 0<span class="note">alpha 0.1, gamma 2</span>' in page
   assert (tmp_path / 'frontier.csv').read_text().splitlines()[0].startswith('name,rule,alpha')
   assert {path.name for path in (tmp_path / 'figures').iterdir()} == {
