@@ -18,6 +18,7 @@ from cascades.models import decoder
 from cascades.performance import topologies
 from cascades.runtime import partitioning
 from cascades.training import optimizers, setup
+from cascades.training.answer_format import AnswerFormat
 from cascades.training.setup import AbstractRun, LargeModel, SmallModel, Step
 from cascades.types import Batch, ModelConfig
 
@@ -56,15 +57,32 @@ def cell(
   small: ModelConfig = SMALL,
   large: ModelConfig | None = LARGE,
   large_dtype: str = 'bfloat16',
+  cached: AnswerFormat | None = None,
   block_length: int | None = None,
 ) -> Cell:
-  """Build a step on the active mesh, for decoder-only rows of `length` positions."""
+  """Build a step on the active mesh, for decoder-only rows of `length` positions.
+
+  Its teachers are the large model that runs beside it, and answers `cached` in a format.
+  """
   step = Step(learning_rate=optimizers.constant(1e-3), loss=loss, block_length=block_length)
   abstract = setup.abstract_run(
     SmallModel(small), LargeModel(large, dtype=large_dtype), step.transform
   )
   data = Data(lengths={'inputs': length // 2, 'targets': length // 2}, batch_size=rows)
-  return Cell(setup.compiled_step(abstract, step), abstract, plan.batch_shapes(small, data))
+  batch = plan.batch_shapes(small, data)
+  if cached is not None:
+    batch = batch._replace(teachers=(_answers(cached, batch.targets),))
+  return Cell(setup.compiled_step(abstract, step), abstract, batch)
+
+
+def _answers(form: AnswerFormat, targets: Any) -> Any:
+  """Abstract answers of a teacher cache to the targets of a batch."""
+  return jax.tree.map(
+    lambda column: jax.ShapeDtypeStruct(
+      (*targets.shape, *column.shape[1:]), column.dtype, sharding=targets.sharding
+    ),
+    form.abstract(1),
+  )
 
 
 def mesh(topology: str, count: int | None = None, **axes: int) -> jax.sharding.Mesh:

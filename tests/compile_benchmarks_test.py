@@ -1,13 +1,15 @@
 """Compile-only benchmarks can fail: tiny models on the CPU."""
 
 import dataclasses
+import functools
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import buffers, collectives, compiling, step_flops
-from cascades import losses
-from cascades.performance import flops, hlo
+from cascades import divergences, losses
+from cascades.performance import hlo
 from cascades.performance.hlo import Shape
 from cascades.performance.hlo_costs import Collective
 from cascades.runtime import partitioning
@@ -17,10 +19,10 @@ VOCAB = 4096  # so wide that logits are larger than anything else of these model
 ROWS, LENGTH, BLOCK = 16, 24, 2
 
 
-def tiny_cell(loss=losses.cat_dist, large=True):
+def tiny_cell():
   small = dataclasses.replace(testing.TINY_DECODER, vocab_size=VOCAB)
   return compiling.cell(
-    loss, rows=ROWS, length=LENGTH, small=small, large=small if large else None, block_length=BLOCK
+    losses.cat_dist, rows=ROWS, length=LENGTH, small=small, large=small, block_length=BLOCK
   )
 
 
@@ -48,12 +50,34 @@ def test_no_buffer_is_over_two_blocks_but_parameters_and_the_naive_step_s_are(pr
   assert buffers.oversized(cell, naive, block)
 
 
-def test_cascade_aware_training_adds_no_products():
-  """The Xent step and the large model's forward pass are all there is to do."""
+@pytest.fixture
+def one_device():
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-    plain, cat = tiny_cell(losses.xent, large=False), tiny_cell(losses.cat_dist)
-    least = flops.work_of(plain.step, *plain.arguments) + step_flops.forward(cat)
-    assert flops.work_of(cat.step, *cat.arguments).flops <= 1.03 * least.flops
+    yield
+
+
+@functools.cache
+def steps():
+  """Of the sizes that the benchmark has by default: nothing is compiled."""
+  return step_flops.Steps(rows=4, length=512, vocab_size=262_144)
+
+
+@pytest.mark.usefixtures('one_device')
+@pytest.mark.parametrize('name', step_flops.CASES)
+def test_a_step_does_no_more_than_the_xent_step_and_the_large_model_s_forward_pass(name):
+  products, total = steps().ratios(step_flops.CASES[name])
+  assert products == 1
+  assert 1 < total < 1.01
+
+
+@pytest.mark.usefixtures('one_device')
+def test_a_loss_of_many_divergences_misses_the_bar():
+  def many(small, teachers, targets):
+    betas = np.linspace(0.1, 0.9, 20)
+    return sum(divergences.jensen_shannon(small, teachers, targets, beta=beta) for beta in betas)
+
+  loss = functools.partial(losses.distillspec_jsd, token_loss=many)
+  assert steps().ratios(step_flops.Case(loss))[1] > step_flops.BAR_OF_DIVERGENCES
 
 
 def test_the_least_that_is_sent_is_each_parameter_s_missing_part():
