@@ -194,7 +194,7 @@ class TopK(NamedTuple):
   since both average -log p_S over the tail, with weights that add up to t; its gradient with
   respect to the small logits differs by at most 2 t, summed over the vocabulary, which bounds the
   difference of the weights. Rounding log-probabilities scales each stored p_L by a factor of at
-  most exp(u |log p_L|): u is 2^-11 for float16, 2^-8 for bfloat16.
+  most exp(u |log p_L|): u is 2^-11 for float16, 2^-8 for bfloat16; for bytes see `AnswerFormat`.
 
   A divergence has k + 1 outcomes, those of K and all others as one, of which the small model's mass
   s is exact too. So it is a divergence, 0 or more, of rounded p_L scaled to add up to 1. It is

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cascades import divergences, losses, masks
 from cascades.teachers import Logits, TeacherError, Top1, TopK, as_teachers, only, to_top1, to_top_k
+from cascades.training.answer_format import AnswerFormat
 
 SHAPES = [(5,), (2, 3)]
 
@@ -190,29 +191,44 @@ def test_divergences_over_what_was_kept_are_smaller_within_their_bounds(seed, k,
   assert (moved <= of_moved + rounding).all()
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+def stored(logits, dtype):
+  """The first four choices as they come back from the records of a cache."""
+  form = AnswerFormat(4, dtype)
+  return form.unpack(form.pack(form.reduce(logits)))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16', 'uint8'])
 def test_rounded_answers_are_a_distribution_of_which_no_divergence_is_negative(dtype):
   small, targets = jnp.asarray(random_logits((200,), scale=4.0)), jnp.zeros(200, int)
-  reduced = to_top_k(small, k=4, dtype=dtype)  # of the small model itself: 0 but for the rounding
+  reduced = stored(small, dtype)  # of the small model itself: 0 but for the rounding
   large, _ = reduced.outcomes(jax.nn.log_softmax(small))
   np.testing.assert_allclose(jnp.exp(large).sum(-1), 1, atol=1e-6)
   values = divergences.forward_kl(small, (reduced,), targets)
   assert (values >= -1e-6).all()
-  if dtype == 'bfloat16':  # as they were stored, they would be
-    stored = reduced.top_logprobs.astype(jnp.float32)
+  if dtype in ('bfloat16', 'uint8'):  # as they were stored, they would be
+    rounded = reduced.top_logprobs.astype(jnp.float32)
     exact = to_top_k(small, k=4).top_logprobs
-    assert (jnp.exp(stored) * (stored - exact)).sum(-1).min() < -1e-4
+    assert (jnp.exp(rounded) * (rounded - exact)).sum(-1).min() < -1e-4
 
 
-@pytest.mark.parametrize(('dtype', 'unit'), [('float16', 2**-11), ('bfloat16', 2**-8)])
-def test_fewer_bits_move_the_loss_by_no_more_than_they_say(dtype, unit):
+ROUNDED = {  # bounds of a log-probability's error
+  'float16': lambda log_p: 2**-11 * log_p,
+  'bfloat16': lambda log_p: 2**-8 * log_p,
+  'uint8': lambda log_p: np.sqrt(log_p) / 64 + 2**-14,
+}
+
+
+@pytest.mark.parametrize('dtype', ROUNDED)
+def test_fewer_bits_move_the_loss_by_no_more_than_they_say(dtype):
   large = jnp.asarray(random_logits((200,), scale=4.0))
   small = jax.nn.log_softmax(random_logits((200,), seed=1))
-  exact, reduced = to_top_k(large, k=4), to_top_k(large, k=4, dtype=dtype)
-  assert reduced.top_logprobs.dtype == dtype
+  exact, reduced = to_top_k(large, k=4), stored(large, dtype)
+  assert reduced.top_logprobs.dtype == ('float32' if dtype == 'uint8' else dtype)
   p, log_p = np.exp(exact.top_logprobs), np.abs(exact.top_logprobs)
+  moved = np.abs(np.float32(reduced.top_logprobs) - exact.top_logprobs)
+  assert (moved <= ROUNDED[dtype](log_p) + 1e-6).all()
   largest = np.abs(np.take_along_axis(np.asarray(small), np.asarray(exact.ids), axis=-1))
-  bound = (p * np.expm1(unit * log_p) * largest).sum(-1)
+  bound = (p * np.expm1(ROUNDED[dtype](log_p)) * largest).sum(-1)
   difference = np.abs(reduced.cross_entropy(small) - exact.cross_entropy(small))
   assert (difference <= bound + 1e-6).all()
   assert difference.max() > 0

@@ -13,8 +13,7 @@ from jaxtyping import Float
 from cascades import teachers
 from cascades.teachers import Top1, TopK
 
-# On disk: NumPy itself has no bfloat16. One byte c stands for the log-probability -(c / 64)^2, down
-# to -15.9: the steps are finest where the probability is large.
+# On disk: NumPy itself has no bfloat16.
 _STORED: Mapping[str, str] = {'float32': '<f4', 'float16': '<f2', 'bfloat16': '<u2', 'uint8': '<u1'}
 _STEPS = 64
 _IDS, _LOGPROBS = {'ids', 'sample_ids'}, {'top_logprobs', 'sample_logprobs'}
@@ -22,6 +21,15 @@ _IDS, _LOGPROBS = {'ids', 'sample_ids'}, {'top_logprobs', 'sample_logprobs'}
 
 class AnswerFormat(NamedTuple):
   """The format of the answer to one token.
+
+  One byte c stands for the log-probability -(c / 64)^2: the steps are finest where the probability
+  p is large. Its square root is rounded by at most 1 / 128, so that p is scaled by a factor of at
+  most
+
+      exp(sqrt(-log p) / 64 + 2^-14),
+
+  2 % for p = 0.2; p below exp(-(255 / 64)^2) = 1.3e-7 is stored as that. `TopK` bounds the other
+  types.
 
   Attributes:
     top_k: the number of first choices that are stored, with their log-probabilities and the mass of

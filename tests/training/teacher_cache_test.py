@@ -241,3 +241,14 @@ def test_one_byte_rounds_log_probabilities_in_steps_that_grow_with_them():
   wide = {'dtype': 'uint8', 'top_k': 22, 'vocab_size': (1 << 16) + 1}
   assert AnswerFormat.of(wide).record.itemsize == 22 * 5 + 4
   assert AnswerFormat.of(wide | {'top_k': 36, 'vocab_size': 1 << 16}).record.itemsize == 112
+
+
+def test_one_byte_scales_a_probability_by_no_more_than_it_says():
+  exact = -np.square(np.linspace(0, 5, 100_001, dtype=np.float32))[:, None]
+  form = AnswerFormat(1, 'uint8')
+  ids, tail = np.zeros(exact.shape, np.int32), np.zeros(len(exact), np.float32)
+  rounded = form.unpack(form.pack(TopK(ids, exact, tail))).top_logprobs
+  least = -((255 / 64) ** 2)
+  share = np.abs(rounded - exact) / (np.sqrt(-exact) / 64 + 2**-14)
+  assert 0.99 < share[exact >= least].max() <= 1.001  # in float32
+  np.testing.assert_allclose(rounded[exact < least], least, rtol=1e-6)
