@@ -1,6 +1,6 @@
 """A distillation step compared with that of TRL's DistillationTrainer on given answers.
 
-    pip install torch transformers trl
+    pip install -c constraints.txt '.[reference]'
     python -m benchmarks.trl_step
 
 Same shapes, same batch, float32, AdamW, a vocabulary of 49,152. TRL's step is what its trainer does

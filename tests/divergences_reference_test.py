@@ -27,9 +27,9 @@ CELLS = {
 @pytest.mark.parametrize('vocab', [104, 40_000])  # more than a chunk of TRL's
 @pytest.mark.parametrize('beta', CELLS)
 def test_losses_and_gradients_equal_those_of_trl(beta, vocab):
-  torch = pytest.importorskip('torch', reason='the comparison with TRL needs PyTorch')
+  torch = pytest.importorskip('torch', reason='needs the extra `reference`')
   kernels = pytest.importorskip(
-    'trl.kernels.chunked_divergence', reason='needs TRL 1.16 or later: pip install trl'
+    'trl.kernels.chunked_divergence', reason='needs TRL 1.16 or later, of the extra `reference`'
   )
   rng = np.random.default_rng(0)
   hidden = 3 * rng.normal(size=(2, 6, 8)).astype(np.float32)
