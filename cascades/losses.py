@@ -40,7 +40,7 @@ Weight: TypeAlias = float | Callable[[StepNumber], Float[Array, '']]  # a consta
 
 
 class CascadeLoss(Protocol):
-  """A loss as a training step calls it."""
+  """A loss as a training step calls it; `small` are the logits of the model that is trained."""
 
   def __call__(
     self,
@@ -48,6 +48,7 @@ class CascadeLoss(Protocol):
     teachers: TeacherLike | Sequence[TeacherLike],
     targets: Int[Array, '*n'],
     weights: Float[Array, '*n'],
+    /,
     *,
     step: StepNumber = None,
   ) -> tuple[Float[Array, ''], Float[Array, '']]:
@@ -277,7 +278,7 @@ adaspec = partial(_share_loss, token_loss=divergences.forward_kl, token_score=di
 
 
 def salt(
-  small: Float[Array, '*n V'],
+  model: Float[Array, '*n V'],
   teachers: TeacherLike | Sequence[TeacherLike],
   targets: Int[Array, '*n'],
   weights: Float[Array, '*n'],
@@ -289,13 +290,13 @@ def salt(
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
   """`cascade_loss` of `(1 - omega) cross_entropy + omega distillation`, small model aided training.
 
-  Here the teacher is the smaller model, and `small` are the logits of the one that is trained. The
-  distillation ends early: omega is a schedule such as `hard_switch`, and where no teacher runs any
-  more (`teachers` is empty) the loss is the plain cross-entropy. Rawat et al. 2024,
+  Here the teacher is the smaller model, and the larger one is trained. The distillation ends early:
+  omega is a schedule such as `hard_switch`. Where no teacher runs any more (`teachers` is empty),
+  and if omega is the constant 0, this is `xent`, operation by operation. Rawat et al. 2024,
   https://arxiv.org/abs/2410.18779.
 
   Args:
-    small: logits [*n V] of the model that is trained.
+    model: logits [*n V] of the model that is trained.
     teachers: the frozen smaller model; `()` in steps without one.
     targets: target tokens [*n].
     weights: 1 on target tokens, and 0 on prompts and padding; [*n].
@@ -308,13 +309,13 @@ def salt(
     ValueError: as `mixture` does.
     TeacherError: if the teacher holds first choices only.
   """
-  if not as_teachers(teachers, small.shape[-1]):
+  if omega == 0 or not as_teachers(teachers, model.shape[-1]):
     token_loss: TokenLoss = cross_entropy
   else:
     w = (lambda step: 1 - omega(step)) if callable(omega) else 1 - omega
     token_loss = partial(mixture, w=w, rho=rho, step=step)
   return cascade_loss(
-    small, teachers, targets, weights, token_loss=token_loss, token_mask=token_mask
+    model, teachers, targets, weights, token_loss=token_loss, token_mask=token_mask
   )
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 
 import gin
+import numpy as np
 import pytest
 
 from cascades import infer, losses, train
@@ -139,6 +140,19 @@ def test_the_command_of_a_recipe_says_all_that_is_required(recipe):
     {'--gin_file': files, '--gin_bindings': bindings}[flag].append(value)
   assert files == [f'recipes/{recipe}.gin']
   checking.finish(reading.configure(program, files, bindings))
+
+
+def test_the_weight_of_a_small_teacher_may_decay():
+  configure(
+    'salt_lm', 'DATA_DIR=data', 'MODEL_DIR=run', 'TEACHER_CHECKPOINT_PATH=teacher',
+    'OMEGA_SCHEDULE=@losses.linear_decay()', 'OMEGA=0.75', 'RHO=0.5', 'DISTILL_STEPS=3',
+  )  # fmt: skip
+  loss = gin.get_bindings('train.train')['step'].loss
+  logits, teacher = np.random.default_rng(0).normal(size=(2, 4, 7))
+  args = logits, teacher, np.arange(4), np.ones(4)
+  for step, omega in enumerate([0.75, 0.5, 0.25, 0.0, 0.0]):
+    expected = losses.salt(*args, omega=omega, rho=0.5)[0]
+    np.testing.assert_allclose(loss(*args, step=step)[0], expected, rtol=1e-5)
 
 
 CONFIGS = {

@@ -80,32 +80,42 @@ def test_only_first_choices_are_learnable_at_one_and_all_tokens_at_the_vocabular
   assert selection.learnable(tied, jnp.array([7]), k=1).all()  # ties count for the target
 
 
-def test_reading_a_rises_with_k_and_b_does_not():
+def test_reading_a_rises_with_k_to_the_plain_median():
   """Oracle 10."""
   logits, targets, valid = example(rows=60)
   rising = np.array([score(logits, targets, valid, k=k) for k in range(1, 13)])
   assert (np.diff(rising, axis=0) >= 0).all()
-  assert (rising <= rising[-1]).all()  # k = V is the plain median
   losses = np.asarray(selection.token_losses(jnp.asarray(logits), jnp.asarray(targets)))
   learnable = np.asarray(selection.learnable(jnp.asarray(logits), jnp.asarray(targets), k=2))
   mostly_noise = (learnable & valid).sum(1) < valid.sum(1) / 2
   assert mostly_noise.any()
   assert not rising[1][mostly_noise].any()
-  np.testing.assert_allclose(
-    rising[-1], [np.median(r[v]) for r, v in zip(losses, valid, strict=True)]
+  plain = [np.median(row[counted]) for row, counted in zip(losses, valid, strict=True)]
+  np.testing.assert_allclose(rising[-1], plain)
+  at_all = score(logits, targets, valid, k=12, of=selection.filtered_median)
+  np.testing.assert_allclose(at_all, plain)
+
+
+@pytest.mark.parametrize(
+  ('first', 'second', 'grows'),
+  [
+    # Probabilities of the token of rank 1 and of rank 2, which is the target of its row.
+    ([0.34, 0.33, 0.33], [0.9, 0.06, 0.04], True),
+    ([0.34, 0.33, 0.33], [0.51, 0.48, 0.01], False),
+  ],
+)
+def test_reading_b_rises_or_falls_with_k(first, second, grows):
+  """Oracle 10: the second token becomes learnable, with a loss above or below the first one's."""
+  logits = np.log(np.float32([[first, second]]))
+  of_a, of_b = (
+    [score(logits, [[0, 1]], np.ones((1, 2), bool), k=k, of=of)[0] for k in (1, 2)]
+    for of in (selection.zeroed_median, selection.filtered_median)
   )
-  of_b = np.array(
-    [score(logits, targets, valid, k=k, of=selection.filtered_median) for k in range(1, 13)]
-  )
-  # A token that becomes learnable has a loss above the row's others' or below their median.
-  logits_of = lambda losses: np.log(np.array(losses))
-  sharp = logits_of([[[0.9, 0.06, 0.04], [0.34, 0.33, 0.33]]])
-  values = [
-    score(sharp, [[1, 0]], np.ones((1, 2), bool), k=k, of=selection.filtered_median)[0]
-    for k in (1, 2)
-  ]
-  assert values[0] < values[1]
-  assert np.isfinite(of_b[-1]).all()
+  loss, other = -np.log(first[0]), -np.log(second[1])
+  np.testing.assert_allclose(of_b, [loss, (loss + other) / 2], rtol=1e-5)
+  np.testing.assert_allclose(of_a, [loss / 2, (loss + other) / 2], rtol=1e-5)
+  assert (of_b[1] > of_b[0]) == grows
+  assert of_a[1] > of_a[0]
 
 
 @given(seed=st.integers(0, 999))
