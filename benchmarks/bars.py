@@ -49,6 +49,7 @@ def report(
   output: str | os.PathLike[str],
   settings: Mapping[str, Any],
   details: Any = None,
+  where: Mapping[str, Any] | None = None,
 ) -> None:
   """Print the table with the machine and the commit, and write everything as JSON.
 
@@ -58,8 +59,9 @@ def report(
     output: File to write, usually in `RESULTS`.
     settings: Arguments of the measurement.
     details: More to write, for benchmarks whose rows are a summary.
+    where: Machine and commit of numbers that were measured earlier; None for those of now.
   """
-  where = machine()
+  where = machine() if where is None else where
   settings = {name: value for name, value in settings.items() if name != 'output'}
   rows: list[dict[str, Any]] = []
   contents = {

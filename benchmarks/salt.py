@@ -2,6 +2,7 @@
 
     taskset -c 1 nice python -m benchmarks.salt
     python -m benchmarks.salt --time
+    python -m benchmarks.salt --summarize
 
 The protocol is in docs/distillation.md. Runs real `train` commands into a directory, and skips what
 is finished. Every arm trains the same model from the same initial weights on the same order of rows
@@ -11,6 +12,7 @@ is of all validation tokens, also by thirds of the teacher's loss. FLOPs are tho
 teacher gives what the same FLOPs reach alone. Seconds are those of a step without a teacher, of one
 with a teacher, and of a scored batch of rows. `--time` measures them by turns and adds them to the
 results of earlier runs, whose own seconds are those of a machine that other work shares.
+`--summarize` computes the rows of earlier results and draws their figure.
 """
 
 from __future__ import annotations
@@ -28,14 +30,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from benchmarks import bars
+from benchmarks import bars, salt_figure
 from benchmarks.bars import Measured
 from benchmarks.cat_seeds import over_seeds
+from benchmarks.salt_figure import LABELS
 from cascades import costs
 
 STEPS, DISTILL_STEPS, LONGER = 400, 120, 450
@@ -45,7 +45,6 @@ TEACHER_STEPS, EARLY = 1200, 200
 TRAIN_BYTES, VALIDATION_BYTES = 800_000, 260_000
 SELECTED_ROWS = 0.2
 SLICES = ('easy', 'medium', 'hard')
-LABELS = {'flops': 'FLOPs', 'seconds': 'seconds'}  # of costs
 ENTRIES = 384  # of the vocabulary of bytes, in multiples of 128
 BASELINE = 'BASELINE'
 MODEL = {'emb_dim': 64, 'num_layers': 3, 'num_heads': 4, 'num_kv_heads': 4, 'head_dim': 16,
@@ -252,44 +251,70 @@ def at_equal(cost: str, runs: Mapping[str, Any], name: str) -> list[float]:
   schedules of their own length. Beyond that of the longer run, its loss counts.
   """
   ends = [runs[arm][cost][-1] for arm in (BASELINE, 'LONGER')]
-  differences = []
+  values = []
   for seed in range(len(runs[name]['last'])):
     reached = [runs[arm]['last'][seed]['all'] for arm in (BASELINE, 'LONGER')]
     alone = np.interp(runs[name][cost][-1], ends, reached)
-    differences.append(float(runs[name]['last'][seed]['all'] - alone))
-  return differences
+    values.append(float(runs[name]['last'][seed]['all'] - alone))
+  return values
+
+
+def step_of(level: float, steps: Sequence[int], curve: Sequence[float]) -> float | None:
+  """The step, interpolated, at which a curve falls to a level first; None if it never does."""
+  reached = [number for number, loss in enumerate(curve) if loss <= level]
+  if not reached:
+    return None
+  ends = slice(max(reached[0] - 1, 0), reached[0] + 1)
+  return float(np.interp(-level, -np.array(curve[ends]), steps[ends]))
+
+
+def with_interval(what: str, values: Sequence[float], unit: str = 'nats') -> Measured:
+  interval = over_seeds(values)
+  note = f'{interval["low"]:+.4f} .. {interval["high"]:+.4f} over seeds'
+  return Measured(what, interval['mean'], unit, note=note)
+
+
+def differences(run: Mapping[str, Any], other: Mapping[str, Any], tokens: str) -> list[float]:
+  """Last losses of a run minus those of another one, by seed."""
+  return [a[tokens] - b[tokens] for a, b in zip(run['last'], other['last'], strict=True)]
+
+
+def against_baseline(name: str, runs: Mapping[str, Any]) -> list[Measured]:
+  """Rows of an arm."""
+  run, plain = runs[name], runs[BASELINE]
+  own_costs = [cost for cost in ('flops', 'seconds') if cost in plain]
+  pairs = list(zip(run['curves'], plain['curves'], strict=True))
+  rows = [
+    with_interval(f'{name} - {BASELINE}: {tokens}', differences(run, plain, tokens))
+    for tokens in ('all', *SLICES)
+  ]
+  for cost in own_costs if name != 'LONGER' else ():
+    equal = at_equal(cost, runs, name)
+    rows.append(with_interval(f'{name} - {BASELINE}: at equal {LABELS[cost]}', equal))
+  for step in (100, 200):
+    at = [run['steps'].index(step), plain['steps'].index(step)]
+    early = [own[at[0]] - other[at[1]] for own, other in pairs]
+    rows.append(with_interval(f'{name} - {BASELINE}: after {step} steps', early))
+  parity = [step_of(other[-1], run['steps'], own) for own, other in pairs]
+  reached = [step for step in parity if step is not None]
+  if len(reached) == len(parity):
+    rows.append(with_interval(f"{name}: first step at {BASELINE}'s last loss", reached, 'steps'))
+  for cost in own_costs:
+    ratio = run[cost][-1] / plain[cost][-1]
+    rows.append(Measured(f'{name}: {LABELS[cost]} over {BASELINE}', ratio, 'x'))
+  return rows
 
 
 def summarize(measured: Mapping[str, Any]) -> list[Measured]:
-  runs, rows = measured['arms'], []
-  own_costs = [cost for cost in LABELS if cost in runs[BASELINE]]
-
-  def add(what: str, values: Sequence[float], unit: str = 'nats') -> None:
-    interval = over_seeds(values)
-    note = f'{interval["low"]:+.4f} .. {interval["high"]:+.4f} over seeds'
-    rows.append(Measured(what, interval['mean'], unit, note=note))
-
-  for name, run in runs.items():
-    add(f'{name}: validation loss', [last['all'] for last in run['last']])
-  for name, run in runs.items():
-    if name == BASELINE:
-      continue
-    plain = runs[BASELINE]
-    for tokens in ('all', *SLICES):
-      add(
-        f'{name} - {BASELINE}: {tokens}',
-        [a[tokens] - b[tokens] for a, b in zip(run['last'], plain['last'], strict=True)],
-      )
-    for cost in own_costs if name != 'LONGER' else ():
-      add(f'{name} - {BASELINE}: at equal {LABELS[cost]}', at_equal(cost, runs, name))
-    for step in (100, 200):
-      at = [run['steps'].index(step), plain['steps'].index(step)]
-      pairs = zip(run['curves'], plain['curves'], strict=True)
-      add(f'{name} - {BASELINE}: after {step} steps', [a[at[0]] - b[at[1]] for a, b in pairs])
-    rows += [
-      Measured(f'{name}: {LABELS[cost]} over {BASELINE}', run[cost][-1] / plain[cost][-1], 'x')
-      for cost in own_costs
-    ]
+  runs = measured['arms']
+  rows = [
+    with_interval(f'{name}: validation loss', [last['all'] for last in run['last']])
+    for name, run in runs.items()
+  ]
+  for name in runs:
+    rows += against_baseline(name, runs) if name != BASELINE else []
+  for name in ('RKD', 'SALT_DS') if 'SALT' in runs else ():
+    rows.append(with_interval(f'{name} - SALT: all', differences(runs[name], runs['SALT'], 'all')))
   if 'timed' in measured:
     ratio = measured['timed']['aided'] / measured['timed']['plain']
     rows.append(Measured('seconds of a step with a teacher over one without', ratio, 'x'))
@@ -306,38 +331,34 @@ def with_seconds(measured: Mapping[str, Any], timed: Mapping[str, float]) -> dic
   return {**measured, 'arms': arms, 'timed': dict(timed)}
 
 
-def draw(measured: Mapping[str, Any], path: pathlib.Path) -> None:
-  """Validation loss against steps, FLOPs, and seconds if they are measured: means over seeds."""
-  from cascades.reporting import figures
-  from cascades.reporting.palette import PALETTE
-
-  runs = measured['arms']
-  labels = {'steps': 'steps'} | {c: label for c, label in LABELS.items() if c in runs[BASELINE]}
-  with mpl.rc_context(figures.STYLE):
-    figure = Figure(figsize=(7.4, 3.6))
-    panels = figure.subplots(1, len(labels), sharey=True)
-    for color, (name, run) in zip(PALETTE, runs.items(), strict=False):
-      mean = np.mean(run['curves'], axis=0)
-      for axes, cost in zip(panels, labels, strict=True):
-        axes.plot(run[cost], mean, color=color, label=name)
-    for axes, label in zip(panels, labels.values(), strict=True):
-      axes.set_xlabel(label)
-      axes.set_ylim(top=3.0)
-    panels[0].set_ylabel('validation loss, nats per byte')
-    panels[-1].legend()
-    FigureCanvasAgg(figure)
-    path.write_bytes(figures.encode(figure, 'png'))
+def earlier(path: pathlib.Path) -> dict[str, Any]:
+  """Results of earlier runs."""
+  if not path.exists():
+    raise SystemExit(
+      f'{path} does not exist: run the benchmark first, without --time and --summarize.'
+    )
+  results: dict[str, Any] = json.loads(path.read_text())
+  return results
 
 
 def add_seconds(path: pathlib.Path, figure: pathlib.Path) -> None:
   """Measure seconds, and write results of earlier runs with them."""
-  if not path.exists():
-    raise SystemExit(f'{path} does not exist: run the benchmark without --time first.')
-  results = json.loads(path.read_text())
+  results = earlier(path)
   measured = with_seconds(results['details'], timed_steps())
-  draw(measured, figure)
+  salt_figure.draw(measured['arms'], figure)
   settings = {'commit of the runs': results['commit'], **results['settings']}
   bars.report(results['title'], summarize(measured), path, settings, measured)
+
+
+def summarize_again(path: pathlib.Path, figure: pathlib.Path) -> None:
+  """Write the rows and the figure of earlier results."""
+  results = earlier(path)
+  measured = results['details']
+  salt_figure.draw(measured['arms'], figure)
+  where = {**results['machine'], 'commit': results['commit']}
+  bars.report(
+    results['title'], summarize(measured), path, results['settings'], measured, where=where
+  )
 
 
 def main() -> None:
@@ -349,10 +370,13 @@ def main() -> None:
   parser.add_argument('--directory', type=pathlib.Path, default='runs/salt')
   parser.add_argument('--figure', type=pathlib.Path, default='docs/salt.png')
   parser.add_argument('--time', action='store_true', help='add seconds to results, train nothing')
+  parser.add_argument('--summarize', action='store_true', help='write rows and figure of results')
   parser.add_argument('--output', type=pathlib.Path, default=bars.RESULTS / 'salt.json')
   options = parser.parse_args()
   if options.time:
     return add_seconds(options.output, options.figure)
+  if options.summarize:
+    return summarize_again(options.output, options.figure)
   root = options.directory.resolve()
   os.environ.setdefault('XLA_FLAGS', '--xla_cpu_multi_thread_eigen=false')
   if not (root / 'data').exists():
@@ -364,7 +388,7 @@ def main() -> None:
     for name, arm in ARMS.items():
       train(root, f'{name}-{seed}', MODEL, arm, seed)
   measured = measure(root, seeds)
-  draw(measured, options.figure)
+  salt_figure.draw(measured['arms'], options.figure)
   settings = {'steps': STEPS, 'distill_steps': DISTILL_STEPS, 'teacher_steps': TEACHER_STEPS}
   settings |= {'seeds': list(seeds), 'batch': BATCH, 'length': LENGTH}
   bars.report('small model aided training', summarize(measured), options.output, settings, measured)

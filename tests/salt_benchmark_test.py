@@ -1,11 +1,12 @@
 """The arithmetic of the benchmark of small model aided training, without its runs."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
-from benchmarks import salt
+from benchmarks import salt, salt_figure
 from benchmarks.salt import ARMS, BASELINE, Arm
 
 SIZES = {'model': 1000, 'teacher': 150, 'pool tokens': 2048}
@@ -27,12 +28,13 @@ def test_thirds_of_the_tokens_are_by_the_teachers_loss():
 
 
 def measured():
-  levels = {BASELINE: 2.4, 'RKD': 2.5, 'LONGER': 2.2}
+  levels = {BASELINE: 2.4, 'RKD': 2.5, 'SALT': 2.3, 'SALT_DS': 2.35, 'LONGER': 2.2}
+  flops = {BASELINE: 10.0, 'RKD': 11.0, 'SALT': 10.5, 'SALT_DS': 11.5, 'LONGER': 12.0}
   arms = {
     name: {
       'last': [dict.fromkeys(('all', *salt.SLICES), level + seed) for seed in (0.0, 0.1)],
       'steps': [100, 200],
-      'flops': [5.0, {BASELINE: 10.0, 'RKD': 11.0, 'LONGER': 12.0}[name]],
+      'flops': [5.0, flops[name]],
       'curves': [[3.0, level], [3.0, level + 0.1]],
     }
     for name, level in levels.items()
@@ -75,10 +77,51 @@ def test_rows_and_figure_name_every_arm(tmp_path):
   rows = {row.what: row for row in salt.summarize(numbers)}
   assert rows[f'RKD - {BASELINE}: all'].value == pytest.approx(0.1)
   assert rows[f'RKD - {BASELINE}: at equal FLOPs'].note == '+0.2000 .. +0.2000 over seeds'
+  assert rows['SALT_DS - SALT: all'].value == pytest.approx(0.05)
   assert rows[f'RKD: FLOPs over {BASELINE}'].value == pytest.approx(1.1)
   assert rows['seconds of a step with a teacher over one without'].value == pytest.approx(1.1)
-  salt.draw(numbers, tmp_path / 'salt.png')
+  salt_figure.draw(numbers['arms'], tmp_path / 'salt.png')
   assert (tmp_path / 'salt.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_a_level_is_reached_between_validations_or_never():
+  steps, curve = [50, 100, 150], [3.0, 2.0, 1.0]
+  assert [salt.step_of(level, steps, curve) for level in (3.5, 3.0, 1.5)] == [50, 50, 125]
+  assert salt.step_of(0.9, steps, curve) is None
+  assert salt.step_of(2.0, steps, [3.0, 1.0, 2.5]) == 75  # the first time counts
+  rows = {row.what: row.value for row in salt.summarize(measured())}
+  # From 3.0 after 100 steps to 2.2 and 2.3 after 200; BASELINE ends at 2.4 and 2.5.
+  parity = "first step at BASELINE's last loss"
+  assert rows[f'LONGER: {parity}'] == pytest.approx(100 + 50 * (0.6 / 0.8 + 0.5 / 0.7))
+  assert f'RKD: {parity}' not in rows
+
+
+def test_earlier_results_are_summarized_as_they_were_measured(tmp_path, monkeypatch):
+  output, figure = tmp_path / 'salt.json', tmp_path / 'salt.png'
+  options = ['--summarize', '--output', str(output), '--figure', str(figure)]
+  monkeypatch.setattr(sys, 'argv', ['salt', *options])
+  with pytest.raises(SystemExit, match='does not exist: run the benchmark first'):
+    salt.main()
+  earlier = {'title': 'T', 'commit': 'abc', 'machine': {'cores': 2}, 'settings': {'steps': 2}}
+  output.write_text(json.dumps(earlier | {'rows': [], 'details': measured()}))
+  salt.main()
+  written = json.loads(output.read_text())
+  assert {name: written[name] for name in earlier} == earlier
+  assert [row['what'] for row in written['rows']] == [
+    row.what for row in salt.summarize(measured())
+  ]
+  assert figure.exists()
+
+
+def test_the_figure_has_the_range_over_seeds(tmp_path, monkeypatch):
+  bands = []
+  monkeypatch.setattr(
+    salt_figure.figures, 'encode', lambda figure, _: bands.append(figure.axes[0].collections) or b''
+  )
+  salt_figure.draw(measured()['arms'], tmp_path / 'salt.png')
+  heights = [np.ptp(band.get_paths()[0].vertices[:, 1]) for band in bands[0]]
+  # From 3.0, where both seeds agree, down to the better one at the end.
+  np.testing.assert_allclose(heights, [0.6, 0.5, 0.7, 0.65, 0.8])
 
 
 def test_arms_differ_in_the_numbers_of_their_steps_alone(monkeypatch, tmp_path):
