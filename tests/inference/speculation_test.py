@@ -8,13 +8,14 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from hypothesis import strategies as st
 from jax import Array
 from scipy import stats
 
-from cascades import decoding, target_distributions
+from cascades import decoding, losses, target_distributions
 from cascades.inference import speculation
 from cascades.inference.answers import DecodingOptions
 from cascades.target_distributions import RULES, target_distribution
@@ -79,9 +80,10 @@ def _compiled(name, gamma, rule, options=DecodingOptions()):
 
 def _speculate(
   name, prompt, *, gamma=3, rule='lossless', alpha=0.0, eos_id=NEVER, options=DecodingOptions(),
-  row_ids=None, plan=None,
+  row_ids=None, plan=None, drafter=None,
 ):  # fmt: skip
-  generate, params = _compiled(name, gamma, rule, options)
+  generate, (small, large) = _compiled(name, gamma, rule, options)
+  params = (small if drafter is None else drafter, large)
   row_ids = np.arange(len(prompt.length)) if row_ids is None else row_ids
   plan = plan or speculation.always(gamma)
   answers = generate(params, prompt, eos_id, jnp.float32(alpha), row_ids, plan)
@@ -132,6 +134,49 @@ def test_lossless_greedy_answers_are_those_of_the_large_model(name, gamma):
     np.testing.assert_array_equal(actual.tokens, expected.tokens)
     np.testing.assert_array_equal(actual.mask, expected.mask)
     np.testing.assert_allclose(actual.logprobs, expected.logprobs, atol=2e-5)
+
+
+def _distilled(graph, params, batch, large_logits):
+  """Parameters after 60 steps on the answers of a large model."""
+  optimizer = optax.adam(1e-2)
+
+  @jax.jit
+  def learn(params):
+    def loss(params):
+      logits = testing.logits(graph, params, batch)
+      return losses.distillspec_fkl(logits, large_logits, batch.targets, batch.weights)[0]
+
+    def update(state, _):
+      params, opt_state = state
+      updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
+      return (optax.apply_updates(params, updates), opt_state), None
+
+    return jax.lax.scan(update, (params, optimizer.init(params)), None, 60)[0][0]
+
+  return learn(params)
+
+
+def test_a_distilled_drafter_is_accepted_more_often_and_leaves_greedy_answers_as_they_were():
+  """The acceptance at temperature 0 is the share of the answer that a drafter's argmax predicts."""
+  expected = _alone(LARGE['t5'])(_prompt())
+  batch = _teacher_forced(LARGE['t5'], _prompt(), expected)
+  counted = np.asarray(batch.weights) > 0
+  graph, start = testing.split(testing.build(SMALL['t5']))
+  large_logits = testing.logits(*testing.split(testing.build(LARGE['t5'])), batch)
+  one_hot = lambda x: target_distributions.distribution(x[counted], temperature=0.0).sampled
+  acceptances, accepted, large_calls = [], [], []
+  for drafter in (start, _distilled(graph, start, batch, large_logits)):
+    logits = testing.logits(graph, drafter, batch)
+    acceptances.append(np.minimum(one_hot(logits), one_hot(large_logits)).sum(-1).mean())
+    agreed = (np.argmax(logits, -1) == batch.targets)[counted]
+    assert acceptances[-1] == pytest.approx(agreed.mean())
+    actual = _speculate('t5', _prompt(), drafter=drafter)
+    np.testing.assert_array_equal(actual.answer.tokens, expected.tokens)
+    accepted.append(actual.counts.accepted.sum())
+    large_calls.append(actual.counts.large_calls.sum())
+  assert acceptances[0] + 0.3 < acceptances[1]
+  assert 1.5 * accepted[0] < accepted[1]
+  assert large_calls[0] > 1.5 * large_calls[1]
 
 
 @pytest.mark.parametrize('name', ['decoder', slow('t5')])
