@@ -194,7 +194,7 @@ def measure(seeds: Sequence[Seed], arms: Sequence[Arm | None]) -> None:
   """Train and measure what is missing, arm by arm; None stands for the start."""
   mesh = partitioning.make_mesh(devices=jax.devices()[:1])
   setting = seeds[0].setting
-  open_pair = functools.cache(functools.partial(distillspec_models.open_pair, setting))
+  pairs: dict[pathlib.Path, distillspec_models.Pair] = {}  # by large model, which seeds may share
   for arm in arms:
     name = arm.name if arm else START
     for seed in seeds:
@@ -204,8 +204,10 @@ def measure(seeds: Sequence[Seed], arms: Sequence[Arm | None]) -> None:
       directory = seed.train(arm) if arm else seed.folder / setting.start
       trained = time.monotonic()
       with partitioning.use(mesh):
-        pair = open_pair(seed.folder)
-        columns = pair.columns(distillspec_models.load(directory))
+        large = (seed.folder / 'large').resolve()
+        if large not in pairs:
+          pairs[large] = distillspec_models.open_pair(setting, seed.folder)
+        columns = pairs[large].columns(distillspec_models.load(directory))
       seed.keep(name, columns | {'commit': np.array(bars.machine()['commit'])})
       took = trained - began, time.monotonic() - trained
       print(f'{seed.folder.name}: {name}, {took[0]:.0f} + {took[1]:.0f} s', flush=True)
