@@ -345,7 +345,7 @@ def _deferred(
   deferred: Bool[np.ndarray, 'N'],
   settings: Settings,
 ) -> PointResult:
-  """Sequence cascade in which these rows get the answers of the large model as well."""
+  """Sequence cascade whose `deferred` rows cost the share of the large model's calls as well."""
   rate = float(deferred.mean())
   tables = pool.tables[large.name], pool.tables[small.name]
   statistics = np.where(deferred[:, None], pool.statistics[large.name], pool.statistics[small.name])
@@ -364,8 +364,8 @@ def _deferred(
       resampled - pool.resampled[large.name],
       confidence=settings.confidence,
     ),
-    seconds={size: seconds + rate for size, seconds in small.seconds.items()},
-    modeled={size: seconds + rate for size, seconds in small.modeled.items()},
+    seconds={size: seconds + share for size, seconds in small.seconds.items()},
+    modeled={size: seconds + share for size, seconds in small.modeled.items()},
     large_calls=calls,
     relative_calls=share,
     flops=small.flops + share * large.flops,

@@ -23,7 +23,7 @@ SETTINGS = Settings(resamples=50)
 RIGHT = {'small': '1000', 'large': '1110', 'opt': '1100'}
 CALLS = {  # small, large, accepted, rejected of each row
   'small': [(4, 0, 0, 0)] * 4,
-  'large': [(0, 4, 0, 0)] * 4,
+  'large': [(0, length, 0, 0) for length in (6, 4, 4, 2)],  # the first rows are the surest
   'opt': [(4, 2, 2, 1), (4, 2, 2, 0), (6, 3, 1, 2), (2, 1, 3, 0)],
 }
 POINTS = {
@@ -39,11 +39,12 @@ OPT = 'opt-alpha0.1-gamma2-temperature0'
 def row(number, right, calls):
   names = ('small_calls', 'large_calls', 'accepted', 'rejected')
   columns = dict(zip(names, calls, strict=True))
-  logprobs = [-0.1 * (number + 1)] * 4
+  length = calls[1] if calls[0] == 0 else 4
+  logprobs = [-0.1 * (number + 1)] * length
   return rows.build(
     id=str(number), inputs=f'<b>{number}', targets=['yes'], answer='yes' if right else 'no',
-    tokens=[3, 4, 5, 1], logprobs=logprobs, statistics={'accuracy': [float(right), 1.0]},
-    details=rows.Details(columns=columns),
+    tokens=[3] * (length - 1) + [1], logprobs=logprobs,
+    statistics={'accuracy': [float(right), 1.0]}, details=rows.Details(columns=columns),
   )  # fmt: skip
 
 
@@ -162,6 +163,17 @@ def test_the_sequence_cascade_pays_for_the_small_answer_and_ends_at_both_models(
   assert first.difference.low <= -0.5 <= first.difference.high
 
 
+def test_a_deferred_answer_costs_as_much_as_it_is_long(frontier):
+  """The least certain row defers first: a quarter of the answers, an eighth of the calls."""
+  point = frontier.sequence[0.0].points[10]
+  assert (point.alpha, point.large_calls, point.relative_calls) == (0.25, 0.5, 0.125)
+  assert point.seconds['1'] == pytest.approx(0.02 / 0.1 + 0.125)
+  alone = 0.02 + 3 * 0.01
+  assert point.modeled['1'] == pytest.approx((0.005 + 3 * 0.002) / alone + 0.125)
+  assert point.flops == 4 * SMALL_FLOPS + 0.5 * LARGE_FLOPS
+  assert (point.tokens, point.length) == (3.5, 0.875)
+
+
 def test_the_sequence_cascade_takes_the_rule_that_orders_best(directory, frontier, monkeypatch):
   knowing = lambda logprobs, mask: np.array([0.0, 2.0, 1.0, 0.0])  # only rows 1 and 2 gain
   rules = {'average': deferral.average, 'knowing': knowing, 'random': deferral.random}
@@ -182,7 +194,7 @@ def test_a_method_is_summed_up_by_what_it_reaches_and_what_it_costs(frontier):
   assert 'large' not in ''.join(methods)
   sequence = methods['sequence, temperature 0']
   assert sequence.matching.name == sequence.best.name == 'sequence-rate0.75-temperature0'
-  assert frontier.cost(sequence.matching) == pytest.approx(0.2 + 0.75)
+  assert frontier.cost(sequence.matching) == pytest.approx(0.2 + 10 / 16)
   costs = [frontier.cost(own.matching) for own in frontier.methods if own.matching]
   assert costs == sorted(costs)
 
