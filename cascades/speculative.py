@@ -53,10 +53,9 @@ def verify(
     The number of accepted drafts of each row, and the token after them. A draft was rejected where
     `accepted < drafted`; the next token of a row without drafts is drawn from its pi[0].
   """
-  rows, positions = jnp.arange(len(drafts)), jnp.arange(drafts.shape[1])
-  chosen = (rows[:, None], positions, drafts)
-  accepted, rejected = accept(keys, q[chosen], pi[chosen], drafted)
-  return accepted, next_token(keys, q[rows, accepted], pi[rows, accepted], rejected)
+  return verify_by_position(
+    keys, drafts, lambda row, position: (q[row, position], pi[row, position]), drafted
+  )
 
 
 def verify_by_position(
@@ -123,29 +122,6 @@ def passes(
   # A key a position: one key's numbers could depend on how many positions there are.
   coin = jax.random.uniform(jax.random.fold_in(key, position + 1))
   return coin * float32(q) < float32(pi)
-
-
-def accept(
-  keys: Array,
-  q: Float[Array, 'B gamma'],
-  pi: Float[Array, 'B gamma'],
-  drafted: Int[Array, 'B'] | None = None,
-) -> tuple[Int[Array, 'B'], Bool[Array, 'B']]:
-  """Number of leading drafts that pass, and True where a draft failed.
-
-  Args:
-    keys: As in `verify`.
-    q: Probabilities of the drafts under the small model.
-    pi: Probabilities of the drafts under the target distributions.
-    drafted: As in `verify`.
-  """
-  B, gamma = q.shape
-  positions = jnp.arange(gamma)
-  limit = jnp.full(B, gamma) if drafted is None else drafted
-  by_row = jax.vmap(jax.vmap(passes, (None, 0, 0, 0)), (0, None, 0, 0))
-  passed = by_row(keys, positions, q, pi) & (positions < limit[:, None])
-  accepted = jnp.cumprod(passed, axis=-1, dtype=jnp.int32).sum(-1)
-  return accepted, accepted < limit
 
 
 def next_token(
@@ -292,7 +268,7 @@ def best_gamma(
 def cascade_seconds(deferral_rate: float, c: float) -> float:
   """Seconds per token of a sequential cascade relative to the large model alone: `c + rate`.
 
-  The rate is that of tokens for a token cascade, whose reading of skipped tokens comes on top, and
-  that of answers of equal length for a sequence cascade.
+  The rate is that of tokens for a token cascade, whose reading of skipped tokens comes on top. For
+  a sequence cascade it is that of answers, times their length over the large model's mean length.
   """
   return c + deferral_rate

@@ -216,19 +216,6 @@ def test_verification_equals_a_loop_over_rows_and_positions():
   assert len(outcomes) == 9  # 0 to 4 accepted, with and without a rejection but after the last
 
 
-def test_verification_by_position_gives_the_same_tokens():
-  keys, drafts, q, pi, drafted = _blocks(2)
-
-  @jax.jit
-  def by_position(keys, drafts, q, pi, drafted):
-    at = lambda row, position: (q[row, position], pi[row, position])
-    return speculative.verify_by_position(keys, drafts, at, drafted)
-
-  expected = verify(keys, drafts, q, pi, drafted)
-  for x, y in zip(by_position(keys, drafts, q, pi, drafted), expected, strict=True):
-    np.testing.assert_array_equal(x, y)
-
-
 def test_a_row_depends_neither_on_its_neighbors_nor_on_padding():
   keys, drafts, q, pi, drafted = _blocks(3)
   accepted, tokens = map(np.asarray, verify(keys, drafts, q, pi, drafted))
@@ -324,22 +311,6 @@ def test_the_published_table_of_speed_ups():
   assert speculative.tokens_per_block(0.0, 7) == 1
 
 
-@pytest.mark.parametrize('last_draft', [0, 1])
-def test_costs_equal_a_simulation_with_a_mocked_clock(last_draft):
-  """Drafts that are accepted independently with probability a; a small step takes c seconds."""
-  a, gamma, c, large = 0.7, 3, 0.1, 1.5
-  rng = np.random.default_rng(0)
-  passed = rng.random((200_000, gamma)) < a
-  tokens = np.cumprod(passed, -1).sum(-1) + 1
-  seconds = (gamma + last_draft) * c + large
-  simulated = len(tokens) * seconds / tokens.sum()
-  formula = speculative.relative_seconds(a, gamma, c, large=large, last_draft=last_draft)
-  assert simulated == pytest.approx(formula, rel=5e-3)
-  flops = speculative.relative_flops(a, gamma, c, last_draft=last_draft)
-  work = (gamma + last_draft) * c + gamma + 1
-  assert len(tokens) * work / tokens.sum() == pytest.approx(flops, rel=5e-3)
-
-
 def test_speculation_pays_if_and_only_if_acceptance_exceeds_the_cost_of_a_step():
   for a in np.linspace(0, 1, 21):
     for c in np.linspace(0.01, 0.99, 19):
@@ -379,10 +350,6 @@ def test_a_token_cascade_has_the_law_of_its_speculative_twin(name):
 def test_a_token_cascade_refuses_rules_that_read_the_large_model():
   with pytest.raises(ValueError, match=r"'opt' reads the large model .* takes chow or chow_log"):
     speculative.token_cascade(_tables()[0], 0.1, rule='opt')
-
-
-def test_the_seconds_of_a_sequential_cascade():
-  assert speculative.cascade_seconds(0.25, 0.1) == pytest.approx(0.35)
 
 
 def test_verification_by_position_needs_no_table_beside_the_logits():

@@ -357,7 +357,6 @@ class _Loop:
     size = jnp.where(jnp.any(ends, 1), jnp.argmax(ends, 1), accepted) + 1
     size = jnp.where(state.ended, 0, size)
     read = (positions < reads[:, None]) & state.drafting[:, None]
-    steps = jnp.where(state.drafting & (reads > 0), count + (0 if pair.lossless else 1), 0)
     columns = jnp.where(positions < size[:, None], state.length[:, None] + positions, self.max_len)
 
     def write(array: Array, values: Array) -> Array:
@@ -368,7 +367,7 @@ class _Loop:
     added = CallCounts(
       accepted=jnp.minimum(accepted, size),
       rejected=(accepted < count) & (size > accepted),
-      small_calls=steps * ~state.ended,
+      small_calls=jnp.where(state.drafting & ~state.ended, reads, 0),
       large_calls=~state.ended,
     )
     answers = Speculation(

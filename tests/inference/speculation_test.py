@@ -257,7 +257,7 @@ def test_work_is_counted_as_a_simulation_counts_it():
       prefix = int(np.cumprod(agreed[written : written + count]).sum())
       ended = written + prefix == len(agreed)
       accepted, rejected = accepted + prefix, rejected + (prefix < count and not ended)
-      small_calls, large_calls = small_calls + count, large_calls + 1
+      small_calls, large_calls = small_calls + max(count, 1), large_calls + 1
       written += prefix + 1
     counts = [int(values[row]) for values in actual.counts]
     assert counts == [accepted, rejected, small_calls, large_calls]
@@ -464,6 +464,25 @@ def test_sampled_rows_of_any_rule_depend_neither_on_their_neighbors_nor_on_paddi
   for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
     np.testing.assert_allclose(a[rows][rows != 3], b[rows != 3], atol=1e-5)
   assert len(np.unique(together.answer.tokens, axis=0)) == 4
+
+
+def test_a_sampler_that_leaves_one_token_hides_no_peak():
+  """top_k=1 at temperature 1 gives the greedy answers of every rule, which read the logits."""
+  random = np.random.default_rng(6)
+  q, p = np.float32(random.dirichlet(np.full(6, 0.5), (2, 6)))
+  prompt = Prompt(random.integers(0, 6, (4, 3), np.int32), np.array([3, 1, 2, 3], np.int32))
+  cut = _sums(tuple(RULES), DecodingOptions(temperature=1.0, top_k=1))
+  greedy = _sums(GREEDY)
+  answers = set()
+  for rule in GREEDY:
+    for alpha in oracles.alphas(rule)[1:]:
+      actual, expected = (decode(rule, q, p, prompt, alpha) for decode in (cut, greedy))
+      jax.tree.map(np.testing.assert_array_equal, actual, expected)
+      answers.add(actual.answer.tokens.tobytes())
+  assert len(answers) > 4  # more than those of either model
+  for alpha, rule in ((0.0, 'small'), (1.0, 'large')):
+    tokens = cut('ensemble', q, p, prompt, alpha).answer.tokens
+    np.testing.assert_array_equal(tokens, greedy(rule, q, p, prompt, 0.0).answer.tokens)
 
 
 def test_a_row_stops_drafting_when_its_drafts_are_rejected():
