@@ -11,6 +11,7 @@ import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cascades import speculative
 from cascades import target_distributions as targets
 from cascades.target_distributions import RULES, Distribution
 from tests import speculative_oracles as oracles
@@ -73,6 +74,37 @@ def test_target_distributions_equal_numbers_worked_by_hand(name, alpha, pair, pi
   value = _pi(name, *pair, alpha)
   np.testing.assert_allclose(value, pi, atol=2e-6)
   assert _rejection(pair[0], value) == pytest.approx(rejection, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+  ('name', 'alpha', 'pair', 'deferred', 'acceptance', 'residual'),
+  [
+    ('lossless', 0.0, F1, None, (1 / 3, 1, 1), (0, 0.375, 0.625)),
+    ('lossless', 0.0, F2, None, (0.25, 1, 0.4), (0, 1, 0)),
+    ('token_v1', 0.2, F1, (0, 0, 1), (1, 1, 0.35), (0.307692, 0.692308, 0)),
+    ('token_v2', 0.05, F1, (1, 0, 1), (0.14 / 0.6, 1, 1), (0, 0.315 / 0.46, 0.145 / 0.46)),
+    ('token_v3', 0.3, F1, (1, 0, 0), (0.2, 1, 1), (0, 0.5625, 0.4375)),
+    ('token_v2', 0.15, F1, (1, 0, 0), (0.2, 1, 1), (0, 0.5625, 0.4375)),
+    ('token_v3', 0.3, F2, (1, 0, 1), (0.1625, 1, 0.26), (0, 1, 0)),
+    ('token_v3', 0.9, F1, (0, 0, 0), (1, 1, 1), F1[0]),  # nothing is rejected
+    ('token_v3', 0.9, F2, (0, 0, 0), (1, 1, 1), F2[0]),
+    ('lossy', 0.25, F1, None, (4 / 9, 1, 1), (0, 0.375, 0.625)),  # 2/3 of all drafts
+    ('lossy', 0.5, F1, None, (2 / 3, 1, 1), (0, 0.375, 0.625)),  # .8 of them
+    ('lossy_normalized', 0.25, F1, None, (4 / 9, 1, 1), (0, 0.3375, 0.6625)),  # p 11/12 - q
+    ('lossy_normalized', 0.5, F1, None, (2 / 3, 1, 1), (0, 0.1875, 0.8125)),  # p 3/4 - q
+  ],
+)
+def test_acceptances_and_residuals_equal_numbers_worked_by_hand(
+  name, alpha, pair, deferred, acceptance, residual
+):
+  q, pi = np.float32(pair[0]), np.float32(_pi(name, *pair, alpha))
+  np.testing.assert_allclose(np.minimum(1, pi / q), acceptance, atol=2e-6)
+  weights = np.asarray(speculative.residual(q, pi))
+  np.testing.assert_allclose(weights / weights.sum(), residual, atol=1e-5)
+  if deferred:
+    d = [Distribution(x, x) for x in np.float32(pair)]
+    defers = RULES[name].target.keywords['defers']
+    np.testing.assert_array_equal(defers(*d, alpha), np.bool_(deferred))
 
 
 H_Q1, H_P1, H_Q2, H_P2 = 0.897946, 1.048654, 1.080528, 0.639032
@@ -225,7 +257,9 @@ def test_equal_models_reject_nothing_but_what_token_rules_truncate(name):
     ('opt', 1e9, 0), ('opt', -1e9, 1), ('opt_log', 1e9, 0), ('opt_log', -1e9, 1),
     ('bild', 1e9, 0), ('bild', 0, 1), ('token_v1', 1, 0), ('token_v1', -1, 1),
     ('token_v2', 1, 0), ('token_v2', -1, 1), ('token_v3', 1, 0), ('token_v3', -1, 1),
-    ('typical', 0, 0), ('lossy', 1, 0), ('lossy_square', 1, 0), ('lossy_normalized', 1, 0),
+    ('typical', 0, 0), ('lossy', 0, 1), ('lossy', 1, 0), ('lossy_square', 0, 1),
+    ('lossy_square', 1, 0), ('lossy_power', 0, 1), ('lossy_power', 1, 0),
+    ('lossy_normalized', 0, 1), ('lossy_normalized', 1, 0),
   ],
 )  # fmt: skip
 @pytest.mark.parametrize('options', SAMPLERS[:2], ids=str)
@@ -237,8 +271,7 @@ def test_limits_are_the_models_themselves(name, alpha, model, options):
 @pytest.mark.parametrize('name', ['lossy', 'lossy_normalized', 'lossy_square', 'lossy_power'])
 def test_limits_of_lenience(name):
   q, p = (np.asarray(jax.nn.softmax(x), np.float32) for x in _models(6))
-  np.testing.assert_allclose(_pi(name, q, p, 0), p, atol=1e-6)
-  np.testing.assert_allclose(_pi(name, q, p, 1), q, atol=1e-6)
+  np.testing.assert_allclose(_pi(name, q, p, 1e-7), p, atol=1e-6)  # continuous at 0
   q, p = np.float32([[0.5, 0.5, 0.0]]), np.float32([[0.0, 0.5, 0.5]])
   for alpha in (0.0, 0.5, 1.0):
     np.testing.assert_allclose(_pi(name, q, p, alpha)[0, 0], 0)  # p = 0 is never accepted
