@@ -17,10 +17,11 @@ import pytest
 from cascades import speculate
 from cascades.data.corpus import Data
 from cascades.evaluation import speculation, speculation_costs
-from cascades.inference import latency
+from cascades.inference import latency, trained_model
 from cascades.predictions import shards
 from cascades.reporting import speculation_report
 from cascades.runtime import partitioning
+from cascades.tokenizers import vocabularies
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -306,6 +307,34 @@ def test_more_than_two_models_are_refused():
     ValueError, match=r'LARGE_CHECKPOINT_PATH=.* is no path of a run: give one each'
   ):
     speculate.ModelPair('a', ['b', 'c'])
+
+
+@pytest.mark.parametrize(
+  ('change', 'reason'),
+  [
+    (
+      {'vocabulary': vocabularies.symbols(['a'])},
+      r'small model has the vocabulary \w{12} of 4 tokens and the large one \w{12} of \d+: models '
+      r'that decode together must have the same, so train or convert both with one vocabulary\.$',
+    ),
+    (
+      {'architecture': 'decoder_only'},
+      'small model is decoder_only and the large one encoder_decoder: models that decode together',
+    ),
+  ],
+)
+def test_models_that_cannot_decode_together_are_refused_and_nothing_is_written(
+  trained, tmp_path, monkeypatch, change, reason
+):
+  load = trained_model.load
+  different = lambda checkpoint, **options: load(checkpoint, **options)._replace(
+    **(change if checkpoint.which == 50 else {})
+  )
+  monkeypatch.setattr(trained_model, 'load', different)
+  output = speculate.SweepOutput(str(tmp_path / 'out'))
+  with pytest.raises(ValueError, match=reason):
+    speculate.speculate(**arguments(trained) | {'output': output})
+  assert not (tmp_path / 'out').exists()
 
 
 def test_points_that_differ_in_alpha_share_a_program(monkeypatch):

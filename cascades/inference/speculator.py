@@ -360,8 +360,8 @@ def check_pair(small: TrainedModel, large: TrainedModel) -> None:
     raise ValueError(
       f'The small model has the vocabulary {small.vocabulary.fingerprint[:12]} of '
       f'{small.vocabulary.size} tokens and the large one {large.vocabulary.fingerprint[:12]} of '
-      f'{large.vocabulary.size}: models that decode together must have the same. Train or convert '
-      'both with one vocabulary.'
+      f'{large.vocabulary.size}: models that decode together must have the same, so train or '
+      'convert both with one vocabulary.'
     )
 
 
