@@ -61,7 +61,7 @@ def test_lossless_greedy_answers_are_the_large_models_at_every_number_of_drafts(
     full = alone.mask.all(1)
     assert full.any()
     np.testing.assert_array_equal(
-      same.counts.large_calls[full], 1 - -(-(MAX_LEN - 1) // (gamma + 1))
+      same.counts.large_calls[full], 1 + -(-(MAX_LEN - 1) // (gamma + 1))
     )
   assert both._cache_size() == 1
   assert (np.diff(calls, axis=0) <= 0).all()  # greedy drafts: more of them never take more calls
