@@ -228,6 +228,7 @@ def best_gamma(
   c: float,
   *,
   most: int,
+  least: int = 0,
   large: Sequence[float] | None = None,
   last_draft: float = 0.0,
   least_saving: float = 0.0,
@@ -240,6 +241,7 @@ def best_gamma(
     acceptance: Probability of accepting a draft.
     c: Seconds of a step of the small model, relative to a step of the large one.
     most: Largest gamma.
+    least: Smallest gamma; 1 for a rule that cannot leave a token to the large model alone.
     large: Seconds of the large model over 1, 2, ... most + 1 tokens, relative to the first; None
       for 1 throughout.
     last_draft: As in `relative_seconds`.
@@ -249,9 +251,10 @@ def best_gamma(
   Raises:
     ValueError: An argument is out of range, or `large` has not most + 1 numbers.
   """
-  if not (0.0 <= acceptance <= 1.0 and c > 0.0 and most >= 0):
+  if not (0.0 <= acceptance <= 1.0 and c > 0.0 and 0 <= least <= most):
     raise ValueError(
-      f'acceptance={acceptance} must lie in [0, 1], c={c} be positive and most={most} at least 0.'
+      f'acceptance={acceptance} must lie in [0, 1], c={c} be positive, and most={most} be at least '
+      f'least={least}, which is at least 0.'
     )
   large = [1.0] * (most + 1) if large is None else large
   if len(large) != most + 1:
@@ -262,7 +265,7 @@ def best_gamma(
       return 1.0 - least_saving
     return relative_seconds(acceptance, gamma, c, large=large[gamma], last_draft=last_draft)
 
-  return min(range(most + 1), key=seconds)
+  return min(range(least, most + 1), key=seconds)
 
 
 def cascade_seconds(deferral_rate: float, c: float) -> float:

@@ -328,6 +328,14 @@ def test_the_planner_knows_that_longer_calls_of_the_large_model_cost_more():
   assert speculative.best_gamma(0.8, 0.05, most=6, large=[1 + x for x in range(7)]) == 0
   assert speculative.best_gamma(0.3, 0.2, most=6) == 1
   assert speculative.best_gamma(0.3, 0.2, most=6, last_draft=1) == 0
+  # At least one: (2 * .2 + 1) / 1.3 = 1.08 with one draft, (3 * .2 + 1) / 1.39 = 1.15 with two.
+  assert speculative.best_gamma(0.3, 0.2, most=6, last_draft=1, least=1) == 1
+  # (.2 + 3) / 1.9 = 1.68 with one, (.4 + 4) / 2.71 = 1.62 with two: both are slower than none.
+  dear = [1, 3, 4]
+  assert speculative.best_gamma(0.9, 0.2, most=2, large=dear) == 0
+  assert speculative.best_gamma(0.9, 0.2, most=2, large=dear, least=1) == 2
+  with pytest.raises(ValueError, match='at least least=3'):
+    speculative.best_gamma(0.9, 0.2, most=2, least=3)
   saving = 1 - speculative.relative_seconds(0.3, 1, 0.2)  # 1 - 1.2 / 1.3
   assert saving == pytest.approx(1 / 13)
   assert speculative.best_gamma(0.3, 0.2, most=6, least_saving=0.07) == 1

@@ -59,11 +59,10 @@ def planned_drafts(
     large = [by_width[width] / by_width['1'] for width in sorted(by_width, key=int)]
     if len(large) < 2 or '1' not in drafting.get(size, {}):
       continue
-    best = speculative.best_gamma(
-      acceptance, drafting[size]['1'] / by_width['1'], most=len(large) - 1, large=large,
-      last_draft=float(not lossless),
+    planned[size] = speculative.best_gamma(
+      acceptance, drafting[size]['1'] / by_width['1'], most=len(large) - 1,
+      least=int(not lossless), large=large, last_draft=float(not lossless),
     )  # fmt: skip
-    planned[size] = best if lossless else max(best, 1)
   return planned
 
 

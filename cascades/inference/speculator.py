@@ -70,18 +70,15 @@ class DraftPlanner:
         small one need not read its last draft.
     """
     seconds = np.asarray(costs.large) / costs.large[0]
-    most = len(seconds) - 1
+    most, least = len(seconds) - 1, 0 if lossless else 1  # other rules need both models
     self.lengths = np.array([
       speculative.best_gamma(
-        estimate, costs.small / costs.large[0], most=most, large=seconds.tolist(),
+        estimate, costs.small / costs.large[0], most=most, least=least, large=seconds.tolist(),
         last_draft=float(not lossless), least_saving=SAVING,
       )
       for estimate in np.linspace(0, 1, BINS + 1)
     ], np.int32)  # fmt: skip
-    if not lossless:  # each token needs both models anyway, and drafts keep the estimate alive
-      self.lengths = np.maximum(self.lengths, 1)
-    powers = [1 << power for power in range(most.bit_length())]
-    self.blocks = sorted({*powers, most, *([0] if lossless else [])})
+    self.blocks = sorted({least, most, *(1 << power for power in range(most.bit_length()))})
     self.lossless = lossless
     self.accepted, self.rejected = START * PRIOR, (1 - START) * PRIOR
     self.paces = {drafted: collections.deque[float](maxlen=RECENT) for drafted in (True, False)}
@@ -150,6 +147,11 @@ class Speculator:
   """Answers prompts with a small model that drafts and a large one that verifies.
 
   Calls must be inside `partitioning.use`, on the mesh that holds both models.
+
+  Attributes:
+    models: The small and the large model.
+    planner: Plans the number of drafts; None where that is constant.
+    blocks: Most drafts of each program that batches run by.
   """
 
   def __init__(
