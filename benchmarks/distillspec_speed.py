@@ -3,8 +3,9 @@
     python -m benchmarks.distillspec_speed --pair=smollm2 --rows=8 runs/smollm2_pair
       --arms start 'xent, fixed' 'jsd, target_generated' --shortlist=1024
 
-Test rows are answered greedily and without loss, one at a time, with the large model alone and with
-the model of each arm beside it; turns alternate. `--work` is that of `benchmarks.distillspec`.
+Test rows are answered without loss, one at a time, with the large model alone and with the model of
+each arm beside it; turns alternate. Samples differ in length from one way to another, so that with
+`--temperature` speeds are in tokens. `--work` is that of `benchmarks.distillspec`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def rows(seed: Seed, options: argparse.Namespace) -> Iterator[Measured]:
       small = drafting_speed.from_shortlist(small, large, answers, options.shortlist)
     yield from drafting_speed.speeds(
       arm, small, large, single, longest=setting.answer, gammas=GAMMAS, most=MOST,
-      turns=options.turns, at_least=1.0,
+      turns=options.turns, at_least=1.0, temperature=options.temperature,
     )  # fmt: skip
 
 
@@ -51,6 +52,7 @@ def main() -> None:
   parser.add_argument('--arms', nargs='+', default=[START])
   parser.add_argument('--rows', type=int, default=32, help='test rows that are answered')
   parser.add_argument('--turns', type=int, default=3)
+  parser.add_argument('--temperature', type=float, default=0.0)
   parser.add_argument('--shortlist', type=int, help='common tokens that are drafted; None for all')
   parser.add_argument('--work', type=pathlib.Path, default=pathlib.Path('runs/distillspec'))
   parser.add_argument(
@@ -61,9 +63,11 @@ def main() -> None:
   seed = Seed(PAIRS[options.pair], options.folder.resolve(), 0, work)
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
     measured = list(rows(seed, options))
-  settings = {name: getattr(options, name) for name in ('pair', 'rows', 'turns', 'shortlist')}
+  names = ('pair', 'rows', 'turns', 'shortlist', 'temperature')
+  settings = {name: getattr(options, name) for name in names}
   settings['tokens'] = seed.setting.answer
-  output = options.output.with_stem(f'{options.output.stem}_{options.pair}')
+  sampled = f'_temperature{options.temperature:g}' if options.temperature else ''
+  output = options.output.with_stem(f'{options.output.stem}_{options.pair}{sampled}')
   bars.report('Seconds of distilled drafters', measured, output, settings)
 
 
