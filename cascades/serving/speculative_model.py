@@ -48,7 +48,8 @@ class Drafting:
     alpha: Number of the rule.
     drafts: Number of tokens that the small model drafts before the large one reads them.
     adaptive: Drafts up to that many tokens: as many as save time, by the steps that are measured at
-      the start and the share of drafts that is accepted, and none where the rule can do without.
+      the start and the share of drafts that is accepted. A lossless rule drafts none where none
+      save 5 % of the time; it is then the large model alone.
   """
 
   rule: str = 'lossless'
