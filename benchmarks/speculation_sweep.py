@@ -2,12 +2,13 @@
 
     python -m benchmarks.speculation_sweep runs/demo runs/seed1 runs/seed2
     python -m benchmarks.speculation_sweep --task tanaka runs/tanaka/seed0 runs/tanaka/seed1
+    python -m benchmarks.speculation_sweep --task smollm2 runs/smollm2_{pair,seed1,seed2}
 
-Each folder has the models `xent` and `large` of a seed, as those of `launch.demo` have, and keeps
-the points that were measured, so that the same command resumes. Quality, calls of the large model,
-rejected drafts and lengths, no times: the protocol is in docs/speculative.md. The rule is a traced
-number, so that all of them share one program for each number of drafts and temperature. Without
-folders, the figure is drawn from the written results.
+Each folder has the small model and the `large` one of a seed, as those of `launch.demo` and of
+`benchmarks.smollm2_drafter` have, and keeps the points that were measured, so that the same command
+resumes. Quality, calls of the large model, rejected drafts and lengths, no times: the protocol is
+in docs/speculative.md. The rule is a traced number, so that all of them share one program for each
+number of drafts and temperature. Without folders, the figure is drawn from the written results.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from benchmarks import bars, cat_tasks, speculation_claims
+from benchmarks import bars, cat_tasks, distillspec_pairs, speculation_claims
 from benchmarks.cat_tasks import Folders
 from benchmarks.drafters import LENGTHS, load
 from cascades import curves, decoding, deferral, metrics
@@ -43,10 +44,8 @@ from cascades.tasks.task import Mixture, Task
 from cascades.types import Generation, Metric, Params, Prompt
 
 DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
-SPLIT, SMALL_MODEL = 'validation', 'xent'
 GAMMA, OTHER_GAMMAS = 5, (1, 3, 7)  # drafts with all chosen alphas, and with one alpha a rule
 TEMPERATURES = (0.0, 0.5, 1.0)
-CHOSEN = (0, 1, 3)  # of the usual alphas
 NAMES = [name for name in RULES if name not in (SMALL, LARGE)]
 # At temperature 0 these give the tokens of others: of `lossless`, or of `opt` with the same alpha.
 REPEATED = ('lossy', 'lossy_normalized', 'lossy_square', 'lossy_power', 'diff', 'token_v1')
@@ -65,6 +64,9 @@ class Setting(NamedTuple):
     rows: Number of rows at GAMMA.
     few_rows: Number of rows at OTHER_GAMMAS, for calls and rejections.
     batch: Rows that are answered together, each with `width` tokens of prompt.
+    split: Their split.
+    small: Folder of the small model.
+    chosen: Places of the usual alphas that are measured at GAMMA; elsewhere it is the second.
   """
 
   task: Callable[[pathlib.Path], Task | Mixture]
@@ -74,6 +76,26 @@ class Setting(NamedTuple):
   few_rows: int = 256
   batch: int = 512
   width: int = 32
+  split: str = 'validation'
+  small: str = 'xent'
+  chosen: Sequence[int] = (0, 1, 3)
+
+  def alphas(self, name: str) -> list[float] | None:
+    """Alphas of a rule that are measured; None for a rule without."""
+    if RULES[name].alphas is None:
+      return None
+    return [points.usual_alphas(name)[index] for index in self.chosen]
+
+  def grid(self, temperature: float, gamma: int) -> list[DecodingPoint]:
+    """Points of one temperature and number of drafts, models alone and token cascades at GAMMA."""
+    names = [name for name in NAMES if temperature or name not in REPEATED]
+    chosen = {name: self.alphas(name) for name in names}
+    if gamma == GAMMA:
+      cascades = {name: self.alphas(name) for name in SEQUENTIAL}
+      return points.grid(chosen, cascades, gammas=[gamma], temperatures=[temperature])
+    few = {name: own and [points.usual_alphas(name)[1]] for name, own in chosen.items()}
+    own = points.grid(few, {}, gammas=[gamma], temperatures=[temperature])
+    return [point for point in own if point.both]
 
 
 def _tanaka(folder: pathlib.Path) -> Task | Mixture:
@@ -83,7 +105,11 @@ def _tanaka(folder: pathlib.Path) -> Task | Mixture:
 SETTINGS = {
   'g2p': Setting(lambda _: catalog.get('cmudict_g2p'), metrics.word_accuracy, LENGTHS, 1024),
   'tanaka': Setting(_tanaka, metrics.bleu('char'), LENGTHS, 500, batch=256),
-}
+  'smollm2': Setting(
+    distillspec_pairs.gsm8k, metrics.rouge('rougeL'), {'inputs': 128, 'targets': 32}, 16,
+    few_rows=8, batch=8, width=128, split='test', small='small', chosen=(1, 3),
+  ),
+}  # fmt: skip
 
 
 class Rows(NamedTuple):
@@ -117,11 +143,11 @@ class Seed(NamedTuple):
 
 
 def open_seed(folder: pathlib.Path, setting: Setting) -> Seed:
-  small, large = load(folder / SMALL_MODEL), load(folder / 'large')
+  small, large = load(folder / setting.small), load(folder / 'large')
   batch, width = setting.batch, setting.width
   data = Data(task=setting.task(folder), lengths=setting.lengths, batch_size=batch)
   corpus = data.corpus(large.vocabulary, large.architecture)
-  (records,) = corpus.open(SPLIT).per_task
+  (records,) = corpus.open(setting.split).per_task
 
   def spread(count: int) -> Rows:
     numbers = np.linspace(0, len(records) - 1, count).astype(int).tolist()
@@ -135,25 +161,6 @@ def open_seed(folder: pathlib.Path, setting: Setting) -> Seed:
     return Rows(prompts, [bucket.indices for bucket in buckets], answers)
 
   return Seed(folder, setting, (small, large), spread(setting.rows), spread(setting.few_rows))
-
-
-def alphas(name: str) -> list[float] | None:
-  """Alphas of a rule that are measured; None for a rule without."""
-  if RULES[name].alphas is None:
-    return None
-  return [points.usual_alphas(name)[index] for index in CHOSEN]
-
-
-def grid(temperature: float, gamma: int) -> list[DecodingPoint]:
-  """Points of one temperature and number of drafts, models alone and token cascades at GAMMA."""
-  names = [name for name in NAMES if temperature or name not in REPEATED]
-  chosen = {name: alphas(name) for name in names}
-  if gamma == GAMMA:
-    cascades = {name: alphas(name) for name in SEQUENTIAL}
-    return points.grid(chosen, cascades, gammas=[gamma], temperatures=[temperature])
-  middle = {name: own and [own[1]] for name, own in chosen.items()}
-  own = points.grid(middle, {}, gammas=[gamma], temperatures=[temperature])
-  return [point for point in own if point.both]
 
 
 def program(seed: Seed, rule: str | None, gamma: int | None, temperature: float) -> Program:
@@ -266,7 +273,7 @@ def measure(seeds: Sequence[Seed]) -> None:
         began, done = time.monotonic(), 0
         rows, metric = seed.most if gamma == GAMMA else seed.few, seed.setting.metric
         alone: dict[str, Answers] = {}
-        for point in grid(temperature, gamma):
+        for point in seed.setting.grid(temperature, gamma):
           stored = seed.read()
           own = point.rule if point.gamma is None else None
           ends = own in (SMALL, LARGE) and f'sequence-temperature{temperature:g}' not in stored
@@ -292,7 +299,7 @@ def details(seeds: Sequence[Seed]) -> dict[str, Any]:
   described: dict[str, Any] = {'points': {}, 'sequence': {}, 'rates': RATES.tolist()}
   for temperature in TEMPERATURES:
     for gamma in (GAMMA, *OTHER_GAMMAS):
-      for point in grid(temperature, gamma):
+      for point in seeds[0].setting.grid(temperature, gamma):
         by_seed = {
           column: [own[point.name][column] for own in stored]
           for column in ('quality', 'large_calls', 'rejection_rate', 'tokens')
@@ -322,7 +329,7 @@ def main() -> None:
       measure(seeds)
     measured = details(seeds)
     settings = {
-      'task': options.task, 'folders': len(seeds), 'split': SPLIT, 'gamma': GAMMA,
+      'task': options.task, 'folders': len(seeds), 'split': setting.split, 'gamma': GAMMA,
       'rows': setting.rows, 'rows at other gammas': setting.few_rows,
     }  # fmt: skip
     rows = list(speculation_claims.rows(measured, GAMMA))
