@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -30,6 +30,10 @@ DEVIATIONS = {
   'alone, cat_xent - xent': 0.0125,
 }
 ROW_ERROR = 0.002
+
+Details = Mapping[str, Any]  # of a report
+Record = dict[str, Any]  # of a claim
+NOTHING: Details = {'claims': (), 'points': ()}  # before the first report
 
 
 class Reader:
@@ -77,30 +81,36 @@ class Reader:
     return cat_statistics.mixed(values, row_variance, count), values
 
 
-def tested(bench: Bench, listed: Sequence[Claim]) -> list[dict[str, Any]]:
+def tested(bench: Bench, listed: Sequence[Claim], earlier: Details) -> list[Record]:
   """A record of each claim; claims of one task and family are corrected together.
 
   A test that is not run yet counts in its family with p = 1, so that an adjusted p-value can only
-  fall when more is run.
+  fall when more is run. A claim of which an earlier report had more seeds than are at hand keeps
+  what that report found.
   """
   reader = Reader(bench)
-  records = []
+  reported = {(own['task'], own['claim']): own for own in earlier['claims']}
+  records: list[Record] = []
   for claim in listed:
     seeds = reader.complete(claim.terms, claim.seeds)
-    record: dict[str, Any] = {
+    record: Record = {
       'task': claim.task, 'claim': claim.name, 'text': claim.text, 'quantity': claim.quantity,
       'family': claim.family, 'seeds': seeds, 'planned': claim.seeds, 'p': 1.0,
     }  # fmt: skip
     if seeds:
       effect, values = reader.effect(claim, seeds)
       record |= {'effect': effect, 'values': values, 'p': effect.p}
+    found = reported.get((claim.task, claim.name))
+    if found and len(found['seeds']) > len(seeds):
+      record |= {name: found[name] for name in ('seeds', 'values', 'p')}
+      record['effect'] = Effect(**found['effect'])
     records.append(record)
   for family in {(record['task'], record['family']) for record in records}:
     own = [record for record in records if (record['task'], record['family']) == family]
     adjusted = comparisons.holm(np.array([record['p'] for record in own]))
     for record, p in zip(own, adjusted.tolist(), strict=True):
       record['adjusted p'] = p
-  gaps = {record['task']: gap(bench, record['task']) for record in records}
+  gaps = {record['task']: gap(bench, record['task'], earlier) for record in records}
   for record in records:
     record['verdict'] = 'not run'
     setting = bench.settings[record['task']]
@@ -117,11 +127,18 @@ def tested(bench: Bench, listed: Sequence[Claim]) -> list[dict[str, Any]]:
   return records
 
 
-def gap(bench: Bench, task: str) -> float | None:
+def gap(bench: Bench, task: str, earlier: Details = NOTHING) -> float | None:
   """Advantage of the large model over `xent` alone at the smallest size; None without a seed."""
   cells = [Cell(task, cat_grid.SIZES[task][0], 'xent', seed=s) for s in range(cat_grid.BASE_SEEDS)]
-  points = [bench.summary(cell) for cell in cells if bench.is_done(cell)]
+  points = summaries(bench, cells, earlier)
   return float(np.mean([p['large alone'] - p['alone'] for p in points])) if points else None
+
+
+def summaries(bench: Bench, cells: Iterable[Cell], earlier: Details) -> list[dict[str, Any]]:
+  """Summaries of the complete points among cells, at hand or of an earlier report."""
+  reported = {point['point']: point for point in earlier['points']}
+  known = (bench.summary(c) if bench.is_done(c) else reported.get(c.name) for c in cells)
+  return [summary for summary in known if summary]
 
 
 def overall(verdicts: Sequence[str]) -> str:
@@ -136,9 +153,9 @@ def overall(verdicts: Sequence[str]) -> str:
   return 'not run' if set(verdicts) <= {'not run'} else 'undecided'
 
 
-def report(bench: Bench) -> tuple[list[Measured], dict[str, Any]]:
+def report(bench: Bench, earlier: Details = NOTHING) -> tuple[list[Measured], dict[str, Any]]:
   """Rows of the claims that have a seed, and the details: claims, verdicts and points."""
-  records = tested(bench, list(claims()))
+  records = tested(bench, list(claims()), earlier)
   measured = [
     Measured(f'{r["task"]}: {r["claim"]}', r['effect'].mean, r['quantity'], note=note(r))
     for r in records
@@ -147,10 +164,10 @@ def report(bench: Bench) -> tuple[list[Measured], dict[str, Any]]:
   by_name: dict[str, list[str]] = {}
   for record in records:
     by_name.setdefault(record['claim'], []).append(record['verdict'])
-  points = [bench.summary(cell) for _, cell in cat_grid.cells() if bench.is_done(cell)]
+  points = summaries(bench, (cell for _, cell in cat_grid.cells()), earlier)
   shorter = [
     {key: value for key, value in point.items() if key != 'agreement'}
-    | {'agreement at the end': point['agreement'][-1:]}
+    | ({'agreement at the end': point['agreement'][-1:]} if 'agreement' in point else {})
     for point in points
   ]
   details = {
@@ -158,7 +175,7 @@ def report(bench: Bench) -> tuple[list[Measured], dict[str, Any]]:
       {k: v._asdict() if isinstance(v, Effect) else v for k, v in record.items()}
       for record in records
     ],
-    'large model better than xent by': {task: gap(bench, task) for task in bench.settings},
+    'large model better than xent by': {task: gap(bench, task, earlier) for task in bench.settings},
     'verdicts': {name: overall(verdicts) for name, verdicts in by_name.items()},
     'complete points': f'{len(points)} of {len(list(cat_grid.cells()))}',
     'commits': sorted({point['commit'] for point in points}),

@@ -6,12 +6,14 @@
 
 A finished point is not repeated, and an interrupted one resumes from its checkpoint. Several
 processes, also on machines that share `--work`, divide the points by claims. What `--data` or
-`--source` lack is skipped by name. Training runs in this process, by `cascades.train`.
+`--source` lack is skipped by name. Training runs in this process, by `cascades.train`. A report
+keeps what an earlier one in `--output` found of claims and points that `--work` has fewer seeds of.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import json
 import pathlib
 import sys
 import time
@@ -125,8 +127,10 @@ def main() -> None:
   elif options.list:
     show(bench, listed)
   elif options.report:
-    measured, details = cat_report.report(bench)
-    bars.report('does cascade-aware training hold?', measured, options.output, {}, details)
+    output = pathlib.Path(options.output)
+    earlier = json.loads(output.read_text())['details'] if output.exists() else cat_report.NOTHING
+    measured, details = cat_report.report(bench, earlier)
+    bars.report('does cascade-aware training hold?', measured, output, {}, details)
     cat_report.draw(details, options.figure)
   else:
     # The seeds of a cell run the same programs.

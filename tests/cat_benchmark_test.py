@@ -205,7 +205,7 @@ def planted(bench, gain, seeds, *, spread=0.02, rows=400):
       score = hard + generator.normal(0, 0.3, rows)
       np.savez(bench.path(cell).with_suffix('.npz'), average=score, **statistics)
       summary = {
-        'metric': 'accuracy', 'rows': rows, 'commit': 'abc', 'agreement': [],
+        'metric': 'accuracy', 'rows': rows, 'commit': 'abc', 'agreement': [], 'point': cell.name,
         'alone': small.mean(), 'large alone': large.mean(),
       }  # fmt: skip
       bench.path(cell).write_text(json.dumps(summary))
@@ -218,7 +218,7 @@ def test_a_planted_effect_is_recovered_and_none_is_not(tmp_path, gain, spread, e
   bench = cat_runs.Bench(cat_tasks.Folders(tmp_path, tmp_path / 'work'))
   planted(bench, gain, seeds=20, spread=spread)
   listed = [c for c in cat_claims.claims() if c.task == 'g2p' and c.family == 'primary']
-  records = cat_report.tested(bench, listed)
+  records = cat_report.tested(bench, listed, cat_report.NOTHING)
   assert {record['verdict'] for record in records} == {expected}
   for record in records:
     assert record['adjusted p'] >= record['p']
@@ -239,13 +239,30 @@ def test_a_partial_grid_is_reported_as_partial(tmp_path):
   assert (tmp_path / 'figure.png').read_bytes()[:4] == b'\x89PNG'
 
 
+def test_a_report_keeps_what_an_earlier_one_found_of_more_seeds(tmp_path):
+  benches = [cat_runs.Bench(cat_tasks.Folders(tmp_path, tmp_path / name)) for name in 'abc']
+  for bench, gain, seeds in zip(benches, (2.0, 0.0, 0.0), (4, 3, 5), strict=True):
+    planted(bench, gain, seeds)
+  first = cat_report.report(benches[0])
+  earlier = json.loads(json.dumps(first[1]))
+  fewer, more = (cat_report.report(bench, earlier) for bench in benches[1:])
+  assert fewer[0] == first[0]
+  assert fewer[1]['verdicts'] == earlier['verdicts']
+  assert [own['values'] for own in fewer[1]['claims'] if own['seeds']] == [
+    own['values'] for own in earlier['claims'] if own['seeds']
+  ]
+  assert fewer[1]['complete points'] == earlier['complete points']
+  assert more == cat_report.report(benches[2])
+
+
 def test_where_the_large_model_is_no_better_there_is_no_verdict(tmp_path):
   folders = cat_tasks.Folders(tmp_path, tmp_path / 'work')
   weak = dataclasses.replace(cat_tasks.SETTINGS['g2p'], least_gap=0.9)
   bench = cat_runs.Bench(folders, {'g2p': weak})
   planted(bench, 1.0, seeds=3)
   listed = [c for c in cat_claims.claims() if c.task == 'g2p' and c.family == 'primary']
-  assert {record['verdict'] for record in cat_report.tested(bench, listed)} == {'no cascade'}
+  records = cat_report.tested(bench, listed, cat_report.NOTHING)
+  assert {record['verdict'] for record in records} == {'no cascade'}
 
 
 @pytest.fixture
