@@ -166,17 +166,10 @@ def load(path: str, precision: str = 'float32') -> TrainedModel:
   return trained_model.load(checkpoint, rules=partitioning.RULES)
 
 
-class Beside(NamedTuple):
+def beside(pair: Pair, gamma: int) -> float:
   """Memory beside the large model's program and the small model, in tables of gamma + 1
-  distributions a row; `room` is that of the positions of drafts in the large model's cache.
+  distributions a row; the small model is its parameters and its cache.
   """
-
-  tables: float
-  room: float
-
-
-def beside(pair: Pair, gamma: int) -> Beside:
-  """Memory of both models' program; the small model is its parameters and its cache."""
 
   def size(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -187,18 +180,13 @@ def beside(pair: Pair, gamma: int) -> Beside:
 
   small, large, (prompt, *_), length = pair
 
-  def cache(model: TrainedModel, length: int) -> int:
-    prefill = lambda params: nnx.merge(model.graph, params).prefill(prompt, length)[1]
-    return size(jax.eval_shape(prefill, model.params))
-
+  cache = jax.eval_shape(
+    lambda params: nnx.merge(small.graph, params).prefill(prompt, length)[1], small.params
+  )
   both = used(jitted_pair(small, large, length, gamma), small.params, large.params, prompt)
   plain = used(jitted_alone(large, length), large.params, prompt)
-  room = length + gamma + 2
   table = (gamma + 1) * large.vocab_size * 4 * len(prompt.length)
-  return Beside(
-    (both - plain - size(small.params) - cache(small, room)) / table,
-    (cache(large, room) - cache(large, length)) / table,
-  )
+  return (both - plain - size(small.params) - size(cache)) / table
 
 
 def pace(pair: Pair, costs: StepCosts, turns: int, length: int) -> tuple[float, float, int]:
@@ -280,11 +268,9 @@ def of_pair(name: str, paths: tuple[str, str], options: argparse.Namespace) -> I
       f'{what}: share of identical answers, gamma 1 to {MOST}', min(shares), '', at_least=1.0,
       note=f'{options.rows} answers',
     )  # fmt: skip
-    memory = beside(pair, BLOCK)
     yield Measured(
-      f'{what}: tables of gamma + 1 distributions', memory.tables, '', at_most=2.0001,
-      note=f'beside the large model alone and the small model; {memory.room:.2f} of them are the '
-      'positions of drafts in the large cache',
+      f'{what}: tables of gamma + 1 distributions', beside(pair, BLOCK), '', at_most=2.0001,
+      note='beside the large model alone and the small model',
     )  # fmt: skip
   yield identical_in_bfloat16(name, paths, pair)
   gain = tokens_per_second[8] / tokens_per_second[1]

@@ -229,9 +229,9 @@ class _Loop:
   def start(self, prompt: Prompt) -> _Decoding:
     """Read the prompt, and draw the first token of each answer."""
     pair, B, V = self.pair, len(prompt.length), self.pair.vocab_size
-    room = self.max_len + self.gamma + 2
-    p_logits, large = pair.large.prefill(prompt, room)
-    q_logits, small = pair.small.prefill(prompt, room)
+    # Drafts beyond the longest answer are not kept: caches drop them.
+    p_logits, large = pair.large.prefill(prompt, self.max_len)
+    q_logits, small = pair.small.prefill(prompt, self.max_len)
     zeros, unset = jnp.zeros(B, jnp.int32), jnp.zeros((B, self.max_len))
     answer = Generation(unset.astype(jnp.int32), unset, unset.astype(bool))
     counts = CallCounts(zeros, zeros, zeros, zeros)
