@@ -181,7 +181,8 @@ def generate(
 def undrafted(answer: Generation, *, where: Callable[..., Any] = jnp.where) -> Speculation:
   """Answers of the large model alone, as those of both; `np.where` for arrays of NumPy."""
   length = answer.mask.sum(1, dtype=np.int32)
-  counts = CallCounts(0 * length, 0 * length, 0 * length, length)
+  none = 0 * length
+  counts = CallCounts(none, none, none, length)
   return Speculation(answer, where(answer.mask, jnp.nan, 0.0), answer.mask & False, counts)
 
 

@@ -96,9 +96,11 @@ class DraftPlanner:
       drafted, alone = map(statistics.median, (self.paces[True], self.paces[False]))
       if drafted > alone:
         return 0
-    return self._modeled()
+    return self.promised
 
-  def _modeled(self) -> int:
+  @property
+  def promised(self) -> int:
+    """Number of drafts by the measured steps alone; while it is 0, no time of a batch counts."""
     return int(self.lengths[round(self.acceptance * BINS)])
 
   def _are_timed(self) -> bool:
@@ -109,7 +111,7 @@ class DraftPlanner:
     if not self.lossless:
       return self.drafts
     self.batches = (self.batches + 1) % RETRY
-    drafts, promised = self.drafts, self._modeled()
+    drafts, promised = self.drafts, self.promised
     if promised and not self._are_timed():
       other = len(self.paces[True]) > len(self.paces[False])
     else:
@@ -241,7 +243,7 @@ class Speculator:
     gamma = min((block for block in self.blocks if block >= drafts), default=self.gamma)
     start = time.perf_counter()
     answers = self._in_blocks(gamma, drafts, prompts, row_ids, alpha)
-    if self.planner:
+    if self.planner and (gamma or self.planner.promised):
       seconds = time.perf_counter() - start
       compiled = gamma, prompts.tokens.shape
       # The first batch may have been compiled, and other processes have other clocks.

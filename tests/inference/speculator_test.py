@@ -203,6 +203,7 @@ def test_where_drafts_do_not_pay_the_large_model_decodes_alone_and_drafts_are_tr
       assert result.counts.large_calls.tolist() == [3, 3]
       assert np.isnan(result.small_logprobs).all()
   assert gammas == ([0] * (speculator.RETRY - 1) + [1]) * 2
+  assert not pair.planner.paces[False]  # their times decide nothing
 
 
 def test_programs_are_of_powers_of_two_drafts_and_of_the_most(gammas):
