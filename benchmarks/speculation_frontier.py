@@ -2,6 +2,7 @@
 
     python -m benchmarks.speculation_frontier runs/demo
     python -m benchmarks.speculation_frontier runs/smollm2_pair --pair=smollm2
+    python -m benchmarks.speculation_frontier runs/smollm2_long --pair=smollm2_timed
 
 The folder is that of `python -m launch.demo`, or of `benchmarks.smollm2_drafter`. Runs `python -m
 cascades.speculate`, which resumes, and writes the numbers of its frontier.
@@ -21,6 +22,7 @@ from benchmarks import bars
 from benchmarks.bars import Measured
 from benchmarks.speculation_sweep import NAMES, REPEATED
 from cascades.inference import points
+from cascades.predictions import shards
 from cascades.target_distributions import RULES
 
 Alphas = Mapping[str, Sequence[float] | None]
@@ -44,6 +46,51 @@ def _first_questions(folder: pathlib.Path) -> pathlib.Path:
   path = folder / 'first_questions.jsonl'
   path.write_text(''.join(lines[:QUESTIONS]))
   return path
+
+
+def _large_answers(folder: pathlib.Path) -> pathlib.Path:
+  """Training questions with the large model's answers, whose tokens a shortlist counts."""
+  (table,) = shards.read(folder / 'answers' / 'train')
+  path = folder / 'answered.jsonl'
+  rows = map(json.loads, (folder / 'train.jsonl').read_text().splitlines())
+  pairs = zip(rows, table.predictions, strict=True)
+  lines = (json.dumps(row | {'targets': answer}) + '\n' for row, answer in pairs)
+  path.write_text(''.join(lines))
+  return path
+
+
+def _smollm2(folder: pathlib.Path) -> Settings:
+  return {
+    'SMALL_CHECKPOINT_PATH': folder / 'small',
+    'TASK': '@local.local_jsonl()',
+    'local.local_jsonl.name': repr('questions'),
+    'local.local_jsonl.splits': {'test': str(_first_questions(folder))},
+    'local.local_jsonl.metrics': ('rougeL',),
+    'PROMPTS': '@chats.chat',
+    'TASK_FEATURE_LENGTHS': {'inputs': 128, 'targets': 32},
+    'BATCH_SIZE': QUESTIONS,
+    'LATENCY_BATCHES': (),
+  }
+
+
+def _smollm2_timed(folder: pathlib.Path) -> Settings:
+  settings = _smollm2(folder)
+  splits = {'test': str(_first_questions(folder)), 'train': str(_large_answers(folder))}
+  return settings | {
+    'local.local_jsonl.splits': splits, 'SHORTLIST': 1024,
+    'LATENCY_BATCHES': (1,), 'LATENCY_ROWS': 4, 'LATENCY_TURNS': 3,
+  }  # fmt: skip
+
+
+def _smollm2_timed_sweeps() -> Iterator[Settings]:
+  rules = {
+    'lossless': None,
+    'chow': [0.3],
+    'opt': [-0.1, 0.3],
+    'token_v3': [0.3, 0.7],
+    'typical': [0.3],
+  }
+  yield {'TEMPERATURES': (0.0,), 'GAMMAS': (3,), 'RULES': rules, 'TOKEN_CASCADES': {}}
 
 
 def _smollm2_sweeps() -> Iterator[Settings]:
@@ -85,21 +132,8 @@ PAIRS = {
     'validation',
     lambda: iter([{'TEMPERATURES': (0.0, 1.0), 'RULES': USUAL}]),
   ),
-  'smollm2': Pair(
-    lambda folder: {
-      'SMALL_CHECKPOINT_PATH': folder / 'small',
-      'TASK': '@local.local_jsonl()',
-      'local.local_jsonl.name': repr('questions'),
-      'local.local_jsonl.splits': {'test': str(_first_questions(folder))},
-      'local.local_jsonl.metrics': ('rougeL',),
-      'PROMPTS': '@chats.chat',
-      'TASK_FEATURE_LENGTHS': {'inputs': 128, 'targets': 32},
-      'BATCH_SIZE': QUESTIONS,
-      'LATENCY_BATCHES': (),
-    },
-    'test',
-    _smollm2_sweeps,
-  ),
+  'smollm2': Pair(_smollm2, 'test', _smollm2_sweeps),
+  'smollm2_timed': Pair(_smollm2_timed, 'test', _smollm2_timed_sweeps),
 }
 
 
