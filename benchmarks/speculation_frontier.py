@@ -78,7 +78,7 @@ def _smollm2_timed(folder: pathlib.Path) -> Settings:
   splits = {'test': str(_first_questions(folder)), 'train': str(_large_answers(folder))}
   return settings | {
     'local.local_jsonl.splits': splits, 'SHORTLIST': 1024,
-    'LATENCY_BATCHES': (1,), 'LATENCY_ROWS': 4, 'LATENCY_TURNS': 3,
+    'LATENCY_BATCHES': (1,), 'LATENCY_ROWS': 4, 'LATENCY_TURNS': 7,
   }  # fmt: skip
 
 
