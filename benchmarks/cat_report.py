@@ -127,7 +127,7 @@ def tested(bench: Bench, listed: Sequence[Claim], earlier: Details) -> list[Reco
   return records
 
 
-def gap(bench: Bench, task: str, earlier: Details = NOTHING) -> float | None:
+def gap(bench: Bench, task: str, earlier: Details) -> float | None:
   """Advantage of the large model over `xent` alone at the smallest size; None without a seed."""
   cells = [Cell(task, cat_grid.SIZES[task][0], 'xent', seed=s) for s in range(cat_grid.BASE_SEEDS)]
   points = summaries(bench, cells, earlier)
