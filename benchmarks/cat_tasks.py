@@ -11,7 +11,7 @@ import pathlib
 import random
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from cascades.tasks import c4, catalog, corruption, local
 from cascades.tasks.task import Mixture, Row, Task
 from cascades.tokenizers import train_sentencepiece, vocabularies
 from cascades.types import ModelConfig, Vocabulary
+
+Example: TypeAlias = Mapping[str, str]  # `input` and `target`
 
 HELD_OUT = 500  # rows of validation, and of testing, that files without splits give up
 PIECES = 4000
@@ -260,13 +262,16 @@ def question(row: Mapping[str, Any], *, letters: bool) -> dict[str, str]:
 
 
 def split_rows(
-  parts: Sequence[Sequence[Any]],
+  parts: Sequence[Sequence[Example]],
   *,
   train_rows: int | None = None,
   validation_rows: int = 500,
   test_rows: int = 1000,
-) -> dict[str, list[Any]]:
-  """Splits of files that are all three, training and testing, or one; shuffled with one seed."""
+) -> dict[str, list[Example]]:
+  """Splits of files that are all three, training and testing, or one; shuffled with one seed.
+
+  An input is in one split only: that of testing, else of validation, keeps its rows.
+  """
   shuffled = [random.Random(0).sample(list(part), len(part)) for part in parts]
   if len(shuffled) == 1:
     (rows,) = shuffled
@@ -275,16 +280,18 @@ def split_rows(
     train, test = shuffled
     shuffled = [train[HELD_OUT:], train[:HELD_OUT], test]
   train, validation, test = shuffled
-  return {
-    'train': train[:train_rows],
-    'validation': validation[:validation_rows],
-    'test': test[:test_rows],
-  }
+  test = test[:test_rows]
+  validation = _without_inputs(validation, test)[:validation_rows]
+  train = _without_inputs(train, [*validation, *test])[:train_rows]
+  return {'train': train, 'validation': validation, 'test': test}
 
 
-def write_rows(
-  directory: pathlib.Path, splits: Mapping[str, Sequence[Mapping[str, str]]]
-) -> dict[str, str]:
+def _without_inputs(rows: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+  known = {row['input'] for row in others}
+  return [row for row in rows if row['input'] not in known]
+
+
+def write_rows(directory: pathlib.Path, splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
   """Write the splits as JSON lines, each file once, and give their paths."""
   directory.mkdir(parents=True, exist_ok=True)
   paths = {split: directory / f'{split}.jsonl' for split in splits}

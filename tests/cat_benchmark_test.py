@@ -170,15 +170,30 @@ def test_options_that_are_sentences_are_answered_by_letters():
 
 
 def test_splits_share_no_row_and_keep_those_that_files_have():
-  rows = list(range(3000))
+  rows = numbered(range(3000))
   single = cat_tasks.split_rows([rows])
-  assert sorted(row for own in single.values() for row in own) == rows
+  assert sorted((row for own in single.values() for row in own), key=str) == sorted(rows, key=str)
   assert {split: len(own) for split, own in single.items()} == {
     'train': 2000, 'validation': 500, 'test': 500,
   }  # fmt: skip
-  both = cat_tasks.split_rows([rows, list(range(3000, 5000))])
-  assert set(both['test']) <= set(range(3000, 5000))
+  both = cat_tasks.split_rows([rows, numbered(range(3000, 5000))])
+  assert {int(row['input']) for row in both['test']} <= set(range(3000, 5000))
   assert len(both['test']) == 1000
+
+
+def numbered(numbers):
+  return [{'input': str(number), 'target': f'{number} in words'} for number in numbers]
+
+
+def test_an_input_of_several_splits_stays_in_the_last_one():
+  """Sentences of a corpus recur: 60 of Tanaka's 500 test inputs are in its training file."""
+  parts = [numbered(range(10)), numbered(range(8, 14)), numbered(range(12, 20))]
+  splits = cat_tasks.split_rows(parts)
+  assert {split: sorted(int(row['input']) for row in own) for split, own in splits.items()} == {
+    'train': [*range(8)], 'validation': [*range(8, 12)], 'test': [*range(12, 20)],
+  }  # fmt: skip
+  few = cat_tasks.split_rows(parts, validation_rows=3, test_rows=5)
+  assert (len(few['validation']), len(few['test'])) == (3, 5)
 
 
 def test_a_task_without_its_data_is_skipped_by_name(tmp_path):
