@@ -227,13 +227,11 @@ def best_divergence(seeds: Sequence[Seed]) -> str:
 def step_ratio(setting: DistilledPair, folder: pathlib.Path) -> float:
   """Seconds of a step of the small model over one token for each of the large one's, one prompt."""
   with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
-    models = [distillspec_models.load(folder / name) for name in (setting.start, 'large')]
-    (row,) = distillspec_models.read_rows(setting, folder, models[0], 1)
+    small, large = (distillspec_models.load(folder / name) for name in (setting.start, 'large'))
+    (row,) = distillspec_models.read_rows(setting, folder, small, 1)
     single = jax.tree.map(lambda x: x[:1], row.prompt)
-    seconds = [
-      latency.step_seconds(model, single, (1,), max_tokens=setting.answer)[1][1] for model in models
-    ]
-  return seconds[0] / seconds[1]
+    costs = latency.step_costs(small, large, single, most=0, max_tokens=setting.answer)
+  return costs.small / costs.large[0]
 
 
 def report(seeds: Sequence[Seed], names: Sequence[str], output: pathlib.Path) -> None:

@@ -14,7 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from cascades.runtime import files, origins, partitioning, progress
 from cascades.types import Params, Prompt
 
 Clock: TypeAlias = Callable[[], float]
+Key = TypeVar('Key')
 Answerer: TypeAlias = Callable[[Prompt, Int[np.ndarray, 'B']], Answered]
 
 STEPS = 16  # of a model in one program, so that starting it weighs little
@@ -154,12 +155,23 @@ def measure_answers(
     pass
 
 
+class StepTimes(NamedTuple):
+  """Median seconds of a model's calls.
+
+  Attributes:
+    prompt: Reading the prompts of a batch.
+    steps: A greedy step over each number of tokens.
+  """
+
+  prompt: float
+  steps: Mapping[int, float]
+
+
+Timed: TypeAlias = Mapping[str, tuple[TrainedModel, Sequence[int]]]  # models, and widths of steps
+
+
 def measure_steps(
-  file: LatencyFile,
-  models: Mapping[str, tuple[TrainedModel, Sequence[int]]],
-  prompts: Mapping[int, Prompt],
-  *,
-  max_tokens: int,
+  file: LatencyFile, models: Timed, prompts: Mapping[int, Prompt], *, max_tokens: int
 ) -> None:
   """Measure the calls that answers consist of, for each size of batches.
 
@@ -169,29 +181,54 @@ def measure_steps(
     prompts: A batch of each size.
     max_tokens: Longest answer, which the caches have room for.
   """
-  for name, (model, widths) in models.items():
-    for size, batch in prompts.items():
-      steps = file.entry('steps', name, size)
-      if all(str(width) in steps for width in widths) and str(size) in file.entry('prompts', name):
-        continue
-      seconds, by_width = step_seconds(model, batch, widths, max_tokens=max_tokens)
-      file.entry('prompts', name)[str(size)] = seconds
-      steps |= {str(width): value for width, value in by_width.items()}
-      file.write()
+
+  def stored(name: str, size: int) -> bool:
+    steps, widths = file.entry('steps', name, size), models[name][1]
+    return all(str(w) in steps for w in widths) and str(size) in file.entry('prompts', name)
+
+  for size, batch in prompts.items():
+    if all(stored(name, size) for name in models):
+      continue
+    for name, times in step_seconds(models, batch, max_tokens=max_tokens).items():
+      file.entry('prompts', name)[str(size)] = times.prompt
+      file.entry('steps', name, size).update({str(w): s for w, s in times.steps.items()})
+    file.write()
 
 
-def step_seconds(
-  model: TrainedModel, prompts: Prompt, widths: Sequence[int], *, max_tokens: int
-) -> tuple[float, dict[int, float]]:
-  """Median seconds of reading the prompts, and of a greedy step over each number of tokens.
+def step_seconds(models: Timed, prompts: Prompt, *, max_tokens: int) -> dict[str, StepTimes]:
+  """Times of all models and widths, whose turns alternate: it is their ratios that count.
 
   Args:
-    model: A model on the active mesh.
+    models: Models on the active mesh, each with the numbers of tokens of its steps, by name.
     prompts: Prompts of one batch.
-    widths: Numbers of tokens.
     max_tokens: Longest answer.
   """
-  room = max_tokens + max(widths) + 1
+  calls = {
+    (name, width): call
+    for name, (model, widths) in models.items()
+    for width, call in _calls(model, prompts, widths, max_tokens + max(widths) + 1).items()
+  }
+  seconds = _median_seconds(calls)
+  return {
+    name: StepTimes(seconds[name, 0], {width: seconds[name, width] / STEPS for width in widths})
+    for name, (_, widths) in models.items()
+  }
+
+
+def step_costs(
+  small: TrainedModel, large: TrainedModel, prompts: Prompt, *, most: int, max_tokens: int
+) -> StepCosts:
+  """Seconds that a `DraftPlanner` of up to `most` drafts needs, for prompts of one batch."""
+  times = step_seconds(
+    {'small': (small, [1]), 'large': (large, range(1, most + 2))}, prompts, max_tokens=max_tokens
+  )
+  return StepCosts(times['small'].steps[1], [*times['large'].steps.values()])
+
+
+def _calls(
+  model: TrainedModel, prompts: Prompt, widths: Sequence[int], room: int
+) -> dict[int, Callable[[], Any]]:
+  """STEPS greedy steps by their width, and at 0 the reading of the prompts."""
 
   @jax.jit
   def prefill(params: Params, prompts: Prompt) -> tuple[Array, Any]:
@@ -211,29 +248,19 @@ def step_seconds(
     return jax.lax.fori_loop(0, STEPS, step, (token, cache))[0]
 
   placed = partitioning.place_whole(prompts)
-  reading = _median_seconds(lambda: prefill(model.params, placed))
   start = prefill(model.params, placed)
-  by_width = {
-    width: _median_seconds(functools.partial(steps, model.params, *start, width=width)) / STEPS
-    for width in widths
+  return {0: lambda: prefill(model.params, placed)} | {
+    width: functools.partial(steps, model.params, *start, width=width) for width in widths
   }
-  return reading, by_width
 
 
-def step_costs(
-  small: TrainedModel, large: TrainedModel, prompts: Prompt, *, most: int, max_tokens: int
-) -> StepCosts:
-  """Seconds that a `DraftPlanner` of up to `most` drafts needs; arguments as of `step_seconds`."""
-  _, step = step_seconds(small, prompts, [1], max_tokens=max_tokens)
-  _, widths = step_seconds(large, prompts, range(1, most + 2), max_tokens=max_tokens)
-  return StepCosts(step[1], [*widths.values()])
-
-
-def _median_seconds(call: Callable[[], Any]) -> float:
-  jax.block_until_ready(call())
-  seconds = []
+def _median_seconds(calls: Mapping[Key, Callable[[], Any]]) -> dict[Key, float]:
+  """Median of the REPEATS turns of each call, after one that compiles."""
+  jax.block_until_ready([call() for call in calls.values()])
+  seconds: dict[Key, list[float]] = {key: [] for key in calls}
   for _ in range(REPEATS):
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    seconds.append(time.perf_counter() - start)
-  return statistics.median(seconds)
+    for key, call in calls.items():
+      start = time.perf_counter()
+      jax.block_until_ready(call())
+      seconds[key].append(time.perf_counter() - start)
+  return {key: statistics.median(turns) for key, turns in seconds.items()}

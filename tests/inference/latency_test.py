@@ -1,5 +1,6 @@
 """Times by a clock that the tests turn, and steps of a tiny model."""
 
+import functools
 import itertools
 import json
 
@@ -95,3 +96,31 @@ def test_times_of_another_machine_are_not_mixed(tmp_path):
     latency.LatencyFile(path, other, overwrite=False)
   assert latency.LatencyFile(path, ORIGIN, overwrite=False).content['points']['a']
   assert not latency.LatencyFile(path, other, overwrite=True).content['points']
+
+
+def test_a_machine_that_slows_down_slows_the_steps_of_all_models_alike(monkeypatch, tmp_path):
+  clock, order = Clock(), []
+
+  def calls(name, prompts, widths, room):
+    def call(width):
+      slower = 3.0 if len(order) > 15 else 1.0  # from the third turn of five on
+      order.append((name, width))
+      clock.now += slower * latency.STEPS * {'small': 1.0, 'large': 4.0}[name] * (1 + width)
+
+    return {width: functools.partial(call, width) for width in (0, *widths)}
+
+  monkeypatch.setattr(latency, '_calls', calls)
+  monkeypatch.setattr(latency.time, 'perf_counter', clock)
+  file = latency.LatencyFile(tmp_path / 'latency.json', ORIGIN, overwrite=False)
+  models = {'small': ('small', [1]), 'large': ('large', [1, 2])}
+  latency.measure_steps(file, models, {1: None}, max_tokens=4)
+  turn = [('small', 0), ('small', 1), ('large', 0), ('large', 1), ('large', 2)]
+  assert order == turn * (1 + latency.REPEATS)  # the first compiles
+  steps = json.loads(file.path.read_text())['steps']
+  assert steps['large']['1']['1'] / steps['small']['1']['1'] == 4.0
+  assert steps['large']['1']['2'] / steps['large']['1']['1'] == 1.5
+  latency.measure_steps(file, models, {1: None}, max_tokens=4)
+  assert len(order) == len(turn) * (1 + latency.REPEATS)  # nothing is measured twice
+  costs = latency.step_costs('small', 'large', None, most=1, max_tokens=4)
+  assert costs.large[0] / costs.small == 4.0
+  assert len(costs.large) == 2
