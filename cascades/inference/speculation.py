@@ -15,7 +15,7 @@ Axes: B batch, T target, G drafts of a block, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -178,12 +178,12 @@ def generate(
   return state.answers
 
 
-def undrafted(answer: Generation, *, where: Callable[..., Any] = jnp.where) -> Speculation:
-  """Answers of the large model alone, as those of both; `np.where` for arrays of NumPy."""
-  length = answer.mask.sum(1, dtype=np.int32)
+def undrafted(answer: Generation) -> Speculation:
+  """Answers of the large model alone, as those of both."""
+  length = answer.mask.sum(1, dtype=jnp.int32)
   none = 0 * length
   counts = CallCounts(none, none, none, length)
-  return Speculation(answer, where(answer.mask, jnp.nan, 0.0), answer.mask & False, counts)
+  return Speculation(answer, jnp.where(answer.mask, jnp.nan, 0.0), answer.mask & False, counts)
 
 
 class _Decoding(NamedTuple):

@@ -7,12 +7,13 @@ is accepted, down to the large model alone where drafting does not pay, by measu
 
 from __future__ import annotations
 
+import bisect
 import collections
 import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,10 @@ from jaxtyping import Int
 from cascades import speculative, target_distributions
 from cascades.inference import points, speculation, token_cascade
 from cascades.inference.answers import Answered, DecodingOptions, Generator
-from cascades.inference.speculation import DraftPlan, Speculation
+from cascades.inference.speculation import CallCounts, DraftPlan, Speculation
 from cascades.inference.trained_model import TrainedModel
 from cascades.runtime import partitioning, ranges
-from cascades.types import Params, Prompt
+from cascades.types import Generation, Params, Prompt
 
 BINS = 100  # estimates of the acceptance that a plan distinguishes, besides 0
 PRIOR = 16.0  # drafts that earlier answers weigh in a row's estimate
@@ -59,6 +60,7 @@ class DraftPlanner:
 
   Attributes:
     blocks: Most drafts of the programs that batches run by: few numbers, since each is compiled.
+    promised: Number of drafts by the measured steps alone; while it is 0, no batch's time counts.
   """
 
   def __init__(self, costs: StepCosts, *, lossless: bool) -> None:
@@ -81,6 +83,7 @@ class DraftPlanner:
     self.blocks = sorted({least, most, *(1 << power for power in range(most.bit_length()))})
     self.lossless = lossless
     self.accepted, self.rejected = START * PRIOR, (1 - START) * PRIOR
+    self.promised = self._promise()
     self.paces = {drafted: collections.deque[float](maxlen=RECENT) for drafted in (True, False)}
     self.batches = 0  # since the last that was tried the other way
 
@@ -98,9 +101,7 @@ class DraftPlanner:
         return 0
     return self.promised
 
-  @property
-  def promised(self) -> int:
-    """Number of drafts by the measured steps alone; while it is 0, no time of a batch counts."""
+  def _promise(self) -> int:
     return int(self.lengths[round(self.acceptance * BINS)])
 
   def _are_timed(self) -> bool:
@@ -111,14 +112,16 @@ class DraftPlanner:
     if not self.lossless:
       return self.drafts
     self.batches = (self.batches + 1) % RETRY
-    drafts, promised = self.drafts, self.promised
-    if promised and not self._are_timed():
+    if self.batches and not self.promised:
+      return 0
+    drafts = self.drafts
+    if self.promised and not self._are_timed():
       other = len(self.paces[True]) > len(self.paces[False])
     else:
       other = not self.batches
     if not other:
       return drafts
-    return 0 if drafts else max(promised, 1)
+    return 0 if drafts else max(self.promised, 1)
 
   def plan(self, drafts: int) -> DraftPlan:
     """Plan of a batch, in which earlier answers weigh as PRIOR drafts of the row.
@@ -140,6 +143,7 @@ class DraftPlanner:
     if drafted:
       self.accepted = MEMORY * self.accepted + float(np.sum(answers.counts.accepted))
       self.rejected = MEMORY * self.rejected + float(np.sum(answers.counts.rejected))
+      self.promised = self._promise()
     longest = int(np.max(np.sum(answers.answer.mask, 1)))
     if seconds is not None and longest:
       self.paces[drafted].append(seconds / longest)
@@ -240,7 +244,7 @@ class Speculator:
     """
     target_distributions.named(self.rule, alpha)
     drafts = self.planner.next_drafts() if self.planner else self.gamma
-    gamma = min((block for block in self.blocks if block >= drafts), default=self.gamma)
+    gamma = self.blocks[bisect.bisect_left(self.blocks, drafts)]
     start = time.perf_counter()
     answers = self._in_blocks(gamma, drafts, prompts, row_ids, alpha)
     if self.planner and (gamma or self.planner.promised):
@@ -272,7 +276,7 @@ class Speculator:
   ) -> Speculation:
     """Answers in blocks of at most `gamma` drafts, of which a batch on trial has `drafts`."""
     if not gamma and self.target is target_distributions.large:
-      return speculation.undrafted(self._large.generate(prompts, row_ids), where=np.where)
+      return _undrafted(self._large.generate(prompts, row_ids))
     plan = self.planner.plan(drafts) if self.planner and gamma else self._always(gamma)
     program = functools.partial(self._speculate, plan=plan, gamma=gamma)
     return _run(program, self.models, prompts, row_ids, alpha)
@@ -345,6 +349,17 @@ def _run(
   params = tuple(model.params for model in models)
   answers: Speculation = partitioning.fetch(program(params, *placed, jnp.float32(alpha)))
   return answers
+
+
+def _undrafted(answer: Generation) -> Speculation:
+  """`speculation.undrafted` of NumPy arrays, without calls that take long beside a short answer."""
+  make: Any = np  # whose arrays stand for JAX's
+  mask = answer.mask
+  small_logprobs = make.zeros(mask.shape, np.float32)
+  small_logprobs[mask] = np.nan  # sooner than `where`
+  none, length = make.zeros(len(mask), np.int32), make.add.reduce(mask, 1, dtype=np.int32)
+  counts = CallCounts(none, none, none, length)
+  return Speculation(answer, small_logprobs, make.zeros(mask.shape, bool), counts)
 
 
 def answered(answers: Speculation) -> Answered:

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -206,10 +207,24 @@ def test_where_drafts_do_not_pay_the_large_model_decodes_alone_and_drafts_are_tr
   assert not pair.planner.paces[False]  # their times decide nothing
 
 
+def test_answers_of_the_large_model_alone_are_those_of_a_program_without_drafts(gammas):
+  """The first is of NumPy for its speed, the second compiled."""
+  mask = np.arange(4) < np.array([[3], [0], [4]])
+  answer = answers.Generation(np.ones(mask.shape, int), np.zeros(mask.shape), mask)
+  pair = lossless(DEAR)
+  pair._large.generate = lambda *_: answer
+  own = pair.speculate(prompts(), np.arange(3))
+  expected = speculation.undrafted(jax.tree.map(jnp.asarray, answer))
+  jax.tree.map(np.testing.assert_array_equal, own, expected)
+  types = lambda given: [x.dtype for x in jax.tree.leaves(given._replace(answer=None))]
+  assert types(own) == types(expected)
+
+
 def test_programs_are_of_powers_of_two_drafts_and_of_the_most(gammas):
   for share in (0.5, 0.65, 0.99):  # 2, 3 and 5 drafts
     pair = lossless(CHEAP)
-    pair.planner.accepted, pair.planner.rejected = share, 1 - share
+    for _ in range(60):  # until earlier batches are forgotten
+      pair.planner.update(batch(400 * share, 400 - 400 * share), None, drafted=True)
     pair.speculate(prompts(), np.arange(2))
   assert gammas == [2, 4, 5]
   needed = speculator.DraftPlanner(CHEAP, lossless=False)
