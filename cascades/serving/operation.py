@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from cascades.serving import app, listening
@@ -21,7 +23,10 @@ from cascades.serving.options import Deciding, Metering
 from cascades.serving.served_policy import ServedPolicy
 from cascades.serving.service import HttpLimits, Listening, Service
 
+log = logging.getLogger(__name__)
+
 bind = listening.bind
+READINESS_SECONDS = 0.5  # between two looks at what answers wait for
 
 
 async def operate(
@@ -61,10 +66,10 @@ async def operate(
     policy, shadow = policies
     check(policy)
     roles = [*opened]
-    log = Log(metering.log_dir, metering.log, roles=roles) if metering.log_dir else None
-    if log is not None:
-      stack.callback(log.close)
-    monitoring = Monitoring(policy, {role: each.breaker for role, each in opened.items()}, log)
+    rows = Log(metering.log_dir, metering.log, roles=roles) if metering.log_dir else None
+    if rows is not None:
+      stack.callback(rows.close)
+    monitoring = Monitoring(policy, {role: each.breaker for role, each in opened.items()}, rows)
     cascade = ServedCascade(
       {role: each.member for role, each in opened.items()},
       policy,
@@ -78,17 +83,30 @@ async def operate(
       name=metering.name,
       limits=limits,
       keys=metering.clients(),
-      readiness=[*(each.reasons for each in opened.values()), *([log.reasons] if log else [])],
-      barrier=lambda: log.refusal if log else '',
+      readiness=[*(each.reasons for each in opened.values()), *([rows.reasons] if rows else [])],
+      barrier=lambda: rows.refusal if rows else '',
     )
-    if log is not None:
-      log.notes = service.notes
-    for live in _policies(deciding, cascade, monitoring, service, check):
-      task = asyncio.create_task(live.watch(deciding.reload_seconds))
-      stack.callback(task.cancel)
+    if rows is not None:
+      rows.notes = service.notes
+    watched = _policies(deciding, cascade, monitoring, service, check)
+    files = [live.watch(deciding.reload_seconds) for live in watched]
+    for watching in (*files, report_readiness(service)):
+      stack.callback(asyncio.create_task(watching).cancel)
     web = app.build(service, routes=monitoring.routes(service), names=address.host_names)
     server = listening.server(web, address, listener, on_exit=service.drain)
     await server.serve([listener])
+
+
+async def report_readiness(service: Service) -> None:
+  """Log what the first answers wait for, such as programs that compile, and that it is over."""
+  start, told = time.monotonic(), ''
+  while waits := '; '.join(service.reasons()):
+    if waits != told:
+      log.info('Not ready, so that answers wait: %s', waits)
+    told = waits
+    await asyncio.sleep(READINESS_SECONDS)
+  if told:
+    log.info('Ready after %.0f s', time.monotonic() - start)
 
 
 def _check(

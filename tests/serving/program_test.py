@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import httpx
 import openai
@@ -20,7 +21,7 @@ from cascades.evaluation import pooling
 from cascades.predictions import __main__ as predictions
 from cascades.predictions import shards
 from cascades.runtime.partitioning import Devices
-from cascades.serving import served_policy
+from cascades.serving import operation, served_policy
 from cascades.serving.members import LocalOptions
 from cascades.serving.options import Deciding, Metering, ServedModels
 from cascades.serving.service import Listening
@@ -126,6 +127,24 @@ def test_a_policy_of_other_models_is_refused_unless_allowed(tmp_path):
     ValueError, match='small model of parameters 7, and the one that is served has 8'
   ):
     policy.check_models({'small': {'parameters': 8}})
+
+
+def test_the_log_says_what_answers_wait_for_and_when_that_is_over(monkeypatch, caplog):
+  compiling = [f'the {role} model is compiling' for role in ('small', 'large')]
+  turns = iter([compiling, compiling, compiling[1:], []])
+  monkeypatch.setattr(operation, 'READINESS_SECONDS', 0)
+  with caplog.at_level('INFO'):
+    service = types.SimpleNamespace(reasons=lambda: next(turns))
+    asyncio.run(operation.report_readiness(service))
+    assert [record.getMessage() for record in caplog.records] == [
+      f'Not ready, so that answers wait: {compiling[0]}; {compiling[1]}',
+      f'Not ready, so that answers wait: {compiling[1]}',
+      'Ready after 0 s',
+    ]
+    caplog.clear()
+    turns = iter([[]])
+    asyncio.run(operation.report_readiness(service))
+  assert not caplog.records
 
 
 class Process:
@@ -288,6 +307,10 @@ def test_a_real_process_answers_reloads_its_policy_and_drains(runs, tmp_path):
     assert client.completions.create(model='cascade', prompt='a').cascade['author'] == 'small'
     code, printed = server.end()
   assert code == 0
+  waits, ready = (re.search(text, printed) for text in (
+    'Not ready, so that answers wait: the (small|large) model is compiling', r'Ready after \d+ s',
+  ))  # fmt: skip
+  assert waits.start() < ready.start()
   assert 'The policy before is kept' in printed
   assert 'a b c' not in printed
   (rows,) = (tmp_path / 'log' / 'small').glob('*.jsonl')
