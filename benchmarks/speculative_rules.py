@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,7 +54,10 @@ def wide(vocab_size: int) -> tuple[Params, nnx.GraphDef, Any]:
 
 
 def of_rules(vocab_size: int, turns: int) -> Iterator[Measured]:
-  """Time of each rule's arithmetic beside the call of the large model that it follows."""
+  """Time of each rule's arithmetic beside the call of the large model that it follows.
+
+  Normalizers are measured apart: a block has them for the log-probabilities of its tokens.
+  """
   batch, gamma = 8, BLOCK
   params, graph, _ = wide(vocab_size)
   prompt = Prompt(jnp.ones((batch, PROMPT), jnp.int32), jnp.full(batch, PROMPT, jnp.int32))
@@ -77,16 +80,27 @@ def of_rules(vocab_size: int, turns: int) -> Iterator[Measured]:
 
   def rule(name: str) -> Call:
     @jax.jit
-    def verify(q_logits: Array, p_logits: Array, alpha: Array) -> tuple[Array, Array]:
+    def verify(models: Sequence[tuple[Array, Array]], alpha: Array) -> tuple[Array, Array]:
       def at(row: Array, position: Array) -> tuple[Array, Array]:
-        q, p = (distribution(logits[row, position]) for logits in (q_logits, p_logits))
+        q, p = (distribution(x[row, position], normalizer=n[row, position]) for x, n in models)
         return q.sampled, target_distribution(q, p, rule=RULES[name].target, alpha=alpha)
 
       return speculative.verify_by_position(keys, drafts, at)
 
-    return lambda: jax.block_until_ready(verify(q_logits, p_logits, jnp.float32(0.3)))
+    return lambda: jax.block_until_ready(verify(by_model, jnp.float32(0.3)))
 
   read: Call = lambda: jax.block_until_ready(extend(params, cache, tokens))
+  normalize = jax.jit(lambda *logits: [jax.nn.logsumexp(own, -1) for own in logits])
+  by_model = [*zip((q_logits, p_logits), normalize(q_logits, p_logits), strict=True)]
+  calls = {
+    'extend': read, 'normalizers': lambda: jax.block_until_ready(normalize(q_logits, p_logits))
+  }  # fmt: skip
+  seconds = by_turns(calls, turns)
+  yield Measured(
+    f'normalizers of both models / large extend, V {vocab_size:,}',
+    float(np.median(seconds['normalizers'] / seconds['extend'])), '',
+    note='of all positions, for the log-probabilities of the tokens and for every rule',
+  )  # fmt: skip
   for name in RULES:
     verify = rule(name)
     accepted = float(np.mean(verify()[0]))

@@ -145,6 +145,7 @@ def nucleus(
 def probabilities(
   logits: Float[Array, '*n V'],
   *,
+  normalizer: Float[Array, '*n'] | None = None,
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
@@ -153,6 +154,8 @@ def probabilities(
 
   Args:
     logits: Logits of the next token, in any floating-point type.
+    normalizer: `logsumexp` of the logits, where it is known: it saves two passes over logits that
+      are neither tempered nor truncated.
     temperature: Divisor of the logits; 0 puts all probability on the most probable token.
     top_k: Number of most probable tokens to keep; None for all.
     top_p: Probability of the nucleus to keep, after temperature and top_k; None for all.
@@ -169,10 +172,28 @@ def probabilities(
   if temperature == 0.0:
     return jax.nn.one_hot(argmax(logits), logits.shape[-1], dtype=logits.dtype)
   if top_k is None and top_p is None:
+    if normalizer is not None and temperature == 1.0:
+      return jnp.exp(logits - normalizer[..., None])
     return jax.nn.softmax(logits / temperature)
   truncated, tokens = nucleus(logits / temperature, top_k=top_k, top_p=top_p)
   zeros = jnp.zeros_like(logits)
   return jnp.put_along_axis(zeros, tokens, jax.nn.softmax(truncated), -1, inplace=False)
+
+
+def token_logprobs(
+  logits: Float[Array, '*n V'],
+  tokens: Int[Array, '*n'],
+  normalizer: Float[Array, '*n'] | None = None,
+) -> Float[Array, '*n']:
+  """Compute untempered log-probabilities of tokens, without forming those of all tokens.
+
+  Args:
+    logits: Logits of all tokens.
+    tokens: Tokens.
+    normalizer: `logsumexp` of the logits, where it is known; None computes it.
+  """
+  normalizer = jax.nn.logsumexp(logits, -1) if normalizer is None else normalizer
+  return jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0] - normalizer
 
 
 def argmax(x: Float[Array, '*n V']) -> Int[Array, '*n']:

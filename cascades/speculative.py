@@ -16,7 +16,6 @@ The answer of row b then continues with drafts[b, :accepted[b]] and next_token[b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,37 +81,26 @@ def verify_by_position(
   B, gamma = drafts.shape
   limits = jnp.full(B, gamma) if drafted is None else drafted
   zero = jnp.zeros((), jnp.int32)
-  empty = tuple(jnp.zeros(x.shape, x.dtype) for x in jax.eval_shape(distributions, zero, zero))
 
   def verify_row(block: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
     key, row, tokens, limit = block
 
-    def test(state: _RowState) -> _RowState:
-      position = state.accepted
+    def test(state: tuple[Array, Array]) -> tuple[Array, Array]:  # drafts that passed, the last too
+      position, _ = state
       q, pi = distributions(row, position)
       passed = passes(key, position, q[tokens[position]], pi[tokens[position]])
-      passed &= position < limit
-      return _RowState(position + passed, passed, q, pi)
+      return position + passed, passed
 
-    start = _RowState(zero, jnp.ones((), bool), *empty)
-    accepted, _, q, pi = jax.lax.while_loop(lambda state: state.passed, test, start)
+    going_on = lambda state: state[1] & (state[0] < limit)
+    accepted, _ = jax.lax.while_loop(going_on, test, (zero, jnp.ones((), bool)))
+    q, pi = distributions(row, accepted)  # again: a loop that kept them would copy them
     failed = (accepted < limit)[None]
     return accepted, next_token(key[None], q[None], pi[None], failed)[0]
 
-  most = max(1, TOGETHER // empty[0].shape[-1])
+  most = max(1, TOGETHER // jax.eval_shape(distributions, zero, zero)[0].shape[-1])
   size = max(n for n in range(1, B + 1) if B % n == 0 and n <= most)
   blocks = keys, jnp.arange(B), jnp.pad(drafts, ((0, 0), (0, 1))), limits
-  # A row alone is not batched: the loop of a batch copies the distributions of rows that ended.
   return jax.lax.map(verify_row, blocks, batch_size=size if size > 1 else None)
-
-
-class _RowState(NamedTuple):
-  """A row between two positions: the last ones of its distributions that were computed."""
-
-  accepted: Int[Array, '']
-  passed: Bool[Array, '']
-  q: Probs
-  pi: Probs
 
 
 def passes(

@@ -66,22 +66,23 @@ def distribution(
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
+  normalizer: Float[Array, '*n'] | None = None,
 ) -> Distribution:
   """Distribution that a sampler draws from, in float32, beside the untempered one.
 
   Args:
     logits: Logits of the next token, in any floating-point type.
-    temperature: As in `decoding.probabilities`; 0 is greedy.
-    top_k: As in `decoding.sample`.
-    top_p: As in `decoding.sample`.
+    temperature: As in `decoding.probabilities`, as the others; 0 is greedy.
+    top_k: Number of tokens, or None.
+    top_p: Probability of the nucleus, or None.
+    normalizer: Of the logits, or None.
 
   Raises:
     ValueError: An option is out of range.
   """
-  untempered = decoding.probabilities(logits)
-  if (temperature, top_k, top_p) == (1.0, None, None):
-    return Distribution(untempered, untempered)
-  sampled = decoding.probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+  sampled = untempered = decoding.probabilities(logits, normalizer=normalizer)
+  if (temperature, top_k, top_p) != (1.0, None, None):
+    sampled = decoding.probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
   return Distribution(sampled, untempered)
 
 
@@ -342,7 +343,7 @@ def lossy_normalized(q: Distribution, p: Distribution, alpha: Alpha) -> Probs:
 
 
 class TargetRule(NamedTuple):
-  """TargetFunction distribution and what it takes.
+  """A rule and its range.
 
   Fields:
     target: map from (q, p, alpha) to pi.
@@ -354,7 +355,6 @@ class TargetRule(NamedTuple):
 
 
 _REALS = (-math.inf, math.inf)
-
 RULES: Mapping[str, TargetRule] = MappingProxyType({
   'small': TargetRule(small, None),
   'large': TargetRule(large, None),

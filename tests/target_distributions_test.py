@@ -168,6 +168,16 @@ def test_rules_equal_a_loop_over_tokens(options):
         np.testing.assert_allclose(pi, expected, atol=1e-12, err_msg=f'{name} {alpha}')
 
 
+@pytest.mark.parametrize('options', [*SAMPLERS, {'temperature': 0.0}], ids=str)
+def test_a_known_normalizer_gives_the_same_distribution(options):
+  x = _models(4, n=30)[0]
+  with jax.enable_x64(True):
+    x = jnp.asarray(x) + 300.0  # whose exponentials no float32 holds
+    known = targets.distribution(x, **options, normalizer=jax.nn.logsumexp(x, -1))
+    for own, expected in zip(known, targets.distribution(x, **options), strict=True):
+      np.testing.assert_allclose(own, expected, atol=1e-12)
+
+
 logits = st.lists(st.floats(-8, 8, width=32), min_size=V, max_size=V)
 
 

@@ -123,12 +123,15 @@ class SpeculativePair:
     """Number of vocabulary entries that both models have: padding of tables may differ."""
     return vocab_size(self.small, self.large)
 
-  def distribution(self, logits: Float[Array, '*n V']) -> Distribution:
-    """Distribution that tokens are drawn from."""
+  def distribution(
+    self, logits: Float[Array, '*n V'], normalizer: Float[Array, '*n']
+  ) -> Distribution:
+    """Distribution that tokens are drawn from; the normalizer is `logsumexp` of the logits."""
     options = self.options
     return target_distributions.distribution(
-      logits, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
-    )
+      logits, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
+      normalizer=normalizer,
+    )  # fmt: skip
 
 
 def generate(
@@ -332,7 +335,7 @@ class _Loop:
     late = state.answers.small_logprobs.at[
       jnp.arange(B),
       jnp.where(state.lags & state.drafting & ~state.ended, state.length - 1, self.max_len),
-    ].set(token_logprobs(logits[:, 0], state.last), mode='drop')
+    ].set(decoding.token_logprobs(logits[:, 0], state.last), mode='drop')
     return logits[jnp.arange(B), state.lags.astype(jnp.int32)], state._replace(
       small=cache._replace(length=state.small.length + state.lags + 1),
       answers=state.answers._replace(small_logprobs=late),
@@ -344,9 +347,11 @@ class _Loop:
     """Append the accepted drafts and the token after them; also the number of accepted drafts."""
     pair, (tokens, q_logits, count, reads) = self.pair, drafts
     rows, positions = jnp.arange(len(count)), jnp.arange(tokens.shape[1] + 1)
+    # Of all positions at once, for the log-probabilities as well.
+    by_model = [(logits, jax.nn.logsumexp(logits, -1)) for logits in (q_logits, p_logits)]
 
     def at(row: Int[Array, ''], position: Int[Array, '']) -> tuple[Probs, Probs]:
-      q, p = (pair.distribution(logits[row, position]) for logits in (q_logits, p_logits))
+      q, p = (pair.distribution(logits[row, position], n[row, position]) for logits, n in by_model)
       pi = target_distributions.target_distribution(q, p, rule=pair.target, alpha=pair.alpha)
       return q.sampled, pi
 
@@ -364,7 +369,8 @@ class _Loop:
       return array.at[rows[:, None], columns].set(values, mode='drop')
 
     answer, small_logprobs, drafted, counts = state.answers
-    appended = Generation(block, token_logprobs(p_logits, block), jnp.ones_like(by_small))
+    q_logprobs, p_logprobs = (decoding.token_logprobs(logits, block, n) for logits, n in by_model)
+    appended = Generation(block, p_logprobs, jnp.ones_like(by_small))
     added = CallCounts(
       accepted=jnp.minimum(accepted, size),
       rejected=(accepted < count) & (size > accepted),
@@ -373,19 +379,13 @@ class _Loop:
     )
     answers = Speculation(
       jax.tree.map(write, answer, appended),
-      write(small_logprobs, jnp.where(read, token_logprobs(q_logits, block), jnp.nan)),
+      write(small_logprobs, jnp.where(read, q_logprobs, jnp.nan)),
       write(drafted, by_small),
       jax.tree.map(jnp.add, counts, added),
     )
     length = state.length + size
     ended = state.ended | jnp.any(ends, 1) | (length >= self.max_len)
     return state._replace(length=length, ended=ended, last=following, answers=answers), accepted
-
-
-def token_logprobs(logits: Float[Array, '*n V'], tokens: Int[Array, '*n']) -> Float[Array, '*n']:
-  """Compute untempered log-probabilities of tokens, without forming those of all tokens."""
-  chosen = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
-  return chosen - jax.nn.logsumexp(logits, -1)
 
 
 def vocab_size(*models: LanguageModel[Any]) -> int:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from cascades import speculative, target_distributions
+from cascades import decoding, speculative, target_distributions
 from cascades.inference import speculation
 from cascades.inference.answers import DecodingOptions
 from cascades.inference.speculation import CallCounts, Speculation
@@ -162,14 +162,14 @@ class _Cascade:
     def append(array: Array, values: Array) -> Array:
       return array.at[:, state.length].set(jnp.where(written, values, jnp.zeros_like(values)))
 
-    column = Generation(token, speculation.token_logprobs(logits, token), written)
+    column = Generation(token, decoding.token_logprobs(logits, token), written)
     length = state.length + 1
     state = state._replace(
       length=length,
       ended=state.ended | jnp.isin(token, self.eos_ids) | (length >= self.max_len),
       answer=jax.tree.map(append, state.answer, column),
       small_logprobs=append(
-        state.small_logprobs, speculation.token_logprobs(state.small.logits, token)
+        state.small_logprobs, decoding.token_logprobs(state.small.logits, token)
       ),
       drafted=append(state.drafted, ~defers),
     )
