@@ -27,7 +27,6 @@ from cascades.tokenizers import train_sentencepiece, vocabularies
 from cascades.types import ModelConfig, Vocabulary
 
 Example: TypeAlias = Mapping[str, str]  # `input` and `target`
-
 HELD_OUT = 500  # rows of validation, and of testing, that files without splits give up
 PIECES = 4000
 _LAYERS = {'num_encoder_layers': 1, 'num_decoder_layers': 1}
@@ -274,15 +273,13 @@ def split_rows(
   """
   shuffled = [random.Random(0).sample(list(part), len(part)) for part in parts]
   if len(shuffled) == 1:
-    (rows,) = shuffled
-    shuffled = [rows[HELD_OUT:], rows[:HELD_OUT]]
+    shuffled = [shuffled[0][HELD_OUT:], shuffled[0][:HELD_OUT]]
   if len(shuffled) == 2:
     train, test = shuffled
     shuffled = [train[HELD_OUT:], train[:HELD_OUT], test]
-  train, validation, test = shuffled
-  test = test[:test_rows]
-  validation = _without_inputs(validation, test)[:validation_rows]
-  train = _without_inputs(train, [*validation, *test])[:train_rows]
+  test = shuffled[2][:test_rows]
+  validation = _without_inputs(shuffled[1], test)[:validation_rows]
+  train = _without_inputs(shuffled[0], [*validation, *test])[:train_rows]
   return {'train': train, 'validation': validation, 'test': test}
 
 
@@ -296,9 +293,12 @@ def write_rows(directory: pathlib.Path, splits: Mapping[str, Sequence[Example]])
   directory.mkdir(parents=True, exist_ok=True)
   paths = {split: directory / f'{split}.jsonl' for split in splits}
   for split, rows in splits.items():
+    lines = [json.dumps({'inputs': row['input'], 'targets': row['target']}) for row in rows]
+    written = '\n'.join([*lines, ''])
     if not paths[split].exists():
-      lines = [json.dumps({'inputs': row['input'], 'targets': row['target']}) for row in rows]
-      files.write(paths[split], '\n'.join([*lines, '']))
+      files.write(paths[split], written)
+    if paths[split].read_text() != written:
+      raise ValueError(f'{paths[split]} has other rows than this version writes: use a new --work.')
   return {split: str(path) for split, path in paths.items()}
 
 

@@ -154,8 +154,9 @@ def probabilities(
 
   Args:
     logits: Logits of the next token, in any floating-point type.
-    normalizer: `logsumexp` of the logits, where it is known: it saves two passes over logits that
-      are neither tempered nor truncated.
+    normalizer: `logsumexp` of the logits in float32, where it is known: it saves two passes over
+      logits that are neither tempered nor truncated. Their sum is less precise, 1 within 2e-5
+      where logits are around 300.
     temperature: Divisor of the logits; 0 puts all probability on the most probable token.
     top_k: Number of most probable tokens to keep; None for all.
     top_p: Probability of the nucleus to keep, after temperature and top_k; None for all.
@@ -190,9 +191,9 @@ def token_logprobs(
   Args:
     logits: Logits of all tokens.
     tokens: Tokens.
-    normalizer: `logsumexp` of the logits, where it is known; None computes it.
+    normalizer: `logsumexp` of the logits in float32, where it is known; None computes it.
   """
-  normalizer = jax.nn.logsumexp(logits, -1) if normalizer is None else normalizer
+  normalizer = jax.nn.logsumexp(float32(logits), -1) if normalizer is None else normalizer
   return jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0] - normalizer
 
 

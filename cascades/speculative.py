@@ -85,7 +85,8 @@ def verify_by_position(
   def verify_row(block: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
     key, row, tokens, limit = block
 
-    def test(state: tuple[Array, Array]) -> tuple[Array, Array]:  # drafts that passed, the last too
+    # State: the number of drafts that passed, and whether the last one did.
+    def test(state: tuple[Array, Array]) -> tuple[Array, Array]:
       position, _ = state
       q, pi = distributions(row, position)
       passed = passes(key, position, q[tokens[position]], pi[tokens[position]])
@@ -100,6 +101,7 @@ def verify_by_position(
   most = max(1, TOGETHER // jax.eval_shape(distributions, zero, zero)[0].shape[-1])
   size = max(n for n in range(1, B + 1) if B % n == 0 and n <= most)
   blocks = keys, jnp.arange(B), jnp.pad(drafts, ((0, 0), (0, 1))), limits
+  # A row alone is not batched: what it reads of the logits would be gathered.
   return jax.lax.map(verify_row, blocks, batch_size=size if size > 1 else None)
 
 

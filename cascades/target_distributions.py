@@ -72,10 +72,10 @@ def distribution(
 
   Args:
     logits: Logits of the next token, in any floating-point type.
-    temperature: As in `decoding.probabilities`, as the others; 0 is greedy.
-    top_k: Number of tokens, or None.
-    top_p: Probability of the nucleus, or None.
-    normalizer: Of the logits, or None.
+    temperature: As in `decoding.probabilities`; 0 is greedy.
+    top_k: As there.
+    top_p: As there.
+    normalizer: `logsumexp` of the logits in float32, where it is known.
 
   Raises:
     ValueError: An option is out of range.

@@ -194,6 +194,15 @@ def test_an_input_of_several_splits_stays_in_the_last_one():
   }  # fmt: skip
   few = cat_tasks.split_rows(parts, validation_rows=3, test_rows=5)
   assert (len(few['validation']), len(few['test'])) == (3, 5)
+  inputs = [row['input'] for own in few.values() for row in own]
+  assert len(set(inputs)) == len(inputs)
+
+
+def test_rows_that_an_earlier_version_wrote_are_not_taken_for_these(tmp_path):
+  cat_tasks.write_rows(tmp_path, {'test': numbered(range(3))})
+  cat_tasks.write_rows(tmp_path, {'test': numbered(range(3))})
+  with pytest.raises(ValueError, match=r'test\.jsonl has other rows .* use a new --work'):
+    cat_tasks.write_rows(tmp_path, {'test': numbered(range(4))})
 
 
 def test_a_task_without_its_data_is_skipped_by_name(tmp_path):

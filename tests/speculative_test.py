@@ -360,12 +360,18 @@ def test_a_token_cascade_refuses_rules_that_read_the_large_model():
     speculative.token_cascade(_tables()[0], 0.1, rule='opt')
 
 
-def test_verification_by_position_needs_no_table_beside_the_logits():
+@pytest.mark.parametrize('temperature', [0.5, 1.0])
+def test_verification_by_position_needs_no_table_beside_the_logits(temperature):
   B, gamma, V = 2, 11, 4096
 
   def block(q, p, keys, drafts):
+    models = [(x, jax.nn.logsumexp(x, -1)) for x in (q, p)]
+
     def at(row, position):
-      d = [targets.distribution(x[row, position], temperature=0.5) for x in (q, p)]
+      d = [
+        targets.distribution(x[row, position], temperature=temperature, normalizer=n[row, position])
+        for x, n in models
+      ]
       return d[0].sampled, targets.target_distribution(*d, rule=RULES['opt'].target, alpha=0.1)
 
     return speculative.verify_by_position(keys, drafts, at)

@@ -1,8 +1,8 @@
 """Seconds of answers and of the steps they consist of, measured on one machine.
 
 Turns alternate between what is compared, so that a machine that slows down slows all alike; the
-median of the turns counts. Every measurement is written at once, and a second run adds those that
-are missing.
+median of the turns counts. Turns of answers are written at once, and a second run adds those that
+are missing. Steps of batches of one size are measured together, all again where one is missing.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from cascades.types import Params, Prompt
 Clock: TypeAlias = Callable[[], float]
 Key = TypeVar('Key')
 Answerer: TypeAlias = Callable[[Prompt, Int[np.ndarray, 'B']], Answered]
+Stepped: TypeAlias = Mapping[str, tuple[TrainedModel, Sequence[int]]]  # with tokens of its steps
 
 STEPS = 16  # of a model in one program, so that starting it weighs little
 REPEATS = 5  # of such a program
@@ -167,11 +168,8 @@ class StepTimes(NamedTuple):
   steps: Mapping[int, float]
 
 
-Timed: TypeAlias = Mapping[str, tuple[TrainedModel, Sequence[int]]]  # models, and widths of steps
-
-
 def measure_steps(
-  file: LatencyFile, models: Timed, prompts: Mapping[int, Prompt], *, max_tokens: int
+  file: LatencyFile, models: Stepped, prompts: Mapping[int, Prompt], *, max_tokens: int
 ) -> None:
   """Measure the calls that answers consist of, for each size of batches.
 
@@ -191,11 +189,11 @@ def measure_steps(
       continue
     for name, times in step_seconds(models, batch, max_tokens=max_tokens).items():
       file.entry('prompts', name)[str(size)] = times.prompt
-      file.entry('steps', name, size).update({str(w): s for w, s in times.steps.items()})
+      file.entry('steps', name)[str(size)] = {str(w): s for w, s in times.steps.items()}
     file.write()
 
 
-def step_seconds(models: Timed, prompts: Prompt, *, max_tokens: int) -> dict[str, StepTimes]:
+def step_seconds(models: Stepped, prompts: Prompt, *, max_tokens: int) -> dict[str, StepTimes]:
   """Times of all models and widths, whose turns alternate: it is their ratios that count.
 
   Args:
@@ -256,7 +254,8 @@ def _calls(
 
 def _median_seconds(calls: Mapping[Key, Callable[[], Any]]) -> dict[Key, float]:
   """Median of the REPEATS turns of each call, after one that compiles."""
-  jax.block_until_ready([call() for call in calls.values()])
+  for call in calls.values():
+    jax.block_until_ready(call())
   seconds: dict[Key, list[float]] = {key: [] for key in calls}
   for _ in range(REPEATS):
     for key, call in calls.items():

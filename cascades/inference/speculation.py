@@ -348,7 +348,7 @@ class _Loop:
     pair, (tokens, q_logits, count, reads) = self.pair, drafts
     rows, positions = jnp.arange(len(count)), jnp.arange(tokens.shape[1] + 1)
     # Of all positions at once, for the log-probabilities as well.
-    by_model = [(logits, jax.nn.logsumexp(logits, -1)) for logits in (q_logits, p_logits)]
+    by_model = [(x, jax.nn.logsumexp(decoding.float32(x), -1)) for x in (q_logits, p_logits)]
 
     def at(row: Int[Array, ''], position: Int[Array, '']) -> tuple[Probs, Probs]:
       q, p = (pair.distribution(logits[row, position], n[row, position]) for logits, n in by_model)

@@ -121,7 +121,7 @@ class DraftPlanner:
       other = not self.batches
     if not other:
       return drafts
-    return 0 if drafts else max(self.promised, 1)
+    return 0 if drafts else max(self.promised, min(1, self.blocks[-1]))
 
   def plan(self, drafts: int) -> DraftPlan:
     """Plan of a batch, in which earlier answers weigh as PRIOR drafts of the row.
@@ -353,7 +353,7 @@ def _run(
 
 def _undrafted(answer: Generation) -> Speculation:
   """`speculation.undrafted` of NumPy arrays, without calls that take long beside a short answer."""
-  make: Any = np  # whose arrays stand for JAX's
+  make: Any = np  # as any type: fields are annotated as arrays of JAX
   mask = answer.mask
   small_logprobs = make.zeros(mask.shape, np.float32)
   small_logprobs[mask] = np.nan  # sooner than `where`

@@ -98,14 +98,14 @@ async def operate(
 
 
 async def report_readiness(service: Service) -> None:
-  """Log what the first answers wait for, such as programs that compile, and that it is over."""
+  """Log what the first answers wait for, such as programs that compile, until they need not."""
   start, told = time.monotonic(), ''
-  while waits := '; '.join(service.reasons()):
-    if waits != told:
-      log.info('Not ready, so that answers wait: %s', waits)
-    told = waits
+  while (reasons := '; '.join(service.reasons())) and not service.is_draining:
+    if reasons != told:
+      log.info('Not ready: %s', reasons)
+    told = reasons
     await asyncio.sleep(READINESS_SECONDS)
-  if told:
+  if not reasons:
     log.info('Ready after %.0f s', time.monotonic() - start)
 
 

@@ -103,7 +103,7 @@ def test_a_machine_that_slows_down_slows_the_steps_of_all_models_alike(monkeypat
 
   def calls(name, prompts, widths, room):
     def call(width):
-      slower = 3.0 if len(order) > 15 else 1.0  # from the third turn of five on
+      slower = 3.0 if len(order) >= 15 else 1.0  # from the third turn of five on
       order.append((name, width))
       clock.now += slower * latency.STEPS * {'small': 1.0, 'large': 4.0}[name] * (1 + width)
 
@@ -116,7 +116,9 @@ def test_a_machine_that_slows_down_slows_the_steps_of_all_models_alike(monkeypat
   latency.measure_steps(file, models, {1: None}, max_tokens=4)
   turn = [('small', 0), ('small', 1), ('large', 0), ('large', 1), ('large', 2)]
   assert order == turn * (1 + latency.REPEATS)  # the first compiles
-  steps = json.loads(file.path.read_text())['steps']
+  written = json.loads(file.path.read_text())
+  assert written['prompts']['large']['1'] / written['prompts']['small']['1'] == 4.0
+  steps = written['steps']
   assert steps['large']['1']['1'] / steps['small']['1']['1'] == 4.0
   assert steps['large']['1']['2'] / steps['large']['1']['1'] == 1.5
   latency.measure_steps(file, models, {1: None}, max_tokens=4)

@@ -207,6 +207,14 @@ def test_where_drafts_do_not_pay_the_large_model_decodes_alone_and_drafts_are_tr
   assert not pair.planner.paces[False]  # their times decide nothing
 
 
+def test_a_planner_without_drafts_tries_none(gammas):
+  two = model('decoder'), model('everything')
+  pair = speculator.Speculator(*two, 'lossless', gamma=0, max_tokens=3, costs=CHEAP)
+  for _ in range(speculator.RETRY + 1):
+    pair.speculate(prompts(), np.arange(2))
+  assert set(gammas) == {0}
+
+
 def test_answers_of_the_large_model_alone_are_those_of_a_program_without_drafts(gammas):
   """The first is of NumPy for its speed, the second compiled."""
   mask = np.arange(4) < np.array([[3], [0], [4]])
