@@ -206,16 +206,16 @@ def pace(pair: Pair, costs: StepCosts, turns: int, length: int) -> tuple[float, 
   rows = np.arange(len(pair.batches[0].length))
   large = Generator(pair.large, length)
 
-  def adaptive(number: int = 0) -> int:
-    tokens = 0
+  def adaptive(number: int = 0) -> list[speculation.Speculation]:
+    answers = []
     for batch in pair.batches:
       planner.batches = number  # of those since the last that went the other way
-      tokens += int(drafting.speculate(batch, rows).answer.mask.sum())
-    return tokens
+      answers.append(drafting.speculate(batch, rows))
+    return answers
 
   for _ in range(-(-WARM // len(pair.batches))):
     adaptive()
-  tokens = adaptive(RETRY - 1)
+  tokens = sum(int(own.answer.mask.sum()) for own in adaptive(RETRY - 1))
   calls: dict[str, Call] = {
     'adaptive': adaptive,
     'alone': lambda: [large.generate(batch, rows) for batch in pair.batches],
