@@ -216,10 +216,12 @@ def pace(pair: Pair, costs: StepCosts, turns: int, length: int) -> tuple[float, 
   for _ in range(-(-WARM // len(pair.batches))):
     adaptive()
   tokens = sum(int(own.answer.mask.sum()) for own in adaptive(RETRY - 1))
+  alone: Call = lambda: [large.generate(batch, rows) for batch in pair.batches]
   calls: dict[str, Call] = {
     'adaptive': adaptive,
-    'alone': lambda: [large.generate(batch, rows) for batch in pair.batches],
+    'alone': alone,
     'retry': lambda: adaptive(RETRY - 1),
+    'settle': alone,  # not counted: what follows drafts finds the caches full of other programs
   }
   mean = {name: float(np.median(own)) for name, own in by_turns(calls, turns).items()}
   own = mean['adaptive'] + (mean['retry'] - mean['adaptive']) / RETRY
