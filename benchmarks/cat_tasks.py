@@ -289,7 +289,7 @@ def _without_inputs(rows: Sequence[Example], others: Sequence[Example]) -> list[
 
 
 def write_rows(directory: pathlib.Path, splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
-  """Write the splits as JSON lines, each file once, and give their paths."""
+  """Write the splits as JSON lines, each file once, and give their paths; refuse other rows."""
   directory.mkdir(parents=True, exist_ok=True)
   paths = {split: directory / f'{split}.jsonl' for split in splits}
   for split, rows in splits.items():

@@ -33,7 +33,8 @@ from cascades.types import Params, Prompt
 Clock: TypeAlias = Callable[[], float]
 Key = TypeVar('Key')
 Answerer: TypeAlias = Callable[[Prompt, Int[np.ndarray, 'B']], Answered]
-Stepped: TypeAlias = Mapping[str, tuple[TrainedModel, Sequence[int]]]  # with tokens of its steps
+# Models by name, each with the numbers of tokens that its steps read.
+StepModels: TypeAlias = Mapping[str, tuple[TrainedModel, Sequence[int]]]
 
 STEPS = 16  # of a model in one program, so that starting it weighs little
 REPEATS = 5  # of such a program
@@ -169,7 +170,7 @@ class StepTimes(NamedTuple):
 
 
 def measure_steps(
-  file: LatencyFile, models: Stepped, prompts: Mapping[int, Prompt], *, max_tokens: int
+  file: LatencyFile, models: StepModels, prompts: Mapping[int, Prompt], *, max_tokens: int
 ) -> None:
   """Measure the calls that answers consist of, for each size of batches.
 
@@ -193,7 +194,7 @@ def measure_steps(
     file.write()
 
 
-def step_seconds(models: Stepped, prompts: Prompt, *, max_tokens: int) -> dict[str, StepTimes]:
+def step_seconds(models: StepModels, prompts: Prompt, *, max_tokens: int) -> dict[str, StepTimes]:
   """Times of all models and widths, whose turns alternate: it is their ratios that count.
 
   Args:

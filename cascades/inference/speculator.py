@@ -102,6 +102,7 @@ class DraftPlanner:
     return self.promised
 
   def _promise(self) -> int:
+    """Computed when counts change: a look-up for each batch takes 1 % of a short answer."""
     return int(self.lengths[round(self.acceptance * BINS)])
 
   def _are_timed(self) -> bool:
@@ -353,13 +354,13 @@ def _run(
 
 def _undrafted(answer: Generation) -> Speculation:
   """`speculation.undrafted` of NumPy arrays, without calls that take long beside a short answer."""
-  make: Any = np  # as any type: fields are annotated as arrays of JAX
+  numpy: Any = np  # of no known type: the fields are annotated as arrays of JAX
   mask = answer.mask
-  small_logprobs = make.zeros(mask.shape, np.float32)
+  small_logprobs = numpy.zeros(mask.shape, np.float32)
   small_logprobs[mask] = np.nan  # sooner than `where`
-  none, length = make.zeros(len(mask), np.int32), make.add.reduce(mask, 1, dtype=np.int32)
+  none, length = numpy.zeros(len(mask), np.int32), numpy.add.reduce(mask, 1, dtype=np.int32)
   counts = CallCounts(none, none, none, length)
-  return Speculation(answer, small_logprobs, make.zeros(mask.shape, bool), counts)
+  return Speculation(answer, small_logprobs, numpy.zeros(mask.shape, bool), counts)
 
 
 def answered(answers: Speculation) -> Answered:

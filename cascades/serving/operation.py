@@ -88,10 +88,10 @@ async def operate(
     )
     if rows is not None:
       rows.notes = service.notes
-    watched = _policies(deciding, cascade, monitoring, service, check)
-    files = [live.watch(deciding.reload_seconds) for live in watched]
-    for watching in (*files, report_readiness(service)):
-      stack.callback(asyncio.create_task(watching).cancel)
+    stack.callback(asyncio.create_task(report_readiness(service)).cancel)
+    for live in _policies(deciding, cascade, monitoring, service, check):
+      task = asyncio.create_task(live.watch(deciding.reload_seconds))
+      stack.callback(task.cancel)
     web = app.build(service, routes=monitoring.routes(service), names=address.host_names)
     server = listening.server(web, address, listener, on_exit=service.drain)
     await server.serve([listener])
