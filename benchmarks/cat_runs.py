@@ -71,10 +71,20 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 class Bench:
-  """The folders, and the runs in them."""
+  """The folders, and the runs in them.
 
-  def __init__(self, folders: Folders, settings: Mapping[str, Setting] = SETTINGS) -> None:
-    self.folders, self.settings = folders, settings
+  Attributes:
+    tuned: Summaries of tuning points by name, of an earlier report: rates come from them, and not
+      from runs.
+  """
+
+  def __init__(
+    self,
+    folders: Folders,
+    settings: Mapping[str, Setting] = SETTINGS,
+    tuned: Mapping[str, Mapping[str, Any]] | None = None,
+  ) -> None:
+    self.folders, self.settings, self.tuned = folders, settings, tuned or {}
     self.points = folders.work / 'points'
 
   def path(self, cell: Cell) -> pathlib.Path:
@@ -93,8 +103,9 @@ class Bench:
 
   def waits_for(self, cell: Cell) -> list[str]:
     """What is missing before a point can run: data, or the names of other points."""
+    tuned = {tried.name for tried in cell.tuning} & self.tuned.keys()
     return self.settings[cell.task].missing(self.folders) or [
-      other.name for other in cell.needs if not self.is_done(other)
+      other.name for other in cell.needs if other.name not in tuned and not self.is_done(other)
     ]
 
   def data(self, cell: Cell, *, answering: bool = False) -> Data:
@@ -231,7 +242,8 @@ class Bench:
     """
     qualities: dict[float, list[float]] = {}
     for tried in cell.tuning:
-      qualities.setdefault(tried.factor, []).append(self.summary(tried)['validation alone'])
+      summary = self.tuned.get(tried.name) or self.summary(tried)
+      qualities.setdefault(tried.factor, []).append(summary['validation alone'])
     best_first = sorted(qualities, key=lambda factor: -fmean(qualities[factor]))
     return best_first[cell.factor == SECOND]
 

@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -107,9 +108,20 @@ def print_power() -> None:
     print(f'{what:24}{deviation:.4f} {row}')
 
 
+def tuning_of(report: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Summaries of a report's tuning points by their names."""
+  summaries = json.loads(report.read_text())['details']['points']
+  return {own['point']: own for own in summaries if own['seed'] >= cat_grid.TUNING_SEED}
+
+
 def main() -> None:
   parser = cat_runs.arguments(__doc__)
   parser.add_argument('--source', default='', help='pretrained weights for classification')
+  parser.add_argument(
+    '--rates', type=pathlib.Path,
+    help='earlier report, such as benchmarks/results/reproduce_cat.json, whose tuning points\n'
+    'choose learning rates in place of runs',
+  )  # fmt: skip
   parser.add_argument('--only', nargs='+', default=[], help='patterns of parts or points')
   parser.add_argument('--minutes', type=float, default=1e9, help='after which no point begins')
   parser.add_argument('--list', action='store_true', help='print parts and progress, run nothing')
@@ -118,7 +130,8 @@ def main() -> None:
   parser.add_argument('--figure', type=pathlib.Path, default=pathlib.Path('docs/does_cat_hold.png'))
   parser.add_argument('--output', default=bars.RESULTS / 'reproduce_cat.json')
   options = parser.parse_args()
-  bench = Bench(Folders(options.data.resolve(), options.work.resolve(), options.source))
+  folders = Folders(options.data.resolve(), options.work.resolve(), options.source)
+  bench = Bench(folders, tuned=tuning_of(options.rates) if options.rates else None)
   listed = chosen(options.only)
   if not listed:
     sys.exit(f'--only {" ".join(options.only)} matches no part and no point: see --list.')

@@ -11,7 +11,7 @@ from scipy import stats
 from benchmarks import cat_claims, cat_grid, cat_report, cat_runs, cat_statistics, cat_tasks
 from benchmarks.cat_grid import BASE, TUNING_SEED, Cell
 from benchmarks.cat_statistics import Effect, Rows, mixed, verdict
-from benchmarks.reproduce_cat import work
+from benchmarks.reproduce_cat import tuning_of, work
 from cascades import metrics
 from cascades.runtime import claims
 from cascades.tasks.task import Row
@@ -331,6 +331,24 @@ def test_the_learning_rate_is_the_best_on_average_over_the_tuning_seeds(bench):
     bench.path(cell).write_text(json.dumps({'validation alone': alone}))
   assert bench.chosen_factor(PLAIN) == 0.5
   assert bench.chosen_factor(PLAIN._replace(factor=cat_grid.SECOND)) == 1.0
+
+
+def test_rates_of_an_earlier_report_need_no_runs(bench, tmp_path):
+  tuning = PLAIN._replace(loss='adaspec').tuning  # beside points of `dist`, which it starts from
+  points = [
+    {**cell.recorded, 'point': cell.name, 'validation alone': float(cell.factor == 0.25)}
+    for cell in (*PLAIN.tuning, *tuning, *PLAIN._replace(loss='dist').tuning)
+  ]
+  report = tmp_path / 'report.json'
+  report.write_text(json.dumps({'details': {'points': [*points, points[0] | {'seed': 0}]}}))
+  tuned = cat_runs.Bench(bench.folders, bench.settings, tuning_of(report))
+  assert len(tuned.tuned) == len(points)
+  assert bench.waits_for(PLAIN) == [cell.name for cell in PLAIN.tuning]
+  assert not tuned.waits_for(PLAIN)
+  assert tuned.training(PLAIN).rate == 1e-2 * 0.25
+  # A model that another starts from must be at hand, though the report has its summary.
+  started = tuning[0]
+  assert tuned.waits_for(started) == [started.origin.name]
 
 
 def test_points_run_once_and_wait_for_their_tuning(bench, monkeypatch):
