@@ -45,6 +45,7 @@ ANSWER = 64  # tokens of decoder-only models
 WORD, PHONEMES = 24, 24  # tokens of the demo's task
 SHORT, WARM = 16, 12  # tokens of answers with adaptive drafts, and batches that warm the planner up
 HALF = 32  # tokens of answers in bfloat16, which CPUs compute slowly
+LEAST = 10  # seconds of turns, so that answers of under a millisecond are timed often
 
 
 class Pair(NamedTuple):
@@ -223,7 +224,8 @@ def pace(pair: Pair, costs: StepCosts, turns: int, length: int) -> tuple[float, 
     'retry': lambda: adaptive(RETRY - 1),
     'settle': alone,  # not counted: what follows drafts finds the caches full of other programs
   }
-  mean = {name: float(np.median(own)) for name, own in by_turns(calls, turns).items()}
+  seconds = by_turns(calls, turns, least=LEAST)
+  mean = {name: float(np.median(own)) for name, own in seconds.items()}
   own = mean['adaptive'] + (mean['retry'] - mean['adaptive']) / RETRY
   return own / mean['alone'], tokens / own, planner.drafts
 

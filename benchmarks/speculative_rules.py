@@ -25,12 +25,20 @@ NOISE = 0.5  # that the small model's logits differ by
 Call = Callable[[], Any]
 
 
-def by_turns(calls: Mapping[str, Call], turns: int) -> dict[str, np.ndarray]:
-  """Seconds of each call, after one that compiles; turns alternate."""
+def by_turns(calls: Mapping[str, Call], turns: int, *, least: float = 0.0) -> dict[str, np.ndarray]:
+  """Seconds of each call, after one that compiles; turns alternate.
+
+  Args:
+    calls: What is timed.
+    turns: Number of turns.
+    least: Seconds until which further turns are made, so that short calls have many.
+  """
   for call in calls.values():
     call()
   seconds: dict[str, list[float]] = {name: [] for name in calls}
-  for _ in range(turns):
+  ends, turn = time.perf_counter() + least, 0
+  while turn < turns or time.perf_counter() < ends:
+    turn += 1
     for name, call in calls.items():
       start = time.perf_counter()
       call()
