@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import cat_claims, cat_grid, cat_report, cat_runs, cat_statistics, cat_tasks
+from benchmarks import (
+  cat_claims,
+  cat_grid,
+  cat_report,
+  cat_runs,
+  cat_statistics,
+  cat_tasks,
+  drafters,
+)
 from benchmarks.cat_grid import BASE, TUNING_SEED, Cell
 from benchmarks.cat_statistics import Effect, Rows, mixed, verdict
 from benchmarks.reproduce_cat import tuning_of, work
@@ -403,6 +411,34 @@ def test_second_stages_and_equal_flops_have_their_lengths(bench, monkeypatch):
   assert bench.training(PLAIN._replace(length=cat_grid.EQUAL_FLOPS)).steps == 12
   assert bench.training(PLAIN._replace(length=4.0)).steps == 16
   assert bench.training(PLAIN._replace(start='xent')).steps == 1
+
+
+def test_drafts_are_compared_over_the_seeds_that_have_every_loss(bench, monkeypatch):
+  stub(bench, monkeypatch, best=1.0)
+  bench.points.mkdir(parents=True)
+  for loss, seed in [(loss, seed) for loss in BASE for seed in (0, 2)] + [('xent', 1)]:
+    bench.execute(PLAIN._replace(loss=loss, seed=seed))
+  seeds = list(drafters.of_points(bench, 'g2p'))
+  assert [seed.name for seed in seeds] == ['seed 0', 'seed 2']
+  assert seeds[1].small['dist'].name == 'loss=dist,size=nano,task=g2p,SEED=2'
+  assert seeds[1].large == bench.large_run(PLAIN._replace(seed=2))
+
+
+def test_drafts_of_three_seeds_by_hand():
+  gains = {'xent': [0, 0, 0], 'cat_xent': [1, 2, 3], 'dist': [1, -1, 0], 'cat_dist': [3, 3.5, 2.5]}
+  by_seed = [
+    {loss: dict.fromkeys(drafters.QUANTITIES, 5 + own[seed]) for loss, own in gains.items()}
+    for seed in range(3)
+  ]
+  rows = {row.what: row for row in drafters.compared(by_seed)}
+  assert rows['acceptance, cat_xent'].value == 7
+  gained = rows['acceptance, cat_xent - xent']
+  # Of 2 degrees of freedom p is 1 - t / sqrt(t^2 + 2): t = 2 sqrt(3) gives .0742, 6 sqrt(3)
+  # .00913. The two least of six count six times, the next two four times.
+  assert gained.value == 2
+  assert gained.note == '95 % over seeds: -0.4841 to +4.4841, Holm 0.297'
+  assert rows['acceptance, cat_dist - xent'].note.endswith('Holm 0.0548')
+  assert rows['acceptance, dist - xent'].note.endswith('Holm 1')
 
 
 @pytest.mark.slow
