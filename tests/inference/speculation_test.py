@@ -291,7 +291,7 @@ class Sums:
 
 
 @functools.cache
-def _rows_of_sums(options, *, lossless):
+def _rows_of_sums(options, *, lossless, eos_id=NEVER):
   """Sampled rows of two tables, by the lossless rule, or by any of LAWS and alpha."""
   targets = [RULES[rule].target for rule in LAWS]
   switched = lambda q, p, alpha, number: jax.lax.switch(number, targets, q, p, alpha)
@@ -301,7 +301,7 @@ def _rows_of_sums(options, *, lossless):
     target = RULES['lossless'].target if lossless else functools.partial(switched, number=number)
     pair = speculation.SpeculativePair(Sums(q), Sums(p), target, alpha, options)
     prompt = Prompt(jnp.ones((ROWS, 1), jnp.int32), jnp.ones(ROWS, jnp.int32))
-    return speculation.generate(pair, prompt, max_len=LAW_LENGTH, eos_id=NEVER, gamma=2, plan=plan)
+    return speculation.generate(pair, prompt, max_len=LAW_LENGTH, eos_id=eos_id, gamma=2, plan=plan)
 
   return generate
 
@@ -313,6 +313,13 @@ def _law_of_sums(pi):
     sums = 1 + sum(np.indices((len(pi),) * answer))
     law = law[..., None] * pi[sums % len(pi)]
   return law.ravel()
+
+
+def _p_value(counts, law):
+  """Of the chi-square test over answers, those that are expected less than five times together."""
+  seldom = ROWS * law < 5
+  expected = np.append(ROWS * law[~seldom], max(ROWS * law[seldom].sum(), 1e-9))
+  return stats.chisquare(np.append(counts[~seldom], counts[seldom].sum()), expected).pvalue
 
 
 PLAIN, CUT = DecodingOptions(temperature=1.0), DecodingOptions(temperature=0.8, top_p=0.8)
@@ -347,10 +354,7 @@ def test_sampled_answers_have_the_law_of_the_target_distribution(
   counts = np.bincount(np.ravel_multi_index(tuple(tokens.T), (3,) * LAW_LENGTH), minlength=243)
 
   def p_value(pi):
-    law = _law_of_sums(np.float64(pi) / np.float64(pi).sum(-1, keepdims=True))
-    seldom = ROWS * law < 5
-    expected = np.append(ROWS * law[~seldom], max(ROWS * law[seldom].sum(), 1e-9))
-    return stats.chisquare(np.append(counts[~seldom], counts[seldom].sum()), expected).pvalue
+    return _p_value(counts, _law_of_sums(np.float64(pi) / np.float64(pi).sum(-1, keepdims=True)))
 
   cuts = {'temperature': options.temperature, 'top_k': options.top_k, 'top_p': options.top_p}
   q, p = (target_distributions.distribution(jnp.log(table), **cuts) for table in (q, p))
@@ -424,6 +428,29 @@ def _greedy_target(rule, q, p, alpha):
   return np.stack([
     oracles.RULES[rule](one_hot[a.argmax()], one_hot[b.argmax()], a, b, alpha) for a, b in rows
   ])  # fmt: skip
+
+
+@pytest.mark.parametrize(('rule', 'alpha'), [('token_v3', 0.3), ('ensemble', 0.4)])
+def test_sampled_answers_end_by_the_law_of_the_target_distribution(rule, alpha):
+  """Ends are drafted and accepted, and drawn in place of a draft."""
+  end = 2
+  q, p = np.float32(np.random.RandomState(3).dirichlet(np.ones(3), (2, 3)))
+  generate = _rows_of_sums(PLAIN, lossless=False, eos_id=end)
+  answers = generate(q, p, LAWS.index(rule), jnp.float32(alpha), speculation.always(2))
+  mask, drafted = np.asarray(answers.answer.mask), np.asarray(answers.drafted)
+  tokens = np.where(mask, answers.answer.tokens, end)
+  ends = (tokens == end) & mask
+  assert (ends & drafted).sum() > ROWS / 20 < (ends & ~drafted).sum()
+  assert not drafted[~mask].any()
+  counts = np.bincount(np.ravel_multi_index(tuple(tokens.T), (3,) * LAW_LENGTH), minlength=243)
+  pi = np.float64(target_distribution(q, p, rule=RULES[rule].target, alpha=alpha))
+  law = np.zeros((3,) * LAW_LENGTH)
+  for answer in np.ndindex(law.shape):
+    length = answer.index(end) + 1 if end in answer else LAW_LENGTH
+    if set(answer[length:]) <= {end}:  # which answers that have ended are padded with
+      law[answer] = np.prod([pi[(1 + sum(answer[:i])) % 3][answer[i]] for i in range(length)])
+  assert law.sum() == pytest.approx(1, abs=1e-5)
+  assert _p_value(counts, law.ravel() / law.sum()) > 1e-3
 
 
 @hypothesis.settings(max_examples=150, deadline=None)

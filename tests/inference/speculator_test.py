@@ -62,6 +62,25 @@ def test_a_sweep_over_alphas_compiles_one_program():
   assert table.by_token['drafted'][:, 1].all()
 
 
+def test_planned_drafts_compile_nothing_along_a_run(monkeypatch):
+  models = model('decoder'), model('everything')
+  pair = speculator.Speculator(*models, 'lossless', gamma=2, max_tokens=MAX_TOKENS, costs=CHEAP)
+  pair.compile(prompts(), np.arange(2))
+  compiled = lambda: (pair._speculate._cache_size(), pair._large._generate._cache_size())
+  assert compiled() == (2, 1)
+  monkeypatch.setattr(speculator.DraftPlanner, '_are_timed', lambda planner: False)
+  ran, run = set(), pair._in_blocks
+  monkeypatch.setattr(
+    pair, '_in_blocks', lambda gamma, *rest: (ran.add(gamma), run(gamma, *rest))[1]
+  )
+  for acceptance in (0.0, 0.3, 1.0, 1.0) * 2:  # ways are tried by turns
+    pair.planner.accepted, pair.planner.rejected = 100 * acceptance, 100 * (1 - acceptance)
+    pair.planner.promised = pair.planner._promise()
+    pair.speculate(prompts(), np.arange(2))
+  assert ran == {0, 1, 2}
+  assert compiled() == (2, 1)
+
+
 @pytest.mark.parametrize(
   ('name', 'vocabulary', 'reason'),
   [
