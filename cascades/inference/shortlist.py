@@ -193,7 +193,8 @@ def attach(model: TrainedModel, tokens: Sequence[int]) -> TrainedModel:
   if 'memory' in model.described:
     raise ValueError('A model with a memory cannot draft from a shortlist: leave one of them out.')
   listed = np.asarray(tokens, np.int32)
-  wrapped = Shortlisted(nnx.merge(model.graph, model.params), partitioning.place_whole(listed))
+  placed = jnp.asarray(partitioning.place_whole(listed))
+  wrapped = Shortlisted(nnx.merge(model.graph, model.params), placed)
   size, width = jax.tree.leaves(wrapped.table)[0].shape
   graph, state = nnx.split(wrapped)
   described = {

@@ -37,6 +37,7 @@ MEMORY = 0.9  # share of the earlier counts that stays after each batch
 SAVING = 0.05  # share of the time that drafts must save, more than the measured steps are off by
 TRIALS = 3  # batches with drafts, and without, that are timed before their times decide
 RECENT = 9  # timed batches of either whose median counts
+UNREAD = np.array([0, np.nan], np.float32)  # log-probability of no token, and of an undrafted one
 RETRY = 256  # batches until one is tried the other way, with or without drafts
 
 
@@ -352,15 +353,21 @@ def _run(
   return answers
 
 
+@functools.cache
+def _nothing(rows: int, tokens: int) -> tuple[Any, Any]:
+  """No calls of each row and no drafts at each token: read-only, of every answer."""
+  nothing = np.zeros(rows, np.int32), np.zeros((rows, tokens), bool)
+  for array in nothing:
+    array.flags.writeable = False
+  return nothing
+
+
 def _undrafted(answer: Generation) -> Speculation:
   """`speculation.undrafted` of NumPy arrays, without calls that take long beside a short answer."""
-  numpy: Any = np  # of no known type: the fields are annotated as arrays of JAX
-  mask = answer.mask
-  small_logprobs = numpy.zeros(mask.shape, np.float32)
-  small_logprobs[mask] = np.nan  # sooner than `where`
-  none, length = numpy.zeros(len(mask), np.int32), numpy.add.reduce(mask, 1, dtype=np.int32)
-  counts = CallCounts(none, none, none, length)
-  return Speculation(answer, small_logprobs, numpy.zeros(mask.shape, bool), counts)
+  mask: Any = answer.mask  # of no known type: the fields are annotated as arrays of JAX
+  none, undrafted = _nothing(*mask.shape)
+  counts = CallCounts(none, none, none, np.add.reduce(mask, 1, dtype=np.int32))
+  return Speculation(answer, UNREAD[mask.view(np.int8)], undrafted, counts)
 
 
 def answered(answers: Speculation) -> Answered:

@@ -120,6 +120,16 @@ def test_batches_split_over_data_and_fsdp_and_come_back_whole():
       np.testing.assert_array_equal(partitioning.fetch(placed).weights, rows)
 
 
+def test_a_program_of_one_device_takes_and_gives_numpy_arrays():
+  rows = np.arange(6, dtype=np.int32).reshape(2, 3)
+  with partitioning.use(partitioning.make_mesh(devices=jax.devices()[:1])):
+    placed = partitioning.place_whole({'rows': rows, 'none': None})
+    assert placed['rows'] is rows
+    fetched = partitioning.fetch(jax.jit(lambda tree: {'twice': 2 * tree['rows']})(placed))
+    assert isinstance(fetched['twice'], np.ndarray)
+    np.testing.assert_array_equal(fetched['twice'], 2 * rows)
+
+
 def test_a_batch_that_does_not_split_is_an_error_that_says_what_does():
   with (
     partitioning.use(partitioning.make_mesh(**SHAPE)),
