@@ -235,7 +235,7 @@ def of_pair(name: str, paths: tuple[str, str], options: argparse.Namespace) -> I
   models = [load(p) for p in paths]
   length = PHONEMES if models[0].architecture == 'encoder_decoder' else ANSWER
   prompt = prompts(models[1], options.rows, options.prompts)
-  tokens_per_second = {}
+  tokens_per_second: dict[str, list[float]] = {'planned drafts': [], f'{BLOCK} drafts': []}
   for size in (1, 8):
     pair = Pair(models[0], models[1], in_batches(prompt, size), length)
     what, first = f'{name}, batch {size}', pair.batches[0]
@@ -256,7 +256,10 @@ def of_pair(name: str, paths: tuple[str, str], options: argparse.Namespace) -> I
       note=f'gamma {BLOCK}, {blocks} blocks, {passes / blocks * 1e3:.2f} ms of passes',
     )  # fmt: skip
     steps = ', '.join(f'{seconds / costs.large[0]:.2f}' for seconds in costs.large)
-    slower, tokens_per_second[size], drafts = pace(pair, costs, options.turns, length)
+    slower, planned, drafts = pace(pair, costs, options.turns, length)
+    tokens_per_second['planned drafts'].append(planned)
+    tokens = sum(int(own.answer.mask.sum()) for own in drafted)
+    tokens_per_second[f'{BLOCK} drafts'].append(tokens / float(np.median(seconds['block'])))
     yield Measured(
       f'{what}: large alone / lossless, planner', 1 / slower, '', at_least=1.0,
       note=f'c {costs.small / costs.large[0]:.3f}, {accepted / (accepted + rejected):.3f} of '
@@ -277,8 +280,9 @@ def of_pair(name: str, paths: tuple[str, str], options: argparse.Namespace) -> I
       note='beside the large model alone and the small model',
     )  # fmt: skip
   yield identical_in_bfloat16(name, paths, pair)
-  gain = tokens_per_second[8] / tokens_per_second[1]
-  yield Measured(f'{name}: tokens/s of batch 8 / batch 1', gain, '', at_least=3.0)
+  for drafting, (single, eight) in tokens_per_second.items():
+    what = f'{name}: tokens/s of batch 8 / batch 1, {drafting}'
+    yield Measured(what, eight / single, '', at_least=3.0)
 
 
 def rows(options: argparse.Namespace) -> Iterator[Measured]:
