@@ -193,11 +193,11 @@ FILLERS = {
 }  # fmt: skip
 # Openers of docstrings that read as a riddle; a verb or a noun phrase says what a thing does or is.
 OPENERS = {'What', 'How', 'Which', 'Where', 'Whether', 'Within', 'Who', 'When', 'Why'}
-# 'unlabelled' is a key of manifests on disk.
+# 'unlabelled' is a key of manifests on disk, CancelledError a name of the standard library.
 BRITISH = re.compile(
   r'(normal|token|quant|optim|initial|material|serial|recogn|organ|summar|general|regular|vector|'
   r'parallel|minim|maxim|random|synchron|factor|util|special|stabil|visual)is(e|ed|es|er|ers|ing|'
-  r'ation|ations)\b|behaviour|neighbour|colour|favour|honour|(?<!un)labell|modell|artefact|cancell(ed|ing)',
+  r'ation|ations)\b|behaviour|neighbour|colour|favour|honour|(?<!un)labell|modell|artefact|cancell(ed(?!Error)|ing)',
   re.IGNORECASE,
 )
 MOST_PARAMETERS = 12

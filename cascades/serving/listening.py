@@ -92,6 +92,10 @@ class _Connection(H11Protocol):
       self.transport.close()
 
 
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+  return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
 class DrainingServer(uvicorn.Server):
   """A server that ends as the program does: after a signal, with what is running finished."""
 
@@ -105,7 +109,11 @@ class DrainingServer(uvicorn.Server):
       log.info('Listening at %s', self._url)
 
   async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    # Requests that are left are canceled, some with the loop, each with a traceback.
+    logging.getLogger('uvicorn.error').addFilter(_is_no_cancellation)
     await super().shutdown(sockets)
+    if self.force_exit:
+      await self.lifespan.shutdown()  # else it is canceled, likewise
     log.info('Ended')
 
   @contextlib.contextmanager

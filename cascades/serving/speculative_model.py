@@ -23,7 +23,8 @@ from jaxtyping import Int
 from cascades import target_distributions
 from cascades.data import converters
 from cascades.inference import latency, trained_model
-from cascades.inference.speculator import Speculator, StepCosts
+from cascades.inference.draft_planner import StepCosts
+from cascades.inference.speculator import Speculator
 from cascades.inference.trained_model import Checkpoint, TrainedModel
 from cascades.interop import companions
 from cascades.runtime import progress, ranges

@@ -318,6 +318,29 @@ async def test_a_shutdown_finishes_streams_and_takes_on_nothing_more():
         await client.get('/healthz')
 
 
+def test_a_second_signal_leaves_requests_without_a_traceback(caplog):
+  async def leave():
+    async with serving(endless(), limits=HttpLimits(max_tokens=10_000)) as running:
+      running.small.seconds = 0.01
+      body = CHAT | {'stream': True, 'model': 'mini'}
+      async with (
+        running.client() as client,
+        client.stream('POST', '/v1/chat/completions', json=body) as reply,
+      ):
+        await anext(reply.aiter_lines())
+        running.server._end(15)
+        running.server._end(15)
+        while running.server.servers and running.server.servers[0].is_serving():
+          await asyncio.sleep(0.01)
+
+  with caplog.at_level('INFO'):
+    asyncio.run(asyncio.wait_for(leave(), 10))  # which cancels what is left
+  assert 'Ended' in caplog.messages
+  assert 'a second signal leaves them' in caplog.text
+  assert 'Traceback' not in caplog.text
+  assert not [record for record in caplog.records if record.levelname == 'ERROR']
+
+
 @pytest.mark.slow
 @asynchronous
 async def test_idle_connections_are_closed_and_too_many_are_refused():
