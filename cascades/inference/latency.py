@@ -25,7 +25,7 @@ from jax import Array
 from jaxtyping import Int
 
 from cascades.inference.answers import Answered
-from cascades.inference.speculator import StepCosts
+from cascades.inference.draft_planner import StepCosts
 from cascades.inference.trained_model import TrainedModel
 from cascades.runtime import files, origins, partitioning, progress
 from cascades.types import Params, Prompt

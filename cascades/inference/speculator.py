@@ -8,12 +8,10 @@ is accepted, down to the large model alone where drafting does not pay, by measu
 from __future__ import annotations
 
 import bisect
-import collections
 import functools
-import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,133 +20,16 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Int
 
-from cascades import speculative, target_distributions
+from cascades import target_distributions
 from cascades.inference import points, speculation, token_cascade
 from cascades.inference.answers import Answered, DecodingOptions, Generator
+from cascades.inference.draft_planner import DraftPlanner, StepCosts
 from cascades.inference.speculation import CallCounts, DraftPlan, Speculation
 from cascades.inference.trained_model import TrainedModel
 from cascades.runtime import partitioning, ranges
 from cascades.types import Generation, Params, Prompt
 
-BINS = 100  # estimates of the acceptance that a plan distinguishes, besides 0
-PRIOR = 16.0  # drafts that earlier answers weigh in a row's estimate
-START = 0.8  # acceptance before the first answer
-MEMORY = 0.9  # share of the earlier counts that stays after each batch
-SAVING = 0.05  # share of the time that drafts must save, more than the measured steps are off by
-TRIALS = 3  # batches with drafts, and without, that are timed before their times decide
-RECENT = 9  # timed batches of either whose median counts
 UNREAD = np.array([0, np.nan], np.float32)  # log-probability of no token, and of an undrafted one
-RETRY = 256  # batches until one is tried the other way, with or without drafts
-
-
-class StepCosts(NamedTuple):
-  """Measured seconds of the steps of two models, for batches of one size.
-
-  Attributes:
-    small: Seconds of the small model over one token.
-    large: Seconds of the large model over 1, 2, ... gamma + 1 tokens.
-  """
-
-  small: float
-  large: Sequence[float]
-
-
-class DraftPlanner:
-  """Numbers of drafts of least expected time, from measured steps and counts of earlier batches.
-
-  Where a rule can do without drafts, batches with and without them are timed too, by turns at
-  first, and drafts that take longer than none are not planned, whatever the steps promise.
-
-  Attributes:
-    blocks: Most drafts of the programs that batches run by: few numbers, since each is compiled.
-    promised: Number of drafts by the measured steps alone; while it is 0, no batch's time counts.
-  """
-
-  def __init__(self, costs: StepCosts, *, lossless: bool) -> None:
-    """Computes the best number of drafts at each acceptance.
-
-    Args:
-      costs: Seconds of the steps; as many as the largest number of drafts needs.
-      lossless: True if the rule is, so that the large model can do without the small one, and the
-        small one need not read its last draft.
-    """
-    seconds = np.asarray(costs.large) / costs.large[0]
-    most, least = len(seconds) - 1, 0 if lossless else 1  # other rules need both models
-    self.lengths = np.array([
-      speculative.best_gamma(
-        estimate, costs.small / costs.large[0], most=most, least=least, large=seconds.tolist(),
-        last_draft=float(not lossless), least_saving=SAVING,
-      )
-      for estimate in np.linspace(0, 1, BINS + 1)
-    ], np.int32)  # fmt: skip
-    self.blocks = sorted({least, most, *(1 << power for power in range(most.bit_length()))})
-    self.lossless = lossless
-    self.accepted, self.rejected = START * PRIOR, (1 - START) * PRIOR
-    self.promised = self._promise()
-    self.paces = {drafted: collections.deque[float](maxlen=RECENT) for drafted in (True, False)}
-    self.batches = 0  # since the last that was tried the other way
-
-  @property
-  def acceptance(self) -> float:
-    """Estimate of the share of drafts that are accepted."""
-    return self.accepted / (self.accepted + self.rejected)
-
-  @property
-  def drafts(self) -> int:
-    """Number of drafts at this estimate; 0 where they were timed and took longer than none."""
-    if self._are_timed():
-      drafted, alone = map(statistics.median, (self.paces[True], self.paces[False]))
-      if drafted > alone:
-        return 0
-    return self.promised
-
-  def _promise(self) -> int:
-    """Computed when counts change: a look-up for each batch takes 1 % of a short answer."""
-    return int(self.lengths[round(self.acceptance * BINS)])
-
-  def _are_timed(self) -> bool:
-    return min(map(len, self.paces.values())) >= TRIALS
-
-  def next_drafts(self) -> int:
-    """Number of drafts of the next batch, which now and then is a trial of the other way."""
-    if not self.lossless:
-      return self.drafts
-    self.batches = (self.batches + 1) % RETRY
-    if self.batches and not self.promised:
-      return 0
-    drafts = self.drafts
-    if self.promised and not self._are_timed():
-      other = len(self.paces[True]) > len(self.paces[False])
-    else:
-      other = not self.batches
-    if not other:
-      return drafts
-    return 0 if drafts else max(self.promised, min(1, self.blocks[-1]))
-
-  def plan(self, drafts: int) -> DraftPlan:
-    """Plan of a batch, in which earlier answers weigh as PRIOR drafts of the row.
-
-    A batch that drafts on trial has `drafts` at any estimate.
-    """
-    lengths = self.lengths if self.drafts else np.full_like(self.lengths, drafts)
-    prior = PRIOR * np.array([self.acceptance, 1 - self.acceptance], np.float32)
-    return DraftPlan(lengths, *prior)  # of NumPy, which a program takes sooner than JAX's
-
-  def update(self, answers: Speculation, seconds: float | None, *, drafted: bool) -> None:
-    """Count the drafts of a batch, and its seconds by the tokens of the longest answer.
-
-    Args:
-      answers: Those of the batch.
-      seconds: Time that it took; None for a batch whose time says nothing.
-      drafted: False if the large model answered alone.
-    """
-    if drafted:
-      self.accepted = MEMORY * self.accepted + float(np.sum(answers.counts.accepted))
-      self.rejected = MEMORY * self.rejected + float(np.sum(answers.counts.rejected))
-      self.promised = self._promise()
-    longest = int(np.max(np.sum(answers.answer.mask, 1)))
-    if seconds is not None and longest:
-      self.paces[drafted].append(seconds / longest)
 
 
 class Speculator:

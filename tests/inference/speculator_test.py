@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cascades import speculative
-from cascades.inference import answers, speculation, speculator
+from cascades.inference import answers, draft_planner, speculation, speculator
+from cascades.inference.draft_planner import DraftPlanner, StepCosts
 from cascades.inference.speculation import CallCounts
-from cascades.inference.speculator import DraftPlanner, StepCosts
 from cascades.inference.trained_model import TrainedModel
 from cascades.runtime import partitioning
 from cascades.tokenizers import vocabularies
@@ -68,7 +68,7 @@ def test_planned_drafts_compile_nothing_along_a_run(monkeypatch):
   pair.compile(prompts(), np.arange(2))
   compiled = lambda: (pair._speculate._cache_size(), pair._large._generate._cache_size())
   assert compiled() == (2, 1)
-  monkeypatch.setattr(speculator.DraftPlanner, '_are_timed', lambda planner: False)
+  monkeypatch.setattr(draft_planner.DraftPlanner, '_are_timed', lambda planner: False)
   ran, run = set(), pair._in_blocks
   monkeypatch.setattr(
     pair, '_in_blocks', lambda gamma, *rest: (ran.add(gamma), run(gamma, *rest))[1]
@@ -123,17 +123,19 @@ def batch(accepted, rejected, tokens=4):
 
 def test_planned_drafts_are_the_best_at_the_share_that_is_accepted():
   planner = DraftPlanner(CHEAP, lossless=True)
-  assert planner.acceptance == pytest.approx(speculator.START)
+  assert planner.acceptance == pytest.approx(draft_planner.START)
   for accepted, rejected in ((0, 400), (300, 100), (2000, 0)):
     for _ in range(60):  # until earlier batches are forgotten
       planner.update(batch(accepted, rejected), None, drafted=True)
     share = accepted / (accepted + rejected)
     assert planner.acceptance == pytest.approx(share, abs=0.01)
-    expected = speculative.best_gamma(round(share, 2), 0.1, most=5, least_saving=speculator.SAVING)
+    expected = speculative.best_gamma(
+      round(share, 2), 0.1, most=5, least_saving=draft_planner.SAVING
+    )
     assert planner.drafts == expected
   assert DraftPlanner(CHEAP, lossless=False).lengths.min() == 1
   plan = planner.plan(planner.drafts)
-  assert plan.accepted + plan.rejected == pytest.approx(speculator.PRIOR)
+  assert plan.accepted + plan.rejected == pytest.approx(draft_planner.PRIOR)
 
 
 @pytest.mark.parametrize(('drafted', 'drafts'), [(2.0, 0), (0.9, 4)])
@@ -141,13 +143,13 @@ def test_measured_time_decides_whether_drafts_pay(drafted, drafts):
   """All drafts are accepted and steps promise much; the clock says `drafted` against 1."""
   planner = DraftPlanner(CHEAP, lossless=True)
   taken = []
-  for number in range(2 * speculator.RETRY):
+  for number in range(2 * draft_planner.RETRY):
     taken.append(planner.next_drafts())
     tokens = 1 + number % 7  # of which the time is in proportion
     seconds = tokens * (drafted if taken[-1] else 1.0)
     planner.update(batch(3, 1, tokens), seconds, drafted=taken[-1] > 0)
-  trials = 2 * speculator.TRIALS
-  assert sum(x > 0 for x in taken[:trials]) == speculator.TRIALS
+  trials = 2 * draft_planner.TRIALS
+  assert sum(x > 0 for x in taken[:trials]) == draft_planner.TRIALS
   assert (planner.drafts > 0) == (drafts > 0)
   others = [x for x in taken[trials:] if (x > 0) != (drafts > 0)]
   assert len(others) == 2
@@ -157,8 +159,8 @@ def test_a_trial_runs_the_program_of_planned_drafts():
   """Its plan has the shape of theirs, so that nothing is compiled, and drafts at any estimate."""
   planner = DraftPlanner(CHEAP, lossless=True)
   planned, none = planner.plan(planner.drafts), counts(0, 0)
-  planner.paces[True].extend([2.0] * speculator.TRIALS)
-  planner.paces[False].extend([1.0] * speculator.TRIALS)
+  planner.paces[True].extend([2.0] * draft_planner.TRIALS)
+  planner.paces[False].extend([1.0] * draft_planner.TRIALS)
   trial = planner.plan(3)
   assert not planner.drafts
   assert [x.shape for x in map(np.asarray, trial)] == [x.shape for x in map(np.asarray, planned)]
@@ -217,19 +219,19 @@ def test_programs_that_were_compiled_before_are_timed_from_the_first_batch_on(ga
 
 def test_where_drafts_do_not_pay_the_large_model_decodes_alone_and_drafts_are_tried_again(gammas):
   pair = lossless(DEAR)
-  for _ in range(2 * speculator.RETRY):
+  for _ in range(2 * draft_planner.RETRY):
     result = pair.speculate(prompts(), np.arange(2))
     if not gammas[-1]:
       assert result.counts.large_calls.tolist() == [3, 3]
       assert np.isnan(result.small_logprobs).all()
-  assert gammas == ([0] * (speculator.RETRY - 1) + [1]) * 2
+  assert gammas == ([0] * (draft_planner.RETRY - 1) + [1]) * 2
   assert not pair.planner.paces[False]  # their times decide nothing
 
 
 def test_a_planner_without_drafts_tries_none(gammas):
   two = model('decoder'), model('everything')
   pair = speculator.Speculator(*two, 'lossless', gamma=0, max_tokens=3, costs=CHEAP)
-  for _ in range(speculator.RETRY + 1):
+  for _ in range(draft_planner.RETRY + 1):
     pair.speculate(prompts(), np.arange(2))
   assert set(gammas) == {0}
 
@@ -254,7 +256,7 @@ def test_programs_are_of_powers_of_two_drafts_and_of_the_most(gammas):
       pair.planner.update(batch(400 * share, 400 - 400 * share), None, drafted=True)
     pair.speculate(prompts(), np.arange(2))
   assert gammas == [2, 4, 5]
-  needed = speculator.DraftPlanner(CHEAP, lossless=False)
+  needed = draft_planner.DraftPlanner(CHEAP, lossless=False)
   assert needed.blocks[0] == 1  # whose tokens need both models
 
 
