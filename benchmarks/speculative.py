@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -32,7 +31,8 @@ from cascades import decoding
 from cascades.data.corpus import Data
 from cascades.inference import latency, speculation, trained_model
 from cascades.inference.answers import Generator
-from cascades.inference.speculator import RETRY, Speculator, StepCosts
+from cascades.inference.draft_planner import RETRY, StepCosts
+from cascades.inference.speculator import Speculator
 from cascades.inference.trained_model import TrainedModel
 from cascades.interop import companions
 from cascades.runtime import partitioning
@@ -79,7 +79,7 @@ def prompts(model: TrainedModel, rows: int, path: str | None) -> Prompt:
   if len(records) < rows:
     raise SystemExit(f'{path} has {len(records)} prompts, and {rows} are decoded together.')
   bucket = next(iter(corpus.buckets(records, range(rows), batch_size=rows)))
-  return jax.tree.map(jnp.asarray, corpus.prompts(records, bucket, batch_size=rows))
+  return corpus.prompts(records, bucket, batch_size=rows)
 
 
 def in_batches(prompt: Prompt, size: int) -> list[Prompt]:
@@ -112,7 +112,12 @@ def together(pair: Pair, length: int, gamma: int) -> Callable[[], list[speculati
 
 
 def jitted_pair(
-  small: TrainedModel, large: TrainedModel, length: int, most: int, ends: Sequence[int] = (-1,)
+  small: TrainedModel,
+  large: TrainedModel,
+  length: int,
+  most: int,
+  ends: Sequence[int] = (-1,),
+  rule: str = 'lossless',
 ) -> Any:
   """Program of both models; it takes another number of drafts, at most `most`, as `gamma`."""
 
@@ -123,7 +128,7 @@ def jitted_pair(
     models = speculation.SpeculativePair(
       nnx.merge(small.graph, small_params),
       nnx.merge(large.graph, large_params),
-      RULES['lossless'].target,
+      RULES[rule].target,
     )
     plan = speculation.always(gamma)
     return speculation.generate(models, prompt, max_len=length, eos_id=ends, gamma=most, plan=plan)
@@ -167,7 +172,13 @@ def load(path: str, precision: str = 'float32') -> TrainedModel:
   return trained_model.load(checkpoint, rules=partitioning.RULES)
 
 
-def beside(pair: Pair, gamma: int) -> float:
+def memory(program: Any, *arguments: Any) -> int:
+  """Bytes of a device that a compiled program needs, its arguments included."""
+  analysis = program.lower(*arguments).compile().memory_analysis()
+  return analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
+
+
+def beside(pair: Pair, gamma: int, rule: str = 'lossless') -> float:
   """Memory beside the large model's program and the small model, in tables of gamma + 1
   distributions a row; the small model is its parameters and its cache.
   """
@@ -175,17 +186,16 @@ def beside(pair: Pair, gamma: int) -> float:
   def size(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
-  def used(program: Any, *arguments: Any) -> int:
-    memory = program.lower(*arguments).compile().memory_analysis()
-    return memory.temp_size_in_bytes + memory.argument_size_in_bytes
-
   small, large, (prompt, *_), length = pair
 
   cache = jax.eval_shape(
-    lambda params: nnx.merge(small.graph, params).prefill(prompt, length)[1], small.params
+    lambda params, asked: nnx.merge(small.graph, params).prefill(asked, length)[1],
+    small.params,
+    prompt,
   )
-  both = used(jitted_pair(small, large, length, gamma), small.params, large.params, prompt)
-  plain = used(jitted_alone(large, length), large.params, prompt)
+  program = jitted_pair(small, large, length, gamma, rule=rule)
+  both = memory(program, small.params, large.params, prompt)
+  plain = memory(jitted_alone(large, length), large.params, prompt)
   table = (gamma + 1) * large.vocab_size * 4 * len(prompt.length)
   return (both - plain - size(small.params) - size(cache)) / table
 
