@@ -38,6 +38,7 @@ from cascades.types import Params, Prompt
 
 GAMMA, BATCH = 5, 256
 LENGTHS = {'inputs': 24, 'targets': 24}
+TASKS = ('g2p', 'tanaka', 'libreoffice_zh', 'libreoffice_ja', 'libreoffice_ru')  # with answers
 QUANTITIES = ('acceptance', 'tokens per large call')
 
 
@@ -57,13 +58,13 @@ def of_demo(folder: pathlib.Path) -> Seed:
 
 
 def of_points(bench: Bench, task: str) -> Iterator[Seed]:
-  """The models of the seeds of which all base points at the smallest size are finished."""
-  for seed in range(cat_grid.BASE_SEEDS):
+  """The models of the planned seeds of which all base points at the smallest size are finished."""
+  for seed in range(cat_grid.SEEDS.get(task, cat_grid.FEW_SEEDS)):
     cells = {loss: Cell(task, cat_grid.SIZES[task][0], loss, seed=seed) for loss in LOSSES}
     if all(map(bench.is_done, cells.values())):
-      some = cells[BASELINE]
+      plain = cells[BASELINE]
       runs = {loss: bench.run(cell) for loss, cell in cells.items()}
-      yield Seed(f'seed {seed}', bench.large_run(some), runs, bench.data(some, answering=True))
+      yield Seed(f'seed {seed}', bench.large_run(plain), runs, bench.data(plain, answering=True))
 
 
 def load(path: pathlib.Path) -> TrainedModel:
@@ -121,7 +122,7 @@ def compared(by_seed: Sequence[Mapping[str, Mapping[str, float]]]) -> Iterator[M
 def main() -> None:
   parser = cat_runs.arguments(__doc__)
   parser.add_argument('folders', nargs='*', type=pathlib.Path)
-  parser.add_argument('--points', choices=cat_grid.SIZES, help='task of reproduce_cat')
+  parser.add_argument('--points', choices=TASKS, help='task of reproduce_cat')
   parser.add_argument('--output', default=bars.RESULTS / 'drafters.json')
   options = parser.parse_args()
   if bool(options.folders) == bool(options.points):

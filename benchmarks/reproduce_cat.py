@@ -47,7 +47,7 @@ def work(bench: Bench, listed: Listed, minutes: float) -> Iterator[tuple[str, st
   A point begins only if the time is not up; it is then finished, whatever it takes.
   """
   ends = time.monotonic() + 60 * minutes
-  cells = [cell for _, cell in listed]
+  cells = [cell for _, cell in listed if cell.name not in bench.tuned]
   bench.points.mkdir(parents=True, exist_ok=True)
 
   def name(number: int) -> str:
@@ -120,7 +120,7 @@ def main() -> None:
   parser.add_argument(
     '--rates', type=pathlib.Path,
     help='earlier report, such as benchmarks/results/reproduce_cat.json, whose tuning points\n'
-    'choose learning rates in place of runs',
+    'choose learning rates and are not run',
   )  # fmt: skip
   parser.add_argument('--only', nargs='+', default=[], help='patterns of parts or points')
   parser.add_argument('--minutes', type=float, default=1e9, help='after which no point begins')

@@ -1,13 +1,13 @@
-"""Speculative decoding compiled for TPUs: memory and work of its program, without the hardware.
+"""Memory of speculative decoding on TPUs: its program compiled, without the hardware.
 
     python -m benchmarks.speculation_on_tpu
 
 Models of the shapes of SmolLM2 135M with a drafter of two of its layers, and of Gemma 3 1B and
 270M, in bfloat16, decode `--tokens` tokens for each prompt with five drafts a block, by the
 lossless rule or by `token_v3`. Programs are compiled by `libtpu` for one chip, and for four over
-which rows or matrices are split; nothing is run. Memory is what the program of both models needs
-on a chip beside that of the large model alone and the small model, in tables of gamma + 1
-distributions a row.
+which rows or matrices are split; nothing is run. On one chip, memory is what the program of both
+models needs beside that of the large model alone and the small model, in tables of gamma + 1
+distributions a row; on four it is all that the program needs on each.
 """
 
 from __future__ import annotations
@@ -96,12 +96,12 @@ def rows(options: argparse.Namespace) -> Iterator[Measured]:
           start = time.perf_counter()
           if not axes:
             tables = beside(Pair(small, large, [prompt], options.tokens), BLOCK, rule)
-            found = Measured(f'{what}: tables beside both models', tables, '', at_most=2.0)
+            measured = Measured(f'{what}: tables beside both models', tables, '', at_most=2.0)
           else:
             program = jitted_pair(small, large, options.tokens, BLOCK, rule=rule)
             used = memory(program, small.params, large.params, prompt)
-            found = Measured(f'{what}: memory of a chip', used / 1e9, 'GB')
-          yield found._replace(note=f'compiled in {time.perf_counter() - start:.0f} s')
+            measured = Measured(f'{what}: memory of a chip', used / 1e9, 'GB')
+          yield measured._replace(note=f'compiled in {time.perf_counter() - start:.0f} s')
 
 
 def main() -> None:

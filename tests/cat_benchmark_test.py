@@ -341,7 +341,7 @@ def test_the_learning_rate_is_the_best_on_average_over_the_tuning_seeds(bench):
   assert bench.chosen_factor(PLAIN._replace(factor=cat_grid.SECOND)) == 1.0
 
 
-def test_rates_of_an_earlier_report_need_no_runs(bench, tmp_path):
+def test_rates_of_an_earlier_report_need_no_runs(bench, tmp_path, monkeypatch):
   tuning = PLAIN._replace(loss='adaspec').tuning  # beside points of `dist`, which it starts from
   points = [
     {**cell.recorded, 'point': cell.name, 'validation alone': float(cell.factor == 0.25)}
@@ -357,6 +357,10 @@ def test_rates_of_an_earlier_report_need_no_runs(bench, tmp_path):
   # A model that another starts from must be at hand, though the report has its summary.
   started = tuning[0]
   assert tuned.waits_for(started) == [started.origin.name]
+  trained = stub(tuned, monkeypatch, best=1.0)
+  outcome = dict(work(tuned, [('', cell) for cell in (*PLAIN.tuning, PLAIN)], minutes=5))
+  assert trained == [PLAIN]
+  assert outcome.keys() == {PLAIN.name}
 
 
 def test_points_run_once_and_wait_for_their_tuning(bench, monkeypatch):

@@ -103,7 +103,7 @@ def test_a_residual_of_the_large_model_itself_draws_another_law():
   assert stats.chi2.sf(ROWS * statistic(frequencies(speculative.verify)), 2) > 1e-3
 
 
-def test_tokens_of_a_block_whose_positions_differ():
+def test_tokens_of_a_block_add_up_when_positions_differ():
   """1 + a1 + a1 a2 + a1 a2 a3: the chances that the first drafts pass, each at its own rate."""
   q, p = (x[:4].astype(np.float32) for x in _pairs(4, V=3, seed=4))
   rates = np.minimum(q, p).sum(-1)[:3]

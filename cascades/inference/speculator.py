@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
@@ -230,23 +229,23 @@ def _run(
   """Run a compiled program on the active mesh."""
   placed = partitioning.place_whole((prompts, np.asarray(row_ids, np.int32)))
   params = tuple(model.params for model in models)
-  answers: Speculation = partitioning.fetch(program(params, *placed, jnp.float32(alpha)))
+  answers: Speculation = partitioning.fetch(program(params, *placed, np.float32(alpha)))
   return answers
 
 
 @functools.cache
-def _nothing(rows: int, tokens: int) -> tuple[Any, Any]:
-  """No calls of each row and no drafts at each token: read-only, of every answer."""
-  nothing = np.zeros(rows, np.int32), np.zeros((rows, tokens), bool)
-  for array in nothing:
+def _no_drafts(rows: int, tokens: int) -> tuple[Any, Any]:
+  """Zero calls [B] and no drafted tokens [B, T]; read-only, shared by all answers."""
+  arrays = np.zeros(rows, np.int32), np.zeros((rows, tokens), bool)
+  for array in arrays:
     array.flags.writeable = False
-  return nothing
+  return arrays
 
 
 def _undrafted(answer: Generation) -> Speculation:
   """`speculation.undrafted` of NumPy arrays, without calls that take long beside a short answer."""
   mask: Any = answer.mask  # of no known type: the fields are annotated as arrays of JAX
-  none, undrafted = _nothing(*mask.shape)
+  none, undrafted = _no_drafts(*mask.shape)
   counts = CallCounts(none, none, none, np.add.reduce(mask, 1, dtype=np.int32))
   return Speculation(answer, UNREAD[mask.view(np.int8)], undrafted, counts)
 

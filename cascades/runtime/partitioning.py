@@ -220,7 +220,7 @@ def place_batch(batch: Any) -> Any:
 
 
 def place_whole(batch: Any) -> Any:
-  """Make arguments of a program of a batch of which every process holds all rows.
+  """Make arguments of a program from a batch whose rows every process holds.
 
   They are global arrays, or on a mesh of one device the NumPy arrays as they are, which a program
   takes sooner: `benchmarks.placing`.
@@ -242,7 +242,7 @@ def fetch(tree: Any) -> Any:
   if jax.process_count() > 1:
     return multihost_utils.process_allgather(tree, tiled=True)
   if jax.default_backend() == 'cpu':
-    return jax.tree.map(np.asarray, tree)  # nothing is copied, and `device_get` takes longer
+    return jax.tree.map(np.asarray, tree)  # sooner than `device_get`
   return jax.device_get(tree)
 
 

@@ -92,7 +92,7 @@ class _Connection(H11Protocol):
       self.transport.close()
 
 
-def _is_no_cancellation(record: logging.LogRecord) -> bool:
+def _is_not_cancellation(record: logging.LogRecord) -> bool:
   return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
@@ -109,11 +109,12 @@ class DrainingServer(uvicorn.Server):
       log.info('Listening at %s', self._url)
 
   async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-    # Requests that are left are canceled, some with the loop, each with a traceback.
-    logging.getLogger('uvicorn.error').addFilter(_is_no_cancellation)
+    # Uvicorn logs a traceback for each canceled request, at the time limit or when the loop closes.
+    logging.getLogger('uvicorn.error').addFilter(_is_not_cancellation)
     await super().shutdown(sockets)
     if self.force_exit:
-      await self.lifespan.shutdown()  # else it is canceled, likewise
+      # Uvicorn skips this then, and the canceled lifespan would log a traceback.
+      await self.lifespan.shutdown()
     log.info('Ended')
 
   @contextlib.contextmanager

@@ -440,7 +440,7 @@ def test_sampled_answers_end_by_the_law_of_the_target_distribution(rule, alpha):
   mask, drafted = np.asarray(answers.answer.mask), np.asarray(answers.drafted)
   tokens = np.where(mask, answers.answer.tokens, end)
   ends = (tokens == end) & mask
-  assert (ends & drafted).sum() > ROWS / 20 < (ends & ~drafted).sum()
+  assert min((ends & drafted).sum(), (ends & ~drafted).sum()) > ROWS / 20
   assert not drafted[~mask].any()
   counts = np.bincount(np.ravel_multi_index(tuple(tokens.T), (3,) * LAW_LENGTH), minlength=243)
   pi = np.float64(target_distribution(q, p, rule=RULES[rule].target, alpha=alpha))
