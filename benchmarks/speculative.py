@@ -91,7 +91,7 @@ def in_batches(prompt: Prompt, size: int) -> list[Prompt]:
 def alone(model: TrainedModel, pair: Pair, length: int) -> Callable[[], list[Generation]]:
   """Greedy answers of one model to all batches."""
   generate = jitted_alone(model, length, pair.ends)
-  return lambda: jax.block_until_ready([generate(model.params, batch) for batch in pair.batches])
+  return lambda: [jax.block_until_ready(generate(model.params, batch)) for batch in pair.batches]
 
 
 def jitted_alone(model: TrainedModel, length: int, ends: Sequence[int] = (-1,)) -> Any:
@@ -105,10 +105,14 @@ def jitted_alone(model: TrainedModel, length: int, ends: Sequence[int] = (-1,)) 
 
 
 def together(pair: Pair, length: int, gamma: int) -> Callable[[], list[speculation.Speculation]]:
-  """Greedy lossless answers of both models to all batches."""
+  """Greedy lossless answers of both models to all batches.
+
+  Each is waited for: else the host would prepare a batch while an earlier one is computed, and
+  hide its own time where answers are long but not where they are short.
+  """
   generate = jitted_pair(pair.small, pair.large, length, gamma, pair.ends)
   params = pair.small.params, pair.large.params
-  return lambda: jax.block_until_ready([generate(*params, batch) for batch in pair.batches])
+  return lambda: [jax.block_until_ready(generate(*params, batch)) for batch in pair.batches]
 
 
 def jitted_pair(
@@ -257,7 +261,7 @@ def of_pair(name: str, paths: tuple[str, str], options: argparse.Namespace) -> I
       for count in ('accepted', 'rejected')
     )
     programs: dict[str, Call] = {'block': block, 'block start': together(pair, 1, BLOCK)}
-    seconds = by_turns(programs, options.turns)
+    seconds = by_turns(programs, options.turns, least=LEAST)
     blocks = sum(int(own.counts.large_calls.max()) - 1 for own in drafted)
     in_loop = seconds['block'] - seconds['block start']
     passes = blocks * (BLOCK * costs.small + costs.large[BLOCK])
