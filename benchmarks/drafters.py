@@ -38,7 +38,7 @@ from cascades.types import Params, Prompt
 
 GAMMA, BATCH = 5, 256
 LENGTHS = {'inputs': 24, 'targets': 24}
-TASKS = ('g2p', 'tanaka', 'libreoffice_zh', 'libreoffice_ja', 'libreoffice_ru')  # with answers
+TASKS = ('g2p', 'tanaka', *cat_grid.LATE)  # whose models decode answers and are kept
 QUANTITIES = ('acceptance', 'tokens per large call')
 
 
