@@ -221,16 +221,16 @@ def pace(pair: Pair, costs: StepCosts, turns: int, length: int) -> tuple[float, 
   rows = np.arange(len(pair.batches[0].length))
   large = Generator(pair.large, length)
 
-  def adaptive(number: int = 0) -> list[speculation.Speculation]:
+  def adaptive(number: int = 0) -> list[Generation]:
     answers = []
     for batch in pair.batches:
       planner.batches = number  # of those since the last that went the other way
-      answers.append(drafting.speculate(batch, rows))
+      answers.append(drafting.generate(batch, rows))
     return answers
 
   for _ in range(-(-WARM // len(pair.batches))):
     adaptive()
-  tokens = sum(int(own.answer.mask.sum()) for own in adaptive(RETRY - 1))
+  tokens = sum(int(own.mask.sum()) for own in adaptive(RETRY - 1))
   alone: Call = lambda: [large.generate(batch, rows) for batch in pair.batches]
   calls: dict[str, Call] = {
     'adaptive': adaptive,

@@ -11,6 +11,7 @@ import numpy as np
 
 from cascades import speculative
 from cascades.inference.speculation import DraftPlan, Speculation
+from cascades.types import Generation
 
 BINS = 100  # estimates of the acceptance that a plan distinguishes, besides 0
 PRIOR = 16.0  # drafts that earlier answers weigh in a row's estimate
@@ -115,18 +116,19 @@ class DraftPlanner:
     prior = PRIOR * np.array([self.acceptance, 1 - self.acceptance], np.float32)
     return DraftPlan(lengths, *prior)  # of NumPy, which a program takes sooner than JAX's
 
-  def update(self, answers: Speculation, seconds: float | None, *, drafted: bool) -> None:
+  def update(self, answers: Speculation | Generation, seconds: float | None) -> None:
     """Count the drafts of a batch, and its seconds by the tokens of the longest answer.
 
     Args:
-      answers: Those of the batch.
+      answers: Those of the batch; without counts if the large model answered alone.
       seconds: Time that it took; None for a batch whose time says nothing.
-      drafted: False if the large model answered alone.
     """
-    if drafted:
+    drafted = isinstance(answers, Speculation)
+    if isinstance(answers, Speculation):
       self.accepted = MEMORY * self.accepted + float(np.sum(answers.counts.accepted))
       self.rejected = MEMORY * self.rejected + float(np.sum(answers.counts.rejected))
       self.promised = self._promise()
-    longest = int(np.max(np.sum(answers.answer.mask, 1)))
+      answers = answers.answer
+    longest = int(np.max(np.sum(answers.mask, 1)))
     if seconds is not None and longest:
       self.paces[drafted].append(seconds / longest)

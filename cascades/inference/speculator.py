@@ -28,8 +28,6 @@ from cascades.inference.trained_model import TrainedModel
 from cascades.runtime import partitioning, ranges
 from cascades.types import Generation, Params, Prompt
 
-UNREAD = np.array([0, np.nan], np.float32)  # log-probability of no token, and of an undrafted one
-
 
 class Speculator:
   """Answers prompts with a small model that drafts and a large one that verifies.
@@ -124,19 +122,15 @@ class Speculator:
     Raises:
       ValueError: alpha is outside of the range of the rule.
     """
-    target_distributions.named(self.rule, alpha)
-    drafts = self.planner.next_drafts() if self.planner else self.gamma
-    gamma = self.blocks[bisect.bisect_left(self.blocks, drafts)]
-    start = time.perf_counter()
-    answers = self._in_blocks(gamma, drafts, prompts, row_ids, alpha)
-    if self.planner and (gamma or self.planner.promised):
-      seconds = time.perf_counter() - start
-      compiled = gamma, prompts.tokens.shape
-      # The first batch may have been compiled, and other processes have other clocks.
-      timed = compiled in self._compiled and jax.process_count() == 1
-      self._compiled.add(compiled)
-      self.planner.update(answers, seconds if timed else None, drafted=gamma > 0)
-    return answers
+    answers = self._decode(prompts, row_ids, alpha)
+    return answers if isinstance(answers, Speculation) else _undrafted(answers)
+
+  def generate(
+    self, prompts: Prompt, row_ids: Int[np.ndarray, 'B'], alpha: float = 0.0
+  ) -> Generation:
+    """The same without counts, which take time where the large model answers alone."""
+    answers = self._decode(prompts, row_ids, alpha)
+    return answers.answer if isinstance(answers, Speculation) else answers
 
   def compile(self, prompts: Prompt, row_ids: Int[np.ndarray, 'B'], alpha: float = 0.0) -> None:
     """Answer prompts with each of `blocks`: later ones of this shape then compile nothing."""
@@ -148,6 +142,24 @@ class Speculator:
     """The same for `answers.predictor`."""
     return answered(self.speculate(prompts, row_ids, alpha))
 
+  def _decode(
+    self, prompts: Prompt, row_ids: Int[np.ndarray, 'B'], alpha: float
+  ) -> Speculation | Generation:
+    """Answers with as many drafts as are planned; without any, those of the large model alone."""
+    target_distributions.named(self.rule, alpha)
+    drafts = self.planner.next_drafts() if self.planner else self.gamma
+    gamma = self.blocks[bisect.bisect_left(self.blocks, drafts)]
+    start = time.perf_counter()
+    answers = self._in_blocks(gamma, drafts, prompts, row_ids, alpha)
+    if self.planner and (gamma or self.planner.promised):
+      seconds = time.perf_counter() - start
+      compiled = gamma, prompts.tokens.shape
+      # The first batch may have been compiled, and other processes have other clocks.
+      timed = compiled in self._compiled and jax.process_count() == 1
+      self._compiled.add(compiled)
+      self.planner.update(answers, seconds if timed else None)
+    return answers
+
   def _in_blocks(
     self,
     gamma: int,
@@ -155,10 +167,10 @@ class Speculator:
     prompts: Prompt,
     row_ids: Int[np.ndarray, 'B'],
     alpha: float,
-  ) -> Speculation:
+  ) -> Speculation | Generation:
     """Answers in blocks of at most `gamma` drafts, of which a batch on trial has `drafts`."""
     if not gamma and self.target is target_distributions.large:
-      return _undrafted(self._large.generate(prompts, row_ids))
+      return self._large.generate(prompts, row_ids)
     plan = self.planner.plan(drafts) if self.planner and gamma else self._always(gamma)
     program = functools.partial(self._speculate, plan=plan, gamma=gamma)
     return _run(program, self.models, prompts, row_ids, alpha)
@@ -233,21 +245,13 @@ def _run(
   return answers
 
 
-@functools.cache
-def _no_drafts(rows: int, tokens: int) -> tuple[Any, Any]:
-  """Zero calls [B] and no drafted tokens [B, T]; read-only, shared by all answers."""
-  arrays = np.zeros(rows, np.int32), np.zeros((rows, tokens), bool)
-  for array in arrays:
-    array.flags.writeable = False
-  return arrays
-
-
 def _undrafted(answer: Generation) -> Speculation:
-  """`speculation.undrafted` of NumPy arrays, without calls that take long beside a short answer."""
+  """`speculation.undrafted` of NumPy arrays, without a program to compile."""
   mask: Any = answer.mask  # of no known type: the fields are annotated as arrays of JAX
-  none, undrafted = _no_drafts(*mask.shape)
-  counts = CallCounts(none, none, none, np.add.reduce(mask, 1, dtype=np.int32))
-  return Speculation(answer, UNREAD[mask.view(np.int8)], undrafted, counts)
+  tokens: Any = np.sum(mask, 1, dtype=np.int32)
+  none = np.zeros_like(tokens)
+  unread: Any = np.where(mask, np.float32(np.nan), np.float32(0))
+  return Speculation(answer, unread, np.zeros_like(mask), CallCounts(none, none, none, tokens))
 
 
 def answered(answers: Speculation) -> Answered:

@@ -260,7 +260,7 @@ class SpeculativeModel:
     started = time.monotonic()
     width = min(length for length in self._lengths if length >= len(tokens))
     with self._devices.use():
-      answer, *_ = self._speculator.speculate(
+      answer = self._speculator.generate(
         converters.pad([(tokens,)], width), np.array([0]), self._alpha
       )
     mask = answer.mask[0]

@@ -126,7 +126,7 @@ def test_planned_drafts_are_the_best_at_the_share_that_is_accepted():
   assert planner.acceptance == pytest.approx(draft_planner.START)
   for accepted, rejected in ((0, 400), (300, 100), (2000, 0)):
     for _ in range(60):  # until earlier batches are forgotten
-      planner.update(batch(accepted, rejected), None, drafted=True)
+      planner.update(batch(accepted, rejected), None)
     share = accepted / (accepted + rejected)
     assert planner.acceptance == pytest.approx(share, abs=0.01)
     expected = speculative.best_gamma(
@@ -147,7 +147,8 @@ def test_measured_time_decides_whether_drafts_pay(drafted, drafts):
     taken.append(planner.next_drafts())
     tokens = 1 + number % 7  # of which the time is in proportion
     seconds = tokens * (drafted if taken[-1] else 1.0)
-    planner.update(batch(3, 1, tokens), seconds, drafted=taken[-1] > 0)
+    answered = batch(3, 1, tokens)
+    planner.update(answered if taken[-1] else answered.answer, seconds)
   trials = 2 * draft_planner.TRIALS
   assert sum(x > 0 for x in taken[:trials]) == draft_planner.TRIALS
   assert (planner.drafts > 0) == (drafts > 0)
@@ -171,7 +172,7 @@ def test_batches_without_a_clock_are_drafted_as_steps_promise():
   planner = DraftPlanner(CHEAP, lossless=True)
   for _ in range(20):
     assert planner.next_drafts() > 0
-    planner.update(batch(9, 1), None, drafted=True)
+    planner.update(batch(9, 1), None)
 
 
 @pytest.fixture
@@ -237,7 +238,6 @@ def test_a_planner_without_drafts_tries_none(gammas):
 
 
 def test_answers_of_the_large_model_alone_are_those_of_a_program_without_drafts(gammas):
-  """The first is of NumPy for its speed, the second compiled."""
   mask = np.arange(4) < np.array([[3], [0], [4]])
   answer = answers.Generation(np.ones(mask.shape, int), np.zeros(mask.shape), mask)
   pair = lossless(DEAR)
@@ -249,11 +249,25 @@ def test_answers_of_the_large_model_alone_are_those_of_a_program_without_drafts(
   assert types(own) == types(expected)
 
 
+def test_answers_alone_are_those_of_both_models_and_have_no_columns():
+  """With drafts, and without: then they are what the large model's own generator gives."""
+  two = model('decoder'), model('everything')
+  for gamma in (2, 0):
+    pair = speculator.Speculator(*two, 'lossless', gamma=gamma, max_tokens=MAX_TOKENS)
+    answer = pair.generate(prompts(), np.arange(2))
+    expected = pair.speculate(prompts(), np.arange(2)).answer
+    jax.tree.map(np.testing.assert_array_equal, answer, expected)
+  with pytest.raises(ValueError, match='alpha=nan'):
+    pair.generate(prompts(), np.arange(2), float('nan'))
+  pair._large.generate = lambda *_: answer  # nothing is made of it, which would take time
+  assert pair.generate(prompts(), np.arange(2)) is answer
+
+
 def test_programs_are_of_powers_of_two_drafts_and_of_the_most(gammas):
   for share in (0.5, 0.65, 0.99):  # 2, 3 and 5 drafts
     pair = lossless(CHEAP)
     for _ in range(60):  # until earlier batches are forgotten
-      pair.planner.update(batch(400 * share, 400 - 400 * share), None, drafted=True)
+      pair.planner.update(batch(400 * share, 400 - 400 * share), None)
     pair.speculate(prompts(), np.arange(2))
   assert gammas == [2, 4, 5]
   needed = draft_planner.DraftPlanner(CHEAP, lossless=False)
