@@ -31,7 +31,7 @@ from cascades import decoding
 from cascades.data.corpus import Data
 from cascades.inference import latency, speculation, trained_model
 from cascades.inference.answers import Generator
-from cascades.inference.draft_planner import RETRY, StepCosts
+from cascades.inference.draft_planner import RECENT, RETRY, StepCosts
 from cascades.inference.speculator import Speculator
 from cascades.inference.trained_model import TrainedModel
 from cascades.interop import companions
@@ -207,8 +207,8 @@ def beside(pair: Pair, gamma: int, rule: str = 'lossless') -> float:
 def pace(pair: Pair, costs: StepCosts, turns: int, length: int) -> tuple[float, float, int]:
   """Seconds of a `Speculator` whose drafts are planned over those of the large model alone.
 
-  The batch in RETRY that goes the other way, with or without drafts, is timed apart and counts as
-  often.
+  Of RETRY batches one goes the other way, with or without drafts, and the RECENT ones before it may
+  be timed by the planner: both kinds are measured apart and count as often.
 
   Returns:
     The ratio, tokens a second of the Speculator, and the drafts that it has settled for.
@@ -235,12 +235,14 @@ def pace(pair: Pair, costs: StepCosts, turns: int, length: int) -> tuple[float, 
   calls: dict[str, Call] = {
     'adaptive': adaptive,
     'alone': alone,
+    'recent': lambda: adaptive(RETRY - 2),
     'retry': lambda: adaptive(RETRY - 1),
     'settle': alone,  # not counted: what follows drafts finds the caches full of other programs
   }
   seconds = by_turns(calls, turns, least=LEAST)
   mean = {name: float(np.median(own)) for name, own in seconds.items()}
-  own = mean['adaptive'] + (mean['retry'] - mean['adaptive']) / RETRY
+  batches = {'adaptive': RETRY - RECENT - 1, 'recent': RECENT, 'retry': 1}
+  own = sum(mean[name] * count for name, count in batches.items()) / RETRY
   return own / mean['alone'], tokens / own, planner.drafts
 
 

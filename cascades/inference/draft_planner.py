@@ -44,6 +44,8 @@ class DraftPlanner:
   Attributes:
     blocks: Most drafts of the programs that batches run by: few numbers, since each is compiled.
     promised: Number of drafts by the measured steps alone; while it is 0, no batch's time counts.
+    drafts: Number of drafts at this estimate; 0 where they were timed and took longer than none.
+    timed: True when both ways were timed often enough to decide.
   """
 
   def __init__(self, costs: StepCosts, *, lossless: bool) -> None:
@@ -66,9 +68,9 @@ class DraftPlanner:
     self.blocks = sorted({least, most, *(1 << power for power in range(most.bit_length()))})
     self.lossless = lossless
     self.accepted, self.rejected = START * PRIOR, (1 - START) * PRIOR
-    self.promised = self._promise()
     self.paces = {drafted: collections.deque[float](maxlen=RECENT) for drafted in (True, False)}
     self.batches = 0  # since the last that was tried the other way
+    self._settle()
 
   @property
   def acceptance(self) -> float:
@@ -76,20 +78,22 @@ class DraftPlanner:
     return self.accepted / (self.accepted + self.rejected)
 
   @property
-  def drafts(self) -> int:
-    """Number of drafts at this estimate; 0 where they were timed and took longer than none."""
-    if self._are_timed():
+  def times_alone(self) -> bool:
+    """True if a batch without drafts is to be timed, which takes long beside a short answer.
+
+    Where drafts were found not to pay, only the last batches before the next trial are.
+    """
+    if not self.promised:
+      return False
+    return self.drafts > 0 or not self.timed or self.batches >= RETRY - RECENT
+
+  def _settle(self) -> None:
+    """Decide by counts and times, once they have changed: for each batch it would take long."""
+    self.promised = self.drafts = int(self.lengths[round(self.acceptance * BINS)])
+    self.timed = min(map(len, self.paces.values())) >= TRIALS
+    if self.timed:
       drafted, alone = map(statistics.median, (self.paces[True], self.paces[False]))
-      if drafted > alone:
-        return 0
-    return self.promised
-
-  def _promise(self) -> int:
-    """Computed when counts change: a look-up for each batch takes 1 % of a short answer."""
-    return int(self.lengths[round(self.acceptance * BINS)])
-
-  def _are_timed(self) -> bool:
-    return min(map(len, self.paces.values())) >= TRIALS
+      self.drafts = 0 if drafted > alone else self.promised
 
   def next_drafts(self) -> int:
     """Number of drafts of the next batch, which now and then is a trial of the other way."""
@@ -99,7 +103,7 @@ class DraftPlanner:
     if self.batches and not self.promised:
       return 0
     drafts = self.drafts
-    if self.promised and not self._are_timed():
+    if self.promised and not self.timed:
       other = len(self.paces[True]) > len(self.paces[False])
     else:
       other = not self.batches
@@ -127,8 +131,8 @@ class DraftPlanner:
     if isinstance(answers, Speculation):
       self.accepted = MEMORY * self.accepted + float(np.sum(answers.counts.accepted))
       self.rejected = MEMORY * self.rejected + float(np.sum(answers.counts.rejected))
-      self.promised = self._promise()
       answers = answers.answer
     longest = int(np.max(np.sum(answers.mask, 1)))
     if seconds is not None and longest:
       self.paces[drafted].append(seconds / longest)
+    self._settle()

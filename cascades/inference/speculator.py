@@ -151,7 +151,7 @@ class Speculator:
     gamma = self.blocks[bisect.bisect_left(self.blocks, drafts)]
     start = time.perf_counter()
     answers = self._in_blocks(gamma, drafts, prompts, row_ids, alpha)
-    if self.planner and (gamma or self.planner.promised):
+    if self.planner and (gamma or self.planner.times_alone):
       seconds = time.perf_counter() - start
       compiled = gamma, prompts.tokens.shape
       # The first batch may have been compiled, and other processes have other clocks.

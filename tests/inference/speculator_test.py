@@ -68,14 +68,14 @@ def test_planned_drafts_compile_nothing_along_a_run(monkeypatch):
   pair.compile(prompts(), np.arange(2))
   compiled = lambda: (pair._speculate._cache_size(), pair._large._generate._cache_size())
   assert compiled() == (2, 1)
-  monkeypatch.setattr(draft_planner.DraftPlanner, '_are_timed', lambda planner: False)
+  monkeypatch.setattr(draft_planner, 'TRIALS', draft_planner.RECENT + 1)  # never timed enough
   ran, run = set(), pair._in_blocks
   monkeypatch.setattr(
     pair, '_in_blocks', lambda gamma, *rest: (ran.add(gamma), run(gamma, *rest))[1]
   )
   for acceptance in (0.0, 0.3, 1.0, 1.0) * 2:  # ways are tried by turns
     pair.planner.accepted, pair.planner.rejected = 100 * acceptance, 100 * (1 - acceptance)
-    pair.planner.promised = pair.planner._promise()
+    pair.planner._settle()
     pair.speculate(prompts(), np.arange(2))
   assert ran == {0, 1, 2}
   assert compiled() == (2, 1)
@@ -162,6 +162,7 @@ def test_a_trial_runs_the_program_of_planned_drafts():
   planned, none = planner.plan(planner.drafts), counts(0, 0)
   planner.paces[True].extend([2.0] * draft_planner.TRIALS)
   planner.paces[False].extend([1.0] * draft_planner.TRIALS)
+  planner._settle()
   trial = planner.plan(3)
   assert not planner.drafts
   assert [x.shape for x in map(np.asarray, trial)] == [x.shape for x in map(np.asarray, planned)]
@@ -227,6 +228,26 @@ def test_where_drafts_do_not_pay_the_large_model_decodes_alone_and_drafts_are_tr
       assert np.isnan(result.small_logprobs).all()
   assert gammas == ([0] * (draft_planner.RETRY - 1) + [1]) * 2
   assert not pair.planner.paces[False]  # their times decide nothing
+
+
+def test_where_drafts_were_slower_only_the_batches_before_a_trial_are_timed(gammas, monkeypatch):
+  pair = lossless(CHEAP)
+  pair.compile(prompts(), np.arange(2))
+  planner, updates = pair.planner, []
+  planner.paces[True].extend([2.0] * draft_planner.TRIALS)
+  planner.paces[False].extend([1.0] * draft_planner.TRIALS)
+  planner._settle()
+  monkeypatch.setattr(planner, 'update', lambda *_: updates.append(planner.batches))
+  for _ in range(draft_planner.RETRY):
+    pair.generate(prompts(), np.arange(2))
+  assert updates == [*range(draft_planner.RETRY - draft_planner.RECENT, draft_planner.RETRY), 0]
+  planner.paces[True].extend([0.5] * draft_planner.RECENT)
+  planner._settle()  # drafts pay now, and the trial is of the large model alone
+  updates.clear()
+  for _ in range(draft_planner.RETRY):
+    pair.generate(prompts(), np.arange(2))
+  assert len(updates) == draft_planner.RETRY
+  assert gammas[-1] == 0 < gammas[-2]
 
 
 def test_a_planner_without_drafts_tries_none(gammas):
