@@ -3,9 +3,12 @@
     python -m benchmarks.speculation_frontier runs/demo
     python -m benchmarks.speculation_frontier runs/smollm2_pair --pair=smollm2
     python -m benchmarks.speculation_frontier runs/smollm2_long --pair=smollm2_timed
+    python -m benchmarks.speculation_frontier runs/smollm2_long --pair=smollm2_whole
+    python -m benchmarks.speculation_frontier runs/tanaka/0 --pair=tanaka
 
-The folder is that of `python -m launch.demo`, or of `benchmarks.smollm2_drafter`. Runs `python -m
-cascades.speculate`, which resumes, and writes the numbers of its frontier.
+The folder is that of `python -m launch.demo`, of `benchmarks.smollm2_drafter` or of
+`benchmarks.distillspec_pairs`. Runs `python -m cascades.speculate`, which resumes, and writes the
+numbers of its frontier.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ USUAL = dict.fromkeys((
   'token_v3', 'typical',
 ))  # fmt: skip
 QUESTIONS = 32
+WHOLE = 256  # tokens, within which nearly all answers of SmolLM2 end
 
 
 def _two_alphas(names: Sequence[str]) -> Alphas:
@@ -80,6 +84,35 @@ def _smollm2_timed(folder: pathlib.Path) -> Settings:
     'local.local_jsonl.splits': splits, 'SHORTLIST': 1024,
     'LATENCY_BATCHES': (1,), 'LATENCY_ROWS': 4, 'LATENCY_TURNS': 7,
   }  # fmt: skip
+
+
+def _smollm2_whole(folder: pathlib.Path) -> Settings:
+  return _smollm2(folder) | {'TASK_FEATURE_LENGTHS': {'inputs': 128, 'targets': WHOLE}}
+
+
+def _smollm2_whole_sweeps() -> Iterator[Settings]:
+  rules = {
+    'lossless': None,
+    'opt': [-0.1, 0.0, 0.3, 0.5],
+    'bild': [0.7],
+    'typical': [0.3],
+    'token_v2': [0.1],
+    'token_v3': [0.3],
+  }
+  yield {'TEMPERATURES': (0.0, 1.0), 'GAMMAS': (3,), 'RULES': rules, 'TOKEN_CASCADES': {}}
+
+
+def _tanaka(folder: pathlib.Path) -> Settings:
+  path = folder.parent / 'data' / 'tanaka' / 'validation.jsonl'
+  return {
+    'SMALL_CHECKPOINT_PATH': folder / 'xent',
+    'TASK': '@local.local_jsonl()',
+    'local.local_jsonl.name': repr('tanaka'),
+    'local.local_jsonl.splits': {'validation': str(path)},
+    'local.local_jsonl.metrics': ('bleu_char',),
+    'TASK_FEATURE_LENGTHS': {'inputs': 24, 'targets': 24},
+    'BATCH_SIZE': 250,
+  }
 
 
 def _smollm2_timed_sweeps() -> Iterator[Settings]:
@@ -134,12 +167,16 @@ PAIRS = {
   ),
   'smollm2': Pair(_smollm2, 'test', _smollm2_sweeps),
   'smollm2_timed': Pair(_smollm2_timed, 'test', _smollm2_timed_sweeps),
+  'smollm2_whole': Pair(_smollm2_whole, 'test', _smollm2_whole_sweeps),
+  'tanaka': Pair(
+    _tanaka, 'validation', lambda: iter([{'TEMPERATURES': (0.0, 1.0), 'RULES': USUAL}])
+  ),
 }
 
 
-def run(pair: Pair, folder: pathlib.Path) -> dict[str, Any]:
-  """Numbers of the frontier, after the points that are missing."""
-  output = folder / 'speculation'
+def run(name: str, folder: pathlib.Path) -> dict[str, Any]:
+  """Numbers of the frontier of a pair, after the points that are missing."""
+  pair, output = PAIRS[name], folder / f'speculation_{name}'
   settings = {
     'LARGE_CHECKPOINT_PATH': folder / 'large',
     'SPECULATE_OUTPUT_DIR': output,
@@ -171,7 +208,8 @@ def rows(frontier: Mapping[str, Any]) -> Iterator[Measured]:
     yield Measured(f'{name}: large calls', point['large_calls'], '')
     if point['rejection_rate'] is not None:
       yield Measured(f'{name}: rejection rate', point['rejection_rate'], '')
-    yield Measured(f'{name}: relative length', point['length'], '')
+    note = f'{point["length_low"]:.4f} to {point["length_high"]:.4f}, {point["tokens"]:.1f} tokens'
+    yield Measured(f'{name}: relative length', point['length'], '', note=note)
     yield Measured(f'{name}: FLOPs', point['flops'], '')
 
 
@@ -183,9 +221,9 @@ def main() -> None:
   parser.add_argument('--pair', choices=PAIRS, default='demo')
   parser.add_argument('--output', default=bars.RESULTS / 'speculation_frontier.json')
   options = parser.parse_args()
-  pair = PAIRS[options.pair]
-  frontier = run(pair, options.folder.absolute())
-  settings = {'pair': options.pair, 'split': pair.split, 'rows': frontier['rows']}
+  frontier = run(options.pair, options.folder.absolute())
+  split = PAIRS[options.pair].split
+  settings = {'pair': options.pair, 'split': split, 'rows': frontier['rows']}
   details = {'methods': frontier['methods'], 'sequence': frontier['sequence']}
   bars.report(
     f'Speculation on the pair {options.pair}', list(rows(frontier)), options.output,

@@ -171,6 +171,9 @@ def test_a_report_compares_all_points(trained, tables):
   assert points['large-temperature0']['seconds'] == {'16': 1.0}
   assert points[ALL_LARGE]['difference']['value'] == 0
   assert points[ALL_SMALL]['rejection_rate'] == 0
+  lengths = [points[MIXED][f'length{end}'] for end in ('_low', '', '_high')]
+  assert 0 < lengths[0] <= lengths[1] <= lengths[2]
+  assert 'length_low,length_high' in (trained / 'out' / 'frontier.csv').read_text().split('\n')[0]
   assert set(numbers['acceptance_by_position']) == {ALL_LARGE, MIXED, ALL_SMALL}
   assert 'Who wrote each token' in (trained / 'out' / 'report.html').read_text()
 

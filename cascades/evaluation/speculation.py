@@ -18,11 +18,11 @@ from etils import epath
 from jaxtyping import Bool, Float, Int
 
 from cascades import bootstrap, comparisons, curves, deferral
-from cascades.bootstrap import Difference
+from cascades.bootstrap import Difference, Estimate
 from cascades.curves import Finalize
 from cascades.evaluation import chain_rows, speculation_costs
 from cascades.evaluation.comparison import Settings
-from cascades.evaluation.speculation_costs import LARGE, SMALL
+from cascades.evaluation.speculation_costs import LARGE, SMALL, relative_length
 from cascades.evaluation.tables import Tables
 from cascades.types import Metric, Predictions
 
@@ -55,7 +55,7 @@ class PointResult(NamedTuple):
     rejection_rate: Share of the tested drafts that were rejected; nan if none was tested.
     flops: FLOPs of the tokens that both models read; an upper bound for token cascades.
     tokens: Tokens of an answer.
-    length: Tokens over those of the large model alone.
+    length: Tokens over those of the large model alone, with the interval of the same resamples.
     holm: P-value of the difference, adjusted by Holm over all points; nan where there is nothing to
       test, for the large model alone and in the sequence cascade.
   """
@@ -76,7 +76,7 @@ class PointResult(NamedTuple):
   rejection_rate: float
   flops: float
   tokens: float
-  length: float
+  length: Estimate
   holm: float = math.nan
 
   @property
@@ -293,7 +293,7 @@ def _result(
     rejection_rate=rejection_rate,
     flops=speculation_costs.flops(table, point, calls),
     tokens=float(table.lengths.mean()),
-    length=float(table.lengths.sum() / large.lengths.sum()),
+    length=relative_length(table.lengths, large.lengths, pool.counts, settings.confidence),
   )
 
 
@@ -352,7 +352,7 @@ def _deferred(
   quality = float(pool.finalize(statistics.sum(axis=0)))
   resampled = pool.finalize(bootstrap.totals(pool.counts, statistics))
   calls = float(np.where(deferred, tables[0].column(f'{LARGE}_calls'), 0).mean())
-  tokens = float(np.where(deferred, tables[0].lengths, tables[1].lengths).mean())
+  lengths = np.where(deferred, tables[0].lengths, tables[1].lengths)
   share = calls / large.large_calls
   return small._replace(
     name=f'{SEQUENCE}-rate{rate:.3g}-temperature{small.temperature:g}',
@@ -369,8 +369,8 @@ def _deferred(
     large_calls=calls,
     relative_calls=share,
     flops=small.flops + share * large.flops,
-    tokens=tokens,
-    length=tokens / large.tokens,
+    tokens=float(lengths.mean()),
+    length=relative_length(lengths, tables[0].lengths, pool.counts, settings.confidence),
   )
 
 

@@ -1,4 +1,4 @@
-"""Costs of a point of `speculate`: modeled seconds, the drafts that they favor, and FLOPs."""
+"""Costs of a point of `speculate`: modeled seconds, best drafts, tokens and FLOPs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cascades import speculative, target_distributions
+from cascades import bootstrap, speculative, target_distributions
+from cascades.bootstrap import Estimate
 from cascades.target_distributions import RULES
 from cascades.types import Predictions
 
@@ -64,6 +65,15 @@ def planned_drafts(
       least=int(not lossless), large=large, last_draft=float(not lossless),
     )  # fmt: skip
   return planned
+
+
+def relative_length(
+  lengths: np.ndarray, alone: np.ndarray, counts: np.ndarray, confidence: float
+) -> Estimate:
+  """Tokens over those of the large model alone, with an interval of resampled rows [R, N]."""
+  pairs = np.stack([lengths, alone], axis=1)
+  own, reference = bootstrap.totals(counts, pairs).T
+  return bootstrap.estimate(lengths.sum() / alone.sum(), own / reference, confidence=confidence)
 
 
 def flops(table: Predictions, point: Mapping[str, Any], calls: Mapping[str, np.ndarray]) -> float:

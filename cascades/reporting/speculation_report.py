@@ -133,7 +133,7 @@ def as_json(
     for method in frontier.methods
   ]
   numbers = [
-    {name: _number(value) for name, value in point._asdict().items() if name != 'difference'}
+    {name: _number(value) for name, value in _flat(point).items() if name != 'difference'}
     | {'modeled_over_measured': _number(point.modeled_over_measured)}
     | {'difference': {name: _number(x) for name, x in point.difference._asdict().items()}}
     for point in frontier.points
@@ -141,6 +141,12 @@ def as_json(
   by_position = {name: [_number(x) for x in shares] for name, shares in acceptance.items()}
   plain = frontier._asdict() | {'points': numbers, 'sequence': sequence, 'methods': chosen}
   return plain | {'acceptance_by_position': by_position}
+
+
+def _flat(point: PointResult) -> dict[str, Any]:
+  """Fields of a point, with the length and its interval in three."""
+  length = {f'length_{name}': x for name, x in point.length._asdict().items()}
+  return point._asdict() | {'length': length.pop('length_value')} | length
 
 
 def _number(value: Any) -> Any:
@@ -156,7 +162,7 @@ def as_csv(frontier: SpeculationFrontier) -> str:
   records = []
   for point in frontier.points:
     nested = ('difference', 'seconds', 'modeled', 'planned')
-    record = {name: value for name, value in point._asdict().items() if name not in nested}
+    record = {name: value for name, value in _flat(point).items() if name not in nested}
     record |= {f'difference_{k}': v for k, v in point.difference._asdict().items()}
     for name in ('seconds', 'modeled', 'modeled_over_measured', 'planned'):
       record |= {f'{name}_batch{size}': v for size, v in getattr(point, name).items()}
@@ -256,7 +262,7 @@ def points(frontier: SpeculationFrontier) -> SummaryTable:
       Cell(f'{point.large_calls:.2f}'),
       Cell('-' if math.isnan(point.rejection_rate) else percent(point.rejection_rate)),
       Cell(amount(point.flops)),
-      Cell(f'{point.tokens:.1f}', f'x {point.length:.3f}'),
+      Cell(f'{point.tokens:.1f}', 'x {:.3f} ({:.3f} to {:.3f})'.format(*point.length)),
     )
 
   return SummaryTable(
@@ -264,9 +270,9 @@ def points(frontier: SpeculationFrontier) -> SummaryTable:
     f'On {frontier.rows:,} rows. Below the {metric_label(frontier)} is the paired interval of its '
     'difference from the large model alone, with a p-value that Holm adjusts for the number of '
     f'points: {differ} of {len(tested)} points differ at {percent(SIGNIFICANCE)}. Below the tokens '
-    'is their ratio to those of its answers. Modeled seconds are calls times measured steps; they '
-    'are least with the number of drafts below them, of those whose steps were measured, if drafts '
-    'are accepted independently.',
+    'is their ratio to those of its answers, with its interval. Modeled seconds are calls times '
+    'measured steps; they are least with the number of drafts below them, of those whose steps '
+    'were measured, if drafts are accepted independently.',
     (
       'point',
       metric_label(frontier),

@@ -99,7 +99,7 @@ def test_numbers_of_a_point_equal_those_by_hand(points):
   assert point.seconds == {'1': pytest.approx(0.7)}
   alone = 0.02 + 3 * 0.01
   assert point.modeled['1'] == pytest.approx((0.005 + 3 * 0.002 + 0.02 + 1 * 0.014) / alone)
-  assert (point.tokens, point.length) == (4.0, 1.0)
+  assert (point.tokens, point.length.value) == (4.0, 1.0)
   # At 8 of 11 accepted: (2 * .2 + 1.2) / 1.727 = .93 with one draft, (3 * .2 + 1.4) / 2.256 = .89.
   assert point.planned == {'1': 2}
   assert not points['small-temperature0'].planned
@@ -117,6 +117,13 @@ def test_drafts_are_planned_from_measured_steps_and_acceptance(directory):
   assert (planned(0.6), planned(0.6, shortlist={})) == ({'1': 1}, {'1': 2})
   point['rule'] = 'opt'  # which needs both models
   assert planned(0.0) == {'1': 1}
+
+
+def test_lengths_have_the_interval_of_ratios_of_resampled_sums():
+  lengths, alone = np.array([4, 4, 4, 4]), np.array([6, 4, 4, 2])
+  counts = np.array([[1, 1, 1, 1], [4, 0, 0, 0], [0, 0, 0, 4], [0, 2, 2, 0]])
+  own = speculation_costs.relative_length(lengths, alone, counts, 1.0)
+  assert own == pytest.approx((1.0, 4 / 6, 4 / 2))
 
 
 def test_p_values_are_adjusted_for_the_number_of_points_and_resamples_suffice_for_it(
@@ -144,7 +151,8 @@ def test_p_values_are_adjusted_for_the_number_of_points_and_resamples_suffice_fo
 def test_either_model_alone_has_its_own_calls_and_costs(points):
   large, small = points['large-temperature0'], points['small-temperature0']
   assert (large.difference.value, large.difference.low, large.difference.high) == (0, 0, 0)
-  assert large.seconds['1'] == large.modeled['1'] == large.length == 1.0
+  assert large.seconds['1'] == large.modeled['1'] == 1.0
+  assert large.length == (1, 1, 1)
   assert large.flops == 4 * LARGE_FLOPS
   assert small.flops == 4 * SMALL_FLOPS
   assert math.isnan(small.rejection_rate)
@@ -171,7 +179,8 @@ def test_a_deferred_answer_costs_as_much_as_it_is_long(frontier):
   alone = 0.02 + 3 * 0.01
   assert point.modeled['1'] == pytest.approx((0.005 + 3 * 0.002) / alone + 0.125)
   assert point.flops == 4 * SMALL_FLOPS + 0.5 * LARGE_FLOPS
-  assert (point.tokens, point.length) == (3.5, 0.875)
+  assert (point.tokens, point.length.value) == (3.5, 0.875)
+  assert point.length.low < 0.875 < point.length.high <= 1
 
 
 def test_the_sequence_cascade_takes_the_rule_that_orders_best(directory, frontier, monkeypatch):
