@@ -45,6 +45,7 @@ ANSWER = 64  # tokens of decoder-only models
 WORD, PHONEMES = 24, 24  # tokens of the demo's task
 SHORT, WARM = 16, 12  # tokens of answers with adaptive drafts, and batches that warm the planner up
 HALF = 32  # tokens of answers in bfloat16, which CPUs compute slowly
+MEMORY = ('lossless', 'token_v3')  # rules whose programs' memory is measured
 LEAST = 10  # seconds of turns, so that answers of under a millisecond are timed often
 
 
@@ -291,10 +292,11 @@ def of_pair(name: str, paths: tuple[str, str], options: argparse.Namespace) -> I
       f'{what}: share of identical answers, gamma 1 to {MOST}', min(shares), '', at_least=1.0,
       note=f'{options.rows} answers',
     )  # fmt: skip
-    yield Measured(
-      f'{what}: tables of gamma + 1 distributions', beside(pair, BLOCK), '', at_most=2.0001,
-      note='beside the large model alone and the small model',
-    )  # fmt: skip
+    for rule in MEMORY:
+      yield Measured(
+        f'{what}: tables of gamma + 1 distributions, {rule}', beside(pair, BLOCK, rule), '',
+        at_most=2.0001, note='beside the large model alone and the small model',
+      )  # fmt: skip
   yield identical_in_bfloat16(name, paths, pair)
   for drafting, (single, eight) in tokens_per_second.items():
     what = f'{name}: tokens/s of batch 8 / batch 1, {drafting}'

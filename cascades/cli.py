@@ -102,7 +102,7 @@ def ending(program: str, *, traceback: bool = False) -> Iterator[None]:
     code = getattr(error, 'exit_code', 1)
     _end(code, f'{program}: error: {_sentence(error)}\n(--traceback prints where)')
   except KeyboardInterrupt:
-    _end(1, f'{program}: interrupted; rerun the same command to resume from the last checkpoint.')
+    _end(1, f'{program}: interrupted; rerun the same command to go on from what is saved.')
 
 
 def help_and_exit(command: Sequence[str]) -> None:

@@ -127,7 +127,7 @@ def ensemble(q: Distribution, p: Distribution, alpha: Alpha) -> Probs:
   """`pi = alpha p + (1 - alpha) q`, alpha in [0, 1]: 0 is the small model, 1 the large one.
 
   Rejects with probability alpha D_TV(p, q). Unlike the deferrals it decides nothing: every position
-  has the same weight.
+  has the same weight. A baseline, of no paper.
   """
   return alpha * p.sampled + (1.0 - alpha) * q.sampled
 

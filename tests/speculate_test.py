@@ -14,9 +14,11 @@ import types
 import numpy as np
 import pytest
 
-from cascades import speculate
+from cascades import evaluate, speculate
 from cascades.data.corpus import Data
 from cascades.evaluation import speculation, speculation_costs
+from cascades.evaluation.comparison import Settings
+from cascades.evaluation.tables import Tables
 from cascades.inference import latency, trained_model
 from cascades.predictions import shards
 from cascades.reporting import speculation_report
@@ -119,6 +121,18 @@ def test_limits_of_the_rules_are_the_answers_of_either_model(tables):
   )  # fmt: skip
   assert read_by_both.mean() > 0.9
   assert np.abs(all_small.token_logprobs - small.token_logprobs).max() > 0.01  # the large one's
+
+
+def test_a_point_is_an_ordinary_table_that_evaluate_compares(trained, tables, tmp_path):
+  points = trained / 'out' / 'points'
+  compared = evaluate.evaluate(
+    Tables(small={'opt': str(points / MIXED)}, large=str(points / 'large-temperature0')),
+    str(tmp_path / 'report'),
+    settings=Settings(resamples=20),
+  )
+  texts = zip(tables[MIXED].predictions, tables[MIXED].targets, strict=True)
+  alone = np.mean([answer in targets for answer, targets in texts])
+  assert compared.cascades[0].curve.quality[0] == alone
 
 
 def test_rows_count_the_calls_that_wrote_them(tables):

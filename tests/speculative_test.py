@@ -230,6 +230,14 @@ def test_a_row_depends_neither_on_its_neighbors_nor_on_padding():
   np.testing.assert_array_equal(shuffled, (accepted[order], tokens[order]))
 
 
+def test_verification_computes_in_float32_whatever_the_models_run_in():
+  keys, drafts, q, pi, drafted = _blocks(5)
+  half = [jnp.asarray(x, jnp.bfloat16) for x in (q, pi)]
+  exact = [x.astype(jnp.float32) for x in half]
+  expected = verify(keys, drafts, *exact, drafted)
+  np.testing.assert_array_equal(verify(keys, drafts, *half, drafted), expected)
+
+
 def test_the_target_of_the_small_model_accepts_every_draft():
   keys, drafts, q, _, drafted = _blocks(4)
   np.testing.assert_array_equal(verify(keys, drafts, q, q, drafted)[0], drafted)

@@ -91,8 +91,7 @@ def on_signals(
 def leave(number: int) -> None:
   """End a program that has nothing new to save."""
   raise Preempted(
-    f'ended by {signal.Signals(number).name}; rerun the same command to resume from the last '
-    'checkpoint.',
+    f'ended by {signal.Signals(number).name}; rerun the same command to go on from what is saved.',
     number,
   )
 

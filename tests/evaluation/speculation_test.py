@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -117,6 +118,15 @@ def test_drafts_are_planned_from_measured_steps_and_acceptance(directory):
   assert (planned(0.6), planned(0.6, shortlist={})) == ({'1': 1}, {'1': 2})
   point['rule'] = 'opt'  # which needs both models
   assert planned(0.0) == {'1': 1}
+
+
+def test_the_large_model_of_a_token_cascade_reads_whole_answers_once_it_is_called():
+  point = {'rule': 'token_chow', 'gamma': None}
+  manifest = {'flops_per_token': LARGE_FLOPS, 'small': {'flops_per_token': SMALL_FLOPS}}
+  table = types.SimpleNamespace(manifest=manifest, lengths=np.array([6, 4]))
+  calls = {'small': np.array([5, 4]), 'large': np.array([2, 0])}
+  flops = speculation_costs.flops(table, point, calls)
+  assert flops == 4.5 * SMALL_FLOPS + (6 + 0) / 2 * LARGE_FLOPS
 
 
 def test_lengths_have_the_interval_of_ratios_of_resampled_sums():

@@ -366,6 +366,56 @@ def test_sampled_answers_have_the_law_of_the_target_distribution(
     assert 0 < alone.mean() < 1  # some rows were ended by the large model
 
 
+def _untempered_by_mistake(q, p, alpha):
+  """`token_v3` that reads its peaks from the distributions that are drawn from."""
+  return RULES['token_v3'].target(*(d._replace(untempered=d.sampled) for d in (q, p)), alpha)
+
+
+def _with_bonus_of_the_large_model(monkeypatch):
+  """`token_v3` in a loop whose token after accepted drafts has the large model's law."""
+  rule, original = ['token_v3'], speculation.speculative.verify_by_position
+
+  def verify(keys, drafts, distributions, drafted):
+    def at(row, position):
+      rule[:] = ['lossless']
+      _, p = distributions(row, position)
+      rule[:] = ['token_v3']
+      q, pi = distributions(row, position)
+      return q, jnp.where(position == drafted[row], p, pi)
+
+    return original(keys, drafts, at, drafted)
+
+  monkeypatch.setattr(speculation.speculative, 'verify_by_position', verify)
+  return lambda q, p, alpha: RULES[rule[0]].target(q, p, alpha)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mutant', ['none', 'tempered peaks', 'bonus from p'])
+def test_the_law_of_the_loop_is_missed_by_what_implementations_get_wrong(mutant, monkeypatch):
+  options = DecodingOptions(temperature=0.5)
+  target = {
+    'none': lambda: RULES['token_v3'].target,
+    'tempered peaks': lambda: _untempered_by_mistake,
+    'bonus from p': lambda: _with_bonus_of_the_large_model(monkeypatch),
+  }[mutant]()
+  q, p = np.float32(np.random.RandomState(3).dirichlet(np.ones(3), (2, 3)))
+
+  @jax.jit
+  def generate():
+    pair = speculation.SpeculativePair(Sums(q), Sums(p), target, jnp.float32(0.8), options)
+    prompt = Prompt(jnp.ones((ROWS, 1), jnp.int32), jnp.ones(ROWS, jnp.int32))
+    return speculation.generate(
+      pair, prompt, max_len=LAW_LENGTH, eos_id=NEVER, gamma=2, plan=speculation.always(2)
+    )
+
+  tokens = np.asarray(generate().answer.tokens)
+  counts = np.bincount(np.ravel_multi_index(tuple(tokens.T), (3,) * LAW_LENGTH), minlength=243)
+  models = (target_distributions.distribution(jnp.log(x), temperature=0.5) for x in (q, p))
+  pi = np.float64(target_distribution(*models, rule=RULES['token_v3'].target, alpha=0.8))
+  p_value = _p_value(counts, _law_of_sums(pi / pi.sum(-1, keepdims=True)))
+  assert p_value > 1e-3 if mutant == 'none' else p_value < 1e-12
+
+
 @functools.cache
 def _sums(rules, options=DecodingOptions()):
   """Decoding with two given tables, by any of the rules and up to 5 drafts a block."""
@@ -388,11 +438,12 @@ def _sums(rules, options=DecodingOptions()):
       ),
     )
 
-  def run(rule, q, p, prompt, alpha, *, eos_ids=(NEVER, NEVER), gamma=3, row_ids=(0, 1, 2, 3)):
+  def run(
+    rule, q, p, prompt, alpha, *, eos_ids=(NEVER, NEVER), gamma=3, row_ids=(0, 1, 2, 3), plan=None
+  ):
     arguments = q, p, prompt, rules.index(rule), np.float32(alpha), np.array(eos_ids)
-    return jax.tree.map(
-      np.asarray, generate(*arguments, speculation.always(gamma), np.array(row_ids))
-    )
+    plan = plan or speculation.always(gamma)
+    return jax.tree.map(np.asarray, generate(*arguments, plan, np.array(row_ids)))
 
   return run
 
@@ -476,18 +527,21 @@ def test_the_loop_is_the_simulation_for_any_tables(data):
     assert [int(getattr(actual.counts, name)[row]) for name in names] == counts
 
 
+@pytest.mark.parametrize('drafts', [(3, 3), (1, 5)], ids=['constant', 'by acceptance'])
 @pytest.mark.parametrize('rule', RULES)
-def test_sampled_rows_of_any_rule_depend_neither_on_their_neighbors_nor_on_padding(rule):
+def test_sampled_rows_of_any_rule_depend_neither_on_their_neighbors_nor_on_padding(rule, drafts):
   random = np.random.default_rng(4)
   q, p = np.float32(random.dirichlet(np.full(6, 0.5), (2, 6)))
   prompt = Prompt(random.integers(0, 6, (4, 3), np.int32), np.array([3, 1, 2, 3], np.int32))
   rows, alpha = np.array([2, 0, 3, 1]), oracles.alphas(rule)[1]
   decode = _sums(tuple(RULES), DecodingOptions(temperature=0.8))
-  together = decode(rule, q, p, prompt, alpha)
+  plan = speculation.always(5)
+  plan = plan._replace(lengths=plan.lengths.at[jnp.arange(2)].set(jnp.array(drafts)))
+  together = decode(rule, q, p, prompt, alpha, plan=plan)
   padding = np.arange(3) >= prompt.length[rows, None]
   tokens = np.where(padding, 5, prompt.tokens[rows])
   absent = Prompt(tokens, np.where(rows == 3, 0, prompt.length[rows]))
-  apart = decode(rule, q, p, absent, alpha, row_ids=rows)
+  apart = decode(rule, q, p, absent, alpha, row_ids=rows, plan=plan)
   for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
     np.testing.assert_allclose(a[rows][rows != 3], b[rows != 3], atol=1e-5)
   assert len(np.unique(together.answer.tokens, axis=0)) == 4
