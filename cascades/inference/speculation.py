@@ -281,9 +281,11 @@ class _Loop:
     """Decode a token with the large model alone."""
     B, V = len(state.last), self.pair.vocab_size
     zeros = jnp.zeros(B, jnp.int32)
-    none = _Drafts(zeros[:, None][:, :0], jnp.zeros((B, 1, V)), zeros, zeros)
     logits, large = self.pair.large.extend(state.last[:, None], state.large)
-    after, _ = self.verify(state, none, logits[..., :V])
+    logits = logits[..., :V]
+    # Nothing reads the small model's logits. A constant in their place is folded for seconds.
+    none = _Drafts(zeros[:, None][:, :0], logits, zeros, zeros)
+    after, _ = self.verify(state, none, logits)
     return after._replace(large=large)
 
   def draft(self, state: _Decoding, count: Int[Array, 'B']) -> tuple[_Drafts, _Decoding]:
