@@ -72,8 +72,9 @@ class Speculator:
     """
     check_pair(small, large)
     ranges.check({'gamma': gamma}, least=0, integer=True)
-    self.target = target_distributions.named(rule, 0.0).target
-    self.models, self.rule, self.gamma = (small, large), rule, gamma
+    self._check = functools.cache(functools.partial(target_distributions.named, rule))  # of alphas
+    self.target = self._check(0.0).target
+    self.models, self.gamma = (small, large), gamma
     lossless = self.target is target_distributions.large
     self.planner = costs and DraftPlanner(
       costs._replace(large=costs.large[: gamma + 1]), lossless=lossless
@@ -146,18 +147,21 @@ class Speculator:
     self, prompts: Prompt, row_ids: Int[np.ndarray, 'B'], alpha: float
   ) -> Speculation | Generation:
     """Answers with as many drafts as are planned; without any, those of the large model alone."""
-    target_distributions.named(self.rule, alpha)
-    drafts = self.planner.next_drafts() if self.planner else self.gamma
+    self._check(alpha)
+    planner = self.planner
+    drafts = planner.next_drafts() if planner else self.gamma
+    if not drafts and planner and not planner.times_alone:
+      return self._large.generate(prompts, row_ids)  # with little time of the host's own
     gamma = self.blocks[bisect.bisect_left(self.blocks, drafts)]
     start = time.perf_counter()
     answers = self._in_blocks(gamma, drafts, prompts, row_ids, alpha)
-    if self.planner and (gamma or self.planner.times_alone):
+    if planner:
       seconds = time.perf_counter() - start
       compiled = gamma, prompts.tokens.shape
       # The first batch may have been compiled, and other processes have other clocks.
       timed = compiled in self._compiled and jax.process_count() == 1
       self._compiled.add(compiled)
-      self.planner.update(answers, seconds if timed else None)
+      planner.update(answers, seconds if timed else None)
     return answers
 
   def _in_blocks(
