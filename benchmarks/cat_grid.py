@@ -14,6 +14,7 @@ from launch import points
 
 TUNED, SECOND, EQUAL_FLOPS, TUNING_SEED = 0.0, -1.0, 0.0, 1000
 FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the task's learning rate, tried for each loss
+FEW_FACTORS = {'classification': FACTORS[1:]}
 TUNING_SEEDS = {'g2p': 5}  # from TUNING_SEED on, of the tasks that train fast; 1 elsewhere
 BASE = ('xent', 'cat_xent', 'dist', 'cat_dist')
 MASKS = ('cat_xent_l', 'cat_xent_s', 'cat_dist_l', 'cat_dist_s')
@@ -187,7 +188,7 @@ def _tuning(task: str, size: str, losses: Sequence[str], start: str = '') -> lis
     Cell(task, size, loss, start=start, factor=factor, seed=TUNING_SEED + number)
     for number in range(TUNING_SEEDS.get(task, 1))
     for loss in losses
-    for factor in FACTORS
+    for factor in FEW_FACTORS.get(task, FACTORS)
   ]
 
 

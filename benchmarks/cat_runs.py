@@ -278,6 +278,7 @@ class Bench:
         optimizer=optimizers.adamw,
         loss=loss,
         normalizer=getattr(train_step, cell.normalizer),
+        block_length=self.settings[cell.task].block_length,
       ),
       schedule=setup.Schedule(train_steps=until or training.steps, save_every=500, keep=1),
       # A later stage has another teacher.

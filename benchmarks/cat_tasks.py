@@ -73,6 +73,7 @@ class Setting:
     large_training: Of the large model.
     batch: Rows of a step, or packs.
     pack: Tokens of a pack.
+    block_length: Positions that are read out at a time; None for as many as memory allows.
     larges: Number of large models: that of a seed is its remainder; 0 for one a seed.
     top_k: Log-probabilities of a token in the teacher cache.
     tail_samples: Samples of the other tokens in it.
@@ -91,6 +92,7 @@ class Setting:
   large_training: Training
   batch: int = 64
   pack: int | None = None
+  block_length: int | None = None
   larges: int = 0
   top_k: int = 16
   tail_samples: int | None = None
@@ -210,7 +212,7 @@ LAST_WORDS = 60  # of a text; reviews end with their judgment, and prompts have 
 LETTERED = ('commonsense_qa', 'arc_easy', 'arc_challenge', 'piqa')  # whose options are sentences
 # Of a task: what a CPU can answer, and a little more than a run reads, since the large model
 # answers all training rows for the cache.
-FEW = {'train_rows': 400, 'validation_rows': 100, 'test_rows': 300}
+FEW = {'train_rows': 200, 'validation_rows': 50, 'test_rows': 100}
 SUPERGLUE = {'rte': 'RTE', 'wic': 'WiC'}
 
 
@@ -380,10 +382,11 @@ SETTINGS: Mapping[str, Setting] = {
     lengths={'inputs': 120, 'targets': 8},
     sizes={'4+4': (4, 4), '8+7': (8, 7)},
     large=None,
-    training=Training(steps=400, rate=2e-4, warmup=20),
-    large_training=Training(steps=400, rate=5e-5, warmup=20),
+    training=Training(steps=300, rate=2e-4, warmup=20),
+    large_training=Training(steps=300, rate=5e-5, warmup=20),
     batch=1,
     pack=256,
+    block_length=16,  # most positions are of prompts, and blocks without targets are skipped
     larges=1,
   ),
   'tanaka': _translated(
