@@ -4,8 +4,10 @@
     python -m benchmarks.cat_curves --task pretrain_causal
 
 The figure has the quality over the deferral rate by loss, the mean over complete seeds, one panel
-for the pooled rows and one for each task (of a mixture), as figures 2 to 12 of the paper; for
-pre-training, it is the plot of its appendix E. Reads stored test rows and runs nothing.
+for the pooled rows and, of a mixture, one for each task, as figures 2 to 12 of the paper, and one
+for their mean, where all tasks have the same deferral rate; for pre-training, it is the plot of its
+appendix E. The table also has the share of each task's rows that one threshold defers. Reads stored
+test rows and runs nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ import math
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -30,19 +33,30 @@ from benchmarks.cat_tasks import Folders
 from cascades import bootstrap, metrics
 from cascades.curves import Finalize
 
-POOLED = 'all rows'
+POOLED, EQUAL = 'all rows', 'equal rates'
 RATES = np.linspace(0.0, 1.0, 51)
+
+
+def complete(bench: Bench, task: str, size: str) -> Iterator[tuple[str, Cell]]:
+  """Loss and cell of every point of the seeds that all base losses have completed."""
+  for seed in range(BASE_SEEDS):
+    cells = [Cell(task, size, loss, seed=seed) for loss in BASE]
+    if all(map(bench.is_done, cells)):
+      yield from zip(BASE, cells, strict=True)
+
+
+def members(bench: Bench, cell: Cell) -> dict[str, Bool[np.ndarray, 'rows']]:
+  """Which test rows of a point belong to each task of a mixture; nothing of a single task."""
+  with np.load(bench.path(cell).with_suffix('.npz'), allow_pickle=False) as stored:
+    tasks = stored.get('task', np.array([]))
+  return {name: tasks == name for name in dict.fromkeys(tasks.tolist())}
 
 
 def subsets(bench: Bench, cell: Cell) -> dict[str, Rows]:
   """Test rows of a point: all, and those of each task of a mixture."""
   rows = bench.rows(cell)
-  with np.load(bench.path(cell).with_suffix('.npz'), allow_pickle=False) as stored:
-    tasks = stored.get('task')
-  if tasks is None:
-    return {POOLED: rows}
-  names = dict.fromkeys(tasks.tolist())
-  return {POOLED: rows} | {name: Rows(*(own[tasks == name] for own in rows)) for name in names}
+  tasks = members(bench, cell).items()
+  return {POOLED: rows} | {name: Rows(*(own[chosen] for own in rows)) for name, chosen in tasks}
 
 
 def curve(rows: Rows, finalize: Finalize) -> Float[np.ndarray, 'rates']:
@@ -56,23 +70,31 @@ Curves = Mapping[str, Mapping[str, Float[np.ndarray, 'S rates']]]  # by subset a
 
 def read(bench: Bench, task: str, size: str) -> Curves:
   """Curves of the seeds that all base losses have completed."""
-  cells = {loss: Cell(task, size, loss) for loss in BASE}
-  seeds = [
-    seed
-    for seed in range(BASE_SEEDS)
-    if all(bench.is_done(cell._replace(seed=seed)) for cell in cells.values())
-  ]
   gathered: dict[str, dict[str, list[np.ndarray]]] = {}
-  for loss, cell in cells.items():
-    for seed in seeds:
-      own = cell._replace(seed=seed)
-      finalize = metrics.by_name(bench.summary(own)['metric']).finalize
-      for name, rows in subsets(bench, own).items():
-        gathered.setdefault(name, {}).setdefault(loss, []).append(curve(rows, finalize))
-  return {
+  for loss, cell in complete(bench, task, size):
+    finalize = metrics.by_name(bench.summary(cell)['metric']).finalize
+    for name, rows in subsets(bench, cell).items():
+      gathered.setdefault(name, {}).setdefault(loss, []).append(curve(rows, finalize))
+  curves = {
     name: {loss: np.stack(values) for loss, values in by_loss.items()}
     for name, by_loss in gathered.items()
   }
+  tasks = [by_loss for name, by_loss in curves.items() if name != POOLED]
+  if tasks:
+    curves[EQUAL] = {loss: np.mean([own[loss] for own in tasks], axis=0) for loss in BASE}
+  return curves
+
+
+def deferred(bench: Bench, task: str, size: str) -> Iterator[Measured]:
+  """Shares of each task's rows that one threshold defers where it defers half of all rows."""
+  shares: dict[str, list[float]] = {}
+  for loss, cell in complete(bench, task, size):
+    score = bench.rows(cell).score
+    half = np.argsort(np.argsort(-score, kind='stable')) < len(score) // 2
+    for name, chosen in members(bench, cell).items():
+      shares.setdefault(f'{name}: {loss}, deferred', []).append(float(half[chosen].mean()))
+  for what, values in shares.items():
+    yield Measured(what, fmean(values), 'of rows', note='half of all rows are deferred')
 
 
 def measure(by_subset: Curves) -> Iterator[Measured]:
@@ -127,7 +149,8 @@ def main() -> None:
   if not by_subset:
     sys.exit(f'{options.work} has no seed of {options.task} that all of {", ".join(BASE)} answer.')
   settings: dict[str, Sequence[str] | str] = {'task': options.task, 'size': size}
-  bars.report('deferral curves', list(measure(by_subset)), options.output, settings)
+  measured = [*measure(by_subset), *deferred(bench, options.task, size)]
+  bars.report('deferral curves', measured, options.output, settings)
   draw(by_subset, options.figure)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cat_curves, cat_runs, cat_tasks
-from benchmarks.cat_curves import POOLED
+from benchmarks.cat_curves import EQUAL, POOLED
 from benchmarks.cat_grid import BASE, Cell
 
 
@@ -30,7 +30,7 @@ def bench(tmp_path):
 
 def test_each_task_has_the_curve_of_its_own_rows(bench):
   by_subset = cat_curves.read(bench, 'classification', '4+4')
-  assert list(by_subset) == [POOLED, 'sst2', 'trec']
+  assert list(by_subset) == [POOLED, 'sst2', 'trec', EQUAL]
   at = lambda name, loss, rate: by_subset[name][loss][0][round(rate * 50)]
   assert by_subset['sst2']['xent'].shape == (2, 51)
   # sst2: the wrong row is deferred first. trec: so it is, and Xent has a second one.
@@ -38,6 +38,8 @@ def test_each_task_has_the_curve_of_its_own_rows(bench):
   assert [at('trec', 'xent', rate) for rate in (0, 0.5, 1)] == pytest.approx([0, 0.5, 1])
   assert [at('trec', 'cat_xent', rate) for rate in (0, 0.5, 1)] == pytest.approx([0.5, 1, 1])
   assert at(POOLED, 'xent', 0) == pytest.approx(0.25)
+  assert at(EQUAL, 'cat_xent', 0.5) == pytest.approx(1)
+  assert at(EQUAL, 'xent', 0.5) == pytest.approx((1 + 0.5) / 2)
 
 
 def test_areas_and_gains_are_reported_by_task(bench, tmp_path):
@@ -48,3 +50,13 @@ def test_areas_and_gains_are_reported_by_task(bench, tmp_path):
   assert rows['sst2: cat_dist - dist'].value == 0
   cat_curves.draw(by_subset, tmp_path / 'figure.png')
   assert (tmp_path / 'figure.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_shares_of_deferred_rows_are_reported_by_task(bench):
+  scores = np.array([4.0, 3, 2, 1])  # one threshold defers all of sst2 and nothing of trec
+  path = bench.path(Cell('classification', '4+4', 'dist', seed=1)).with_suffix('.npz')
+  with np.load(path) as stored:
+    np.savez(path, **{**stored, 'average': scores})
+  shares = {row.what: row.value for row in cat_curves.deferred(bench, 'classification', '4+4')}
+  assert shares['sst2: xent, deferred'] == shares['trec: xent, deferred'] == 0.5
+  assert [shares[f'{name}: dist, deferred'] for name in ('sst2', 'trec')] == [0.75, 0.25]
